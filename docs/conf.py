@@ -1,0 +1,26 @@
+"""Sphinx configuration."""
+
+import pyro_regimes
+
+project = "pyro_regimes"
+author = "The pyro_regimes developers"
+copyright = author
+release = version = pyro_regimes.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Types join the :param: fields, which say shapes and meaning.
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+
+html_theme = "furo"
+html_title = f"pyro_regimes {version}"

@@ -1,0 +1,1 @@
+"""Forward-backward, Viterbi and sampling on plain tensors; callers use :mod:`.ops`."""

@@ -1,0 +1,144 @@
+"""Paths of states: the most likely one, and random ones from the prior and the posterior.
+
+Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`; nothing here has a derivative.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.kernels import reference
+
+
+def _draw(logits: Tensor) -> Tensor:
+    """A categorical draw over the last dim, never a state of probability zero.
+
+    Exponential races: if :math:`E_k` are independent unit exponentials, then
+    :math:`\\arg\\min_k E_k / p_k` has distribution p, normalised or not.
+    """
+    waiting = torch.empty_like(logits).exponential_()
+    return (logits - waiting.log()).argmax(-1)
+
+
+def _time_slice(transition_logits: Tensor, step: int) -> Tensor:
+    """The ``(..., K, K)`` logits of the transition from observation ``step`` to the next."""
+    return transition_logits[..., 0 if transition_logits.shape[-3] == 1 else step, :, :]
+
+
+def _columns(transition_logits: Tensor, states: Tensor) -> Tensor:
+    """``transition_logits[..., :, states]``: logits of every old state, given the new one."""
+    num_states = transition_logits.shape[-1]
+    matrices = transition_logits.mT.expand(states.shape + (num_states, num_states))
+    index = states[..., None, None].expand(states.shape + (1, num_states))
+    return matrices.gather(-2, index).squeeze(-2)
+
+
+@torch.no_grad()
+def viterbi(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """The path :math:`\\arg\\max_q \\log p(x, q)` (Viterbi 1967).
+
+    Of equally likely predecessors the lowest state is taken. A sequence of probability zero has
+    no most likely path, and padding no state: both are filled with -1.
+
+    :return: LongTensor ``(..., T)``.
+    """
+    num_steps, num_states = observation_logits.shape[-2:]
+    transition_logits = transition_logits.double()
+    observation_logits = observation_logits.double()
+    score = initial_logits.double() + observation_logits[..., 0, :]
+    stay = torch.arange(num_states, device=score.device)
+    origins = []
+    for step in range(1, num_steps):
+        moves = score.unsqueeze(-1) + _time_slice(transition_logits, step - 1)
+        # Two reductions, since max(dim) starts all threads for the smallest of tensors.
+        origin = moves.argmax(-2)
+        best = moves.amax(-2) + observation_logits[..., step, :]
+        if lengths is not None:
+            keep = (step < lengths).unsqueeze(-1)
+            best, origin = torch.where(keep, best, score), torch.where(keep, origin, stay)
+        # Only differences decide; kept near zero, they keep their precision over any T.
+        peak = best.amax(-1, keepdim=True)
+        score = best - peak.masked_fill(peak == -math.inf, 0.0)
+        origins.append(origin)
+
+    batch_shape = torch.broadcast_shapes(
+        score.shape[:-1], origins[-1].shape[:-1] if origins else ()
+    )
+    final = score.amax(-1)
+    state = score.argmax(-1).expand(batch_shape)
+    path = [state]
+    for origin in reversed(origins):
+        origin = origin.expand(batch_shape + (num_states,))
+        state = origin.gather(-1, state.unsqueeze(-1)).squeeze(-1)
+        path.append(state)
+    states = torch.stack(path[::-1], -1)
+    states = states.masked_fill((final == -math.inf).unsqueeze(-1), -1)
+    return _blank_padding(states, lengths)
+
+
+@torch.no_grad()
+def sample_posterior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+    sample_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
+) -> Tensor:
+    """Paths from :math:`p(q \\mid x)`: filter forwards, sample backwards (Carter and Kohn 1994).
+
+    .. math:: p(q_t = i \\mid q_{t+1} = j, x) \\propto p(q_t = i \\mid x_1, \\dots, x_t) A_{ij}.
+
+    A sequence of probability zero has no posterior; its paths, like padding, are -1.
+
+    :return: LongTensor ``sample_shape + (..., T)``.
+    """
+    logits = reference.filter_logits(initial_logits, transition_logits, observation_logits, lengths)
+    transition_logits = transition_logits.double()
+    num_steps = logits.shape[-2]
+    shape = sample_shape + logits.shape[:-2]
+    state = _draw(logits[..., -1, :].expand(shape + logits.shape[-1:]))
+    path = [state]
+    for step in reversed(range(num_steps - 1)):
+        drawn = _draw(logits[..., step, :] + _columns(_time_slice(transition_logits, step), state))
+        if lengths is None:
+            state = drawn
+        else:  # on padding the filter repeats the last state, so the first draw stands for it
+            state = torch.where(step + 1 < lengths, drawn, state)
+        path.append(state)
+    states = torch.stack(path[::-1], -1)
+    impossible = (logits[..., -1, :] == -math.inf).all(-1)
+    return _blank_padding(states.masked_fill(impossible.unsqueeze(-1), -1), lengths)
+
+
+@torch.no_grad()
+def sample_prior(
+    initial_logits: Tensor, transition_logits: Tensor, num_steps: int, shape: torch.Size
+) -> Tensor:
+    """Paths from :math:`p(q)`.
+
+    :param shape: of the result but for time, ``sample_shape + (...)``.
+    :return: LongTensor ``shape + (num_steps,)``.
+    """
+    num_states = initial_logits.shape[-1]
+    state = _draw(initial_logits.expand(shape + (num_states,)))
+    path = [state]
+    for step in range(num_steps - 1):
+        rows = _columns(_time_slice(transition_logits, step).mT, state)
+        state = _draw(rows)
+        path.append(state)
+    return torch.stack(path, -1)
+
+
+def _blank_padding(states: Tensor, lengths: Tensor | None) -> Tensor:
+    if lengths is None:
+        return states
+    time = torch.arange(states.shape[-1], device=states.device)
+    return states.masked_fill(time >= lengths.unsqueeze(-1), -1)

@@ -1,0 +1,260 @@
+"""The one public door to the recursions: checks of shape, dtype and lengths, then the kernel.
+
+Every function takes log tensors of one hidden Markov chain, or of a batch of them:
+
+=======================  ===========================  ==========================================
+argument                 shape                        meaning
+=======================  ===========================  ==========================================
+``initial_logits``       ``(..., K)``                 log initial probabilities
+``transition_logits``    ``(..., 1 or T-1, K, K)``    log transition probabilities, (old, new)
+``observation_logits``   ``(..., T, K)``              log density of each observation in each state
+``lengths``              ``(...)`` integer            true lengths, 1 to T; None: all are T
+=======================  ===========================  ==========================================
+
+Batch dims ``...`` broadcast. None of the three needs to be normalised: they are free terms of the
+path sum of :mod:`pyro_regimes.kernels.reference`. An entry of -inf is legal everywhere; NaN and
++inf are not checked for, and give NaN. Padding may hold anything.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.kernels import decoding, reference
+
+__all__ = [
+    "Expectations",
+    "check_lengths",
+    "complete_log_likelihood",
+    "expectations",
+    "filter_logits",
+    "log_likelihood",
+    "predict_probs",
+    "sample_posterior",
+    "sample_prior",
+    "viterbi",
+]
+
+
+class Expectations(NamedTuple):
+    """What the E-step knows of the hidden path."""
+
+    log_likelihood: Tensor  #: ``(...)``
+    smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
+    expected_transitions: Tensor  #: ``(..., K, K)``, or ``(..., T-1, K, K)`` where A varies in time
+
+
+class _Chain(NamedTuple):
+    """The checked arguments, with one dtype and their lengths broadcast to the batch."""
+
+    initial_logits: Tensor
+    transition_logits: Tensor
+    observation_logits: Tensor
+    lengths: Tensor | None
+
+
+def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
+    """Refuse lengths that are not integers from 1 to ``num_steps``, where that is known.
+
+    :raises ValueError: naming what was expected and what came.
+    """
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"expected lengths to be an integer tensor, got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"expected lengths to be an integer tensor, got dtype {lengths.dtype}")
+    if not lengths.numel():
+        return
+    least, largest = int(lengths.min()), int(lengths.max())
+    if least < 1 or (num_steps is not None and largest > num_steps):
+        upper = "" if num_steps is None else f" to the {num_steps} time steps of the data"
+        raise ValueError(f"expected lengths from 1{upper}, got from {least} to {largest}")
+
+
+def _check(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+) -> _Chain:
+    named = {
+        "initial_logits": (initial_logits, 1, "(..., K)"),
+        "transition_logits": (transition_logits, 3, "(..., 1 or T-1, K, K)"),
+        "observation_logits": (observation_logits, 2, "(..., T, K)"),
+    }
+    for name, (logits, event_dim, shape) in named.items():
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            came = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"expected {name} to be a floating point tensor, got {came}")
+        if logits.dim() < event_dim:
+            raise ValueError(
+                f"expected {name} to have shape {shape}, got shape {tuple(logits.shape)}"
+            )
+    num_steps, num_states = observation_logits.shape[-2:]
+    if num_steps < 1 or num_states < 1:
+        raise ValueError(
+            "expected observation_logits to hold at least one time step and one state, got shape "
+            f"{tuple(observation_logits.shape)}"
+        )
+    if initial_logits.shape[-1] != num_states:
+        raise ValueError(
+            f"expected initial_logits to end in ({num_states},), got shape "
+            f"{tuple(initial_logits.shape)}"
+        )
+    if transition_logits.shape[-2:] != (num_states, num_states):
+        raise ValueError(
+            f"expected transition_logits to end in ({num_states}, {num_states}), got shape "
+            f"{tuple(transition_logits.shape)}"
+        )
+    if transition_logits.shape[-3] not in {1, num_steps - 1}:
+        raise ValueError(
+            f"expected transition_logits to have 1 or T - 1 = {num_steps - 1} time slices at "
+            f"dimension -3, got shape {tuple(transition_logits.shape)}; for a batch of chains that "
+            "do not vary in time use .unsqueeze(-3)"
+        )
+    devices = {logits.device for logits, _, _ in named.values()}
+    if lengths is not None:
+        check_lengths(lengths, num_steps)
+        devices.add(lengths.device)
+    if len(devices) > 1:
+        raise ValueError(f"expected all arguments on one device, got {sorted(map(str, devices))}")
+    shapes = [logits.shape[:-dim] for logits, dim, _ in named.values()]
+    try:
+        batch_shape = torch.broadcast_shapes(*shapes, () if lengths is None else lengths.shape)
+    except RuntimeError as error:
+        batches = dict(zip(named, map(tuple, shapes), strict=True))
+        if lengths is not None:
+            batches["lengths"] = tuple(lengths.shape)
+        raise ValueError(f"expected batch shapes that broadcast, got {batches}") from error
+    dtype = torch.promote_types(
+        torch.promote_types(initial_logits.dtype, transition_logits.dtype),
+        observation_logits.dtype,
+    )
+    return _Chain(
+        initial_logits.to(dtype),
+        transition_logits.to(dtype),
+        observation_logits.to(dtype).expand(batch_shape + observation_logits.shape[-2:]),
+        None if lengths is None else lengths.expand(batch_shape),
+    )
+
+
+def log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(x)`, summed over all paths; see :func:`.reference.log_likelihood`.
+
+    :return: ``(...)``; -inf, with gradient 0, where a sequence has probability 0.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    return reference.log_likelihood(*chain)
+
+
+def expectations(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Expectations:
+    """The E-step: log-likelihood, gamma and summed xi; see :func:`.reference.expectations`.
+
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    return Expectations(*reference.expectations(*chain))
+
+
+def filter_logits(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`; on padding, that of the last observation.
+
+    :return: ``(..., T, K)``.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    return reference.filter_logits(*chain).to(chain.observation_logits.dtype)
+
+
+def predict_probs(
+    initial_logits: Tensor, transition_logits: Tensor, filtered_probs: Tensor
+) -> Tensor:
+    """:math:`p(q_t \\mid x_1, \\dots, x_{t-1})`, one transition after each filtered probability.
+
+    :param filtered_probs: ``(..., T, K)``, the exponential of :func:`filter_logits`.
+    :return: ``(..., T, K)``.
+    :raises ValueError: if shapes, dtypes or devices do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, filtered_probs, None)
+    return reference.predict_probs(*chain[:3])
+
+
+def complete_log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    path: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(x, q)` of one path of states (equations 4 and 5).
+
+    :param path: LongTensor ``(..., T)``.
+    :return: ``(...)``.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    return reference.complete_log_likelihood(*chain[:3], path, chain.lengths)
+
+
+def viterbi(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """The most likely path; see :func:`.decoding.viterbi`.
+
+    :return: LongTensor ``(..., T)``; -1 on padding and where a sequence has probability 0.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    return decoding.viterbi(*_check(initial_logits, transition_logits, observation_logits, lengths))
+
+
+def sample_posterior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+    sample_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
+) -> Tensor:
+    """Paths drawn given the whole sequence; see :func:`.decoding.sample_posterior`.
+
+    :return: LongTensor ``sample_shape + (..., T)``; -1 on padding and where a sequence has
+        probability 0.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    return decoding.sample_posterior(*chain, sample_shape)
+
+
+def sample_prior(
+    initial_logits: Tensor, transition_logits: Tensor, num_steps: int, shape: torch.Size
+) -> Tensor:
+    """Paths drawn from the chain alone.
+
+    :param num_steps: T, at least 1.
+    :param shape: of the result but for time.
+    :return: LongTensor ``shape + (T,)``.
+    :raises ValueError: if shapes, dtypes or devices do not fit.
+    """
+    nothing = initial_logits.new_zeros((num_steps, initial_logits.shape[-1]))
+    chain = _check(initial_logits, transition_logits, nothing, None)
+    return decoding.sample_prior(chain.initial_logits, chain.transition_logits, num_steps, shape)

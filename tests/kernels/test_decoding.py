@@ -1,0 +1,92 @@
+"""Paths against the list of all paths."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_regimes.kernels import ops
+from tests.kernels.cases import CASES, random_chain
+from tests.kernels.test_reference import assert_equal, enumerate_case, stacked
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_viterbi_equals_enumeration(name):
+    case = CASES[name]
+    batch, answers = enumerate_case(case)
+    path = ops.viterbi(*case)
+    assert path.dtype == torch.long
+    assert path.shape == batch + case.observation.shape[-2:-1]
+    best = [
+        each.best_path if each.log_likelihood > -math.inf else [-1] * len(each.best_path)
+        for each in answers
+    ]
+    assert torch.equal(path, stacked(batch, best, path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_complete_log_likelihood_equals_the_sum_along_the_path(name):
+    """Equations 4 and 5."""
+    case = CASES[name]
+    batch, answers = enumerate_case(case)
+    path = ops.viterbi(*case)
+    actual = ops.complete_log_likelihood(*case[:3], path.clamp(min=0), case.lengths)
+    assert actual.shape == batch
+    expected = [
+        max(each.paths.values()) if each.log_likelihood > -math.inf else each.paths[(0,) * 3]
+        for each in answers
+    ]
+    assert_equal(actual, stacked(batch, expected, actual))
+
+
+def test_the_lowest_state_wins_a_tie():
+    zeros = torch.zeros(4, 3)
+    assert ops.viterbi(zeros[0], torch.zeros(1, 3, 3), zeros).tolist() == [0, 0, 0, 0]
+
+
+def test_viterbi_keeps_its_precision_over_long_float32_sequences():
+    case = random_chain(20_000, 3, seed=40)
+    case = case._replace(observation=case.observation - 1e3)
+    single = ops.viterbi(*(part.float() for part in case[:3]))
+    double = ops.viterbi(*(part.float().double() for part in case[:3]))
+    assert torch.equal(single, double)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "varying A", "lengths", "structural zeros", "shared A and start", "T=1"]
+)
+def test_posterior_paths_have_the_posterior_frequencies(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    draws = 20_000
+    paths = ops.sample_posterior(*case, sample_shape=torch.Size([draws]))
+    batch, answers = enumerate_case(case)
+    assert paths.shape == (draws,) + batch + case.observation.shape[-2:-1]
+    paths = paths.reshape(draws, -1, paths.shape[-1])
+    for sequence, each in enumerate(answers):
+        length = sum(state >= 0 for state in each.best_path)
+        drawn, counts = paths[:, sequence, :length].unique(dim=0, return_counts=True)
+        assert (paths[:, sequence, length:] == -1).all()
+        frequency = dict(zip(map(tuple, drawn.tolist()), (counts / draws).tolist(), strict=True))
+        for path, weight in each.paths.items():
+            probability = math.exp(weight - each.log_likelihood)
+            deviation = 5 * math.sqrt(max(probability, 1e-3) / draws)
+            assert abs(frequency.get(path, 0.0) - probability) < deviation
+            if weight == -math.inf:
+                assert path not in frequency
+
+
+def test_impossible_sequences_have_no_paths():
+    assert (ops.sample_posterior(*CASES["impossible"]) == -1).all()
+    assert (ops.viterbi(*CASES["impossible"]) == -1).all()
+
+
+def test_prior_paths_have_the_prior_frequencies():
+    case = random_chain(3, 2, slices=2, seed=41)
+    torch.manual_seed(0)
+    draws = 20_000
+    paths = ops.sample_prior(case.initial, case.transition, 3, torch.Size([draws]))
+    _, (answer,) = enumerate_case(case._replace(observation=torch.zeros(3, 2).double()))
+    for path, weight in answer.paths.items():
+        share = (paths == torch.tensor(path)).all(-1).double().mean().item()
+        assert abs(share - math.exp(weight)) < 5 * math.sqrt(math.exp(weight) / draws)
