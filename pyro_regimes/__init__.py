@@ -1,3 +1,9 @@
 """Hidden Markov models in Pyro: a distribution, EM beside SVI, and market regimes."""
 
+from pyro_regimes.distributions import Posterior, RegimeHMM
+from pyro_regimes.infer import EM, EMResult
+from pyro_regimes.model import RegimeModel
+
 __version__ = "0.1.0"
+
+__all__ = ["EM", "EMResult", "Posterior", "RegimeHMM", "RegimeModel", "__version__"]

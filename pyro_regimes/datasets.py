@@ -1,4 +1,4 @@
-"""Real data behind one call: the embedded sector returns, and a reader for a user's own CSV file."""
+"""Real data behind one call: the embedded sector returns, and a reader for a CSV file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def load_sector_returns() -> Returns:
     20 stocks in all. They were chosen because they survived, so the returns are biased upward and
     are no index: see ``data/README.md``, which also has the source (skfolio) and its licence.
 
-    :returns: :class:`Returns` with values ``(8312, 7)`` in percent, new arrays at every call.
+    :returns: :class:`Returns` with values ``(8312, 7)`` in percent, six decimals; new arrays at
+        every call.
     """
     file = resources.files("pyro_regimes") / "data" / "sector_returns.csv.gz"
     header, *lines = gzip.decompress(file.read_bytes()).decode("ascii").splitlines()
@@ -75,7 +76,7 @@ def read_returns(path: str | os.PathLike[str], *, prices: bool = False) -> Retur
         that never changes.
     :raises OSError: if ``path`` cannot be read; :class:`FileNotFoundError` if there is no such
         file, :class:`IsADirectoryError` if it is a directory.
-    :raises ImportError: if pandas, which reads the dates, is not installed.
+    :raises ImportError: if pandas >= 2.2, which reads the dates, is not installed.
     """
     path = Path(path)
     header, rows = _read_rows(path)
@@ -170,7 +171,9 @@ def _find_date_column(path: Path, header: list[str]) -> int:
     for i, name in enumerate(header):
         # the first column of a data frame that pandas wrote has no name
         if not name and i != date_column:
-            raise ValueError(f"{path}: expected a name for every series, got none for column {i + 1}")
+            raise ValueError(
+                f"{path}: expected a name for every series, got none for column {i + 1}"
+            )
     try:
         datetime.date.fromisoformat(header[date_column])
     except ValueError:
@@ -186,7 +189,7 @@ def _parse_dates(path: Path, column: str, cells: dict[int, str]) -> npt.NDArray[
         from pandas.tseries.api import guess_datetime_format
     except ImportError as error:
         raise ImportError(
-            "read_returns needs pandas: pip install 'pyro-regimes[app]'"
+            "read_returns needs pandas 2.2 or later: pip install 'pyro-regimes[app]'"
         ) from error
 
     lines, texts = list(cells), list(cells.values())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
+from torch.types import _size
 
+from pyro_regimes.distributions import checks
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import ops
 
@@ -29,8 +33,8 @@ class RegimeHMM(TorchDistribution):
     Time and batch are never guessed: dimension -3 of the transitions and dimension -2 of
     ``observation_dist.batch_shape`` are always time, and size 1 there means constant in time.
     ``(K, K)`` and ``(K,)`` alone are promoted. With T observations, transitions that vary in time
-    have T - 1 slices. The event is a whole sequence, ``event_shape = (T, *observation_dist
-    .event_shape)``, with 1 in place of T where T is not known before the data come.
+    have T - 1 slices. The event is a whole sequence: ``event_shape`` is T and then that of
+    ``observation_dist``, with 1 in place of T where T is not known before the data come.
 
     :param Tensor initial_logits: unnormalised log initial probabilities, ``(..., K)``.
     :param Tensor transition_logits: unnormalised log transition probabilities, (old, new),
@@ -42,7 +46,7 @@ class RegimeHMM(TorchDistribution):
         unless transitions or observations vary in time.
     :param Tensor initial_probs: in place of ``initial_logits``; rows sum to 1.
     :param Tensor transition_probs: in place of ``transition_logits``; rows sum to 1. A zero is a
-        transition that cannot happen; its derivative is taken to be zero.
+        transition that cannot happen; the derivative of its logarithm is taken to be 0.
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. What
         a sequence holds after its length is ignored, NaN included; a sample goes on to T.
     :raises ValueError: where arguments do not fit together, naming what was expected and what
@@ -75,83 +79,38 @@ class RegimeHMM(TorchDistribution):
                 "expected observation_dist to be a distribution, got "
                 f"{type(observation_dist).__name__}"
             )
-        if len(observation_dist.batch_shape) < 1:
+        sizes = observation_dist.batch_shape
+        if not sizes or 0 in sizes[-2:]:
             raise ValueError(
                 "expected observation_dist to have a batch shape that ends in the number of "
-                f"states, got batch shape {tuple(observation_dist.batch_shape)}"
+                f"states, or of time steps and states, got batch shape {tuple(sizes)}"
             )
-        state_dim = observation_dist.batch_shape[-1]
-        initial = _one_of("initial", initial_logits, initial_probs, (state_dim,))
-        transition = _one_of("transition", transition_logits, transition_probs, (state_dim,) * 2)
-        self.arguments: dict[str, Tensor] = dict([initial, transition])
+        initial_name, initial = checks.one_of("initial", initial_logits, initial_probs, sizes[-1:])
+        transition_name, transition = checks.one_of(
+            "transition", transition_logits, transition_probs, sizes[-1:] * 2
+        )
+        self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
         self.lengths = lengths
-        for name, value in self.arguments.items():
-            if name.startswith("transition") and value.dim() == 2:
-                value = value.unsqueeze(-3)
-            if name.endswith("probs"):
-                setattr(self, name, value / value.sum(-1, keepdim=True))
-            else:
-                setattr(self, name, value.log_softmax(-1))
-
-        duration = self._agree_on_duration(duration)
-        event_shape = torch.Size([duration or 1]) + observation_dist.event_shape
-        super().__init__(self._broadcast_batches(), event_shape, validate_args=validate_args)
-        self._duration = duration
-        if self._validate_args:
+        if self._validate_args if validate_args is None else validate_args:
             for name, value in self.arguments.items():
-                if name.endswith("probs") and not constraints.simplex.check(value).all():
-                    raise ValueError(
-                        f"expected {name} to be non-negative with rows that sum to 1, got sums "
-                        f"from {value.sum(-1).min():.6g} to {value.sum(-1).max():.6g} and a least "
-                        f"entry of {value.min():.6g}"
-                    )
+                checks.rows(name, value)
+        if transition.dim() == 2:
+            transition = transition.unsqueeze(-3)
+        setattr(self, initial_name, _normalise(initial_name, initial))
+        setattr(self, transition_name, _normalise(transition_name, transition))
 
-    def _agree_on_duration(self, duration: int | None) -> int | None:
-        """T from ``duration``, the transitions or the observations, which must not disagree."""
-        found = {}
-        if duration is not None:
-            if not isinstance(duration, int) or duration < 1:
-                raise ValueError(f"expected duration to be a positive integer, got {duration!r}")
-            found["duration"] = duration
-        slices = self._transition.shape[-3]
-        if slices != 1:
-            found["the time slices of the transitions (dimension -3) plus 1"] = slices + 1
-        if len(self.observation_dist.batch_shape) > 1 and self.observation_dist.batch_shape[-2] > 1:
-            found["dimension -2 of observation_dist.batch_shape"] = (
-                self.observation_dist.batch_shape[-2]
-            )
-        if len(set(found.values())) > 1:
-            raise ValueError(
-                "expected one number of time steps, got "
-                + ", ".join(f"{size} from {name}" for name, size in found.items())
-                + _SLIP
-            )
-        steps = next(iter(found.values()), None)
-        if self.lengths is not None:
-            ops.check_lengths(self.lengths, steps)
-        return steps
-
-    def _broadcast_batches(self) -> torch.Size:
-        shapes = {
-            "initial": self._initial.shape[:-1],
-            "transition": self._transition.shape[:-3],
-            "observation_dist": self.observation_dist.batch_shape[:-2],
-            "lengths": torch.Size() if self.lengths is None else self.lengths.shape,
-        }
-        try:
-            return torch.broadcast_shapes(*shapes.values())
-        except RuntimeError as error:
-            listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-            raise ValueError(f"expected batch shapes that broadcast, got {listed}{_SLIP}") from error
-
-    @property
-    def _initial(self) -> Tensor:
-        return self.__dict__.get("initial_logits", self.__dict__.get("initial_probs"))
-
-    @property
-    def _transition(self) -> Tensor:
-        return self.__dict__.get("transition_logits", self.__dict__.get("transition_probs"))
+        self._duration = checks.agree_on_num_steps(duration, transition.shape[-3], sizes[-2:-1])
+        if lengths is not None:
+            ops.check_lengths(lengths, self._duration)
+        batch_shape = checks.broadcast_batches(
+            initial=initial.shape[:-1],
+            transition=transition.shape[:-3],
+            observation_dist=sizes[:-2],
+            lengths=torch.Size() if lengths is None else lengths.shape,
+        )
+        event_shape = torch.Size([self._duration or 1]) + observation_dist.event_shape
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @lazy_property
     def initial_logits(self) -> Tensor:
@@ -188,17 +147,19 @@ class RegimeHMM(TorchDistribution):
         """That of ``observation_dist``, at every time."""
         return constraints.independent(self.observation_dist.support, 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: RegimeHMM | None = None) -> RegimeHMM:
+    def expand(self, batch_shape: _size, _instance: RegimeHMM | None = None) -> RegimeHMM:
         """The same distribution over a larger batch; arguments are shared, not copied."""
         new = self._get_checked_instance(RegimeHMM, _instance)
         batch_shape = torch.Size(batch_shape)
         try:
-            torch.empty(self.batch_shape).expand(batch_shape)
-        except RuntimeError as error:
+            fits = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
             raise ValueError(
                 f"expected a batch shape that {tuple(self.batch_shape)} expands to, got "
                 f"{tuple(batch_shape)}"
-            ) from error
+            )
         new.__dict__.update(self.__dict__)
         super(RegimeHMM, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -223,8 +184,17 @@ class RegimeHMM(TorchDistribution):
         off by one transition here: the initial state emits, so make the transition first.
 
         :return: a Categorical of batch shape ``(...)``.
+        :raises ValueError: for a sequence of probability zero; without validation its
+            probabilities are NaN.
         """
-        return Categorical(logits=ops.filter_logits(*self._chain(value))[..., -1, :])
+        logits = ops.filter_logits(*self._chain(value))[..., -1, :]
+        impossible = (logits == -torch.inf).all(-1)
+        if self._validate_args and impossible.any():
+            raise ValueError(
+                "expected value to have positive probability, got probability 0 for "
+                f"{int(impossible.sum())} of {impossible.numel()} sequences"
+            )
+        return Categorical(logits=logits, validate_args=self._validate_args)
 
     def posterior(self, value: Tensor) -> Posterior:
         """Filtered, predicted and smoothed state probabilities and expected transitions.
@@ -259,7 +229,7 @@ class RegimeHMM(TorchDistribution):
     def sample_posterior(
         self,
         value: Tensor,
-        sample_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
+        sample_shape: _size = torch.Size(),  # noqa: B008 (immutable)
     ) -> Tensor:
         r"""Paths drawn from :math:`p(q \mid x)` by filtering forwards and sampling backwards.
 
@@ -280,26 +250,30 @@ class RegimeHMM(TorchDistribution):
         :raises ValueError: where transitions or observations vary in time, whose future is not
             known, or ``num_steps`` is not a positive integer.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"expected num_steps to be a positive integer, got {num_steps!r}")
-        time_sizes = self._transition.shape[-3:-2] + self.observation_dist.batch_shape[-2:-1]
-        if any(size != 1 for size in time_sizes):
+        num_steps = checks.positive_integer("num_steps", num_steps)
+        transition = self.transition_probs  # (..., 1, K, K)
+        sizes = self.observation_dist.batch_shape
+        if transition.shape[-3] != 1 or sizes[-2:-1] not in {(), (1,)}:
             raise ValueError(
                 "expected transitions and observations that are constant in time, got "
-                f"transitions of shape {tuple(self._transition.shape)} and observation_dist of "
-                f"batch shape {tuple(self.observation_dist.batch_shape)}: what they are after "
-                "the data is not known"
+                f"transitions of shape {tuple(transition.shape)} and observation_dist of batch "
+                f"shape {tuple(sizes)}: what they are after the data is not known"
             )
         probs = self.filter(value).probs.unsqueeze(-2)  # (..., 1, K)
+        transition = transition.squeeze(-3).to(probs.dtype)
         future = []
         for _ in range(num_steps):
-            probs = probs @ self.transition_probs.squeeze(-3)
+            probs = probs @ transition
             future.append(probs)
         weights = torch.cat(future, -2)  # (..., n, K)
-        return MixtureSameFamily(Categorical(weights), self.observation_dist.expand(weights.shape))
+        return MixtureSameFamily(
+            Categorical(weights, validate_args=self._validate_args),
+            _copy(self.observation_dist).expand(weights.shape),
+            validate_args=self._validate_args,
+        )
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (immutable)
         """Draw whole sequences, ``sample_shape + batch_shape + event_shape``.
 
         :raises ValueError: where T is not known; give ``duration``.
@@ -307,10 +281,9 @@ class RegimeHMM(TorchDistribution):
         if self.duration is None:
             raise ValueError("expected duration to be given: sampling needs the number of steps")
         shape = torch.Size(sample_shape) + self.batch_shape
-        states = ops.sample_prior(
-            self.initial_logits, self.transition_logits, self.duration, shape
-        )
-        each = self.observation_dist.expand(self.batch_shape + (self.duration, self.state_dim))
+        states = ops.sample_prior(self.initial_logits, self.transition_logits, self.duration, shape)
+        each_state = self.batch_shape + (self.duration, self.state_dim)
+        each = _copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
         event_shape = self.observation_dist.event_shape
         index = states.reshape(states.shape + (1,) * (1 + len(event_shape)))
@@ -320,62 +293,65 @@ class RegimeHMM(TorchDistribution):
 
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The kernels' arguments for one value, checked."""
-        value = self._trim(value)
+        self._check_shape(value)
+        valid = None
+        if self.lengths is not None:
+            # Padding must not reach observation_dist: the gradient of a log density at NaN is
+            # NaN, and stays so however small the weight that it is multiplied with.
+            time = torch.arange(value.shape[-self.event_dim], device=self.lengths.device)
+            valid = time < self.lengths.unsqueeze(-1)  # (..., T)
+            keep = valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
+            value = torch.where(keep, value, value.narrow(-self.event_dim, 0, 1))
         if self._validate_args:
-            self._validate_sample(value)
+            self._validate_sample(value, valid)
         observation_logits = self.observation_dist.log_prob(self._beside_states(value))
         shape = torch.broadcast_shapes(self.batch_shape, observation_logits.shape[:-2])
         observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
         return self.initial_logits, self.transition_logits, observation_logits, self.lengths
 
-    def _trim(self, value: Tensor) -> Tensor:
-        """Check the value's shape, and replace padding by each sequence's first observation.
-
-        Padding must not reach ``observation_dist``: the gradient of a log density at NaN is NaN,
-        and stays so however small the weight that it is multiplied with.
-        """
+    def _check_shape(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"expected value to be a tensor, got {type(value).__name__}")
         event_shape = self.observation_dist.event_shape
-        if value.dim() < self.event_dim:
+        came = f"got shape {tuple(value.shape)}"
+        after_time = value.shape[value.dim() - len(event_shape) :]
+        if value.dim() < self.event_dim or after_time != event_shape:
             raise ValueError(
-                f"expected value to have shape (..., T) + {tuple(event_shape)}, got shape "
-                f"{tuple(value.shape)}"
+                f"expected value to have shape (..., T) + {tuple(event_shape)}, {came}"
             )
         num_steps = value.shape[-self.event_dim]
-        if value.shape[value.dim() - len(event_shape) :] != event_shape:
-            raise ValueError(
-                f"expected value to end in {tuple(event_shape)} after time, got shape "
-                f"{tuple(value.shape)}"
-            )
         if num_steps < 1 or self.duration not in (None, num_steps):
-            expected = "at least one" if self.duration is None else self.duration
             raise ValueError(
-                f"expected value to have {expected} time steps at dimension -{self.event_dim}, got "
-                f"shape {tuple(value.shape)}{'' if self.duration is None else _SLIP}"
+                f"expected value to have {self.duration or 'one or more'} time steps at dimension "
+                f"-{self.event_dim}, {came}{'' if self.duration is None else checks.TIME_SLIP}"
             )
+        if self.lengths is not None:
+            ops.check_lengths(self.lengths, num_steps)
         try:
             torch.broadcast_shapes(self.batch_shape, value.shape[: -self.event_dim])
         except RuntimeError as error:
             raise ValueError(
                 f"expected value to have a batch shape that broadcasts with "
-                f"{tuple(self.batch_shape)}, got shape {tuple(value.shape)}{_SLIP}"
+                f"{tuple(self.batch_shape)}, {came}{checks.TIME_SLIP}"
             ) from error
-        if self.lengths is None:
-            return value
-        ops.check_lengths(self.lengths, num_steps)
-        time = torch.arange(num_steps, device=self.lengths.device)
-        valid = time < self.lengths.unsqueeze(-1)
-        valid = valid.reshape(valid.shape + (1,) * len(event_shape))
-        return torch.where(valid, value, value.narrow(-self.event_dim, 0, 1))
 
-    def _validate_sample(self, value: Tensor) -> None:
-        """Refuse an observation that is outside the support of every state."""
-        support = self.observation_dist.support
-        inside = support.check(self._beside_states(value))  # (..., T, 1 or K)
-        if not inside.any(-1).all():
+    def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
+        """Refuse an observation, where valid, that is outside the support of every state."""
+        try:
+            support = self.observation_dist.support
+        except NotImplementedError:  # a distribution need not define it
+            support = None
+        if support is None:
+            return
+        inside = support.check(self._beside_states(value)).any(-1)  # (..., T)
+        if valid is not None:
+            inside = inside | ~valid
+        if not inside.all():
+            outside = value.expand(inside.shape + self.observation_dist.event_shape)[~inside]
             raise ValueError(
                 f"expected value to lie in the support {support} of observation_dist at every "
-                f"step, got {value[~inside.any(-1)].flatten()[:3].tolist()} at "
-                f"{int((~inside.any(-1)).sum())} steps of value of shape {tuple(value.shape)}"
+                f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
+                f"shape {tuple(value.shape)}"
             )
 
     def _beside_states(self, value: Tensor) -> Tensor:
@@ -383,32 +359,20 @@ class RegimeHMM(TorchDistribution):
         return value.unsqueeze(-self.event_dim)
 
 
-_SLIP = (
-    "; dimension -3 of the transitions and dimension -2 of observation_dist.batch_shape are always "
-    "time: for a batch that does not vary in time use .unsqueeze(-3) and .unsqueeze(-2)"
-)
-
-
-def _one_of(
-    name: str, logits: Tensor | None, probs: Tensor | None, event_shape: tuple[int, ...]
-) -> tuple[str, Tensor]:
-    """The one of logits and probs that was given, with its name."""
-    if (logits is None) == (probs is None):
-        came = "neither" if logits is None else "both"
-        raise ValueError(f"expected exactly one of {name}_logits and {name}_probs, got {came}")
-    chosen, value = (f"{name}_logits", logits) if probs is None else (f"{name}_probs", probs)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"expected {chosen} to be a floating point tensor, got {came}")
-    if value.shape[-len(event_shape) :] != event_shape:
-        raise ValueError(
-            f"expected {chosen} to end in {event_shape}, as observation_dist has "
-            f"{event_shape[0]} states, got shape {tuple(value.shape)}"
-        )
-    return chosen, value
+def _normalise(name: str, value: Tensor) -> Tensor:
+    return value / value.sum(-1, keepdim=True) if "probs" in name else value.log_softmax(-1)
 
 
 def _safe_log(probs: Tensor) -> Tensor:
     """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
     impossible = probs == 0
     return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
+
+
+def _copy(distribution: Distribution) -> Distribution:
+    """A shallow copy, safe to expand: Pyro's ExpandedDistribution.expand changes itself."""
+    copied = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            setattr(copied, name, _copy(value))
+    return copied

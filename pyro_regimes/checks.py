@@ -1,0 +1,178 @@
+"""What :class:`.RegimeModel` accepts: its parameters, its data, and data it can be fitted to."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Array
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """:raises ValueError: if the value is not one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"expected {name} to be one of {listed}, got {value!r}")
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """:raises ValueError: if the value is not an integer of at least ``least``."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"expected {name} to be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"expected {name} to be at least {least}, got {value}")
+    return operator.index(value)
+
+
+def _number(name: str, value: Any, *, positive: bool = False) -> None:
+    real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    if not real or not math.isfinite(value) or value < 0 or (positive and value == 0):
+        sign = "positive" if positive else "non-negative"
+        raise ValueError(f"expected {name} to be a {sign} finite number, got {value!r}")
+
+
+def torch_dtype(dtype: object) -> torch.dtype:
+    """:raises ValueError: if it is not float32 or float64, as a name or a torch dtype."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(f"expected dtype to be 'float32' or 'float64', got {dtype!r}")
+    return _DTYPES[name]
+
+
+def torch_device(device: Any) -> torch.device:
+    """:raises ValueError: if torch does not know the device; None is the CPU."""
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"expected device to be a torch device, got {device!r}") from error
+
+
+def random_state(value: Any) -> np.random.RandomState:
+    """A generator that is nobody else's, unless the caller gave his own.
+
+    scikit-learn takes None for NumPy's global generator, which this package leaves alone.
+
+    :raises ValueError: if it is neither None, an integer from 0 to 2^32 - 1 nor a RandomState.
+    """
+    if isinstance(value, np.random.RandomState):
+        return value
+    if value is not None and not 0 <= integer("random_state", value, 0) < 2**32:
+        raise ValueError(f"expected random_state to be below 2**32, got {value}")
+    return np.random.RandomState(value)
+
+
+def check_parameters(model: BaseEstimator) -> None:
+    """:raises ValueError: naming the constructor's parameter, what was expected and what came."""
+    integer("n_regimes", model.n_regimes, 1)
+    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
+    integer("n_init", model.n_init, 1)
+    integer("max_iter", model.max_iter, 0)
+    if model.tol is not None:
+        _number("tol", model.tol, positive=True)
+    _number("regularization", model.regularization)
+    _number("min_eigenvalue", model.min_eigenvalue)
+    one_of("inference", model.inference, ("em", "svi"))
+    one_of("order_by", model.order_by, ("mean", "volatility"))
+    _number("periods_per_year", model.periods_per_year, positive=True)
+    torch_dtype(model.dtype)
+    torch_device(model.device)
+    random_state(model.random_state)
+
+
+def check_data(
+    model: BaseEstimator, X: Any, lengths: npt.ArrayLike | None, *, reset: bool = False
+) -> tuple[Array, list[int]]:
+    """The observations ``(T, D)`` of all sequences, one below the other, and their lengths.
+
+    :param reset: whether X decides ``n_features_in_`` (in a fit), or must agree with it.
+    :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
+    """
+    if isinstance(X, (list, tuple)) and len(X) and all(np.ndim(each) == 2 for each in X):
+        if lengths is not None:
+            raise ValueError("expected lengths to be None where X is a list of arrays, got both")
+        parts = [
+            validate_data(model, each, dtype=np.float64, reset=reset and i == 0)
+            for i, each in enumerate(X)
+        ]
+        return np.concatenate(parts), [len(part) for part in parts]
+    data = validate_data(model, X, dtype=np.float64, reset=reset)
+    if lengths is None:
+        return data, [len(data)]
+    given = np.asarray(lengths)
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 1:
+        raise ValueError(f"expected lengths to be a list of positive integers, got {lengths!r}")
+    if given.sum() != len(data):
+        raise ValueError(
+            f"expected lengths to sum to the {len(data)} rows of X, got a sum of {given.sum()}"
+        )
+    return data, given.tolist()
+
+
+def check_fittable(model: BaseEstimator, data: Array) -> None:
+    """Refuse data for which the likelihood has no maximum whatever the start.
+
+    :raises ValueError: if there are too few observations, or the covariance of all is singular
+        where a regime's must not be.
+    """
+    least = max(2, model.n_regimes)
+    if len(data) < least:
+        samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
+        raise ValueError(
+            f"expected X to have at least {least} observations for n_regimes={model.n_regimes}, "
+            f"got {samples}"
+        )
+    distinct = len(np.unique(data, axis=0))
+    if distinct < model.n_regimes:
+        raise ValueError(
+            f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
+            f"{distinct}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.square(data - data.mean(0)).sum())
+    if not finite:
+        raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
+    if model.min_eigenvalue > 0:  # with which any covariance can be made regular
+        return
+    constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
+    if len(constant) and (model.covariance_type != "spherical" or len(constant) == data.shape[1]):
+        names = getattr(model, "feature_names_in_", None)
+        column = constant[0] if names is None else repr(names[constant[0]])
+        raise ValueError(
+            f"expected every column of X to vary, got the constant {data[0, constant[0]]} in "
+            f"column {column}; drop it, or set min_eigenvalue"
+        )
+    if model.covariance_type not in {"full", "tied"}:
+        return
+    rank = np.linalg.matrix_rank((data - data.mean(0)) / data.std(0), tol=None)
+    if rank < data.shape[1]:
+        raise ValueError(
+            f"expected the {data.shape[1]} columns of X to be linearly independent for "
+            f"covariance_type={model.covariance_type!r}, got rank {rank} from {len(data)} "
+            "observations; use 'diag' or 'spherical', fewer series, or set min_eigenvalue"
+        )
+
+
+def collapsed_variance(z: Array, covariance_type: str, dtype: torch.dtype) -> float:
+    """The variance, in any direction, at which a regime counts as collapsed onto a few points.
+
+    A millionth of what the data have in their own least direction, which real regimes keep far
+    away from, and what a Cholesky decomposition in this precision needs.
+
+    :param z: observations ``(T, D)``.
+    """
+    if covariance_type == "diag":
+        return 1e-6 * float(z.var(0).min())
+    if covariance_type == "spherical":
+        return 1e-6 * float(z.var(0).mean())
+    values = np.linalg.eigvalsh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
+    return max(1e-6 * float(values[0]), 100 * torch.finfo(dtype).eps * float(values[-1]))

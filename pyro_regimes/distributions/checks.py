@@ -1,0 +1,79 @@
+"""Checks of what a caller hands to :class:`.RegimeHMM`; each error says what came."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+#: The end of an error about shapes, where this is the likely slip.
+TIME_SLIP = (
+    "; dimension -3 of the transitions and dimension -2 of observation_dist.batch_shape are always "
+    "time: for a batch that does not vary in time use .unsqueeze(-3) and .unsqueeze(-2)"
+)
+
+
+def positive_integer(name: str, value: int) -> int:
+    """The value as an int, NumPy's included."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
+    return int(value)
+
+
+def one_of(
+    name: str, logits: Tensor | None, probs: Tensor | None, event_shape: torch.Size
+) -> tuple[str, Tensor]:
+    """The name of the one of logits and probs that was given, and its value."""
+    if (logits is None) == (probs is None):
+        came = "neither" if logits is None else "both"
+        raise ValueError(f"expected exactly one of {name}_logits and {name}_probs, got {came}")
+    chosen, value = (f"{name}_logits", logits) if probs is None else (f"{name}_probs", probs)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"expected {chosen} to be a floating point tensor, got {came}")
+    if value.shape[-len(event_shape) :] != event_shape:
+        raise ValueError(
+            f"expected {chosen} to end in {tuple(event_shape)}, as observation_dist has "
+            f"{event_shape[0]} states, got shape {tuple(value.shape)}"
+        )
+    return chosen, value
+
+
+def rows(name: str, value: Tensor) -> None:
+    """Refuse rows, along the last dim, that are no distribution over states."""
+    if name.endswith("probs"):
+        good, expected = constraints.simplex.check(value), "be non-negative and sum to 1"
+    else:
+        good, expected = value.logsumexp(-1).isfinite(), "hold a finite entry, and no NaN or inf"
+    if not good.all():
+        raise ValueError(
+            f"expected the rows of {name} to {expected}, got {value[~good][0].tolist()}"
+        )
+
+
+def agree_on_num_steps(
+    duration: int | None, transition_slices: int, observation_steps: tuple[int, ...]
+) -> int | None:
+    """T from all that say it, which must not disagree; None where nothing does."""
+    found = {}
+    if duration is not None:
+        found["duration"] = positive_integer("duration", duration)
+    if transition_slices != 1:
+        found["the time slices of the transitions (dimension -3) plus 1"] = transition_slices + 1
+    if observation_steps not in {(), (1,)}:
+        found["dimension -2 of observation_dist.batch_shape"] = observation_steps[0]
+    if len(set(found.values())) > 1:
+        came = ", ".join(f"{size} from {name}" for name, size in found.items())
+        raise ValueError(f"expected one number of time steps, got {came}{TIME_SLIP}")
+    return next(iter(found.values()), None)
+
+
+def broadcast_batches(**batch_shapes: torch.Size) -> torch.Size:
+    """The common batch shape of the named arguments."""
+    try:
+        return torch.broadcast_shapes(*batch_shapes.values())
+    except RuntimeError as error:
+        came = ", ".join(f"{name} {tuple(shape)}" for name, shape in batch_shapes.items())
+        raise ValueError(f"expected batch shapes that broadcast, got {came}{TIME_SLIP}") from error

@@ -1,0 +1,48 @@
+"""Closed-form maximisers, one file a family of observation distributions.
+
+A family's module holds ``FAMILY``, the distribution class; ``arguments(distribution)``, the tensors
+that may be parameters; and ``UPDATES``, an :class:`~.update.Update` for each of them in the order
+in which they are maximised. A new family is one such file and one entry in :data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pyro_regimes.emissions import multivariate_normal, normal
+
+FAMILIES: tuple[ModuleType, ...] = (multivariate_normal, normal)
+
+
+class Unwrapped(NamedTuple):
+    """An observation distribution without what is wrapped around it."""
+
+    base: Distribution
+    mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
+
+
+def unwrap(observation_dist: Distribution) -> Unwrapped:
+    """Take off ``to_event``, ``expand`` and ``mask``."""
+    mask: Tensor | bool | None = None
+    while isinstance(observation_dist, (Independent, ExpandedDistribution, MaskedDistribution)):
+        if isinstance(observation_dist, MaskedDistribution):
+            more = observation_dist._mask
+            mask = more if mask is None else mask & more
+        observation_dist = observation_dist.base_dist
+    return Unwrapped(observation_dist, mask)
+
+
+def find_family(base: Distribution) -> ModuleType | None:
+    """The module that knows how to maximise this distribution, or None."""
+    for family in FAMILIES:
+        if isinstance(base, family.FAMILY):
+            return family
+    return None
+
+
+__all__ = ["FAMILIES", "Unwrapped", "find_family", "unwrap"]

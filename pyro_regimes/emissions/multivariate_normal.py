@@ -1,0 +1,156 @@
+"""Correlated Gaussian series: ``MultivariateNormal``, by covariance, Cholesky factor or precision.
+
+.. math::
+    \\mu_k = \\frac{\\sum_t \\gamma_t(k) x_t}{\\sum_t \\gamma_t(k)}, \\qquad
+    \\Sigma_k = \\frac{\\sum_t \\gamma_t(k) (x_t - \\mu_k)(x_t - \\mu_k)^\\top}
+                      {\\sum_t \\gamma_t(k)}
+
+(equations 35 and 41; Bilmes 1998). The sums run over everything that shares the parameter: one
+covariance for all states is the pooled scatter. A location shared over different covariances is
+
+.. math::
+    \\mu = \\Big(\\sum_{t,k} \\gamma_t(k) \\Sigma_k^{-1}\\Big)^{-1}
+        \\sum_{t,k} \\gamma_t(k) \\Sigma_k^{-1} x_t,
+
+which maximises the likelihood given the covariances; they then follow about the new location (ECM:
+Meng and Rubin 1993). With a floor on the eigenvalues, those of :math:`\\Sigma_k` below it are set to
+it: the exact maximiser under that constraint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
+
+from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+
+FAMILY = MultivariateNormal
+
+_SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
+
+
+def arguments(observation_dist: Distribution) -> dict[str, Tensor]:
+    """Location, and the one of the three matrices that the caller gave."""
+    # torch keeps that one as an attribute; the others join it, later, when somebody looks at them.
+    given = next(name for name in vars(observation_dist) if name in _SPREADS)
+    return {"loc": observation_dist.loc, given: getattr(observation_dist, given)}
+
+
+def _precision(given: dict[str, Tensor]) -> Tensor:
+    if "precision_matrix" in given:
+        return given["precision_matrix"]
+    if "scale_tril" in given:
+        return torch.cholesky_inverse(given["scale_tril"])
+    return torch.cholesky_inverse(torch.linalg.cholesky(given["covariance_matrix"]))
+
+
+def _location_statistics(
+    observed: Observed, given: dict[str, Tensor], shared: bool
+) -> tuple[Tensor, ...]:
+    value, weights, varies = observed  # (..., T, 1, D), (..., T, K)
+    if varies:
+        weight, total = weights.unsqueeze(-1), weights.unsqueeze(-1) * value
+    else:
+        weight = weights.sum(-2, keepdim=True).unsqueeze(-1)  # (..., 1, K, 1)
+        total = (weights.mT @ value.squeeze(-2)).unsqueeze(-3)  # (..., 1, K, D)
+    if not shared:
+        return weight, total
+    precision = _precision(given)
+    return (
+        weight,
+        (precision @ total.unsqueeze(-1)).squeeze(-1),
+        weight.unsqueeze(-1) * precision,
+    )
+
+
+def _mean(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
+    weight, total = statistics[:2]
+    if len(statistics) == 2:
+        return divide(total, weight)
+    factor, info = torch.linalg.cholesky_ex(statistics[2])
+    mean = torch.cholesky_solve(total.unsqueeze(-1), factor).squeeze(-1)
+    return mean.masked_fill((info != 0).unsqueeze(-1), torch.nan)
+
+
+def _scatter_statistics(
+    observed: Observed, given: dict[str, Tensor], shared: bool
+) -> tuple[Tensor, Tensor]:
+    value, weights, varies = observed
+    deviation = value - given["loc"]  # (..., T, K, D)
+    if varies:
+        weight = weights[..., None, None]
+        return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    columns = deviation.movedim(-2, -3)  # (..., K, T, D)
+    weighted = weights.mT.unsqueeze(-1) * columns
+    return weights.sum(-2)[..., None, :, None, None], (weighted.mT @ columns).unsqueeze(-4)
+
+
+def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
+    """The nearest symmetric matrix whose eigenvalues are at least ``floor``."""
+    values, vectors = torch.linalg.eigh(matrix)
+    raised = (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
+    low = (values[..., :1] < floor).unsqueeze(-1)
+    return torch.where(low, (raised + raised.mT) / 2, matrix)
+
+
+def _covariance(statistics: tuple[Tensor, ...], floor: float) -> tuple[Tensor, Tensor]:
+    """The maximiser and its Cholesky factor; NaN where it is not positive definite."""
+    weight, scatter = statistics
+    covariance = divide(scatter, weight)
+    covariance = (covariance + covariance.mT) / 2
+    if floor > 0:
+        known = covariance.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        raised = _raise_eigenvalues(torch.where(known, covariance, eye), floor)
+        covariance = torch.where(known, raised, torch.nan)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    singular = (info != 0)[..., None, None]
+    return covariance.masked_fill(singular, torch.nan), factor.masked_fill(singular, torch.nan)
+
+
+def _covariance_matrix(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
+    return _covariance(statistics, floor)[0]
+
+
+def _scale_tril(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
+    return _covariance(statistics, floor)[1]
+
+
+def _precision_matrix(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
+    return torch.cholesky_inverse(_covariance(statistics, floor)[1])
+
+
+def _feasible_scale_tril(factor: Tensor, floor: float) -> Tensor:
+    return torch.linalg.cholesky(_raise_eigenvalues(factor @ factor.mT, floor))
+
+
+def _feasible_precision(precision: Tensor, floor: float) -> Tensor:
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    return torch.cholesky_inverse(torch.linalg.cholesky(_raise_eigenvalues(covariance, floor)))
+
+
+_SCATTER = "weighted scatter (41)"
+
+UPDATES = (
+    Update("loc", 1, False, _location_statistics, _mean, unchanged, "weighted mean (35)"),
+    Update(
+        "covariance_matrix",
+        2,
+        False,
+        _scatter_statistics,
+        _covariance_matrix,
+        _raise_eigenvalues,
+        _SCATTER,
+    ),
+    Update("scale_tril", 2, False, _scatter_statistics, _scale_tril, _feasible_scale_tril, _SCATTER),
+    Update(
+        "precision_matrix",
+        2,
+        False,
+        _scatter_statistics,
+        _precision_matrix,
+        _feasible_precision,
+        _SCATTER,
+    ),
+)

@@ -1,0 +1,54 @@
+"""What a family of observation distributions tells EM of one of its arguments."""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Observed(NamedTuple):
+    """The data of one site with the E-step's weights, ready for a family's statistics.
+
+    ``*event`` is the shape of one observation. Where the observation distribution does not vary in
+    time, statistics are summed over it, and keep a time dim of size 1.
+    """
+
+    value: Tensor  #: ``(..., T, 1, *event)``, finite wherever a weight is positive
+    weights: Tensor  #: gamma, times the site's own scale and mask: ``(..., T, K)``
+    varies: bool  #: whether the observation distribution varies in time
+
+
+class Update(NamedTuple):
+    """The closed-form update of one argument: expected statistics, then their maximiser.
+
+    A *block* is what moves as one: a scalar, a vector or a matrix, the last ``event_dim`` dims of
+    the argument. A *cell* is a block of a parameter; it may be used for many blocks of the
+    argument (all states, all series, all sequences), and the statistics of those add up.
+    """
+
+    argument: str
+    event_dim: int
+    #: Whether the blocks are elements of one observation (a scale for each series), so that
+    #: statistics have the event's dims beside those of time and state.
+    elementwise: bool
+    #: ``(observed, arguments, shared) -> statistics``, each ``(..., 1 or T, K[, *event]) + block``,
+    #: the first the weight. ``shared``: some cell serves blocks that differ in other arguments.
+    statistics: Callable[[Observed, dict[str, Tensor], bool], tuple[Tensor, ...]]
+    #: ``(statistics, floor) -> cells``; NaN where there is no maximiser.
+    maximise: Callable[[tuple[Tensor, ...], float], Tensor]
+    #: ``(cells, floor) -> cells`` that meet the covariance floor.
+    feasible: Callable[[Tensor, float], Tensor]
+    what: str  #: for the reader of ``em.plan``
+
+
+def unchanged(cells: Tensor, floor: float) -> Tensor:
+    """``feasible`` of an argument that the covariance floor does not concern."""
+    return cells
+
+
+def divide(total: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean ``total / weight``; NaN where there is no weight."""
+    tiny = torch.finfo(weight.dtype).tiny
+    return total / weight.masked_fill(weight < tiny, torch.nan)

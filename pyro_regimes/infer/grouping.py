@@ -1,0 +1,99 @@
+"""Which sequences and parameters hang together: the independent restarts of a batch.
+
+Two sequences belong to one restart if a parameter serves both, directly or through others. With
+parameters that have a leading dim R there are R restarts, and each must rise by itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.infer.identity import Role
+from pyro_regimes.infer.parameters import Assignment, Plan, Use
+from pyro_regimes.infer.tracing import Run, Site
+
+
+class Groups(NamedTuple):
+    """The restart that each sequence, and each cell of each parameter, belongs to."""
+
+    count: int
+    sequences: dict[str, Tensor]  #: by site: ``(...)`` of the site's batch
+    cells: dict[str, Tensor]  #: by parameter: ``(cells,)``
+
+    def total(self, values: dict[str, Tensor]) -> Tensor:
+        """Sums over the sequences of each restart, ``(R,)``, float64."""
+        first = next(iter(values.values()))
+        sums = torch.zeros(self.count, dtype=torch.float64, device=first.device)
+        for name, value in values.items():
+            sums.index_add_(0, self.sequences[name].flatten(), value.double().flatten())
+        return sums
+
+    def fits(self, run: Run) -> bool:
+        """Whether the sites of a run have the batch shapes that this was made for."""
+        shapes = {name: batch_shape(site) for name, site in run.sites.items()}
+        return shapes == {name: labels.shape for name, labels in self.sequences.items()}
+
+
+def batch_shape(site: Site) -> torch.Size:
+    """The shape of the site's log-likelihood."""
+    data = site.value.shape[: site.value.dim() - site.hmm.event_dim]
+    return torch.broadcast_shapes(site.hmm.batch_shape, data)
+
+
+def tail_dim(assignment: Assignment, site: Site) -> int:
+    """How many dims of an argument's blocks are not the site's batch: time, state, event."""
+    if assignment.role is Role.INITIAL:
+        return 0
+    elementwise = assignment.update is not None and assignment.update.elementwise
+    return 2 + (len(site.hmm.observation_dist.event_shape) if elementwise else 0)
+
+
+def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
+    """The cells that each sequence uses, ``(sequences, uses)``."""
+    tail = tail_dim(assignment, site)
+    lead = site.arguments[use.argument].lead
+    lead = torch.Size([1] * (tail - len(lead))) + lead
+    shape = batch_shape(site)
+    cells = use.cells.reshape(lead).expand(shape + lead[len(lead) - tail :])
+    return cells.reshape(shape.numel(), -1)
+
+
+def find_groups(plan: Plan, run: Run) -> Groups:
+    """Connected components of sequences and cells, by passing the least label back and forth."""
+    labels, offset = {}, 0
+    for name, site in run.sites.items():
+        count = batch_shape(site).numel()
+        labels[name] = torch.arange(offset, offset + count)
+        offset += count
+    cells = {each.name: torch.full((each.num_cells,), offset) for each in plan.assignments}
+    links = []
+    for each in plan.assignments:
+        for use in each.uses:
+            table = _cells_by_sequence(each, use, run.sites[use.site])
+            sequence, column = (table >= 0).nonzero(as_tuple=True)
+            links.append((each.name, use.site, sequence, table[sequence, column]))
+    moving = True
+    while moving:
+        moving = False
+        for parameter, site_name, sequence, cell in links:
+            least = cells[parameter].scatter_reduce(0, cell, labels[site_name][sequence], "amin")
+            back = labels[site_name].scatter_reduce(0, sequence, least[cell], "amin")
+            moving = moving or not torch.equal(back, labels[site_name])
+            moving = moving or not torch.equal(least, cells[parameter])
+            cells[parameter], labels[site_name] = least, back
+    known = torch.cat(list(labels.values())).unique()
+
+    def number(label: Tensor) -> Tensor:
+        return torch.searchsorted(known, label).clamp(max=max(len(known) - 1, 0))
+
+    return Groups(
+        len(known),
+        {
+            name: number(label).reshape(batch_shape(run.sites[name])).to(run.sites[name].value.device)
+            for name, label in labels.items()
+        },
+        {name: number(label).to(run.params[name].device) for name, label in cells.items()},
+    )

@@ -1,0 +1,230 @@
+"""Whether an argument is a parameter: the same in value and derivative, broadcast or selected.
+
+Both are compared block by block in canonical coordinates, in which every way of saying the same
+thing agrees: probabilities for initial and transition arguments (so that probs, logits, log-probs
+and unnormalised probs all match), symmetrised covariances and precisions, lower triangles.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from pyro_regimes.infer.tracing import Argument
+
+
+class Role(enum.Enum):
+    """What an argument means; arguments of one role are updated alike."""
+
+    INITIAL = "initial"
+    TRANSITION = "transition"
+    LOCATION = "loc"
+    SCALE = "scale"
+    COVARIANCE = "covariance_matrix"
+    FACTOR = "scale_tril"
+    PRECISION = "precision_matrix"
+
+    @staticmethod
+    def of(argument: str) -> Role:
+        """The role of an argument by its name: probs and logits have one."""
+        return Role(argument.removesuffix("_probs").removesuffix("_logits"))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether it holds probabilities of the hidden chain."""
+        return self in (Role.INITIAL, Role.TRANSITION)
+
+    @property
+    def event_dim(self) -> int:
+        """The dims of a canonical block where it does not depend on the family (all but loc)."""
+        return {Role.SCALE: 0, Role.INITIAL: 1, Role.TRANSITION: 1}.get(self, 2)
+
+
+def blocks(value: Tensor, event_dim: int) -> Tensor:
+    """``(blocks, *block)``"""
+    return value.reshape((-1,) + value.shape[value.dim() - event_dim :])
+
+
+def canonical(value: Tensor, role: Role, logits: bool) -> Tensor:
+    """A tensor in the coordinates in which arguments and parameters are compared."""
+    if role.is_chain:
+        return value.softmax(-1) if logits else value / value.sum(-1, keepdim=True)
+    if role in (Role.COVARIANCE, Role.PRECISION):
+        return (value + value.mT) / 2
+    return value.tril() if role is Role.FACTOR else value
+
+
+def canonical_argument(argument: Argument, role: Role) -> Tensor:
+    """An argument's canonical blocks."""
+    value = canonical(argument.value, role, argument.name.endswith("_logits"))
+    return blocks(value, argument.event_dim)
+
+
+def _canonical_parameter(
+    parameter: Tensor, argument: Argument, role: Role, logits: bool
+) -> Tensor | None:
+    """A parameter's canonical cells; None where they cannot be blocks of the argument."""
+    event_dim = argument.event_dim
+    shape = argument.value.shape[argument.value.dim() - event_dim :]
+    if parameter.dim() < event_dim or parameter.shape[parameter.dim() - event_dim :] != shape:
+        return None
+    return blocks(canonical(parameter, role, logits), event_dim)
+
+
+def _tolerance(value: Tensor) -> float:
+    return torch.finfo(value.dtype).eps ** 0.6  # 4e-10 in float64, 7e-5 in float32
+
+
+def _close(actual: Tensor, expected: Tensor) -> Tensor:
+    """Block by block, relative to the block's largest entry: ``(blocks,)``."""
+    tolerance = _tolerance(expected)
+    actual, expected = actual.reshape(len(actual), -1), expected.reshape(len(expected), -1)
+    if not actual.shape[1]:
+        return torch.ones(len(actual), dtype=torch.bool, device=actual.device)
+    size = expected.abs().amax(-1, keepdim=True)
+    return ((actual - expected).abs() <= tolerance * size).all(-1)
+
+
+@torch.no_grad()
+def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tensor, bool] | None:
+    """Match an argument's blocks with a parameter's cells by value, at a random point.
+
+    There all cells differ, so that a match says which cell a block is.
+
+    :return: for each block its cell or -1 (on the CPU), and whether the parameter holds logits;
+        None where no block matches.
+    """
+    target = canonical_argument(argument, role)
+    for logits in (False, True) if role.is_chain else (False,):
+        cells = _canonical_parameter(parameter, argument, role, logits)
+        if cells is None:
+            return None
+        if role.is_chain and not (cells >= 0).all():
+            continue  # negative entries are no probabilities
+        flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.rand(flat_cells.shape[1], generator=generator, dtype=torch.float64)
+        weights = weights.to(flat_cells)
+        codes, order = (flat_cells @ weights).sort()
+        place = torch.searchsorted(codes, (flat_target @ weights).contiguous())
+        best = torch.full_like(place, -1)
+        for offset in (-1, 0):  # the neighbours on both sides
+            candidate = order[(place + offset).clamp(0, len(order) - 1)]
+            match = _close(flat_target, flat_cells[candidate])
+            best = torch.where(match & (best < 0), candidate, best)
+        if (best >= 0).any():
+            return best.cpu(), logits
+    return None
+
+
+@torch.no_grad()
+def agrees(
+    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, logits: bool
+) -> bool:
+    """Whether the argument's matched blocks have the values of the parameter's cells."""
+    held = _canonical_parameter(parameter, argument, role, logits)
+    if held is None:
+        return False
+    cells = cells.to(parameter.device)
+    target = canonical_argument(argument, role)[cells >= 0]
+    return bool(_close(target, held[cells[cells >= 0]]).all())
+
+
+def same_derivative(
+    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, logits: bool
+) -> bool:
+    """Whether the argument's vector-Jacobian product is that of a selection of cells.
+
+    A random cotangent is pulled back through the model, and through the selection; canonical
+    coordinates project it on the tangent space (of the simplex, of symmetric matrices).
+    """
+    target = canonical_argument(argument, role)
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(target.shape, generator=generator, dtype=torch.float64).to(target)
+    if not target.requires_grad:
+        return False
+    (actual,) = torch.autograd.grad(
+        target, parameter, cotangent, retain_graph=True, allow_unused=True
+    )
+    if actual is None:
+        return False
+    leaf = parameter.detach().requires_grad_()
+    own = _canonical_parameter(leaf, argument, role, logits)
+    assert own is not None
+    cells = cells.to(parameter.device)
+    pooled = torch.zeros_like(own).index_add(0, cells[cells >= 0], cotangent[cells >= 0])
+    (expected,) = torch.autograd.grad(own, leaf, pooled)
+    # The logarithm of a probability that is exactly 0 has no derivative to compare.
+    known = actual.isfinite() & expected.isfinite()
+    actual, expected = actual[known], expected[known]
+    if not expected.numel():
+        return True
+    size = max(1.0, float(cotangent.abs().max())) * expected.abs().max()
+    return bool(((actual - expected).abs() <= 100 * _tolerance(expected) * size).all())
+
+
+def random_value(
+    value: Tensor,
+    role: Role | None,
+    constraint: constraints.Constraint,
+    seed: int,
+    mild: bool = False,
+) -> Tensor:
+    """A random admissible value of a parameter, far from its present one.
+
+    Far, because a clamp is the identity inside its bounds. The signs and orders of magnitude of
+    two draws, with seeds below and from 1,000, are opposed.
+
+    :param mild: stay near, for a model that cannot run far away.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    up = seed < 1_000
+
+    def normal() -> Tensor:
+        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
+
+    def uniform(low: float, high: float) -> Tensor:
+        drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64)
+        return low + (high - low) * drawn
+
+    def admissible(candidate: Tensor) -> bool:
+        return bool(candidate.isfinite().all()) and bool(constraint.check(candidate).all())
+
+    old = value.detach().cpu().double()
+    sign = 1.0 if up else -1.0
+    size = 1.0 + old.abs()
+    candidates = []
+    if role is not None and role.is_chain:
+        sharpness = 1.0 if mild else 4.0
+        candidates = [
+            sign * sharpness * normal() if constraint is constraints.real else None,
+            (sharpness * normal()).exp() if not _is_simplex(constraint) else None,
+            (sharpness * normal()).softmax(-1),
+        ]
+    elif role is Role.LOCATION:
+        candidates = [
+            old + normal() if mild else sign * size * 10 ** uniform(2, 4) * normal().sign(),
+        ]
+    elif role is Role.SCALE:
+        candidates = [old * 10 ** (sign * (uniform(0, 0.5) if mild else uniform(2, 4)))]
+    elif role is not None and value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
+        span = 0.5 if mild else 2.0
+        vectors = torch.linalg.qr(normal())[0]
+        spread = 10 ** (sign * uniform(0, span)[..., 0]) * old.abs().amax((-1, -2)).unsqueeze(-1)
+        matrix = (vectors * spread.unsqueeze(-2)) @ vectors.mT
+        matrix = (matrix + matrix.mT) / 2
+        candidates = [torch.linalg.cholesky(matrix) if role is Role.FACTOR else matrix]
+    for candidate in candidates:
+        if candidate is not None and admissible(candidate.to(value.dtype)):
+            return candidate.to(value)
+    transform = transform_to(constraint)
+    moved = transform.inv(old)
+    shift = torch.randn(moved.shape, generator=generator, dtype=torch.float64)
+    return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
+
+
+def _is_simplex(constraint: constraints.Constraint) -> bool:
+    return constraint is constraints.simplex

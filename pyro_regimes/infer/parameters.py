@@ -1,0 +1,302 @@
+"""Which parameters of a model EM may set, and how they were broadcast.
+
+A parameter may be set in closed form where every argument of an observed RegimeHMM that depends on
+it *is* it, up to broadcasting and selection (:mod:`.identity` decides), and where it is used for
+nothing else. Both are asked at the current point and at two others far from it, since ``tanh(loc)``
+looks like ``loc`` at 0, and ``loc.clamp(-10, 10)`` at every point inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.update import Update
+from pyro_regimes.infer import identity
+from pyro_regimes.infer.identity import Role
+from pyro_regimes.infer.tracing import PYRO_LOCK, Argument, Run, Site, constraint_of, run_model
+
+__all__ = ["PYRO_LOCK", "Assignment", "Plan", "Use", "find_parameters"]
+
+
+class Use(NamedTuple):
+    """Where a parameter's cells stand in one argument."""
+
+    site: str
+    argument: str
+    #: for each block of the argument the parameter's cell that it is, or -1: ``(blocks,)``
+    cells: Tensor
+
+
+class Assignment(NamedTuple):
+    """A parameter that is set in closed form."""
+
+    name: str
+    role: Role
+    update: Update | None  #: None for initial and transition probabilities
+    uses: list[Use]
+    num_cells: int
+    logits: bool  #: whether the parameter holds logits of the probabilities
+
+    def describe(self, shape: torch.Size) -> str:
+        """One line of the plan."""
+        used = ", ".join(f"{use.site}.{use.argument}" for use in self.uses)
+        blocks = sum(int((use.cells >= 0).sum()) for use in self.uses)
+        what = self.update.what if self.update else _CHAIN_UPDATES[self.role]
+        pooled = "" if blocks == self.num_cells else f", {blocks} blocks pooled in {self.num_cells}"
+        return f"{self.name:<20} {str(tuple(shape)):<16} {used:<36} {what}{pooled}"
+
+
+class Plan(NamedTuple):
+    """How each parameter of a model is updated, and why."""
+
+    assignments: list[Assignment]
+    shapes: dict[str, torch.Size]
+    unused: list[str]  #: parameters that no observed site depends on
+
+    def __str__(self) -> str:
+        count = len(self.assignments)
+        lines = [f"EM sets {count} parameter{'' if count == 1 else 's'} in closed form:"]
+        lines += [f"  {each.describe(self.shapes[each.name])}" for each in self.assignments]
+        lines += [f"  {name:<20} left alone: no observed site uses it" for name in self.unused]
+        return "\n".join(lines)
+
+    def holds(self, run: Run) -> bool:
+        """Whether the arguments of a later run still are what the plan says of them."""
+        if set(run.params) != set(self.shapes):
+            return False
+        for each in self.assignments:
+            parameter = run.params.get(each.name)
+            if parameter is None or parameter.shape != self.shapes[each.name]:
+                return False
+            for use in each.uses:
+                site = run.sites.get(use.site)
+                argument = None if site is None else site.arguments.get(use.argument)
+                if argument is None or argument.lead.numel() != len(use.cells):
+                    return False
+                if not identity.agrees(argument, parameter, each.role, use.cells, each.logits):
+                    return False
+        return True
+
+
+_CHAIN_UPDATES = {
+    Role.INITIAL: "first smoothed probabilities (28)",
+    Role.TRANSITION: "row sums of expected transitions (27)",
+}
+
+
+def find_parameters(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plan:
+    """Trace the model at three points and decide about every parameter.
+
+    :raises ValueError: naming every parameter that has no closed form here, with the reason.
+    """
+    with torch.enable_grad():
+        current = run_model(model, args, kwargs)
+        if not current.params:
+            raise ValueError("expected the model to read at least one pyro.param, got none")
+        roles, refused = _assign_roles(current)
+        runs = [current]
+        for draw in (0, 1):
+            runs.append(_run_elsewhere(model, args, kwargs, current.params, roles, draw))
+        assignments = []
+        for name in current.params:
+            if name in refused or name not in roles:
+                continue
+            found = _recognise(name, roles[name], runs)
+            if isinstance(found, str):
+                refused[name] = found
+            else:
+                assignments.append(found)
+        for name, reason in _other_uses(runs).items():
+            refused.setdefault(name, reason)
+        _check_hidden_dependence(runs, assignments, refused)
+    if refused:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused.items())
+        raise ValueError(f"expected parameters that EM can set in closed form, got{reasons}")
+    shapes = {name: value.shape for name, value in current.params.items()}
+    unused = [name for name in current.params if name not in roles]
+    return Plan(assignments, shapes, unused)
+
+
+def _arguments(run: Run) -> list[Argument]:
+    return [argument for site in run.sites.values() for argument in site.arguments.values()]
+
+
+def _gradients(output: Tensor, params: dict[str, Tensor], cotangent: Tensor | None = None) -> dict:
+    """The vector-Jacobian products in every parameter that the output depends on."""
+    if not output.requires_grad:
+        return {}
+    cotangent = torch.ones_like(output) if cotangent is None else cotangent
+    found = torch.autograd.grad(
+        output, list(params.values()), cotangent, retain_graph=True, allow_unused=True
+    )
+    return {
+        name: gradient
+        for name, gradient in zip(params, found, strict=True)
+        if gradient is not None
+    }
+
+
+def _assign_roles(run: Run) -> tuple[dict[str, Role], dict[str, str]]:
+    """What each parameter is for, by the arguments that depend on it; and those with two roles."""
+    labels: dict[str, dict[Role, list[str]]] = {}
+    for argument in _arguments(run):
+        for name in _gradients(argument.value, run.params):
+            role = Role.of(argument.name)
+            labels.setdefault(name, {}).setdefault(role, []).append(argument.label)
+    refused = {}
+    for name, found in labels.items():
+        if len(found) > 1:
+            used = " and ".join(label for several in found.values() for label in several)
+            refused[name] = f"used in arguments that have different updates, {used}"
+    return {name: next(iter(found)) for name, found in labels.items()}, refused
+
+
+def _run_elsewhere(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    params: dict[str, Tensor],
+    roles: dict[str, Role],
+    draw: int,
+) -> Run:
+    """Run the model at a random admissible point, as far off as the model will bear."""
+    failure: Exception | None = None
+    for mild in (False, True):
+        values = {
+            name: identity.random_value(
+                value, roles.get(name), constraint_of(name), seed=1_000 * draw + index, mild=mild
+            ).requires_grad_()
+            for index, (name, value) in enumerate(params.items())
+        }
+        try:
+            return run_model(model, args, kwargs, values)
+        except (ValueError, RuntimeError) as error:
+            failure = error
+    raise ValueError(
+        f"expected a model that runs at any admissible value of its parameters {list(params)}, "
+        f"got at a random one: {failure}"
+    ) from failure
+
+
+def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
+    """The assignment of a parameter, or why it has none."""
+    here = runs[0]
+    uses: list[Use] = []
+    logits, update, num_cells = False, None, 0
+    for argument in _arguments(here):
+        if not any(name in _gradients(run_argument(run, argument).value, run.params) for run in runs):
+            continue
+        found = identity.find_cells(
+            run_argument(runs[1], argument), runs[1].params[name], role
+        )
+        if found is None:
+            return f"{argument.label} is a function of it other than itself, broadcast or selected"
+        cells, logits = found
+        for run in runs:
+            there = run_argument(run, argument)
+            if not identity.agrees(there, run.params[name], role, cells, logits):
+                return f"{argument.label} is not equal to it at every admissible value"
+            if not identity.same_derivative(there, run.params[name], role, cells, logits):
+                return f"{argument.label} has another derivative in it than itself would have"
+        update = _update_of(here.sites[argument.site], argument.name)
+        num_cells = here.params[name].numel() // max(
+            1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
+        )
+        uses.append(Use(argument.site, argument.name, cells))
+    return Assignment(name, role, update, uses, num_cells, logits)
+
+
+def run_argument(run: Run, argument: Argument) -> Argument:
+    """The same argument in another run.
+
+    :raises ValueError: if that run has no such argument.
+    """
+    site = run.sites.get(argument.site)
+    found = None if site is None else site.arguments.get(argument.name)
+    if found is None or found.value.shape != argument.value.shape:
+        raise ValueError(
+            f"expected a model whose sites do not depend on parameter values, got {argument.label} "
+            f"of shape {tuple(argument.value.shape)} at one point and not at another"
+        )
+    return found
+
+
+def _update_of(site: Site, name: str) -> Update | None:
+    if site.family is None:
+        return None
+    return next((update for update in site.family.UPDATES if update.argument == name), None)
+
+
+def _other_uses(runs: list[Run]) -> dict[str, str]:
+    """Parameters that reach the objective in any way but through a recognised argument."""
+    refused: dict[str, str] = {}
+    for run in runs:
+        routes = {f"the log density of site {name}": value for name, value in run.others.items()}
+        for site in run.sites.values():
+            routes[f"the observed value of site {site.name}"] = site.value
+            if isinstance(site.scale, Tensor):
+                routes[f"the scale of site {site.name}"] = site.scale
+            if site.family is None:
+                kind = type(site.hmm.observation_dist).__name__
+                for index, tensor in enumerate(_tensors(site.hmm.observation_dist)):
+                    label = f"the observation distribution of site {site.name}, {kind}, which has "
+                    routes[f"{label}no closed form here (its tensor {index})"] = tensor
+        for route, value in routes.items():
+            for name in _gradients(value, run.params):
+                refused.setdefault(name, f"used in {route}")
+        _refuse_direct_reads(run, routes, refused)
+    return refused
+
+
+def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str, str]) -> None:
+    """Find tensors of the store that the model read past ``pyro.param``, as a module does."""
+    leaves = dict(pyro.get_param_store().named_parameters())
+    leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
+    outputs = list(routes.values()) + [argument.value for argument in _arguments(run)]
+    for output in outputs:
+        if leaves:
+            for name in _gradients(output, leaves):
+                refused.setdefault(name, "read by a module of its own, not through pyro.param")
+
+
+def _tensors(distribution: Any) -> list[Tensor]:
+    """Every tensor that a distribution holds, its base distributions' included."""
+    found = []
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, torch.distributions.Distribution):
+            found += _tensors(value)
+    return found
+
+
+def _check_hidden_dependence(
+    runs: list[Run], assignments: list[Assignment], refused: dict[str, str]
+) -> None:
+    """Refuse an argument that moves with the parameters where autograd sees no dependence."""
+    known: dict[tuple[str, str], Tensor] = {}
+    for each in assignments:
+        for use in each.uses:
+            covered = known.setdefault((use.site, use.argument), use.cells < 0)
+            known[use.site, use.argument] = covered & (use.cells < 0)
+    for argument in _arguments(runs[0]):
+        if any(name in refused for name in _gradients(argument.value, runs[0].params)):
+            continue
+        everything = torch.ones(argument.lead.numel(), dtype=torch.bool)
+        constant = known.get((argument.site, argument.name), everything)
+        values = [
+            identity.blocks(run_argument(run, argument).value.detach(), argument.event_dim)[
+                constant.to(argument.value.device)
+            ]
+            for run in runs
+        ]
+        if any(not torch.equal(values[0], value) for value in values[1:]):
+            refused[argument.label] = (
+                "changes with the parameters, but has no derivative in them (a detach()?)"
+            )

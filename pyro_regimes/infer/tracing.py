@@ -1,0 +1,177 @@
+"""One run of a model with one tensor for each parameter name, and what its HMM sites hold."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import Any, Callable, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent, constraints, transform_to
+
+from pyro_regimes import emissions
+from pyro_regimes.distributions import RegimeHMM
+
+PYRO_LOCK = threading.RLock()
+"""Held while a model is traced or the parameter store is touched: both are the process's own."""
+
+
+class HandOut(Messenger):
+    """Give every read of a ``pyro.param`` of one name the same leaf tensor.
+
+    Pyro computes a new constrained tensor at each read, so that nothing tells two reads of one
+    parameter apart from two parameters.
+
+    :param values: constrained values to hand out; other parameters come from the store.
+    """
+
+    def __init__(self, values: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.values = dict(values or {})
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        if msg["name"] not in self.values:
+            value = msg["value"].detach().requires_grad_(torch.is_grad_enabled())
+            self.values[msg["name"]] = msg["value"] = value
+
+
+class Argument(NamedTuple):
+    """A tensor that a site's log-likelihood depends on, and that may hold parameters."""
+
+    site: str
+    name: str  #: as the caller of the distribution named it
+    value: Tensor
+    event_dim: int  #: the dims of a block, which moves as one
+
+    @property
+    def label(self) -> str:
+        return f"{self.site}.{self.name}"
+
+    @property
+    def lead(self) -> torch.Size:
+        """The shape of its blocks."""
+        return self.value.shape[: self.value.dim() - self.event_dim]
+
+
+class Site(NamedTuple):
+    """An observed RegimeHMM."""
+
+    name: str
+    hmm: RegimeHMM
+    value: Tensor
+    scale: Tensor | float  #: of the log-likelihood, from ``poutine.scale`` or plates
+    mask: Tensor | bool | None  #: which sequences count
+    family: ModuleType | None  #: of :mod:`pyro_regimes.emissions`
+    observation_mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
+    arguments: dict[str, Argument]
+
+    @property
+    def varies(self) -> bool:
+        """Whether the observation distribution varies in time."""
+        shape = self.hmm.observation_dist.batch_shape
+        return len(shape) > 1 and shape[-2] > 1
+
+
+class Run(NamedTuple):
+    """What one run of the model showed."""
+
+    params: dict[str, Tensor]  #: the constrained value of each parameter that was read
+    sites: dict[str, Site]
+    others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
+
+
+def run_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: dict[str, Tensor] | None = None,
+) -> Run:
+    """Trace the model once, under the caller's lock.
+
+    :param values: constrained values for some parameters, in place of the store's.
+    :raises ValueError: if it has no observed RegimeHMM, or a latent or subsampled site.
+    """
+    handed = HandOut(values)
+    trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
+    sites = {}
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or _is_whole_plate(name, node):
+            continue
+        if not node["is_observed"]:
+            raise ValueError(
+                f"expected every sample site to be observed, got the latent site {name!r}: EM "
+                "maximises over parameters, so condition on a value or make it a pyro.param"
+            )
+        site = _read_site(name, node)
+        if site is not None:
+            sites[name] = site
+    if not sites:
+        names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+        raise ValueError(f"expected an observed RegimeHMM site in the model, got sites {names}")
+    trace.compute_log_prob(lambda name, node: name not in sites)
+    others = {
+        name: node["log_prob_sum"]
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and name not in sites and not site_is_subsample(node)
+    }
+    return Run(handed.values, sites, others)
+
+
+def _is_whole_plate(name: str, node: dict[str, Any]) -> bool:
+    if not site_is_subsample(node):
+        return False
+    plate = node["fn"]
+    if plate.subsample_size != plate.size:
+        raise ValueError(
+            f"expected plate {name!r} to hold all its {plate.size} elements, got a subsample of "
+            f"{plate.subsample_size}: EM needs the expected statistics of all the data"
+        )
+    return True
+
+
+def _read_site(name: str, node: dict[str, Any]) -> Site | None:
+    """The RegimeHMM at a site, without what is wrapped around it; None if it holds another."""
+    hmm, mask = node["fn"], node["mask"]
+    while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
+        if isinstance(hmm, MaskedDistribution):
+            mask = hmm._mask if mask is None else mask & hmm._mask
+        hmm = hmm.base_dist
+    if not isinstance(hmm, RegimeHMM):
+        return None
+    tensors = {kind: (value, 1) for kind, value in hmm.arguments.items()}
+    base, observation_mask = emissions.unwrap(hmm.observation_dist)
+    family = emissions.find_family(base)
+    if family is not None:
+        event_dims = {update.argument: update.event_dim for update in family.UPDATES}
+        for key, value in family.arguments(base).items():
+            tensors[key] = value, event_dims[key]
+    arguments = {
+        key: Argument(name, key, value, event_dim) for key, (value, event_dim) in tensors.items()
+    }
+    return Site(
+        name, hmm, node["value"], node["scale"], mask, family, observation_mask, arguments
+    )
+
+
+def write_parameter(name: str, value: Tensor) -> None:
+    """Set a parameter in place, so that the store's leaf, and an optimiser's state of it, stay."""
+    store = pyro.get_param_store()
+    unconstrained = dict(store.named_parameters())[name]
+    with torch.no_grad():
+        unconstrained.copy_(transform_to(constraint_of(name)).inv(value))
+
+
+def constraint_of(name: str) -> constraints.Constraint:
+    """The constraint that the store keeps; what a trace reports is not always it."""
+    return pyro.get_param_store()._constraints[name]

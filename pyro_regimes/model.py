@@ -1,0 +1,426 @@
+"""RegimeModel: market regimes from returns, with the face of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pyro_regimes import checks, persistence
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.fitting import fit_starts
+from pyro_regimes.gaussian_hmm import (
+    Array,
+    Parameters,
+    PyroModel,
+    draw,
+    full_covariances,
+    num_free_parameters,
+    pyro_model,
+    regime_hmm,
+    to_arguments,
+)
+from pyro_regimes.kernels import ops
+from pyro_regimes.results import Forecast, Summary, summarise
+from pyro_regimes.starts import make_starts
+
+_NAMES = {
+    ("mean", 2): ["Bull", "Bear"],
+    ("mean", 3): ["Bull", "Sideways", "Bear"],
+    ("volatility", 2): ["Calm", "Turbulent"],
+    ("volatility", 3): ["Calm", "Normal", "Turbulent"],
+}
+
+
+class RegimeModel(BaseEstimator):
+    r"""Gaussian hidden Markov model of returns, fitted by EM from many starts in one batch.
+
+    .. math::
+        \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
+            + \sum_{t=1}^T \log N(x_t; \mu_{q_t}, \Sigma_{q_t})
+
+    Data are ``(T, D)``: T steps in order of time, D series. Every method that takes ``lengths``
+    takes several sequences one below the other, with the number of rows of each, or else a list
+    of arrays; results come back one below the other.
+
+    :param n_regimes: K, the number of hidden states.
+    :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
+    :param n_init: starts, of which the best final log-likelihood is kept: k-means and random ones
+        in turn, the first by k-means.
+    :param max_iter: the most iterations; steps of Adam where ``inference="svi"``.
+    :param tol: stop when an iteration raises the log-likelihood of every start by less; with SVI,
+        when ten in a row change it by less. None: run all ``max_iter``.
+    :param regularization: added to the diagonal of every covariance after the fit, in the squared
+        unit of the data.
+    :param min_eigenvalue: floor of the covariances' eigenvalues (of the variances, where they are
+        diagonal) during EM, in the squared unit of the data.
+    :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model.
+    :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
+        Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
+    :param periods_per_year: by which :meth:`summary` annualises.
+    :param dtype: "float64" or "float32", or the torch dtype, of all computation.
+    :param device: a torch device.
+    :param random_state: seeds the starts and :meth:`sample`: an integer, a NumPy ``RandomState``,
+        or None for another seed at every call. No global generator is used or changed.
+    :param verbose: whether to print the log-likelihood at every iteration.
+
+    After :meth:`fit`, all NumPy, float64, regimes in their order:
+
+    ======================  =================================================================
+    ``initial_probs_``      ``(K,)``
+    ``transition_matrix_``  ``(K, K)``, (old, new)
+    ``means_``              ``(K, D)``
+    ``covariances_``        "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
+                            ``(D, D)``; variances where diagonal
+    ``regime_names_``       list of K names
+    ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
+    ``log_likelihood_``     of the training data, after ``regularization``
+    ``history_``            log-likelihood of the kept start before each iteration, and the final
+                            one, before ``regularization``
+    ``n_iter_``             number of iterations
+    ``converged_``          whether the kept start had converged
+    ``n_parameters_``       number of free parameters, which :meth:`aic` and :meth:`bic` count
+    ``n_features_in_``      D; and ``feature_names_in_``, where X named its columns
+    ======================  =================================================================
+
+    A regime that collapses onto a few points has a likelihood without bound. A start in which that
+    happens is kept only if it happens in all, and then with a warning.
+    """
+
+    def __init__(
+        self,
+        n_regimes: int = 3,
+        covariance_type: str = "full",
+        n_init: int = 10,
+        max_iter: int = 100,
+        tol: float | None = 1e-4,
+        regularization: float = 1e-6,
+        min_eigenvalue: float = 0.0,
+        inference: str = "em",
+        order_by: str = "mean",
+        periods_per_year: float = 252,
+        dtype: str | torch.dtype = "float64",
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.n_regimes = n_regimes
+        self.covariance_type = covariance_type
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.regularization = regularization
+        self.min_eigenvalue = min_eigenvalue
+        self.inference = inference
+        self.order_by = order_by
+        self.periods_per_year = periods_per_year
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "density_estimator"
+        return tags
+
+    def fit(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> RegimeModel:
+        """Fit by maximum likelihood, in a parameter store of its own.
+
+        :param X: ``(T, D)`` array or DataFrame, or a list of such.
+        :param y: ignored; a scikit-learn Pipeline passes it.
+        :param lengths: numbers of rows of the sequences that X holds one below the other.
+        :return: the model itself.
+        :raises ValueError: naming the parameter or the property of X that does not fit.
+        """
+        checks.check_parameters(self)
+        data, sizes = checks.check_data(self, X, lengths, reset=True)
+        checks.check_fittable(self, data)
+        # Centred and in units of their spread: Adam's steps suit any data, and float32 suffices.
+        center = data.mean(0)
+        unit = float(np.sqrt(data.var(0).mean())) or 1.0
+        z = (data - center) / unit
+        min_eigenvalue = self.min_eigenvalue / unit**2
+        least = checks.collapsed_variance(z, self.covariance_type, checks.torch_dtype(self.dtype))
+        starts = make_starts(
+            z,
+            self.n_regimes,
+            self.n_init if self.n_regimes > 1 else 1,  # where all starts are one
+            self.covariance_type,
+            max(least, min_eigenvalue),
+            checks.random_state(self.random_state),
+        )
+        offset = data.size * np.log(unit)
+
+        def report(step: int, loss: float) -> None:
+            mean = -loss / len(starts.initial_probs) - offset
+            print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
+
+        fit = fit_starts(
+            starts,
+            self.covariance_type,
+            *self._tensors(z, sizes),
+            inference=self.inference,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            min_eigenvalue=min_eigenvalue,
+            least=least,
+            callback=report if self.verbose else None,
+        )
+        best = fit.best()
+        probs, transitions, means, covariances = fit.parameters.select(best)
+        covariances = covariances * unit**2
+        if self.covariance_type in {"full", "tied"}:
+            covariances = covariances + self.regularization * np.eye(data.shape[1])
+        else:
+            covariances = covariances + self.regularization
+        self._set_sorted(Parameters(probs, transitions, center + unit * means, covariances))
+        self.history_ = fit.history[:, best] - offset
+        self.n_iter_ = len(fit.history) - 1
+        self.converged_ = bool(fit.converged[best])
+        self.log_likelihood_, smoothed_probs = self._posterior(data, sizes, "smoothed")
+        self.share_of_time_ = smoothed_probs.mean(0)
+        if fit.degenerate[best]:
+            warnings.warn(
+                f"In each of the {len(fit.degenerate)} starts a regime collapsed onto a few "
+                "points. Use fewer regimes, another covariance_type or min_eigenvalue.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        elif not self.converged_ and self.max_iter > 0:
+            warnings.warn(
+                f"The best start did not converge in {self.n_iter_} iterations. Increase max_iter "
+                "or tol.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """The most likely path of regimes (Viterbi), which looks ahead.
+
+        :return: ``(T,)``; -1 throughout a sequence that has probability zero.
+        """
+        return self.decode(X, lengths=lengths)[1]
+
+    def predict_proba(
+        self, X: Any, kind: str = "smoothed", *, lengths: npt.ArrayLike | None = None
+    ) -> Array:
+        """Probability of each regime at each step.
+
+        :param kind: "smoothed" given the whole sequence, "filtered" given the past and present.
+        :return: ``(T, K)``.
+        """
+        check_is_fitted(self)
+        checks.one_of("kind", kind, ("smoothed", "filtered"))
+        return self._posterior(*checks.check_data(self, X, lengths), kind)[1]
+
+    def decode(
+        self, X: Any, algorithm: str = "viterbi", *, lengths: npt.ArrayLike | None = None
+    ) -> tuple[float, npt.NDArray[np.int64]]:
+        """A path of regimes and its log-probability together with the data, log p(x, q).
+
+        :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
+            of each step on its own, which errs least often, and as a path may even be impossible.
+        :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
+        """
+        check_is_fitted(self)
+        checks.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
+        data, sizes = checks.check_data(self, X, lengths)
+        x, padded = self._tensors(data, sizes)
+        hmm = self._hmm(padded)
+        if algorithm == "viterbi":
+            path = hmm.viterbi(x)
+        else:
+            path = hmm.posterior(x).smoothed_probs.argmax(-1)
+        log_prob = ops.complete_log_likelihood(
+            hmm.initial_logits,
+            hmm.transition_logits,
+            hmm.observation_dist.log_prob(x.unsqueeze(-2)),
+            path.clamp(min=0),
+            padded,
+        )
+        return float(log_prob.sum()), _unpad(path, sizes)
+
+    def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+        """The log-likelihood of X, summed over all steps and sequences."""
+        check_is_fitted(self)
+        return self._log_likelihood(*checks.check_data(self, X, lengths))
+
+    def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; the lower the better.
+
+        The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` and, for
+        the covariances, full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
+        :math:`D(D+1)/2`.
+        """
+        return -2 * self.score(X, lengths=lengths) + 2 * self.n_parameters_
+
+    def bic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, p as in :meth:`aic`.
+
+        T counts the observations of all sequences.
+        """
+        check_is_fitted(self)
+        data, sizes = checks.check_data(self, X, lengths)
+        penalty = self.n_parameters_ * float(np.log(len(data)))
+        return -2 * self._log_likelihood(data, sizes) + penalty
+
+    @property
+    def n_parameters_(self) -> int:
+        """The number of free parameters; see :meth:`aic`."""
+        check_is_fitted(self, "means_")
+        return num_free_parameters(self.means_.shape, self.covariance_type)
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Draw one sequence from the fitted model.
+
+        :param random_state: None: that of the model.
+        :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
+        """
+        check_is_fitted(self)
+        n_samples = checks.integer("n_samples", n_samples, 1)
+        seed = self.random_state if random_state is None else random_state
+        rng = checks.random_state(seed)
+        return draw(self._fitted()[0], self._full_covariances(), n_samples, rng)
+
+    def forecast(self, X: Any, n_steps: int) -> Forecast:
+        """What follows one sequence: the marginal distribution of each of the next observations.
+
+        :param X: ``(T, D)``, one sequence.
+        :param n_steps: n, at least 1.
+        :return: a :class:`.Forecast`.
+        """
+        check_is_fitted(self)
+        n_steps = checks.integer("n_steps", n_steps, 1)
+        data, sizes = checks.check_data(self, X, None)
+        if len(sizes) > 1:
+            raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
+        mixture = self._hmm(None).forecast(self._tensors(data, sizes)[0], n_steps)
+        probs = mixture.mixture_distribution.probs.cpu().double().numpy()
+        mean = probs @ self.means_
+        deviations = self.means_ - mean[:, None]  # (n, K, D)
+        within = np.tensordot(probs, self._full_covariances(), 1)
+        between = np.einsum("nk,nki,nkj->nij", probs, deviations, deviations)
+        return Forecast(probs, mean, within + between, mixture)
+
+    def summary(self) -> Summary:
+        """Mean and volatility (annualised), durations, shares of time and transitions.
+
+        :return: a :class:`.Summary`, whose ``str`` is a table.
+        """
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            names = [f"series {i + 1}" for i in range(self.n_features_in_)]
+        return summarise(
+            self.regime_names_,
+            list(names),
+            self.means_,
+            self._full_covariances(),
+            self.transition_matrix_,
+            self.share_of_time_,
+            self.periods_per_year,
+            f"{len(self.means_)} regimes of {len(names)} series, {self.covariance_type} covariances"
+            f", log-likelihood {self.log_likelihood_:.2f}",
+        )
+
+    @property
+    def model(self) -> PyroModel:
+        """The fitted model as a Pyro function ``model(x, lengths=None)``, to be carried on with.
+
+        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix`` (or
+        ``scale``) start at the fitted values where the caller's parameter store has none of these
+        names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype. The
+        site is "observations".
+        """
+        check_is_fitted(self)
+        return pyro_model(to_arguments(*self._fitted(), **self._where()))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model as JSON, exactly; an existing file is replaced in one move.
+
+        A ``random_state`` that is a generator is not written, and loads as None.
+
+        :raises OSError: if the file cannot be written.
+        """
+        check_is_fitted(self)
+        persistence.write_model(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
+        """Read a model that :meth:`save` wrote. Nothing in the file is run.
+
+        :raises ValueError: if it is not such a file, or of a version that is not known.
+        :raises OSError: if it cannot be read.
+        """
+        return persistence.read_model(path, cls)
+
+    def _where(self) -> dict[str, Any]:
+        dtype, device = checks.torch_dtype(self.dtype), checks.torch_device(self.device)
+        return {"dtype": dtype, "device": device}
+
+    def _tensors(self, data: Array, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        """``(T, D)`` of one sequence, or several padded to ``(N, T, D)`` and their lengths."""
+        x = torch.tensor(np.ascontiguousarray(data), **self._where())
+        if len(sizes) == 1:
+            return x, None
+        padded = torch.nn.utils.rnn.pad_sequence(x.split(sizes), batch_first=True)
+        return padded, torch.tensor(sizes, device=x.device)
+
+    def _fitted(self) -> tuple[Parameters, str]:
+        parameters = Parameters(
+            self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_
+        )
+        return parameters, self.covariance_type
+
+    def _full_covariances(self) -> Array:
+        return full_covariances(self.covariances_, self.covariance_type, self.means_.shape)
+
+    def _hmm(self, lengths: Tensor | None) -> RegimeHMM:
+        return regime_hmm(to_arguments(*self._fitted(), **self._where()), lengths)
+
+    def _log_likelihood(self, data: Array, sizes: list[int]) -> float:
+        x, lengths = self._tensors(data, sizes)
+        return float(self._hmm(lengths).log_prob(x).sum())
+
+    def _posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
+        """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
+        x, lengths = self._tensors(data, sizes)
+        posterior = self._hmm(lengths).posterior(x)
+        probs = getattr(posterior, f"{kind}_probs").double()
+        return float(posterior.log_likelihood.sum()), _unpad(probs, sizes)
+
+    def _set_sorted(self, parameters: Parameters) -> None:
+        """Keep the parameters, with regimes in their order and named."""
+        probs, transitions, means, covariances = parameters
+        full = full_covariances(covariances, self.covariance_type, means.shape)
+        mean = means.mean(-1)
+        volatility = np.sqrt(np.diagonal(full, axis1=-2, axis2=-1)).mean(-1)
+        keys = (-mean,) if self.order_by == "mean" else (-mean, volatility)  # the last one decides
+        order = np.lexsort(keys)
+        self.initial_probs_ = probs[order]
+        self.transition_matrix_ = transitions[np.ix_(order, order)]
+        self.means_ = means[order]
+        self.covariances_ = covariances if self.covariance_type == "tied" else covariances[order]
+        numbered = [f"Regime {i + 1}" for i in range(len(order))]
+        self.regime_names_ = list(_NAMES.get((self.order_by, len(order)), numbered))
+
+
+def _unpad(values: Tensor, sizes: list[int]) -> Any:
+    """Sequences one below the other, in NumPy."""
+    array = values.detach().cpu().numpy()
+    if len(sizes) == 1:
+        return array
+    return np.concatenate([each[:size] for each, size in zip(array, sizes, strict=True)])
