@@ -21,6 +21,17 @@ myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
 
 html_theme = "furo"
 html_title = f"pyro_regimes {version}"
+
+
+def _drop_placeholders(app, what, name, obj, options, lines):
+    """Leave out the text that Python makes up for the fields of a NamedTuple."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _drop_placeholders)

@@ -10,10 +10,13 @@ import os
 import warnings
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What pandas.read_csv takes for a missing value.
 MISSING_VALUES = frozenset(
@@ -33,6 +36,21 @@ class Returns(NamedTuple):
     values: npt.NDArray[np.float64]
     dates: npt.NDArray[np.datetime64]
     names: tuple[str, ...]
+
+    def last(self, num_rows: int) -> Returns:
+        """The last so many rows, or all where there are fewer."""
+        return Returns(self.values[-num_rows:], self.dates[-num_rows:], self.names)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame with the dates as its index and the names as its columns.
+
+        :raises ImportError: if pandas, of the ``app`` extra, is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install 'pyro-regimes[app]'") from error
+        return pd.DataFrame(self.values, index=self.dates, columns=list(self.names))
 
 
 def load_sector_returns() -> Returns:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+import warnings
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,11 @@ def fit_starts(
     with PYRO_LOCK, pyro.get_param_store().scope():
         if inference == "em":
             em = EM(model, min_eigenvalue=max(min_eigenvalue, least))
-            result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
+            with warnings.catch_warnings():
+                # A start whose covariances are all but singular may come to its end before its
+                # maximum, for rounding. EM holds it there, and another start wins.
+                warnings.filterwarnings("ignore", "EM: a step lowered", RuntimeWarning)
+                result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
             losses = result.restart_history.reshape(-1, num_starts)
             window = 1
         else:
@@ -132,19 +137,21 @@ def _run_svi(
     def loss(
         model: PyroModel, guide: Callable[..., None], x: Tensor, lengths: Tensor | None
     ) -> Tensor:
-        trace = poutine.trace(model).get_trace(x, lengths)
-        site = trace.nodes["observations"]
+        nodes: dict[str, Any] = poutine.trace(model).get_trace(x, lengths).nodes
+        site = nodes["observations"]
         each = -site["fn"].log_prob(site["value"]).reshape(num_starts, -1).sum(-1)
         history.append(each.detach())
         # A start that collapses stays where it is: a step further its covariance is singular,
         # and the batch has no value at all.
-        spread = trace.nodes.get("scale", trace.nodes.get("covariance_matrix"))["value"].detach()
-        matrix = "covariance_matrix" in trace.nodes
-        variance = torch.linalg.eigvalsh(spread) if matrix else spread**2
+        if "scale" in nodes:
+            variance = nodes["scale"]["value"].detach() ** 2
+        else:
+            variance = torch.linalg.eigvalsh(nodes["covariance_matrix"]["value"].detach())
         alive = variance.reshape(num_starts, -1).amin(-1) > least
         return each[alive].sum()
 
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": LEARNING_RATE}), loss)
+    optim = pyro.optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
+    svi = SVI(model, guide, optim, loss)
     for step in range(max_iter + 1):  # a step tells the loss before it, so the last only looks
         (svi.step if step < max_iter else svi.evaluate_loss)(x, lengths)
         if callback is not None and step:

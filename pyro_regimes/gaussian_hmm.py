@@ -8,6 +8,7 @@ user sees; :func:`to_arguments` makes of them what ``pyro.param`` holds.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
@@ -142,9 +143,9 @@ def pyro_model(arguments: Mapping[str, Tensor]) -> PyroModel:
     arguments = dict(arguments)
 
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
-        # A lambda, for the store keeps and changes the very tensor that it is given.
+        # A copy, for the store keeps and changes the very tensor that it is given.
         held = {
-            name: pyro.param(name, lambda value=value: value.clone(), constraint=_CONSTRAINTS[name])
+            name: pyro.param(name, partial(torch.clone, value), constraint=_CONSTRAINTS[name])
             for name, value in arguments.items()
         }
         hmm = regime_hmm(held, lengths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_regimes import checks, persistence
+from pyro_regimes import checks, persistence, plotting
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.fitting import fit_starts
 from pyro_regimes.gaussian_hmm import (
@@ -30,15 +30,13 @@ from pyro_regimes.gaussian_hmm import (
     to_arguments,
 )
 from pyro_regimes.kernels import ops
+from pyro_regimes.naming import sort_regimes
 from pyro_regimes.results import Forecast, Summary, summarise
+from pyro_regimes.sequences import pad, unpad
 from pyro_regimes.starts import make_starts
 
-_NAMES = {
-    ("mean", 2): ["Bull", "Bear"],
-    ("mean", 3): ["Bull", "Sideways", "Bear"],
-    ("volatility", 2): ["Calm", "Turbulent"],
-    ("volatility", 3): ["Calm", "Normal", "Turbulent"],
-}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RegimeModel(BaseEstimator):
@@ -133,12 +131,21 @@ class RegimeModel(BaseEstimator):
         tags.estimator_type = "density_estimator"
         return tags
 
-    def fit(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> RegimeModel:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        callback: Callable[[int, float], None] | None = None,
+    ) -> RegimeModel:
         """Fit by maximum likelihood, in a parameter store of its own.
 
         :param X: ``(T, D)`` array or DataFrame, or a list of such.
         :param y: ignored; a scikit-learn Pipeline passes it.
         :param lengths: numbers of rows of the sequences that X holds one below the other.
+        :param callback: called after each iteration with its number and the log-likelihood, in the
+            mean of the starts.
         :return: the model itself.
         :raises ValueError: naming the parameter or the property of X that does not fit.
         """
@@ -163,18 +170,21 @@ class RegimeModel(BaseEstimator):
 
         def report(step: int, loss: float) -> None:
             mean = -loss / len(starts.initial_probs) - offset
-            print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
+            if self.verbose:
+                print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
+            if callback is not None:
+                callback(step, mean)
 
         fit = fit_starts(
             starts,
             self.covariance_type,
-            *self._tensors(z, sizes),
+            *pad(z, sizes, **self._where()),
             inference=self.inference,
             max_iter=self.max_iter,
             tol=self.tol,
             min_eigenvalue=min_eigenvalue,
             least=least,
-            callback=report if self.verbose else None,
+            callback=report,
         )
         best = fit.best()
         probs, transitions, means, covariances = fit.parameters.select(best)
@@ -183,7 +193,9 @@ class RegimeModel(BaseEstimator):
             covariances = covariances + self.regularization * np.eye(data.shape[1])
         else:
             covariances = covariances + self.regularization
-        self._set_sorted(Parameters(probs, transitions, center + unit * means, covariances))
+        kept = Parameters(probs, transitions, center + unit * means, covariances)
+        kept, self.regime_names_ = sort_regimes(kept, self.covariance_type, self.order_by)
+        self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_ = kept
         self.history_ = fit.history[:, best] - offset
         self.n_iter_ = len(fit.history) - 1
         self.converged_ = bool(fit.converged[best])
@@ -191,8 +203,8 @@ class RegimeModel(BaseEstimator):
         self.share_of_time_ = smoothed_probs.mean(0)
         if fit.degenerate[best]:
             warnings.warn(
-                f"In each of the {len(fit.degenerate)} starts a regime collapsed onto a few "
-                "points. Use fewer regimes, another covariance_type or min_eigenvalue.",
+                "A regime collapsed onto a few points in every start. Use fewer regimes, another "
+                "covariance_type or min_eigenvalue.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -236,7 +248,7 @@ class RegimeModel(BaseEstimator):
         check_is_fitted(self)
         checks.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
         data, sizes = checks.check_data(self, X, lengths)
-        x, padded = self._tensors(data, sizes)
+        x, padded = pad(data, sizes, **self._where())
         hmm = self._hmm(padded)
         if algorithm == "viterbi":
             path = hmm.viterbi(x)
@@ -249,7 +261,7 @@ class RegimeModel(BaseEstimator):
             path.clamp(min=0),
             padded,
         )
-        return float(log_prob.sum()), _unpad(path, sizes)
+        return float(log_prob.sum()), unpad(path, sizes)
 
     def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         """The log-likelihood of X, summed over all steps and sequences."""
@@ -307,7 +319,7 @@ class RegimeModel(BaseEstimator):
         data, sizes = checks.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
-        mixture = self._hmm(None).forecast(self._tensors(data, sizes)[0], n_steps)
+        mixture = self._hmm(None).forecast(pad(data, sizes, **self._where())[0], n_steps)
         probs = mixture.mixture_distribution.probs.cpu().double().numpy()
         mean = probs @ self.means_
         deviations = self.means_ - mean[:, None]  # (n, K, D)
@@ -336,14 +348,28 @@ class RegimeModel(BaseEstimator):
             f", log-likelihood {self.log_likelihood_:.2f}",
         )
 
+    def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
+        """Cumulative return shaded by the most likely path, and smoothed probabilities below.
+
+        :param X: ``(T, D)``, one sequence.
+        :param dates: ``(T,)``; None: the index of X, where it is a DataFrame's and holds dates.
+        :return: a matplotlib figure, see :func:`.plotting.plot_regimes`.
+        :raises ImportError: if matplotlib is not installed.
+        """
+        index = getattr(X, "index", None)
+        if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
+            dates = np.asarray(index)
+        path, probs = self.predict(X), self.predict_proba(X)
+        return plotting.plot_regimes(np.asarray(X), path, probs, self.regime_names_, dates)
+
     @property
     def model(self) -> PyroModel:
         """The fitted model as a Pyro function ``model(x, lengths=None)``, to be carried on with.
 
-        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix`` (or
-        ``scale``) start at the fitted values where the caller's parameter store has none of these
-        names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype. The
-        site is "observations".
+        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
+        (or ``scale``) start at the fitted values where the caller's parameter store has none of
+        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        The site is "observations".
         """
         check_is_fitted(self)
         return pyro_model(to_arguments(*self._fitted(), **self._where()))
@@ -371,14 +397,6 @@ class RegimeModel(BaseEstimator):
         dtype, device = checks.torch_dtype(self.dtype), checks.torch_device(self.device)
         return {"dtype": dtype, "device": device}
 
-    def _tensors(self, data: Array, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        """``(T, D)`` of one sequence, or several padded to ``(N, T, D)`` and their lengths."""
-        x = torch.tensor(np.ascontiguousarray(data), **self._where())
-        if len(sizes) == 1:
-            return x, None
-        padded = torch.nn.utils.rnn.pad_sequence(x.split(sizes), batch_first=True)
-        return padded, torch.tensor(sizes, device=x.device)
-
     def _fitted(self) -> tuple[Parameters, str]:
         parameters = Parameters(
             self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_
@@ -392,35 +410,12 @@ class RegimeModel(BaseEstimator):
         return regime_hmm(to_arguments(*self._fitted(), **self._where()), lengths)
 
     def _log_likelihood(self, data: Array, sizes: list[int]) -> float:
-        x, lengths = self._tensors(data, sizes)
+        x, lengths = pad(data, sizes, **self._where())
         return float(self._hmm(lengths).log_prob(x).sum())
 
     def _posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
-        x, lengths = self._tensors(data, sizes)
+        x, lengths = pad(data, sizes, **self._where())
         posterior = self._hmm(lengths).posterior(x)
         probs = getattr(posterior, f"{kind}_probs").double()
-        return float(posterior.log_likelihood.sum()), _unpad(probs, sizes)
-
-    def _set_sorted(self, parameters: Parameters) -> None:
-        """Keep the parameters, with regimes in their order and named."""
-        probs, transitions, means, covariances = parameters
-        full = full_covariances(covariances, self.covariance_type, means.shape)
-        mean = means.mean(-1)
-        volatility = np.sqrt(np.diagonal(full, axis1=-2, axis2=-1)).mean(-1)
-        keys = (-mean,) if self.order_by == "mean" else (-mean, volatility)  # the last one decides
-        order = np.lexsort(keys)
-        self.initial_probs_ = probs[order]
-        self.transition_matrix_ = transitions[np.ix_(order, order)]
-        self.means_ = means[order]
-        self.covariances_ = covariances if self.covariance_type == "tied" else covariances[order]
-        numbered = [f"Regime {i + 1}" for i in range(len(order))]
-        self.regime_names_ = list(_NAMES.get((self.order_by, len(order)), numbered))
-
-
-def _unpad(values: Tensor, sizes: list[int]) -> Any:
-    """Sequences one below the other, in NumPy."""
-    array = values.detach().cpu().numpy()
-    if len(sizes) == 1:
-        return array
-    return np.concatenate([each[:size] for each, size in zip(array, sizes, strict=True)])
+        return float(posterior.log_likelihood.sum()), unpad(probs, sizes)

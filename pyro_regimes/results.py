@@ -36,42 +36,35 @@ class Summary(NamedTuple):
     title: str
 
     def __str__(self) -> str:
-        series = len(self.series_names) > 1
-        lines: list[tuple[str, list[str]]] = [
+        rows = [
+            ("", self.regime_names),
             ("share of time", [f"{share:.1%}" for share in self.share_of_time]),
             ("expected duration, steps", [f"{steps:.1f}" for steps in self.expected_duration]),
+            *self._table("annualised mean", self.mean),
+            *self._table("annualised volatility", self.volatility),
+            ("transitions, from row to column", [""] * len(self.regime_names)),
         ]
-        for name, table in [("mean", self.mean), ("volatility", self.volatility)]:
-            lines.append(
-                (
-                    f"annualised {name}" + ", average" * series,
-                    [_number(value) for value in table.mean(-1)],
-                )
-            )
-            if series:
-                lines += [
-                    (f"  {label}", [_number(value) for value in column])
-                    for label, column in zip(self.series_names, table.T, strict=True)
-                ]
-        transitions = [
-            (f"  {name}", [f"{probability:.4f}" for probability in row])
-            for name, row in zip(self.regime_names, self.transition_matrix, strict=True)
+        for name, row in zip(self.regime_names, self.transition_matrix, strict=True):
+            rows.append((f"  {name}", [f"{probability:.4f}" for probability in row]))
+        label_width = max(len(label) for label, _ in rows)
+        width = 2 + max(len(cell) for _, cells in rows for cell in cells)
+        lines = [
+            label.ljust(label_width) + "".join(c.rjust(width) for c in cells)
+            for label, cells in rows
         ]
-        lines += [("transitions, from row to column", [""] * len(self.regime_names)), *transitions]
-        cells = [self.regime_names, *(cells for _, cells in lines)]
-        label_width = max(len(label) for label, _ in lines)
-        width = 2 + max(len(cell) for row in cells for cell in row)
-        rows = [("", self.regime_names), *lines]
-        text = [
-            (label.ljust(label_width) + "".join(cell.rjust(width) for cell in row)).rstrip()
-            for label, row in rows
-        ]
-        return "\n".join([self.title, "", *text])
+        return "\n".join([self.title, "", *(line.rstrip() for line in lines)])
 
-
-def _number(value: float) -> str:
-    """Four significant digits or two decimals, whichever shows more."""
-    return f"{value:.2f}" if abs(value) >= 10 or value == 0 else f"{value:.4g}"
+    def _table(self, name: str, values: Array) -> list[tuple[str, list[str]]]:
+        """The average over the series, then each of them; two decimals for percent."""
+        decimals = 2 if np.abs(values).max() >= 10 else 4
+        labels, columns = [name], [values.mean(-1)]
+        if len(self.series_names) > 1:
+            labels = [f"{name}, average", *(f"  {series}" for series in self.series_names)]
+            columns.extend(values.T)
+        return [
+            (label, [f"{value:.{decimals}f}" for value in column])
+            for label, column in zip(labels, columns, strict=True)
+        ]
 
 
 def summarise(

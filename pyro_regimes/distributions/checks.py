@@ -48,8 +48,9 @@ def rows(name: str, value: Tensor) -> None:
     else:
         good, expected = value.logsumexp(-1).isfinite(), "hold a finite entry, and no NaN or inf"
     if not good.all():
+        bad = value[~good][0]
         raise ValueError(
-            f"expected the rows of {name} to {expected}, got {value[~good][0].tolist()}"
+            f"expected the rows of {name} to {expected}, got {bad.tolist()} of sum {bad.sum():.7g}"
         )
 
 
@@ -62,7 +63,7 @@ def agree_on_num_steps(
         found["duration"] = positive_integer("duration", duration)
     if transition_slices != 1:
         found["the time slices of the transitions (dimension -3) plus 1"] = transition_slices + 1
-    if observation_steps not in {(), (1,)}:
+    if observation_steps not in ((), (1,)):
         found["dimension -2 of observation_dist.batch_shape"] = observation_steps[0]
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())

@@ -56,10 +56,10 @@ class RegimeHMM(TorchDistribution):
     """
 
     arg_constraints = {
-        "initial_logits": constraints.independent(constraints.real, 1),
-        "transition_logits": constraints.independent(constraints.real, 2),
+        "initial_logits": constraints.real,
+        "transition_logits": constraints.real,
         "initial_probs": constraints.simplex,
-        "transition_probs": constraints.independent(constraints.simplex, 1),
+        "transition_probs": constraints.simplex,
     }
 
     def __init__(
@@ -253,7 +253,7 @@ class RegimeHMM(TorchDistribution):
         num_steps = checks.positive_integer("num_steps", num_steps)
         transition = self.transition_probs  # (..., 1, K, K)
         sizes = self.observation_dist.batch_shape
-        if transition.shape[-3] != 1 or sizes[-2:-1] not in {(), (1,)}:
+        if transition.shape[-3] != 1 or sizes[-2:-1] not in ((), (1,)):
             raise ValueError(
                 "expected transitions and observations that are constant in time, got "
                 f"transitions of shape {tuple(transition.shape)} and observation_dist of batch "

@@ -13,15 +13,15 @@ covariance for all states is the pooled scatter. A location shared over differen
         \\sum_{t,k} \\gamma_t(k) \\Sigma_k^{-1} x_t,
 
 which maximises the likelihood given the covariances; they then follow about the new location (ECM:
-Meng and Rubin 1993). With a floor on the eigenvalues, those of :math:`\\Sigma_k` below it are set to
-it: the exact maximiser under that constraint.
+Meng and Rubin 1993). With a floor on the eigenvalues, those of :math:`\\Sigma_k` below it are set
+to it: the exact maximiser under that constraint.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import MultivariateNormal
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
 
@@ -30,7 +30,7 @@ FAMILY = MultivariateNormal
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 
 
-def arguments(observation_dist: Distribution) -> dict[str, Tensor]:
+def arguments(observation_dist: MultivariateNormal) -> dict[str, Tensor]:
     """Location, and the one of the three matrices that the caller gave."""
     # torch keeps that one as an attribute; the others join it, later, when somebody looks at them.
     given = next(name for name in vars(observation_dist) if name in _SPREADS)
@@ -105,7 +105,12 @@ def _covariance(statistics: tuple[Tensor, ...], floor: float) -> tuple[Tensor, T
         raised = _raise_eigenvalues(torch.where(known, covariance, eye), floor)
         covariance = torch.where(known, raised, torch.nan)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    singular = (info != 0)[..., None, None]
+    # The square of a pivot is what of a variance the series before it do not explain. Below
+    # rounding the matrix counts as singular: written and read again, it would be refused.
+    variance, pivot = (part.diagonal(dim1=-2, dim2=-1) for part in (covariance, factor))
+    rounding = 16 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
+    singular = (info != 0) | ~(pivot**2 > rounding * variance).all(-1)
+    singular = singular[..., None, None]
     return covariance.masked_fill(singular, torch.nan), factor.masked_fill(singular, torch.nan)
 
 
@@ -143,7 +148,15 @@ UPDATES = (
         _raise_eigenvalues,
         _SCATTER,
     ),
-    Update("scale_tril", 2, False, _scatter_statistics, _scale_tril, _feasible_scale_tril, _SCATTER),
+    Update(
+        "scale_tril",
+        2,
+        False,
+        _scatter_statistics,
+        _scale_tril,
+        _feasible_scale_tril,
+        _SCATTER,
+    ),
     Update(
         "precision_matrix",
         2,

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Normal
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
 
 FAMILY = Normal
 
 
-def arguments(observation_dist: Distribution) -> dict[str, Tensor]:
+def arguments(observation_dist: Normal) -> dict[str, Tensor]:
     """Location and standard deviation, each ``(..., 1 or T, K, *event)``."""
     return {"loc": observation_dist.loc, "scale": observation_dist.scale}
 

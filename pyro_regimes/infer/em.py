@@ -46,7 +46,9 @@ class _EStep(NamedTuple):
 class EM:
     r"""Expectation-maximisation for a Pyro model that observes a :class:`.RegimeHMM`.
 
-    .. math:: \theta' = \arg\max_\theta \sum_q p(q \mid x, \theta^\text{old}) \log p(x, q \mid \theta)
+    .. math::
+        \theta' = \arg\max_\theta
+            \sum_q p(q \mid x, \theta^\text{old}) \log p(x, q \mid \theta)
 
     (Baum et al. 1970; Dempster, Laird and Rubin 1977). It is used as :class:`pyro.infer.SVI` is,
     on the same model function, and reads and writes the same parameter store::
@@ -127,7 +129,9 @@ class EM:
         :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-            raise ValueError(f"expected num_steps to be an integer of at least 0, got {num_steps!r}")
+            raise ValueError(
+                f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
+            )
         if tol is not None and not tol > 0:
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
         with PYRO_LOCK, torch.no_grad():
@@ -218,8 +222,8 @@ class EM:
             if not chosen.all():
                 labels = self._groups.cells[name]
                 pick = chosen[labels].unsqueeze(-1)
-                cells = (part.reshape(len(labels), -1) for part in (value, old[name]))
-                value = torch.where(pick, *cells).reshape(value.shape)
+                chosen_cells = torch.where(pick, _rows(value, labels), _rows(old[name], labels))
+                value = chosen_cells.reshape(value.shape)
             write_parameter(name, value)
 
     def _undo_falls(self, before: _EStep, losses: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ class EM:
         """
         assert self._plan is not None
         old = {each.name: before.run.params[each.name] for each in self._plan.assignments}
-        precision = min(torch.finfo(value.dtype).eps for value in old.values())
+        precision = max(torch.finfo(value.dtype).eps for value in old.values())
         rounding = 64 * precision * (1 + before.losses.abs())
         fallen = before.losses.isfinite() & ~(losses <= before.losses + rounding)
         if fallen.any():
@@ -251,6 +255,11 @@ class EM:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _rows(value: Tensor, labels: Tensor) -> Tensor:
+    """A parameter with one row for each of its cells."""
+    return value.reshape(len(labels), -1)
 
 
 def _weigh(values: Tensor, site: Site) -> Tensor:

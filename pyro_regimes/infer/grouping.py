@@ -19,14 +19,14 @@ from pyro_regimes.infer.tracing import Run, Site
 class Groups(NamedTuple):
     """The restart that each sequence, and each cell of each parameter, belongs to."""
 
-    count: int
+    num_restarts: int
     sequences: dict[str, Tensor]  #: by site: ``(...)`` of the site's batch
     cells: dict[str, Tensor]  #: by parameter: ``(cells,)``
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
         """Sums over the sequences of each restart, ``(R,)``, float64."""
         first = next(iter(values.values()))
-        sums = torch.zeros(self.count, dtype=torch.float64, device=first.device)
+        sums = torch.zeros(self.num_restarts, dtype=torch.float64, device=first.device)
         for name, value in values.items():
             sums.index_add_(0, self.sequences[name].flatten(), value.double().flatten())
         return sums
@@ -57,8 +57,8 @@ def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
     lead = site.arguments[use.argument].lead
     lead = torch.Size([1] * (tail - len(lead))) + lead
     shape = batch_shape(site)
-    cells = use.cells.reshape(lead).expand(shape + lead[len(lead) - tail :])
-    return cells.reshape(shape.numel(), -1)
+    uses = lead[len(lead) - tail :]
+    return use.cells.reshape(lead).expand(shape + uses).reshape(shape.numel(), uses.numel())
 
 
 def find_groups(plan: Plan, run: Run) -> Groups:
@@ -92,8 +92,8 @@ def find_groups(plan: Plan, run: Run) -> Groups:
     return Groups(
         len(known),
         {
-            name: number(label).reshape(batch_shape(run.sites[name])).to(run.sites[name].value.device)
-            for name, label in labels.items()
+            name: number(labels[name]).reshape(batch_shape(site)).to(site.value.device)
+            for name, site in run.sites.items()
         },
         {name: number(label).to(run.params[name].device) for name, label in cells.items()},
     )

@@ -8,6 +8,7 @@ and unnormalised probs all match), symmetrised covariances and precisions, lower
 from __future__ import annotations
 
 import enum
+import math
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tenso
     :return: for each block its cell or -1 (on the CPU), and whether the parameter holds logits;
         None where no block matches.
     """
-    target = canonical_argument(argument, role)
+    target = canonical_argument(argument, role).to(parameter.dtype)
     for logits in (False, True) if role.is_chain else (False,):
         cells = _canonical_parameter(parameter, argument, role, logits)
         if cells is None:
@@ -129,7 +130,7 @@ def agrees(
     if held is None:
         return False
     cells = cells.to(parameter.device)
-    target = canonical_argument(argument, role)[cells >= 0]
+    target = canonical_argument(argument, role)[cells >= 0].to(parameter.dtype)
     return bool(_close(target, held[cells[cells >= 0]]).all())
 
 
@@ -141,7 +142,7 @@ def same_derivative(
     A random cotangent is pulled back through the model, and through the selection; canonical
     coordinates project it on the tangent space (of the simplex, of symmetric matrices).
     """
-    target = canonical_argument(argument, role)
+    target = canonical_argument(argument, role).to(parameter.dtype)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(target.shape, generator=generator, dtype=torch.float64).to(target)
     if not target.requires_grad:
@@ -198,11 +199,15 @@ def random_value(
     size = 1.0 + old.abs()
     candidates = []
     if role is not None and role.is_chain:
-        sharpness = 1.0 if mild else 4.0
+        logits = normal() * (1.0 if mild else 4.0)
+        if not up and not mild and value.dim() and value.shape[-1] > 1:
+            # Every row has a small entry, to meet a floor, if not so small that rounding shows.
+            low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
+            logits = logits * (-0.4 * math.log(torch.finfo(value.dtype).eps)) / (high - low)
         candidates = [
-            sign * sharpness * normal() if constraint is constraints.real else None,
-            (sharpness * normal()).exp() if not _is_simplex(constraint) else None,
-            (sharpness * normal()).softmax(-1),
+            logits if constraint is constraints.real else None,
+            logits.exp() if not _is_simplex(constraint) else None,
+            logits.softmax(-1),
         ]
     elif role is Role.LOCATION:
         candidates = [

@@ -63,7 +63,10 @@ def maximise(
     :param floor: on the eigenvalues of covariances.
     """
     given = {
-        name: {key: argument.value for key, argument in each.site.arguments.items()}
+        name: {
+            key: argument.value.to(each.expectations.smoothed_probs.dtype)
+            for key, argument in each.site.arguments.items()
+        }
         for name, each in expected.items()
     }
     values, unbounded = {}, []
@@ -132,7 +135,9 @@ def _statistics(
         return (_weighted(moved, weight[..., None, None, None]),)
     assert each.update is not None
     event_shape = site.hmm.observation_dist.event_shape
-    value = site.value.unsqueeze(-1 - len(event_shape))  # (..., T, 1, *event)
+    value = site.value.to(gamma.dtype).unsqueeze(-1 - len(event_shape))  # (..., T, 1, *event)
+    # As many batch dims as the weights have: a family tells the event's dims by the difference.
+    value = value[(None,) * (gamma.dim() + len(event_shape) - value.dim())]
     if site.observation_mask is not None:
         mask = torch.as_tensor(site.observation_mask, device=gamma.device)
         gamma = _weighted(gamma, mask.to(gamma.dtype))

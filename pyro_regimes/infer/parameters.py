@@ -190,7 +190,8 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
     uses: list[Use] = []
     logits, update, num_cells = False, None, 0
     for argument in _arguments(here):
-        if not any(name in _gradients(run_argument(run, argument).value, run.params) for run in runs):
+        everywhere = ((run, run_argument(run, argument)) for run in runs)
+        if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
             continue
         found = identity.find_cells(
             run_argument(runs[1], argument), runs[1].params[name], role

@@ -39,10 +39,17 @@ class HandOut(Messenger):
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+        elif msg["name"] not in pyro.get_param_store() and len(msg["args"]) > 1:
+            # The store would share the memory of the caller's start, and EM writes in place.
+            name, start, *rest = msg["args"]
+            start = start() if callable(start) else start
+            start = start.detach().clone() if isinstance(start, Tensor) else start
+            msg["args"] = (name, start, *rest)
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.values:
-            value = msg["value"].detach().requires_grad_(torch.is_grad_enabled())
+            # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
+            value = msg["value"].detach().clone().requires_grad_(torch.is_grad_enabled())
             self.values[msg["name"]] = msg["value"] = value
 
 
@@ -128,11 +135,11 @@ def run_model(
     return Run(handed.values, sites, others)
 
 
-def _is_whole_plate(name: str, node: dict[str, Any]) -> bool:
+def _is_whole_plate(name: str, node: Any) -> bool:
     if not site_is_subsample(node):
         return False
     plate = node["fn"]
-    if plate.subsample_size != plate.size:
+    if plate.subsample_size not in (None, plate.size):
         raise ValueError(
             f"expected plate {name!r} to hold all its {plate.size} elements, got a subsample of "
             f"{plate.subsample_size}: EM needs the expected statistics of all the data"
@@ -140,7 +147,7 @@ def _is_whole_plate(name: str, node: dict[str, Any]) -> bool:
     return True
 
 
-def _read_site(name: str, node: dict[str, Any]) -> Site | None:
+def _read_site(name: str, node: Any) -> Site | None:
     """The RegimeHMM at a site, without what is wrapped around it; None if it holds another."""
     hmm, mask = node["fn"], node["mask"]
     while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):

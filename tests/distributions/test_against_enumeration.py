@@ -199,7 +199,10 @@ def last_state(answers: list) -> list[Tensor]:
     ]
 
 
-def test_filter(chain):
+@pytest.mark.parametrize("name", [name for name in CASES if name != "empty batch"])
+def test_filter(name):
+    """An empty batch is left out: torch's own Categorical refuses it."""
+    chain = CASES[name]
     batch, answers = enumerate_case(chain.case())
     last = chain.hmm().filter(chain.value)
     assert isinstance(last, dist.Categorical)
@@ -209,7 +212,15 @@ def test_filter(chain):
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "K=1", "batch in all", "sample dims in the value", "lengths", "zeros", "never leaves"],
+    [
+        "plain",
+        "K=1",
+        "batch in all",
+        "sample dims in the value",
+        "lengths",
+        "zeros",
+        "never leaves",
+    ],
 )
 def test_forecast(name):
     chain = CASES[name]
@@ -261,11 +272,11 @@ def test_float32_keeps_its_dtype_and_its_digits(name):
     single = Sequences(*(part.float() for part in chain[:5]), chain.lengths)
     hmm, value = single.hmm(), single.value
     assert hmm.log_prob(value).dtype == hmm.filter(value).probs.dtype == torch.float32
-    # Inputs are rounded at 6e-8; their squared deviations reach some 500. Measured: 2.5e-5.
+    # What remains is the inputs' own rounding; the largest difference measured was 2.8e-6.
     expected = chain.hmm().posterior(chain.value)
     for actual, exact in zip(hmm.posterior(value), expected, strict=True):
         assert actual.dtype == torch.float32
-        torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual.double(), exact, rtol=0.0, atol=1e-5)
 
 
 def test_dtypes_mix():
@@ -307,7 +318,7 @@ class TestProbabilityZero:
         assert_equal(posterior.log_likelihood[1], torch.tensor(0.75 * 0.25 * 0.75).double().log())
         assert (posterior.smoothed_probs[0] == 0).all()
         assert (posterior.expected_transitions[0] == 0).all()
-        assert_equal(posterior.filtered_probs[0, 0], torch.tensor([2 / 3, 1 / 3]).double())
+        assert_equal(posterior.filtered_probs[0, 0], torch.tensor([2.0, 1.0]).double() / 3)
         assert (posterior.filtered_probs[0, 1:] == 0).all()
         assert (posterior.predicted_probs[0, :2] == 0.5).all()
         assert (posterior.predicted_probs[0, 2] == 0).all()
@@ -323,15 +334,11 @@ class TestProbabilityZero:
         assert self.hmm().forecast(self.value, 1).mixture_distribution.probs[0].isnan().all()
 
     def test_no_last_state_with_validation(self):
-        """Each value is possible somewhere; the transition between them is not."""
-        observed = dist.Categorical(probs=torch.eye(2))
-        hmm = RegimeHMM(torch.zeros(2), torch.eye(2).log(), observed)
-        value = torch.tensor([[0, 1], [0, 0]])
-        # Pyro's Categorical clamps its probabilities at eps: not quite zero.
-        assert hmm.log_prob(value)[0] < -10
-        observed = dist.Uniform(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
-        observed = dist.Uniform(observed.low, observed.high, validate_args=False)
-        hmm = RegimeHMM(torch.zeros(2), torch.eye(2).log(), observed)
+        """Each value is possible in some state; the transition between them is not."""
+        low = torch.tensor([0.0, 1.0])
+        hmm = RegimeHMM(
+            torch.zeros(2), torch.eye(2).log(), dist.Uniform(low, low + 1, validate_args=False)
+        )
         for method in (hmm.filter, lambda value: hmm.forecast(value, 1)):
             with pytest.raises(ValueError, match="positive probability.* 0 for 1 of 2 sequences"):
                 method(torch.tensor([[0.5, 1.5], [0.5, 0.5]]))

@@ -90,7 +90,7 @@ CASES = {
     "T=2": random_chain(2, 3, seed=2),
     "K=1": random_chain(4, 1, seed=3),
     "T=1, K=1": random_chain(1, 1, seed=3),
-    "K=2, long": random_chain(11, 2, seed=4),
+    "K=2, longer": random_chain(9, 2, seed=4),
     "varying A": random_chain(5, 3, slices=4, seed=5),
     "batch": random_chain(4, 3, batch=(2,), seed=6),
     "two batch dims, varying A": random_chain(4, 2, batch=(2, 3), slices=3, seed=7),

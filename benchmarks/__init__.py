@@ -1,0 +1,1 @@
+"""Speed, measured: ours and a peer in one process, with their answers compared first."""

@@ -1,0 +1,241 @@
+"""The command ``pyro-regimes``: regimes from a table of returns, and EM beside SVI."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Iterator, NoReturn, Optional
+
+try:
+    import rich.progress
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as error:
+    raise SystemExit(
+        f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'"
+    ) from error
+
+import numpy as np
+
+from pyro_regimes import datasets, plotting
+from pyro_regimes.comparison import compare_on_returns
+from pyro_regimes.datasets import Returns
+from pyro_regimes.infer.compare import Comparison
+from pyro_regimes.model import RegimeModel
+
+app = typer.Typer(
+    help="Market regimes (Bull, Sideways, Bear) from a table of returns, by hidden Markov models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+CovarianceType = Enum("CovarianceType", {name: name for name in ("full", "diag", "spherical", "tied")})
+OrderBy = Enum("OrderBy", {name: name for name in ("mean", "volatility")})
+
+_CSV = Annotated[
+    Optional[Path],
+    typer.Argument(
+        help="CSV with a date column and one column a series. Without it: the embedded daily "
+        "returns of seven US sectors, 1990 to 2022, in percent.",
+        show_default=False,
+    ),
+]
+_PRICES = Annotated[
+    bool, typer.Option("--prices", help="The CSV holds prices; take their returns in percent.")
+]
+_ROWS = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="Use only the last so many rows.", show_default="all"),
+]
+_REGIMES = Annotated[int, typer.Option(min=1, help="Number of regimes, K.")]
+_COVARIANCE = Annotated[
+    CovarianceType, typer.Option(help="Covariances: full, diagonal, spherical, or one for all.")
+]
+_SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
+_OUT = Annotated[Path, typer.Option(help="Directory for the results; made if missing.")]
+
+
+@app.command()
+def fit(
+    csv: _CSV = None,
+    prices: _PRICES = False,
+    num_rows: _ROWS = None,
+    n_regimes: _REGIMES = 3,
+    covariance_type: _COVARIANCE = CovarianceType["full"],
+    n_init: Annotated[int, typer.Option(min=1, help="Starts; the best is kept.")] = 10,
+    max_iter: Annotated[int, typer.Option(min=0, help="EM iterations at most.")] = 100,
+    order_by: Annotated[
+        OrderBy, typer.Option(help="Sort and name regimes by mean or by volatility.")
+    ] = OrderBy["mean"],
+    seed: _SEED = 0,
+    out: _OUT = Path("regimes"),
+) -> None:
+    """Fit regimes by EM from several starts, and print and save them.
+
+    Writes states.csv (date, regime, smoothed probabilities), model.json and regimes.png.
+    """
+    returns = _read(csv, prices, num_rows)
+    _make_directory(out)
+    model = RegimeModel(
+        n_regimes=n_regimes,
+        covariance_type=covariance_type.value,
+        n_init=n_init,
+        max_iter=max_iter,
+        order_by=order_by.value,
+        random_state=seed,
+    )
+    with _progress() as progress:
+        task = progress.add_task(f"EM, {n_init} starts", total=max_iter)
+        frame = returns.to_frame()
+        model.fit(frame, callback=lambda step, value: progress.update(task, completed=step))
+    _out.print(str(model.summary()), highlight=False, markup=False)
+    states, probs = model.predict(frame), model.predict_proba(frame)
+    _write_states(out / "states.csv", returns, model.regime_names_, states, probs)
+    model.save(out / "model.json")
+    figure = plotting.plot_regimes(
+        returns.values, states, probs, model.regime_names_, returns.dates
+    )
+    figure.savefig(out / "regimes.png", dpi=150)
+    _out.print(f"\nWrote states.csv, model.json and regimes.png to {out}", highlight=False)
+
+
+@app.command()
+def compare(
+    csv: _CSV = None,
+    prices: _PRICES = False,
+    num_rows: _ROWS = None,
+    n_regimes: _REGIMES = 3,
+    covariance_type: _COVARIANCE = CovarianceType["full"],
+    held_out: Annotated[float, typer.Option(help="Share of the data, its end, to predict.")] = 0.2,
+    em_steps: Annotated[int, typer.Option(min=1, help="EM iterations at most.")] = 200,
+    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 500,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 0.05,
+    seed: _SEED = 0,
+    out: _OUT = Path("comparison"),
+) -> None:
+    """Fit one model from one start by EM and by SVI, and compare them.
+
+    SVI runs twice: maximum likelihood by Adam, and AutoNormal over weak priors, whose
+    log-likelihood is that at the posterior medians. Writes comparison.png.
+    """
+    returns = _read(csv, prices, num_rows)
+    _make_directory(out)
+    tasks: dict[str, rich.progress.TaskID] = {}
+    with _progress() as progress:
+
+        def tell(method: str, step: int, total: int) -> None:
+            if method not in tasks:
+                tasks[method] = progress.add_task(method, total=total)
+            progress.update(tasks[method], completed=step)
+
+        comparison = compare_on_returns(
+            returns.values,
+            n_regimes=n_regimes,
+            covariance_type=covariance_type.value,
+            held_out=held_out,
+            em_steps=em_steps,
+            svi_steps=svi_steps,
+            learning_rate=learning_rate,
+            random_state=seed,
+            progress=tell,
+        )
+    rows, series = returns.values.shape
+    title = f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    _out.print(_table(comparison, title))
+    plotting.plot_comparison(comparison).savefig(out / "comparison.png", dpi=150)
+    _out.print(f"Wrote {out / 'comparison.png'}", highlight=False)
+
+
+def _table(comparison: Comparison, title: str) -> Table:
+    table = Table(title=title, caption="log-likelihoods in nats; held out: of the last rows given the first")
+    table.add_column("method")
+    for header in (
+        "log-likelihood", "held out", "iterations", "seconds", "seconds to within 0.1 of the best"
+    ):
+        table.add_column(header, justify="right")
+    for run in comparison.runs:
+        reached = run.seconds_to(comparison.best - 0.1)
+        table.add_row(
+            run.method,
+            f"{run.log_likelihood:.2f}",
+            f"{run.held_out:.2f}",
+            str(run.num_steps),
+            f"{run.seconds:.1f}",
+            "not reached" if reached is None else f"{reached:.1f}",
+        )
+    return table
+
+
+def _read(csv: Path | None, prices: bool, num_rows: int | None) -> Returns:
+    if csv is None:
+        if prices:
+            raise ValueError("expected --prices together with a CSV, got no CSV")
+        returns = datasets.load_sector_returns()
+    else:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            returns = datasets.read_returns(csv, prices=prices)
+        for warning in caught:
+            _err.print(f"note: {warning.message}", highlight=False, markup=False)
+    return returns if num_rows is None else returns.last(num_rows)
+
+
+def _make_directory(out: Path) -> None:
+    """Before the long work, so that a name that is taken is told at once."""
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _progress() -> rich.progress.Progress:
+    """On the error stream, and gone at the end: what is printed can be piped."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+    )
+
+
+def _write_states(
+    path: Path, returns: Returns, names: list[str], states: np.ndarray, probs: np.ndarray
+) -> None:
+    import pandas
+
+    columns = {"date": returns.dates, "regime": [names[state] for state in states]}
+    columns |= {name: probs[:, k] for k, name in enumerate(names)}
+    pandas.DataFrame(columns).to_csv(path, index=False)
+
+
+def main() -> NoReturn:
+    """Run the command; bad input ends with one line and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(standalone_mode=False)
+        except (ValueError, OSError, ImportError) as error:
+            code = _fail(error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _fail("interrupted", 130)
+        except Exception as error:
+            # A usage error of the parser, whose class has moved between releases of typer.
+            if not hasattr(error, "format_message"):
+                raise
+            code = _fail(error.format_message())
+    raise SystemExit(code or 0)
+
+
+def _fail(reason: object, code: int = 2) -> int:
+    if str(reason):  # none where the help was shown for want of a command
+        _err.print(f"pyro-regimes: error: {reason}", highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def _show_warning(message: Warning | str, *rest: object) -> None:
+    _err.print(f"note: {message}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,81 @@
+"""The comparison that a practitioner asks for: EM against SVI on a table of returns."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pyro_regimes import checks
+from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Array, pyro_model, to_arguments
+from pyro_regimes.gaussian_priors import prior_model, site_values
+from pyro_regimes.infer.compare import Comparison, Progress, compare
+from pyro_regimes.starts import make_starts
+
+
+def compare_on_returns(
+    returns: Array,
+    *,
+    n_regimes: int = 3,
+    covariance_type: str = "full",
+    held_out: float = 0.2,
+    em_steps: int = 200,
+    tol: float = 1e-4,
+    svi_steps: int = 500,
+    learning_rate: float = 0.05,
+    random_state: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Fit one Gaussian regime model by EM, by SVI (Adam) and by SVI (AutoNormal over priors).
+
+    All three start at the same k-means clusters. The series are scaled to unit variance first,
+    which is nothing to EM and suits Adam; log-likelihoods are told in the units of the data.
+
+    :param returns: ``(T, D)``.
+    :param held_out: the share of the data, its end, that is not fitted.
+    :raises ValueError: if the data are too few or constant, or an option is not known.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
+    checks.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    checks.integer("n_regimes", n_regimes, 1)
+    values = np.asarray(returns, dtype=np.float64)
+    cut = int(round((1 - held_out) * len(values)))
+    if min(cut, len(values) - cut) < 2 * n_regimes:
+        raise ValueError(
+            f"expected at least {2 * n_regimes} rows on either side of the split, got {cut} and "
+            f"{len(values) - cut}"
+        )
+    center, unit = values[:cut].mean(0), values[:cut].std(0)
+    if not (unit > 0).all():
+        raise ValueError(f"expected no constant series, got standard deviations {unit.tolist()}")
+    z = (values - center) / unit
+    rng = np.random.RandomState(random_state)
+    starts = make_starts(z[:cut], n_regimes, 1, covariance_type, 1e-6, rng)
+    arguments = to_arguments(starts.select(0), covariance_type)
+    zeros = torch.zeros(values.shape[1], dtype=torch.float64)
+    found = compare(
+        pyro_model(arguments),
+        torch.as_tensor(z[:cut]),
+        torch.as_tensor(z[cut:]),
+        prior_model=prior_model(
+            n_regimes, values.shape[1], covariance_type, zeros, torch.ones_like(zeros)
+        ),
+        init_values=site_values(arguments),
+        em_steps=em_steps,
+        tol=tol,
+        svi_steps=svi_steps,
+        learning_rate=learning_rate,
+        seed=random_state,
+        progress=progress,
+    )
+    shift = float(np.log(unit).sum())  # log |dz/dx| of one row, with its sign turned
+    return Comparison(
+        [
+            run._replace(
+                log_likelihood=run.log_likelihood - cut * shift,
+                held_out=run.held_out - (len(values) - cut) * shift,
+                log_likelihoods=[value - cut * shift for value in run.log_likelihoods],
+            )
+            for run in found.runs
+        ]
+    )

@@ -1,0 +1,420 @@
+"""Which parameters EM takes, and which it refuses by name."""
+
+import copy
+import re
+from typing import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from pyro_regimes import EM, RegimeHMM
+from tests.infer import accepted
+from tests.infer.accepted import (
+    INITIAL,
+    LOC,
+    SCALE,
+    TRANSITION,
+    X,
+    loc,
+    observe,
+    positive,
+    probs,
+    real,
+)
+
+
+class Recorder:
+    """Parametrises a test with the functions that it decorates."""
+
+    def __init__(self) -> None:
+        self.cases: list = []
+
+    def __call__(self, *named: str) -> Callable:
+        def add(model: Callable) -> Callable:
+            self.cases.append(pytest.param(model, named, id=model.__name__))
+            return model
+
+        return add
+
+
+refused = Recorder()
+
+
+@refused("loc")
+def tanh_at_zero() -> None:
+    observe(loc=real("loc", torch.zeros(2)).tanh())
+
+
+@refused("loc")
+def sin_of_loc() -> None:
+    observe(loc=real("loc", torch.zeros(2)).sin())
+
+
+@refused("loc")
+def loc_clamped_inside_bounds() -> None:
+    observe(loc=loc().clamp(-50.0, 50.0))
+
+
+@refused("scale")
+def scale_clamped_inside_bounds() -> None:
+    observe(scale=positive("scale", SCALE).clamp(1e-3, 1e3))
+
+
+@refused("scale")
+def scale_clamped_below() -> None:
+    observe(scale=positive("scale", SCALE).clamp(min=1e-2))
+
+
+@refused("transition")
+def probs_clamped_inside_bounds() -> None:
+    observe(transition_probs=probs("transition", TRANSITION).clamp(1e-3, 1 - 1e-3))
+
+
+@refused("transition")
+def softened_probs() -> None:
+    soft = probs("transition", TRANSITION).clamp(min=1e-5)
+    observe(transition_probs=soft / soft.sum(-1, keepdim=True))
+
+
+@refused("logits")
+def scaled_logits() -> None:
+    observe(transition_logits=2 * real("logits", TRANSITION.log()))
+
+
+@refused("loc")
+def second_likelihood() -> None:
+    value = loc()
+    observe(loc=value)
+    pyro.sample("y", dist.Normal(value, 1.0).to_event(1), obs=torch.zeros(2).double())
+
+
+@refused("loc")
+def factor() -> None:
+    value = loc()
+    observe(loc=value)
+    pyro.factor("penalty", -value.abs().sum())
+
+
+@refused("loc")
+def factor_without_slope_here() -> None:
+    value = real("loc", torch.zeros(2))
+    observe(loc=value)
+    pyro.factor("penalty", -(value**2).sum())
+
+
+@refused("loc")
+def factor_from_a_second_read() -> None:
+    observe(loc=loc())
+    pyro.factor("penalty", -(loc() ** 2).sum())
+
+
+@refused("transition")
+def stationary_initial() -> None:
+    matrix = probs("transition", TRANSITION)
+    system = torch.cat([matrix.mT - torch.eye(2).double(), torch.ones(1, 2).double()])
+    target = torch.tensor([0.0, 0.0, 1.0]).double().unsqueeze(-1)
+    stationary = torch.linalg.lstsq(system, target).solution.squeeze(-1)
+    observe(initial_probs=stationary / stationary.sum(), transition_probs=matrix)
+
+
+@refused("transition")
+def initial_is_a_row_of_transition() -> None:
+    matrix = probs("transition", TRANSITION)
+    observe(initial_probs=matrix[0], transition_probs=matrix)
+
+
+@refused("x.loc")
+def detached() -> None:
+    observe(loc=loc().detach())
+
+
+@refused("x.scale")
+def detached_scale_from_loc() -> None:
+    value = loc()
+    observe(loc=value, scale=1 + value.detach() ** 2)
+
+
+@refused("loc")
+def half_detached() -> None:
+    value = loc()
+    observe(loc=torch.stack([value[0], value[1].detach()]))
+
+
+@refused("loc")
+def half_of_it_detached() -> None:
+    value = loc()
+    observe(loc=0.5 * value + 0.5 * value.detach())
+
+
+@refused("loc")
+def sorted_means() -> None:
+    observe(loc=loc().sort().values)
+
+
+@refused("steps")
+def ordered_means() -> None:
+    observe(loc=positive("steps", torch.ones(2)).cumsum(-1))
+
+
+@refused("log_scale")
+def log_scale() -> None:
+    observe(scale=real("log_scale", SCALE.log()).exp())
+
+
+@refused("p")
+def one_minus_p() -> None:
+    p = pyro.param("p", torch.tensor(0.9).double(), constraint=constraints.unit_interval)
+    stay = torch.stack([p, 1 - p])
+    observe(transition_probs=torch.stack([stay, stay.flip(0)]))
+
+
+@refused("shift")
+def shifted_data() -> None:
+    observe(obs=X - real("shift", torch.tensor(0.0)))
+
+
+@refused("weight")
+def scaled_by_a_parameter() -> None:
+    with poutine.scale(scale=positive("weight", torch.tensor(1.0))):
+        observe()
+
+
+@refused("a", "b")
+def sum_of_two() -> None:
+    observe(loc=real("a", LOC) + real("b", torch.zeros(2)))
+
+
+@refused("residual")
+def residual_network_at_zero() -> None:
+    weight = real("residual", torch.zeros(2, 2))
+    value = LOC.double()
+    observe(loc=value + weight @ value)
+
+
+@refused("loc")
+def residual_network_on_loc() -> None:
+    value = loc()
+    observe(loc=value + real("residual", torch.zeros(2, 2)) @ value.tanh())
+
+
+@refused("both")
+def loc_and_scale() -> None:
+    both = positive("both", torch.tensor([0.5, 1.5]))
+    observe(loc=both, scale=both)
+
+
+@refused("net$$$weight")
+def module_weights() -> None:
+    torch.manual_seed(0)
+    net = pyro.module("net", NETWORK)
+    observe(loc=net(torch.ones(1).double()))
+
+
+@refused("scale")
+def variance() -> None:
+    observe(scale=positive("scale", SCALE).sqrt())
+
+
+@refused("loc")
+def a_product_that_is_one_here() -> None:
+    value = real("loc", torch.ones(2))
+    observe(loc=value * value)
+
+
+@refused("loc")
+def family_without_closed_form() -> None:
+    observe(observation_dist=dist.Cauchy(loc(), 1.0))
+
+
+@refused("loc")
+def loc_of_itself_sorted_elsewhere() -> None:
+    value = loc()
+    observe(loc=torch.where(value[0] < value[1], value, value.flip(0)))
+
+
+NETWORK = nn.Linear(1, 2).double()
+
+
+@pytest.mark.parametrize("model, named", refused.cases)
+def test_refused_by_name(model: Callable[[], None], named: tuple[str, ...]) -> None:
+    network = copy.deepcopy(NETWORK.state_dict())
+    em = EM(model)
+    with pytest.raises(ValueError, match="set in closed form") as error:
+        em.step()
+    listed = re.findall(r"\n  (\S+): ", str(error.value))
+    assert set(named) <= set(listed), str(error.value)
+    assert em.plan is None
+    for name, value in network.items():
+        assert torch.equal(value, NETWORK.state_dict()[name])
+
+
+# What needs another kind of error, or no parameter to name.
+
+
+def _latent() -> None:
+    observe(loc=LOC.double() + pyro.sample("offset", dist.Normal(0.0, 1.0)))
+
+
+def _subsampled() -> None:
+    with pyro.plate("sequences", 4, subsample_size=2) as index:
+        observe(loc=loc(), obs=X.expand(4, len(X))[index])
+
+
+def _no_hmm() -> None:
+    pyro.sample("y", dist.Normal(loc(), 1.0).to_event(1), obs=torch.zeros(2).double())
+
+
+def _no_parameters() -> None:
+    observe()
+
+
+def _not_observed() -> None:
+    hmm = RegimeHMM(
+        initial_probs=INITIAL, transition_probs=TRANSITION, observation_dist=dist.Normal(loc(), 1.0)
+    )
+    pyro.sample("x", hmm)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (_latent, "latent site 'offset'"),
+        (_subsampled, "plate 'sequences' to hold all its 4 elements, got a subsample of 2"),
+        (_no_hmm, r"an observed RegimeHMM site in the model, got sites \['y'\]"),
+        (_no_parameters, "at least one pyro.param, got none"),
+        (_not_observed, "latent site 'x'|duration"),
+    ],
+)
+def test_not_a_model_for_em(model: Callable[[], None], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EM(model).step()
+
+
+def test_module_that_reads_past_the_store() -> None:
+    """A PyroModule's parameter goes through pyro.param: taken. A plain module's does not."""
+
+    class Regimes(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = PyroParam(LOC.clone().double())
+            self.scale = PyroParam(SCALE.clone().double(), constraints.positive)
+
+        def forward(self) -> None:
+            observe(loc=self.loc, scale=self.scale)
+
+    module = Regimes()
+    em = EM(module)
+    losses = em.run(num_steps=20, tol=None).history
+    assert {each.name for each in em.plan.assignments} == {"loc", "scale"}
+    assert_rises(losses)
+    assert not torch.equal(module.loc.detach(), LOC)
+
+
+def assert_rises(losses) -> None:
+    losses = torch.as_tensor(losses, dtype=torch.float64)
+    rise = losses[:-1] - losses[1:]
+    assert (rise >= -1e-9 * (1 + losses[:-1].abs())).all(), rise.min()
+    assert (losses[0] - losses[-1] > 1e-3).all(), "nothing was learned"
+
+
+@pytest.mark.parametrize("case", accepted.CASES, ids=lambda case: case.model.__name__)
+def test_accepted_and_monotone(case: accepted.Case) -> None:
+    em = EM(case.model)
+    result = em.run(num_steps=25, tol=None)
+    assert {each.name: each.num_cells for each in em.plan.assignments} == case.cells
+    assert_rises(result.history)
+    assert len(result.history) == 26
+    assert result.restart_history.shape == (26, case.restarts)
+    for restart in result.restart_history.unbind(-1):
+        assert_rises(restart)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in accepted.CASES if case.smooth], ids=lambda case: case.model.__name__
+)
+def test_fixed_point_is_stationary(case: accepted.Case) -> None:
+    """Where EM stops, the gradient in every unconstrained parameter vanishes."""
+    em = EM(case.model)
+    em.run(num_steps=3000, tol=1e-11)
+    loss = objective(case.model)
+    leaves = dict(pyro.get_param_store().named_parameters())
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    for name, gradient in zip(leaves, gradients, strict=True):
+        assert gradient.abs().max() < 1e-4 * X.numel(), name
+
+
+def objective(model: Callable[[], None]) -> Tensor:
+    """Minus the log joint, differentiable in the store's unconstrained tensors."""
+    trace = poutine.trace(model).get_trace()
+    return -trace.log_prob_sum()
+
+
+def test_structural_zeros_stay() -> None:
+    model = accepted.left_to_right
+    em = EM(model)
+    em.run(num_steps=10, tol=None)
+    matrix = pyro.param("transition").detach()
+    assert (matrix[accepted.LEFT_TO_RIGHT == 0] == 0).all()
+    assert (matrix[accepted.LEFT_TO_RIGHT > 0] > 0).all()
+    assert not torch.equal(matrix, accepted.LEFT_TO_RIGHT)
+
+
+def test_fixed_arguments_stay() -> None:
+    """A tensor that is no parameter is read, and neither moved nor tracked."""
+    fixed = SCALE.clone().double()
+
+    def model() -> None:
+        observe(loc=loc(), scale=fixed)
+
+    EM(model).run(num_steps=5, tol=None)
+    assert torch.equal(fixed, SCALE.double())
+    assert not fixed.requires_grad
+
+
+def test_unused_parameter_is_left_alone() -> None:
+    def model() -> None:
+        real("idle", torch.ones(3))
+        observe(loc=loc())
+
+    em = EM(model)
+    em.step()
+    assert em.plan.unused == ["idle"]
+    assert "idle" in str(em.plan)
+    assert torch.equal(pyro.param("idle").detach(), torch.ones(3).double())
+
+
+def test_parameter_that_underflows_is_not_lost() -> None:
+    """The initial probabilities of one sequence tend to 0 and 1, and are never written as 0."""
+
+    def model() -> None:
+        initial = probs("initial", INITIAL)
+        observe(initial_logits=initial.log(), loc=loc())
+
+    EM(model).run(num_steps=200, tol=None)
+    initial = pyro.param("initial").detach()
+    assert initial.min() > 0
+    assert initial.max() > 1 - 1e-6
+    gradient = torch.autograd.grad(
+        objective(model), list(dict(pyro.get_param_store().named_parameters()).values())
+    )
+    assert all(part.isfinite().all() for part in gradient)
+
+
+def test_plan_is_made_anew_when_the_model_changes() -> None:
+    """A model that reads its parameter in another way later is found out."""
+    how = {"f": torch.Tensor.clone}
+
+    def model() -> None:
+        observe(loc=how["f"](loc()))
+
+    em = EM(model)
+    em.step()
+    how["f"] = torch.Tensor.tanh
+    with pytest.raises(ValueError, match=r"\n  loc: "):
+        em.step()

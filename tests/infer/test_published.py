@@ -1,0 +1,109 @@
+"""Numbers that were printed elsewhere; sources in ``tests/data/README.md``."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.datasets import load_sector_returns
+from pyro_regimes.emissions import multivariate_normal, normal
+from pyro_regimes.emissions.update import Observed
+from pyro_regimes.infer.m_step import normalise_counts
+from pyro_regimes.kernels import ops
+from tests.infer.starts import KINDS, fitted, model_of, start_of
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_traces_on_sector_returns(kind: str) -> None:
+    published = json.loads((DATA / "sector_em_traces.json").read_text())[f"sectors_{kind}"]
+    data = load_sector_returns().values
+    model = model_of(start_of(data, kind))
+    trace = -np.array(EM(model).run(torch.tensor(data), num_steps=50, tol=None).history)
+    assert len(published["loglik_before_iter"]) == 6
+    for iteration, value in published["loglik_before_iter"].items():
+        np.testing.assert_allclose(trace[int(iteration) - 1], value, rtol=1e-8, atol=0)
+    np.testing.assert_allclose(trace[50], published["loglik_after_50"], rtol=1e-8, atol=0)
+    assert np.diff(trace).min() > 0
+    actual = fitted(kind)
+    for ours, name in [
+        (actual.initial, "startprob"),
+        (actual.transition, "transmat"),
+        (actual.loc, "means"),
+        (actual.covariance, "covars"),
+    ]:
+        expected = np.array(published[name])
+        if kind == "spherical" and name == "covars":  # once for each series
+            expected = expected[:, 0]
+        np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_umbrella() -> None:
+    published = json.loads((DATA / "umbrella.json").read_text())["umbrella"]
+    initial, transition, frame = (
+        torch.tensor(published[name], dtype=torch.float64).log()
+        for name in ("startprob", "transmat", "frameprob")
+    )
+    chain = initial, transition.unsqueeze(-3), frame
+    expected = ops.expectations(*chain)
+    tolerance = {"rtol": 0.0, "atol": 1e-4}
+    assert_close(
+        expected.smoothed_probs, torch.tensor(published["posteriors"]).double(), **tolerance
+    )
+    assert float(expected.log_likelihood) == pytest.approx(published["loglik"], abs=1e-4)
+    path = ops.viterbi(*chain)
+    assert path.tolist() == published["viterbi"]
+    best = float(ops.complete_log_likelihood(*chain, path))
+    assert best == pytest.approx(published["viterbi_loglik"], abs=1e-3)
+    filtered = ops.filter_logits(*chain).exp()
+    forward = torch.tensor(published["forward"], dtype=torch.float64)
+    # Printed to four decimals, of which small numbers keep two digits.
+    assert_close(filtered, forward / forward.sum(-1, keepdim=True), rtol=0.0, atol=3e-3)
+
+
+@pytest.mark.parametrize("family", [normal, multivariate_normal], ids=["normal", "mvn"])
+def test_weighted_means(family) -> None:
+    """Eq. 35: (.9*.5 + .8*.3 - .1*.4) / 1.8 = 0.361, and (.05 + .06 - .36) / 1.2 = -0.208."""
+    returns = torch.tensor([0.5, 0.3, -0.4], dtype=torch.float64)
+    gamma = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]], dtype=torch.float64)
+    event = () if family is normal else (1,)
+    observed = Observed(returns.reshape((3, 1) + event), gamma, False)
+    update = family.UPDATES[0]
+    loc = update.maximise(update.statistics(observed, {}, False), 0.0)
+    assert loc.flatten().tolist() == pytest.approx([0.361, -0.208], abs=5e-4)
+
+
+def test_soft_counts() -> None:
+    """Eq. 27: 90, 7 and 3 expected transitions of 100 that leave a state."""
+    counts = torch.tensor([[90.0, 7.0, 3.0]], dtype=torch.float64)
+    assert normalise_counts(counts).tolist() == [[0.90, 0.07, 0.03]]
+
+
+def test_row_sums_and_not_arrivals() -> None:
+    """Eq. 27 on a chain that is known: 0 0 0 1 leaves state 0 three times, and arrives twice."""
+    states = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    half = torch.full((2, 2), 0.5, dtype=torch.float64)
+
+    def model() -> None:
+        transition = pyro.param("transition", half, constraint=constraints.simplex)
+        observation_dist = dist.Normal(torch.tensor([0.0, 1.0]).double(), 1e-3)
+        hmm = RegimeHMM(
+            initial_probs=half[0], transition_probs=transition, observation_dist=observation_dist
+        )
+        pyro.sample("x", hmm, obs=states)
+
+    loss = EM(model).step()
+    density = 4 * (math.log(1e3) - 0.5 * math.log(2 * math.pi))
+    assert loss == pytest.approx(-density - 4 * math.log(0.5), rel=1e-12)
+    transition = pyro.param("transition").detach()
+    assert_close(transition[0], torch.tensor([2 / 3, 1 / 3]).double(), rtol=1e-7, atol=0.0)
+    assert transition[1].tolist() == [0.5, 0.5]  # never left

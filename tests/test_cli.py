@@ -1,0 +1,120 @@
+"""The command, run as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyro_regimes import RegimeModel, cli, datasets
+
+SMALL = ["--num-rows", "300", "--n-regimes", "2"]
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-c", "from pyro_regimes.cli import main; main()", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+    )
+
+
+def write_csv(path: Path, scale: float = 1.0) -> Path:
+    rng = np.random.default_rng(0)
+    days = np.arange("2020-01-01", "2020-07-01", dtype="datetime64[D]")
+    returns = rng.normal(scale=np.where(np.arange(len(days)) < 90, 0.5, 3.0)[:, None], size=(len(days), 2))
+    values = 100 * np.cumprod(1 + returns / 100, axis=0) if scale == 100.0 else returns
+    lines = [f"{day},{a!r},{b!r}" for day, (a, b) in zip(days, values.tolist(), strict=True)]
+    path.write_text("\n".join(["date,left,right", *lines]) + "\n")
+    return path
+
+
+def test_fit_prints_regimes_and_writes_its_files(tmp_path):
+    done = run("fit", *SMALL, "--n-init", "2", "--max-iter", "8", "--out", tmp_path / "deep" / "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "annualised volatility" in done.stdout and "Bull" in done.stdout
+    assert "did not converge in 8 iterations" in done.stderr
+    folder = tmp_path / "deep" / "o"
+    assert (folder / "regimes.png").read_bytes().startswith(b"\x89PNG")
+    with open(folder / "states.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    returns = datasets.load_sector_returns().last(300)
+    assert [row["date"] for row in rows] == [str(day) for day in returns.dates]
+    probs = np.array([[float(row["Bull"]), float(row["Bear"])] for row in rows])
+    np.testing.assert_allclose(probs.sum(1), 1.0, rtol=1e-12)
+    model = RegimeModel.load(folder / "model.json")
+    names = [model.regime_names_[state] for state in model.predict(returns.to_frame())]
+    assert [row["regime"] for row in rows] == names
+    assert list(model.feature_names_in_) == list(returns.names)
+
+
+def test_fit_reads_returns_and_prices(tmp_path):
+    for name, scale, flags in [("returns.csv", 1.0, []), ("prices.csv", 100.0, ["--prices"])]:
+        path = write_csv(tmp_path / name, scale)
+        before = path.read_bytes()
+        done = run(
+            "fit", path, *flags, "--n-regimes", "2", "--n-init", "1", "--covariance-type", "diag",
+            "--order-by", "volatility", "--out", tmp_path / name[:3], cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Calm" in done.stdout and "left" in done.stdout
+        assert path.read_bytes() == before
+
+
+def test_compare_prints_the_table_and_draws_it(tmp_path):
+    done = run(
+        "compare", *SMALL, "--svi-steps", "5", "--em-steps", "5", "--out", tmp_path / "c", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("EM", "Adam(0.05)", "AutoNormal", "held out", "within 0.1"):
+        assert word in " ".join(done.stdout.split())
+    assert (tmp_path / "c" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_teaches(tmp_path):
+    done = run("compare", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "posterior medians" in done.stdout
+    assert "embedded daily" in " ".join(done.stdout.replace("│", " ").split())
+    assert "compare" in run(cwd=tmp_path).stdout
+
+
+EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["fit", "missing.csv"], "No such file or directory: 'missing.csv'"),
+        (["fit", "."], "expected path to name a CSV file, got the directory"),
+        (["fit", "empty.csv"], "empty.csv"),
+        (["fit", "text.csv"], "one"),
+        (["fit", "--prices"], "expected --prices together with a CSV"),
+        (["fit", "--n-regimes", "0"], "--n-regimes"),
+        (["fit", "--n-regimes", "two"], "valid integer"),
+        (["fit", "--covariance-type", "round"], "--covariance-type"),
+        (["fit", "--out", "empty.csv"], "File exists: 'empty.csv'"),
+        (["fit", "--num-rows", "2"], "n_regimes"),
+        (["compare", "--held-out", "2"], "expected held_out to lie between 0 and 1, got 2.0"),
+        (["compare", "--num-rows", "5"], "rows on either side of the split"),
+        (["divine"], "No such command"),
+        (["fit", "--luck"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "empty.csv").write_text(EMPTY)
+    (tmp_path / "text.csv").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pyro-regimes", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err and printed.out.strip() == ""
+    (line,) = [line for line in printed.err.splitlines() if line.strip()]
+    assert line.startswith("pyro-regimes: error: ") and message in line
+    assert (tmp_path / "empty.csv").read_text() == EMPTY

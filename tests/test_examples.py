@@ -1,0 +1,84 @@
+"""Every script of examples/ runs as a user runs it, with small settings."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+#: Script, small settings, what it prints (a regular expression), the files that it writes.
+TABLE = [
+    (
+        "sector_regimes.py",
+        ["--num-rows=250", "--n-init=2", "--max-iter=200", "--tol=1"],
+        r"250 days .*EM \w+ after \d+ iterations.*Bull +Sideways +Bear.*on 2022-12-28 ",
+        {"model.json", "regimes.png"},
+    ),
+    (
+        "em_vs_svi.py",
+        ["--num-rows=200", "--em-steps=5", "--svi-steps=5"],
+        r"EM sets 4 parameters.*\nEM  .*\nSVI  .*\nSVI, then EM  ",
+        {"em_vs_svi.csv"},
+    ),
+    (
+        "compose_in_pyro.py",
+        ["--num-series=6", "--num-steps=20", "--svi-steps=30"],
+        r"loss per observation\n0 .*truth .*probability of staying: 0\.\d+ calm",
+        {"losses.csv"},
+    ),
+]
+
+
+def run(script: str, settings: list[str], out: Path) -> str:
+    # A child has not the parent's working directory, warnings filters or number of threads.
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / script), *settings, f"--out={out}"],
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def column(path: Path, name: str) -> list[float]:
+    with open(path, newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {script for script, *_ in TABLE}
+
+
+@pytest.mark.parametrize("script, settings, printed, written", TABLE, ids=[row[0] for row in TABLE])
+def test_example(
+    script: str, settings: list[str], printed: str, written: set[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    output = run(script, settings, out)
+    assert re.search(printed, output, re.DOTALL), output
+    assert {path.name for path in out.iterdir()} == written
+    assert all(path.stat().st_size > 0 for path in out.iterdir())
+    if script == "em_vs_svi.py":
+        em = column(out / "em_vs_svi.csv", "em")
+        svi = column(out / "em_vs_svi.csv", "svi")
+        assert em[0] == pytest.approx(svi[0], rel=1e-9)
+        assert all(after > before for before, after in zip(em, em[1:], strict=False))
+    if script == "compose_in_pyro.py":
+        losses = column(out / "losses.csv", "loss")
+        assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("script", [row[0] for row in TABLE])
+def test_help(script: str, tmp_path: Path) -> None:
+    text = run(script, ["--help"], tmp_path / "out")
+    assert "--out" in text and "usage:" in text

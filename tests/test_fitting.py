@@ -1,0 +1,81 @@
+"""Many starts in one batch, by EM and by SVI."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_regimes.fitting import fit_starts
+from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES
+from pyro_regimes.starts import make_starts
+from tests.regimes import simulate
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged):
+    x, _ = simulate(covariance_type, 120)
+    starts = make_starts(x, 3, 3, covariance_type, 1e-6, np.random.RandomState(0))
+    data, lengths = torch.tensor(x), None
+    if ragged:
+        data = torch.stack([data[:60], data[60:]])
+        data[1, 40:] = torch.nan  # padding
+        lengths = torch.tensor([60, 40])
+    settings = dict(inference=inference, max_iter=6, tol=None, min_eigenvalue=0.0, least=1e-6)
+    batch = fit_starts(starts, covariance_type, data, lengths, **settings)
+    assert batch.history.shape == (7, 3)
+    for i in range(3):
+        one = type(starts)(*(value[i : i + 1] for value in starts))
+        alone = fit_starts(one, covariance_type, data, lengths, **settings)
+        np.testing.assert_allclose(batch.history[:, i], alone.history[:, 0], rtol=1e-10)
+        for both, single in zip(batch.parameters, alone.parameters, strict=True):
+            np.testing.assert_allclose(both[i], single[0], rtol=1e-8, atol=1e-10)
+
+
+def test_a_collapsed_start_does_not_win():
+    """On a repeated point the likelihood has no bound: a sound start is kept all the same."""
+    rng = np.random.RandomState(0)
+    x = np.concatenate(
+        [rng.standard_normal((60, 1)), np.full((6, 1), 9.0), rng.standard_normal((60, 1))]
+    )
+    starts = make_starts(x, 2, 2, "full", 1e-6, np.random.RandomState(0))
+    # Start 0 is about to collapse onto the repeated point, start 1 splits the noise by its sign.
+    starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[[1.0]], [[0.01]]]
+    starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[[1.0]], [[9.0]]]
+    settings = dict(inference="em", max_iter=5, tol=None, min_eigenvalue=0.0, least=1e-6)
+    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings)
+    assert fit.degenerate.tolist() == [True, False]
+    assert fit.history[-1, 0] > fit.history[-1, 1] and fit.best() == 1
+    # A floor that the user asked for is the user's to reach.
+    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings | {"min_eigenvalue": 1e-4})
+    assert not fit.degenerate.any() and fit.best() == 0
+    nan = fit._replace(history=np.array([[-1.0, np.nan], [np.nan, -5.0]]))
+    assert nan.best() == 1
+    with pytest.raises(ValueError, match="not finite from each of 2 starts"):
+        nan._replace(history=np.full((2, 2), np.nan)).best()
+
+
+def test_svi_leaves_a_collapsed_start_where_it_is():
+    x, _ = simulate("full", 60)
+    starts = make_starts(x, 2, 2, "full", 1e-6, np.random.RandomState(0))
+    starts.covariances[0, 0] = 1e-7 * np.eye(2)
+    settings = dict(inference="svi", max_iter=3, tol=None, min_eigenvalue=0.0, least=1e-6)
+    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings)
+    assert fit.degenerate.tolist() == [True, False] and fit.best() == 1
+    np.testing.assert_array_equal(np.diff(fit.history[:, 0]), 0)
+    assert (np.diff(fit.history[:, 1]) > 0).all()
+
+
+def test_the_store_is_restored_after_an_error():
+    with pyro.get_param_store().scope():
+        pyro.param("mine", torch.tensor(1.0))
+        starts = make_starts(np.arange(6.0)[:, None], 2, 1, "full", 1e-6, np.random.RandomState(0))
+        with pytest.raises(ValueError):
+            fit_starts(
+                starts, "full", torch.zeros(6, 5), None,
+                inference="em", max_iter=1, tol=None, min_eigenvalue=0.0, least=0.0,
+            )  # fmt: skip
+        assert list(pyro.get_param_store().keys()) == ["mine"]

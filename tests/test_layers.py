@@ -1,0 +1,92 @@
+"""Imports point only downwards, and importing the package costs nothing that it need not."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pyro_regimes"
+
+# Lower numbers lie lower; a module may import what lies lower, or beside it in its own layer.
+LAYERS = {
+    "kernels": 0,
+    "datasets": 0,
+    "data": 0,
+    "plotting": 0,  # arrays to figures: it imports nothing of ours, so that RegimeModel can plot
+    "emissions": 1,
+    "distributions": 1,
+    "infer": 2,
+    "gaussian_hmm": 3,
+    "gaussian_priors": 3,
+    "starts": 3,
+    "results": 3,
+    "naming": 3,
+    "sequences": 3,
+    "checks": 3,
+    "persistence": 3,
+    "fitting": 3,
+    "comparison": 4,
+    "model": 4,
+    "cli": 5,
+    "__init__": 5,
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> int:
+    return LAYERS[path.relative_to(PACKAGE).parts[0].removesuffix(".py")]
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Modules of ours, and others, that a file imports anywhere but for type checking."""
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            found.append(node.module or "")
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_no_import_points_upwards(path):
+    for name in imported(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "pyro_regimes" and len(parts) > 1 and parts[1] in LAYERS:
+            assert LAYERS[parts[1]] <= layer_of(path), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=lambda p: p.name)
+def test_kernels_see_tensors_only(path):
+    assert not any(name.split(".")[0] == "pyro" for name in imported(ast.parse(path.read_text())))
+
+
+def test_the_walk_would_see_an_arrow_upwards():
+    tree = ast.parse("from pyro_regimes.model import RegimeModel\nfrom pyro_regimes import cli")
+    assert {"pyro_regimes.model", "pyro_regimes.cli"} <= set(imported(tree))
+
+
+def test_importing_the_package_leaves_the_extras_alone():
+    script = (
+        "import sys, pyro_regimes\n"
+        "print([name for name in ('matplotlib', 'pandas', 'typer', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    # Pyro itself may bring some of them along.
+    alone = subprocess.run(
+        [sys.executable, "-c", script.replace("pyro_regimes", "pyro, sklearn.cluster, pyro.infer")],
+        capture_output=True, text=True, check=True,
+    )
+    assert set(ast.literal_eval(done.stdout)) <= set(ast.literal_eval(alone.stdout))
