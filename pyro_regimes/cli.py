@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Iterator, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 try:
     import rich.progress
@@ -14,9 +13,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 except ImportError as error:
-    raise SystemExit(
-        f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'"
-    ) from error
+    raise SystemExit(f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'") from error
 
 import numpy as np
 
@@ -35,8 +32,22 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 
-CovarianceType = Enum("CovarianceType", {name: name for name in ("full", "diag", "spherical", "tied")})
-OrderBy = Enum("OrderBy", {name: name for name in ("mean", "volatility")})
+
+class CovarianceType(str, Enum):
+    """The choices of --covariance-type."""
+
+    full = "full"
+    diag = "diag"
+    spherical = "spherical"
+    tied = "tied"
+
+
+class OrderBy(str, Enum):
+    """The choices of --order-by."""
+
+    mean = "mean"
+    volatility = "volatility"
+
 
 _CSV = Annotated[
     Optional[Path],
@@ -59,6 +70,7 @@ _COVARIANCE = Annotated[
 ]
 _SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 _OUT = Annotated[Path, typer.Option(help="Directory for the results; made if missing.")]
+_FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
 
 @app.command()
@@ -67,14 +79,14 @@ def fit(
     prices: _PRICES = False,
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
-    covariance_type: _COVARIANCE = CovarianceType["full"],
+    covariance_type: _COVARIANCE = CovarianceType.full,
     n_init: Annotated[int, typer.Option(min=1, help="Starts; the best is kept.")] = 10,
     max_iter: Annotated[int, typer.Option(min=0, help="EM iterations at most.")] = 100,
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by mean or by volatility.")
-    ] = OrderBy["mean"],
+    ] = OrderBy.mean,
     seed: _SEED = 0,
-    out: _OUT = Path("regimes"),
+    out: _OUT = _FIT_OUT,
 ) -> None:
     """Fit regimes by EM from several starts, and print and save them.
 
@@ -94,7 +106,14 @@ def fit(
         task = progress.add_task(f"EM, {n_init} starts", total=max_iter)
         frame = returns.to_frame()
         model.fit(frame, callback=lambda step, value: progress.update(task, completed=step))
-    _out.print(str(model.summary()), highlight=False, markup=False)
+    summary = model.summary()
+    _out.print(str(summary), highlight=False, markup=False)
+    if order_by is OrderBy.mean and summary.volatility.mean(-1).argmax() == 0 < n_regimes - 1:
+        _err.print(
+            f"note: {model.regime_names_[0]}, the highest mean, is the most volatile regime here; "
+            "--order-by volatility may name these regimes better",
+            highlight=False,
+        )
     states, probs = model.predict(frame), model.predict_proba(frame)
     _write_states(out / "states.csv", returns, model.regime_names_, states, probs)
     model.save(out / "model.json")
@@ -111,13 +130,13 @@ def compare(
     prices: _PRICES = False,
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
-    covariance_type: _COVARIANCE = CovarianceType["full"],
+    covariance_type: _COVARIANCE = CovarianceType.full,
     held_out: Annotated[float, typer.Option(help="Share of the data, its end, to predict.")] = 0.2,
     em_steps: Annotated[int, typer.Option(min=1, help="EM iterations at most.")] = 200,
     svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 500,
     learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 0.05,
     seed: _SEED = 0,
-    out: _OUT = Path("comparison"),
+    out: _OUT = _COMPARE_OUT,
 ) -> None:
     """Fit one model from one start by EM and by SVI, and compare them.
 
@@ -146,17 +165,23 @@ def compare(
             progress=tell,
         )
     rows, series = returns.values.shape
-    title = f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    kind = f"{n_regimes} regimes, {covariance_type.value} covariances"
+    title = f"{kind}, {rows} steps of {series} series"
     _out.print(_table(comparison, title))
     plotting.plot_comparison(comparison).savefig(out / "comparison.png", dpi=150)
     _out.print(f"Wrote {out / 'comparison.png'}", highlight=False)
 
 
 def _table(comparison: Comparison, title: str) -> Table:
-    table = Table(title=title, caption="log-likelihoods in nats; held out: of the last rows given the first")
+    caption = "log-likelihoods in nats; held out: of the last rows given those before"
+    table = Table(title=title, caption=caption)
     table.add_column("method")
     for header in (
-        "log-likelihood", "held out", "iterations", "seconds", "seconds to within 0.1 of the best"
+        "log-likelihood",
+        "held out",
+        "iterations",
+        "seconds",
+        "seconds to within 0.1 of the best",
     ):
         table.add_column(header, justify="right")
     for run in comparison.runs:
@@ -237,5 +262,5 @@ def _fail(reason: object, code: int = 2) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, *rest: object) -> None:
+def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
     _err.print(f"note: {message}", highlight=False, markup=False, soft_wrap=True)

@@ -90,7 +90,7 @@ def fit_starts(
             em = EM(model, min_eigenvalue=max(min_eigenvalue, least))
             with warnings.catch_warnings():
                 # A start whose covariances are all but singular may come to its end before its
-                # maximum, for rounding. EM holds it there, and another start wins.
+                # maximum, for rounding. EM holds it there.
                 warnings.filterwarnings("ignore", "EM: a step lowered", RuntimeWarning)
                 result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
             losses = result.restart_history.reshape(-1, num_starts)

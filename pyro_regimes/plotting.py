@@ -72,8 +72,16 @@ def plot_regimes(
         edges = edges.astype("datetime64[s]")
     shade = np.ma.masked_less(path[None].astype(float), 0)
     above.pcolormesh(
-        edges, [0, 1], shade, cmap=ListedColormap(colors), vmin=-0.5, vmax=len(colors) - 0.5,
-        alpha=0.45, linewidth=0, transform=above.get_xaxis_transform(), rasterized=True,
+        edges,
+        [0, 1],
+        shade,
+        cmap=ListedColormap(colors),
+        vmin=-0.5,
+        vmax=len(colors) - 0.5,
+        alpha=0.45,
+        linewidth=0,
+        transform=above.get_xaxis_transform(),
+        rasterized=True,
     )
     above.plot(time, values.mean(-1).cumsum(), color="black", linewidth=0.8)
     patches = [
@@ -84,7 +92,9 @@ def plot_regimes(
     above.legend(handles=patches, loc="upper left", title="regime (Viterbi)", framealpha=0.9)
     above.margins(x=0)
     below.stackplot(time, shares.T, colors=colors, linewidth=0)
-    below.set(ylim=(0, 1), ylabel="smoothed\nprobability", xlabel="" if dates is not None else "step")
+    below.set(
+        ylim=(0, 1), ylabel="smoothed\nprobability", xlabel="" if dates is not None else "step"
+    )
     return figure
 
 
@@ -107,6 +117,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     left.set_ylim(best - 1.3 * spread, best + 0.1 * spread)
     left.legend(loc="lower right")
     right.axhline(0.1, color="grey", linewidth=0.8)
-    right.text(0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=right.get_yaxis_transform())
+    beside_axis = right.get_yaxis_transform()
+    right.text(0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=beside_axis)
     right.set(xscale="log", yscale="log", xlabel="seconds", title="Nats below the best of all")
     return figure

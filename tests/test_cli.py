@@ -20,14 +20,20 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-c", "from pyro_regimes.cli import main; main()", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
 def write_csv(path: Path, scale: float = 1.0) -> Path:
     rng = np.random.default_rng(0)
     days = np.arange("2020-01-01", "2020-07-01", dtype="datetime64[D]")
-    returns = rng.normal(scale=np.where(np.arange(len(days)) < 90, 0.5, 3.0)[:, None], size=(len(days), 2))
+    returns = rng.normal(
+        scale=np.where(np.arange(len(days)) < 90, 0.5, 3.0)[:, None], size=(len(days), 2)
+    )
     values = 100 * np.cumprod(1 + returns / 100, axis=0) if scale == 100.0 else returns
     lines = [f"{day},{a!r},{b!r}" for day, (a, b) in zip(days, values.tolist(), strict=True)]
     path.write_text("\n".join(["date,left,right", *lines]) + "\n")
@@ -35,7 +41,17 @@ def write_csv(path: Path, scale: float = 1.0) -> Path:
 
 
 def test_fit_prints_regimes_and_writes_its_files(tmp_path):
-    done = run("fit", *SMALL, "--n-init", "2", "--max-iter", "8", "--out", tmp_path / "deep" / "o", cwd=tmp_path)
+    done = run(
+        "fit",
+        *SMALL,
+        "--n-init",
+        "2",
+        "--max-iter",
+        "8",
+        "--out",
+        tmp_path / "deep" / "o",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "annualised volatility" in done.stdout and "Bull" in done.stdout
     assert "did not converge in 8 iterations" in done.stderr
@@ -58,8 +74,20 @@ def test_fit_reads_returns_and_prices(tmp_path):
         path = write_csv(tmp_path / name, scale)
         before = path.read_bytes()
         done = run(
-            "fit", path, *flags, "--n-regimes", "2", "--n-init", "1", "--covariance-type", "diag",
-            "--order-by", "volatility", "--out", tmp_path / name[:3], cwd=tmp_path,
+            "fit",
+            path,
+            *flags,
+            "--n-regimes",
+            "2",
+            "--n-init",
+            "1",
+            "--covariance-type",
+            "diag",
+            "--order-by",
+            "volatility",
+            "--out",
+            tmp_path / name[:3],
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
         assert "Calm" in done.stdout and "left" in done.stdout
@@ -68,7 +96,15 @@ def test_fit_reads_returns_and_prices(tmp_path):
 
 def test_compare_prints_the_table_and_draws_it(tmp_path):
     done = run(
-        "compare", *SMALL, "--svi-steps", "5", "--em-steps", "5", "--out", tmp_path / "c", cwd=tmp_path
+        "compare",
+        *SMALL,
+        "--svi-steps",
+        "5",
+        "--em-steps",
+        "5",
+        "--out",
+        tmp_path / "c",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     for word in ("EM", "Adam(0.05)", "AutoNormal", "held out", "within 0.1"):

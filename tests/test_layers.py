@@ -87,6 +87,8 @@ def test_importing_the_package_leaves_the_extras_alone():
     # Pyro itself may bring some of them along.
     alone = subprocess.run(
         [sys.executable, "-c", script.replace("pyro_regimes", "pyro, sklearn.cluster, pyro.infer")],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert set(ast.literal_eval(done.stdout)) <= set(ast.literal_eval(alone.stdout))

@@ -117,7 +117,7 @@ def test_regularization_is_added_after_the_fit_and_rescored():
 
 
 def test_units_do_not_matter():
-    """In other units, far from zero, the same regimes; the log-likelihood moves by T D log(unit)."""
+    """In other units, far from zero, the same regimes; log p(x) moves by T D log(unit)."""
     x, _ = simulate("full", 100)
     settings = dict(n_init=2, max_iter=20, regularization=0.0, random_state=0)
     for inference in ("em", "svi"):
@@ -189,10 +189,14 @@ def test_no_convergence_is_a_warning_and_no_iteration_is_none():
 
 def test_verbose_prints_every_step(capsys):
     x, _ = simulate("full", 100)
-    model = RegimeModel(1, verbose=True, regularization=0.0).fit(x)
+    heard = []
+    model = RegimeModel(1, verbose=True, regularization=0.0)
+    model.fit(x, callback=lambda step, log_likelihood: heard.append((step, log_likelihood)))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == model.n_iter_
     assert lines[0] == f"step 1: log-likelihood {model.history_[1]:.4f} (mean of the starts)"
+    assert [step for step, _ in heard] == list(range(1, model.n_iter_ + 1))
+    np.testing.assert_allclose([value for _, value in heard], model.history_[1:], rtol=1e-12)
 
 
 # ---- several sequences -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_value
-from pyro.optim import Adam
+from pyro.optim.pytorch_optimizers import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
@@ -105,7 +105,13 @@ def compare(
             with pyro.get_param_store().scope():
                 runs.append(
                     _run_auto_normal(
-                        prior_model, data, held_out, init_values or {}, svi_steps, learning_rate, tell
+                        prior_model,
+                        data,
+                        held_out,
+                        init_values or {},
+                        svi_steps,
+                        learning_rate,
+                        tell,
                     )
                 )
     return Comparison(runs)

@@ -118,6 +118,11 @@ def find_parameters(
     if refused:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused.items())
         raise ValueError(f"expected parameters that EM can set in closed form, got{reasons}")
+    if not assignments:
+        raise ValueError(
+            "expected at least one parameter that an observed RegimeHMM depends on, got only "
+            f"{list(current.params)}, on which none does"
+        )
     shapes = {name: value.shape for name, value in current.params.items()}
     unused = [name for name in current.params if name not in roles]
     return Plan(assignments, shapes, unused)
@@ -280,7 +285,8 @@ def _tensors(distribution: Any) -> list[Tensor]:
 def _check_hidden_dependence(
     runs: list[Run], assignments: list[Assignment], refused: dict[str, str]
 ) -> None:
-    """Refuse an argument that moves with the parameters where autograd sees no dependence."""
+    """Refuse what moves with the parameters where autograd sees no dependence."""
+    hidden = "changes with the parameters, but has no derivative in them (a detach()?)"
     known: dict[tuple[str, str], Tensor] = {}
     for each in assignments:
         for use in each.uses:
@@ -298,6 +304,30 @@ def _check_hidden_dependence(
             for run in runs
         ]
         if any(not torch.equal(values[0], value) for value in values[1:]):
-            refused[argument.label] = (
-                "changes with the parameters, but has no derivative in them (a detach()?)"
-            )
+            refused[argument.label] = hidden
+    if not refused:  # else these may well change, and the reason is told already
+        first, *others = (_surroundings(run) for run in runs)
+        for label, value in first.items():
+            if any(label not in other or not _same(value, other[label]) for other in others):
+                refused[label] = hidden
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What else the objective depends on, and EM takes for constant."""
+    found: dict[str, Any] = {f"{name}.log_prob": value for name, value in run.others.items()}
+    for name, site in run.sites.items():
+        found[f"{name}.value"] = site.value
+        found[f"{name}.lengths"] = site.hmm.lengths
+        found[f"{name}.scale"] = site.scale
+        found[f"{name}.mask"] = site.mask
+        found[f"{name}.observation_dist.mask"] = site.observation_mask
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors, or two plain values, are equal; NaN equals itself."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other or bool(one == other)
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -40,10 +40,12 @@ class HandOut(Messenger):
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
         elif msg["name"] not in pyro.get_param_store() and len(msg["args"]) > 1:
-            # The store would share the memory of the caller's start, and EM writes in place.
+            # The store would share the memory of the caller's start, and EM writes in place. It
+            # has to share a module's weights, so that the module sees what is learned.
             name, start, *rest = msg["args"]
             start = start() if callable(start) else start
-            start = start.detach().clone() if isinstance(start, Tensor) else start
+            if isinstance(start, Tensor) and not isinstance(start, torch.nn.Parameter):
+                start = start.detach().clone()
             msg["args"] = (name, start, *rest)
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`, which is the door
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +48,12 @@ class _LogSumExp(torch.autograd.Function):
         return terms.logsumexp(dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
         terms, ctx.dim = inputs
         ctx.save_for_backward(terms, output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         terms, total = ctx.saved_tensors
         total = total.masked_fill(total == -math.inf, 0.0)  # exp(-inf - 0) = 0: no gradient
         weights = (terms - total.unsqueeze(ctx.dim)).exp()
@@ -302,7 +303,7 @@ def expectations(
             if not (keep_graph and term.requires_grad):
                 term = (term.clone() if term.is_inference() else term.detach()).requires_grad_()
             terms.append(term)
-        value = log_likelihood(*terms, lengths)
+        value = log_likelihood(terms[0], terms[1], terms[2], lengths)
         gradients = torch.autograd.grad(
             value.sum(), terms[1:], create_graph=keep_graph, allow_unused=True
         )

@@ -132,3 +132,16 @@ def test_seeds_decide():
 def test_without_a_number_of_steps():
     with pytest.raises(ValueError, match="expected duration to be given"):
         chain().sample()
+
+
+def test_a_draw_carries_no_gradient():
+    class Reparametrised(dist.Normal):
+        """Its ``sample`` is differentiable, as a user's own may be."""
+
+        def sample(self, sample_shape=()):
+            return self.rsample(sample_shape)
+
+    loc = LOC.clone().requires_grad_()
+    hmm = RegimeHMM(INITIAL, TRANSITION, Reparametrised(loc, 1.0), duration=3)
+    assert hmm.observation_dist.sample().requires_grad
+    assert not hmm.sample().requires_grad

@@ -152,6 +152,33 @@ def half_of_it_detached() -> None:
     observe(loc=0.5 * value + 0.5 * value.detach())
 
 
+@refused("x.value")
+def data_shifted_by_a_copy() -> None:
+    value = loc()
+    observe(loc=value, obs=X - value.detach().mean())
+
+
+@refused("x.scale")
+def scaled_by_a_copy() -> None:
+    value = loc()
+    with poutine.scale(scale=value.detach().square().sum().item() + 1):
+        observe(loc=value)
+
+
+@refused("x.observation_dist.mask")
+def masked_by_a_copy() -> None:
+    value = loc()
+    far = (X - value.detach().mean()).abs().unsqueeze(-1) < 3
+    observe(observation_dist=dist.Normal(value, 1.0).mask(far))
+
+
+@refused("penalty.log_prob")
+def factor_of_a_copy() -> None:
+    value = loc()
+    observe(loc=value)
+    pyro.factor("penalty", -value.detach().square().sum())
+
+
 @refused("loc")
 def sorted_means() -> None:
     observe(loc=loc().sort().values)
@@ -250,6 +277,8 @@ def test_refused_by_name(model: Callable[[], None], named: tuple[str, ...]) -> N
     listed = re.findall(r"\n  (\S+): ", str(error.value))
     assert set(named) <= set(listed), str(error.value)
     assert em.plan is None
+    if model is module_weights:  # still the store's, for an optimiser to move
+        assert NETWORK.weight is pyro.get_param_store()._params["net$$$weight"]
     for name, value in network.items():
         assert torch.equal(value, NETWORK.state_dict()[name])
 
@@ -274,6 +303,11 @@ def _no_parameters() -> None:
     observe()
 
 
+def _only_an_unused_parameter() -> None:
+    loc()
+    observe()
+
+
 def _not_observed() -> None:
     hmm = RegimeHMM(
         initial_probs=INITIAL, transition_probs=TRANSITION, observation_dist=dist.Normal(loc(), 1.0)
@@ -288,6 +322,7 @@ def _not_observed() -> None:
         (_subsampled, "plate 'sequences' to hold all its 4 elements, got a subsample of 2"),
         (_no_hmm, r"an observed RegimeHMM site in the model, got sites \['y'\]"),
         (_no_parameters, "at least one pyro.param, got none"),
+        (_only_an_unused_parameter, r"depends on, got only \['loc'\]"),
         (_not_observed, "latent site 'x'|duration"),
     ],
 )

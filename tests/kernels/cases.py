@@ -102,9 +102,7 @@ CASES = {
         random_chain(4, 3, batch=(3,), seed=14).transition,
         random_chain(4, 3, seed=15).observation,
     ),
-    "lengths": random_chain(5, 3, batch=(4,), seed=16)._replace(
-        lengths=torch.tensor([1, 5, 3, 2])
-    ),
+    "lengths": random_chain(5, 3, batch=(4,), seed=16)._replace(lengths=torch.tensor([1, 5, 3, 2])),
     "lengths, varying A, one dim more": random_chain(4, 2, batch=(3,), slices=3, seed=17)._replace(
         lengths=torch.tensor([[1, 2, 4], [4, 3, 1]])
     ),

@@ -10,7 +10,6 @@ from pyro_regimes.kernels import ops, reference
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.oracles import Enumerated, enumerate_paths
 
-
 _ANSWERS: dict[int, tuple[Case, torch.Size, list[Enumerated]]] = {}
 
 

@@ -1,0 +1,244 @@
+"""One battery for every family: its updates are what a numerical optimiser finds.
+
+A family joins with one entry in ``FAMILIES``.
+"""
+
+from typing import Callable, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import transform_to
+
+from pyro_regimes import EM, RegimeHMM, emissions
+
+K, D, N, T = 2, 3, 3, 40
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Family(NamedTuple):
+    """How to build a family, and the ways to share its arguments."""
+
+    build: Callable[..., dist.Distribution]
+    constraints: dict[str, constraints.Constraint]
+    sharings: dict[str, Shapes]
+    value: Callable[[Tensor], Tensor]  #: standard normal draws ``(N, T, D)`` to data
+
+
+def matrices(kind: str, constraint: constraints.Constraint) -> Family:
+    return Family(
+        lambda loc, spread: dist.MultivariateNormal(loc, **{kind: spread}),
+        {"loc": constraints.real, "spread": constraint},
+        {
+            "own": {"loc": (K, D), "spread": (K, D, D)},
+            "tied": {"loc": (K, D), "spread": (D, D)},
+            "of each sequence": {"loc": (N, 1, K, D), "spread": (N, 1, K, D, D)},
+            "one location": {"loc": (D,), "spread": (K, D, D)},
+            "one location of each sequence": {"loc": (N, 1, 1, D), "spread": (K, D, D)},
+            "of each time": {"loc": (T, K, D), "spread": (D, D)},
+            "locations of each time, one for all states": {"loc": (T, 1, D), "spread": (K, D, D)},
+        },
+        lambda draws: draws @ MIX + draws[..., :1].sign(),
+    )
+
+
+MIX = torch.tensor([[1.0, 0.4, 0.0], [0.0, 0.8, -0.3], [0.0, 0.0, 1.2]], dtype=torch.float64)
+
+FAMILIES = {
+    "Normal": Family(
+        lambda loc, spread: dist.Normal(loc, spread).expand(
+            torch.broadcast_shapes(loc.shape, spread.shape, (K, D))
+        ).to_event(1),
+        {"loc": constraints.real, "spread": constraints.positive},
+        {
+            "diagonal": {"loc": (K, D), "spread": (K, D)},
+            "spherical": {"loc": (K, D), "spread": (K, 1)},
+            "tied": {"loc": (K, D), "spread": (D,)},
+            "one for all": {"loc": (K, D), "spread": ()},
+            "of each sequence": {"loc": (N, 1, K, D), "spread": (N, 1, K, D)},
+            "scale of each sequence": {"loc": (K, D), "spread": (N, 1, K, D)},
+            "one location": {"loc": (D,), "spread": (K, 1)},
+            "one location for all": {"loc": (), "spread": (K, D)},
+            "of each time": {"loc": (T, K, D), "spread": (D,)},
+        },
+        lambda draws: draws + draws[..., :1].sign(),
+    ),
+    "MultivariateNormal by covariance": matrices(
+        "covariance_matrix", constraints.positive_definite
+    ),
+    "MultivariateNormal by factor": matrices("scale_tril", constraints.lower_cholesky),
+    "MultivariateNormal by precision": matrices(
+        "precision_matrix", constraints.positive_definite
+    ),
+}
+CASES = [
+    pytest.param(family, shapes, id=f"{name}, {sharing}")
+    for name, family in FAMILIES.items()
+    for sharing, shapes in family.sharings.items()
+]
+
+
+def test_every_family_is_in_the_battery() -> None:
+    built = set()
+    for family in FAMILIES.values():
+        distribution = family.build(**start(family, next(iter(family.sharings.values()))))
+        built.add(emissions.find_family(emissions.unwrap(distribution).base))
+    assert built == set(emissions.FAMILIES)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def start(family: Family, shapes: Shapes) -> dict[str, Tensor]:
+    values = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        unconstrained = 0.4 * draw(*shape, seed=seed)
+        values[name] = transform_to(family.constraints[name])(unconstrained)
+    return values
+
+
+class Expectation:
+    """Q of one model at fixed posterior probabilities of the states."""
+
+    def __init__(self, family: Family, values: dict[str, Tensor], data: Tensor) -> None:
+        self.family, self.data = family, data
+        hmm = RegimeHMM(INITIAL, TRANSITION, self._distribution(values))
+        self.gamma = hmm.posterior(data).smoothed_probs.detach()
+
+    def _distribution(self, values: dict[str, Tensor]) -> dist.Distribution:
+        built = self.family.build(**values)
+        if built.batch_shape[-1:] != (K,):
+            built = built.expand(built.batch_shape[:-1] + (K,))
+        return built
+
+    def __call__(self, values: dict[str, Tensor]) -> Tensor:
+        logits = self._distribution(values).log_prob(self.data.unsqueeze(-2))
+        return (self.gamma * logits).sum()
+
+    def slope(self, values: dict[str, Tensor], name: str) -> Tensor:
+        """The largest derivative in one argument, unconstrained."""
+        transform = transform_to(self.family.constraints[name])
+        free = transform.inv(values[name]).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self(values | {name: transform(free)}), free)
+        return gradient.abs().max()
+
+    def maximise(self, values: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The numerical maximiser over some arguments, the others as they are."""
+        transforms = {name: transform_to(self.family.constraints[name]) for name in names}
+        free = {
+            name: transform.inv(values[name]).detach().clone().requires_grad_()
+            for name, transform in transforms.items()
+        }
+        optimiser = torch.optim.LBFGS(
+            list(free.values()),
+            max_iter=500,
+            tolerance_grad=1e-10,
+            tolerance_change=1e-16,
+            line_search_fn="strong_wolfe",
+        )
+
+        def now() -> dict[str, Tensor]:
+            return values | {name: transforms[name](value) for name, value in free.items()}
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            loss = -self(now())
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return {name: value.detach() for name, value in now().items()}
+
+
+INITIAL = torch.zeros(K, dtype=torch.float64)
+TRANSITION = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family, shapes", CASES)
+def test_update_is_the_numerical_maximiser(family: Family, shapes: Shapes) -> None:
+    data = family.value(draw(N, T, D, seed=9))
+    old = start(family, shapes)
+    expectation = Expectation(family, old, data)
+
+    def model() -> None:
+        values = {
+            name: pyro.param(name, value, constraint=family.constraints[name])
+            for name, value in old.items()
+        }
+        hmm = RegimeHMM(INITIAL, TRANSITION, expectation._distribution(values))
+        with pyro.plate("sequences", N):
+            pyro.sample("x", hmm, obs=data)
+
+    em = EM(model)
+    em.step()
+    new = {name: pyro.param(name).detach() for name in shapes}
+    assert {each.name for each in em.plan.assignments} == set(shapes)
+
+    # The first argument given the old others, the second given the new first: each at its maximum.
+    between = old
+    for name in shapes:
+        best = expectation.maximise(between, (name,))
+        between = between | {name: new[name]}
+        assert expectation.slope(between, name) < 1e-8 * data.numel()
+        assert expectation(between) >= expectation(best) - 1e-9 * expectation(best).abs()
+    assert expectation(new) > expectation(old) + 1e-3
+
+    if not _is_shared(shapes):  # then it is the maximum over both at once
+        joint = expectation.maximise(old, tuple(shapes))
+        assert expectation(new) >= expectation(joint) - 1e-9 * expectation(joint).abs()
+
+    # Where the posterior is taken anew the likelihood rises, step by step. (A floor, as one state
+    # of one sequence may come to hold too few observations for a covariance.)
+    history = EM(model, min_eigenvalue=1e-3).run(num_steps=20, tol=None).history
+    assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
+    likelihood = poutine.trace(model).get_trace().log_prob_sum().item()
+    assert likelihood == pytest.approx(-history[-1], rel=1e-10)
+
+
+def _is_shared(shapes: Shapes) -> bool:
+    """Whether a location serves blocks of different spread."""
+    return len(shapes["loc"]) < 2 or shapes["loc"][-2] != K or shapes["spread"][:1] == (N,)
+
+
+@pytest.mark.parametrize("family, shapes", CASES[:1] + CASES[9:10])
+def test_no_weight_gives_nan_and_no_update(family: Family, shapes: Shapes) -> None:
+    """A family's maximiser says NaN where there is nothing to learn from."""
+    values = start(family, shapes)
+    base = emissions.unwrap(family.build(**values)).base
+    module = emissions.find_family(base)
+    observed = emissions.update.Observed(
+        draw(T, 1, D, seed=1), torch.zeros(T, K, dtype=torch.float64), False
+    )
+    given = module.arguments(base)
+    for update in module.UPDATES:
+        if update.argument in given:
+            result = update.maximise(update.statistics(observed, given, False), 0.0)
+            assert result.isnan().all()
+            assert result.shape[-1 - update.event_dim - update.elementwise] == K
+
+
+def test_unwrap_joins_masks() -> None:
+    first, second = torch.tensor([True, False]), torch.tensor([True, True])
+    inner = dist.Normal(torch.zeros(K, D), 1.0).to_event(1).mask(first)
+    base, mask = emissions.unwrap(inner.expand([4, K]).mask(second))
+    assert isinstance(base, torch.distributions.Normal)
+    assert mask.expand(4, K).tolist() == [[True, False]] * 4
+
+
+def test_unknown_family_has_no_updates() -> None:
+    assert emissions.find_family(dist.Cauchy(torch.zeros(K), 1.0)) is None
+
+
+@pytest.mark.parametrize("kind", ["covariance_matrix", "scale_tril", "precision_matrix"])
+def test_the_matrix_that_was_given_is_the_argument(kind: str) -> None:
+    """Also after somebody looked at the others, which torch computes and keeps."""
+    built = dist.MultivariateNormal(torch.zeros(D), **{kind: 2 * torch.eye(D)})
+    for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
+        assert getattr(built, name).shape == (D, D)
+    assert set(emissions.multivariate_normal.arguments(built)) == {"loc", kind}

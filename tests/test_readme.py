@@ -1,0 +1,36 @@
+"""What the README says to paste can be pasted, and what it points at is there."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pyro
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_code_runs_and_prints(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    with pyro.get_param_store().scope(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "log-likelihood rose by less than 0.0001" in printed
+    assert "14 blocks pooled in 2" in printed
+    assert "Sideways" in printed
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_the_two_commands_are_there_as_continuous_integration_runs_them():
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in (
+        "pip install -c constraints.txt '.[app]'",
+        "pip install -c constraints.txt -e '.[test]'",
+    ):
+        assert command in TEXT and command in script
