@@ -60,6 +60,10 @@ def load_sector_returns() -> Returns:
     20 stocks in all. They were chosen because they survived, so the returns are biased upward and
     are no index: see ``data/README.md``, which also has the source (skfolio) and its licence.
 
+    >>> values, dates, names = load_sector_returns()
+    >>> values.shape, str(dates[0]), names[0]
+    ((8312, 7), '1990-01-03', 'InfoTech')
+
     :returns: :class:`Returns` with values ``(8312, 7)`` in percent, six decimals; new arrays at
         every call.
     """

@@ -90,6 +90,15 @@ class RegimeModel(BaseEstimator):
     ``n_features_in_``      D; and ``feature_names_in_``, where X named its columns
     ======================  =================================================================
 
+    >>> import numpy as np
+    >>> rng = np.random.RandomState(0)
+    >>> calm, wild = rng.normal(0.1, 1.0, (300, 2)), rng.normal(-0.2, 4.0, (100, 2))
+    >>> model = RegimeModel(n_regimes=2, n_init=2, order_by="volatility", random_state=0)
+    >>> model.fit(np.concatenate([calm, wild])).regime_names_
+    ['Calm', 'Turbulent']
+    >>> model.predict_proba(calm).shape
+    (300, 2)
+
     A regime that collapses onto a few points has a likelihood without bound. A start in which that
     happens is kept only if it happens in all, and then with a warning.
     """

@@ -53,7 +53,7 @@ def _marginals(weights: dict, num_steps: int, num_states: int) -> tuple[float, T
 def enumerate_paths(
     initial: Tensor, transition: Tensor, observation: Tensor, length: int | None = None
 ) -> Enumerated:
-    """All answers for one sequence, ``(K,)``, ``(1 or T-1, K, K)``, ``(T, K)``, up to its length."""
+    """All answers for one sequence of ``(K,)``, ``(1 or T-1, K, K)`` and ``(T, K)``."""
     num_padded, num_states = observation.shape
     num_steps = length or num_padded
     transition = transition.expand(num_padded - 1, num_states, num_states)[: num_steps - 1]

@@ -325,8 +325,6 @@ class RegimeHMM(TorchDistribution):
                 f"expected value to have {self.duration or 'one or more'} time steps at dimension "
                 f"-{self.event_dim}, {came}{'' if self.duration is None else checks.TIME_SLIP}"
             )
-        if self.lengths is not None:
-            ops.check_lengths(self.lengths, num_steps)
         try:
             torch.broadcast_shapes(self.batch_shape, value.shape[: -self.event_dim])
         except RuntimeError as error:

@@ -56,7 +56,7 @@ class EM:
         em = EM(model)
         loss = em.step(x)           # -log p(x) before the step
         result = em.run(x, num_steps=100, tol=1e-4)
-        print(em.plan)
+        print(em.plan)              # which parameter is set how
 
     Parameters are found in the model, whatever their names: a ``pyro.param`` that is an argument
     of an observed ``RegimeHMM`` or of its Gaussian ``observation_dist``, as probabilities or

@@ -101,12 +101,11 @@ def _take(values: Tensor, states: Tensor) -> Tensor:
 
 
 def _normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the largest entry of each row; a row of -inf is left as it is.
+    """Subtract the largest entry of each row; a row of -inf stays one, its shift does not matter.
 
     The shift is a constant to autograd: added back, it leaves value and derivatives unchanged.
     """
-    peak = rows.detach().amax(-1, keepdim=True)
-    peak = peak.masked_fill(peak == -math.inf, 0.0)
+    peak = rows.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).min)
     return rows - peak, peak
 
 
@@ -114,7 +113,7 @@ def _sweep(
     rows: Tensor,  # (..., B, R, K)
     transitions: list[Tensor],  # L times (..., 1 or B, K, K)
     observations: list[Tensor],  # L times (..., B, K)
-    valid: list[Tensor] | None,  # L times (..., B)
+    valid: list[Tensor | None],  # L times (..., B), or None: all are
     history: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Carry R rows in each of B blocks through L steps of the forward recursion.
@@ -128,8 +127,9 @@ def _sweep(
     for step, observation in enumerate(observations):
         moved = logsumexp(rows.unsqueeze(-1) + transitions[step].unsqueeze(-3), -2)
         moved, peak = _normalise(moved + observation.unsqueeze(-2))
-        if valid is not None:
-            keep = valid[step][..., None, None]
+        keep = valid[step]
+        if keep is not None:
+            keep = keep[..., None, None]
             moved = torch.where(keep, moved, rows)
             peak = peak.masked_fill(~keep, 0.0)
         rows, shift = moved, shift + peak
@@ -145,6 +145,12 @@ def _unbind_blocks(steps: Tensor, dim: int, num_blocks: int, size: int) -> list[
         filler = steps.new_zeros(steps.shape[:dim] + (missing,) + steps.shape[dim:][1:])
         steps = torch.cat([steps, filler], dim)
     return list(steps.unflatten(dim, (num_blocks, size)).unbind(dim))
+
+
+def _block_size(steps: int) -> int:
+    """About the square root, chosen so that the last block is as full as can be."""
+    root = math.isqrt(steps)
+    return min(range(root - root // 8, root + root // 8 + 1), key=lambda size: -steps % size)
 
 
 def _forward(
@@ -187,11 +193,15 @@ def _forward(
         and steps >= _MIN_BLOCKED_STEPS
         and elements <= _MAX_BLOCKED_ELEMENTS
     )
-    size = math.ceil(math.sqrt(steps)) if blocked else steps
+    size = _block_size(steps) if blocked else steps
     num_blocks = math.ceil(steps / size)
-    if valid is None and num_blocks * size > steps:
-        valid = torch.ones(steps, dtype=torch.bool, device=first.device)
-    keeps = None if valid is None else _unbind_blocks(valid, -1, num_blocks, size)
+    keeps: list[Tensor | None]
+    if valid is not None:
+        keeps = list(_unbind_blocks(valid, -1, num_blocks, size))
+    else:
+        missing = num_blocks * size - steps  # at the end of the last block
+        last = torch.arange(num_blocks, device=first.device) == num_blocks - 1
+        keeps = [None] * (size - missing) + [~last] * missing
     observations = _unbind_blocks(observation_logits[..., 1:, :], -2, num_blocks, size)
     if transition_logits.shape[-3] == 1:
         transitions = [transition_logits] * size

@@ -95,6 +95,10 @@ def chain() -> dict[str, Tensor]:
     }
 
 
+def normal_hmm(data: Tensor) -> None:
+    observe(loc=loc(), scale=scale(), obs=data, **chain())
+
+
 class Case(NamedTuple):
     """A model and what EM should find in it."""
 

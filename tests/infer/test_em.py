@@ -1,7 +1,6 @@
-"""EM itself: the bound, restarts, faults, and what it leaves alone."""
+"""EM as a user calls it: beside SVI, what it returns, and what it leaves alone."""
 
 import threading
-import warnings
 from typing import Callable
 
 import pyro
@@ -9,112 +8,28 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_regimes import EM, RegimeHMM
+from pyro_regimes import EM
 from tests.infer.accepted import (
     CASES,
-    COVARIANCES,
-    INITIAL,
     LOC,
-    LOCS,
-    SCALE,
     TRANSITION,
     XS,
     X,
     Y,
     chain,
-    covariance,
-    everything_by_probs,
     full,
     loc,
+    normal_hmm,
     observe,
     positive,
     probs,
     real,
     scale,
 )
-
-
-def normal_hmm(data: Tensor) -> None:
-    observe(loc=loc(), scale=scale(), obs=data, **chain())
-
-
-def observed_hmm(model: Callable[[], None]) -> tuple[RegimeHMM, Tensor]:
-    """The distribution at the model's site ``x`` at the current parameters, and its value."""
-    node = poutine.trace(model).get_trace().nodes["x"]
-    return node["fn"], node["value"]
-
-
-# The bound.
-
-
-def expected_complete(hmm: RegimeHMM, value: Tensor, posterior) -> Tensor:
-    """Q of eq. 12: the complete-data log-likelihood under a posterior over paths."""
-
-    def times(weight: Tensor, logits: Tensor) -> Tensor:
-        return torch.where(weight > 0, weight * logits, 0.0).sum()
-
-    event_dim = len(hmm.observation_dist.event_shape)
-    observation = hmm.observation_dist.log_prob(value.unsqueeze(-1 - event_dim))
-    return (
-        times(posterior.smoothed_probs[0], hmm.initial_logits)
-        + times(posterior.expected_transitions, hmm.transition_logits.squeeze(-3))
-        + times(posterior.smoothed_probs, observation)
-    )
-
-
-def path_entropy(hmm: RegimeHMM, value: Tensor) -> Tensor:
-    """Of p(q given x), a Markov chain with ``p(q_t+1 | q_t, x) = xi_t / gamma_t``."""
-    event_dim = len(hmm.observation_dist.event_shape)
-    observation = hmm.observation_dist.log_prob(value.unsqueeze(-1 - event_dim))
-    backward = [torch.zeros_like(observation[-1])]
-    for logits in observation.flip(0)[:-1]:
-        ahead = (hmm.transition_logits.squeeze(-3) + logits + backward[0]).logsumexp(-1)
-        backward.insert(0, ahead)
-    after = torch.stack(backward)[1:] + observation[1:]
-    gamma = hmm.posterior(value).smoothed_probs
-    step = (hmm.transition_logits.squeeze(-3) + after.unsqueeze(-2)).log_softmax(-1)
-    entropy = -(gamma[:-1].unsqueeze(-1) * step.exp() * step).sum()
-    return entropy - (gamma[0] * gamma[0].log()).sum()  # no probability is 0 here
-
-
-@pytest.mark.parametrize("model", [everything_by_probs, full], ids=["normal", "mvn"])
-def test_bound_is_tight_and_rises(model: Callable[[], None]) -> None:
-    em = EM(model)
-    for _ in range(12):
-        hmm, value = observed_hmm(model)
-        posterior = hmm.posterior(value)
-        old = expected_complete(hmm, value, posterior)
-        likelihood = hmm.log_prob(value)
-        entropy = path_entropy(hmm, value)
-        assert_close(old + entropy, likelihood, rtol=1e-10, atol=1e-10)
-        loss = em.step()
-        assert loss == pytest.approx(-likelihood.item(), rel=1e-12)
-        hmm, value = observed_hmm(model)
-        new = expected_complete(hmm, value, posterior)
-        assert new - old >= -1e-10
-        # Theorem 2.1: the likelihood rises at least as Q does.
-        assert hmm.log_prob(value) - likelihood >= new - old - 1e-9
-
-
-@pytest.mark.parametrize("model", [everything_by_probs, full], ids=["normal", "mvn"])
-def test_m_step_maximises_q(model: Callable[[], None]) -> None:
-    """Q has no slope left in any parameter after one step."""
-    hmm, value = observed_hmm(model)
-    posterior = hmm.posterior(value)
-    posterior = type(posterior)(*(part.detach() for part in posterior))
-    EM(model).step()
-    hmm, value = observed_hmm(model)
-    leaves = list(dict(pyro.get_param_store().named_parameters()).values())
-    for gradient in torch.autograd.grad(expected_complete(hmm, value, posterior), leaves):
-        assert gradient.abs().max() < 1e-7
-
-
-# Beside SVI.
 
 
 def test_em_then_svi_then_em() -> None:
@@ -155,262 +70,6 @@ def test_gradient_vanishes_at_the_fixed_point() -> None:
     leaves = dict(pyro.get_param_store().named_parameters())
     for gradient in torch.autograd.grad(loss, list(leaves.values())):
         assert gradient.abs().max() < 1e-4 * len(Y)
-
-
-# Restarts.
-
-SHIFTS = torch.tensor([0.0, 0.7, -0.4], dtype=torch.float64)
-
-
-def restarts_model(count: int, first: int = 0) -> Callable[[], None]:
-    """Restarts ``first`` to ``first + count`` of one family of starts, in a batch."""
-    shift = SHIFTS[first : first + count, None, None, None]
-
-    def model() -> None:
-        observation_dist = dist.MultivariateNormal(
-            real("loc", LOCS + shift), covariance(COVARIANCES.expand(count, 1, 2, 3, 3).clone())
-        )
-        hmm = RegimeHMM(
-            initial_probs=probs("initial", INITIAL.expand(count, 2)),
-            transition_probs=probs("transition", TRANSITION.expand(count, 1, 2, 2)),
-            observation_dist=observation_dist,
-        )
-        with pyro.plate("restarts", count):
-            pyro.sample("x", hmm, obs=Y)
-
-    return model
-
-
-def test_restart_in_a_batch_is_the_run_alone() -> None:
-    together = EM(restarts_model(3)).run(num_steps=15, tol=None)
-    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
-    assert together.restart_history.shape == (16, 3)
-    assert_close(
-        together.restart_history.sum(-1),
-        torch.tensor(together.history, dtype=torch.float64),
-        rtol=1e-12,
-        atol=0.0,
-    )
-    for number in range(3):
-        pyro.clear_param_store()
-        alone = EM(restarts_model(1, number)).run(num_steps=15, tol=None)
-        assert_close(
-            torch.tensor(alone.history, dtype=torch.float64),
-            together.restart_history[:, number],
-            rtol=1e-12,
-            atol=0.0,
-        )
-        for name, value in pyro.get_param_store().items():
-            assert_close(value.detach()[0], values[name][number], rtol=1e-9, atol=1e-12)
-
-
-def test_run_waits_for_the_slowest_restart() -> None:
-    result = EM(restarts_model(3)).run(num_steps=500, tol=1e-3)
-    assert result.converged
-    rises = -result.restart_history.diff(dim=0)
-    assert (rises[-1] < 1e-3).all()
-    assert (rises[:-1] >= 1e-3).any(-1).all()
-
-
-# States and floors.
-
-
-def test_state_without_weight_keeps_its_parameters() -> None:
-    def model() -> None:
-        observe(
-            loc=real("loc", torch.tensor([0.0, 1e6])),
-            scale=scale(),
-            transition_probs=probs("transition", torch.tensor([[0.9, 0.1], [0.5, 0.5]])),
-        )
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        EM(model).step()
-    assert pyro.param("loc")[1].item() == 1e6
-    assert pyro.param("scale")[1].item() == pytest.approx(SCALE[1].item(), rel=1e-12)
-    assert pyro.param("transition")[1].tolist() == [0.5, 0.5]
-    assert pyro.param("loc")[0].item() == pytest.approx(X.mean().item(), rel=1e-12)
-
-
-def matrix_model(start: Tensor = COVARIANCES) -> Callable[[], None]:
-    def model() -> None:
-        observation_dist = dist.MultivariateNormal(real("loc", LOCS), covariance(start))
-        observe(observation_dist=observation_dist, obs=Y)
-
-    return model
-
-
-def test_floor_is_exact() -> None:
-    """Equal to the clipped spectrum of the weighted scatter, and met by the start."""
-    floor = 0.6
-    low = torch.diag(torch.tensor([0.1, 1.0, 2.0])).double().expand(2, 3, 3).clone()
-    model = matrix_model(low)
-    em = EM(model, min_eigenvalue=floor)
-    raised = low.clone()
-    raised[:, 0, 0] = floor
-    hmm = RegimeHMM(
-        initial_probs=INITIAL,
-        transition_probs=TRANSITION,
-        observation_dist=dist.MultivariateNormal(LOCS, raised),
-    )
-    posterior = hmm.posterior(Y)
-    assert em.step() == pytest.approx(-float(posterior.log_likelihood), rel=1e-12)
-    gamma = posterior.smoothed_probs
-    weight = gamma.sum(0)
-    mean = gamma.T @ Y / weight.unsqueeze(-1)
-    deviation = Y.unsqueeze(1) - mean
-    scatter = torch.einsum("tk,tki,tkj->kij", gamma, deviation, deviation) / weight[:, None, None]
-    values, vectors = torch.linalg.eigh(scatter)
-    assert (values < floor).any() and (values > floor).any()
-    expected = vectors @ torch.diag_embed(values.clamp(min=floor)) @ vectors.mT
-    assert_close(pyro.param("covariance").detach(), expected, rtol=1e-9, atol=1e-12)
-    history = em.run(num_steps=20, tol=None).history
-    assert all(later <= now + 1e-9 for now, later in zip(history, history[1:]))
-
-
-@pytest.mark.parametrize("kind", ["covariance_matrix", "scale_tril", "precision_matrix", "scale"])
-def test_floor_holds_for_every_parametrisation(kind: str) -> None:
-    floor = 0.5
-    start = 0.04 * torch.eye(3).double()  # infeasible
-    given = {
-        "covariance_matrix": (start, constraints.positive_definite),
-        "scale_tril": (start.sqrt(), constraints.lower_cholesky),
-        "precision_matrix": (start.inverse(), constraints.positive_definite),
-        "scale": (torch.full((2, 3), 0.2).double(), constraints.positive),
-    }[kind]
-
-    def model() -> None:
-        value = pyro.param("spread", given[0], constraint=given[1])
-        if kind == "scale":
-            observation_dist = dist.Normal(real("loc", LOCS), value).to_event(1)
-        else:
-            observation_dist = dist.MultivariateNormal(real("loc", LOCS), **{kind: value})
-        observe(observation_dist=observation_dist, obs=Y)
-
-    history = EM(model, min_eigenvalue=floor).run(num_steps=15, tol=None).history
-    assert all(later <= now + 1e-9 for now, later in zip(history, history[1:]))
-    value = pyro.param("spread").detach()
-    least = {
-        "covariance_matrix": lambda: torch.linalg.eigvalsh(value).min(),
-        "scale_tril": lambda: torch.linalg.eigvalsh(value @ value.mT).min(),
-        "precision_matrix": lambda: 1 / torch.linalg.eigvalsh(value).max(),
-        "scale": lambda: (value**2).min(),
-    }[kind]()
-    assert float(least) == pytest.approx(floor, rel=1e-9)
-
-
-# Faults.
-
-
-def test_degenerate_covariance_warns_once_and_the_rest_go_on() -> None:
-    """Three series of which one is twice another: no covariance is positive definite."""
-    data = torch.stack([Y[:, 0], 2 * Y[:, 0], Y[:, 1]], -1)
-
-    def model() -> None:
-        observation_dist = dist.MultivariateNormal(real("loc", LOCS), covariance())
-        observe(
-            observation_dist=observation_dist,
-            obs=data,
-            transition_probs=probs("transition", TRANSITION),
-        )
-
-    em = EM(model)
-    with pytest.warns(RuntimeWarning, match="'covariance' has no maximum") as record:
-        result = em.run(num_steps=5, tol=None)
-    assert len(record) == 1
-    assert_close(pyro.param("covariance").detach(), COVARIANCES, rtol=1e-12, atol=1e-14)
-    assert not torch.equal(pyro.param("loc").detach(), LOCS)
-    assert all(later <= now + 1e-9 for now, later in zip(result.history, result.history[1:]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        EM(model, min_eigenvalue=1e-3).run(num_steps=5, tol=None)
-
-
-def test_fall_is_undone_and_reported() -> None:
-    """A model that is another function at every call, so that no update can be trusted."""
-    calls = {"count": 0}
-
-    def model() -> None:
-        calls["count"] += 1
-        drift = 3.0 if calls["count"] % 2 else 0.0
-        observe(loc=loc(), obs=X + drift * calls.get("on", 0))
-
-    em = EM(model)
-    em.step()
-    calls.update(count=0, on=1)
-    before = pyro.param("loc").detach().clone()
-    calls["count"] = 1  # next: undrifted E-step, then a drifted check
-    with pytest.warns(RuntimeWarning, match=r"lowered the log-likelihood of restarts \[0\]"):
-        em.step()
-    assert torch.equal(pyro.param("loc").detach(), before)
-
-
-def test_fall_of_one_restart_leaves_the_others() -> None:
-    faulty = {"on": False, "count": 0}
-
-    def model() -> None:
-        faulty["count"] += 1
-        shift = torch.zeros(2, 1).double()
-        if faulty["on"] and faulty["count"] % 2 == 0:
-            shift[1] = 5.0
-        with pyro.plate("restarts", 2):
-            observe(loc=real("loc", LOC.expand(2, 1, 2)), obs=X.expand(2, -1) + shift)
-
-    em = EM(model)
-    em.step()
-    before = pyro.param("loc").detach().clone()
-    faulty.update(on=True, count=0)
-    with pytest.warns(RuntimeWarning, match=r"restarts \[1\]"):
-        em.step()
-    after = pyro.param("loc").detach()
-    assert torch.equal(after[1], before[1])
-    assert not torch.equal(after[0], before[0])
-
-
-def test_impossible_data_end_the_run() -> None:
-    """Every sequence of probability zero: nothing to climb, nothing written."""
-    matrix = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).double()
-
-    def model() -> None:
-        observation_dist = dist.Normal(loc(), 1.0).mask(torch.tensor([True, True]))
-        logits = torch.tensor([-torch.inf, 0.0]).double()
-        hmm = RegimeHMM(
-            initial_logits=logits, transition_probs=matrix, observation_dist=observation_dist
-        )
-        pyro.sample("x", hmm, obs=torch.tensor([0.0, 1e200]).double())
-
-    result = EM(model).run(num_steps=5)
-    assert result.history == [float("inf")]
-    assert (result.converged, result.stop_reason) == (False, "no ascent possible")
-    assert torch.equal(pyro.param("loc").detach(), LOC)
-
-
-def test_no_sequences_move_nothing() -> None:
-    em = EM(normal_hmm)
-    assert em.step(X.expand(0, -1)) == 0.0
-    assert torch.equal(pyro.param("loc").detach(), LOC)
-    assert em.run(X.expand(0, -1), num_steps=3).history[0] == 0.0
-
-
-def test_collapse_on_one_observation() -> None:
-    """Without a floor the likelihood has no maximum: the run ends in finite numbers."""
-    data = torch.cat([X, torch.full((1,), 40.0).double()])
-    start = torch.tensor([0.0, 40.0])
-
-    def model() -> None:
-        observe(loc=real("loc", start), scale=scale(), obs=data, **chain())
-
-    with pytest.warns(RuntimeWarning, match="'scale' has no maximum"):
-        result = EM(model).run(num_steps=30, tol=None)
-    assert all(later <= now + 1e-9 for now, later in zip(result.history, result.history[1:]))
-    assert all(value.isfinite().all() for value in pyro.get_param_store().values())
-    pyro.clear_param_store()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert EM(model, min_eigenvalue=0.01).run(num_steps=30).converged
-
-
-# What a run returns and takes.
 
 
 def test_step_returns_the_loss_before() -> None:
@@ -503,9 +162,6 @@ def test_plan_tells_of_pooling() -> None:
     assert "weighted sd (41), 2 blocks pooled in 1" in text
     assert "row sums of expected transitions (27)" in text
     assert "first smoothed probabilities (28)" in text
-
-
-# What it leaves alone.
 
 
 def snapshot() -> dict[str, tuple[Tensor, Tensor]]:
