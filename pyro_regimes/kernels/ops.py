@@ -108,7 +108,8 @@ def _check(
             f"expected transition_logits to end in ({num_states}, {num_states}), got shape "
             f"{tuple(transition_logits.shape)}"
         )
-    if transition_logits.shape[-3] not in {1, num_steps - 1}:
+    # A tuple, since under torch.jit.trace sizes are tensors, which no set finds again.
+    if transition_logits.shape[-3] not in (1, num_steps - 1):
         raise ValueError(
             f"expected transition_logits to have 1 or T - 1 = {num_steps - 1} time slices at "
             f"dimension -3, got shape {tuple(transition_logits.shape)}; for a batch of chains that "

@@ -237,3 +237,12 @@ def test_derivatives_through_function_transforms():
     each = torch.func.vmap(torch.func.grad(ops.log_likelihood, argnums=(0, 1, 2)))
     for actual, other in zip(each(*case[:3]), expected, strict=True):
         assert_equal(actual, other)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_can_be_traced():
+    case = random_chain(40, 3, seed=37)
+    traced = torch.jit.trace(ops.log_likelihood, tuple(case[:3]), check_trace=False)
+    other = random_chain(40, 3, seed=38)
+    assert_equal(traced(*other[:3]), ops.log_likelihood(*other[:3]))
