@@ -16,6 +16,7 @@ except ImportError as error:
     raise SystemExit(f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'") from error
 
 import numpy as np
+import torch
 
 from pyro_regimes import datasets, plotting
 from pyro_regimes.comparison import compare_on_returns
@@ -240,6 +241,8 @@ def _write_states(
 
 def main() -> NoReturn:
     """Run the command; bad input ends with one line and exit code 2."""
+    # The tensors are small: a second thread saves nothing, and costs much on a busy machine.
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

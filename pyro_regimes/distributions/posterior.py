@@ -19,5 +19,5 @@ class Posterior(NamedTuple):
     filtered_probs: Tensor  #: ``(..., T, K)``, :math:`p(q_t \mid x_1, \dots, x_t)`
     predicted_probs: Tensor  #: ``(..., T, K)``, :math:`p(q_t \mid x_1, \dots, x_{t-1})`
     smoothed_probs: Tensor  #: ``(..., T, K)``, :math:`\gamma_t = p(q_t \mid x_1, \dots, x_T)`
-    expected_transitions: Tensor
     #: ``(..., K, K)``, :math:`\sum_t \xi_t`; ``(..., T-1, K, K)`` where transitions vary in time
+    expected_transitions: Tensor

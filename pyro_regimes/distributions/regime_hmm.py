@@ -52,6 +52,15 @@ class RegimeHMM(TorchDistribution):
     :raises ValueError: where arguments do not fit together, naming what was expected and what
         came.
 
+    >>> import pyro.distributions as dist
+    >>> hmm = RegimeHMM(
+    ...     initial_probs=torch.tensor([0.5, 0.5]),
+    ...     transition_probs=torch.tensor([[0.7, 0.3], [0.3, 0.7]]),
+    ...     observation_dist=dist.Bernoulli(torch.tensor([0.9, 0.2])),
+    ... )
+    >>> hmm.viterbi(torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]))
+    tensor([0, 0, 1, 0, 0])
+
     The arguments as the caller gave them are kept in :attr:`arguments`.
     """
 

@@ -23,10 +23,10 @@ class EMResult(NamedTuple):
     """How a run of EM went."""
 
     history: list[float]  #: the loss before each step, and the final one
-    converged: bool
-    stop_reason: str
-    num_steps: int
-    num_e_steps: int
+    converged: bool  #: whether every restart rose by less than ``tol`` in the last step
+    stop_reason: str  #: in words
+    num_steps: int  #: steps made
+    num_e_steps: int  #: E-steps made, one more than there were steps
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
 
 
