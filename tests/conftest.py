@@ -1,7 +1,18 @@
-"""Settings of the whole suite."""
+"""What every test starts from."""
 
+from collections.abc import Iterator
+
+import pyro
+import pytest
 import torch
 
 # The tensors here are small: on a machine with other work to do, torch's threads wait for one
 # another far longer than they compute.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_store() -> Iterator[None]:
+    """A parameter store of its own for every test."""
+    with pyro.get_param_store().scope():
+        yield

@@ -90,31 +90,31 @@ def compare(
         if value < 1:
             raise ValueError(f"expected {name} to be at least 1, got {value}")
 
-    def tell(method: str, step: int, total: int) -> None:
-        if progress is not None:
-            progress(method, step, total)
-
+    task = _Task(data, held_out, tol, learning_rate, progress)
     with PYRO_LOCK, torch.random.fork_rng():
-        runs = []
         torch.manual_seed(seed)
-        for method in (_run_em, _run_svi):
-            steps = em_steps if method is _run_em else svi_steps
-            with pyro.get_param_store().scope():
-                runs.append(method(model, data, held_out, steps, tol, learning_rate, tell))
+        with pyro.get_param_store().scope():
+            runs = [_run_em(model, task, em_steps)]
+        with pyro.get_param_store().scope():
+            runs.append(_run_svi(model, task, svi_steps))
         if prior_model is not None:
             with pyro.get_param_store().scope():
-                runs.append(
-                    _run_auto_normal(
-                        prior_model,
-                        data,
-                        held_out,
-                        init_values or {},
-                        svi_steps,
-                        learning_rate,
-                        tell,
-                    )
-                )
+                runs.append(_run_auto_normal(prior_model, init_values or {}, task, svi_steps))
     return Comparison(runs)
+
+
+class _Task(NamedTuple):
+    """What all methods are given."""
+
+    data: Tensor
+    held_out: Tensor
+    tol: float | None
+    learning_rate: float
+    progress: Progress | None
+
+    def tell(self, method: str, step: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(method, step, total)
 
 
 def _log_likelihood(model: Model, data: Tensor) -> float:
@@ -127,58 +127,37 @@ def _log_likelihood(model: Model, data: Tensor) -> float:
 
 
 def _finish(
-    method: str,
-    model: Model,
-    data: Tensor,
-    held_out: Tensor,
-    times: list[float],
-    values: list[float],
+    method: str, model: Model, task: _Task, times: list[float], values: list[float]
 ) -> MethodRun:
-    final = _log_likelihood(model, data)
-    both = _log_likelihood(model, torch.cat([data, held_out], -2))
+    final = _log_likelihood(model, task.data)
+    both = _log_likelihood(model, torch.cat([task.data, task.held_out], -2))
     return MethodRun(method, final, both - final, len(times) - 1, times[-1], times, values)
 
 
-def _run_em(
-    model: Model,
-    data: Tensor,
-    held_out: Tensor,
-    num_steps: int,
-    tol: float | None,
-    learning_rate: float,
-    tell: Progress,
-) -> MethodRun:
+def _run_em(model: Model, task: _Task, num_steps: int) -> MethodRun:
     method, times = "EM", [0.0]
     start = time.perf_counter()
 
     def after(step: int, loss: float) -> None:
         times.append(time.perf_counter() - start)
-        tell(method, step, num_steps)
+        task.tell(method, step, num_steps)
 
-    result = EM(model).run(data, num_steps=num_steps, tol=tol, callback=after)
-    return _finish(method, model, data, held_out, times, [-loss for loss in result.history])
+    result = EM(model).run(task.data, num_steps=num_steps, tol=task.tol, callback=after)
+    return _finish(method, model, task, times, [-loss for loss in result.history])
 
 
-def _run_svi(
-    model: Model,
-    data: Tensor,
-    held_out: Tensor,
-    num_steps: int,
-    tol: float | None,
-    learning_rate: float,
-    tell: Progress,
-) -> MethodRun:
-    method = f"SVI, Adam({learning_rate:g})"
-    svi = SVI(model, _no_guide, Adam({"lr": learning_rate}), Trace_ELBO())
+def _run_svi(model: Model, task: _Task, num_steps: int) -> MethodRun:
+    method = f"SVI, Adam({task.learning_rate:g})"
+    svi = SVI(model, _no_guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
     times, values = [], []
     start = time.perf_counter()
     for step in range(num_steps):
         times.append(time.perf_counter() - start)
-        values.append(-svi.step(data))  # the loss before the step, and so at its beginning
-        tell(method, step + 1, num_steps)
+        values.append(-svi.step(task.data))  # the loss before the step, and so at its beginning
+        task.tell(method, step + 1, num_steps)
     times.append(time.perf_counter() - start)
-    values.append(_log_likelihood(model, data))
-    return _finish(method, model, data, held_out, times, values)
+    values.append(_log_likelihood(model, task.data))
+    return _finish(method, model, task, times, values)
 
 
 def _no_guide(data: Tensor) -> None:
@@ -186,32 +165,25 @@ def _no_guide(data: Tensor) -> None:
 
 
 def _run_auto_normal(
-    prior_model: Model,
-    data: Tensor,
-    held_out: Tensor,
-    init_values: dict[str, Tensor],
-    num_steps: int,
-    learning_rate: float,
-    tell: Progress,
+    prior_model: Model, init_values: dict[str, Tensor], task: _Task, num_steps: int
 ) -> MethodRun:
-    method = f"SVI, AutoNormal({learning_rate:g})"
+    method = f"SVI, AutoNormal({task.learning_rate:g})"
     guide = AutoNormal(prior_model, init_loc_fn=init_to_value(values=init_values), init_scale=0.01)
-    svi = SVI(prior_model, guide, Adam({"lr": learning_rate}), Trace_ELBO())
+    svi = SVI(prior_model, guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
 
     def at_medians() -> Model:
-        return poutine.condition(prior_model, data=guide.median(data))
+        return poutine.condition(prior_model, data=guide.median(task.data))
 
-    guide(data)  # its parameters are made at the first call
-    times, values = [0.0], [_log_likelihood(at_medians(), data)]
+    guide(task.data)  # its parameters are made at the first call
+    times, values = [0.0], [_log_likelihood(at_medians(), task.data)]
     start, looking = time.perf_counter(), 0.0
     every = max(1, num_steps // _VARIATIONAL_LOOKS)
     for step in range(1, num_steps + 1):
-        svi.step(data)
-        tell(method, step, num_steps)
+        svi.step(task.data)
+        task.tell(method, step, num_steps)
         if step % every == 0 or step == num_steps:
             now = time.perf_counter()
             times.append(now - start - looking)
-            values.append(_log_likelihood(at_medians(), data))
+            values.append(_log_likelihood(at_medians(), task.data))
             looking += time.perf_counter() - now
-    run = _finish(method, at_medians(), data, held_out, times, values)
-    return run._replace(num_steps=num_steps)
+    return _finish(method, at_medians(), task, times, values)._replace(num_steps=num_steps)

@@ -26,7 +26,7 @@ class EMResult(NamedTuple):
     converged: bool  #: whether every restart rose by less than ``tol`` in the last step
     stop_reason: str  #: in words
     num_steps: int  #: steps made
-    num_e_steps: int  #: E-steps made, one more than there were steps
+    num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
 
 
@@ -138,7 +138,7 @@ class EM:
             now = self._e_step(args, kwargs)
             history, restarts = [now.loss], [now.losses]
             held = ~now.losses.isfinite()  # restarts that no step can help
-            converged, reason = False, "num_steps reached"
+            converged, reason, num_e_steps = False, "num_steps reached", 1
             for number in range(1, num_steps + 1):
                 if held.all():
                     reason = "no ascent possible"
@@ -146,9 +146,11 @@ class EM:
                 self._m_step(now, held)
                 after = self._e_step(args, kwargs)
                 fallen = self._undo_falls(now, after.losses)
+                num_e_steps += 1
                 if fallen.any():
                     held = held | fallen
                     after = self._e_step(args, kwargs)
+                    num_e_steps += 1
                 history.append(after.loss)
                 restarts.append(after.losses)
                 rise = (now.losses - after.losses).masked_fill(held, 0.0)
@@ -159,7 +161,7 @@ class EM:
                     converged, reason = True, f"log-likelihood rose by less than {tol:g}"
                     break
             return EMResult(
-                history, converged, reason, len(history) - 1, len(history), torch.stack(restarts)
+                history, converged, reason, len(history) - 1, num_e_steps, torch.stack(restarts)
             )
 
     def _e_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _EStep:
