@@ -210,8 +210,10 @@ def random_value(
             logits.softmax(-1),
         ]
     elif role is Role.LOCATION:
+        sides = torch.Generator().manual_seed(seed % 1_000)  # the same for both draws
+        side = torch.rand(value.shape, generator=sides, dtype=torch.float64).round() * 2 - 1
         candidates = [
-            old + normal() if mild else sign * size * 10 ** uniform(2, 4) * normal().sign(),
+            old + normal() if mild else sign * side * size * 10 ** uniform(2, 4),
         ]
     elif role is Role.SCALE:
         candidates = [old * 10 ** (sign * (uniform(0, 0.5) if mild else uniform(2, 4)))]

@@ -198,12 +198,13 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         everywhere = ((run, run_argument(run, argument)) for run in runs)
         if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
             continue
-        found = identity.find_cells(
-            run_argument(runs[1], argument), runs[1].params[name], role
-        )
+        found = identity.find_cells(run_argument(runs[1], argument), runs[1].params[name], role)
         if found is None:
             return f"{argument.label} is a function of it other than itself, broadcast or selected"
-        cells, logits = found
+        cells, as_logits = found
+        if uses and as_logits != logits:
+            return f"used as probabilities in one place and as logits in another, {argument.label}"
+        logits = as_logits
         for run in runs:
             there = run_argument(run, argument)
             if not identity.agrees(there, run.params[name], role, cells, logits):

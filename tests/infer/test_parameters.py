@@ -236,6 +236,13 @@ def loc_and_scale() -> None:
     observe(loc=both, scale=both)
 
 
+@refused("both")
+def probabilities_here_and_logits_there() -> None:
+    both = real("both", TRANSITION)
+    observe(transition_probs=both)
+    observe(name="y", transition_logits=both)
+
+
 @refused("net$$$weight")
 def module_weights() -> None:
     torch.manual_seed(0)

@@ -1,0 +1,55 @@
+"""The random points at which parameters are recognised are far away, and on both sides."""
+
+import pytest
+import torch
+from pyro.distributions import constraints as pyro_constraints
+from torch.distributions import constraints
+
+from pyro_regimes.infer.identity import Role, random_value
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_draws_of_a_location_lie_on_both_sides(seed):
+    value = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
+    one, other = (
+        random_value(value, Role.LOCATION, constraints.real, seed=base + seed)
+        for base in (0, 1_000)
+    )
+    assert (one.sign() == -other.sign()).all()
+    assert (one.abs() >= 100).all() and (other.abs() >= 100).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_draws_of_a_scale_lie_on_both_sides(seed):
+    value = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    one, other = (
+        random_value(value, Role.SCALE, constraints.positive, seed=base + seed)
+        for base in (0, 1_000)
+    )
+    assert (one >= 100 * value).all() and (0 < other).all() and (other <= value / 100).all()
+
+
+@pytest.mark.parametrize(
+    "role, constraint, shape",
+    [
+        (Role.INITIAL, constraints.simplex, (3,)),
+        (Role.TRANSITION, constraints.simplex, (2, 3)),
+        (Role.TRANSITION, constraints.positive, (2, 3)),
+        (Role.COVARIANCE, constraints.positive_definite, (2, 4, 4)),
+        (Role.FACTOR, constraints.lower_cholesky, (2, 4, 4)),
+        (Role.PRECISION, constraints.positive_definite, (4, 4)),
+        (Role.SCALE, constraints.interval(0.1, 3.0), (2,)),
+        (Role.LOCATION, pyro_constraints.ordered_vector, (4,)),
+        (None, constraints.unit_interval, (2,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mild", [False, True])
+def test_draws_are_admissible_and_elsewhere(role, constraint, shape, mild):
+    transform = torch.distributions.transform_to(constraint)
+    generator = torch.Generator().manual_seed(7)
+    unconstrained = transform.inverse_shape(torch.Size(shape))
+    value = transform(torch.randn(unconstrained, generator=generator, dtype=torch.float64))
+    drawn = random_value(value, role, constraint, seed=0, mild=mild)
+    assert drawn.shape == value.shape and drawn.dtype == value.dtype
+    assert constraint.check(drawn).all() and not torch.equal(drawn, value)
