@@ -209,6 +209,8 @@ def random_value(
             logits.exp() if not _is_simplex(constraint) else None,
             logits.softmax(-1),
         ]
+        if mild:  # probabilities that were given no constraint bear nothing else
+            candidates.reverse()
     elif role is Role.LOCATION:
         sides = torch.Generator().manual_seed(seed % 1_000)  # the same for both draws
         side = torch.rand(value.shape, generator=sides, dtype=torch.float64).round() * 2 - 1

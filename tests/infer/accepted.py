@@ -127,6 +127,11 @@ def everything_by_probs() -> None:
     observe(loc=loc(), scale=scale(), **chain())
 
 
+@case(initial=1, transition=2)
+def probs_without_a_constraint() -> None:
+    observe(initial_probs=real("initial", INITIAL), transition_probs=real("transition", TRANSITION))
+
+
 @case(transition=2, loc=2, scale=2, smooth=True)
 def fixed_initial() -> None:
     observe(loc=loc(), scale=scale(), transition_probs=probs("transition", TRANSITION))
