@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM
-from tests.infer.accepted import (
-    CASES,
+from tests.infer.accepted import CASES, full
+from tests.infer.models import (
     LOC,
     TRANSITION,
     XS,
     X,
     Y,
     chain,
-    full,
     loc,
     normal_hmm,
     observe,

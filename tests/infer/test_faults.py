@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from tests.infer.accepted import (
+from tests.infer.models import (
     COVARIANCES,
     INITIAL,
     LOC,

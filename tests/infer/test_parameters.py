@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pyro_regimes import EM, RegimeHMM
 from tests.infer import accepted
-from tests.infer.accepted import (
+from tests.infer.models import (
     INITIAL,
+    LEFT_TO_RIGHT,
     LOC,
     SCALE,
     TRANSITION,
@@ -402,9 +403,9 @@ def test_structural_zeros_stay() -> None:
     em = EM(model)
     em.run(num_steps=10, tol=None)
     matrix = pyro.param("transition").detach()
-    assert (matrix[accepted.LEFT_TO_RIGHT == 0] == 0).all()
-    assert (matrix[accepted.LEFT_TO_RIGHT > 0] > 0).all()
-    assert not torch.equal(matrix, accepted.LEFT_TO_RIGHT)
+    assert (matrix[LEFT_TO_RIGHT == 0] == 0).all()
+    assert (matrix[LEFT_TO_RIGHT > 0] > 0).all()
+    assert not torch.equal(matrix, LEFT_TO_RIGHT)
 
 
 def test_fixed_arguments_stay() -> None:
