@@ -176,7 +176,7 @@ def compare(
 def _table(comparison: Comparison, title: str) -> Table:
     caption = "log-likelihoods in nats; held out: of the last rows given those before"
     table = Table(title=title, caption=caption)
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for header in (
         "log-likelihood",
         "held out",

@@ -19,7 +19,7 @@ def prior_model(
 
     Initial and transition probabilities are uniform on the simplex; locations are
     ``Normal(mean, 3 scale)``, standard deviations ``LogNormal(log scale, 1)``, and correlations
-    uniform over correlation matrices (``LKJCholesky(1)``).
+    uniform over correlation matrices (``LKJCholesky(1)``; a single series has none).
 
     :param covariance_type: "full", "diag", "spherical" or "tied".
     :param mean: of each series, ``(D,)``.
@@ -40,7 +40,7 @@ def prior_model(
             spread = dist.LogNormal(scale.log(), 1.0).expand([*states, num_series])
         held = pyro.sample("scale", spread.to_event(len(spread.batch_shape)))
         observation_dist: dist.TorchDistribution
-        if covariance_type in {"full", "tied"}:
+        if covariance_type in {"full", "tied"} and num_series > 1:
             correlated = dist.LKJCholesky(num_series, torch.ones_like(mean[0])).expand(states)
             factor = pyro.sample("corr_tril", correlated.to_event(len(states)))
             observation_dist = dist.MultivariateNormal(loc, scale_tril=held.unsqueeze(-1) * factor)
@@ -65,5 +65,6 @@ def site_values(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     if "covariance_matrix" in values:
         factor = torch.linalg.cholesky(values.pop("covariance_matrix"))
         values["scale"] = factor.square().sum(-1).sqrt()
-        values["corr_tril"] = factor / values["scale"].unsqueeze(-1)
+        if factor.shape[-1] > 1:
+            values["corr_tril"] = factor / values["scale"].unsqueeze(-1)
     return values

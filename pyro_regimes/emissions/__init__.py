@@ -27,10 +27,17 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(observation_dist: Distribution) -> Unwrapped:
-    """Take off ``to_event``, ``expand`` and ``mask``."""
+    """Take off ``to_event``, ``expand`` and ``mask``.
+
+    A mask inside ``to_event``, of single entries of an observation, stays on: it makes another
+    likelihood, which no family here maximises.
+    """
     mask: Tensor | bool | None = None
+    batch_dim = len(observation_dist.batch_shape)
     while isinstance(observation_dist, (Independent, ExpandedDistribution, MaskedDistribution)):
         if isinstance(observation_dist, MaskedDistribution):
+            if len(observation_dist.batch_shape) > batch_dim:
+                break
             more = observation_dist._mask
             mask = more if mask is None else mask & more
         observation_dist = observation_dist.base_dist

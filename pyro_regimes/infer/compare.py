@@ -84,22 +84,30 @@ def compare(
     :param learning_rate: Adam's.
     :param seed: of the variational draws.
     :param progress: called with the method, the number of a step, and how many there may be.
-    :raises ValueError: if a number of steps is not positive.
+    :raises ValueError: if a number of steps or the learning rate is not positive, or SVI diverges.
     """
     for name, value in {"em_steps": em_steps, "svi_steps": svi_steps}.items():
         if value < 1:
             raise ValueError(f"expected {name} to be at least 1, got {value}")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"expected learning_rate to be positive, got {learning_rate}")
 
     task = _Task(data, held_out, tol, learning_rate, progress)
     with PYRO_LOCK, torch.random.fork_rng():
         torch.manual_seed(seed)
         with pyro.get_param_store().scope():
             runs = [_run_em(model, task, em_steps)]
-        with pyro.get_param_store().scope():
-            runs.append(_run_svi(model, task, svi_steps))
-        if prior_model is not None:
+        try:
             with pyro.get_param_store().scope():
-                runs.append(_run_auto_normal(prior_model, init_values or {}, task, svi_steps))
+                runs.append(_run_svi(model, task, svi_steps))
+            if prior_model is not None:
+                with pyro.get_param_store().scope():
+                    runs.append(_run_auto_normal(prior_model, init_values or {}, task, svi_steps))
+        except ValueError as error:
+            raise ValueError(
+                f"expected a learning_rate at which SVI stays finite, got {learning_rate:g}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
     return Comparison(runs)
 
 

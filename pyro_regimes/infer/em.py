@@ -15,7 +15,14 @@ from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.m_step import Expected, maximise
 from pyro_regimes.infer.parameters import Plan, find_parameters
-from pyro_regimes.infer.tracing import PYRO_LOCK, Run, Site, run_model, write_parameter
+from pyro_regimes.infer.tracing import (
+    PYRO_LOCK,
+    Run,
+    Site,
+    check_constraint,
+    run_model,
+    write_parameter,
+)
 from pyro_regimes.kernels import ops
 
 
@@ -218,14 +225,20 @@ class EM:
             )
 
     def _write(self, old: dict[str, Tensor], new: dict[str, Tensor], chosen: Tensor) -> None:
-        """Write the new values of the chosen restarts, and the old ones of the others."""
+        """Write the new values of the chosen restarts, and the old ones of the others.
+
+        :raises ValueError: before anything is written, if a value violates its constraint.
+        """
         assert self._groups is not None
+        values = dict(new)
         for name, value in new.items():
             if not chosen.all():
                 labels = self._groups.cells[name]
                 pick = chosen[labels].unsqueeze(-1)
                 chosen_cells = torch.where(pick, _rows(value, labels), _rows(old[name], labels))
-                value = chosen_cells.reshape(value.shape)
+                values[name] = chosen_cells.reshape(value.shape)
+            check_constraint(name, values[name])
+        for name, value in values.items():
             write_parameter(name, value)
 
     def _undo_falls(self, before: _EStep, losses: Tensor) -> Tensor:

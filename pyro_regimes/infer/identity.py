@@ -89,6 +89,11 @@ def _close(actual: Tensor, expected: Tensor) -> Tensor:
     return ((actual - expected).abs() <= tolerance * size).all(-1)
 
 
+def _distance(actual: Tensor, expected: Tensor) -> Tensor:
+    """The sum of the differences in each block, of ``(blocks, entries)``."""
+    return (actual - expected).abs().sum(-1)
+
+
 @torch.no_grad()
 def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tensor, bool] | None:
     """Match an argument's blocks with a parameter's cells by value, at a random point.
@@ -111,11 +116,13 @@ def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tenso
         weights = weights.to(flat_cells)
         codes, order = (flat_cells @ weights).sort()
         place = torch.searchsorted(codes, (flat_target @ weights).contiguous())
-        best = torch.full_like(place, -1)
-        for offset in (-1, 0):  # the neighbours on both sides
+        nearest = order[place.clamp(0, len(order) - 1)]
+        for offset in (-2, -1, 1):  # the neighbours on both sides: the closest is the one
             candidate = order[(place + offset).clamp(0, len(order) - 1)]
-            match = _close(flat_target, flat_cells[candidate])
-            best = torch.where(match & (best < 0), candidate, best)
+            closer = _distance(flat_target, flat_cells[candidate])
+            closer = closer < _distance(flat_target, flat_cells[nearest])
+            nearest = torch.where(closer, candidate, nearest)
+        best = torch.where(_close(flat_target, flat_cells[nearest]), nearest, -1)
         if (best >= 0).any():
             return best.cpu(), logits
     return None

@@ -181,6 +181,18 @@ def write_parameter(name: str, value: Tensor) -> None:
         unconstrained.copy_(transform_to(constraint_of(name)).inv(value))
 
 
+def check_constraint(name: str, value: Tensor) -> None:
+    """:raises ValueError: if EM's maximiser lies outside the constraint of its parameter."""
+    constraint = constraint_of(name)
+    if constraint is constraints.simplex:
+        return  # normalised counts; the check's tolerance is too tight for long float32 rows
+    if not constraint.check(value).all():
+        raise ValueError(
+            f"expected parameter {name!r} to have its maximum within its constraint {constraint}, "
+            "got one outside, where EM's closed form does not hold; nothing was changed"
+        )
+
+
 def constraint_of(name: str) -> constraints.Constraint:
     """The constraint that the store keeps; what a trace reports is not always it."""
     return pyro.get_param_store()._constraints[name]

@@ -40,6 +40,15 @@ def test_every_method_starts_at_the_same_point(covariance_type):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_single_series(covariance_type):
+    found = compare_on_returns(
+        RETURNS[:, :1], n_regimes=2, covariance_type=covariance_type, em_steps=3, svi_steps=2
+    )
+    starts = [run.log_likelihoods[0] for run in found.runs]
+    np.testing.assert_allclose(starts, starts[0], rtol=1e-9)
+
+
 def test_log_likelihoods_are_in_the_units_of_the_data():
     """A change of unit by c moves log p(x) by T D log c, held out or not."""
     plain = compare_on_returns(RETURNS, n_regimes=2, em_steps=3, svi_steps=1).runs[0]
@@ -100,6 +109,8 @@ def test_the_prior_model_has_the_same_likelihood(covariance_type):
         ({"n_regimes": 40}, "rows on either side"),
         ({"em_steps": 0}, "expected em_steps to be at least 1, got 0"),
         ({"svi_steps": 0}, "expected svi_steps to be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "expected learning_rate to be positive, got 0.0"),
+        ({"learning_rate": 1e4}, "expected a learning_rate at which SVI stays finite, got 10000"),
     ],
 )
 def test_wrong_options(wrong, message):
