@@ -311,9 +311,12 @@ class RegimeHMM(TorchDistribution):
             valid = time < self.lengths.unsqueeze(-1)  # (..., T)
             keep = valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
             value = torch.where(keep, value, value.narrow(-self.event_dim, 0, 1))
+        observation_dist = self.observation_dist
         if self._validate_args:
             self._validate_sample(value, valid)
-        observation_logits = self.observation_dist.log_prob(self._beside_states(value))
+            # It would check again, and refuse a value that only some of the states can emit.
+            observation_dist = _copy(observation_dist, validate_args=False)
+        observation_logits = observation_dist.log_prob(self._beside_states(value))
         shape = torch.broadcast_shapes(self.batch_shape, observation_logits.shape[:-2])
         observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
         return self.initial_logits, self.transition_logits, observation_logits, self.lengths
@@ -376,10 +379,12 @@ def _safe_log(probs: Tensor) -> Tensor:
     return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
 
 
-def _copy(distribution: Distribution) -> Distribution:
+def _copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
     """A shallow copy, safe to expand: Pyro's ExpandedDistribution.expand changes itself."""
     copied = copy.copy(distribution)
+    if validate_args is not None:
+        copied._validate_args = validate_args
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
-            setattr(copied, name, _copy(value))
+            setattr(copied, name, _copy(value, validate_args))
     return copied

@@ -292,3 +292,19 @@ def test_an_expanded_distribution_inside_keeps_its_shape(name):
     assert hmm.forecast(value, 3).sample().shape == (2, 3) + observed.event_shape
     assert shapes(observed) == batch_shapes
     assert hmm.log_prob(hmm.sample()).shape == ()
+
+
+def test_states_with_supports_of_their_own_need_no_setting() -> None:
+    """Only one state can emit each value; the other's own validation must not refuse it."""
+    given = {
+        "initial_probs": torch.tensor([0.5, 0.5]).double(),
+        "transition_probs": torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64),
+    }
+    low = torch.tensor([0.0, 2.0]).double()
+    hmm = RegimeHMM(observation_dist=dist.Uniform(low, low + 1.0), **given)
+    value = torch.tensor([0.5, 0.1, 2.5]).double()
+    expected = torch.tensor(0.5 * 0.9 * 0.1, dtype=torch.float64).log()
+    torch.testing.assert_close(hmm.log_prob(value), expected, rtol=1e-12, atol=0.0)
+    assert hmm.viterbi(value).tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match="expected value to lie in the support"):
+        hmm.log_prob(torch.tensor([0.5, 1.5]).double())
