@@ -17,7 +17,7 @@ SMALL = ["--num-rows", "300", "--n-regimes", "2"]
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, "-c", "from pyro_regimes.cli import main; main()", *map(str, arguments)],
         cwd=cwd,
@@ -109,6 +109,7 @@ def test_compare_prints_the_table_and_draws_it(tmp_path):
     assert done.returncode == 0, done.stderr
     for word in ("EM", "Adam(0.05)", "AutoNormal", "held out", "within 0.1"):
         assert word in " ".join(done.stdout.split())
+    assert "…" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
     assert (tmp_path / "c" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -175,7 +175,7 @@ def _no_guide(data: Tensor) -> None:
 def _run_auto_normal(
     prior_model: Model, init_values: dict[str, Tensor], task: _Task, num_steps: int
 ) -> MethodRun:
-    method = f"SVI, AutoNormal({task.learning_rate:g})"
+    method = "SVI, AutoNormal"
     guide = AutoNormal(prior_model, init_loc_fn=init_to_value(values=init_values), init_scale=0.01)
     svi = SVI(prior_model, guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
 
