@@ -57,6 +57,18 @@ def torch_device(device: Any) -> torch.device:
         raise ValueError(f"expected device to be a torch device, got {device!r}") from error
 
 
+def present_device(device: Any) -> torch.device:
+    """:raises ValueError: if there is no such device, or torch was built without it."""
+    found = torch_device(device)
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected device to be one that torch has here, got {str(device)!r}: {error}"
+        ) from error
+    return found
+
+
 def random_state(value: Any) -> np.random.RandomState:
     """A generator that is nobody else's, unless the caller gave his own.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import gzip
 import math
 import os
 import warnings
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -196,32 +195,39 @@ def _find_date_column(path: Path, header: list[str]) -> int:
             raise ValueError(
                 f"{path}: expected a name for every series, got none for column {i + 1}"
             )
-    try:
-        datetime.date.fromisoformat(header[date_column])
-    except ValueError:
-        return date_column
     # without this, the first row of a file that has no header would be lost in silence
-    raise ValueError(f"{path}: expected a header line of column names, got the data {header}")
+    if _guess_formats(header[date_column]):
+        raise ValueError(f"{path}: expected a header line of column names, got the data {header}")
+    return date_column
 
 
-def _parse_dates(path: Path, column: str, cells: dict[int, str]) -> npt.NDArray[np.datetime64]:
-    """Read ``cells`` (line number -> text) in the one format that fits them all."""
+def _import_pandas() -> Any:
     try:
-        import pandas as pd
-        from pandas.tseries.api import guess_datetime_format
+        import pandas
     except ImportError as error:
         raise ImportError(
             "read_returns needs pandas 2.2 or later: pip install 'pyro-regimes[app]'"
         ) from error
+    return pandas
 
-    lines, texts = list(cells), list(cells.values())
+
+def _guess_formats(text: str) -> list[str]:
+    """The formats in which pandas may read a date: none, one, or month first and day first."""
+    guess_datetime_format = _import_pandas().tseries.api.guess_datetime_format
     with warnings.catch_warnings():
         # pandas warns that the format it found is not the one that dayfirst suggests
         warnings.simplefilter("ignore")
-        guesses = [guess_datetime_format(texts[0], dayfirst=dayfirst) for dayfirst in (False, True)]
+        guesses = [guess_datetime_format(text, dayfirst=dayfirst) for dayfirst in (False, True)]
     if guesses[0] and guesses[0].startswith("%Y"):
         guesses = guesses[:1]  # after the year comes the month, whatever dayfirst says
-    formats = list(dict.fromkeys(guess for guess in guesses if guess))
+    return list(dict.fromkeys(guess for guess in guesses if guess))
+
+
+def _parse_dates(path: Path, column: str, cells: dict[int, str]) -> npt.NDArray[np.datetime64]:
+    """Read ``cells`` (line number -> text) in the one format that fits them all."""
+    pd = _import_pandas()
+    lines, texts = list(cells), list(cells.values())
+    formats = _guess_formats(texts[0])
     if any("%z" in guess for guess in formats):
         raise ValueError(
             f"{path}, line {lines[0]}, column {column!r}: expected dates without a time zone, "

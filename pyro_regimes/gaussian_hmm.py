@@ -44,6 +44,57 @@ class Parameters(NamedTuple):
         return Parameters(*(value[start] for value in self))
 
 
+class Units(NamedTuple):
+    r"""The coordinates :math:`z = (x - c) / u` to compute in, whatever the units of the series.
+
+    .. math:: \log p(x) = \log p(z) - T \sum_d \log u_d
+    """
+
+    center: Array  #: ``(D,)``
+    unit: Array  #: ``(D,)``, positive
+
+    @classmethod
+    def of(cls, center: Array, variances: Array, *, equal: bool) -> Units:
+        """The standard deviations as units; the same for all series where ``equal``."""
+        unit = np.sqrt(np.full_like(variances, variances.mean()) if equal else variances)
+        return cls(center, np.where(unit > 0, unit, 1.0))
+
+    @classmethod
+    def of_parameters(cls, parameters: Parameters, covariance_type: str) -> Units:
+        """About the units of the data that a model was fitted to."""
+        means = parameters.means
+        full = full_covariances(parameters.covariances, covariance_type, means.shape)
+        variances = np.diagonal(full, axis1=-2, axis2=-1).mean(0) + means.var(0)
+        return cls.of(means.mean(0), variances, equal=covariance_type == "spherical")
+
+    def scale(self, data: Array) -> Array:
+        """From x to z."""
+        return (data - self.center) / self.unit
+
+    def scale_parameters(self, parameters: Parameters, covariance_type: str) -> Parameters:
+        """From the model of x to that of z."""
+        return parameters._replace(
+            means=self.scale(parameters.means),
+            covariances=parameters.covariances / self._squares(covariance_type),
+        )
+
+    def unscale_parameters(self, parameters: Parameters, covariance_type: str) -> Parameters:
+        """From the model of z to that of x."""
+        return parameters._replace(
+            means=self.center + self.unit * parameters.means,
+            covariances=parameters.covariances * self._squares(covariance_type),
+        )
+
+    def log_jacobian(self, num_steps: int) -> float:
+        """log p(z) - log p(x)."""
+        return num_steps * float(np.log(self.unit).sum())
+
+    def _squares(self, covariance_type: str) -> Array:
+        if covariance_type in {"full", "tied"}:
+            return np.outer(self.unit, self.unit)
+        return np.square(self.unit[0] if covariance_type == "spherical" else self.unit)
+
+
 def to_arguments(
     parameters: Parameters,
     covariance_type: str,

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from pyro_regimes import checks, persistence, plotting
 from pyro_regimes.distributions import RegimeHMM
@@ -22,6 +23,7 @@ from pyro_regimes.gaussian_hmm import (
     Array,
     Parameters,
     PyroModel,
+    Units,
     draw,
     full_covariances,
     num_free_parameters,
@@ -84,6 +86,7 @@ class RegimeModel(BaseEstimator):
     ``log_likelihood_``     of the training data, after ``regularization``
     ``history_``            log-likelihood of the kept start before each iteration, and the final
                             one, before ``regularization``
+    ``covariance_type_``    the ``covariance_type`` of the fit
     ``n_iter_``             number of iterations
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters, which :meth:`aic` and :meth:`bic` count
@@ -161,11 +164,13 @@ class RegimeModel(BaseEstimator):
         checks.check_parameters(self)
         data, sizes = checks.check_data(self, X, lengths, reset=True)
         checks.check_fittable(self, data)
+        where = self._where()
         # Centred and in units of their spread: Adam's steps suit any data, and float32 suffices.
-        center = data.mean(0)
-        unit = float(np.sqrt(data.var(0).mean())) or 1.0
-        z = (data - center) / unit
-        min_eigenvalue = self.min_eigenvalue / unit**2
+        # A sphere stays one in equal units only, and a floor of eigenvalues stays a floor.
+        equal = self.covariance_type == "spherical" or self.min_eigenvalue > 0
+        units = Units.of(data.mean(0), data.var(0), equal=equal)
+        z = units.scale(data)
+        min_eigenvalue = self.min_eigenvalue / units.unit[0] ** 2
         least = checks.collapsed_variance(z, self.covariance_type, checks.torch_dtype(self.dtype))
         starts = make_starts(
             z,
@@ -175,7 +180,7 @@ class RegimeModel(BaseEstimator):
             max(least, min_eigenvalue),
             checks.random_state(self.random_state),
         )
-        offset = data.size * np.log(unit)
+        offset = units.log_jacobian(len(data))
 
         def report(step: int, loss: float) -> None:
             mean = -loss / len(starts.initial_probs) - offset
@@ -187,7 +192,7 @@ class RegimeModel(BaseEstimator):
         fit = fit_starts(
             starts,
             self.covariance_type,
-            *pad(z, sizes, **self._where()),
+            *pad(z, sizes, **where),
             inference=self.inference,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -196,13 +201,10 @@ class RegimeModel(BaseEstimator):
             callback=report,
         )
         best = fit.best()
-        probs, transitions, means, covariances = fit.parameters.select(best)
-        covariances = covariances * unit**2
-        if self.covariance_type in {"full", "tied"}:
-            covariances = covariances + self.regularization * np.eye(data.shape[1])
-        else:
-            covariances = covariances + self.regularization
-        kept = Parameters(probs, transitions, center + unit * means, covariances)
+        kept = units.unscale_parameters(fit.parameters.select(best), self.covariance_type)
+        diagonal = np.eye(data.shape[1]) if self.covariance_type in {"full", "tied"} else 1.0
+        kept = kept._replace(covariances=kept.covariances + self.regularization * diagonal)
+        self.covariance_type_ = self.covariance_type
         kept, self.regime_names_ = sort_regimes(kept, self.covariance_type, self.order_by)
         self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_ = kept
         self.history_ = fit.history[:, best] - offset
@@ -257,8 +259,7 @@ class RegimeModel(BaseEstimator):
         check_is_fitted(self)
         checks.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
         data, sizes = checks.check_data(self, X, lengths)
-        x, padded = pad(data, sizes, **self._where())
-        hmm = self._hmm(padded)
+        hmm, x, padded, offset = self._scaled(data, sizes)
         if algorithm == "viterbi":
             path = hmm.viterbi(x)
         else:
@@ -270,7 +271,7 @@ class RegimeModel(BaseEstimator):
             path.clamp(min=0),
             padded,
         )
-        return float(log_prob.sum()), unpad(path, sizes)
+        return float(log_prob.double().sum()) - offset, unpad(path, sizes)
 
     def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         """The log-likelihood of X, summed over all steps and sequences."""
@@ -300,7 +301,7 @@ class RegimeModel(BaseEstimator):
     def n_parameters_(self) -> int:
         """The number of free parameters; see :meth:`aic`."""
         check_is_fitted(self, "means_")
-        return num_free_parameters(self.means_.shape, self.covariance_type)
+        return num_free_parameters(self.means_.shape, self.covariance_type_)
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
@@ -328,8 +329,11 @@ class RegimeModel(BaseEstimator):
         data, sizes = checks.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
-        mixture = self._hmm(None).forecast(pad(data, sizes, **self._where())[0], n_steps)
-        probs = mixture.mixture_distribution.probs.cpu().double().numpy()
+        hmm, x, _, _ = self._scaled(data, sizes)
+        weights = hmm.forecast(x, n_steps).mixture_distribution
+        density = regime_hmm(to_arguments(*self._fitted(), **self._where())).observation_dist
+        mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
+        probs = weights.probs.cpu().double().numpy()
         mean = probs @ self.means_
         deviations = self.means_ - mean[:, None]  # (n, K, D)
         within = np.tensordot(probs, self._full_covariances(), 1)
@@ -353,8 +357,8 @@ class RegimeModel(BaseEstimator):
             self.transition_matrix_,
             self.share_of_time_,
             self.periods_per_year,
-            f"{len(self.means_)} regimes of {len(names)} series, {self.covariance_type} covariances"
-            f", log-likelihood {self.log_likelihood_:.2f}",
+            f"{len(self.means_)} regimes of {len(names)} series, {self.covariance_type_} "
+            f"covariances, log-likelihood {self.log_likelihood_:.2f}",
         )
 
     def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
@@ -403,28 +407,39 @@ class RegimeModel(BaseEstimator):
         return persistence.read_model(path, cls)
 
     def _where(self) -> dict[str, Any]:
-        dtype, device = checks.torch_dtype(self.dtype), checks.torch_device(self.device)
+        dtype, device = checks.torch_dtype(self.dtype), checks.present_device(self.device)
         return {"dtype": dtype, "device": device}
 
     def _fitted(self) -> tuple[Parameters, str]:
         parameters = Parameters(
             self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_
         )
-        return parameters, self.covariance_type
+        return parameters, self.covariance_type_
 
     def _full_covariances(self) -> Array:
-        return full_covariances(self.covariances_, self.covariance_type, self.means_.shape)
+        return full_covariances(self.covariances_, self.covariance_type_, self.means_.shape)
 
-    def _hmm(self, lengths: Tensor | None) -> RegimeHMM:
-        return regime_hmm(to_arguments(*self._fitted(), **self._where()), lengths)
+    def _scaled(
+        self, data: Array, sizes: list[int]
+    ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
+        """The model and the data in units that suit any dtype, and log p(z) - log p(x).
+
+        Between them the lengths, as :func:`.pad` has them.
+        """
+        parameters, covariance_type = self._fitted()
+        units, where = Units.of_parameters(parameters, covariance_type), self._where()
+        x, lengths = pad(units.scale(data), sizes, **where)
+        scaled = units.scale_parameters(parameters, covariance_type)
+        hmm = regime_hmm(to_arguments(scaled, covariance_type, **where), lengths)
+        return hmm, x, lengths, units.log_jacobian(len(data))
 
     def _log_likelihood(self, data: Array, sizes: list[int]) -> float:
-        x, lengths = pad(data, sizes, **self._where())
-        return float(self._hmm(lengths).log_prob(x).sum())
+        hmm, x, _, offset = self._scaled(data, sizes)
+        return float(hmm.log_prob(x).double().sum()) - offset
 
     def _posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
-        x, lengths = pad(data, sizes, **self._where())
-        posterior = self._hmm(lengths).posterior(x)
+        hmm, x, _, offset = self._scaled(data, sizes)
+        posterior = hmm.posterior(x)
         probs = getattr(posterior, f"{kind}_probs").double()
-        return float(posterior.log_likelihood.sum()), unpad(probs, sizes)
+        return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)

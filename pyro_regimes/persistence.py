@@ -17,12 +17,14 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.checks import check_parameters
+from pyro_regimes.gaussian_hmm import full_covariances
 
 FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 1
 
 _ARRAYS = ("initial_probs_", "transition_matrix_", "means_", "covariances_", "share_of_time_")
 _SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool}
+_ROUNDING = 1e-4  # of probabilities that float32 sums to one
 
 
 def write_model(path: str | os.PathLike[str], model: BaseEstimator) -> None:
@@ -31,6 +33,8 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator) -> None:
     :raises OSError: if the file cannot be written.
     """
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    # What was set after the fit is of the next one.
+    parameters |= {"n_regimes": len(model.means_), "covariance_type": model.covariance_type_}
     fitted = {name: getattr(model, name).tolist() for name in (*_ARRAYS, "history_")}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     fitted["regime_names_"] = list(model.regime_names_)
@@ -68,7 +72,8 @@ def _plain(value: Any) -> Any:
 def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseEstimator:
     """A model of class ``kind`` from a file that :func:`write_model` wrote.
 
-    :raises ValueError: if the file is not JSON, of another format or version, or incomplete.
+    :raises ValueError: if the file is not JSON, of another format or version, incomplete, or holds
+        what no fit has.
     :raises OSError: if the file cannot be read.
     """
     content = _read(path)
@@ -79,38 +84,72 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         for name in (*_ARRAYS, "history_"):
             setattr(model, name, np.array(fitted[name], dtype=np.float64))
         for name, scalar in _SCALARS.items():
-            setattr(model, name, scalar(fitted[name]))
-        model.regime_names_ = [str(name) for name in fitted["regime_names_"]]
-        model.n_features_in_ = model.means_.shape[-1]
-        if fitted["feature_names_in_"] is not None:
-            model.feature_names_in_ = np.array(fitted["feature_names_in_"], dtype=object)
+            if type(fitted[name]) is not scalar:
+                raise ValueError(f"{name} that is no {scalar.__name__}: {fitted[name]!r}")
+            setattr(model, name, fitted[name])
+        model.covariance_type_ = model.covariance_type
         _check_shapes(model)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        _check_values(model)
+        states, model.n_features_in_ = model.means_.shape
+        model.regime_names_ = _names("regime_names_", fitted["regime_names_"], states)
+        if fitted["feature_names_in_"] is not None:
+            names = _names("feature_names_in_", fitted["feature_names_in_"], model.n_features_in_)
+            model.feature_names_in_ = np.array(names, dtype=object)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"expected {path} to hold a whole RegimeModel, got {error!r}") from error
     return model
 
 
+def _names(name: str, value: Any, number: int) -> list[str]:
+    whole = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if not whole or len(value) != number:
+        raise ValueError(f"{name} that are not {number} names: {value!r}")
+    return list(value)
+
+
 def _check_shapes(model: BaseEstimator) -> None:
-    if model.means_.ndim != 2:
+    if model.n_iter_ < 0:
+        raise ValueError(f"n_iter_ below zero: {model.n_iter_}")
+    states = model.n_regimes
+    if model.means_.ndim != 2 or not model.means_.shape[-1]:
         raise ValueError(f"means_ of shape {model.means_.shape}")
-    states, series = model.means_.shape
-    covariances = {
-        "full": (states, series, series),
-        "diag": (states, series),
-        "spherical": (states,),
-        "tied": (series, series),
-    }[model.covariance_type]
-    shapes = ((states,), (states, states), (states, series), covariances, (states,))
-    for name, shape in zip(_ARRAYS, shapes, strict=True):
+    series = model.means_.shape[-1]
+    shapes = {
+        "initial_probs_": (states,),
+        "transition_matrix_": (states, states),
+        "means_": (states, series),
+        "covariances_": {
+            "full": (states, series, series),
+            "diag": (states, series),
+            "spherical": (states,),
+            "tied": (series, series),
+        }[model.covariance_type],
+        "share_of_time_": (states,),
+        "history_": (model.n_iter_ + 1,),
+    }
+    for name, shape in shapes.items():
         if getattr(model, name).shape != shape:
             raise ValueError(f"{name} of shape {getattr(model, name).shape}, not {shape}")
+
+
+def _check_values(model: BaseEstimator) -> None:
+    for name in (*_ARRAYS, "history_", "log_likelihood_"):
         if not np.isfinite(getattr(model, name)).all():
             raise ValueError(f"{name} that is not finite")
-    if len(model.regime_names_) != states or len(getattr(model, "feature_names_in_", "")) not in {
-        0,
-        series,
-    }:
-        raise ValueError("names that do not fit means_")
+    for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
+        probs = getattr(model, name)
+        if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
+            raise ValueError(f"{name} that are not probabilities: {probs.tolist()}")
+    full = full_covariances(model.covariances_, model.covariance_type, model.means_.shape)
+    deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
+    scale = deviations[:, :, None] * deviations[:, None]
+    try:
+        np.linalg.cholesky(full)  # which reads one triangle only
+        regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
+    except np.linalg.LinAlgError:
+        regular = False
+    if not regular:
+        raise ValueError("covariances_ that are not symmetric and positive definite")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

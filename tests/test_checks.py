@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -105,6 +106,15 @@ def test_bad_data(arguments, keywords, message):
 def test_bad_calls(fitted, call, message):
     with pytest.raises(ValueError, match=message):
         call(fitted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there(fitted):
+    message = "expected device to be one that torch has here, got 'cuda'"
+    with pytest.raises(ValueError, match=message):
+        RegimeModel(2, device="cuda").fit(GOOD)
+    with pytest.raises(ValueError, match=message):
+        copy.deepcopy(fitted).set_params(device="cuda").score(GOOD)
 
 
 def test_nothing_works_before_the_fit():

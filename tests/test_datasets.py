@@ -279,6 +279,16 @@ BAD_RETURNS = {
         "2020-01-01,1\n2020-01-02,2\n",
         r"expected a header line of column names, got the data \['2020-01-01', '1'\]",
     ),
+    "no header, slashes": (
+        "13/01/2020,1,2\n14/01/2020,2,3\n",
+        r"expected a header line of column names, got the data \['13/01/2020', '1', '2'\]",
+    ),
+    "no header, time of day": (
+        "2020-01-01 16:00,1\n2020-01-02 16:00,2\n",
+        "expected a header line",
+    ),
+    "no header, compact": ("20200101,1\n20200102,2\n", "expected a header line"),
+    "no header, month names": ('"Jan 2, 2020",1\n"Jan 3, 2020",2\n', "expected a header line"),
     "no series": ("date\n2020-01-01\n", "at least one series.*got only the column 'date'"),
     "semicolons": (
         "date;a\n2020-01-01;1\n",

@@ -9,6 +9,7 @@ import torch
 
 from pyro_regimes.fitting import fit_starts
 from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES
+from pyro_regimes.model import RegimeModel
 from pyro_regimes.starts import make_starts
 from tests.regimes import simulate
 
@@ -79,3 +80,38 @@ def test_the_store_is_restored_after_an_error():
                 inference="em", max_iter=1, tol=None, min_eigenvalue=0.0, least=0.0,
             )  # fmt: skip
         assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("units", [[1e-2, 1.0, 20.0], [1e-3, 1.0, 1e4], [1e-9, 1.0, 1e9]])
+def test_each_series_may_have_its_own_unit(covariance_type, dtype, units):
+    """The same fit in other units: log p(x) moves by the log of each, T times."""
+    x = np.column_stack([simulate("full", 200)[0], simulate("full", 200, seed=1)[0][:, 0]])
+    units = np.array(units)
+    settings = dict(dtype=dtype, n_init=2, tol=1e-2, regularization=0.0, random_state=0)
+    first = RegimeModel(2, covariance_type, **settings).fit(x)  # a collapse would be an error
+    second = RegimeModel(2, covariance_type, order_by="volatility", **settings).fit(x * units)
+    moved = second.history_[-1] + 200 * np.log(units).sum()
+    np.testing.assert_allclose(moved, first.history_[-1], rtol=1e-6)
+    np.testing.assert_allclose(second.history_[-1], second.log_likelihood_, rtol=1e-5)
+    order = np.argsort((second.means_ / units)[:, 0])
+    reference = np.argsort(first.means_[:, 0])
+    np.testing.assert_allclose((second.means_ / units)[order], first.means_[reference], rtol=1e-2)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_float32_model_is_as_good_far_from_zero(covariance_type):
+    x, _ = simulate(covariance_type, 200)
+    settings = dict(dtype="float32", n_init=1, tol=1e-1, random_state=0)
+    near = RegimeModel(3, covariance_type, **settings).fit(x)
+    far = RegimeModel(3, covariance_type, **settings).fit(x + 1e8)
+    np.testing.assert_allclose(far.score(x + 1e8), near.score(x), rtol=1e-5)
+    np.testing.assert_allclose(far.decode(x + 1e8)[0], near.decode(x)[0], rtol=1e-5)
+    np.testing.assert_array_equal(far.predict(x + 1e8), near.predict(x))
+    np.testing.assert_allclose(
+        far.predict_proba(x + 1e8), near.predict_proba(x), rtol=0, atol=1e-3
+    )
+    np.testing.assert_allclose(
+        far.forecast(x + 1e8, 2).regime_probs, near.forecast(x, 2).regime_probs, rtol=1e-3
+    )

@@ -63,12 +63,16 @@ def test_random_state():
     x, _ = simulate("full", 100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        first, second, other = [
-            RegimeModel(n_init=2, max_iter=2, random_state=seed).fit(x)
-            for seed in (1, np.random.RandomState(1), 2)
+        heard: list[list[float]] = [[], [], []]
+        first, second, _ = [
+            RegimeModel(n_init=2, max_iter=2, random_state=seed).fit(
+                x, callback=lambda step, mean, each=each: each.append(mean)
+            )
+            for seed, each in zip((1, np.random.RandomState(1), 2), heard, strict=True)
         ]
     np.testing.assert_array_equal(first.means_, second.means_)
-    assert not np.array_equal(first.history_, other.history_)
+    # The best start may be the same from any seed; the mean of all starts is not.
+    assert heard[0] == heard[1] != heard[2]
 
 
 def test_several_threads_fit_at_once():

@@ -85,7 +85,7 @@ def test_a_save_that_fails_leaves_the_old_file(one, tmp_path, monkeypatch):
         ),
         (
             lambda content: content | {"fitted": content["fitted"] | {"means_": [[1.0, 2.0]]}},
-            "initial_probs_ of shape",
+            "means_ of shape",
         ),
         (
             lambda content: (
@@ -95,7 +95,7 @@ def test_a_save_that_fails_leaves_the_old_file(one, tmp_path, monkeypatch):
         ),
         (
             lambda content: content | {"fitted": content["fitted"] | {"regime_names_": ["Bull"]}},
-            "names that do not fit",
+            "regime_names_ that are not 3 names",
         ),
     ],
 )
@@ -105,6 +105,89 @@ def test_load_refuses_what_save_did_not_write(one, tmp_path, change, message):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ValueError, match=message):
         RegimeModel.load(path)
+
+
+def _covariances(first: list[list[float]]) -> dict[str, object]:
+    return {"covariances_": [first, [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]]}
+
+
+@pytest.mark.parametrize(
+    "fitted, message",
+    [
+        ({"n_iter_": "1e999"}, "n_iter_"),
+        ({"n_iter_": 2.5}, "n_iter_"),
+        ({"n_iter_": True}, "n_iter_"),
+        ({"n_iter_": -1}, "n_iter_"),
+        ({"n_iter_": 10**9}, "history_ of shape"),
+        ({"history_": []}, "history_ of shape"),
+        ({"history_": [[1.0]]}, "history_ of shape"),
+        ({"means_": [[10**400, 0], [0, 0], [0, 0]]}, "OverflowError"),
+        ({"means_": [[], [], []]}, "means_ of shape"),
+        ({"log_likelihood_": "1e999"}, "log_likelihood_"),
+        ({"log_likelihood_": "-1"}, "log_likelihood_"),
+        ({"converged_": 1}, "converged_"),
+        ({"converged_": "no"}, "converged_"),
+        ({"feature_names_in_": [["a"], ["b"]]}, "feature_names_in_"),
+        ({"feature_names_in_": []}, "feature_names_in_"),
+        ({"feature_names_in_": "ab"}, "feature_names_in_"),
+        ({"feature_names_in_": [1, 2]}, "feature_names_in_"),
+        ({"regime_names_": [["a"], "b", "c"]}, "regime_names_"),
+        ({"regime_names_": "abc"}, "regime_names_"),
+        ({"initial_probs_": [0.5, 0.5, 0.5]}, "initial_probs_"),
+        ({"initial_probs_": [1.5, -0.5, 0.0]}, "initial_probs_"),
+        ({"transition_matrix_": [[1, 0, 0], [0, 1, 0], [0, 0, 2]]}, "transition_matrix_"),
+        ({"share_of_time_": [2.0, 0.0, 0.0]}, "share_of_time_"),
+        (_covariances([[1.0, 2.0], [2.0, 1.0]]), "covariances_"),
+        (_covariances([[1.0, 0.5], [0.0, 1.0]]), "covariances_"),
+        (_covariances([[0.0, 0.0], [0.0, 1.0]]), "covariances_"),
+    ],
+)
+def test_load_refuses_values_that_no_fit_has(one, tmp_path, fitted, message):
+    path = tmp_path / "model.json"
+    one.save(path)
+    content = json.loads(path.read_text())
+    content["fitted"] |= fitted
+    path.write_text(json.dumps(content).replace('"1e999"', "1e999"))
+    with pytest.raises(ValueError, match=f"to hold a whole RegimeModel, got .*{message}"):
+        RegimeModel.load(path)
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_load_refuses_variances_that_are_not_positive(covariance_type, tmp_path):
+    path = tmp_path / "model.json"
+    x, _ = simulate(covariance_type, 60)
+    RegimeModel(2, covariance_type, n_init=1, tol=1.0, random_state=0).fit(x).save(path)
+    content = json.loads(path.read_text())
+    content["fitted"]["covariances_"] = {"diag": [[1, 1], [0, 1]], "spherical": [0, 1]}[
+        covariance_type
+    ]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="covariances_"):
+        RegimeModel.load(path)
+
+
+@pytest.mark.parametrize("parameters", [{"n_regimes": 2}, {"covariance_type": "tied"}])
+def test_load_refuses_parameters_of_another_fit(one, tmp_path, parameters):
+    path = tmp_path / "model.json"
+    one.save(path)
+    content = json.loads(path.read_text())
+    content["parameters"] |= parameters
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="_ of shape"):
+        RegimeModel.load(path)
+
+
+def test_what_is_set_after_the_fit_is_of_the_next_fit(tmp_path):
+    x, _ = simulate("full", 100)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(x)
+    before = model.score(x), model.bic(x), str(model.summary()), model.sample(3)[0]
+    model.set_params(covariance_type="diag", n_regimes=3).save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert (loaded.n_regimes, loaded.covariance_type) == (2, "full")
+    for each in (model, loaded):
+        assert (each.score(x), each.bic(x), str(each.summary())) == before[:3]
+        np.testing.assert_array_equal(each.sample(3)[0], before[3])
+    assert model.fit(x).covariances_.shape == (3, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"no JSON", b"\x80\x04\x95\x00", b"[" * 100_000])
