@@ -123,6 +123,7 @@ def write_csv(returns: Table, output: str | Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Read the wheel that the command line names, check the result, and write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
