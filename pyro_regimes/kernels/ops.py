@@ -1,5 +1,8 @@
 """The one public door to the recursions: checks of shape, dtype and lengths, then the kernel.
 
+The kernel is the compiled one of the tensors' device (:mod:`.cpu`, :mod:`.cuda`) or the reference
+(:mod:`.reference`): :func:`backend` decides otherwise for a block of code.
+
 Every function takes log tensors of one hidden Markov chain, or of a batch of them:
 
 =======================  ===========================  ==========================================
@@ -23,10 +26,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import decoding, reference
+from pyro_regimes.kernels import autograd, decoding, dispatch, reference
+from pyro_regimes.kernels.dispatch import backend
 
 __all__ = [
     "Expectations",
+    "backend",
     "check_lengths",
     "complete_log_likelihood",
     "expectations",
@@ -141,6 +146,34 @@ def _check(
     )
 
 
+class _Flat(NamedTuple):
+    """The arguments as the compiled kernels take them: one batch dim, float32 or float64."""
+
+    initial_logits: Tensor  # (N or 1, K)
+    transition_logits: Tensor  # (N or 1, 1 or T-1, K, K)
+    observation_logits: Tensor  # (N, T, K)
+    lengths: Tensor | None  # (N,)
+
+
+def _flatten(chain: _Chain) -> _Flat:
+    initial, transition, observation, lengths = chain
+    batch_shape = observation.shape[:-2]
+    count = batch_shape.numel()
+
+    def flat(logits: Tensor, event_dim: int) -> Tensor:
+        event = logits.shape[logits.dim() - event_dim :]
+        batch = logits.shape[: logits.dim() - event_dim]
+        if batch.numel() == 1:  # shared by all sequences, and not copied
+            return logits.reshape((1,) + event)
+        return logits.expand(batch_shape + event).reshape((count,) + event)
+
+    parts = [flat(initial, 1), flat(transition, 3)]
+    parts.append(observation.reshape((count,) + observation.shape[-2:]))
+    if observation.dtype not in (torch.float32, torch.float64):
+        parts = [part.float() for part in parts]
+    return _Flat(*parts, None if lengths is None else lengths.reshape(count))
+
+
 def log_likelihood(
     initial_logits: Tensor,
     transition_logits: Tensor,
@@ -149,11 +182,22 @@ def log_likelihood(
 ) -> Tensor:
     """:math:`\\log p(x)`, summed over all paths; see :func:`.reference.log_likelihood`.
 
+    Without a gradient to come it is one forward sweep.
+
     :return: ``(...)``; -inf, with gradient 0, where a sequence has probability 0.
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    return reference.log_likelihood(*chain)
+    name = dispatch.choose(chain.observation_logits.device)
+    if name == "reference":
+        return reference.log_likelihood(*chain)
+    flat = _flatten(chain)
+    if dispatch.is_plain(*flat):
+        value = dispatch.kernel(name, flat.observation_logits.device).log_likelihood(*flat)
+    else:
+        value = autograd.log_likelihood(*flat, name)
+    dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]
+    return value.to(dtype).reshape(batch_shape)
 
 
 def expectations(
@@ -164,10 +208,28 @@ def expectations(
 ) -> Expectations:
     """The E-step: log-likelihood, gamma and summed xi; see :func:`.reference.expectations`.
 
+    All three are differentiable.
+
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    return Expectations(*reference.expectations(*chain))
+    name = dispatch.choose(chain.observation_logits.device)
+    if name == "reference":
+        return Expectations(*reference.expectations(*chain))
+    flat = _flatten(chain)
+    if dispatch.is_plain(*flat):
+        value, smoothed, moved = dispatch.kernel(name, flat.observation_logits.device).expectations(*flat)
+    else:
+        value, smoothed, moved = autograd.Expectations.apply(*flat, name)
+    if transition_logits.shape[-3] == 1:
+        moved = moved.squeeze(1)
+    batch_shape = chain.observation_logits.shape[:-2]
+    return Expectations(
+        *(
+            part.to(chain.observation_logits.dtype).reshape(batch_shape + part.shape[1:])
+            for part in (value, smoothed, moved)
+        )
+    )
 
 
 def filter_logits(

@@ -1,0 +1,262 @@
+r"""The scaled forward-backward recursion, compiled for up to 128 states.
+
+With :math:`E_t(k) = e^{b_t(k) - \max b_t}` and :math:`M_{ij} = e^{A_{ij} - \max A}`, and with the first
+step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
+
+.. math::
+    \hat\alpha_t(j) \propto E_t(j) \sum_i \hat\alpha_{t-1}(i) M_{ij}, \qquad
+    w_t(j) = E_t(j) \hat\beta_t(j), \qquad
+    \hat\beta_{t-1}(i) \propto \sum_j M_{ij} w_t(j),
+
+.. math::
+    \gamma_t(k) = \hat\alpha_t(k) \hat\beta_t(k) / S_t, \qquad
+    \xi_t(i, j) = \hat\alpha_t(i) M_{ij} w_{t+1}(j) / S_t, \qquad
+    S_t = \sum_k \hat\alpha_t(k) \hat\beta_t(k).
+
+Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the logarithms
+of the scales and what was subtracted from the logits add up to the log-likelihood.
+
+**When the answer is right.** A state whose share falls below ``_FADED`` is set to 0. Later data may want
+it back. Were its true share f and its likelihood of the rest of the data :math:`\hat\beta_t`, it would have
+the posterior probability :math:`f \hat\beta_t / S_t`, at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So if
+:math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, nothing above 1e-30 was lost; otherwise the
+sequence is reported, to be redone in log space. Where every entry of M is at least ``_MIXING``, each state
+is refilled at the next step and nothing needs to be looked at. The forward sweep alone has no
+:math:`S_t`, and reports a sequence as soon as a state that can be reached has faded.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, Callable
+
+import numpy as np
+
+from pyro_regimes.kernels import simd
+from pyro_regimes.kernels.jit import compiled
+
+MAX_STATES = 128
+
+_LOW, _HIGH = 2.0**-64, 2.0**64
+_FADED = 1e-250
+_LEAST_OVERLAP = 1e-200
+_MIXING = 1e-100
+_REMEMBERED = 32_768  # numbers, which the processor's own cache holds
+
+
+@compiled
+def _fill_matrix(logits, matrix, transposed, width):
+    """M and its transpose in flat W x W arrays, 0 beyond the K states.
+
+    :return: what was subtracted from the logits, and the least entry of M.
+    """
+    num_states = logits.shape[0]
+    peak = -np.inf
+    for i in range(num_states):
+        for j in range(num_states):
+            value = logits[i, j]
+            if value > peak or value != value:
+                peak = value
+    if peak == -np.inf:  # every transition is impossible: M = 0, whatever is subtracted
+        peak = 0.0
+    least = 1.0
+    for i in range(num_states):
+        for j in range(num_states):
+            entry = math.exp(logits[i, j] - peak)
+            least = min(least, entry)
+            matrix[i * width + j] = entry
+            transposed[j * width + i] = entry
+    return float(peak), least
+
+
+@compiled
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """``total + term``, and what rounding took from it for the next call to give back (Kahan)."""
+    term = term - rest
+    raised = total + term
+    return raised, (raised - total) - term
+
+
+@compiled
+def _drop_faded(row, before, initial, transition, observation, t):
+    """Set faded states to 0, and say whether one of them could be reached.
+
+    :param before: the states' shares before the transition.
+    """
+    num_states = len(observation)
+    reached = False
+    for j in range(num_states):
+        if row[j] < _FADED:
+            row[j] = 0.0
+            if reached or observation[j] == -np.inf:
+                continue
+            if t == 0:
+                reached = initial[j] > -np.inf
+                continue
+            for i in range(num_states):
+                if before[i] > 0.0 and transition[i, j] > -np.inf:
+                    reached = True
+                    break
+    return reached
+
+
+@compiled
+def _multiply_into(out, matrix, outer, width):
+    """The entries of ``matrix * outer`` that are no padding."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = matrix[i * width + j] * outer[i * width + j]
+
+
+@cache
+def sweep(num_states: int) -> Callable[..., None]:
+    """The kernel for at least so many states, at most :data:`MAX_STATES`."""
+    return _make_sweep(max(4, 1 << (num_states - 1).bit_length()))
+
+
+def _make_sweep(width: int) -> Callable[..., None]:
+    @compiled
+    def run(
+        initial: Any,  # (N or 1, K)
+        transition: Any,  # (N or 1, 1 or T-1, K, K)
+        observation: Any,  # (N, T, K)
+        lengths: Any,  # (N,)
+        first: int,
+        last: int,
+        log_likelihood: Any,  # (N,)
+        smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
+        moved: Any,  # (N, 1 or T-1, K, K)
+        redo: Any,  # (N,)
+    ) -> None:
+        num_steps, num_states = observation.shape[1], observation.shape[2]
+        both = len(smoothed) > 0
+        varying = transition.shape[1] > 1
+        flat_observation, flat_smoothed = observation.reshape(-1), smoothed.reshape(-1)
+        # Forward only, this step and the one before are kept.
+        alpha = np.empty((num_steps if both else 2) * width)
+        # Of long sequences E is computed again on the way back: memory is slower than that.
+        remember = both and num_steps * width <= _REMEMBERED
+        emission = np.empty(num_steps * width if remember else 0)
+        matrix, transposed = np.zeros(width * width), np.zeros(width * width)
+        outer = np.empty(width * width)
+        row = np.empty(width)
+        least = np.full(width, -1.0)
+        least[:num_states] = _FADED
+        faded = simd.load(least, 0, width)
+        ones = simd.splat(1.0, width)
+        filled, peak, checked = -1, 0.0, True
+
+        for n in range(first, last):
+            steps = lengths[n]
+            own = n if len(transition) > 1 else 0
+            start = n if len(initial) > 1 else 0
+            at = n * num_steps * num_states
+            if not varying and steps > 1 and own != filled:
+                peak, entry = _fill_matrix(transition[own, 0], matrix, transposed, width)
+                checked, filled = not entry >= _MIXING, own
+            redo[n] = False
+
+            state, suspect, gone, here = ones, False, False, 0
+            shift, rest = 0.0, 0.0
+            for t in range(steps):
+                logits = simd.load_row(
+                    flat_observation, at + t * num_states, num_states, -np.inf, width
+                )
+                if t == 0:
+                    logits = simd.add(
+                        logits, simd.load_row(initial[start], 0, num_states, -np.inf, width)
+                    )
+                best = simd.largest(logits)
+                if best == -np.inf:
+                    gone = True
+                    simd.store(row, 0, logits)
+                    for k in range(num_states):  # NaN hides behind the padding
+                        if row[k] != row[k]:
+                            gone, shift = False, np.nan
+                    break
+                shift, rest = _add(shift, rest, best)
+                emitted = simd.exp(simd.subtract(logits, simd.splat(best, width)))
+                before, here = here, t * width if both else (t & 1) * width
+                if t == 0:
+                    state = emitted
+                else:
+                    if varying:
+                        peak, _ = _fill_matrix(transition[own, t - 1], matrix, transposed, width)
+                    shift, rest = _add(shift, rest, peak)
+                    state = simd.multiply(simd.matvec(state, matrix, 0), emitted)
+                if (checked or varying) and simd.any_less(state, faded):
+                    simd.store(row, 0, state)
+                    suspect |= _drop_faded(
+                        row,
+                        alpha[before : before + width],
+                        initial[start],
+                        transition[own, t - 1 if varying else 0],
+                        observation[n, t],
+                        t,
+                    )
+                    state = simd.load(row, 0, width)
+                size = simd.total(state)
+                if size < _LOW or size > _HIGH:
+                    if size == 0.0:
+                        gone = True
+                        break
+                    state = simd.multiply(state, simd.splat(1.0 / size, width))
+                    shift, rest = _add(shift, rest, math.log(size))
+                simd.store(alpha, here, state)
+                if remember:
+                    simd.store(emission, here, emitted)
+            log_likelihood[n] = -np.inf if gone else shift + math.log(simd.total(state))
+            if not both:
+                redo[n] = suspect
+                continue
+            smoothed[n, 0 if gone else steps :] = 0.0
+            moved[n] = 0.0
+            if gone:
+                redo[n] = suspect
+                continue
+            if log_likelihood[n] != log_likelihood[n]:
+                smoothed[n, :steps] = np.nan
+                moved[n] = np.nan
+                continue
+
+            beta = ahead = ones
+            outer[:] = 0.0
+            for t in range(steps - 1, -1, -1):
+                state = simd.load(alpha, t * width, width)
+                overlap = simd.total(simd.multiply(state, beta))
+                if overlap < _LEAST_OVERLAP:
+                    redo[n] = True
+                    break
+                state = simd.multiply(state, simd.splat(1.0 / overlap, width))
+                simd.store_row(
+                    flat_smoothed, at + t * num_states, num_states, simd.multiply(state, beta)
+                )
+                if t + 1 < steps:
+                    simd.add_outer(outer, state, ahead)
+                    if varying:
+                        _multiply_into(moved[n, t], matrix, outer, width)
+                        outer[:] = 0.0
+                if t > 0:
+                    size = simd.total(beta)
+                    if size < _LOW or size > _HIGH:
+                        # Through memory, lest the compiler take the rare branch for a choice to
+                        # be made at every step, and each step wait for a division.
+                        simd.store(row, 0, simd.multiply(beta, simd.splat(1.0 / size, width)))
+                        beta = simd.load(row, 0, width)
+                    if remember:
+                        emitted = simd.load(emission, t * width, width)
+                    else:
+                        logits = simd.load_row(
+                            flat_observation, at + t * num_states, num_states, -np.inf, width
+                        )
+                        best = simd.largest(logits)
+                        emitted = simd.exp(simd.subtract(logits, simd.splat(best, width)))
+                    ahead = simd.multiply(beta, emitted)
+                    if varying:
+                        _fill_matrix(transition[own, t - 1], matrix, transposed, width)
+                    beta = simd.matvec(ahead, transposed, 0)
+            if not varying and steps > 1:
+                _multiply_into(moved[n, 0], matrix, outer, width)
+
+    return run

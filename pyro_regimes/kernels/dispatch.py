@@ -1,0 +1,89 @@
+"""Which kernel runs: the compiled one of the tensors' device, or the reference.
+
+The kernels are imported when they are first needed, as numba and Triton take their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpu", "cuda")
+
+_chosen: ContextVar[str | None] = ContextVar("pyro_regimes_backend", default=None)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every recursion within the block, in this thread, on one kernel.
+
+    For tests and debugging::
+
+        with backend("reference"):
+            hmm.log_prob(x)
+
+    :param name: "reference" for plain tensor code on any device, "cpu" for the compiled CPU kernel,
+        "cuda" for the Triton kernels (on CPU tensors in Triton's interpreter).
+    :raises ValueError: if the name is another.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"expected backend to be one of {BACKENDS}, got {name!r}")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(device: torch.device) -> str:
+    """The name of the kernel for tensors of a device.
+
+    Under ``torch.compile``, which cannot read the context, it is empty for a device that has a kernel:
+    :func:`kernel` decides when the compiled code runs.
+    """
+    if torch.compiler.is_compiling():
+        return "" if device.type in ("cpu", "cuda") else "reference"
+    name = _chosen.get()
+    if name is not None:
+        return name
+    if device.type == "cpu":
+        return "cpu"
+    if device.type == "cuda":
+        from pyro_regimes.kernels import cuda
+
+        return "cuda" if cuda.is_available() else "reference"
+    return "reference"
+
+
+def kernel(name: str, device: torch.device) -> ModuleType:
+    """The module of a compiled kernel; without a name, the device's own."""
+    name = name or _chosen.get() or device.type
+    if name == "cuda":
+        from pyro_regimes.kernels import cuda
+
+        return cuda
+    from pyro_regimes.kernels import cpu
+
+    return cpu
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing records or transforms what is done to these tensors.
+
+    Then a kernel may be called as it is; otherwise it must be an operator that torch knows.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return False
+    return all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in given
+    )
