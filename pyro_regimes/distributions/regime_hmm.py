@@ -303,14 +303,7 @@ class RegimeHMM(TorchDistribution):
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The kernels' arguments for one value, checked."""
         self._check_shape(value)
-        valid = None
-        if self.lengths is not None:
-            # Padding must not reach observation_dist: the gradient of a log density at NaN is
-            # NaN, and stays so however small the weight that it is multiplied with.
-            time = torch.arange(value.shape[-self.event_dim], device=self.lengths.device)
-            valid = time < self.lengths.unsqueeze(-1)  # (..., T)
-            keep = valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
-            value = torch.where(keep, value, value.narrow(-self.event_dim, 0, 1))
+        value, valid = self._without_padding(value)
         observation_dist = self.observation_dist
         if self._validate_args:
             self._validate_sample(value, valid)
@@ -320,6 +313,19 @@ class RegimeHMM(TorchDistribution):
         shape = torch.broadcast_shapes(self.batch_shape, observation_logits.shape[:-2])
         observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
         return self.initial_logits, self.transition_logits, observation_logits, self.lengths
+
+    def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The value with its first step in place of padding; where it counts, ``(..., T)``.
+
+        Padding must not reach observation_dist: the gradient of a log density at NaN is NaN, and
+        stays so however small the weight that it is multiplied with.
+        """
+        if self.lengths is None:
+            return value, None
+        time = torch.arange(value.shape[-self.event_dim], device=self.lengths.device)
+        valid = time < self.lengths.unsqueeze(-1)  # (..., T)
+        keep = valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
+        return torch.where(keep, value, value.narrow(-self.event_dim, 0, 1)), valid
 
     def _check_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):

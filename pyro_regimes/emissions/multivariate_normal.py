@@ -37,6 +37,19 @@ def arguments(observation_dist: MultivariateNormal) -> dict[str, Tensor]:
     return {"loc": observation_dist.loc, given: getattr(observation_dist, given)}
 
 
+def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
+    """:math:`\\log N(x_t; \\mu_k, \\Sigma_k)`, summed over what else is of one observation.
+
+    :param value: ``(..., T, *event)``.
+    :return: ``(..., T, K)``.
+    """
+    beside_states = value.unsqueeze(-1 - event_dim)
+    each = MultivariateNormal(
+        validate_args=False, **{name: given[name] for name in ("loc", *_SPREADS) if name in given}
+    ).log_prob(beside_states)
+    return each.sum(list(range(1 - event_dim, 0))) if event_dim > 1 else each
+
+
 def _precision(given: dict[str, Tensor]) -> Tensor:
     if "precision_matrix" in given:
         return given["precision_matrix"]

@@ -26,6 +26,17 @@ def arguments(observation_dist: Normal) -> dict[str, Tensor]:
     return {"loc": observation_dist.loc, "scale": observation_dist.scale}
 
 
+def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
+    """:math:`\\log N(x_t; \\mu_k, \\sigma_k^2)`, summed over the series of one observation.
+
+    :param value: ``(..., T, *event)``.
+    :return: ``(..., T, K)``.
+    """
+    normal = Normal(given["loc"], given["scale"], validate_args=False)
+    each = normal.log_prob(value.unsqueeze(-1 - event_dim))
+    return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+
 def _weights(observed: Observed) -> Tensor:
     """``(..., T, K, *ones)``"""
     event = observed.value.dim() - observed.weights.dim()

@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Callable, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
 
-import pyro
+import numpy as np
 import torch
-from pyro.distributions.util import scale_and_mask
-from torch import Tensor
 
+from pyro_regimes.infer import climb
+from pyro_regimes.infer.climb import Climb, EMResult, Params, Problem, State
+from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.m_step import Expected, maximise
+from pyro_regimes.infer.m_step import Maximised
 from pyro_regimes.infer.parameters import Plan, find_parameters
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
-    Site,
-    check_constraint,
+    constraint_of,
     run_model,
     write_parameter,
 )
-from pyro_regimes.kernels import ops
 
-
-class EMResult(NamedTuple):
-    """How a run of EM went."""
-
-    history: list[float]  #: the loss before each step, and the final one
-    converged: bool  #: whether every restart rose by less than ``tol`` in the last step
-    stop_reason: str  #: in words
-    num_steps: int  #: steps made
-    num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone
-    restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
-
-
-class _EStep(NamedTuple):
-    """Expectations at the current parameters."""
-
-    run: Run
-    expected: dict[str, Expected]
-    losses: Tensor  #: minus the log-likelihood of each restart, ``(R,)``, float64
-    constant: float  #: minus the log-probability of the sites without hidden states
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.sum()) + self.constant
+__all__ = ["EM", "EMResult"]
 
 
 class EM:
@@ -71,6 +50,9 @@ class EM:
     everything along which it was broadcast, so that a ``(D, D)`` covariance is tied, a ``(K, 1)``
     scale spherical, and parameters with a leading dim of size R are R restarts in one batch. A
     parameter that is used in any other way has no closed form here, and is refused by name.
+
+    :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
+    model again, to see that it agrees; a model that does not is read anew at every step.
 
     No step lowers :math:`\log p(x)`, of any restart. Should rounding or a fault of the model lower
     that of one, its parameters are put back, it is held there, and a warning says so.
@@ -103,21 +85,29 @@ class EM:
 
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
-        with PYRO_LOCK, torch.no_grad():
-            before = self._e_step(args, kwargs)
-            if before.losses.isfinite().any():
-                self._m_step(before, ~before.losses.isfinite())
-                self._undo_falls(before, self._losses(args, kwargs))
-            return before.loss
+        with self._pyro(), torch.no_grad():
+            problem, now = self._read(args, kwargs)
+            held = ~np.isfinite(now.losses)
+            if not held.all():
+                found = climb.step(problem, now)
+                for name, there in found.unbounded.items():
+                    if there:
+                        self._warn(climb.unbounded_message(name))
+                _write(climb.choose(problem.groups, now.params, found.values, held))
+                after = _losses(problem.groups, run_model(self.model, args, kwargs))
+                fallen = climb.fallen(now, after)
+                if fallen.any():
+                    self._warn(climb.fall_message(fallen, after - now.losses))
+                    held = held | fallen
+                    _write(climb.choose(problem.groups, now.params, found.values, held))
+            return problem.loss(now.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
-        with PYRO_LOCK, torch.no_grad():
+        with self._pyro(), torch.no_grad():
             run = run_model(self.model, args, kwargs)
-            loss = -sum(float(value) for value in run.others.values())
-            for site in run.sites.values():
-                loss -= float(_log_prob(site).double().sum())
-            return loss
+            values = read_log_probs(run.sites).values()
+            return _constant(run) - sum(float(value.double().sum()) for value in values)
 
     def run(
         self,
@@ -131,7 +121,8 @@ class EM:
 
         :param num_steps: at most so many steps.
         :param tol: in nats; None never stops early.
-        :param callback: called after each step with its number, from 1, and the loss after it.
+        :param callback: called after each step with its number, from 1, and the loss after it; the
+            parameter store then holds the parameters of that step.
         :return: an :class:`EMResult`; other arguments go to the model.
         :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
         """
@@ -141,66 +132,86 @@ class EM:
             )
         if tol is not None and not tol > 0:
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
-        with PYRO_LOCK, torch.no_grad():
-            now = self._e_step(args, kwargs)
-            history, restarts = [now.loss], [now.losses]
-            held = ~now.losses.isfinite()  # restarts that no step can help
-            converged, reason, num_e_steps = False, "num_steps reached", 1
-            for number in range(1, num_steps + 1):
-                if held.all():
-                    reason = "no ascent possible"
-                    break
-                self._m_step(now, held)
-                after = self._e_step(args, kwargs)
-                fallen = self._undo_falls(now, after.losses)
-                num_e_steps += 1
-                if fallen.any():
-                    held = held | fallen
-                    after = self._e_step(args, kwargs)
-                    num_e_steps += 1
-                history.append(after.loss)
-                restarts.append(after.losses)
-                rise = (now.losses - after.losses).masked_fill(held, 0.0)
-                now = after
-                if callback is not None:
-                    callback(number, now.loss)
-                if tol is not None and not held.all() and bool((rise < tol).all()):
-                    converged, reason = True, f"log-likelihood rose by less than {tol:g}"
-                    break
-            return EMResult(
-                history, converged, reason, len(history) - 1, num_e_steps, torch.stack(restarts)
-            )
+        with torch.no_grad():
+            with self._pyro():
+                problem, start = self._read(args, kwargs)
+            way = Climb(problem, start, self._warn)
 
-    def _e_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _EStep:
-        """Trace, make or check the plan, and take expectations."""
+            def shown(number: int, loss: float) -> None:
+                with self._pyro():
+                    _write(way.now.params)
+                assert callback is not None
+                callback(number, loss)
+
+            try:
+                way.run(num_steps, tol, callback and shown)
+            finally:  # also where an error, or the user, ended it
+                if way.num_steps:
+                    with self._pyro():
+                        _write(way.now.params)
+            if way.num_steps and not self._agrees(way, args, kwargs):
+                with self._pyro():
+                    _write(start.params)
+                    way = _ReadingClimb(problem, start, self._warn, self, args, kwargs)
+                    way.run(num_steps, tol, callback)
+            return way.result()
+
+    @contextmanager
+    def _pyro(self) -> Iterator[None]:
+        """Alone with Pyro's handlers and the parameter store."""
+        with PYRO_LOCK:
+            yield
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Problem, State]:
+        """Run the model, make or check the plan, and take expectations."""
         run = run_model(self.model, args, kwargs)
         if self._plan is None or not self._plan.holds(run):
             self._plan = find_parameters(self.model, args, kwargs)
             self._groups = None
-            if self._raise_to_floor(run.params):
+            if self._raise_to_floor(self._plan, run.params):
                 run = run_model(self.model, args, kwargs)
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(self._plan, run)
-        expected, likelihoods = {}, {}
-        for name, site in run.sites.items():
-            expectations = ops.expectations(*site.hmm._chain(site.value))
-            weight = _weigh(torch.ones_like(expectations.log_likelihood), site)
-            expected[name] = Expected(site, expectations, weight)
-            likelihoods[name] = _weigh(expectations.log_likelihood, site)
-        constant = -sum(float(value) for value in run.others.values())
-        return _EStep(run, expected, -self._groups.total(likelihoods), constant)
+        problem = Problem(
+            self._plan,
+            self._groups,
+            {name: read_site(site) for name, site in run.sites.items()},
+            _constant(run),
+            {
+                each.name: constraint_of(each.name)
+                for each in self._plan.assignments
+                if each.may_violate(constraint_of(each.name))
+            },
+            self.min_eigenvalue,
+        )
+        params = {each.name: run.params[each.name] for each in self._plan.assignments}
+        arguments = {name: data.arguments for name, data in problem.sites.items()}
+        return problem, climb.evaluate(problem, params, arguments)
 
-    def _losses(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The loss of each restart, by one forward pass."""
-        assert self._groups is not None
-        run = run_model(self.model, args, kwargs)
-        return -self._groups.total({name: _log_prob(site) for name, site in run.sites.items()})
+    def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the model, read again, says what the tensors said; its losses are kept then."""
+        with self._pyro():
+            run = run_model(self.model, args, kwargs)
+            plan, groups = way.problem.plan, way.problem.groups
+            if not (plan.holds(run) and groups.fits(run)):
+                return False
+            losses = _losses(groups, run)
+        expected = way.losses[-1]
+        precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
+        # To the store and back a parameter loses some digits, to either side of a maximum.
+        bound = precision**0.5 * (1 + abs(expected))
+        same = (losses == expected) | (abs(losses - expected) <= bound)
+        if abs(_constant(run) - way.problem.constant) > precision**0.5 * (
+            1 + abs(way.problem.constant)
+        ) or not same.all():
+            return False
+        way.losses[-1] = losses
+        return True
 
-    def _raise_to_floor(self, params: dict[str, Tensor]) -> bool:
+    def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
         """Move covariances below the floor to it: EM is monotone from a feasible start only."""
-        assert self._plan is not None
         moved = False
-        for each in self._plan.assignments:
+        for each in plan.assignments:
             if self.min_eigenvalue > 0 and each.update is not None:
                 value = params[each.name]
                 cells = blocks(value, each.update.event_dim)
@@ -210,60 +221,6 @@ class EM:
                     moved = True
         return moved
 
-    def _m_step(self, now: _EStep, held: Tensor) -> None:
-        """Maximise in closed form, and write; restarts that are held keep their parameters."""
-        assert self._plan is not None
-        values, unbounded = maximise(
-            self._plan, now.expected, now.run.params, self.min_eigenvalue
-        )
-        self._write({name: now.run.params[name] for name in values}, values, ~held)
-        for name in unbounded:
-            self._warn(
-                f"EM: parameter {name!r} has no maximum, as a state has too little spread for a "
-                "positive definite covariance; it keeps its value there. A positive "
-                "min_eigenvalue bounds the likelihood"
-            )
-
-    def _write(self, old: dict[str, Tensor], new: dict[str, Tensor], chosen: Tensor) -> None:
-        """Write the new values of the chosen restarts, and the old ones of the others.
-
-        :raises ValueError: before anything is written, if a value violates its constraint.
-        """
-        assert self._groups is not None
-        values = dict(new)
-        for name, value in new.items():
-            if not chosen.all():
-                labels = self._groups.cells[name]
-                pick = chosen[labels].unsqueeze(-1)
-                chosen_cells = torch.where(pick, _rows(value, labels), _rows(old[name], labels))
-                values[name] = chosen_cells.reshape(value.shape)
-            check_constraint(name, values[name])
-        for name, value in values.items():
-            write_parameter(name, value)
-
-    def _undo_falls(self, before: _EStep, losses: Tensor) -> Tensor:
-        """Put back the parameters of restarts whose loss rose by more than rounding.
-
-        :return: which restarts did, ``(R,)``.
-        """
-        assert self._plan is not None
-        old = {each.name: before.run.params[each.name] for each in self._plan.assignments}
-        precision = max(torch.finfo(value.dtype).eps for value in old.values())
-        rounding = 64 * precision * (1 + before.losses.abs())
-        fallen = before.losses.isfinite() & ~(losses <= before.losses + rounding)
-        if fallen.any():
-            names = pyro.get_param_store()
-            new = {name: names[name].detach() for name in old}
-            self._write(old, new, ~fallen)
-            worst = float((losses - before.losses)[fallen].max())
-            self._warn(
-                f"EM: a step lowered the log-likelihood of restarts "
-                f"{fallen.nonzero().flatten().tolist()} by up to {worst:.3g}. It was undone. "
-                "Covariances that are nearly singular do this (see min_eigenvalue), and models "
-                "that are not the same function at every call"
-            )
-        return fallen
-
     def _warn(self, message: str) -> None:
         """Tell the user once of each kind of trouble."""
         kind = message[:40]
@@ -272,15 +229,37 @@ class EM:
             warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _rows(value: Tensor, labels: Tensor) -> Tensor:
-    """A parameter with one row for each of its cells."""
-    return value.reshape(len(labels), -1)
+class _ReadingClimb(Climb):
+    """A run that reads the model anew at every step: it is not the same function at every call."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: State,
+        warn: Callable[[str], None],
+        em: EM,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__(problem, start, warn)
+        self._em, self._args, self._kwargs = em, args, kwargs
+
+    def at(self, params: Params, found: Maximised) -> State:
+        _write(params)
+        self.problem, state = self._em._read(self._args, self._kwargs)
+        return state._replace(unbounded=[name for name, there in found.unbounded.items() if there])
 
 
-def _weigh(values: Tensor, site: Site) -> Tensor:
-    """Values of each sequence, times the site's scale and 0 where it is masked."""
-    return scale_and_mask(values, site.scale, site.mask)
+def _constant(run: Run) -> float:
+    return -sum(float(value) for value in run.others.values())
 
 
-def _log_prob(site: Site) -> Tensor:
-    return _weigh(ops.log_likelihood(*site.hmm._chain(site.value)), site)
+def _losses(groups: Groups, run: Run) -> climb.Array:
+    """The loss of each restart, by one forward pass."""
+    losses: climb.Array = -groups.total(read_log_probs(run.sites)).cpu().numpy()
+    return losses
+
+
+def _write(params: Params) -> None:
+    for name, value in params.items():
+        write_parameter(name, value)

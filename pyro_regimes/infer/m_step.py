@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.update import Observed
+from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import Role, blocks
 from pyro_regimes.infer.parameters import Assignment, Plan
-from pyro_regimes.infer.tracing import Site
-from pyro_regimes.kernels.ops import Expectations
 
 
-class Expected(NamedTuple):
-    """A site and the expectations of its hidden paths."""
+class Maximised(NamedTuple):
+    """What an M-step finds."""
 
-    site: Site
-    expectations: Expectations
-    weight: Tensor  #: of each sequence, ``(...)``
+    values: dict[str, Tensor]  #: of the parameters
+    arguments: dict[str, Arguments]  #: of the sites, holding these values
+    #: for each parameter, whether it has no maximum in some cell that has weight
+    unbounded: dict[str, Tensor]
 
 
 def normalise_counts(counts: Tensor) -> Tensor:
@@ -54,101 +54,98 @@ def keep_alive(probs: Tensor, old: Tensor) -> Tensor:
 
 def maximise(
     plan: Plan, expected: dict[str, Expected], params: dict[str, Tensor], floor: float
-) -> tuple[dict[str, Tensor], list[str]]:
-    """New values of all parameters, and the names of those that have no maximum somewhere.
+) -> Maximised:
+    """New values of all parameters, each given those before it in the plan.
 
     Where a cell has no weight, or no maximum (a covariance that is singular), it keeps its value:
     the objective is not lowered. Locations come before the spreads about them (ECM).
 
+    :param params: the present values.
     :param floor: on the eigenvalues of covariances.
     """
-    given = {
-        name: {
-            key: argument.value.to(each.expectations.smoothed_probs.dtype)
-            for key, argument in each.site.arguments.items()
-        }
-        for name, each in expected.items()
-    }
-    values, unbounded = {}, []
+    arguments = {name: dict(each.arguments) for name, each in expected.items()}
+    values, unbounded = {}, {}
     for each in sorted(plan.assignments, key=lambda each: each.role is not Role.LOCATION):
         old = params[each.name]
-        statistics = _pooled_statistics(each, expected, given)
-        cells = blocks(old, _event_dim(each))
+        statistics = _pooled_statistics(each, expected, arguments)
+        cells = blocks(old, each.event_dim)
         if each.update is not None:
             new = each.update.maximise(statistics, floor).reshape(cells.shape).to(old.dtype)
         else:
             before = cells.softmax(-1) if each.logits else cells
             new = keep_alive(normalise_counts(statistics[0]).to(old.dtype), before)
             new = new.log() if each.logits else new
-        missing = new.isnan().reshape(len(new), -1).any(-1)
-        weight = statistics[0].reshape(len(new), -1).amax(-1)
-        if each.update is not None and (missing & (weight > torch.finfo(weight.dtype).tiny)).any():
-            unbounded.append(each.name)
-        new = torch.where(missing.reshape((-1,) + (1,) * _event_dim(each)), cells, new)
+        missing = new.isnan()
+        # Elsewhere than on the CPU, to look costs more than to go on.
+        if missing.device.type != "cpu" or bool(missing.any()):
+            missing = missing.reshape(len(new), -1).any(-1)
+            weight = statistics[0].reshape(len(new), -1).amax(-1)
+            if each.update is not None:
+                counted = weight > torch.finfo(weight.dtype).tiny
+                unbounded[each.name] = (missing & counted).any()
+            new = torch.where(missing.reshape((-1,) + (1,) * each.event_dim), cells, new)
         values[each.name] = new.reshape(old.shape)
-        for use in each.uses:
-            argument = given[use.site][use.argument]
-            filled = blocks(argument, _event_dim(each)).clone()
-            where = use.cells.to(filled.device)
-            filled[where >= 0] = new[where[where >= 0]].to(filled.dtype)
-            given[use.site][use.argument] = filled.reshape(argument.shape)
-    return values, unbounded
+        fill_arguments(each, values[each.name], arguments)
+    return Maximised(values, arguments, unbounded)
 
 
-def _event_dim(assignment: Assignment) -> int:
-    return 1 if assignment.update is None else assignment.update.event_dim
+def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Arguments]) -> None:
+    """Put a parameter's cells where they stand in the arguments of the sites."""
+    for use in each.uses:
+        argument = arguments[use.site][use.argument]
+        new = value
+        if each.role.is_chain and each.logits != use.argument.endswith("_logits"):
+            new = value.softmax(-1) if each.logits else value.log()
+        new = new.to(argument.dtype)
+        if not use.whole:
+            cells, where = blocks(new, each.event_dim), use.cells.to(new.device)
+            new = blocks(argument, each.event_dim).clone()
+            new[where >= 0] = cells[where[where >= 0]]
+        arguments[use.site][use.argument] = new.reshape(argument.shape)
 
 
 def _pooled_statistics(
-    each: Assignment, expected: dict[str, Expected], given: dict[str, dict[str, Tensor]]
+    each: Assignment, expected: dict[str, Expected], arguments: dict[str, Arguments]
 ) -> tuple[Tensor, ...]:
     """Statistics of every block that a cell serves, added up: ``(cells, *block)``."""
-    shared = sum(int((use.cells >= 0).sum()) for use in each.uses) > each.num_cells
     total: tuple[Tensor, ...] = ()
     for use in each.uses:
         there = expected[use.site]
-        lead_dim = there.weight.dim() + tail_dim(each, there.site)
-        lead = there.site.arguments[use.argument].lead
-        where = use.cells.to(there.weight.device)
+        lead_dim = len(there.data.batch_shape) + tail_dim(each, there.data.site)
+        lead = there.data.site.arguments[use.argument].lead
         pooled = []
-        for part in _statistics(each, there, given[use.site], shared):
+        for part in _statistics(each, there, arguments[use.site]):
             block = part.shape[lead_dim:]
-            part = part.sum_to_size(lead + block).reshape((lead.numel(),) + block)
-            cells = part.new_zeros((each.num_cells,) + block)
-            pooled.append(cells.index_add(0, where[where >= 0], part[where >= 0]))
+            if part.shape != lead + block:
+                part = part.sum_to_size(lead + block)
+            part = part.reshape((lead.numel(),) + block)
+            if not use.whole:
+                where = use.cells.to(part.device)
+                cells = part.new_zeros((each.num_cells,) + block)
+                part = cells.index_add(0, where[where >= 0], part[where >= 0])
+            pooled.append(part)
         total = tuple(map(torch.add, total, pooled)) if total else tuple(pooled)
     return total
 
 
-def _statistics(
-    each: Assignment, there: Expected, given: dict[str, Tensor], shared: bool
-) -> tuple[Tensor, ...]:
+def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Tensor, ...]:
     """Expected statistics of one site for every block of one argument."""
-    site, expectations, weight = there
-    gamma = _weighted(expectations.smoothed_probs, weight[..., None, None])
+    data, _, expectations = there
     if each.role is Role.INITIAL:
-        return (gamma[..., 0, :],)
+        return (data.weigh(expectations.smoothed_probs[..., 0, :]),)
     if each.role is Role.TRANSITION:
         moved = expectations.expected_transitions
-        if moved.dim() == weight.dim() + 2:
+        if moved.dim() == len(data.batch_shape) + 2:
             moved = moved.unsqueeze(-3)
-        return (_weighted(moved, weight[..., None, None, None]),)
+        return (data.weigh(moved),)
     assert each.update is not None
-    event_shape = site.hmm.observation_dist.event_shape
-    value = site.value.to(gamma.dtype).unsqueeze(-1 - len(event_shape))  # (..., T, 1, *event)
-    # As many batch dims as the weights have: a family tells the event's dims by the difference.
-    value = value[(None,) * (gamma.dim() + len(event_shape) - value.dim())]
+    site = data.site
+    gamma = data.weigh(expectations.smoothed_probs)
     if site.observation_mask is not None:
-        mask = torch.as_tensor(site.observation_mask, device=gamma.device)
-        gamma = _weighted(gamma, mask.to(gamma.dtype))
-    if site.observation_mask is not None or site.hmm.lengths is not None:
-        # Padding and masked observations hold anything, NaN included.
-        counted = (gamma != 0).any(-1)
-        counted = counted.reshape(counted.shape + (1,) * (1 + len(event_shape)))
-        value = torch.where(counted, value, 0.0)
-    return each.update.statistics(Observed(value, gamma, site.varies), given, shared)
-
-
-def _weighted(values: Tensor, weight: Tensor) -> Tensor:
-    """The product, with 0 where the weight is, whatever the value."""
-    return torch.where(weight == 0, 0.0, values * weight)
+        mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
+        gamma = torch.where(mask == 0, 0.0, gamma * mask)
+    event_dim = len(site.hmm.observation_dist.event_shape)
+    value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
+    # As many batch dims as the weights have: a family tells the event's dims by the difference.
+    value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
+    return each.update.statistics(Observed(value, gamma, site.varies), given, each.shared)

@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_regimes.emissions.update import Update
 from pyro_regimes.infer import identity
@@ -29,6 +30,7 @@ class Use(NamedTuple):
     argument: str
     #: for each block of the argument the parameter's cell that it is, or -1: ``(blocks,)``
     cells: Tensor
+    whole: bool  #: whether the argument is the parameter, cell by cell and nothing else
 
 
 class Assignment(NamedTuple):
@@ -40,6 +42,23 @@ class Assignment(NamedTuple):
     uses: list[Use]
     num_cells: int
     logits: bool  #: whether the parameter holds logits of the probabilities
+    event_dim: int  #: the dims of a cell
+    shared: bool  #: whether some cell serves several blocks
+
+    def may_violate(self, constraint: constraints.Constraint) -> bool:
+        """Whether its maximiser may lie outside a constraint.
+
+        Normalised counts are on the simplex (whose check is too tight for long float32 rows), and
+        a covariance that is not positive definite counts as no maximum.
+        """
+        inside = {
+            Role.LOCATION: (),
+            Role.SCALE: (constraints.positive, constraints.nonnegative),
+            Role.INITIAL: (constraints.simplex, constraints.positive, constraints.nonnegative),
+            Role.TRANSITION: (constraints.simplex, constraints.positive, constraints.nonnegative),
+        }.get(self.role, (constraints.positive_definite, constraints.lower_cholesky))
+        safe = (constraints.real, constraints.real_vector, *(() if self.logits else inside))
+        return not any(constraint is each for each in safe)
 
     def describe(self, shape: torch.Size) -> str:
         """One line of the plan."""
@@ -215,8 +234,11 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         num_cells = here.params[name].numel() // max(
             1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
         )
-        uses.append(Use(argument.site, argument.name, cells))
-    return Assignment(name, role, update, uses, num_cells, logits)
+        whole = torch.equal(cells, torch.arange(num_cells))
+        uses.append(Use(argument.site, argument.name, cells, whole))
+    event_dim = 1 if update is None else update.event_dim
+    shared = sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
+    return Assignment(name, role, update, uses, num_cells, logits, event_dim, shared)
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:

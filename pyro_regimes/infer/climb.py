@@ -1,0 +1,217 @@
+"""The iterations of EM: from parameters to better ones, on tensors, restart by restart."""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyro_regimes.infer.e_step import Arguments, Expected, SiteData, take_expectations
+from pyro_regimes.infer.grouping import Groups
+from pyro_regimes.infer.m_step import Maximised, fill_arguments, maximise
+from pyro_regimes.infer.parameters import Plan
+
+Params = dict[str, Tensor]
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+class EMResult(NamedTuple):
+    """How a run of EM went."""
+
+    history: list[float]  #: the loss before each step, and the final one
+    converged: bool  #: whether every restart rose by less than ``tol`` in the last step
+    stop_reason: str  #: in words
+    num_steps: int  #: steps made
+    num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone
+    restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
+
+
+class Problem(NamedTuple):
+    """What one run of the model showed, and no step changes."""
+
+    plan: Plan
+    groups: Groups
+    sites: dict[str, SiteData]
+    constant: float  #: minus the log-probability of the sites without hidden states
+    #: of the parameters whose maximiser may lie outside
+    constraints: dict[str, Constraint]
+    min_eigenvalue: float
+
+    def loss(self, losses: Array) -> float:
+        """The whole loss, of all restarts."""
+        return float(losses.sum()) + self.constant
+
+
+class State(NamedTuple):
+    """Parameters, and what is expected at them."""
+
+    params: Params
+    expected: dict[str, Expected]
+    losses: Array  #: minus the log-likelihood of each restart, ``(R,)``
+    unbounded: list[str]  #: parameters that had no maximum in the step that led here
+
+
+def evaluate(
+    problem: Problem,
+    params: Params,
+    arguments: dict[str, Arguments],
+    unbounded: dict[str, Tensor] | None = None,
+) -> State:
+    """The E-step of every site.
+
+    :param unbounded: of the M-step before.
+    """
+    flags = unbounded or {}
+    expected = {
+        name: take_expectations(data, arguments[name]) for name, data in problem.sites.items()
+    }
+    values = {
+        name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
+    }
+    total = problem.groups.total(values)
+    if flags:
+        total = torch.cat([total, torch.stack(list(flags.values())).to(total)])
+    # The one look at numbers in an iteration: elsewhere than on the CPU it waits for them.
+    numbers = total.cpu().numpy()
+    there = numbers[len(numbers) - len(flags) :]
+    names = [name for name, flag in zip(flags, there, strict=True) if flag]
+    return State(params, expected, -numbers[: len(numbers) - len(flags)], names)
+
+
+def step(problem: Problem, now: State) -> Maximised:
+    """The M-step.
+
+    :raises ValueError: if a maximiser lies outside its parameter's constraint.
+    """
+    found = maximise(problem.plan, now.expected, now.params, problem.min_eigenvalue)
+    for name, constraint in problem.constraints.items():
+        if not constraint.check(found.values[name]).all():
+            raise ValueError(
+                f"expected parameter {name!r} to have its maximum within its constraint "
+                f"{constraint}, got one outside, where EM's closed form does not hold; it was left "
+                "as it is"
+            )
+    return found
+
+
+def choose(groups: Groups, old: Params, new: Params, held: Flags) -> Params:
+    """The new values, but the old ones of restarts that are held."""
+    if not held.any():
+        return new
+    chosen = {}
+    for name, value in new.items():
+        labels = groups.cells[name]
+        keep = torch.from_numpy(held).to(labels.device)[labels].unsqueeze(-1)
+        before, after = (part.reshape(len(labels), -1) for part in (old[name], value))
+        chosen[name] = torch.where(keep, before, after).reshape(value.shape)
+    return chosen
+
+
+def fallen(now: State, losses: Array) -> Flags:
+    """Restarts whose loss rose by more than rounding, ``(R,)``."""
+    precision = max(torch.finfo(value.dtype).eps for value in now.params.values())
+    bound = now.losses + 64 * precision * (1 + abs(now.losses))
+    return np.isfinite(now.losses) & ~(losses <= bound)
+
+
+class Climb:
+    """A run of EM on tensors.
+
+    :param start: its first state.
+    :param warn: is told of trouble.
+    """
+
+    def __init__(self, problem: Problem, start: State, warn: Callable[[str], None]) -> None:
+        self.problem = problem
+        self.now = start
+        self.losses = [start.losses]
+        self.num_e_steps = 1
+        self.converged = False
+        self.stop_reason = "num_steps reached"
+        self._warn = warn
+        self._held = ~np.isfinite(start.losses)  # restarts that no step can help
+
+    def run(
+        self,
+        num_steps: int,
+        tol: float | None,
+        callback: Callable[[int, float], None] | None,
+    ) -> None:
+        """Iterate; :attr:`now` is the last state that was reached, also after an error."""
+        groups = self.problem.groups
+        for number in range(1, num_steps + 1):
+            if self._held.all():
+                self.stop_reason = "no ascent possible"
+                break
+            now = self.now
+            found = step(self.problem, now)
+            params = choose(groups, now.params, found.values, self._held)
+            after = self.at(params, found)
+            for name in after.unbounded:
+                self._warn(unbounded_message(name))
+            self.num_e_steps += 1
+            down = fallen(now, after.losses)
+            if down.any():
+                self._warn(fall_message(down, after.losses - now.losses))
+                self._held = self._held | down
+                after = self.at(choose(groups, now.params, found.values, self._held), found)
+                self.num_e_steps += 1
+            self.now = after
+            self.losses.append(after.losses)
+            if callback is not None:
+                callback(number, self.problem.loss(after.losses))
+            rise = (now.losses - after.losses)[~self._held]
+            if tol is not None and rise.size and (rise < tol).all():
+                self.converged = True
+                self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+                break
+
+    def at(self, params: Params, found: Maximised) -> State:
+        """The state of parameters: those found, or of some restarts the ones before."""
+        arguments = found.arguments
+        if params is not found.values:
+            arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
+            for each in self.problem.plan.assignments:
+                fill_arguments(each, params[each.name], arguments)
+        return evaluate(self.problem, params, arguments, found.unbounded)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps made."""
+        return len(self.losses) - 1
+
+    def result(self) -> EMResult:
+        """How it went."""
+        losses = np.stack(self.losses)
+        history = (losses.sum(-1) + self.problem.constant).tolist()
+        return EMResult(
+            history,
+            self.converged,
+            self.stop_reason,
+            self.num_steps,
+            self.num_e_steps,
+            torch.from_numpy(losses),
+        )
+
+
+def unbounded_message(name: str) -> str:
+    """What is said of a parameter that has no maximum."""
+    return (
+        f"EM: parameter {name!r} has no maximum, as a state has too little spread for a "
+        "positive definite covariance; it keeps its value there. A positive min_eigenvalue "
+        "bounds the likelihood"
+    )
+
+
+def fall_message(down: Flags, change: Array) -> str:
+    """What is said of restarts whose loss rose by ``change``."""
+    return (
+        f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
+        f"{change[down].max():.3g}. It was undone. Covariances that are nearly singular do this "
+        "(see min_eigenvalue), and models that are not the same function at every call"
+    )

@@ -1,0 +1,122 @@
+"""The E-step on tensors: what an observed RegimeHMM holds besides its arguments, read once.
+
+Between two runs of the model only the arguments of its sites change. :class:`SiteData` is the rest,
+made ready, so that EM can iterate without running the model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_regimes.infer.grouping import batch_shape
+from pyro_regimes.infer.tracing import Site
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.ops import Expectations
+
+Arguments = dict[str, Tensor]
+
+
+class SiteData(NamedTuple):
+    """What of a site no step changes."""
+
+    site: Site
+    value: Tensor  #: ``(..., T, *event)``, finite wherever it does not count
+    batch_shape: torch.Size
+    dtype: torch.dtype  #: of its likelihood
+    weight: Tensor | None  #: of each sequence, ``(...)``; None where all are 1
+    observation_logits: Tensor | None  #: of a distribution that no parameter reaches
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments at which the site was read."""
+        return {
+            name: argument.value.detach().to(self.dtype)
+            for name, argument in self.site.arguments.items()
+        }
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Values of each sequence, times its weight; 0 where that is, whatever the value."""
+        if self.weight is None:
+            return values
+        weight = self.weight.reshape(self.weight.shape + (1,) * (values.dim() - self.weight.dim()))
+        return torch.where(weight == 0, 0.0, values * weight)
+
+
+class Expected(NamedTuple):
+    """A site, its arguments, and the expectations of its hidden paths at them."""
+
+    data: SiteData
+    arguments: Arguments
+    expectations: Expectations
+
+
+def read_site(site: Site) -> SiteData:
+    """Check the observed value as ``log_prob`` would, and make everything ready.
+
+    :raises ValueError: if the value's shape, length or support does not fit.
+    """
+    hmm, mask = site.hmm, site.observation_mask
+    initial_logits, transition_logits, logits, _ = hmm._chain(site.value)
+    dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
+    dtype = torch.promote_types(dtype, logits.dtype)
+    value = hmm._without_padding(site.value)[0].detach()
+    if isinstance(mask, Tensor):
+        event_dim = len(hmm.observation_dist.event_shape)
+        counted = mask.expand(torch.broadcast_shapes(mask.shape, logits.shape)).any(-1)
+        value = torch.where(counted.reshape(counted.shape + (1,) * event_dim), value, 0.0)
+    shape = batch_shape(site)
+    weight = scale_and_mask(logits.new_ones(shape, dtype=dtype), site.scale, site.mask)
+    return SiteData(
+        site,
+        value,
+        shape,
+        dtype,
+        None if bool((weight == 1).all()) else weight,
+        logits.detach() if site.family is None else None,
+    )
+
+
+def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
+    """log b_k(x_t) at the given arguments, ``(..., T, K)``."""
+    if data.observation_logits is not None:
+        return data.observation_logits
+    site = data.site
+    assert site.family is not None
+    event_dim = len(site.hmm.observation_dist.event_shape)
+    logits: Tensor = site.family.log_prob(data.value, arguments, event_dim)
+    if site.observation_mask is not None:
+        logits = scale_and_mask(logits, mask=site.observation_mask)
+    steps = data.value.shape[data.value.dim() - event_dim - 1]
+    return logits.expand(data.batch_shape + (steps, site.hmm.state_dim))
+
+
+def _chain_logits(arguments: Arguments, name: str) -> Tensor:
+    """Normalised logits of "initial" or "transition" probabilities."""
+    probs = arguments.get(f"{name}_probs")
+    if probs is None:
+        return arguments[f"{name}_logits"].log_softmax(-1)
+    return (probs / probs.sum(-1, keepdim=True)).log()
+
+
+def take_expectations(data: SiteData, arguments: Arguments) -> Expected:
+    """The E-step of one site."""
+    transition = _chain_logits(arguments, "transition")
+    expectations = ops.expectations(
+        _chain_logits(arguments, "initial"),
+        transition if transition.dim() > 2 else transition.unsqueeze(-3),
+        observation_logits(data, arguments),
+        data.site.hmm.lengths,
+    )
+    return Expected(data, arguments, expectations)
+
+
+def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
+    """The weighted log-likelihood of every sequence, by the distributions' own ``log_prob``."""
+    return {
+        name: scale_and_mask(site.hmm.log_prob(site.value), site.scale, site.mask)
+        for name, site in sites.items()
+    }
