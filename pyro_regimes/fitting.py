@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -58,6 +59,32 @@ class Fit(NamedTuple):
         return int(np.where(sound, final, -np.inf).argmax())
 
 
+class PrivateEM(EM):
+    """EM with a parameter store of its own, which is in Pyro's place only while the model is read.
+
+    So several threads may fit at once: between two readings nothing is shared.
+    """
+
+    _state: Any = None
+
+    @contextmanager
+    def _pyro(self) -> Iterator[None]:
+        with super()._pyro(), pyro.get_param_store().scope(self._state) as state:
+            self._state = state
+            yield
+
+    def _warn(self, message: str) -> None:
+        # A start whose covariances are all but singular may come to its end before its maximum,
+        # for rounding. EM holds it there.
+        if "lowered the log-likelihood" not in message:
+            super()._warn(message)
+
+    def values(self) -> dict[str, Tensor]:
+        """The parameters."""
+        with self._pyro():
+            return {name: value.detach() for name, value in pyro.get_param_store().items()}
+
+
 def fit_starts(
     starts: Parameters,
     covariance_type: str,
@@ -85,21 +112,16 @@ def fit_starts(
     )
     model = pyro_model(arguments)
     num_starts = len(starts.initial_probs)
-    with PYRO_LOCK, pyro.get_param_store().scope():
-        if inference == "em":
-            em = EM(model, min_eigenvalue=max(min_eigenvalue, least))
-            with warnings.catch_warnings():
-                # A start whose covariances are all but singular may come to its end before its
-                # maximum, for rounding. EM holds it there.
-                warnings.filterwarnings("ignore", "EM: a step lowered", RuntimeWarning)
-                result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
-            losses = result.restart_history.reshape(-1, num_starts)
-            window = 1
-        else:
+    if inference == "em":
+        em = PrivateEM(model, min_eigenvalue=max(min_eigenvalue, least))
+        result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
+        losses, held, window = result.restart_history.reshape(-1, num_starts), em.values(), 1
+    else:
+        with PYRO_LOCK, pyro.get_param_store().scope():
             losses = _run_svi(model, x, lengths, num_starts, max_iter, tol, least, callback)
-            window = STEADY
-        held = {name: pyro.param(name).detach() for name in arguments}
-        parameters = from_arguments(held, starts, covariance_type)
+            held = {name: pyro.param(name).detach() for name in arguments}
+        window = STEADY
+    parameters = from_arguments(held, starts, covariance_type)
     history = -losses.detach().cpu().double().numpy()
     finite = np.isfinite(history[-1])
     variance = least_variance(np.nan_to_num(parameters.covariances), covariance_type, num_starts)

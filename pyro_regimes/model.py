@@ -198,7 +198,7 @@ class RegimeModel(BaseEstimator):
             tol=self.tol,
             min_eigenvalue=min_eigenvalue,
             least=least,
-            callback=report,
+            callback=report if self.verbose or callback is not None else None,
         )
         best = fit.best()
         kept = units.unscale_parameters(fit.parameters.select(best), self.covariance_type)

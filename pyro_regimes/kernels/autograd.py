@@ -201,8 +201,9 @@ class Tangent(Function):
         initial, transition, observation, lengths, *along = ctx.saved_tensors
         again = torch.is_grad_enabled()
         with torch.enable_grad():
+            # Views, so that the gradient in one does not run on through how it depends on another.
             inputs = [
-                each if each.requires_grad else each.detach().requires_grad_()
+                each.view_as(each) if each.requires_grad else each.detach().requires_grad_()
                 for each in (initial, transition, observation, *along)
             ]
             # One A for each sequence, as xi is each sequence's own.

@@ -9,19 +9,26 @@ in between is float64.
 from __future__ import annotations
 
 from functools import partial
+from typing import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu_log, cpu_scaled
+from pyro_regimes.kernels import cpu_decoding, cpu_log, cpu_scaled
 from pyro_regimes.kernels.jit import spread
 
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
 _GRAIN = 20_000
 
-_NOTHING = torch.empty(0, 0, 0)
+#: The most uniform numbers that are drawn at a time, 128 MiB of them.
+_UNIFORMS = 2**24
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Every result begins here: tests fill it with NaN, and see what nobody writes."""
+    return torch.empty(shape, dtype=dtype)
 
 
 def _arrays(*tensors: Tensor) -> list[npt.NDArray[np.generic]]:
@@ -31,7 +38,13 @@ def _arrays(*tensors: Tensor) -> list[npt.NDArray[np.generic]]:
 def _lengths(lengths: Tensor | None, num_sequences: int, num_steps: int) -> npt.NDArray[np.int64]:
     if lengths is None:
         return np.full(num_sequences, num_steps)
-    return lengths.to(torch.int64).contiguous().numpy()
+    sizes = lengths.to(torch.int64).contiguous().numpy()
+    if num_sequences and not (1 <= sizes.min() and sizes.max() <= num_steps):
+        # Compiled graphs come here unchecked, and a kernel would go beyond its memory.
+        raise ValueError(
+            f"expected lengths from 1 to {num_steps}, got from {sizes.min()} to {sizes.max()}"
+        )
+    return sizes
 
 
 def _grain(observation_logits: Tensor) -> int:
@@ -51,9 +64,9 @@ def _run(
     """
     initial, transition, observation = _arrays(*chain)
     num_sequences, num_steps, num_states = observation.shape
-    log_likelihood = np.empty(num_sequences)
+    log_likelihood = _empty((num_sequences,), torch.float64)
     redo = np.ones(num_sequences, dtype=np.bool_)
-    out = (log_likelihood, smoothed.numpy(), moved.numpy(), redo)
+    out = (log_likelihood.numpy(), smoothed.numpy(), moved.numpy(), redo)
     sizes = _lengths(lengths, num_sequences, num_steps)
     given = (initial, transition, observation, sizes)
 
@@ -65,7 +78,7 @@ def _run(
         spread(partial(work, cpu_scaled.sweep(num_states)), num_sequences, grain)
     if redo.any():
         spread(partial(work, cpu_log.sweep), num_sequences, grain)
-    return torch.from_numpy(log_likelihood)
+    return log_likelihood
 
 
 def log_likelihood(
@@ -75,8 +88,8 @@ def log_likelihood(
     lengths: Tensor | None,
 ) -> Tensor:
     """:math:`\\log p(x)` by the forward sweep alone, ``(N,)``, float64."""
-    nothing = observation_logits.new_empty((0, 0, 0))
-    moved = observation_logits.new_empty((0, 0, 0, 0))
+    dtype = observation_logits.dtype
+    nothing, moved = _empty((0, 0, 0), dtype), _empty((0, 0, 0, 0), dtype)
     chain = (initial_logits, transition_logits, observation_logits)
     return _run(chain, lengths, nothing, moved)
 
@@ -124,5 +137,132 @@ def tangent(
 
 
 def _empty_posterior(transition: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
-    smoothed = torch.empty_like(observation, memory_format=torch.contiguous_format)
-    return smoothed, observation.new_empty((len(observation),) + transition.shape[1:])
+    moved = _empty((len(observation),) + transition.shape[1:], observation.dtype)
+    return _empty(observation.shape, observation.dtype), moved
+
+
+def filter_logits(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+) -> Tensor:
+    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`, ``(N, T, K)``; see :func:`.cpu_decoding.filter_sweep`."""
+    logits = _empty(observation_logits.shape, observation_logits.dtype)
+    chain = (initial_logits, transition_logits, observation_logits)
+    _filter(chain, lengths, logits, _empty((0, 0, 0), logits.dtype))
+    return logits
+
+
+def _filter(
+    chain: tuple[Tensor, Tensor, Tensor], lengths: Tensor | None, logits: Tensor, probs: Tensor
+) -> None:
+    given = _arrays(*chain)
+    sizes = _lengths(lengths, *given[2].shape[:2])
+    out = logits.numpy(), probs.numpy()
+
+    def work(first: int, last: int) -> None:
+        cpu_decoding.filter_sweep(*given, sizes, first, last, *out)
+
+    spread(work, len(logits), _grain(chain[2]))
+
+
+def viterbi(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+) -> Tensor:
+    """The most likely path, LongTensor ``(N, T)``; see :func:`.cpu_decoding.viterbi`."""
+    num_sequences, num_steps, num_states = observation_logits.shape
+    paths = _empty((num_sequences, num_steps), torch.long)
+    given = _arrays(initial_logits, transition_logits, observation_logits)
+    sizes = _lengths(lengths, num_sequences, num_steps)
+    out = paths.numpy()
+
+    def work(first: int, last: int) -> None:
+        origins = np.empty((num_steps, num_states), np.min_scalar_type(num_states - 1))
+        cpu_decoding.viterbi(*given, sizes, first, last, origins, out)
+
+    spread(work, num_sequences, _grain(observation_logits))
+    return paths
+
+
+def sample_posterior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+    num_samples: int,
+) -> Tensor:
+    """Paths given the data, LongTensor ``(num_samples * N, T)``, the sequence varying fastest.
+
+    One uniform number for every step comes from torch's generator; see
+    :func:`.cpu_decoding.posterior_paths`.
+    """
+    shape = observation_logits.shape
+    logits, probs = _empty(shape, torch.float64), _empty(shape, torch.float64)
+    _filter((initial_logits, transition_logits, observation_logits), lengths, logits, probs)
+    matrix = _weights(transition_logits, (-2, -1)).mT
+    given = _arrays(logits, probs, transition_logits, matrix)
+    sizes = _lengths(lengths, *shape[:2])
+    return _draw_paths(
+        partial(cpu_decoding.posterior_paths, *given, sizes), num_samples * shape[0], shape[1]
+    )
+
+
+def sample_prior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    num_sequences: int,
+    num_steps: int,
+    num_samples: int,
+) -> Tensor:
+    """Paths without data, LongTensor ``(num_samples * N, T)``, the sequence varying fastest.
+
+    One uniform number for every step comes from torch's generator; see
+    :func:`.cpu_decoding.prior_paths`.
+    """
+    given = _arrays(initial_logits, transition_logits, _weights(transition_logits, (-1,)))
+    return _draw_paths(
+        partial(cpu_decoding.prior_paths, *given, num_sequences),
+        num_samples * num_sequences,
+        num_steps,
+    )
+
+
+def _weights(transition_logits: Tensor, over: tuple[int, ...]) -> Tensor:
+    """:math:`e^A`, the largest entry over some dims scaled to 1; empty where A varies in time.
+
+    There each step is taken once for a path, from logarithms.
+    """
+    if transition_logits.shape[1] != 1:
+        return _empty((0, 0, 0, 0), torch.float64)
+    logits = transition_logits.double()
+    peak = logits.amax(over, keepdim=True)
+    return (logits - peak.masked_fill(peak == -torch.inf, 0.0)).exp()
+
+
+def _draw_paths(draw: Callable[..., None], num_paths: int, num_steps: int) -> Tensor:
+    """Call ``draw(uniforms, skipped, first, last, paths)`` for all paths, on several threads.
+
+    The uniform numbers of very many paths come in turns, lest they need as much room as the paths.
+    """
+    paths = _empty((num_paths, num_steps), torch.long)
+    turn = max(1, _UNIFORMS // num_steps)
+    for skipped in range(0, num_paths, turn):
+        out = paths[skipped : skipped + turn].numpy()
+        uniforms = torch.rand(out.shape, dtype=torch.double, device="cpu").numpy()
+        spread(partial(_draw_some, draw, uniforms, skipped, out), len(out), 1 + _GRAIN // num_steps)
+    return paths
+
+
+def _draw_some(
+    draw: Callable[..., None],
+    uniforms: npt.NDArray[np.float64],
+    skipped: int,
+    paths: npt.NDArray[np.int64],
+    first: int,
+    last: int,
+) -> None:
+    draw(uniforms, skipped, first, last, paths)

@@ -109,6 +109,7 @@ def sweep(
     both = len(smoothed) > 0
     alpha = np.empty((num_steps if both else 2, num_states))
     beta, ahead = np.empty(num_states), np.empty(num_states)
+    pairs = np.empty((num_states, num_states))  # in float64, whatever the result's dtype
     for n in range(first, last):
         if not redo[n]:
             continue
@@ -123,6 +124,7 @@ def sweep(
         if log_likelihood[n] == -np.inf:
             continue
         beta[:] = 0.0
+        pairs[:] = 0.0
         for t in range(steps - 1, -1, -1):
             if t + 1 < steps:
                 slice_ = slices[t if len(slices) > 1 else 0]
@@ -131,15 +133,20 @@ def sweep(
             for k in range(num_states):
                 smoothed[n, t, k] = math.exp(alpha[t, k] + beta[k] - size)
             if t + 1 < steps:
-                out = moved[n, t if len(slices) > 1 else 0]
+                if len(slices) > 1:
+                    pairs[:] = 0.0
                 for i in range(num_states):
                     for j in range(num_states):
-                        out[i, j] += math.exp(alpha[t, i] + slice_[i, j] + ahead[j] - size)
+                        pairs[i, j] += math.exp(alpha[t, i] + slice_[i, j] + ahead[j] - size)
+                if len(slices) > 1:
+                    moved[n, t] = pairs
             peak = -np.inf
             for k in range(num_states):
                 peak = max(peak, beta[k])
             for k in range(num_states):
                 ahead[k] = observation[n, t, k] + beta[k] - peak
+        if len(slices) == 1 and steps > 1:
+            moved[n, 0] = pairs
 
 
 @compiled
@@ -181,6 +188,7 @@ def tangent(
     beta, ahead = np.empty(num_states), np.empty(num_states)
     after, score = np.empty(num_states), np.empty(num_states)
     pairs = np.empty((num_states, num_states))
+    total = np.empty((num_states, num_states))
     for n in range(first, last):
         steps = lengths[n]
         slices = transition[n if len(transition) > 1 else 0]
@@ -215,10 +223,13 @@ def tangent(
 
         beta[:] = 0.0
         after[:] = 0.0
+        total[:] = 0.0
         for t in range(steps - 1, -1, -1):
             if t + 1 < steps:
                 here = t if len(slices) > 1 else 0
-                slice_, along, out = slices[here], along_transition[n, here], moved[n, here]
+                slice_, along = slices[here], along_transition[n, here]
+                if len(slices) > 1:
+                    total[:] = 0.0
                 _backward_step(slice_, ahead, beta)
                 for k in range(num_states):
                     score[k] = along_observation[n, t + 1, k] + after[k]
@@ -238,7 +249,9 @@ def tangent(
                     for j in range(num_states):
                         if pairs[i, j] > 0.0:
                             follows = along[i, j] + score[j]
-                            out[i, j] += pairs[i, j] * (before[t, i] + follows - mean)
+                            total[i, j] += pairs[i, j] * (before[t, i] + follows - mean)
+                if len(slices) > 1:
+                    moved[n, t] = total
             size = _log_total(alpha[t], beta)
             mean, later = 0.0, 0.0
             for k in range(num_states):
@@ -255,3 +268,5 @@ def tangent(
             for k in range(num_states):
                 ahead[k] = observation[n, t, k] + beta[k] - peak
                 after[k] -= later
+        if len(slices) == 1 and steps > 1:
+            moved[n, 0] = total

@@ -16,13 +16,15 @@ step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
 Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the logarithms
 of the scales and what was subtracted from the logits add up to the log-likelihood.
 
-**When the answer is right.** A state whose share falls below ``_FADED`` is set to 0. Later data may want
-it back. Were its true share f and its likelihood of the rest of the data :math:`\hat\beta_t`, it would have
-the posterior probability :math:`f \hat\beta_t / S_t`, at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So if
-:math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, nothing above 1e-30 was lost; otherwise the
-sequence is reported, to be redone in log space. Where every entry of M is at least ``_MIXING``, each state
-is refilled at the next step and nothing needs to be looked at. The forward sweep alone has no
-:math:`S_t`, and reports a sequence as soon as a state that can be reached has faded.
+**When the answer is right.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is set to 0.
+Later data may want it back. Its posterior probability would be its share times its
+:math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So where :math:`S_t` is at
+least ``_LEAST_OVERLAP`` at every t, and no state has faded from :math:`\hat\beta` too, less than 1e-30
+was lost. Where states have faded from :math:`\hat\beta` alone, the same holds with the two exchanged.
+Otherwise the sequence is reported, to be redone in log space. A state that cannot be reached has not
+faded. Where every entry of M is at least ``_MIXING``, each state is refilled at the next step, and
+nothing needs to be looked at. The forward sweep alone knows no :math:`S_t`, and reports a sequence as
+soon as a state has faded.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ _REMEMBERED = 32_768  # numbers, which the processor's own cache holds
 
 
 @compiled
-def _fill_matrix(logits, matrix, transposed, width):
+def _fill_matrix(logits: Any, matrix: Any, transposed: Any, width: int) -> tuple[float, float]:
     """M and its transpose in flat W x W arrays, 0 beyond the K states.
 
     :return: what was subtracted from the logits, and the least entry of M.
@@ -79,7 +81,9 @@ def _add(total: float, rest: float, term: float) -> tuple[float, float]:
 
 
 @compiled
-def _drop_faded(row, before, initial, transition, observation, t):
+def _drop_faded(
+    row: Any, before: Any, initial: Any, transition: Any, observation: Any, t: int
+) -> bool:
     """Set faded states to 0, and say whether one of them could be reached.
 
     :param before: the states' shares before the transition.
@@ -102,7 +106,22 @@ def _drop_faded(row, before, initial, transition, observation, t):
 
 
 @compiled
-def _multiply_into(out, matrix, outer, width):
+def _has_faded(row: Any, after: Any, transition: Any, observation: Any) -> bool:
+    """Whether a state has faded, on the way back, from which the rest of the data can be reached.
+
+    :param after: the states' likelihoods at the next step.
+    """
+    num_states = len(observation)
+    for i in range(num_states):
+        if row[i] < _FADED:
+            for j in range(num_states):
+                if after[j] > 0.0 and transition[i, j] > -np.inf and observation[j] > -np.inf:
+                    return True
+    return False
+
+
+@compiled
+def _multiply_into(out: Any, matrix: Any, outer: Any, width: int) -> None:
     """The entries of ``matrix * outer`` that are no padding."""
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
@@ -140,7 +159,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
         emission = np.empty(num_steps * width if remember else 0)
         matrix, transposed = np.zeros(width * width), np.zeros(width * width)
         outer = np.empty(width * width)
-        row = np.empty(width)
+        row, other = np.empty(width), np.empty(width)
         least = np.full(width, -1.0)
         least[:num_states] = _FADED
         faded = simd.load(least, 0, width)
@@ -255,7 +274,18 @@ def _make_sweep(width: int) -> Callable[..., None]:
                     ahead = simd.multiply(beta, emitted)
                     if varying:
                         _fill_matrix(transition[own, t - 1], matrix, transposed, width)
+                    simd.store(row, 0, beta)
                     beta = simd.matvec(ahead, transposed, 0)
+                    if suspect and simd.any_less(beta, faded):
+                        simd.store(other, 0, beta)
+                        if _has_faded(
+                            other,
+                            row,
+                            transition[own, t - 1 if varying else 0],
+                            observation[n, t],
+                        ):
+                            redo[n] = True
+                            break
             if not varying and steps > 1:
                 _multiply_into(moved[n, 0], matrix, outer, width)
 

@@ -21,6 +21,7 @@ path sum of :mod:`pyro_regimes.kernels.reference`. An entry of -inf is legal eve
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -70,8 +71,8 @@ def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
         raise ValueError(f"expected lengths to be an integer tensor, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"expected lengths to be an integer tensor, got dtype {lengths.dtype}")
-    if not lengths.numel():
-        return
+    if not lengths.numel() or torch.compiler.is_compiling():
+        return  # numbers are not known while a graph is compiled: the operators look at them
     least, largest = int(lengths.min()), int(lengths.max())
     if least < 1 or (num_steps is not None and largest > num_steps):
         upper = "" if num_steps is None else f" to the {num_steps} time steps of the data"
@@ -120,19 +121,21 @@ def _check(
             f"dimension -3, got shape {tuple(transition_logits.shape)}; for a batch of chains that "
             "do not vary in time use .unsqueeze(-3)"
         )
-    devices = {logits.device for logits, _, _ in named.values()}
+    tensors = (initial_logits, transition_logits, observation_logits)
     if lengths is not None:
         check_lengths(lengths, num_steps)
-        devices.add(lengths.device)
-    if len(devices) > 1:
-        raise ValueError(f"expected all arguments on one device, got {sorted(map(str, devices))}")
+        tensors = (*tensors, lengths)
+    device = observation_logits.device
+    if any(tensor.device != device for tensor in tensors):
+        devices = sorted({str(tensor.device) for tensor in tensors})
+        raise ValueError(f"expected all arguments on one device, got {devices}")
     shapes = [logits.shape[:-dim] for logits, dim, _ in named.values()]
+    if lengths is not None:
+        shapes.append(lengths.shape)
     try:
-        batch_shape = torch.broadcast_shapes(*shapes, () if lengths is None else lengths.shape)
+        batch_shape = _broadcast(shapes)
     except RuntimeError as error:
-        batches = dict(zip(named, map(tuple, shapes), strict=True))
-        if lengths is not None:
-            batches["lengths"] = tuple(lengths.shape)
+        batches = dict(zip((*named, "lengths"), map(tuple, shapes)))
         raise ValueError(f"expected batch shapes that broadcast, got {batches}") from error
     dtype = torch.promote_types(
         torch.promote_types(initial_logits.dtype, transition_logits.dtype),
@@ -144,6 +147,14 @@ def _check(
         observation_logits.to(dtype).expand(batch_shape + observation_logits.shape[-2:]),
         None if lengths is None else lengths.expand(batch_shape),
     )
+
+
+def _broadcast(shapes: list[torch.Size]) -> torch.Size:
+    """``torch.broadcast_shapes``, which takes longer than a short recursion, where it is needed."""
+    longest = max(shapes, key=len)
+    if all(not shape or shape == longest for shape in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)
 
 
 class _Flat(NamedTuple):
@@ -232,6 +243,14 @@ def expectations(
     )
 
 
+def _decoder(chain: _Chain) -> ModuleType | None:
+    """The compiled CPU kernel, or None: other devices, and transforms, have tensor code."""
+    device = chain.observation_logits.device
+    if dispatch.choose(device) == "cpu" and dispatch.is_plain(*chain):
+        return dispatch.kernel("cpu", device)
+    return None
+
+
 def filter_logits(
     initial_logits: Tensor,
     transition_logits: Tensor,
@@ -244,7 +263,12 @@ def filter_logits(
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    return reference.filter_logits(*chain).to(chain.observation_logits.dtype)
+    kernel = _decoder(chain)
+    if kernel is None:
+        logits = reference.filter_logits(*chain)
+    else:
+        logits = kernel.filter_logits(*_flatten(chain)).reshape(chain.observation_logits.shape)
+    return logits.to(chain.observation_logits.dtype)
 
 
 def predict_probs(
@@ -288,7 +312,13 @@ def viterbi(
     :return: LongTensor ``(..., T)``; -1 on padding and where a sequence has probability 0.
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
-    return decoding.viterbi(*_check(initial_logits, transition_logits, observation_logits, lengths))
+    chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    with torch.no_grad():
+        kernel = _decoder(chain)
+        if kernel is None:
+            return decoding.viterbi(*chain)
+        path: Tensor = kernel.viterbi(*_flatten(chain))
+        return path.reshape(chain.observation_logits.shape[:-1])
 
 
 def sample_posterior(
@@ -305,7 +335,12 @@ def sample_posterior(
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    return decoding.sample_posterior(*chain, sample_shape)
+    with torch.no_grad():
+        kernel = _decoder(chain)
+        if kernel is None:
+            return decoding.sample_posterior(*chain, sample_shape)
+        paths: Tensor = kernel.sample_posterior(*_flatten(chain), sample_shape.numel())
+        return paths.reshape(sample_shape + chain.observation_logits.shape[:-1])
 
 
 def sample_prior(
@@ -320,4 +355,16 @@ def sample_prior(
     """
     nothing = initial_logits.new_zeros((num_steps, initial_logits.shape[-1]))
     chain = _check(initial_logits, transition_logits, nothing, None)
-    return decoding.sample_prior(chain.initial_logits, chain.transition_logits, num_steps, shape)
+    with torch.no_grad():
+        kernel = _decoder(chain)
+        if kernel is None:
+            return decoding.sample_prior(*chain[:2], num_steps, shape)
+        shape = torch.Size(shape)
+        # The last dims of the shape are the batch, as many as the chain has.
+        batch_dim = len(shape) - (chain.observation_logits.dim() - 2)
+        batch_shape = shape[batch_dim:]
+        nothing = nothing[:1, :1].expand(batch_shape + (1, 1))
+        initial, transition, *_ = _flatten(chain._replace(observation_logits=nothing))
+        count, num_samples = batch_shape.numel(), shape[:batch_dim].numel()
+        paths: Tensor = kernel.sample_prior(initial, transition, count, num_steps, num_samples)
+        return paths.reshape(shape + (num_steps,))

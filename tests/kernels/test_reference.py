@@ -1,12 +1,13 @@
 """The recursions against the sum over all paths, and against their own derivatives."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import ops, reference
+from pyro_regimes.kernels import cpu_scaled, ops, reference
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.oracles import Enumerated, enumerate_paths
 
@@ -62,14 +63,27 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.fixture(params=[False, True], ids=["by default", "blocked"])
-def blocked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run also with the scan over blocks on sequences too short for it to pay."""
-    if request.param:
-        monkeypatch.setattr(reference, "_MIN_BLOCKED_STEPS", 1)
+WAYS = {
+    "reference": ("reference", reference, {}),
+    # The scan over blocks also on sequences too short for it to pay.
+    "reference in blocks": ("reference", reference, {"_MIN_BLOCKED_STEPS": 1}),
+    "cpu": ("cpu", cpu_scaled, {}),
+    "cpu, E computed twice": ("cpu", cpu_scaled, {"_REMEMBERED": 0}),
+    "cpu in log space": ("cpu", cpu_scaled, {"MAX_STATES": 0}),
+}
 
 
-@pytest.mark.usefixtures("blocked")
+@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
+def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run by each kernel, and by each way through it."""
+    name, module, constants = request.param
+    for constant, value in constants.items():
+        monkeypatch.setattr(module, constant, value)
+    with ops.backend(name):
+        yield
+
+
+@pytest.mark.usefixtures("every_way")
 def test_log_likelihood_equals_enumeration(case):
     batch, answers = enumerate_case(case)
     actual = ops.log_likelihood(*case)
@@ -77,7 +91,7 @@ def test_log_likelihood_equals_enumeration(case):
     assert_equal(actual, stacked(batch, [each.log_likelihood for each in answers], actual))
 
 
-@pytest.mark.usefixtures("blocked")
+@pytest.mark.usefixtures("every_way")
 def test_expectations_equal_enumeration(case):
     batch, answers = enumerate_case(case)
     expected = ops.expectations(*case)
@@ -96,7 +110,7 @@ def test_expectations_equal_enumeration(case):
     )
 
 
-@pytest.mark.usefixtures("blocked")
+@pytest.mark.usefixtures("every_way")
 def test_filter_and_prediction_equal_enumeration(case):
     batch, answers = enumerate_case(case)
     filtered = ops.filter_logits(*case).exp()
@@ -126,7 +140,7 @@ def test_gamma_is_the_marginal_of_xi():
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "empty batch"])
-@pytest.mark.usefixtures("blocked")
+@pytest.mark.usefixtures("every_way")
 def test_gradients_of_first_and_second_order(name):
     """Only finite entries are varied: a finite difference about -inf means nothing."""
     case = CASES[name]
@@ -150,7 +164,7 @@ def test_gradients_of_first_and_second_order(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("blocked")
+@pytest.mark.usefixtures("every_way")
 def test_no_derivative_is_nan(name):
     case = CASES[name]
     leaves = [part.clone().requires_grad_() for part in case[:3]]
@@ -165,7 +179,7 @@ def test_no_derivative_is_nan(name):
     assert not any(gradient.isnan().any() for gradient in second if gradient is not None)
 
 
-@pytest.mark.usefixtures("blocked")
+@pytest.mark.usefixtures("every_way")
 def test_posteriors_are_differentiable():
     case = random_chain(5, 2, seed=31)
     leaves = [part.requires_grad_() for part in case[:3]]
@@ -188,10 +202,12 @@ def test_impossible_sequence_leaves_its_neighbours_alone():
 
 
 @pytest.mark.parametrize("num_states", [4, 9], ids=["blocked", "sequential"])
-def test_float32_keeps_gamma_over_20_000_steps(num_states):
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_float32_keeps_gamma_over_20_000_steps(num_states, name):
     case = random_chain(20_000, num_states, seed=33)
-    exact = ops.expectations(*case).smoothed_probs
-    single = ops.expectations(*(part.float() for part in case[:3]))
+    with ops.backend(name):
+        exact = ops.expectations(*case).smoothed_probs
+        single = ops.expectations(*(part.float() for part in case[:3]))
     assert single.smoothed_probs.dtype == single.log_likelihood.dtype == torch.float32
     # The inputs' own rounding remains: 6e-8 of logits of size 10, over the few steps remembered.
     torch.testing.assert_close(single.smoothed_probs.double(), exact, rtol=0.0, atol=1e-4)
@@ -200,15 +216,17 @@ def test_float32_keeps_gamma_over_20_000_steps(num_states):
 def test_blocks_agree_with_the_plain_loop(monkeypatch):
     case = random_chain(1_000, 4, batch=(2,), slices=999, seed=34)
     case = case._replace(lengths=torch.tensor([1_000, 517]))
-    scanned = ops.expectations(*case)
-    filtered = ops.filter_logits(*case)
-    monkeypatch.setattr(reference, "_MAX_BLOCKED_STATES", 0)
-    for actual, expected in zip(scanned, ops.expectations(*case), strict=True):
-        assert_equal(actual, expected)
-    assert_equal(filtered, ops.filter_logits(*case))
+    with ops.backend("reference"):
+        scanned = ops.expectations(*case)
+        filtered = ops.filter_logits(*case)
+        monkeypatch.setattr(reference, "_MAX_BLOCKED_STATES", 0)
+        for actual, expected in zip(scanned, ops.expectations(*case), strict=True):
+            assert_equal(actual, expected)
+        assert_equal(filtered, ops.filter_logits(*case))
 
 
-def test_mass_that_fades_over_thousands_of_steps_comes_back():
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_mass_that_fades_over_thousands_of_steps_comes_back(name):
     """A = I with gaps of one nat: a scaled recursion is wrong by hundreds of nats here."""
     half = 1_500
     gaps = torch.cat([torch.ones(half), -2.0 * torch.ones(half)]).double()
@@ -216,7 +234,9 @@ def test_mass_that_fades_over_thousands_of_steps_comes_back():
     identity = torch.eye(2, dtype=torch.float64).log().unsqueeze(0)
     initial = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     expected = torch.tensor([-1_500.0, 0.0]).double().logsumexp(-1) + math.log(0.5)
-    assert_equal(ops.log_likelihood(initial, identity, observation), expected)
+    with ops.backend(name):
+        assert_equal(ops.log_likelihood(initial, identity, observation), expected)
+        assert_equal(ops.expectations(initial, identity, observation).log_likelihood, expected)
 
 
 def test_works_without_gradients_and_in_inference_mode():
@@ -228,21 +248,3 @@ def test_works_without_gradients_and_in_inference_mode():
         inside = ops.expectations(*(part + 0 for part in case[:3]))
     assert_equal(inside.smoothed_probs, expected.smoothed_probs)
     assert not case.initial.requires_grad and case.initial.grad is None
-
-
-def test_derivatives_through_function_transforms():
-    case = random_chain(6, 3, batch=(4,), seed=36)
-    leaves = [part.clone().requires_grad_() for part in case[:3]]
-    expected = torch.autograd.grad(ops.log_likelihood(*leaves).sum(), leaves)
-    each = torch.func.vmap(torch.func.grad(ops.log_likelihood, argnums=(0, 1, 2)))
-    for actual, other in zip(each(*case[:3]), expected, strict=True):
-        assert_equal(actual, other)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_can_be_traced():
-    case = random_chain(40, 3, seed=37)
-    traced = torch.jit.trace(ops.log_likelihood, tuple(case[:3]), check_trace=False)
-    other = random_chain(40, 3, seed=38)
-    assert_equal(traced(*other[:3]), ops.log_likelihood(*other[:3]))
