@@ -1,10 +1,15 @@
 """What every test starts from."""
 
+import os
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels run on the CPU then, and it reads this when it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tensors here are small: on a machine with other work to do, torch's threads wait for one
 # another far longer than they compute.

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks
+from pyro_regimes.distributions import checks, observation
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import ops
 
@@ -309,7 +309,7 @@ class RegimeHMM(TorchDistribution):
             self._validate_sample(value, valid)
             # It would check again, and refuse a value that only some of the states can emit.
             observation_dist = _copy(observation_dist, validate_args=False)
-        observation_logits = observation_dist.log_prob(self._beside_states(value))
+        observation_logits = observation.log_prob(observation_dist, value)
         shape = torch.broadcast_shapes(self.batch_shape, observation_logits.shape[:-2])
         observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
         return self.initial_logits, self.transition_logits, observation_logits, self.lengths

@@ -112,7 +112,7 @@ def _covariance(statistics: tuple[Tensor, ...], floor: float) -> tuple[Tensor, T
     weight, scatter = statistics
     covariance = divide(scatter, weight)
     covariance = (covariance + covariance.mT) / 2
-    if floor > 0:
+    if floor > 0 and not _exceeds(covariance, floor):
         known = covariance.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         raised = _raise_eigenvalues(torch.where(known, covariance, eye), floor)
@@ -123,8 +123,18 @@ def _covariance(statistics: tuple[Tensor, ...], floor: float) -> tuple[Tensor, T
     variance, pivot = (part.diagonal(dim1=-2, dim2=-1) for part in (covariance, factor))
     rounding = 16 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
     singular = (info != 0) | ~(pivot**2 > rounding * variance).all(-1)
-    singular = singular[..., None, None]
-    return covariance.masked_fill(singular, torch.nan), factor.masked_fill(singular, torch.nan)
+    if singular.device.type != "cpu" or bool(singular.any()):
+        singular = singular[..., None, None]
+        covariance = covariance.masked_fill(singular, torch.nan)
+        factor = factor.masked_fill(singular, torch.nan)
+    return covariance, factor
+
+
+def _exceeds(matrix: Tensor, floor: float) -> bool:
+    """Whether all eigenvalues of all matrices are above ``floor``, at a fraction of their cost."""
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    below = torch.diag_embed(torch.full_like(diagonal, floor))
+    return bool((torch.linalg.cholesky_ex(matrix - below).info == 0).all())
 
 
 def _covariance_matrix(statistics: tuple[Tensor, ...], floor: float) -> Tensor:

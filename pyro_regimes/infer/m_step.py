@@ -23,7 +23,7 @@ from pyro_regimes.emissions.update import Observed
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import Role, blocks
-from pyro_regimes.infer.parameters import Assignment, Plan
+from pyro_regimes.infer.parameters import Assignment, Plan, Use
 
 
 class Maximised(NamedTuple):
@@ -42,13 +42,17 @@ def normalise_counts(counts: Tensor) -> Tensor:
     return counts / total.masked_fill(total < tiny, torch.nan)
 
 
-def keep_alive(probs: Tensor, old: Tensor) -> Tensor:
-    """Replace a probability that underflowed to 0 by the least number; keep zeros that stood.
+def update_probs(counts: Tensor, old: Tensor) -> Tensor:
+    """Probabilities from expected counts ``(cells, K)``; NaN for a state that was never left.
 
-    A zero is for ever: EM never revives it, and a model that takes its logarithm gets NaN
-    gradients.
+    A probability that underflowed to 0 becomes the least number, unless it was 0 before. A zero is
+    for ever: EM never revives it, and a model that takes its logarithm gets NaN gradients.
     """
-    tiny = torch.finfo(probs.dtype).tiny
+    tiny = torch.finfo(old.dtype).tiny
+    probs = (counts / counts.sum(-1, keepdim=True)).to(old.dtype)
+    if probs.device.type == "cpu" and bool((probs > tiny).all()):
+        return probs  # there is nothing of the kind; elsewhere to look costs more than to go on
+    probs = normalise_counts(counts).to(old.dtype)
     return torch.where(old > 0, probs.clamp(min=tiny), probs)
 
 
@@ -65,18 +69,16 @@ def maximise(
     """
     arguments = {name: dict(each.arguments) for name, each in expected.items()}
     values, unbounded = {}, {}
-    for each in sorted(plan.assignments, key=lambda each: each.role is not Role.LOCATION):
+    for each in plan.order:
         old = params[each.name]
         statistics = _pooled_statistics(each, expected, arguments)
         cells = blocks(old, each.event_dim)
         if each.update is not None:
             new = each.update.maximise(statistics, floor).reshape(cells.shape).to(old.dtype)
         else:
-            before = cells.softmax(-1) if each.logits else cells
-            new = keep_alive(normalise_counts(statistics[0]).to(old.dtype), before)
+            new = update_probs(statistics[0], cells.softmax(-1) if each.logits else cells)
             new = new.log() if each.logits else new
         missing = new.isnan()
-        # Elsewhere than on the CPU, to look costs more than to go on.
         if missing.device.type != "cpu" or bool(missing.any()):
             missing = missing.reshape(len(new), -1).any(-1)
             weight = statistics[0].reshape(len(new), -1).amax(-1)
@@ -113,19 +115,25 @@ def _pooled_statistics(
         there = expected[use.site]
         lead_dim = len(there.data.batch_shape) + tail_dim(each, there.data.site)
         lead = there.data.site.arguments[use.argument].lead
-        pooled = []
-        for part in _statistics(each, there, arguments[use.site]):
-            block = part.shape[lead_dim:]
-            if part.shape != lead + block:
-                part = part.sum_to_size(lead + block)
-            part = part.reshape((lead.numel(),) + block)
-            if not use.whole:
-                where = use.cells.to(part.device)
-                cells = part.new_zeros((each.num_cells,) + block)
-                part = cells.index_add(0, where[where >= 0], part[where >= 0])
-            pooled.append(part)
-        total = tuple(map(torch.add, total, pooled)) if total else tuple(pooled)
+        pooled = tuple(
+            _pool(part, lead_dim, lead, use, each.num_cells)
+            for part in _statistics(each, there, arguments[use.site])
+        )
+        total = tuple(map(torch.add, total, pooled)) if total else pooled
     return total
+
+
+def _pool(part: Tensor, lead_dim: int, lead: torch.Size, use: Use, num_cells: int) -> Tensor:
+    """One statistic of every block, added up by cells."""
+    block = part.shape[lead_dim:]
+    if part.shape != lead + block:
+        part = part.sum_to_size(lead + block)
+    part = part.reshape((lead.numel(),) + block)
+    if use.whole:
+        return part
+    where = use.cells.to(part.device)
+    cells = part.new_zeros((num_cells,) + block)
+    return cells.index_add(0, where[where >= 0], part[where >= 0])
 
 
 def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Tensor, ...]:

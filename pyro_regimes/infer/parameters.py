@@ -75,6 +75,7 @@ class Plan(NamedTuple):
     assignments: list[Assignment]
     shapes: dict[str, torch.Size]
     unused: list[str]  #: parameters that no observed site depends on
+    order: list[Assignment]  #: in which they are maximised: locations before the spreads about them
 
     def __str__(self) -> str:
         count = len(self.assignments)
@@ -144,7 +145,8 @@ def find_parameters(
         )
     shapes = {name: value.shape for name, value in current.params.items()}
     unused = [name for name in current.params if name not in roles]
-    return Plan(assignments, shapes, unused)
+    order = sorted(assignments, key=lambda each: each.role is not Role.LOCATION)
+    return Plan(assignments, shapes, unused, order)
 
 
 def _arguments(run: Run) -> list[Argument]:

@@ -147,7 +147,10 @@ def filter_logits(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> Tensor:
-    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`, ``(N, T, K)``; see :func:`.cpu_decoding.filter_sweep`."""
+    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`; see :func:`.cpu_decoding.filter_sweep`.
+
+    :return: ``(N, T, K)``, -inf from where a sequence has become impossible on.
+    """
     logits = _empty(observation_logits.shape, observation_logits.dtype)
     chain = (initial_logits, transition_logits, observation_logits)
     _filter(chain, lengths, logits, _empty((0, 0, 0), logits.dtype))
@@ -181,8 +184,8 @@ def viterbi(
     out = paths.numpy()
 
     def work(first: int, last: int) -> None:
-        origins = np.empty((num_steps, num_states), np.min_scalar_type(num_states - 1))
-        cpu_decoding.viterbi(*given, sizes, first, last, origins, out)
+        origins = cpu_decoding.back_pointers(num_steps, num_states)
+        cpu_decoding.viterbi(num_states)(*given, sizes, first, last, origins, out)
 
     spread(work, num_sequences, _grain(observation_logits))
     return paths

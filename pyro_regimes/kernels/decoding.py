@@ -57,16 +57,17 @@ def viterbi(
     stay = torch.arange(num_states, device=score.device)
     origins = []
     for step in range(1, num_steps):
+        # Only differences decide; kept near zero, they keep their precision over any T.
+        peak = score.amax(-1, keepdim=True)
+        emitted = observation_logits[..., step, :] - peak.masked_fill(peak == -math.inf, 0.0)
         moves = score.unsqueeze(-1) + _time_slice(transition_logits, step - 1)
         # Two reductions, since max(dim) starts all threads for the smallest of tensors.
         origin = moves.argmax(-2)
-        best = moves.amax(-2) + observation_logits[..., step, :]
+        best = moves.amax(-2) + emitted
         if lengths is not None:
             keep = (step < lengths).unsqueeze(-1)
             best, origin = torch.where(keep, best, score), torch.where(keep, origin, stay)
-        # Only differences decide; kept near zero, they keep their precision over any T.
-        peak = best.amax(-1, keepdim=True)
-        score = best - peak.masked_fill(peak == -math.inf, 0.0)
+        score = best
         origins.append(origin)
 
     batch_shape = torch.broadcast_shapes(

@@ -15,6 +15,10 @@ from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "cuda")
 
+#: Above this A no longer fits the registers of a Triton program, and the reference's steps are large
+#: enough to keep a device busy by themselves.
+_MAX_CUDA_STATES = 128
+
 _chosen: ContextVar[str | None] = ContextVar("pyro_regimes_backend", default=None)
 
 
@@ -40,24 +44,28 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def choose(device: torch.device) -> str:
-    """The name of the kernel for tensors of a device.
+def choose(observation_logits: Tensor) -> str:
+    """The name of the kernel for a problem.
 
     Under ``torch.compile``, which cannot read the context, it is empty for a device that has a kernel:
     :func:`kernel` decides when the compiled code runs.
     """
+    device, num_states = observation_logits.device.type, observation_logits.shape[-1]
     if torch.compiler.is_compiling():
-        return "" if device.type in ("cpu", "cuda") else "reference"
-    name = _chosen.get()
-    if name is not None:
-        return name
-    if device.type == "cpu":
-        return "cpu"
-    if device.type == "cuda":
+        name = "" if device in ("cpu", "cuda") else "reference"
+    else:
+        name = _chosen.get() or _of_device(device)
+    if num_states > _MAX_CUDA_STATES and (name or device) == "cuda":
+        return "reference"
+    return name
+
+
+def _of_device(device: str) -> str:
+    if device == "cuda":
         from pyro_regimes.kernels import cuda
 
         return "cuda" if cuda.is_available() else "reference"
-    return "reference"
+    return "cpu" if device == "cpu" else "reference"
 
 
 def kernel(name: str, device: torch.device) -> ModuleType:

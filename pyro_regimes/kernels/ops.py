@@ -199,7 +199,7 @@ def log_likelihood(
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    name = dispatch.choose(chain.observation_logits.device)
+    name = dispatch.choose(chain.observation_logits)
     if name == "reference":
         return reference.log_likelihood(*chain)
     flat = _flatten(chain)
@@ -224,7 +224,7 @@ def expectations(
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
-    name = dispatch.choose(chain.observation_logits.device)
+    name = dispatch.choose(chain.observation_logits)
     if name == "reference":
         return Expectations(*reference.expectations(*chain))
     flat = _flatten(chain)
@@ -245,9 +245,9 @@ def expectations(
 
 def _decoder(chain: _Chain) -> ModuleType | None:
     """The compiled CPU kernel, or None: other devices, and transforms, have tensor code."""
-    device = chain.observation_logits.device
-    if dispatch.choose(device) == "cpu" and dispatch.is_plain(*chain):
-        return dispatch.kernel("cpu", device)
+    observation_logits = chain.observation_logits
+    if dispatch.choose(observation_logits) == "cpu" and dispatch.is_plain(*chain):
+        return dispatch.kernel("cpu", observation_logits.device)
     return None
 
 
@@ -339,8 +339,8 @@ def sample_posterior(
         kernel = _decoder(chain)
         if kernel is None:
             return decoding.sample_posterior(*chain, sample_shape)
-        paths: Tensor = kernel.sample_posterior(*_flatten(chain), sample_shape.numel())
-        return paths.reshape(sample_shape + chain.observation_logits.shape[:-1])
+        paths: Tensor = kernel.sample_posterior(*_flatten(chain), torch.Size(sample_shape).numel())
+        return paths.reshape(torch.Size(sample_shape) + chain.observation_logits.shape[:-1])
 
 
 def sample_prior(

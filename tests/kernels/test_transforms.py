@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import autograd, dispatch, ops
+from pyro_regimes.kernels import autograd, cpu, dispatch, ops, tangent
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
@@ -117,6 +117,21 @@ def test_posterior_has_derivatives_of_both_orders(name):
     assert gradgradcheck(posterior, leaves)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_tangents_in_tensor_code_are_the_compiled_ones(name):
+    """Those of devices without a kernel for them."""
+    parts = ops._flatten(ops._check(*CASES[name]))
+    generator = torch.Generator().manual_seed(1)
+    shape = parts.observation_logits.shape
+    along = (
+        torch.randn(shape[:1] + parts.transition_logits.shape[1:], generator=generator).double(),
+        torch.randn(shape, generator=generator).double(),
+    )
+    pairs = zip(tangent.tangent(*parts, *along), cpu.tangent(*parts, *along), strict=True)
+    for actual, expected in pairs:
+        assert_equal(actual, expected)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.usefixtures("backend")
@@ -191,16 +206,16 @@ def test_backend_is_chosen_for_a_block_and_a_thread_alone():
         with ops.backend("gpu"):
             pass
     seen = []
-    device = torch.device("cpu")
+    logits = torch.zeros(3, 2)
     with ops.backend("reference"):
         with pytest.raises(RuntimeError, match="inside"):
             with ops.backend("cpu"):
                 raise RuntimeError("inside")
-        thread = threading.Thread(target=lambda: seen.append(dispatch.choose(device)))
+        thread = threading.Thread(target=lambda: seen.append(dispatch.choose(logits)))
         thread.start()
         thread.join()
-        assert dispatch.choose(device) == "reference"
-    assert seen == [dispatch.choose(device)] == ["cpu"]
+        assert dispatch.choose(logits) == "reference"
+    assert seen == [dispatch.choose(logits)] == ["cpu"]
 
 
 def test_half_precision_is_computed_in_float32():

@@ -1,0 +1,76 @@
+"""Log densities of the observations in every state, by one kernel where the family has one.
+
+Gaussian observations, constant in time, on the CPU: :class:`MultivariateNormal` and
+``Normal.to_event(1)``, expanded or not. Whatever else there is measures itself.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from pyro_regimes.kernels import dispatch, gaussian
+
+# Exactly these: a subclass may have a density of its own.
+_MULTIVARIATE = (MultivariateNormal, dist.MultivariateNormal)
+_UNIVARIATE = (Normal, dist.Normal)
+_INDEPENDENT = (Independent, dist.Independent)
+
+
+def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
+    r""":math:`\log b_k(x_t)` for all states.
+
+    :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
+    :param value: ``(..., T) + observation_dist.event_shape``.
+    :return: ``(..., T, K)``.
+    :raises ValueError: if ``observation_dist`` validates and does not support the value.
+    """
+    beside_states = value.unsqueeze(-1 - len(observation_dist.event_shape))
+    batch_shape = observation_dist.batch_shape
+    family = _unwrap(observation_dist)
+    if (
+        family is None
+        or batch_shape[-2:-1] not in ((), (1,))
+        or value.device.type != "cpu"
+        or not value.is_floating_point()
+        or dispatch.choose(value) not in ("cpu", "")
+    ):
+        density: Tensor = observation_dist.log_prob(beside_states)
+        return density
+    if family._validate_args:
+        family._validate_sample(beside_states)
+    loc = _without_time(family.loc.expand(batch_shape + observation_dist.event_shape), 2)
+    if isinstance(family, MultivariateNormal):
+        # Whichever matrix was given; from another, torch has computed this one, differentiably.
+        factor = _without_time(family._unbroadcasted_scale_tril, 3)
+        density = gaussian.log_prob(value, loc, factor)
+    else:
+        scale = _without_time(family.scale.expand(batch_shape + observation_dist.event_shape), 2)
+        density = gaussian.log_prob_diagonal(value, loc, scale)
+    shape = torch.broadcast_shapes(density.shape, batch_shape)
+    return density if density.shape == shape else density.expand(shape)
+
+
+def _unwrap(observation_dist: Distribution) -> MultivariateNormal | Normal | None:
+    """The Gaussian beneath, whose arguments broadcast to the outer batch shape; or None."""
+    inner = observation_dist
+    if type(inner) is dist.ExpandedDistribution:
+        inner = inner.base_dist
+    if type(inner) in _MULTIVARIATE:
+        return inner
+    if type(inner) not in _INDEPENDENT or inner.reinterpreted_batch_ndims != 1:
+        return None
+    inner = inner.base_dist
+    return inner if type(inner) in _UNIVARIATE else None
+
+
+def _without_time(argument: Tensor, event_dim: int) -> Tensor:
+    """``(..., 1, K, *event)`` without the dim of size 1, or as much of it as there is.
+
+    :param event_dim: the number of dims of state and event, which come back at the least.
+    """
+    if argument.dim() < event_dim:
+        return argument.unsqueeze(0)
+    return argument if argument.dim() == event_dim else argument.squeeze(-1 - event_dim)

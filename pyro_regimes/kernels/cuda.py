@@ -1,0 +1,346 @@
+"""The recursions on a CUDA device: which Triton kernels run, over which tiles and blocks.
+
+Time is cut in blocks, and every (sequence, block) pair is a lane of the same sweep:
+
+- **Many sequences** fill the device by themselves: one block each, one launch.
+- **Few long sequences** are cut so that their blocks do. First come the transfer matrices of all
+  blocks at once, then a scan from block to block (by groups of blocks where there are many), and
+  then the sweep of all blocks at once from their known boundaries.
+- **States** lie within a thread while there are few of them and across threads where there are
+  more; the transfer matrices of 16 states and up are products of matrices (``tl.dot``).
+
+The sweep works with scaled numbers. Where a state that later data may revive fades below what
+float64 holds, the kernel flags its sequence in device memory, and the same kernels, launched a
+second time in log space, do flagged sequences again and return at once from all others. So the
+host never waits for the device. Which way a problem goes depends on its shapes alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.kernels.tangent import tangent
+
+__all__ = ["expectations", "is_available", "log_likelihood", "tangent"]
+
+_LEAST_TRITON = (3, 6)
+
+
+class _Tile(NamedTuple):
+    """How the threads of one program are used, for K up to a given power of two."""
+
+    lanes: int  #: of the sweep
+    warps: int
+    rows: int  #: of a transfer matrix at a time, in log space; and scaled, unless ``dot``
+    dot: bool  #: scaled transfer matrices by tl.dot, all rows at a time
+    fill: int  #: lanes that fill a large device
+
+
+# With 16 or 32 entries of A to a thread, A and the sum of xi stay in registers.
+_TILES = {
+    1: _Tile(lanes=32, warps=1, rows=1, dot=False, fill=32768),
+    2: _Tile(lanes=32, warps=1, rows=2, dot=False, fill=32768),
+    4: _Tile(lanes=32, warps=1, rows=4, dot=False, fill=32768),
+    8: _Tile(lanes=8, warps=1, rows=2, dot=False, fill=16384),
+    16: _Tile(lanes=2, warps=1, rows=1, dot=True, fill=4096),
+    32: _Tile(lanes=1, warps=2, rows=1, dot=True, fill=2048),
+    64: _Tile(lanes=1, warps=8, rows=1, dot=True, fill=512),
+    128: _Tile(lanes=1, warps=16, rows=1, dot=False, fill=264),
+}
+# A block costs a step of the scan, and its transfer matrix K times the arithmetic of a sweep: fewer
+# than this many blocks to a sequence, or blocks shorter than this, do not pay.
+_MIN_BLOCKS = 4
+_MIN_BLOCK_SIZE = 64
+# A scan over more blocks than this goes by groups of about the square root of their number.
+_MAX_SCAN = 256
+# Flushing a stored alpha loses less than the dtype's smallest number; an overlap of alpha and beta
+# above this makes that 1e-10 or less of the whole.
+_LEAST_OVERLAP = {torch.float32: 1e-28, torch.float64: 1e-270}
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether Triton is here and new enough; an older one is warned of, once."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < _LEAST_TRITON:
+        least = ".".join(map(str, _LEAST_TRITON))
+        warnings.warn(
+            f"Triton {triton.__version__} is older than {least}: on CUDA devices the recursions "
+            "run as plain tensor code, which is slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory; tests fill it with NaN, so that an unwritten element is seen."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _blocks(num_sequences: int, num_steps: int, fill: int) -> tuple[int, int]:
+    """Blocks to a sequence and steps to a block, so that lanes fill the device."""
+    count = min(fill // max(num_sequences, 1), num_steps // _MIN_BLOCK_SIZE)
+    if count < _MIN_BLOCKS:
+        return 1, num_steps
+    size = math.ceil(num_steps / count)
+    return math.ceil(num_steps / size), size
+
+
+def _groups(num_blocks: int) -> tuple[int, int]:
+    """Groups of blocks that a scan goes by, and blocks to a group."""
+    if num_blocks <= _MAX_SCAN:
+        return 1, num_blocks
+    size = max(2, math.isqrt(num_blocks))
+    return math.ceil(num_blocks / size), size
+
+
+class _Problem:
+    """One problem on its way through the kernels."""
+
+    def __init__(
+        self,
+        initial_logits: Tensor,
+        transition_logits: Tensor,
+        observation_logits: Tensor,
+        lengths: Tensor | None,
+    ) -> None:
+        self.initial = initial_logits.contiguous()
+        self.transition = transition_logits.contiguous()
+        self.observation = observation_logits.contiguous()
+        self.lengths = None if lengths is None else lengths.contiguous()
+        self.num_sequences, self.num_steps, self.num_states = observation_logits.shape
+        self.dtype, self.device = observation_logits.dtype, observation_logits.device
+
+        self.padded = 1 << (self.num_states - 1).bit_length()  # K as a power of two
+        self.tile = _TILES[self.padded]
+        self.num_blocks, self.block_size = _blocks(
+            self.num_sequences, self.num_steps, self.tile.fill
+        )
+        self.square = self.num_states * self.num_states
+        slices = self.transition.shape[1]
+        self.varying = slices != 1
+        self.transition_strides = (
+            slices * self.square if self.transition.shape[0] > 1 else 0,
+            self.square if self.varying else None,
+        )
+        self.initial_stride = self.num_states if self.initial.shape[0] > 1 else 0
+        self.flags = torch.zeros(self.num_sequences, dtype=torch.int32, device=self.device)
+        self.log_likelihood = self.empty(self.num_sequences)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return _empty(shape, dtype or self.dtype, self.device)
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        # FP fusion by name, since its default differs between versions of Triton.
+        kernel[grid](*args, K=self.num_states, KP=self.padded, enable_fp_fusion=True, **options)
+
+    def transfer(self, log: bool, redo: bool, matrices: Tensor | None = None) -> Tensor:
+        """Transfer matrices of blocks of time, or of groups of blocks given their matrices.
+
+        :return: logarithms ``(N, number of blocks or groups, K, K)``, float64.
+        """
+        from pyro_regimes.kernels.triton_blocks import transfer_kernel
+
+        source: tuple[Tensor | None, ...]
+        strides: tuple[int, int | None]
+        if matrices is None:
+            source = (self.transition, self.observation, self.lengths)
+            strides, num_steps = self.transition_strides, self.num_steps
+            num_blocks, size = self.num_blocks, self.block_size
+        else:
+            num_steps = matrices.shape[1]
+            num_blocks, size = _groups(num_steps)
+            source, strides = (matrices, None, None), (num_steps * self.square, self.square)
+        lanes = self.num_sequences * num_blocks
+        dot = self.tile.dot and not log
+        rows = self.padded if dot else self.tile.rows
+        width = 1 if dot else self.tile.lanes
+        result = self.empty(
+            self.num_sequences, num_blocks, self.num_states, self.num_states, dtype=torch.float64
+        )
+        self.launch(
+            transfer_kernel,
+            (math.ceil(lanes / width), math.ceil(self.num_states / rows)),
+            result,
+            self.flags,
+            *source,
+            lanes,
+            num_blocks,
+            size,
+            num_steps,
+            *strides,
+            LANES=width,
+            ROWS=rows,
+            LOG=log,
+            DOT=dot,
+            REDO=redo,
+            num_warps=self.tile.warps,
+        )
+        return result
+
+    def scan(
+        self, matrices: Tensor, first: Tensor, first_stride: int, redo: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Log alpha before, and log beta after, each block ``(N, C, K)``; sets log-likelihoods.
+
+        :param matrices: ``(N, C, K, K)``.
+        :param first: log alpha before the first block.
+        """
+        from pyro_regimes.kernels.triton_blocks import scan_kernel
+
+        num_blocks = matrices.shape[1]
+        num_groups, size = _groups(num_blocks)
+        last, whole = None, num_groups == 1
+        if not whole:
+            coarse = self.transfer(True, redo, matrices)
+            first, last = self.scan(coarse, first, first_stride, redo)
+            first_stride = self.num_states
+        shape = (self.num_sequences, num_blocks, self.num_states)
+        entries = self.empty(*shape, dtype=torch.float64)
+        exits = self.empty(*shape, dtype=torch.float64)
+        lanes = self.num_sequences * num_groups
+        self.launch(
+            scan_kernel,
+            (math.ceil(lanes / self.tile.lanes),),
+            entries,
+            exits,
+            self.log_likelihood if whole else None,
+            self.flags,
+            matrices,
+            first,
+            last,
+            lanes,
+            num_groups,
+            size,
+            num_blocks,
+            first_stride,
+            LANES=self.tile.lanes,
+            REDO=redo,
+            num_warps=self.tile.warps,
+        )
+        return entries, exits
+
+    def sweep(
+        self,
+        smoothed: Tensor | None,
+        moved: Tensor | None,
+        scratch: Tensor | None,
+        boundaries: tuple[Tensor, Tensor] | None,
+        redo: bool,
+    ) -> None:
+        """Both sweeps of every block; without ``smoothed`` only the first."""
+        from pyro_regimes.kernels.triton_sweep import sweep_kernel
+
+        lanes = self.num_sequences * self.num_blocks
+        entries, exits = boundaries or (self.initial, None)
+        self.launch(
+            sweep_kernel,
+            (math.ceil(lanes / self.tile.lanes),),
+            smoothed,
+            moved,
+            self.log_likelihood,
+            self.flags,
+            scratch,
+            entries,
+            exits,
+            self.transition,
+            self.observation,
+            self.lengths,
+            lanes,
+            self.num_blocks,
+            self.block_size,
+            self.num_steps,
+            self.initial_stride if exits is None else self.num_states,
+            *self.transition_strides,
+            _LEAST_OVERLAP[self.dtype],
+            LANES=self.tile.lanes,
+            LOG=redo,
+            REDO=redo,
+            BACKWARD=smoothed is not None,
+            num_warps=self.tile.warps,
+        )
+
+    def solve(
+        self,
+        smoothed: Tensor | None = None,
+        moved: Tensor | None = None,
+        scratch: Tensor | None = None,
+    ) -> None:
+        """Fill ``log_likelihood`` and what is given: scaled, then in log space where flagged."""
+        for redo in (False, True):
+            boundaries = None
+            if self.num_blocks > 1:
+                matrices = self.transfer(redo, redo)
+                boundaries = self.scan(matrices, self.initial, self.initial_stride, redo)
+            if boundaries is None or smoothed is not None:
+                # Scaled alphas are as good in the inputs' dtype, where the overlap says so.
+                alphas = scratch if redo or scratch is None else scratch.view(self.dtype)
+                self.sweep(smoothed, moved, alphas, boundaries, redo)
+
+
+def log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(x)`; see :func:`.reference.log_likelihood`.
+
+    :param initial_logits: ``(N or 1, K)``.
+    :param transition_logits: ``(N or 1, 1 or T-1, K, K)``.
+    :param observation_logits: ``(N, T, K)``.
+    :param lengths: ``(N,)`` int64, or None.
+    :return: ``(N,)``.
+    """
+    with torch.cuda.device_of(observation_logits):
+        problem = _Problem(initial_logits, transition_logits, observation_logits, lengths)
+        if problem.num_sequences:
+            problem.solve()
+    return problem.log_likelihood
+
+
+def expectations(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The E-step (equations 17 and 21); see :func:`.reference.expectations`.
+
+    Beside its results it holds one array of ``(N, T, K)`` in float64, and a few numbers a block.
+
+    :param initial_logits: ``(N or 1, K)``.
+    :param transition_logits: ``(N or 1, 1 or T-1, K, K)``.
+    :param observation_logits: ``(N, T, K)``.
+    :param lengths: ``(N,)`` int64, or None.
+    :return: ``log_likelihood`` ``(N,)``, ``smoothed_probs`` ``(N, T, K)`` and
+        ``expected_transitions`` ``(N, 1, K, K)``, or ``(N, T-1, K, K)`` where A varies in time.
+    """
+    with torch.cuda.device_of(observation_logits):
+        problem = _Problem(initial_logits, transition_logits, observation_logits, lengths)
+        count, steps, states = observation_logits.shape
+        smoothed = problem.empty(count, steps, states)
+        if problem.varying:
+            moved = problem.empty(count, steps - 1, states, states)
+        else:
+            # A block's sum is a result of float64 work: rounded once, at the end.
+            moved = problem.empty(count, problem.num_blocks, states, states, dtype=torch.float64)
+        if count:
+            size = problem.num_blocks * problem.block_size
+            scratch = problem.empty(count * size * states, dtype=torch.float64)
+            problem.solve(smoothed, moved, scratch)
+        if not problem.varying:
+            moved = moved.sum(1, keepdim=True).to(problem.dtype)
+    return problem.log_likelihood, smoothed, moved

@@ -1,0 +1,319 @@
+r"""Gaussian log densities of all states at once, differentiable.
+
+.. math::
+    \log N(x_t; \mu_k, L_k L_k^\top) =
+        -\tfrac12 |z_{tk}|^2 - \sum_i \log L_{k,ii} - \tfrac D2 \log 2\pi, \qquad
+    L_k z_{tk} = x_t - \mu_k.
+
+Under cotangents :math:`w_{tk}` the derivatives are weighted moments of z. With
+:math:`n_k = \sum_t w_{tk}`, :math:`s_k = \sum_t w_{tk} z_{tk}` and
+:math:`S_k = \sum_t w_{tk} z_{tk} z_{tk}^\top`,
+
+.. math::
+    \partial \mu_k = L_k^{-\top} s_k, \qquad
+    \partial L_k = \mathrm{tril}(L_k^{-\top} S_k) - n_k \,\mathrm{diag}(1 / L_{k,ii}), \qquad
+    \partial x_t = -\sum_k w_{tk} L_k^{-\top} z_{tk},
+
+since :math:`dz = -L^{-1}(d\mu + dL\, z)`. Both sums over time, the densities and the moments, are
+compiled kernels (:mod:`.cpu_gaussian`) as custom operators, each under an
+:class:`torch.autograd.Function`; the derivatives of the moments, for derivatives of higher order, are
+tensor code. The moments are of z and not of :math:`x - \mu`: with an ill-conditioned covariance
+:math:`L^{-1} S L^{-\top}` would lose twice the digits.
+
+Independent series are the same with a diagonal L, kept as ``(..., D, 1)``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pyro_regimes.kernels import dispatch
+
+_LOG_2_PI = math.log(2 * math.pi)
+
+
+def log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    r""":math:`\log N(x_t; \mu_k, L_k L_k^\top)` for all states; batch dims broadcast.
+
+    :param value: ``(..., T, D)``.
+    :param loc: ``(..., K or 1, D)``.
+    :param scale_tril: the lower Cholesky factor, ``(..., K or 1, D, D)``; what is above its
+        diagonal is not read.
+    :return: ``(..., T, K)``.
+    """
+    return _log_prob(value, loc, scale_tril)
+
+
+def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    r""":math:`\sum_d \log N(x_{td}; \mu_{kd}, \sigma_{kd}^2)` for all states; batch dims broadcast.
+
+    :param value: ``(..., T, D)``.
+    :param loc: ``(..., K or 1, D)``.
+    :param scale: standard deviations, ``(..., K or 1, D or 1)``.
+    :return: ``(..., T, K)``.
+    """
+    return _log_prob(value, loc, scale.expand(scale.shape[:-1] + value.shape[-1:]).unsqueeze(-1))
+
+
+def _log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
+    value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
+    if not _is_served(value, loc, factor):
+        return plain_log_prob(value, loc, factor)
+    batch_shape = value.shape[:-2]
+    if batch_shape != loc.shape[:-2] or batch_shape != factor.shape[:-3]:
+        batch_shape = torch.broadcast_shapes(batch_shape, loc.shape[:-2], factor.shape[:-3])
+    num_steps, size = value.shape[-2:]
+    loc, factor = _flatten(loc, 2, batch_shape), _flatten(factor, 3, batch_shape)
+    if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
+        density = _density(value.reshape(1, -1, size), loc, factor)
+        density = density.reshape(value.shape[:-1] + density.shape[-1:])
+        return density.expand(batch_shape + (num_steps, density.shape[-1]))
+    density = _density(_flatten(value, 2, batch_shape), loc, factor)
+    return density.reshape(batch_shape + density.shape[1:])
+
+
+def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    if dispatch.is_plain(value, loc, factor):
+        return _log_density(value, loc, factor)
+    density: Tensor = LogDensity.apply(value, loc, factor)
+    return density
+
+
+def _is_served(*tensors: Tensor) -> bool:
+    """Whether there is a kernel for these tensors."""
+    return (
+        tensors[0].dtype in (torch.float32, torch.float64)
+        and all(tensor.device.type == "cpu" and tensor.numel() > 0 for tensor in tensors)
+        and dispatch.choose(tensors[0]) in ("cpu", "")
+    )
+
+
+def _flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
+    """``(N, ...)``, or ``(1, ...)`` where it is shared by the whole batch."""
+    batch = tensor.shape[: tensor.dim() - event_dim]
+    event = tensor.shape[tensor.dim() - event_dim :]
+    if batch.numel() == 1:
+        return tensor.reshape((1,) + event)
+    return tensor.expand(batch_shape + event).reshape((-1,) + event)
+
+
+def _is_full(factor: Tensor) -> bool:
+    return factor.shape[-1] == factor.shape[-2]
+
+
+def _whiten(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """:math:`z`, ``(..., K, D, T)``."""
+    deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).mT  # (..., K, D, T)
+    if not _is_full(factor):
+        return deviation / factor
+    return torch.linalg.solve_triangular(factor, deviation, upper=False)
+
+
+def _solve_transposed(factor: Tensor, right: Tensor) -> Tensor:
+    """:math:`L^{-\\top} R` for R ``(..., K, D, any)``."""
+    if not _is_full(factor):
+        return right / factor
+    return torch.linalg.solve_triangular(factor.mT, right, upper=True)
+
+
+def _diagonal(factor: Tensor) -> Tensor:
+    """``(..., K, D)``"""
+    return factor.diagonal(dim1=-2, dim2=-1) if _is_full(factor) else factor.squeeze(-1)
+
+
+def plain_log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """The same in plain tensor code on any device, for any dtype.
+
+    :param factor: ``(..., K or 1, D, D)``, or the diagonals ``(..., K or 1, D, 1)``.
+    """
+    squares = _whiten(value, loc, factor).square().sum(-2)  # (..., K, T)
+    constant = _diagonal(factor).log().sum(-1) + 0.5 * value.shape[-1] * _LOG_2_PI
+    return (-0.5 * squares - constant.unsqueeze(-1)).mT
+
+
+def _log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    from pyro_regimes.kernels import cpu_gaussian
+
+    loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
+    if _is_full(factor):
+        return cpu_gaussian.log_density_full(value, loc, factor)
+    return cpu_gaussian.log_density_diagonal(value, loc, factor.squeeze(-1))
+
+
+def _log_density_like(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    count = max(value.shape[0], loc.shape[0], factor.shape[0])
+    num_states = max(loc.shape[1], factor.shape[1])
+    return value.new_empty((count, value.shape[1], num_states))
+
+
+def _moments(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from pyro_regimes.kernels import cpu_gaussian
+
+    loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
+    if _is_full(factor):
+        weight, first, second = cpu_gaussian.moments_full(value, weights, loc, factor)
+    else:
+        scale = factor.squeeze(-1)
+        weight, first, second = cpu_gaussian.moments_diagonal(value, weights, loc, scale)
+        second = second.unsqueeze(-1)
+    dtype = weights.dtype
+    return weight.to(dtype), first.to(dtype), second.to(dtype)
+
+
+def _moments_like(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    sizes = (weights.shape[0], weights.shape[2])
+    return (
+        weights.new_empty(sizes),
+        weights.new_empty(sizes + value.shape[2:]),
+        weights.new_empty(sizes + factor.shape[2:]),
+    )
+
+
+def _define(name: str, arguments: str, returns: str, run: Any, like: Any) -> Any:
+    """Register an operator, with the shapes it returns and with vmap as a longer batch."""
+    operator = torch.library.custom_op(
+        f"pyro_regimes::{name}", run, mutates_args=(), schema=f"({arguments}) -> {returns}"
+    )
+    operator.register_fake(like)
+
+    @operator.register_vmap
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> Any:
+        size = info.batch_size
+        moved = [
+            arg.unsqueeze(0) if dim is None else arg.movedim(dim, 0)
+            for arg, dim in zip(args, in_dims)
+        ]  # each (1 or size, 1 or count, ...)
+        count = max(arg.shape[1] for arg in moved)
+
+        def flat(arg: Tensor) -> Tensor:
+            if arg.shape[0] == arg.shape[1] == 1:  # shared by all sequences, and by all of vmap's
+                return arg.squeeze(0)
+            return arg.expand((size, count) + arg.shape[2:]).flatten(0, 1)
+
+        wanted = (size, count)
+        found = operator(*map(flat, moved))
+        if isinstance(found, Tensor):
+            return found.unflatten(0, wanted), 0
+        return tuple(each.unflatten(0, wanted) for each in found), (0,) * len(found)
+
+    return operator
+
+
+log_density_operator = _define(
+    "gaussian_log_density",
+    "Tensor value, Tensor loc, Tensor factor",
+    "Tensor",
+    _log_density,
+    _log_density_like,
+)
+moments_operator = _define(
+    "gaussian_moments",
+    "Tensor value, Tensor weights, Tensor loc, Tensor factor",
+    "(Tensor, Tensor, Tensor)",
+    _moments,
+    _moments_like,
+)
+
+
+class LogDensity(Function):
+    """Log densities ``(N, T, K)`` with their derivatives.
+
+    Tensors are flat here: ``(N or 1, T, D)``, ``(N or 1, K or 1, D)`` and
+    ``(N or 1, K or 1, D, D or 1)``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+        # An operator takes longer to call than a short kernel to run.
+        run = _log_density if dispatch.is_plain(value, loc, factor) else log_density_operator
+        density: Tensor = run(value, loc, factor)
+        return density
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor | None) -> tuple[Any, ...]:
+        if weights is None:
+            return None, None, None
+        value, loc, factor = ctx.saved_tensors
+        to_value = to_loc = to_factor = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            weight, first, second = Moments.apply(value, weights, loc, factor)
+            solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
+            to_loc = solved[..., 0].sum_to_size(loc.shape)
+            to_factor = solved[..., 1:]
+            steepness = weight.unsqueeze(-1) / _diagonal(factor)
+            if _is_full(factor):
+                to_factor = to_factor.tril() - torch.diag_embed(steepness)
+            else:
+                to_factor = to_factor - steepness.unsqueeze(-1)
+            to_factor = to_factor.sum_to_size(factor.shape)
+        if ctx.needs_input_grad[0]:
+            pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
+            to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)
+        return to_value, to_loc, to_factor
+
+
+class Moments(Function):
+    """n ``(N, K)``, s ``(N, K, D)`` and S ``(N, K, D, D or 1)`` of z.
+
+    Its derivatives, under cotangents a, b and C, are
+
+    .. math::
+        \\partial w_t = a + b^\\top z_t + z_t^\\top C z_t, \\qquad
+        \\partial z_t = w_t (b + (C + C^\\top) z_t).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        plain = dispatch.is_plain(value, weights, loc, factor)
+        run = _moments if plain else moments_operator
+        found: tuple[Tensor, Tensor, Tensor] = run(value, weights, loc, factor)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(
+        ctx: Any, of_weight: Tensor, of_first: Tensor, of_second: Tensor
+    ) -> tuple[Any, ...]:
+        value, weights, loc, factor = ctx.saved_tensors
+        z = _whiten(value, loc, factor)  # (N, K, D, T)
+        twice = (of_second + of_second.mT) @ z if _is_full(factor) else 2 * of_second * z
+        along = of_first.unsqueeze(-1)  # (N, K, D, 1)
+        to_weights = of_weight.unsqueeze(-1) + ((along + 0.5 * twice) * z).sum(-2)  # (N, K, T)
+        to_z = weights.mT.unsqueeze(-2) * (along + twice)
+        to_deviation = _solve_transposed(factor, to_z)
+        to_value = to_deviation.sum(-3).mT.sum_to_size(value.shape)
+        to_loc = -to_deviation.sum(-1).sum_to_size(loc.shape)
+        if _is_full(factor):
+            to_factor = -(to_deviation @ z.mT).tril()
+        else:
+            to_factor = -(to_deviation * z).sum(-1, keepdim=True)
+        return to_value, to_weights.mT, to_loc, to_factor.sum_to_size(factor.shape)
+
+
+# A traced graph holds the operators without the functions above them.
+for _operator, _function in ((log_density_operator, LogDensity), (moments_operator, Moments)):
+    _operator.register_autograd(_function.backward, setup_context=_function.setup_context)
