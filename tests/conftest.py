@@ -21,3 +21,11 @@ def own_store() -> Iterator[None]:
     """A parameter store of its own for every test."""
     with pyro.get_param_store().scope():
         yield
+
+
+@pytest.fixture
+def validation_as_it_was() -> Iterator[None]:
+    """torch.compile turns off the validation of all distributions, for good."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)

@@ -6,6 +6,8 @@ Gaussian observations, constant in time, on the CPU: :class:`MultivariateNormal`
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -41,13 +43,13 @@ def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
         return density
     if family._validate_args:
         family._validate_sample(beside_states)
-    loc = _without_time(family.loc.expand(batch_shape + observation_dist.event_shape), 2)
+    loc = gaussian.without_time(family.loc.expand(batch_shape + observation_dist.event_shape), 2)
     if isinstance(family, MultivariateNormal):
         # Whichever matrix was given; from another, torch has computed this one, differentiably.
-        factor = _without_time(family._unbroadcasted_scale_tril, 3)
+        factor = gaussian.without_time(family._unbroadcasted_scale_tril, 3)
         density = gaussian.log_prob(value, loc, factor)
     else:
-        scale = _without_time(family.scale.expand(batch_shape + observation_dist.event_shape), 2)
+        scale = gaussian.without_time(family.scale.expand(batch_shape + observation_dist.event_shape), 2)
         density = gaussian.log_prob_diagonal(value, loc, scale)
     shape = torch.broadcast_shapes(density.shape, batch_shape)
     return density if density.shape == shape else density.expand(shape)
@@ -55,7 +57,7 @@ def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
 
 def _unwrap(observation_dist: Distribution) -> MultivariateNormal | Normal | None:
     """The Gaussian beneath, whose arguments broadcast to the outer batch shape; or None."""
-    inner = observation_dist
+    inner: Any = observation_dist
     if type(inner) is dist.ExpandedDistribution:
         inner = inner.base_dist
     if type(inner) in _MULTIVARIATE:
@@ -64,13 +66,3 @@ def _unwrap(observation_dist: Distribution) -> MultivariateNormal | Normal | Non
         return None
     inner = inner.base_dist
     return inner if type(inner) in _UNIVARIATE else None
-
-
-def _without_time(argument: Tensor, event_dim: int) -> Tensor:
-    """``(..., 1, K, *event)`` without the dim of size 1, or as much of it as there is.
-
-    :param event_dim: the number of dims of state and event, which come back at the least.
-    """
-    if argument.dim() < event_dim:
-        return argument.unsqueeze(0)
-    return argument if argument.dim() == event_dim else argument.squeeze(-1 - event_dim)

@@ -22,8 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.kernels import gaussian
 
 FAMILY = MultivariateNormal
 
@@ -43,11 +45,22 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     :param value: ``(..., T, *event)``.
     :return: ``(..., T, K)``.
     """
-    beside_states = value.unsqueeze(-1 - event_dim)
-    each = MultivariateNormal(
-        validate_args=False, **{name: given[name] for name in ("loc", *_SPREADS) if name in given}
-    ).log_prob(beside_states)
+    loc, factor = given["loc"], _factor(given)
+    if event_dim == 1 and loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
+        return gaussian.log_prob(
+            value, gaussian.without_time(loc, 2), gaussian.without_time(factor, 3)
+        )
+    normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
+    each = normal.log_prob(value.unsqueeze(-1 - event_dim))
     return each.sum(list(range(1 - event_dim, 0))) if event_dim > 1 else each
+
+
+def _factor(given: dict[str, Tensor]) -> Tensor:
+    if "scale_tril" in given:
+        return given["scale_tril"]
+    if "covariance_matrix" in given:
+        return torch.linalg.cholesky(given["covariance_matrix"])
+    return _precision_to_scale_tril(given["precision_matrix"])
 
 
 def _precision(given: dict[str, Tensor]) -> Tensor:
@@ -65,8 +78,8 @@ def _location_statistics(
     if varies:
         weight, total = weights.unsqueeze(-1), weights.unsqueeze(-1) * value
     else:
-        weight = weights.sum(-2, keepdim=True).unsqueeze(-1)  # (..., 1, K, 1)
-        total = (weights.mT @ value.squeeze(-2)).unsqueeze(-3)  # (..., 1, K, D)
+        weight, total = gaussian.sums(value.squeeze(-2), weights)
+        weight, total = weight[..., None, :, None], total.unsqueeze(-3)  # (..., 1, K, 1), (.., D)
     if not shared:
         return weight, total
     precision = _precision(given)
@@ -90,13 +103,14 @@ def _scatter_statistics(
     observed: Observed, given: dict[str, Tensor], shared: bool
 ) -> tuple[Tensor, Tensor]:
     value, weights, varies = observed
-    deviation = value - given["loc"]  # (..., T, K, D)
+    loc = given["loc"]
     if varies:
+        deviation = value - loc  # (..., T, K, D)
         weight = weights[..., None, None]
         return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    columns = deviation.movedim(-2, -3)  # (..., K, T, D)
-    weighted = weights.mT.unsqueeze(-1) * columns
-    return weights.sum(-2)[..., None, :, None, None], (weighted.mT @ columns).unsqueeze(-4)
+    loc = gaussian.without_time(loc, 2)
+    scatter = gaussian.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
+    return weights.sum(-2)[..., None, :, None, None], scatter.unsqueeze(-4)
 
 
 def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:

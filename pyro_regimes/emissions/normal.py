@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.kernels import gaussian
 
 FAMILY = Normal
 
@@ -32,9 +33,41 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     :param value: ``(..., T, *event)``.
     :return: ``(..., T, K)``.
     """
-    normal = Normal(given["loc"], given["scale"], validate_args=False)
-    each = normal.log_prob(value.unsqueeze(-1 - event_dim))
+    arguments = given["loc"], given["scale"]
+    if _are_constant_series(arguments, event_dim):
+        loc, scale = (_by_series(each, event_dim) for each in arguments)
+        return gaussian.log_prob_diagonal(value if event_dim else value.unsqueeze(-1), loc, scale)
+    each = Normal(*arguments, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
     return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+
+def _are_constant_series(arguments: tuple[Tensor, ...], event_dim: int) -> bool:
+    """Whether an observation is a number or a row of them, whose arguments do not vary in time."""
+    return event_dim < 2 and all(
+        each.dim() < 2 + event_dim or each.shape[-2 - event_dim] == 1 for each in arguments
+    )
+
+
+def _by_series(argument: Tensor, event_dim: int) -> Tensor:
+    """``(..., K, D)`` of an argument that does not vary in time."""
+    return gaussian.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
+
+
+def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and total of the values, or of their squared distances from ``loc``.
+
+    :return: both ``(..., 1, K, *event)``.
+    """
+    event_dim = observed.value.dim() - observed.weights.dim()
+    value = observed.value.squeeze(-1 - event_dim)
+    value = value if event_dim else value.unsqueeze(-1)  # (..., T, D)
+    if loc is None:
+        weight, total = gaussian.sums(value, observed.weights)
+    else:
+        weight = observed.weights.sum(-2)
+        total = gaussian.scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
+    weight, total = weight.unsqueeze(-1).expand(total.shape).unsqueeze(-3), total.unsqueeze(-3)
+    return (weight, total) if event_dim else (weight.squeeze(-1), total.squeeze(-1))
 
 
 def _weights(observed: Observed) -> Tensor:
@@ -48,9 +81,19 @@ def _over_time(terms: Tensor, observed: Observed) -> Tensor:
     return terms if observed.varies else terms.sum(time, keepdim=True)
 
 
+def _is_pooled(observed: Observed, given: dict[str, Tensor]) -> bool:
+    event_dim = observed.value.dim() - observed.weights.dim()
+    arguments = tuple(given.values())
+    return not observed.varies and _are_constant_series(arguments, event_dim)
+
+
 def _location_statistics(
     observed: Observed, given: dict[str, Tensor], shared: bool
 ) -> tuple[Tensor, Tensor]:
+    if _is_pooled(observed, given):
+        weight, total = _pooled_over_time(observed, None)
+        precision = given["scale"] ** -2 if shared else None
+        return (weight, total) if precision is None else (weight * precision, total * precision)
     weights = _weights(observed)
     if shared:
         weights = weights / given["scale"] ** 2
@@ -61,6 +104,8 @@ def _location_statistics(
 def _scale_statistics(
     observed: Observed, given: dict[str, Tensor], shared: bool
 ) -> tuple[Tensor, Tensor]:
+    if _is_pooled(observed, given):
+        return _pooled_over_time(observed, given["loc"])
     weights = _weights(observed)
     total = _over_time(weights * (observed.value - given["loc"]) ** 2, observed)
     return _over_time(weights, observed).expand(total.shape), total

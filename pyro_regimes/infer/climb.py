@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_regimes.infer.e_step import Arguments, Expected, SiteData, take_expectations
+from pyro_regimes.infer.fused import Fused
 from pyro_regimes.infer.grouping import Groups
 from pyro_regimes.infer.m_step import Maximised, fill_arguments, maximise
 from pyro_regimes.infer.parameters import Plan
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     #: of the parameters whose maximiser may lie outside
     constraints: dict[str, Constraint]
     min_eigenvalue: float
+    fused: Fused | None  #: one kernel for all of it
 
     def loss(self, losses: Array) -> float:
         """The whole loss, of all restarts."""
@@ -144,7 +146,11 @@ class Climb:
     ) -> None:
         """Iterate; :attr:`now` is the last state that was reached, also after an error."""
         groups = self.problem.groups
-        for number in range(1, num_steps + 1):
+        if callback is None:
+            self._run_fused(num_steps, tol)
+        for number in range(self.num_steps + 1, num_steps + 1):
+            if self.converged:
+                break
             if self._held.all():
                 self.stop_reason = "no ascent possible"
                 break
@@ -170,6 +176,39 @@ class Climb:
                 self.converged = True
                 self.stop_reason = f"log-likelihood rose by less than {tol:g}"
                 break
+
+    def _run_fused(self, num_steps: int, tol: float | None) -> None:
+        """The ordinary steps of a plain Gaussian model, as many as there are from here."""
+        fused = self.problem.fused
+        if fused is None or num_steps < 1 or self._held.any():
+            return
+        parameters = fused.read(self.now.params)
+        losses, after = fused.step(parameters)
+        if losses is None:
+            return
+        start = self.num_steps
+        while after is not None and self.num_steps - start < num_steps and not self.converged:
+            losses, beyond = fused.step(after)
+            if losses is None or fallen(self.now, losses).any():
+                break  # of which :meth:`run` takes care
+            rise = self.now.losses - losses
+            self.losses.append(losses)
+            self.num_e_steps += 1
+            self.now = self.now._replace(losses=losses)
+            parameters, after = after, beyond
+            if tol is not None and (rise < tol).all():
+                self.converged = True
+                self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+        if self.num_steps == start:
+            return
+        params = fused.write(parameters, self.now.params)
+        self.now = self.now._replace(params=params)
+        if not self.converged and self.num_steps - start < num_steps:
+            arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
+            for each in self.problem.plan.assignments:
+                fill_arguments(each, params[each.name], arguments)
+            self.now = evaluate(self.problem, params, arguments)._replace(losses=self.losses[-1])
+            self.num_e_steps += 1
 
     def at(self, params: Params, found: Maximised) -> State:
         """The state of parameters: those found, or of some restarts the ones before."""

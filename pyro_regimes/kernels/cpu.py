@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu_decoding, cpu_log, cpu_scaled
+from pyro_regimes.kernels import cpu_decoding, cpu_log, cpu_scaled, cpu_viterbi
 from pyro_regimes.kernels.jit import spread
 
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
@@ -176,7 +176,7 @@ def viterbi(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> Tensor:
-    """The most likely path, LongTensor ``(N, T)``; see :func:`.cpu_decoding.viterbi`."""
+    """The most likely path, LongTensor ``(N, T)``; see :func:`.cpu_viterbi.viterbi`."""
     num_sequences, num_steps, num_states = observation_logits.shape
     paths = _empty((num_sequences, num_steps), torch.long)
     given = _arrays(initial_logits, transition_logits, observation_logits)
@@ -184,8 +184,8 @@ def viterbi(
     out = paths.numpy()
 
     def work(first: int, last: int) -> None:
-        origins = cpu_decoding.back_pointers(num_steps, num_states)
-        cpu_decoding.viterbi(num_states)(*given, sizes, first, last, origins, out)
+        origins = cpu_viterbi.back_pointers(num_steps, num_states)
+        cpu_viterbi.viterbi(num_states)(*given, sizes, first, last, origins, out)
 
     spread(work, num_sequences, _grain(observation_logits))
     return paths

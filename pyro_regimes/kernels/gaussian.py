@@ -317,3 +317,72 @@ class Moments(Function):
 # A traced graph holds the operators without the functions above them.
 for _operator, _function in ((log_density_operator, LogDensity), (moments_operator, Moments)):
     _operator.register_autograd(_function.backward, setup_context=_function.setup_context)
+
+
+def without_time(argument: Tensor, event_dim: int) -> Tensor:
+    """``(..., 1, K, *event)`` without the dim of size 1, or as much of it as there is.
+
+    :param event_dim: the number of dims of state and event, which come back at the least.
+    """
+    if argument.dim() < event_dim:
+        return argument.reshape((1,) * (event_dim - argument.dim()) + argument.shape)
+    return argument if argument.dim() == event_dim else argument.squeeze(-1 - event_dim)
+
+
+def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`\sum_t w_{tk}`, ``(..., K)``, and :math:`\sum_t w_{tk} x_t`, ``(..., K, D)``.
+
+    Not differentiable; in the dtype of the weights.
+
+    :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
+    :param weights: ``(..., T, K)``.
+    """
+    if not _is_served(value, weights):
+        return weights.sum(-2), weights.mT @ value
+    from pyro_regimes.kernels import cpu_gaussian
+
+    batch_shape = weights.shape[:-2]
+    weight, total = cpu_gaussian.sums(
+        _flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
+    )
+    return (
+        weight.to(weights.dtype).reshape(batch_shape + weight.shape[1:]),
+        total.to(weights.dtype).reshape(batch_shape + total.shape[1:]),
+    )
+
+
+def scatter(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
+    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(..., K, D, D)``.
+
+    Not differentiable; in the dtype of the weights.
+
+    :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
+    :param weights: ``(..., T, K)``.
+    :param loc: ``(..., K or 1, D)``, likewise.
+    """
+    if not _is_served(value, weights, loc):
+        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)  # (..., K, T, D)
+        return (weights.mT.unsqueeze(-1) * deviation).mT @ deviation
+    from pyro_regimes.kernels import cpu_gaussian
+
+    return _scatter(cpu_gaussian.scatter_full, value, weights, loc)
+
+
+def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
+    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; otherwise as :func:`scatter`."""
+    if not _is_served(value, weights, loc):
+        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)
+        return (weights.mT.unsqueeze(-1) * deviation.square()).sum(-2)
+    from pyro_regimes.kernels import cpu_gaussian
+
+    return _scatter(cpu_gaussian.scatter_diagonal, value, weights, loc)
+
+
+def _scatter(kernel: Any, value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
+    batch_shape = weights.shape[:-2]
+    found: Tensor = kernel(
+        _flatten(value, 2, batch_shape),
+        weights.reshape((-1,) + weights.shape[-2:]),
+        _flatten(loc, 2, batch_shape).unsqueeze(1),
+    )
+    return found.to(weights.dtype).reshape(batch_shape + found.shape[1:])

@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numba
 import torch
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

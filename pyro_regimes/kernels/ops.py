@@ -37,6 +37,7 @@ __all__ = [
     "complete_log_likelihood",
     "expectations",
     "filter_logits",
+    "has_fused_em",
     "log_likelihood",
     "predict_probs",
     "sample_posterior",
@@ -121,10 +122,10 @@ def _check(
             f"dimension -3, got shape {tuple(transition_logits.shape)}; for a batch of chains that "
             "do not vary in time use .unsqueeze(-3)"
         )
-    tensors = (initial_logits, transition_logits, observation_logits)
+    tensors = [initial_logits, transition_logits, observation_logits]
     if lengths is not None:
         check_lengths(lengths, num_steps)
-        tensors = (*tensors, lengths)
+        tensors.append(lengths)
     device = observation_logits.device
     if any(tensor.device != device for tensor in tensors):
         devices = sorted({str(tensor.device) for tensor in tensors})
@@ -178,11 +179,14 @@ def _flatten(chain: _Chain) -> _Flat:
             return logits.reshape((1,) + event)
         return logits.expand(batch_shape + event).reshape((count,) + event)
 
-    parts = [flat(initial, 1), flat(transition, 3)]
-    parts.append(observation.reshape((count,) + observation.shape[-2:]))
+    initial, transition = flat(initial, 1), flat(transition, 3)
+    observation = observation.reshape((count,) + observation.shape[-2:])
     if observation.dtype not in (torch.float32, torch.float64):
-        parts = [part.float() for part in parts]
-    return _Flat(*parts, None if lengths is None else lengths.reshape(count))
+        initial, transition, observation = (
+            part.float() for part in (initial, transition, observation)
+        )
+    lengths = None if lengths is None else lengths.reshape(count)
+    return _Flat(initial, transition, observation, lengths)
 
 
 def log_likelihood(
@@ -229,7 +233,8 @@ def expectations(
         return Expectations(*reference.expectations(*chain))
     flat = _flatten(chain)
     if dispatch.is_plain(*flat):
-        value, smoothed, moved = dispatch.kernel(name, flat.observation_logits.device).expectations(*flat)
+        kernel = dispatch.kernel(name, flat.observation_logits.device)
+        value, smoothed, moved = kernel.expectations(*flat)
     else:
         value, smoothed, moved = autograd.Expectations.apply(*flat, name)
     if transition_logits.shape[-3] == 1:
@@ -368,3 +373,14 @@ def sample_prior(
         count, num_samples = batch_shape.numel(), shape[:batch_dim].numel()
         paths: Tensor = kernel.sample_prior(initial, transition, count, num_steps, num_samples)
         return paths.reshape(shape + (num_steps,))
+
+
+def has_fused_em(value: Tensor, num_states: int) -> bool:
+    """Whether :mod:`.cpu_em` serves Gaussian data, whose iterations it makes in one go."""
+    if value.device.type != "cpu" or value.is_inference():
+        return False
+    if dispatch.choose(value) != "cpu":
+        return False
+    from pyro_regimes.kernels import cpu_scaled
+
+    return num_states <= cpu_scaled.MAX_STATES

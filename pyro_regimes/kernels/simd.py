@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
-from numba.extending import intrinsic
+
+intrinsic: Any = extending.intrinsic  # as its own annotations do not know what it makes
 
 _DOUBLE = ir.DoubleType()
 _INT64 = ir.IntType(64)
@@ -296,6 +297,47 @@ def add_outer(typingctx: Any, matrix: Any, rows: Any, columns: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(matrix, rows, columns), generate
+
+
+@intrinsic
+def best_moves(typingctx: Any, score: Any, matrix: Any, origins: Any, offset: Any) -> Any:
+    r"""Lanes of :math:`\max_i (x_i + M_{ij})`; the least such i goes to ``origins[offset + j]``.
+
+    The W x W matrix is flat, the back pointers are flat bytes. The candidates are compared in
+    pairs, pairs of pairs and so on, as one would wait for each comparison in turn.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, matrix_value, origins_value, at = args
+        width = score.width
+        integers = ir.VectorType(_INT64, width)
+        bytes_ = ir.VectorType(ir.IntType(8), width)
+        rows = context.make_array(matrix)(context, builder, matrix_value).data
+        places = context.make_array(origins)(context, builder, origins_value).data
+        found = []
+        for i in range(width):
+            lane = ir.Constant(ir.VectorType(_INT32, width), [i] * width)
+            row = _load(builder, builder.gep(rows, [ir.Constant(_INT64, i * width)]), width)
+            move = builder.fadd(builder.shuffle_vector(vector, vector, lane), row)
+            # As wide as the numbers, so that one mask selects both.
+            found.append((move, ir.Constant(integers, [i] * width)))
+        while len(found) > 1:
+            pairs = zip(found[::2], found[1::2], strict=True)
+            found = []
+            for (lower, from_lower), (higher, from_higher) in pairs:
+                better = builder.fcmp_ordered(">", higher, lower)
+                found.append(
+                    (
+                        builder.select(better, higher, lower),
+                        builder.select(better, from_higher, from_lower),
+                    )
+                )
+        ((best, origin),) = found
+        place = builder.bitcast(builder.gep(places, [at]), ir.PointerType(bytes_))
+        builder.store(builder.trunc(origin, bytes_), place, align=1)
+        return best
+
+    return score(score, matrix, origins, types.intp), generate
 
 
 _LOG2_E = 1.4426950408889634

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu, cpu_decoding, ops
+from pyro_regimes.kernels import cpu, cpu_decoding, cpu_viterbi, ops
 from tests.kernels import adversarial
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -266,7 +266,7 @@ def test_back_pointers_are_of_the_smallest_integers():
         (256, 256, np.uint8),
         (257, 257, np.uint16),
     ]:
-        room = cpu_decoding.back_pointers(5, num_states)
+        room = cpu_viterbi.back_pointers(5, num_states)
         assert room.shape == (5, width) and room.dtype == dtype
 
 

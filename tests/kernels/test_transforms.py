@@ -151,6 +151,7 @@ def test_jit_trace():
 # All of them torch's own, of its own ways.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
+@pytest.mark.usefixtures("validation_as_it_was")
 def test_compiles_as_one_graph():
     case = random_chain(30, 3, batch=(2,), seed=39)._replace(lengths=torch.tensor([30, 11]))
     compiled = torch.compile(ops.log_likelihood, fullgraph=True)

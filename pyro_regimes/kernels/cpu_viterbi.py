@@ -1,0 +1,170 @@
+"""The Viterbi path, compiled for any number of states.
+
+Few states live in registers; arrays are as those of :mod:`.cpu_scaled`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_regimes.kernels import simd
+from pyro_regimes.kernels.jit import compiled
+
+_MAX_LANES = 16  # the candidates for a maximum of more states do not fit into registers
+
+
+def lanes_of(num_states: int) -> int:
+    """The width of the vectors that hold so many states."""
+    return max(4, 1 << (num_states - 1).bit_length())
+
+
+def back_pointers(num_steps: int, num_states: int) -> npt.NDArray[np.unsignedinteger]:
+    """Room for the back pointers of one sequence, in the smallest integers that hold a state."""
+    width = lanes_of(num_states) if num_states <= _MAX_LANES else num_states
+    return np.empty((num_steps, width), np.min_scalar_type(num_states - 1))
+
+
+@cache
+def viterbi(num_states: int) -> Callable[..., None]:
+    r"""The kernel of the most likely path for so many states.
+
+    Of equal paths it takes the one through the lowest states. Padding, and a path where there is
+    none, are -1.
+
+    .. math::
+        \delta_t(j) = \max_i (\delta_{t-1}(i) + A_{ij}) + (b_t(j) - \max_k \delta_{t-1}(k)).
+
+    Only differences decide, and kept near 0 they keep their precision over any T. The sums are
+    taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there.
+    """
+    return _make_viterbi(lanes_of(num_states)) if num_states <= _MAX_LANES else _viterbi
+
+
+@compiled
+def _is_impossible(score: Any, num_states: int) -> bool:
+    for k in range(num_states):
+        if not score[k] == -np.inf:
+            return False
+    return True
+
+
+@compiled
+def _trace_back(score: Any, num_states: int, origins: Any, steps: int, path: Any) -> None:
+    """Follow the back pointers from the best last state."""
+    state = 0
+    for k in range(1, num_states):
+        if score[k] > score[state]:
+            state = k
+    for t in range(steps - 1, -1, -1):
+        path[t] = state
+        if t > 0:
+            state = origins[t, state]
+
+
+@compiled
+def _viterbi(
+    initial: Any,  # (N or 1, K)
+    transition: Any,  # (N or 1, 1 or T-1, K, K)
+    observation: Any,  # (N, T, K)
+    lengths: Any,  # (N,)
+    first: int,
+    last: int,
+    origins: Any,  # those of back_pointers
+    paths: Any,  # (N, T), int64
+) -> None:
+    """Any number of states."""
+    num_states = observation.shape[2]
+    varying = transition.shape[1] > 1
+    score, best = np.empty(num_states), np.empty(num_states)
+    origin = np.zeros(num_states, dtype=np.int64)
+    for n in range(first, last):
+        steps = lengths[n]
+        own = n if len(transition) > 1 else 0
+        start = initial[n if len(initial) > 1 else 0]
+        paths[n] = -1
+        peak = -np.inf
+        for t in range(steps):
+            if t == 0:
+                for k in range(num_states):
+                    score[k] = start[k] + observation[n, t, k]
+            else:
+                slice_ = transition[own, t - 1 if varying else 0]
+                for j in range(num_states):
+                    best[j] = score[0] + slice_[0, j]
+                    origin[j] = 0
+                for i in range(1, num_states):
+                    for j in range(num_states):
+                        move = score[i] + slice_[i, j]
+                        better = move > best[j]
+                        best[j] = move if better else best[j]
+                        origin[j] = i if better else origin[j]
+                for j in range(num_states):
+                    origins[t, j] = origin[j]
+                    score[j] = best[j] + (observation[n, t, j] - peak)
+            peak = -np.inf
+            for k in range(num_states):
+                if score[k] > peak or score[k] != score[k]:
+                    peak = score[k]
+            if peak == -np.inf:
+                break
+        if not peak == -np.inf:
+            _trace_back(score, num_states, origins, steps, paths[n])
+
+
+@cache
+def _make_viterbi(width: int) -> Callable[..., None]:
+    """Few states, which live in registers; lanes beyond them hold -inf. Arguments as above."""
+
+    @compiled
+    def run(
+        initial: Any,
+        transition: Any,
+        observation: Any,
+        lengths: Any,
+        first: int,
+        last: int,
+        origins: Any,
+        paths: Any,
+    ) -> None:
+        num_steps, num_states = observation.shape[1], observation.shape[2]
+        varying = transition.shape[1] > 1
+        flat_observation, flat_origins = observation.reshape(-1), origins.reshape(-1)
+        matrix, row = np.full(width * width, -np.inf), np.empty(width)
+        filled = -1
+        for n in range(first, last):
+            steps = lengths[n]
+            own = n if len(transition) > 1 else 0
+            at = n * num_steps * num_states
+            start = initial[n if len(initial) > 1 else 0]
+            paths[n] = -1
+            score = simd.add(
+                simd.load_row(flat_observation, at, num_states, -np.inf, width),
+                simd.load_row(start, 0, num_states, -np.inf, width),
+            )
+            peak = simd.largest(score)
+            for t in range(1, steps):
+                if peak == -np.inf:
+                    simd.store(row, 0, score)
+                    if _is_impossible(row, num_states):
+                        break
+                    peak = np.nan  # which may hide from it
+                if varying or filled != own:
+                    slice_, filled = transition[own, t - 1 if varying else 0], own
+                    for i in range(num_states):
+                        for j in range(num_states):
+                            matrix[i * width + j] = slice_[i, j]
+                best = simd.best_moves(score, matrix, flat_origins, t * width)
+                logits = simd.load_row(
+                    flat_observation, at + t * num_states, num_states, -np.inf, width
+                )
+                score = simd.add(best, simd.subtract(logits, simd.splat(peak, width)))
+                peak = simd.largest(score)
+            simd.store(row, 0, score)
+            if not _is_impossible(row, num_states):
+                _trace_back(row, num_states, origins, steps, paths[n])
+
+    return run

@@ -1,0 +1,176 @@
+"""The benchmarks run on tiny workloads, and give no ratio to an answer that differs."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu, measure, peer_growth, peer_log_prob, peers
+from benchmarks.peer_em import Fit, Hmmlearn, Ours
+from benchmarks.peer_workloads import Problem, Workload, make_problem
+
+TINY = [
+    Workload("one", 60, 2, 2),
+    Workload("sequences", 20, 2, 2, num_sequences=3),
+    Workload("starts", 60, 2, 2, num_starts=3),
+]
+
+
+class Biased(Ours):
+    """A library whose means are a little off."""
+
+    def fit(self, num_steps: int) -> Fit:
+        fit = super().fit(num_steps)
+        return fit._replace(parameters=fit.parameters._replace(loc=fit.parameters.loc + 1e-3))
+
+
+class Broken(Ours):
+    """A library that answers NaN."""
+
+    def fit(self, num_steps: int) -> Fit:
+        fit = super().fit(num_steps)
+        return fit._replace(log_likelihoods=np.full(num_steps, np.nan))
+
+
+def missing(problem: Problem, dtype: str) -> Ours:
+    """A library that is not installed."""
+    raise ImportError(name="missing_library")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of few iterations, so that none converges to the last digit."""
+    monkeypatch.setattr(peers, "WHOLE_RUN", 2)
+    monkeypatch.setattr(peers, "MOST_ITERATIONS", 2)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("workload", TINY, ids=lambda each: each.name)
+def test_em_row(workload: Workload) -> None:
+    lines: list[str] = []
+    factories = {
+        "hmmlearn": partial(Hmmlearn, implementation="log"),
+        "hmmlearn scaling": partial(Hmmlearn, implementation="scaling"),
+        "biased": Biased,
+        "broken": Broken,
+        "missing": missing,
+    }
+    row = peers.em_row(make_problem(workload), "float64", factories, 2, lines.append)
+    for name in ("hmmlearn", "hmmlearn scaling"):
+        assert row.peers[name].note == ""
+        assert row.peers[name].ratio is not None
+    for name in ("biased", "broken"):
+        assert row.peers[name] == peers.Cell(note="differs")
+    assert row.peers["missing"] == peers.Cell(note="absent")
+    assert any("missing_library" in line for line in lines)
+    header, line = peers.table([row]).splitlines()
+    assert line.split()[0] == workload.name
+    assert line.split()[-6:] == ["differs", "-", "differs", "-", "absent", "-"]
+    assert len(header) <= len(line)
+
+
+@pytest.mark.usefixtures("quick")
+def test_em_row_where_em_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> None:
+        raise RuntimeError("EM stopped after 1: a reason")
+
+    monkeypatch.setattr(peers, "_time_row", stop)
+    lines: list[str] = []
+    row = peers.em_row(make_problem(TINY[0]), "float32", {}, 2, lines.append)
+    assert row.milliseconds is None
+    assert "a reason" in lines[-1]
+    assert peers.table([row]).splitlines()[1].split() == ["one", "float32", "-"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("workload", TINY, ids=lambda each: each.name)
+def test_log_prob_row(workload: Workload, dtype: str) -> None:
+    row = peers.log_prob_row(make_problem(workload), dtype, 2, lambda line: None)
+    cell = row.peers["DiscreteHMM"]
+    assert cell.note in {"in slices", "homogeneous"}
+    assert cell.ratio == pytest.approx(cell.milliseconds / row.milliseconds)
+
+
+def test_log_prob_row_where_ours_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.LOG_PROB_TOLERANCE, "float64", -1.0)
+    row = peers.log_prob_row(make_problem(TINY[0]), "float64", 2, lambda line: None)
+    assert row.milliseconds is None
+    assert row.peers["DiscreteHMM"] == peers.Cell(note="differs")
+
+
+def test_log_prob_row_of_a_different_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = peer_log_prob.ours
+    forms = {"off": (lambda *arguments: 1.001 * ours(*arguments), ours)}
+    monkeypatch.setattr(peer_log_prob, "FORMS", forms)
+    row = peers.log_prob_row(make_problem(TINY[0]), "float64", 2, lambda line: None)
+    assert row.milliseconds is not None
+    assert row.peers["DiscreteHMM"] == peers.Cell(note="differs")
+
+
+def test_growths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_growth, "_doubled", lambda last, number: [2, 4])
+    for growth in peer_growth.growths(scale=16, repeats=1):
+        assert growth.variable in peers.growth_text(growth)
+        assert np.isfinite(growth.exponent)
+
+
+def test_extra_arrays() -> None:
+    arrays = peer_growth.extra_arrays(50_000, 4)
+    assert arrays is None or arrays >= 1  # gamma, at least
+
+
+def test_take_turns_until_the_time_is_up() -> None:
+    order: list[str] = []
+    tasks = {name: lambda name=name: order.append(name) or 1.0 for name in ("a", "b")}
+    assert measure.take_turns(tasks, 3) == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert order == ["a", "b"] * 3
+    assert measure.take_turns(tasks, 3, seconds=0.0) == {"a": [1.0] * 2, "b": [1.0] * 2}
+
+
+@pytest.mark.parametrize("busy", [0.1, 2.0])
+def test_load_warns_of_a_busy_machine(busy: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0), raising=False)
+    assert ("BUSY" in measure.load()) == (busy > 1)
+
+
+def test_gpu_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main([])
+    assert capsys.readouterr().out == "no CUDA device: nothing measured\n"
+
+
+@pytest.mark.parametrize("workload", gpu.WORKLOADS, ids=lambda each: each.name)
+def test_gpu_rows_on_the_cpu(workload: gpu.Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(arguments: gpu.Arguments) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(gpu, "dynamax_smoother", absent)
+    small = workload._replace(
+        num_sequences=min(workload.num_sequences, 3), num_steps=40, num_states=3
+    )
+    lines: list[str] = []
+    rows = gpu.Bench(torch.device("cpu"), 1e9, 2, lines.append).rows(small)
+    assert len(rows) == 2
+    for row in rows:
+        assert len(row) == len(gpu.HEADER)
+        assert "-" not in row[2:6]  # ours and DiscreteHMM
+        assert row[6:8] == ["-", "-"]
+    assert any("dynamax: absent" in line for line in lines)
+
+
+def test_gpu_peer_that_differs_or_fails() -> None:
+    truth = (torch.ones(2), torch.ones(2, 3, 4))
+    wrong = (torch.ones(2), torch.full((2, 3, 4), 1.1))
+
+    def fail() -> gpu.Answer:
+        raise RuntimeError("out of memory\nand more")
+
+    def time_peer(function: object) -> gpu.Peer:
+        return gpu.time_peer(lambda: function, truth, 1e-3, torch.device("cpu"), 1)
+
+    assert time_peer(lambda: truth).milliseconds is not None
+    assert time_peer(lambda: wrong) == gpu.Peer(None, "differs by 1.0e-01")
+    assert time_peer(fail) == gpu.Peer(None, "out of memory")
