@@ -49,7 +49,8 @@ def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
         factor = gaussian.without_time(family._unbroadcasted_scale_tril, 3)
         density = gaussian.log_prob(value, loc, factor)
     else:
-        scale = gaussian.without_time(family.scale.expand(batch_shape + observation_dist.event_shape), 2)
+        scale = family.scale.expand(batch_shape + observation_dist.event_shape)
+        scale = gaussian.without_time(scale, 2)
         density = gaussian.log_prob_diagonal(value, loc, scale)
     shape = torch.broadcast_shapes(density.shape, batch_shape)
     return density if density.shape == shape else density.expand(shape)

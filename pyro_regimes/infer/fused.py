@@ -1,8 +1,8 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
 :mod:`.kernels.cpu_em` makes the ordinary steps of this one model: initial and transition
-probabilities, locations and full covariances, each a parameter of its own. Everything else, and a step
-that is not ordinary, is left to :mod:`.climb`.
+probabilities, locations and full covariances, each a parameter of its own. Everything else, and a
+step that is not ordinary, is left to :mod:`.climb`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""The compiled kernels as operators that torch can differentiate, transform and compile.
 
-Each kernel call is a custom operator, opaque to torch: ``torch.compile`` and ``torch.jit.trace`` keep it
-as one node. Over it lies an :class:`torch.autograd.Function`. The first derivatives are the kernel's own
-expectations (Fisher's identity),
+Each kernel call is a custom operator, opaque to torch: ``torch.compile`` and ``torch.jit.trace``
+keep it as one node. Over it lies an :class:`torch.autograd.Function`. The first derivatives are the
+kernel's own expectations (Fisher's identity),
 
 .. math::
     \partial \log p / \partial b_t(k) = \gamma_t(k), \qquad
@@ -10,8 +10,8 @@ expectations (Fisher's identity),
     \partial \log p / \partial \pi_k = \gamma_1(k).
 
 Those of gamma and xi are a second operator, the tangent recursion: the Hessian is symmetric, so the
-product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it. Derivatives of
-higher order go through the reference.
+product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it. Derivatives
+of higher order go through the reference.
 
 Tensors are flat here: ``(N or 1, K)``, ``(N or 1, 1 or T-1, K, K)``, ``(N, T, K)`` and ``(N,)``, of
 float32 or float64. ``name`` is that of the kernel, or empty for the device's own.
@@ -85,8 +85,9 @@ def _define(
     like: Callable[..., Any],
 ) -> Any:
     """Register an operator, with the shapes it returns and with vmap as a longer batch."""
+    schema = f"({arguments}, str name) -> {returns}"
     operator = torch.library.custom_op(
-        f"pyro_regimes::{name}", run, mutates_args=(), schema=f"({arguments}, str name) -> {returns}"
+        f"pyro_regimes::{name}", run, mutates_args=(), schema=schema
     )
     operator.register_fake(like)
 
@@ -226,7 +227,7 @@ class Tangent(Function):
 def log_likelihood(
     initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
 ) -> Tensor:
-    """:math:`\\log p(x)`, ``(N,)``: with expectations at hand for a gradient, where one may come."""
+    """:math:`\\log p(x)`, ``(N,)``; where a gradient may come, with expectations at hand."""
     chain = (initial, transition, observation)
     recorded = torch.jit.is_tracing()  # to be differentiated later, perhaps
     if recorded or torch.is_grad_enabled() and any(map(_may_be_differentiated, chain)):

@@ -1,8 +1,8 @@
 r"""EM iterations of a Gaussian hidden Markov model on arrays, with nothing allocated in between.
 
-Densities, the scaled sweep and weighted moments are the kernels that the E-step and the M-step of any
-model use; here they follow one another without a tensor operation between them, as a few hundred
-short operations take longer than the kernels do for some thousand observations.
+Densities, the scaled sweep and weighted moments are the kernels that the E-step and the M-step of
+any model use; here they follow one another without a tensor operation between them, as a few
+hundred short operations take longer than the kernels do for some thousand observations.
 
 Only an ordinary step is made: every state has weight and is left, and no covariance is singular
 or below the floor. Of any other it says so, and makes none.

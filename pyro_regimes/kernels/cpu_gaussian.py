@@ -10,15 +10,16 @@ With :math:`\Sigma_k = L_k L_k^\top`, :math:`L_k` lower triangular, :math:`z_{tk
 The mean is subtracted first: what is far from zero loses nothing to expanding the square. The same
 loops serve independent series, whose :math:`L_k` is diagonal.
 
-Weighted moments, of the deviations :math:`v_{tk} = x_t - \mu_k` themselves or of :math:`z_{tk}`, are
+Weighted moments, of the deviations :math:`v_{tk} = x_t - \mu_k` themselves or of :math:`z_{tk}`,
+are
 
 .. math::
     n_k = \sum_t w_{tk}, \qquad s_k = \sum_t w_{tk} v_{tk}, \qquad
     S_k = \sum_t w_{tk} v_{tk} v_{tk}^\top.
 
-Steps go through in small blocks with time along the lanes of the processor's vectors, so that nothing
-of size (T, K, D) is written to memory. float32 is read and written as it is; all arithmetic in between
-is float64.
+Steps go through in small blocks with time along the lanes of the processor's vectors, so that
+nothing of size (T, K, D) is written to memory. float32 is read and written as it is; all
+arithmetic in between is float64.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _moment_sweep(
     total: Any,  # (n, K, D), zero
     second: Any,  # (n, K, D, D), or the diagonals (n, K, D, 1), zero; or (n, K, 0, 0): not wanted
 ) -> None:
-    """Add up the moments of blocks ``first`` to ``last``, each of ``_BLOCK`` steps of a sequence."""
+    """Add up the moments of blocks ``first`` to ``last``, each of ``_BLOCK`` steps."""
     num_steps, num_states, size = weights.shape[1], weights.shape[2], value.shape[2]
     whiten = factor.shape[0] > 0
     left_of_pivot = whiten and factor.shape[3] == size
@@ -389,7 +390,8 @@ def moments_full(
 def moments_diagonal(
     value: Tensor, weights: Tensor, loc: Tensor, scale: Tensor | None = None
 ) -> Moments:
-    r"""The same of independent series: moments of :math:`x_{td} - \mu_{kd}`, or of that over the scale.
+    r"""The same of independent series: moments of :math:`x_{td} - \mu_{kd}`, or of that over the
+    scale.
 
     :param scale: ``(N or 1, 1, K or 1, D or 1)``.
     """
@@ -419,7 +421,7 @@ def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scatter_full(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(N, K, D, D)``; see :func:`moments_full`."""
+    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(N, K, D, D)``."""
     return moments_full(value, weights, loc).second
 
 

@@ -164,8 +164,8 @@ def tangent(
 ) -> None:
     r"""Derivatives of gamma and xi when A moves along :math:`\dot A` and b along :math:`\dot b`.
 
-    The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the
-    expected score of what came before, and of what follows,
+    The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With
+    the expected score of what came before, and of what follows,
 
     .. math::
         u_t(j) = \dot b_t(j) + \sum_i p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})

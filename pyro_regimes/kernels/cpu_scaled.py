@@ -1,7 +1,7 @@
 r"""The scaled forward-backward recursion, compiled for up to 128 states.
 
-With :math:`E_t(k) = e^{b_t(k) - \max b_t}` and :math:`M_{ij} = e^{A_{ij} - \max A}`, and with the first
-step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
+With :math:`E_t(k) = e^{b_t(k) - \max b_t}` and :math:`M_{ij} = e^{A_{ij} - \max A}`, and with the
+first step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
 
 .. math::
     \hat\alpha_t(j) \propto E_t(j) \sum_i \hat\alpha_{t-1}(i) M_{ij}, \qquad
@@ -13,18 +13,19 @@ step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
     \xi_t(i, j) = \hat\alpha_t(i) M_{ij} w_{t+1}(j) / S_t, \qquad
     S_t = \sum_k \hat\alpha_t(k) \hat\beta_t(k).
 
-Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the logarithms
-of the scales and what was subtracted from the logits add up to the log-likelihood.
+Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the
+logarithms of the scales and what was subtracted from the logits add up to the log-likelihood.
 
-**When the answer is right.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is set to 0.
-Later data may want it back. Its posterior probability would be its share times its
-:math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So where :math:`S_t` is at
-least ``_LEAST_OVERLAP`` at every t, and no state has faded from :math:`\hat\beta` too, less than 1e-30
-was lost. Where states have faded from :math:`\hat\beta` alone, the same holds with the two exchanged.
-Otherwise the sequence is reported, to be redone in log space. A state that cannot be reached has not
-faded. Where every entry of M is at least ``_MIXING``, each state is refilled at the next step, and
-nothing needs to be looked at. The forward sweep alone knows no :math:`S_t`, and reports a sequence as
-soon as a state has faded.
+**When the answer is right.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is
+set to 0. Later data may want it back. Its posterior probability would be its share times its
+:math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So where
+:math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, and no state has faded from
+:math:`\hat\beta` too, less than 1e-30 was lost. Where states have faded from
+:math:`\hat\beta` alone, the same holds with the two exchanged. Otherwise the sequence is
+reported, to be redone in log space. A state that cannot be reached has not faded. Where every
+entry of M is at least ``_MIXING``, each state is refilled at the next step, and nothing needs to
+be looked at. The forward sweep alone knows no :math:`S_t`, and reports a sequence as soon as a
+state has faded.
 """
 
 from __future__ import annotations

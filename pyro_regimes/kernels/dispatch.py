@@ -15,8 +15,8 @@ from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "cuda")
 
-#: Above this A no longer fits the registers of a Triton program, and the reference's steps are large
-#: enough to keep a device busy by themselves.
+#: Above this A no longer fits the registers of a Triton program, and the reference's steps are
+#: large enough to keep a device busy by themselves.
 _MAX_CUDA_STATES = 128
 
 _chosen: ContextVar[str | None] = ContextVar("pyro_regimes_backend", default=None)
@@ -47,8 +47,8 @@ def backend(name: str) -> Iterator[None]:
 def choose(observation_logits: Tensor) -> str:
     """The name of the kernel for a problem.
 
-    Under ``torch.compile``, which cannot read the context, it is empty for a device that has a kernel:
-    :func:`kernel` decides when the compiled code runs.
+    Under ``torch.compile``, which cannot read the context, it is empty for a device that has a
+    kernel: :func:`kernel` decides when the compiled code runs.
     """
     device, num_states = observation_logits.device.type, observation_logits.shape[-1]
     if torch.compiler.is_compiling():

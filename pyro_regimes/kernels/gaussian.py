@@ -16,8 +16,8 @@ Under cotangents :math:`w_{tk}` the derivatives are weighted moments of z. With
 
 since :math:`dz = -L^{-1}(d\mu + dL\, z)`. Both sums over time, the densities and the moments, are
 compiled kernels (:mod:`.cpu_gaussian`) as custom operators, each under an
-:class:`torch.autograd.Function`; the derivatives of the moments, for derivatives of higher order, are
-tensor code. The moments are of z and not of :math:`x - \mu`: with an ill-conditioned covariance
+:class:`torch.autograd.Function`; the derivatives of the moments, for derivatives of higher order,
+are tensor code. The moments are of z and not of :math:`x - \mu`: with an ill-conditioned covariance
 :math:`L^{-1} S L^{-\top}` would lose twice the digits.
 
 Independent series are the same with a diagonal L, kept as ``(..., D, 1)``.
@@ -369,7 +369,7 @@ def scatter(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
 
 
 def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; otherwise as :func:`scatter`."""
+    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; see :func:`scatter`."""
     if not _is_served(value, weights, loc):
         deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)
         return (weights.mT.unsqueeze(-1) * deviation.square()).sum(-2)

@@ -2,8 +2,8 @@
 
 numba turns Python loops into scalar code and leaves it to LLVM to find vectors in it, which it
 does not for the few states of a chain whose steps depend on one another. These intrinsics say it
-outright: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register or to
-several. W is a constant known when a kernel is compiled.
+outright: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register
+or to several. W is a constant known when a kernel is compiled.
 
 A kernel in the cache is keyed by its own file: after a change here delete the cache
 (``pyro_regimes/kernels/__pycache__``).
@@ -371,6 +371,6 @@ def _exp(builder: Any, x: Any) -> Any:
 
 
 #: :math:`e^x` lane by lane for :math:`x \\le 700`, to one unit in the last place; 0 below -708.
-#: With :math:`n = \\mathrm{round}(x \\log_2 e)` it is :math:`2^n e^{x - n \\log 2}`, the second factor
-#: by its Taylor series to degree 13 (Cody and Waite 1980).
+#: With :math:`n = \\mathrm{round}(x \\log_2 e)` it is :math:`2^n e^{x - n \\log 2}`, the second
+#: factor by its Taylor series to degree 13 (Cody and Waite 1980).
 exp = _elementwise(_exp, 1)

@@ -1,7 +1,7 @@
 r"""The tangent recursion in plain tensor code: derivatives of gamma and xi along a direction.
 
-The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the expected
-score of what came before, and of what follows,
+The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the
+expected score of what came before, and of what follows,
 
 .. math::
     u_t(j) = \dot b_t(j) + \sum_i p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})
@@ -16,8 +16,8 @@ a derivative is a covariance with the score:
     \dot\xi_t(i, j) = \xi_t(i, j)
         (u_t(i) + \dot A_{ij} + \dot b_{t+1}(j) + v_{t+1}(j) - E s).
 
-Only differences of u, and of v, matter; both are kept near 0, as they grow with T. This serves devices
-whose kernel has no tangents of its own; :func:`.cpu_log.tangent` is the same, compiled.
+Only differences of u, and of v, matter; both are kept near 0, as they grow with T. This serves
+devices whose kernel has no tangents of its own; :func:`.cpu_log.tangent` is the same, compiled.
 """
 
 from __future__ import annotations

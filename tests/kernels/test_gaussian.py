@@ -268,7 +268,8 @@ def test_moments(num_steps, shared, locs):
             expected[2] = expected[2].diagonal(dim1=-2, dim2=-1)
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert_equal(kernel.scatter_full(value, weights, loc), kernel.moments_full(value, weights, loc)[2])
+    expected = kernel.moments_full(value, weights, loc)[2]
+    assert_equal(kernel.scatter_full(value, weights, loc), expected)
     second = kernel.scatter_full(value, weights, loc)
     assert torch.equal(second, second.mT)
     assert_equal(kernel.scatter_diagonal(value, weights, loc), second.diagonal(dim1=-2, dim2=-1))
@@ -288,8 +289,14 @@ def test_values_without_weight_add_nothing(num_steps, dtype):
     spoiled[:, num_steps // 2 :] = math.nan
     spoiled[0, 7, 1] = math.inf
     for actual, expected in [
-        (cpu_gaussian.moments_full(spoiled, weights, loc), moments_of(weights, value.unsqueeze(2) - loc)),
-        (cpu_gaussian.sums(spoiled, weights), moments_of(weights, value.unsqueeze(2).expand(-1, -1, 4, -1))[:2]),
+        (
+            cpu_gaussian.moments_full(spoiled, weights, loc),
+            moments_of(weights, value.unsqueeze(2) - loc),
+        ),
+        (
+            cpu_gaussian.sums(spoiled, weights),
+            moments_of(weights, value.unsqueeze(2).expand(-1, -1, 4, -1))[:2],
+        ),
     ]:  # fmt: skip
         for one, other in zip(actual, expected, strict=True):
             other = torch.from_numpy(other.astype(float))
