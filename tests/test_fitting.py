@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pyro
 import pytest
@@ -115,3 +117,27 @@ def test_a_float32_model_is_as_good_far_from_zero(covariance_type):
     np.testing.assert_allclose(
         far.forecast(x + 1e8, 2).regime_probs, near.forecast(x, 2).regime_probs, rtol=1e-3
     )
+
+
+def test_four_threads_fit_what_they_fit_alone() -> None:
+    """Each has a store of its own, and Pyro's is as it was."""
+    data = [simulate("full", 300, seed=seed)[0] for seed in range(4)]
+
+    def fit(number: int) -> list[float]:
+        model = RegimeModel(2, n_init=3, max_iter=1_000, tol=1e-3, random_state=0)
+        return model.fit(data[number]).history_.tolist()
+
+    alone = [fit(number) for number in range(4)]
+    pyro.param("mine", torch.tensor(1.0))
+    results: dict[int, list[float]] = {}
+
+    def work(number: int) -> None:
+        results[number] = fit(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[number] for number in range(4)] == alone
+    assert list(pyro.get_param_store()) == ["mine"]

@@ -92,3 +92,14 @@ def test_importing_the_package_leaves_the_extras_alone():
         check=True,
     )
     assert set(ast.literal_eval(done.stdout)) <= set(ast.literal_eval(alone.stdout))
+
+
+def test_importing_the_package_imports_no_compiler():
+    script = (
+        "import sys, pyro_regimes\n"
+        "print([name for name in ('numba', 'llvmlite', 'triton') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ast.literal_eval(done.stdout) == []

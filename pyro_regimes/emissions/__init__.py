@@ -1,8 +1,9 @@
 """Closed-form maximisers, one file a family of observation distributions.
 
 A family's module holds ``FAMILY``, the distribution class; ``arguments(distribution)``, the tensors
-that may be parameters; and ``UPDATES``, an :class:`~.update.Update` for each of them in the order
-in which they are maximised. A new family is one such file and one entry in :data:`FAMILIES`.
+that may be parameters; ``log_prob(value, arguments, event_dim)``, the log density in every state;
+and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
+maximised. A new family is one such file and one entry in :data:`FAMILIES`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,151 @@
+"""One kernel for the plain Gaussian model, against the same iterations step by step."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.infer import em as em_module
+from pyro_regimes.kernels import ops
+from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
+
+SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
+
+
+def gaussian_model(
+    data: Tensor = Y, lengths: Tensor | None = None, restarts: int = 0
+) -> Callable[[], None]:
+    """Every parameter its own: one model, of one or many sequences, or a batch of restarts."""
+    dtype = data.dtype
+    lead, more = ((restarts,), (restarts, 1)) if restarts else ((), ())
+    shift = SHIFTS[:restarts, None, None, None] if restarts else 0.0
+
+    def model() -> None:
+        def held(name: str, start: Tensor, constraint: constraints.Constraint) -> Tensor:
+            return pyro.param(name, start.to(dtype).clone(), constraint=constraint)
+
+        simplex = constraints.simplex
+        normal = dist.MultivariateNormal(
+            held("loc", LOCS.expand(*more, 2, 3) + shift, constraints.real),
+            held(
+                "covariance", COVARIANCES.expand(*more, 2, 3, 3), constraints.positive_definite
+            ),
+        )
+        hmm = RegimeHMM(
+            initial_probs=held("initial", INITIAL.expand(*lead, 2), simplex),
+            transition_probs=held("transition", TRANSITION.expand(*more, 2, 2), simplex),
+            observation_dist=normal,
+            lengths=lengths,
+        )
+        size = restarts or (len(data) if data.dim() == 3 else 0)
+        if size:
+            with pyro.plate("batch", size):
+                pyro.sample("x", hmm, obs=data)
+        else:
+            pyro.sample("x", hmm, obs=data)
+
+    return model
+
+
+MODELS = {
+    "one sequence": gaussian_model(),
+    "sequences of one model": gaussian_model(YS),
+    "lengths": gaussian_model(YS, LENGTHS),
+    "restarts": gaussian_model(restarts=3),
+}
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, allowed: bool = True) -> list:
+    """What was found, which can be forbidden."""
+    found: list = []
+    find = em_module.find
+
+    def remember(*args: object) -> object:
+        found.append(find(*args) if allowed else None)
+        return found[-1]
+
+    monkeypatch.setattr(em_module, "find", remember)
+    return found
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5], ids=["no floor", "floor"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_equals_the_iterations_step_by_step(model, floor, monkeypatch):
+    with monkeypatch.context() as patch:
+        found = spy(patch)
+        fast = EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None)
+        assert found[0] is not None
+    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    spy(monkeypatch, allowed=False)
+    slow = EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None)
+    assert fast.num_steps == slow.num_steps == 25
+    assert_close(fast.restart_history, slow.restart_history, rtol=1e-10, atol=0.0)
+    for name, value in pyro.get_param_store().items():
+        assert_close(values[name], value.detach(), rtol=1e-7, atol=1e-9)
+
+
+def test_stops_where_the_other_does(monkeypatch):
+    fast = EM(MODELS["restarts"]).run(num_steps=400, tol=1e-3)
+    pyro.clear_param_store()
+    spy(monkeypatch, allowed=False)
+    slow = EM(MODELS["restarts"]).run(num_steps=400, tol=1e-3)
+    assert (fast.num_steps, fast.stop_reason) == (slow.num_steps, slow.stop_reason)
+    assert fast.converged and len(fast.history) == fast.num_steps + 1
+
+
+def test_float32(monkeypatch):
+    exact = EM(MODELS["one sequence"]).run(num_steps=10, tol=None)
+    pyro.clear_param_store()
+    found = spy(monkeypatch)
+    single = EM(gaussian_model(Y.float())).run(num_steps=10, tol=None)
+    assert found[0] is not None
+    # The start and the data are rounded to 6e-8 of their size.
+    assert_close(single.restart_history, exact.restart_history, rtol=2e-6, atol=0.0)
+    assert all(value.dtype == torch.float32 for value in pyro.get_param_store().values())
+
+
+def test_what_is_not_ordinary_is_left_to_the_steps():
+    """A series that is twice another: no covariance is positive definite, and EM says so."""
+    data = torch.stack([Y[:, 0], 2 * Y[:, 0], Y[:, 1]], -1)
+    with pytest.warns(RuntimeWarning, match="'covariance' has no maximum"):
+        result = EM(gaussian_model(data)).run(num_steps=5, tol=None)
+    assert result.num_steps == 5
+    assert all(later <= now + 1e-9 for now, later in zip(result.history, result.history[1:]))
+
+
+def test_callback_sees_every_step_in_the_store():
+    seen = []
+
+    def look(number: int, loss: float) -> None:
+        seen.append((number, loss, pyro.param("loc").detach().clone()))
+
+    result = EM(MODELS["one sequence"]).run(num_steps=4, tol=None, callback=look)
+    assert [loss for _, loss, _ in seen] == result.history[1:]
+    assert all(not torch.equal(one[2], next_[2]) for one, next_ in zip(seen, seen[1:]))
+
+
+def test_other_models_and_backends_are_left_alone(monkeypatch):
+    found = spy(monkeypatch)
+    with ops.backend("reference"):
+        EM(MODELS["one sequence"]).run(num_steps=1)
+
+    def tied() -> None:
+        spread = pyro.param("c", COVARIANCES[0], constraint=constraints.positive_definite)
+        normal = dist.MultivariateNormal(pyro.param("loc", LOCS), spread)
+        chain = {
+            "initial_probs": pyro.param("i", INITIAL, constraint=constraints.simplex),
+            "transition_probs": pyro.param("a", TRANSITION, constraint=constraints.simplex),
+        }
+        pyro.sample("x", RegimeHMM(observation_dist=normal, **chain), obs=Y)
+
+    EM(tied).run(num_steps=1)
+    assert found == [None, None]
