@@ -139,5 +139,7 @@ def test_four_threads_fit_what_they_fit_alone() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [results[number] for number in range(4)] == alone
+    for number, expected in enumerate(alone):
+        # k-means adds up in another order where torch and OpenMP count threads anew.
+        assert results[number] == pytest.approx(expected, rel=1e-10)
     assert list(pyro.get_param_store()) == ["mine"]
