@@ -135,9 +135,10 @@ class Expectations(Function):
     def forward(
         initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = expectations_operator(
-            initial, transition, observation, lengths, name
-        )
+        # An operator takes longer to call than a short kernel to run.
+        plain = dispatch.is_plain(initial, transition, observation, lengths)
+        run = _expectations if plain else expectations_operator
+        found: tuple[Tensor, Tensor, Tensor] = run(initial, transition, observation, lengths, name)
         return found
 
     @staticmethod
