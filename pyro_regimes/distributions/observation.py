@@ -52,8 +52,16 @@ def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
         scale = family.scale.expand(batch_shape + observation_dist.event_shape)
         scale = gaussian.without_time(scale, 2)
         density = gaussian.log_prob_diagonal(value, loc, scale)
-    shape = torch.broadcast_shapes(density.shape, batch_shape)
-    return density if density.shape == shape else density.expand(shape)
+    if _broadcasts_to(batch_shape, density.shape):
+        return density
+    return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def _broadcasts_to(shape: torch.Size, wanted: torch.Size) -> bool:
+    """What ``torch.broadcast_shapes`` takes longer to say than a short series takes to measure."""
+    if len(shape) > len(wanted):
+        return False
+    return all(one in (1, other) for one, other in zip(reversed(shape), reversed(wanted)))
 
 
 def _unwrap(observation_dist: Distribution) -> MultivariateNormal | Normal | None:

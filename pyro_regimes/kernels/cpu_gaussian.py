@@ -96,7 +96,7 @@ def _log_density_sweep(
         at = (min(n, value.shape[0] - 1) * num_steps + start) * size
         for i in range(size):
             for t in range(count):
-                x[i * _WIDTH + t] = flat_value[at + t * size + i]
+                x[np.uintp(i * _WIDTH + t)] = flat_value[np.uintp(at + t * size + i)]
         for k in range(num_states):
             mean = (min(n, loc.shape[0] - 1) * loc.shape[1] + min(k, loc.shape[1] - 1)) * size
             row = min(k, factors - 1) * stride
@@ -121,7 +121,7 @@ def _log_density_sweep(
         at = (n * num_steps + start) * num_states
         for k in range(num_states):
             for t in range(count):
-                flat_out[at + t * num_states + k] = density[k * _WIDTH + t]
+                flat_out[np.uintp(at + t * num_states + k)] = density[np.uintp(k * _WIDTH + t)]
 
 
 @compiled
@@ -156,11 +156,11 @@ def _moment_sweep(
         at = (min(n, value.shape[0] - 1) * num_steps + start) * size
         for i in range(size):
             for t in range(count):
-                x[i * _BLOCK + t] = flat_value[at + t * size + i]
+                x[np.uintp(i * _BLOCK + t)] = flat_value[np.uintp(at + t * size + i)]
         at = (n * num_steps + start) * num_states
         for k in range(num_states):
             for t in range(count):
-                share[k * _BLOCK + t] = flat_weights[at + t * num_states + k]
+                share[np.uintp(k * _BLOCK + t)] = flat_weights[np.uintp(at + t * num_states + k)]
         # 0 times a number that is not finite is NaN.
         zero = simd.splat(0.0, _WIDTH)
         for i in range(size):

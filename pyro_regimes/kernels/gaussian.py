@@ -61,8 +61,9 @@ def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def _log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
-    value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
+    if not value.dtype == loc.dtype == factor.dtype:
+        dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
+        value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
     if not _is_served(value, loc, factor):
         return plain_log_prob(value, loc, factor)
     batch_shape = value.shape[:-2]
@@ -225,6 +226,10 @@ moments_operator = _define(
 )
 
 
+def _sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:
+    return gradient if gradient.shape == shape else gradient.sum_to_size(shape)
+
+
 class LogDensity(Function):
     """Log densities ``(N, T, K)`` with their derivatives.
 
@@ -253,16 +258,19 @@ class LogDensity(Function):
         value, loc, factor = ctx.saved_tensors
         to_value = to_loc = to_factor = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            weight, first, second = Moments.apply(value, weights, loc, factor)
+            given = (value, weights, loc, factor)
+            # Under another function only where the gradient will be differentiated in its turn.
+            run = _moments if dispatch.is_plain(*given) else Moments.apply
+            weight, first, second = run(*given)
             solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
-            to_loc = solved[..., 0].sum_to_size(loc.shape)
+            to_loc = _sum_to(solved[..., 0], loc.shape)
             to_factor = solved[..., 1:]
             steepness = weight.unsqueeze(-1) / _diagonal(factor)
             if _is_full(factor):
                 to_factor = to_factor.tril() - torch.diag_embed(steepness)
             else:
                 to_factor = to_factor - steepness.unsqueeze(-1)
-            to_factor = to_factor.sum_to_size(factor.shape)
+            to_factor = _sum_to(to_factor, factor.shape)
         if ctx.needs_input_grad[0]:
             pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
             to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)

@@ -152,7 +152,8 @@ def test_third_derivatives(kind):
 
 def test_what_lies_above_the_diagonal_is_not_read():
     case = CASES["odd T"]
-    spoiled = case.scale_tril + torch.full_like(case.scale_tril, math.nan).triu(1).nan_to_num(7.0)
+    above = torch.ones_like(case.scale_tril).triu(1).bool()
+    spoiled = case.scale_tril.masked_fill(above, math.nan)
     assert_equal(full(case._replace(scale_tril=spoiled)), full(case))
 
 
@@ -202,17 +203,17 @@ def test_varying_in_time():
 
 
 def test_float32(case, pair):
-    """Arithmetic in float64: seen below 2e-7 in values (torch: 6e-7), 4e-6 in gradients."""
+    """Arithmetic in float64: seen below 6e-8 in values (torch: 3e-7), 3e-7 in gradients (2e-6)."""
     ours, theirs = pair
     single = Case(*(part.float() for part in case))
     exact = Case(*(part.double() for part in single))
     assert ours(single).dtype == torch.float32
     torch.testing.assert_close(
-        ours(single).double(), theirs(exact), rtol=3e-7, atol=3e-7, check_dtype=False
+        ours(single).double(), theirs(exact), rtol=1e-7, atol=1e-7, check_dtype=False
     )
     for actual, expected in zip(gradients(ours, single), gradients(theirs, exact), strict=True):
         assert actual.dtype == torch.float32
-        bound = 1e-5 * float(expected.abs().max())
+        bound = 1e-6 * float(expected.abs().max())
         torch.testing.assert_close(actual.double(), expected, rtol=0.0, atol=bound)
 
 
