@@ -45,8 +45,8 @@ Factory = Callable[[Problem, str], Library]
 Key = TypeVar("Key")
 
 NUM_COMPARED = 5  # iterations after which parameters are compared
-MOST_ITERATIONS = 50  # of the longer of the two runs whose difference is taken, less one
-LONG_ENOUGH = 0.5  # seconds of that run
+MOST_ITERATIONS = 400  # of the longer of the two runs whose difference is taken, less one
+LONG_ENOUGH = 0.5  # seconds of that difference: what a run does once takes longer than a few steps
 WHOLE_RUN = 100  # iterations of the run that is timed with all that it does once
 MEMORY_STEPS, MEMORY_STATES = 1_000_000, 4
 
@@ -236,14 +236,14 @@ def _agreement(answer: _Answer, expected: _Answer) -> Agreement:
 def _iteration(library: Library) -> Callable[[], float]:
     """A task that measures the seconds of one EM iteration."""
     more = 2
-    while more < MOST_ITERATIONS and duration(partial(library.fit, 1 + more)) < LONG_ENOUGH:
-        more = min(2 * more, MOST_ITERATIONS)
 
-    def task() -> float:
+    def difference() -> float:
         one = duration(lambda: library.fit(1))
-        return (duration(lambda: library.fit(1 + more)) - one) / more
+        return duration(lambda: library.fit(1 + more)) - one
 
-    return task
+    while more < MOST_ITERATIONS and difference() < LONG_ENOUGH:
+        more = min(2 * more, MOST_ITERATIONS)
+    return lambda: difference() / more
 
 
 def _medians(seconds: Mapping[Key, Sequence[float]]) -> dict[Key, float]:

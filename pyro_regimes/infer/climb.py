@@ -184,39 +184,39 @@ class Climb:
             return
         parameters = fused.read(self.now.params)
         losses, after = fused.step(parameters)
-        if losses is None:
-            return
         start = self.num_steps
-        while after is not None and self.num_steps - start < num_steps and not self.converged:
-            losses, beyond = fused.step(after)
-            if losses is None or fallen(self.now, losses).any():
-                break  # of which :meth:`run` takes care
-            rise = self.now.losses - losses
-            self.losses.append(losses)
+        try:
+            while after is not None and self.num_steps - start < num_steps and not self.converged:
+                losses, beyond = fused.step(after)
+                if losses is None or fallen(self.now, losses).any():
+                    break  # of which :meth:`run` takes care
+                rise = self.now.losses - losses
+                self.losses.append(losses)
+                self.num_e_steps += 1
+                self.now = self.now._replace(losses=losses)
+                parameters, after = after, beyond
+                if tol is not None and (rise < tol).all():
+                    self.converged = True
+                    self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+        finally:  # also where the user ended it
+            if self.num_steps > start:
+                self.now = self.now._replace(params=fused.write(parameters, self.now.params))
+        if self.num_steps > start and not self.converged and self.num_steps - start < num_steps:
+            arguments = self._arguments_of(self.now.params)
+            state = evaluate(self.problem, self.now.params, arguments)
+            self.now = state._replace(losses=self.losses[-1])
             self.num_e_steps += 1
-            self.now = self.now._replace(losses=losses)
-            parameters, after = after, beyond
-            if tol is not None and (rise < tol).all():
-                self.converged = True
-                self.stop_reason = f"log-likelihood rose by less than {tol:g}"
-        if self.num_steps == start:
-            return
-        params = fused.write(parameters, self.now.params)
-        self.now = self.now._replace(params=params)
-        if not self.converged and self.num_steps - start < num_steps:
-            arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
-            for each in self.problem.plan.assignments:
-                fill_arguments(each, params[each.name], arguments)
-            self.now = evaluate(self.problem, params, arguments)._replace(losses=self.losses[-1])
-            self.num_e_steps += 1
+
+    def _arguments_of(self, params: Params) -> dict[str, Arguments]:
+        """The arguments of all sites that hold these parameters."""
+        arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
+        for each in self.problem.plan.assignments:
+            fill_arguments(each, params[each.name], arguments)
+        return arguments
 
     def at(self, params: Params, found: Maximised) -> State:
         """The state of parameters: those found, or of some restarts the ones before."""
-        arguments = found.arguments
-        if params is not found.values:
-            arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
-            for each in self.problem.plan.assignments:
-                fill_arguments(each, params[each.name], arguments)
+        arguments = found.arguments if params is found.values else self._arguments_of(params)
         return evaluate(self.problem, params, arguments, found.unbounded)
 
     @property

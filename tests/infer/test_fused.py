@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.infer import climb
 from pyro_regimes.infer import em as em_module
-from pyro_regimes.kernels import ops
+from pyro_regimes.kernels import cpu_em, ops
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
 SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
@@ -120,6 +121,31 @@ def test_what_is_not_ordinary_is_left_to_the_steps():
         result = EM(gaussian_model(data)).run(num_steps=5, tol=None)
     assert result.num_steps == 5
     assert all(later <= now + 1e-9 for now, later in zip(result.history, result.history[1:]))
+
+
+@pytest.mark.parametrize("forbidden", [False, True], ids=["fused", "step by step"])
+def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatch):
+    model = MODELS["one sequence"]
+    spy(monkeypatch, allowed=not forbidden)
+    history = EM(model).run(num_steps=5, tol=None).history
+    pyro.clear_param_store()
+    calls = []
+    sweep = climb.evaluate if forbidden else cpu_em.GaussianEM.step
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return sweep(*args)
+
+    if forbidden:
+        monkeypatch.setattr(climb, "evaluate", interrupted)
+    else:
+        monkeypatch.setattr(cpu_em.GaussianEM, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EM(model).run(num_steps=50, tol=None)
+    monkeypatch.undo()
+    assert EM(model).evaluate_loss() == pytest.approx(history[3], rel=1e-12)
 
 
 def test_callback_sees_every_step_in_the_store():
