@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_regimes.kernels.shapes import broadcast
+
 #: The end of an error about shapes, where this is the likely slip.
 TIME_SLIP = (
     "; dimension -3 of the transitions and dimension -2 of observation_dist.batch_shape are always "
@@ -74,7 +76,7 @@ def agree_on_num_steps(
 def broadcast_batches(**batch_shapes: torch.Size) -> torch.Size:
     """The common batch shape of the named arguments."""
     try:
-        return torch.broadcast_shapes(*batch_shapes.values())
+        return broadcast(*batch_shapes.values())
     except RuntimeError as error:
         came = ", ".join(f"{name} {tuple(shape)}" for name, shape in batch_shapes.items())
         raise ValueError(f"expected batch shapes that broadcast, got {came}{TIME_SLIP}") from error

@@ -14,6 +14,7 @@ from torch.types import _size
 from pyro_regimes.distributions import checks, observation
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.shapes import broadcast
 
 
 class RegimeHMM(TorchDistribution):
@@ -310,7 +311,7 @@ class RegimeHMM(TorchDistribution):
             # It would check again, and refuse a value that only some of the states can emit.
             observation_dist = _copy(observation_dist, validate_args=False)
         observation_logits = observation.log_prob(observation_dist, value)
-        shape = torch.broadcast_shapes(self.batch_shape, observation_logits.shape[:-2])
+        shape = broadcast(self.batch_shape, observation_logits.shape[:-2])
         observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
         return self.initial_logits, self.transition_logits, observation_logits, self.lengths
 
@@ -344,7 +345,7 @@ class RegimeHMM(TorchDistribution):
                 f"-{self.event_dim}, {came}{'' if self.duration is None else checks.TIME_SLIP}"
             )
         try:
-            torch.broadcast_shapes(self.batch_shape, value.shape[: -self.event_dim])
+            broadcast(self.batch_shape, value.shape[: -self.event_dim])
         except RuntimeError as error:
             raise ValueError(
                 f"expected value to have a batch shape that broadcasts with "
@@ -357,8 +358,8 @@ class RegimeHMM(TorchDistribution):
             support = self.observation_dist.support
         except NotImplementedError:  # a distribution need not define it
             support = None
-        if support is None:
-            return
+        if support is None or (_is_real(support) and not value.sum().isnan()):
+            return  # a sum that is no NaN has none in it
         inside = support.check(self._beside_states(value)).any(-1)  # (..., T)
         if valid is not None:
             inside = inside | ~valid
@@ -373,6 +374,12 @@ class RegimeHMM(TorchDistribution):
     def _beside_states(self, value: Tensor) -> Tensor:
         """``(..., T, 1) + event``: to be measured against the K components."""
         return value.unsqueeze(-self.event_dim)
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, type(constraints.real_vector)):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 def _normalise(name: str, value: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ def log_likelihood(
     chain = (initial, transition, observation)
     recorded = torch.jit.is_tracing()  # to be differentiated later, perhaps
     if recorded or torch.is_grad_enabled() and any(map(_may_be_differentiated, chain)):
-        value: Tensor = Expectations.apply(*chain, lengths, name)[0]
+        value: Tensor = dispatch.apply(Expectations, *chain, lengths, name)[0]
         return value
     value = log_likelihood_operator(*chain, lengths, name)
     return value

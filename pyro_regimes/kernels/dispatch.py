@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 BACKENDS = ("reference", "cpu", "cuda")
 
@@ -78,6 +80,16 @@ def kernel(name: str, device: torch.device) -> ModuleType:
     from pyro_regimes.kernels import cpu
 
     return cpu
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``, which otherwise looks up the names of its arguments each time.
+
+    That takes as long as a short kernel, and serves function transforms alone.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pyro_regimes.kernels import dispatch
+from pyro_regimes.kernels.shapes import broadcast
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -68,7 +69,7 @@ def _log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
         return plain_log_prob(value, loc, factor)
     batch_shape = value.shape[:-2]
     if batch_shape != loc.shape[:-2] or batch_shape != factor.shape[:-3]:
-        batch_shape = torch.broadcast_shapes(batch_shape, loc.shape[:-2], factor.shape[:-3])
+        batch_shape = broadcast(batch_shape, loc.shape[:-2], factor.shape[:-3])
     num_steps, size = value.shape[-2:]
     loc, factor = _flatten(loc, 2, batch_shape), _flatten(factor, 3, batch_shape)
     if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
@@ -82,7 +83,7 @@ def _log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     if dispatch.is_plain(value, loc, factor):
         return _log_density(value, loc, factor)
-    density: Tensor = LogDensity.apply(value, loc, factor)
+    density: Tensor = dispatch.apply(LogDensity, value, loc, factor)
     return density
 
 
@@ -259,22 +260,35 @@ class LogDensity(Function):
         to_value = to_loc = to_factor = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             given = (value, weights, loc, factor)
-            # Under another function only where the gradient will be differentiated in its turn.
-            run = _moments if dispatch.is_plain(*given) else Moments.apply
-            weight, first, second = run(*given)
-            solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
-            to_loc = _sum_to(solved[..., 0], loc.shape)
-            to_factor = solved[..., 1:]
-            steepness = weight.unsqueeze(-1) / _diagonal(factor)
-            if _is_full(factor):
-                to_factor = to_factor.tril() - torch.diag_embed(steepness)
-            else:
-                to_factor = to_factor - steepness.unsqueeze(-1)
-            to_factor = _sum_to(to_factor, factor.shape)
+            if dispatch.is_plain(*given):
+                to_loc, to_factor = _gradients(*given)
+            else:  # the gradient will be differentiated in its turn
+                to_loc, to_factor = _differentiable_gradients(*given)
+            to_loc, to_factor = _sum_to(to_loc, loc.shape), _sum_to(to_factor, factor.shape)
         if ctx.needs_input_grad[0]:
             pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
             to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)
         return to_value, to_loc, to_factor
+
+
+def _gradients(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    from pyro_regimes.kernels import cpu_gaussian_gradient
+
+    return cpu_gaussian_gradient.gradients(value, weights, loc, factor)
+
+
+def _differentiable_gradients(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    weight, first, second = Moments.apply(value, weights, loc, factor)
+    solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
+    to_loc, to_factor = solved[..., 0], solved[..., 1:]
+    steepness = weight.unsqueeze(-1) / _diagonal(factor)
+    if _is_full(factor):
+        return to_loc, to_factor.tril() - torch.diag_embed(steepness)
+    return to_loc, to_factor - steepness.unsqueeze(-1)
 
 
 class Moments(Function):

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyro_regimes.kernels import autograd, decoding, dispatch, reference
 from pyro_regimes.kernels.dispatch import backend
+from pyro_regimes.kernels.shapes import broadcast
 
 __all__ = [
     "Expectations",
@@ -134,7 +135,7 @@ def _check(
     if lengths is not None:
         shapes.append(lengths.shape)
     try:
-        batch_shape = _broadcast(shapes)
+        batch_shape = broadcast(*shapes)
     except RuntimeError as error:
         batches = dict(zip((*named, "lengths"), map(tuple, shapes)))
         raise ValueError(f"expected batch shapes that broadcast, got {batches}") from error
@@ -148,14 +149,6 @@ def _check(
         observation_logits.to(dtype).expand(batch_shape + observation_logits.shape[-2:]),
         None if lengths is None else lengths.expand(batch_shape),
     )
-
-
-def _broadcast(shapes: list[torch.Size]) -> torch.Size:
-    """``torch.broadcast_shapes``, which takes longer than a short recursion, where it is needed."""
-    longest = max(shapes, key=len)
-    if all(not shape or shape == longest for shape in shapes):
-        return longest
-    return torch.broadcast_shapes(*shapes)
 
 
 class _Flat(NamedTuple):
@@ -236,7 +229,7 @@ def expectations(
         kernel = dispatch.kernel(name, flat.observation_logits.device)
         value, smoothed, moved = kernel.expectations(*flat)
     else:
-        value, smoothed, moved = autograd.Expectations.apply(*flat, name)
+        value, smoothed, moved = dispatch.apply(autograd.Expectations, *flat, name)
     if transition_logits.shape[-3] == 1:
         moved = moved.squeeze(1)
     batch_shape = chain.observation_logits.shape[:-2]
