@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 
 import torch
@@ -43,8 +44,13 @@ def one_of(
     return chosen, value
 
 
-def rows(name: str, value: Tensor) -> None:
-    """Refuse rows, along the last dim, that are no distribution over states."""
+def rows(name: str, value: Tensor, normalised: Tensor) -> None:
+    """Refuse rows, along the last dim, that are no distribution over states.
+
+    :param normalised: what became of the rows; logits that are no distribution have become NaN.
+    """
+    if name.endswith("logits") and not math.isnan(normalised.detach().sum().item()):
+        return
     if name.endswith("probs"):
         good, expected = constraints.simplex.check(value), "be non-negative and sum to 1"
     else:

@@ -6,7 +6,8 @@ Gaussian observations, constant in time, on the CPU: :class:`MultivariateNormal`
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -21,17 +22,24 @@ _UNIVARIATE = (Normal, dist.Normal)
 _INDEPENDENT = (Independent, dist.Independent)
 
 
-def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
-    r""":math:`\log b_k(x_t)` for all states.
+class Gaussian(NamedTuple):
+    """Gaussian observations, constant in time."""
 
-    :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
-    :param value: ``(..., T) + observation_dist.event_shape``.
-    :return: ``(..., T, K)``.
+    loc: Tensor  #: ``(..., K or 1, D)``
+    #: the lower Cholesky factor ``(..., K or 1, D, D)``, or standard deviations ``(..., K, D, 1)``
+    factor: Tensor
+
+
+def as_gaussian(
+    observation_dist: Distribution, value: Tensor, is_checked: bool = False
+) -> Gaussian | None:
+    """The arguments of :mod:`.kernels.gaussian`, where there is a kernel for them and the value.
+
+    :param is_checked: whether the value needs no check by ``observation_dist``.
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
     """
-    beside_states = value.unsqueeze(-1 - len(observation_dist.event_shape))
-    batch_shape = observation_dist.batch_shape
     family = _unwrap(observation_dist)
+    batch_shape = observation_dist.batch_shape
     if (
         family is None
         or batch_shape[-2:-1] not in ((), (1,))
@@ -39,22 +47,58 @@ def log_prob(observation_dist: Distribution, value: Tensor) -> Tensor:
         or not value.is_floating_point()
         or dispatch.choose(value) not in ("cpu", "")
     ):
-        density: Tensor = observation_dist.log_prob(beside_states)
-        return density
-    if family._validate_args:
-        family._validate_sample(beside_states)
-    loc = gaussian.without_time(family.loc.expand(batch_shape + observation_dist.event_shape), 2)
+        return None
+    if family._validate_args and not is_checked:
+        family._validate_sample(_beside_states(observation_dist, value))
+    loc = gaussian.without_time(_expand(family.loc, batch_shape + observation_dist.event_shape), 2)
     if isinstance(family, MultivariateNormal):
         # Whichever matrix was given; from another, torch has computed this one, differentiably.
-        factor = gaussian.without_time(family._unbroadcasted_scale_tril, 3)
-        density = gaussian.log_prob(value, loc, factor)
-    else:
-        scale = family.scale.expand(batch_shape + observation_dist.event_shape)
-        scale = gaussian.without_time(scale, 2)
-        density = gaussian.log_prob_diagonal(value, loc, scale)
+        return Gaussian(loc, gaussian.without_time(family._unbroadcasted_scale_tril, 3))
+    scale = _expand(family.scale, batch_shape + observation_dist.event_shape)
+    return Gaussian(loc, gaussian.without_time(scale, 2).unsqueeze(-1))
+
+
+def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = False) -> Tensor:
+    r""":math:`\log b_k(x_t)` for all states.
+
+    :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
+    :param value: ``(..., T) + observation_dist.event_shape``.
+    :param is_checked: whether the value needs no check by ``observation_dist``, which would refuse
+        one that only some of the states can emit.
+    :return: ``(..., T, K)``.
+    :raises ValueError: if ``observation_dist`` validates and does not support the value.
+    """
+    found = as_gaussian(observation_dist, value, is_checked)
+    if found is None:
+        if is_checked:
+            observation_dist = shallow_copy(observation_dist, validate_args=False)
+        density: Tensor = observation_dist.log_prob(_beside_states(observation_dist, value))
+        return density
+    density = gaussian.log_prob(value, *found)
+    batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def shallow_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
+    """A copy that is safe to expand: Pyro's ``ExpandedDistribution.expand`` changes itself."""
+    copied = copy.copy(distribution)
+    if validate_args is not None:
+        copied._validate_args = validate_args
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            setattr(copied, name, shallow_copy(value, validate_args))
+    return copied
+
+
+def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
+    """``(..., T, 1) + event``: to be measured against the K components."""
+    return value.unsqueeze(-1 - len(observation_dist.event_shape))
+
+
+def _expand(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.expand(shape)
 
 
 def _broadcasts_to(shape: torch.Size, wanted: torch.Size) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, TorchDistribution, constraints
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation
 from pyro_regimes.distributions.posterior import Posterior
-from pyro_regimes.kernels import ops
+from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
 
 
@@ -102,13 +100,14 @@ class RegimeHMM(TorchDistribution):
         self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
         self.lengths = lengths
-        if self._validate_args if validate_args is None else validate_args:
-            for name, value in self.arguments.items():
-                checks.rows(name, value)
+        checking = self._validate_args if validate_args is None else validate_args
         if transition.dim() == 2:
             transition = transition.unsqueeze(-3)
-        setattr(self, initial_name, _normalise(initial_name, initial))
-        setattr(self, transition_name, _normalise(transition_name, transition))
+        for name, value in ((initial_name, initial), (transition_name, transition)):
+            normalised = _normalise(name, value)
+            setattr(self, name, normalised)
+            if checking:
+                checks.rows(name, self.arguments[name], normalised)
 
         self._duration = checks.agree_on_num_steps(duration, transition.shape[-3], sizes[-2:-1])
         if lengths is not None:
@@ -120,7 +119,10 @@ class RegimeHMM(TorchDistribution):
             lengths=torch.Size() if lengths is None else lengths.shape,
         )
         event_shape = torch.Size([self._duration or 1]) + observation_dist.event_shape
-        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        super().__init__(batch_shape, event_shape, validate_args=False)  # as has been done
+        del self._validate_args  # the class's again, unless the caller decided
+        if validate_args is not None:
+            self._validate_args = validate_args
 
     @lazy_property
     def initial_logits(self) -> Tensor:
@@ -184,7 +186,15 @@ class RegimeHMM(TorchDistribution):
         :return: ``(...)``; -inf, with gradient 0, for a sequence of probability zero.
         :raises ValueError: if the value's shape, length or support does not fit.
         """
-        return ops.log_likelihood(*self._chain(value))
+        value = self._check(value)
+        found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
+        if found is None:
+            return ops.log_likelihood(*self._chain_of(value))
+        log_likelihood = gaussian_chain.log_likelihood(
+            self.initial_logits, self.transition_logits, value, *found, self.lengths
+        )
+        shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
+        return log_likelihood if log_likelihood.shape == shape else log_likelihood.expand(shape)
 
     def filter(self, value: Tensor) -> Categorical:
         r"""The last state given the data, :math:`p(q_T \mid x_1, \dots, x_T)`.
@@ -278,7 +288,7 @@ class RegimeHMM(TorchDistribution):
         weights = torch.cat(future, -2)  # (..., n, K)
         return MixtureSameFamily(
             Categorical(weights, validate_args=self._validate_args),
-            _copy(self.observation_dist).expand(weights.shape),
+            observation.shallow_copy(self.observation_dist).expand(weights.shape),
             validate_args=self._validate_args,
         )
 
@@ -293,7 +303,7 @@ class RegimeHMM(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         states = ops.sample_prior(self.initial_logits, self.transition_logits, self.duration, shape)
         each_state = self.batch_shape + (self.duration, self.state_dim)
-        each = _copy(self.observation_dist).expand(each_state)
+        each = observation.shallow_copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
         event_shape = self.observation_dist.event_shape
         index = states.reshape(states.shape + (1,) * (1 + len(event_shape)))
@@ -303,17 +313,21 @@ class RegimeHMM(TorchDistribution):
 
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The kernels' arguments for one value, checked."""
+        return self._chain_of(self._check(value))
+
+    def _chain_of(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        logits = observation.log_prob(self.observation_dist, value, self._validate_args)
+        shape = broadcast(self.batch_shape, logits.shape[:-2])
+        logits = logits.expand(shape + logits.shape[-2:])
+        return self.initial_logits, self.transition_logits, logits, self.lengths
+
+    def _check(self, value: Tensor) -> Tensor:
+        """The value without padding, checked."""
         self._check_shape(value)
         value, valid = self._without_padding(value)
-        observation_dist = self.observation_dist
         if self._validate_args:
             self._validate_sample(value, valid)
-            # It would check again, and refuse a value that only some of the states can emit.
-            observation_dist = _copy(observation_dist, validate_args=False)
-        observation_logits = observation.log_prob(observation_dist, value)
-        shape = broadcast(self.batch_shape, observation_logits.shape[:-2])
-        observation_logits = observation_logits.expand(shape + observation_logits.shape[-2:])
-        return self.initial_logits, self.transition_logits, observation_logits, self.lengths
+        return value
 
     def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """The value with its first step in place of padding; where it counts, ``(..., T)``.
@@ -358,7 +372,7 @@ class RegimeHMM(TorchDistribution):
             support = self.observation_dist.support
         except NotImplementedError:  # a distribution need not define it
             support = None
-        if support is None or (_is_real(support) and not value.sum().isnan()):
+        if support is None or (_is_real(support) and not value.detach().sum().isnan()):
             return  # a sum that is no NaN has none in it
         inside = support.check(self._beside_states(value)).any(-1)  # (..., T)
         if valid is not None:
@@ -390,14 +404,3 @@ def _safe_log(probs: Tensor) -> Tensor:
     """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
     impossible = probs == 0
     return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
-
-
-def _copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
-    """A shallow copy, safe to expand: Pyro's ExpandedDistribution.expand changes itself."""
-    copied = copy.copy(distribution)
-    if validate_args is not None:
-        copied._validate_args = validate_args
-    for name, value in vars(distribution).items():
-        if isinstance(value, Distribution):
-            setattr(copied, name, _copy(value, validate_args))
-    return copied

@@ -25,7 +25,7 @@ from torch.distributions import MultivariateNormal
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = MultivariateNormal
 
@@ -78,7 +78,7 @@ def _location_statistics(
     if varies:
         weight, total = weights.unsqueeze(-1), weights.unsqueeze(-1) * value
     else:
-        weight, total = gaussian.sums(value.squeeze(-2), weights)
+        weight, total = gaussian_sums.sums(value.squeeze(-2), weights)
         weight, total = weight[..., None, :, None], total.unsqueeze(-3)  # (..., 1, K, 1), (.., D)
     if not shared:
         return weight, total
@@ -109,7 +109,7 @@ def _scatter_statistics(
         weight = weights[..., None, None]
         return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
     loc = gaussian.without_time(loc, 2)
-    scatter = gaussian.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
+    scatter = gaussian_sums.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
     return weights.sum(-2)[..., None, :, None, None], scatter.unsqueeze(-4)
 
 

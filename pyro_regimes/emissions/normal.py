@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = Normal
 
@@ -62,10 +62,10 @@ def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, T
     value = observed.value.squeeze(-1 - event_dim)
     value = value if event_dim else value.unsqueeze(-1)  # (..., T, D)
     if loc is None:
-        weight, total = gaussian.sums(value, observed.weights)
+        weight, total = gaussian_sums.sums(value, observed.weights)
     else:
         weight = observed.weights.sum(-2)
-        total = gaussian.scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
+        total = gaussian_sums.scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
     weight, total = weight.unsqueeze(-1).expand(total.shape).unsqueeze(-3), total.unsqueeze(-3)
     return (weight, total) if event_dim else (weight.squeeze(-1), total.squeeze(-1))
 

@@ -38,16 +38,31 @@ from pyro_regimes.kernels.shapes import broadcast
 _LOG_2_PI = math.log(2 * math.pi)
 
 
-def log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     r""":math:`\log N(x_t; \mu_k, L_k L_k^\top)` for all states; batch dims broadcast.
 
     :param value: ``(..., T, D)``.
     :param loc: ``(..., K or 1, D)``.
-    :param scale_tril: the lower Cholesky factor, ``(..., K or 1, D, D)``; what is above its
-        diagonal is not read.
+    :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, of which what is above the
+        diagonal is not read; or standard deviations, ``(..., K or 1, D, 1)``.
     :return: ``(..., T, K)``.
     """
-    return _log_prob(value, loc, scale_tril)
+    if not value.dtype == loc.dtype == factor.dtype:
+        dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
+        value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
+    if not is_served(value, loc, factor):
+        return plain_log_prob(value, loc, factor)
+    batch_shape = value.shape[:-2]
+    if batch_shape != loc.shape[:-2] or batch_shape != factor.shape[:-3]:
+        batch_shape = broadcast(batch_shape, loc.shape[:-2], factor.shape[:-3])
+    num_steps, size = value.shape[-2:]
+    loc, factor = flatten(loc, 2, batch_shape), flatten(factor, 3, batch_shape)
+    if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
+        density = _density(value.reshape(1, -1, size), loc, factor)
+        density = density.reshape(value.shape[:-1] + density.shape[-1:])
+        return density.expand(batch_shape + (num_steps, density.shape[-1]))
+    density = _density(flatten(value, 2, batch_shape), loc, factor)
+    return density.reshape(batch_shape + density.shape[1:])
 
 
 def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -58,36 +73,17 @@ def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     :param scale: standard deviations, ``(..., K or 1, D or 1)``.
     :return: ``(..., T, K)``.
     """
-    return _log_prob(value, loc, scale.expand(scale.shape[:-1] + value.shape[-1:]).unsqueeze(-1))
-
-
-def _log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
-    if not value.dtype == loc.dtype == factor.dtype:
-        dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
-        value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
-    if not _is_served(value, loc, factor):
-        return plain_log_prob(value, loc, factor)
-    batch_shape = value.shape[:-2]
-    if batch_shape != loc.shape[:-2] or batch_shape != factor.shape[:-3]:
-        batch_shape = broadcast(batch_shape, loc.shape[:-2], factor.shape[:-3])
-    num_steps, size = value.shape[-2:]
-    loc, factor = _flatten(loc, 2, batch_shape), _flatten(factor, 3, batch_shape)
-    if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
-        density = _density(value.reshape(1, -1, size), loc, factor)
-        density = density.reshape(value.shape[:-1] + density.shape[-1:])
-        return density.expand(batch_shape + (num_steps, density.shape[-1]))
-    density = _density(_flatten(value, 2, batch_shape), loc, factor)
-    return density.reshape(batch_shape + density.shape[1:])
+    return log_prob(value, loc, scale.expand(scale.shape[:-1] + value.shape[-1:]).unsqueeze(-1))
 
 
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     if dispatch.is_plain(value, loc, factor):
-        return _log_density(value, loc, factor)
+        return log_density(value, loc, factor)
     density: Tensor = dispatch.apply(LogDensity, value, loc, factor)
     return density
 
 
-def _is_served(*tensors: Tensor) -> bool:
+def is_served(*tensors: Tensor) -> bool:
     """Whether there is a kernel for these tensors."""
     return (
         tensors[0].dtype in (torch.float32, torch.float64)
@@ -96,7 +92,7 @@ def _is_served(*tensors: Tensor) -> bool:
     )
 
 
-def _flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
+def flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
     """``(N, ...)``, or ``(1, ...)`` where it is shared by the whole batch."""
     batch = tensor.shape[: tensor.dim() - event_dim]
     event = tensor.shape[tensor.dim() - event_dim :]
@@ -139,7 +135,8 @@ def plain_log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     return (-0.5 * squares - constant.unsqueeze(-1)).mT
 
 
-def _log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+def log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """The densities of flat, plain tensors; see :class:`LogDensity`."""
     from pyro_regimes.kernels import cpu_gaussian
 
     loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
@@ -215,7 +212,7 @@ log_density_operator = _define(
     "gaussian_log_density",
     "Tensor value, Tensor loc, Tensor factor",
     "Tensor",
-    _log_density,
+    log_density,
     _log_density_like,
 )
 moments_operator = _define(
@@ -227,7 +224,8 @@ moments_operator = _define(
 )
 
 
-def _sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:
+def sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """``gradient.sum_to_size(shape)``, or itself."""
     return gradient if gradient.shape == shape else gradient.sum_to_size(shape)
 
 
@@ -243,7 +241,7 @@ class LogDensity(Function):
     @staticmethod
     def forward(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
         # An operator takes longer to call than a short kernel to run.
-        run = _log_density if dispatch.is_plain(value, loc, factor) else log_density_operator
+        run = log_density if dispatch.is_plain(value, loc, factor) else log_density_operator
         density: Tensor = run(value, loc, factor)
         return density
 
@@ -257,18 +255,33 @@ class LogDensity(Function):
         if weights is None:
             return None, None, None
         value, loc, factor = ctx.saved_tensors
-        to_value = to_loc = to_factor = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            given = (value, weights, loc, factor)
-            if dispatch.is_plain(*given):
-                to_loc, to_factor = _gradients(*given)
-            else:  # the gradient will be differentiated in its turn
-                to_loc, to_factor = _differentiable_gradients(*given)
-            to_loc, to_factor = _sum_to(to_loc, loc.shape), _sum_to(to_factor, factor.shape)
-        if ctx.needs_input_grad[0]:
-            pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
-            to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)
-        return to_value, to_loc, to_factor
+        return pull_back(value, weights, loc, factor, ctx.needs_input_grad)
+
+
+def pull_back(
+    value: Tensor,
+    weights: Tensor,
+    loc: Tensor,
+    factor: Tensor,
+    needed: tuple[bool, ...] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Derivatives of the log densities, flat as in :class:`LogDensity`, under cotangents.
+
+    :param weights: the cotangents, ``(N, T, K)``.
+    :param needed: whether those of value, loc and factor are.
+    """
+    to_value = to_loc = to_factor = None
+    if needed[1] or needed[2]:
+        given = (value, weights, loc, factor)
+        if dispatch.is_plain(*given):
+            to_loc, to_factor = _gradients(*given)
+        else:  # the gradient will be differentiated in its turn
+            to_loc, to_factor = _differentiable_gradients(*given)
+        to_loc, to_factor = sum_to(to_loc, loc.shape), sum_to(to_factor, factor.shape)
+    if needed[0]:
+        pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
+        to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)
+    return to_value, to_loc, to_factor
 
 
 def _gradients(
@@ -349,62 +362,3 @@ def without_time(argument: Tensor, event_dim: int) -> Tensor:
     if argument.dim() < event_dim:
         return argument.reshape((1,) * (event_dim - argument.dim()) + argument.shape)
     return argument if argument.dim() == event_dim else argument.squeeze(-1 - event_dim)
-
-
-def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\sum_t w_{tk}`, ``(..., K)``, and :math:`\sum_t w_{tk} x_t`, ``(..., K, D)``.
-
-    Not differentiable; in the dtype of the weights.
-
-    :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
-    :param weights: ``(..., T, K)``.
-    """
-    if not _is_served(value, weights):
-        return weights.sum(-2), weights.mT @ value
-    from pyro_regimes.kernels import cpu_gaussian
-
-    batch_shape = weights.shape[:-2]
-    weight, total = cpu_gaussian.sums(
-        _flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
-    )
-    return (
-        weight.to(weights.dtype).reshape(batch_shape + weight.shape[1:]),
-        total.to(weights.dtype).reshape(batch_shape + total.shape[1:]),
-    )
-
-
-def scatter(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(..., K, D, D)``.
-
-    Not differentiable; in the dtype of the weights.
-
-    :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
-    :param weights: ``(..., T, K)``.
-    :param loc: ``(..., K or 1, D)``, likewise.
-    """
-    if not _is_served(value, weights, loc):
-        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)  # (..., K, T, D)
-        return (weights.mT.unsqueeze(-1) * deviation).mT @ deviation
-    from pyro_regimes.kernels import cpu_gaussian
-
-    return _scatter(cpu_gaussian.scatter_full, value, weights, loc)
-
-
-def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; see :func:`scatter`."""
-    if not _is_served(value, weights, loc):
-        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)
-        return (weights.mT.unsqueeze(-1) * deviation.square()).sum(-2)
-    from pyro_regimes.kernels import cpu_gaussian
-
-    return _scatter(cpu_gaussian.scatter_diagonal, value, weights, loc)
-
-
-def _scatter(kernel: Any, value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    batch_shape = weights.shape[:-2]
-    found: Tensor = kernel(
-        _flatten(value, 2, batch_shape),
-        weights.reshape((-1,) + weights.shape[-2:]),
-        _flatten(loc, 2, batch_shape).unsqueeze(1),
-    )
-    return found.to(weights.dtype).reshape(batch_shape + found.shape[1:])

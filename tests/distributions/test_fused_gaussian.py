@@ -108,7 +108,7 @@ def values_and_gradients(
 def test_equals_the_distributions_own_density(name, batch, monkeypatch):
     value = draw(*batch, T, D)
     actual = values_and_gradients(name, value)
-    monkeypatch.setattr(observation, "log_prob", generic)
+    monkeypatch.setattr(observation, "as_gaussian", lambda *args: None)
     for one, other in zip(actual, values_and_gradients(name, value), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
@@ -168,7 +168,7 @@ def test_padding_may_hold_nan(name, monkeypatch):
     value[1, 30:] = math.nan
     actual = values_and_gradients(name, value, lengths)
     assert all(part.isfinite().all() for part in actual)
-    monkeypatch.setattr(observation, "log_prob", generic)
+    monkeypatch.setattr(observation, "as_gaussian", lambda *args: None)
     for one, other in zip(actual, values_and_gradients(name, value, lengths), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
