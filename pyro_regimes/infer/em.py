@@ -216,8 +216,9 @@ class EM:
         for each in plan.assignments:
             if self.min_eigenvalue > 0 and each.update is not None:
                 value = params[each.name]
-                cells = blocks(value, each.update.event_dim)
-                raised = each.update.feasible(cells, self.min_eigenvalue).reshape(value.shape)
+                cells = each.link.forward(blocks(value, each.update.event_dim))
+                raised = each.link.inverse(each.update.feasible(cells, self.min_eigenvalue))
+                raised = raised.reshape(value.shape)
                 if not torch.equal(raised, value):
                     write_parameter(each.name, raised)
                     moved = True

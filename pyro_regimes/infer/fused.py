@@ -16,8 +16,8 @@ from torch import Tensor
 from pyro_regimes.emissions import multivariate_normal
 from pyro_regimes.infer.e_step import SiteData
 from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.identity import Role
 from pyro_regimes.infer.parameters import Assignment, Plan
+from pyro_regimes.infer.roles import Role
 from pyro_regimes.kernels import ops
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _is_plain(data: SiteData) -> bool:
 
 def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None:
     """How many models in turn a parameter belongs to, if it is their very argument."""
-    if len(each.uses) != 1 or not each.uses[0].whole or each.logits:
+    if len(each.uses) != 1 or not each.uses[0].whole or not each.link.is_identity:
         return None
     use = each.uses[0]
     if use.argument.endswith("_logits"):

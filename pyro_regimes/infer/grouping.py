@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.identity import Role
 from pyro_regimes.infer.parameters import Assignment, Plan, Use
+from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Run, Site
 
 

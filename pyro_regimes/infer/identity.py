@@ -7,41 +7,15 @@ and unnormalised probs all match), symmetrised covariances and precisions, lower
 
 from __future__ import annotations
 
-import enum
 import math
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from pyro_regimes.infer.links import LINKS, Link
+from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Argument
-
-
-class Role(enum.Enum):
-    """What an argument means; arguments of one role are updated alike."""
-
-    INITIAL = "initial"
-    TRANSITION = "transition"
-    LOCATION = "loc"
-    SCALE = "scale"
-    COVARIANCE = "covariance_matrix"
-    FACTOR = "scale_tril"
-    PRECISION = "precision_matrix"
-
-    @staticmethod
-    def of(argument: str) -> Role:
-        """The role of an argument by its name: probs and logits have one."""
-        return Role(argument.removesuffix("_probs").removesuffix("_logits"))
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether it holds probabilities of the hidden chain."""
-        return self in (Role.INITIAL, Role.TRANSITION)
-
-    @property
-    def event_dim(self) -> int:
-        """The dims of a canonical block where it does not depend on the family (all but loc)."""
-        return {Role.SCALE: 0, Role.INITIAL: 1, Role.TRANSITION: 1}.get(self, 2)
 
 
 def blocks(value: Tensor, event_dim: int) -> Tensor:
@@ -65,14 +39,14 @@ def canonical_argument(argument: Argument, role: Role) -> Tensor:
 
 
 def _canonical_parameter(
-    parameter: Tensor, argument: Argument, role: Role, logits: bool
+    parameter: Tensor, argument: Argument, role: Role, link: Link
 ) -> Tensor | None:
     """A parameter's canonical cells; None where they cannot be blocks of the argument."""
     event_dim = argument.event_dim
     shape = argument.value.shape[argument.value.dim() - event_dim :]
     if parameter.dim() < event_dim or parameter.shape[parameter.dim() - event_dim :] != shape:
         return None
-    return blocks(canonical(parameter, role, logits), event_dim)
+    return blocks(canonical(link.forward(parameter), role, logits=False), event_dim)
 
 
 def _tolerance(value: Tensor) -> float:
@@ -95,21 +69,21 @@ def _distance(actual: Tensor, expected: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tensor, bool] | None:
+def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tensor, Link] | None:
     """Match an argument's blocks with a parameter's cells by value, at a random point.
 
     There all cells differ, so that a match says which cell a block is.
 
-    :return: for each block its cell or -1 (on the CPU), and whether the parameter holds logits;
-        None where no block matches.
+    :return: for each block its cell or -1 (on the CPU), and what the parameter holds; None where
+        no block matches.
     """
     target = canonical_argument(argument, role).to(parameter.dtype)
-    for logits in (False, True) if role.is_chain else (False,):
-        cells = _canonical_parameter(parameter, argument, role, logits)
+    for link in LINKS[role]:
+        cells = _canonical_parameter(parameter, argument, role, link)
         if cells is None:
             return None
-        if role.is_chain and not (cells >= 0).all():
-            continue  # negative entries are no probabilities
+        if not cells.isfinite().all() or role.is_chain and not (cells >= 0).all():
+            continue  # it cannot be this
         flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
         generator = torch.Generator().manual_seed(0)
         weights = torch.rand(flat_cells.shape[1], generator=generator, dtype=torch.float64)
@@ -124,16 +98,16 @@ def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tenso
             nearest = torch.where(closer, candidate, nearest)
         best = torch.where(_close(flat_target, flat_cells[nearest]), nearest, -1)
         if (best >= 0).any():
-            return best.cpu(), logits
+            return best.cpu(), link
     return None
 
 
 @torch.no_grad()
 def agrees(
-    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, logits: bool
+    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, link: Link
 ) -> bool:
     """Whether the argument's matched blocks have the values of the parameter's cells."""
-    held = _canonical_parameter(parameter, argument, role, logits)
+    held = _canonical_parameter(parameter, argument, role, link)
     if held is None:
         return False
     cells = cells.to(parameter.device)
@@ -142,7 +116,7 @@ def agrees(
 
 
 def same_derivative(
-    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, logits: bool
+    argument: Argument, parameter: Tensor, role: Role, cells: Tensor, link: Link
 ) -> bool:
     """Whether the argument's vector-Jacobian product is that of a selection of cells.
 
@@ -160,11 +134,13 @@ def same_derivative(
     if actual is None:
         return False
     leaf = parameter.detach().requires_grad_()
-    own = _canonical_parameter(leaf, argument, role, logits)
+    own = _canonical_parameter(leaf, argument, role, link)
     assert own is not None
     cells = cells.to(parameter.device)
     pooled = torch.zeros_like(own).index_add(0, cells[cells >= 0], cotangent[cells >= 0])
     (expected,) = torch.autograd.grad(own, leaf, pooled)
+    if link.is_lower:
+        actual, expected = actual.tril(), expected.tril()
     # The logarithm of a probability that is exactly 0 has no derivative to compare.
     known = actual.isfinite() & expected.isfinite()
     actual, expected = actual[known], expected[known]
@@ -224,7 +200,7 @@ def random_value(
         candidates = [
             old + normal() if mild else sign * side * size * 10 ** uniform(2, 4),
         ]
-    elif role is Role.SCALE:
+    elif role is Role.SCALE and _is_positive(constraint):
         candidates = [old * 10 ** (sign * (uniform(0, 0.5) if mild else uniform(2, 4)))]
     elif role is not None and value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
         span = 0.5 if mild else 2.0
@@ -232,7 +208,9 @@ def random_value(
         spread = 10 ** (sign * uniform(0, span)[..., 0]) * old.abs().amax((-1, -2)).unsqueeze(-1)
         matrix = (vectors * spread.unsqueeze(-2)) @ vectors.mT
         matrix = (matrix + matrix.mT) / 2
-        candidates = [torch.linalg.cholesky(matrix) if role is Role.FACTOR else matrix]
+        candidates = [matrix, torch.linalg.cholesky(matrix)]
+        if role is Role.FACTOR:
+            candidates.reverse()
     for candidate in candidates:
         if candidate is not None and admissible(candidate.to(value.dtype)):
             return candidate.to(value)
@@ -240,6 +218,10 @@ def random_value(
     moved = transform.inv(old)
     shift = torch.randn(moved.shape, generator=generator, dtype=torch.float64)
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
+
+
+def _is_positive(constraint: constraints.Constraint) -> bool:
+    return bool(constraint.check(torch.tensor(1.0))) and not constraint.check(torch.tensor(-1.0))
 
 
 def _is_simplex(constraint: constraints.Constraint) -> bool:

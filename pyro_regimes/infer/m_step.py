@@ -22,8 +22,9 @@ from torch import Tensor
 from pyro_regimes.emissions.update import Observed
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
-from pyro_regimes.infer.identity import Role, blocks
+from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.parameters import Assignment, Plan, Use
+from pyro_regimes.infer.roles import Role
 
 
 class Maximised(NamedTuple):
@@ -74,10 +75,10 @@ def maximise(
         statistics = _pooled_statistics(each, expected, arguments)
         cells = blocks(old, each.event_dim)
         if each.update is not None:
-            new = each.update.maximise(statistics, floor).reshape(cells.shape).to(old.dtype)
+            new = each.update.maximise(statistics, floor).reshape(cells.shape)
         else:
-            new = update_probs(statistics[0], cells.softmax(-1) if each.logits else cells)
-            new = new.log() if each.logits else new
+            new = update_probs(statistics[0], each.link.forward(cells))
+        new = each.link.inverse(new).to(old.dtype)
         missing = new.isnan()
         if missing.device.type != "cpu" or bool(missing.any()):
             missing = missing.reshape(len(new), -1).any(-1)
@@ -95,9 +96,10 @@ def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Argumen
     """Put a parameter's cells where they stand in the arguments of the sites."""
     for use in each.uses:
         argument = arguments[use.site][use.argument]
-        new = value
-        if each.role.is_chain and each.logits != use.argument.endswith("_logits"):
-            new = value.softmax(-1) if each.logits else value.log()
+        if each.role.is_chain and use.argument.endswith("_logits"):
+            new = value.log() if each.link.is_identity else value
+        else:
+            new = each.link.forward(value)
         new = new.to(argument.dtype)
         if not use.whole:
             cells, where = blocks(new, each.event_dim), use.cells.to(new.device)

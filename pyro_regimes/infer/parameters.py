@@ -17,7 +17,8 @@ from torch.distributions import constraints
 
 from pyro_regimes.emissions.update import Update
 from pyro_regimes.infer import identity
-from pyro_regimes.infer.identity import Role
+from pyro_regimes.infer.links import LINKS, Link
+from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import PYRO_LOCK, Argument, Run, Site, constraint_of, run_model
 
 __all__ = ["PYRO_LOCK", "Assignment", "Plan", "Use", "find_parameters"]
@@ -41,7 +42,7 @@ class Assignment(NamedTuple):
     update: Update | None  #: None for initial and transition probabilities
     uses: list[Use]
     num_cells: int
-    logits: bool  #: whether the parameter holds logits of the probabilities
+    link: Link  #: what it holds
     event_dim: int  #: the dims of a cell
     shared: bool  #: whether some cell serves several blocks
 
@@ -57,7 +58,7 @@ class Assignment(NamedTuple):
             Role.INITIAL: (constraints.simplex, constraints.positive, constraints.nonnegative),
             Role.TRANSITION: (constraints.simplex, constraints.positive, constraints.nonnegative),
         }.get(self.role, (constraints.positive_definite, constraints.lower_cholesky))
-        safe = (constraints.real, constraints.real_vector, *(() if self.logits else inside))
+        safe = (constraints.real, constraints.real_vector, *(inside if self.link.is_identity else ()))
         return not any(constraint is each for each in safe)
 
     def describe(self, shape: torch.Size) -> str:
@@ -97,7 +98,7 @@ class Plan(NamedTuple):
                 argument = None if site is None else site.arguments.get(use.argument)
                 if argument is None or argument.lead.numel() != len(use.cells):
                     return False
-                if not identity.agrees(argument, parameter, each.role, use.cells, each.logits):
+                if not identity.agrees(argument, parameter, each.role, use.cells, each.link):
                     return False
         return True
 
@@ -214,7 +215,7 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
     """The assignment of a parameter, or why it has none."""
     here = runs[0]
     uses: list[Use] = []
-    logits, update, num_cells = False, None, 0
+    link, update, num_cells = LINKS[role][0], None, 0
     for argument in _arguments(here):
         everywhere = ((run, run_argument(run, argument)) for run in runs)
         if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
@@ -222,15 +223,15 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         found = identity.find_cells(run_argument(runs[1], argument), runs[1].params[name], role)
         if found is None:
             return f"{argument.label} is a function of it other than itself, broadcast or selected"
-        cells, as_logits = found
-        if uses and as_logits != logits:
-            return f"used as probabilities in one place and as logits in another, {argument.label}"
-        logits = as_logits
+        cells, held = found
+        if uses and held is not link:
+            return f"used as {link.name} in one place and as {held.name} in another, {argument.label}"
+        link = held
         for run in runs:
             there = run_argument(run, argument)
-            if not identity.agrees(there, run.params[name], role, cells, logits):
+            if not identity.agrees(there, run.params[name], role, cells, link):
                 return f"{argument.label} is not equal to it at every admissible value"
-            if not identity.same_derivative(there, run.params[name], role, cells, logits):
+            if not identity.same_derivative(there, run.params[name], role, cells, link):
                 return f"{argument.label} has another derivative in it than itself would have"
         update = _update_of(here.sites[argument.site], argument.name)
         num_cells = here.params[name].numel() // max(
@@ -240,7 +241,7 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         uses.append(Use(argument.site, argument.name, cells, whole))
     event_dim = 1 if update is None else update.event_dim
     shared = sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
-    return Assignment(name, role, update, uses, num_cells, logits, event_dim, shared)
+    return Assignment(name, role, update, uses, num_cells, link, event_dim, shared)
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:

@@ -448,3 +448,51 @@ def to_event_of_the_hmm() -> None:
         observation_dist=dist.Normal(loc(), 1.0),
     )
     pyro.sample("x", hmm.expand([4]).to_event(1), obs=XS)
+
+
+# Known bijections between a parameter and an argument.
+
+
+@case(log_scale=2, smooth=True)
+def log_of_scale() -> None:
+    observe(scale=real("log_scale", SCALE.log()).exp())
+
+
+@case(log_variance=2)
+def log_of_variance() -> None:
+    observe(scale=(0.5 * real("log_variance", 2 * SCALE.log())).exp())
+
+
+@case(variance=2, loc=2, smooth=True)
+def variance() -> None:
+    observe(loc=loc(), scale=positive("variance", SCALE**2).sqrt())
+
+
+@case(precision=2)
+def precision() -> None:
+    observe(scale=positive("precision", SCALE**-2).rsqrt())
+
+
+@case(precision=1)
+def one_precision_for_all_states() -> None:
+    observe(scale=positive("precision", torch.tensor([0.7])).rsqrt().expand(2))
+
+
+@case(covariance=2)
+def factor_of_a_covariance() -> None:
+    factor = torch.linalg.cholesky(covariance())
+    observe(observation_dist=dist.MultivariateNormal(LOCS, scale_tril=factor), obs=Y)
+
+
+@case(root=2)
+def covariance_from_its_factor() -> None:
+    start = torch.linalg.cholesky(COVARIANCES)
+    root = pyro.param("root", start, constraint=constraints.lower_cholesky)
+    observe(observation_dist=dist.MultivariateNormal(LOCS, root @ root.mT), obs=Y)
+
+
+@case(precision=2)
+def covariance_from_a_precision_matrix() -> None:
+    start = torch.linalg.inv(COVARIANCES)
+    precision = pyro.param("precision", start, constraint=constraints.positive_definite)
+    observe(observation_dist=dist.MultivariateNormal(LOCS, torch.linalg.inv(precision)), obs=Y)

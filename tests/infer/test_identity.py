@@ -5,7 +5,8 @@ import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch.distributions import constraints
 
-from pyro_regimes.infer.identity import Role, random_value
+from pyro_regimes.infer.identity import random_value
+from pyro_regimes.infer.roles import Role
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -190,11 +190,6 @@ def ordered_means() -> None:
     observe(loc=positive("steps", torch.ones(2)).cumsum(-1))
 
 
-@refused("log_scale")
-def log_scale() -> None:
-    observe(scale=real("log_scale", SCALE.log()).exp())
-
-
 @refused("p")
 def one_minus_p() -> None:
     p = pyro.param("p", torch.tensor(0.9).double(), constraint=constraints.unit_interval)
@@ -249,11 +244,6 @@ def module_weights() -> None:
     torch.manual_seed(0)
     net = pyro.module("net", NETWORK)
     observe(loc=net(torch.ones(1).double()))
-
-
-@refused("scale")
-def variance() -> None:
-    observe(scale=positive("scale", SCALE).sqrt())
 
 
 @refused("loc")

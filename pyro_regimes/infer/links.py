@@ -1,0 +1,113 @@
+r"""How a parameter may stand for an argument: as itself, or through a known bijection.
+
+A standard deviation may be held as such, or as a variance, a precision, or the logarithm of one of
+the three; a covariance as itself, as its Cholesky factor or as a precision; probabilities as such
+or as logits. Such a parameter is maximised in the argument's own coordinates, and written back
+through the inverse: a maximum of the likelihood does not depend on coordinates. (That of a
+posterior density does: see :mod:`.priors`.)
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.infer.roles import Role
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Link(NamedTuple):
+    """A bijection from a parameter's cells to the blocks of an argument."""
+
+    name: str  #: what the parameter holds
+    forward: Map
+    inverse: Map
+    is_lower: bool = False  #: whether the parameter is a lower triangle, and nothing above it
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the parameter is the argument itself."""
+        return self.forward is _itself
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+def _gram(factor: Tensor) -> Tensor:
+    factor = factor.tril()
+    return factor @ factor.mT
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """NaN where it is not positive definite, as a maximiser's own NaN is."""
+    factor, info = torch.linalg.cholesky_ex(_symmetric(matrix))
+    return factor.masked_fill((info != 0)[..., None, None], torch.nan)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    return torch.cholesky_inverse(_cholesky(matrix))
+
+
+def _inverse_gram(factor: Tensor) -> Tensor:
+    return torch.cholesky_inverse(factor.tril())
+
+
+def _cholesky_of_inverse(matrix: Tensor) -> Tensor:
+    return _cholesky(_inverse(matrix))
+
+
+def _power(exponent: float) -> Map:
+    return lambda value: value**exponent
+
+
+def _exp_of(factor: float) -> Map:
+    return lambda value: (factor * value).exp()
+
+
+def _log_over(factor: float) -> Map:
+    return lambda value: value.log() / factor
+
+
+_CHAIN = (
+    Link("probabilities", _itself, _itself),
+    # Of a probability, which a model's rows become before they are compared.
+    Link("logits", lambda value: value.softmax(-1), torch.log),
+)
+
+#: By what an argument is: what a parameter may be, the argument itself first.
+LINKS: dict[Role, tuple[Link, ...]] = {
+    Role.INITIAL: _CHAIN,
+    Role.TRANSITION: _CHAIN,
+    Role.LOCATION: (Link("location", _itself, _itself),),
+    Role.SCALE: (
+        Link("standard deviation", _itself, _itself),
+        Link("variance", torch.sqrt, torch.square),
+        Link("precision", _power(-0.5), _power(-2.0)),
+        Link("log of standard deviation", _exp_of(1.0), _log_over(1.0)),
+        Link("log of variance", _exp_of(0.5), _log_over(0.5)),
+        Link("log of precision", _exp_of(-0.5), _log_over(-0.5)),
+    ),
+    Role.COVARIANCE: (
+        Link("covariance", _itself, _itself),
+        Link("Cholesky factor", _gram, _cholesky, True),
+        Link("precision matrix", _inverse, _inverse),
+    ),
+    Role.FACTOR: (
+        Link("Cholesky factor", _itself, _itself),
+        Link("covariance", _cholesky, _gram),
+        Link("precision matrix", _cholesky_of_inverse, _inverse_gram),
+    ),
+    Role.PRECISION: (
+        Link("precision matrix", _itself, _itself),
+        Link("covariance", _inverse, _inverse),
+        Link("Cholesky factor", _inverse_gram, _cholesky_of_inverse, True),
+    ),
+}
