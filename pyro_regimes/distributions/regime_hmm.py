@@ -15,6 +15,16 @@ from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
 
 
+class _lazy(lazy_property):  # type: ignore[type-arg]
+    """Computed once, with its graph also where the first look comes without gradients."""
+
+    def __get__(self, instance, obj_type=None):  # type: ignore[no-untyped-def]
+        if instance is not None and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return super().__get__(instance, obj_type)
+        return super().__get__(instance, obj_type)
+
+
 class RegimeHMM(TorchDistribution):
     r"""Hidden Markov model with K discrete states and any observation distribution.
 
@@ -124,22 +134,22 @@ class RegimeHMM(TorchDistribution):
         if validate_args is not None:
             self._validate_args = validate_args
 
-    @lazy_property
+    @_lazy
     def initial_logits(self) -> Tensor:
         """Normalised log initial probabilities, ``(..., K)``."""
         return _safe_log(self.initial_probs)
 
-    @lazy_property
+    @_lazy
     def transition_logits(self) -> Tensor:
         """Normalised log transition probabilities, ``(..., 1 or T-1, K, K)``."""
         return _safe_log(self.transition_probs)
 
-    @lazy_property
+    @_lazy
     def initial_probs(self) -> Tensor:
         """Initial probabilities, ``(..., K)``."""
         return self.initial_logits.exp()
 
-    @lazy_property
+    @_lazy
     def transition_probs(self) -> Tensor:
         """Transition probabilities, ``(..., 1 or T-1, K, K)``."""
         return self.transition_logits.exp()
@@ -180,7 +190,8 @@ class RegimeHMM(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""The log-likelihood :math:`\log p(x)`, summed over all paths of states.
 
-        Its gradient is the E-step (Fisher's identity); derivatives of any order are right.
+        Its gradient is the E-step (Fisher's identity). Derivatives of any order are right; under
+        :mod:`torch.func`, those of the first two.
 
         :param value: ``(..., T) + observation_dist.event_shape``.
         :return: ``(...)``; -inf, with gradient 0, for a sequence of probability zero.
@@ -214,7 +225,9 @@ class RegimeHMM(TorchDistribution):
                 "expected value to have positive probability, got probability 0 for "
                 f"{int(impossible.sum())} of {impossible.numel()} sequences"
             )
-        return Categorical(logits=logits, validate_args=self._validate_args)
+        # torch's own check cannot take an empty batch.
+        validate_args = self._validate_args and logits.numel() > 0
+        return Categorical(logits=logits, validate_args=validate_args)
 
     def posterior(self, value: Tensor) -> Posterior:
         """Filtered, predicted and smoothed state probabilities and expected transitions.
@@ -282,14 +295,16 @@ class RegimeHMM(TorchDistribution):
         probs = self.filter(value).probs.unsqueeze(-2)  # (..., 1, K)
         transition = transition.squeeze(-3).to(probs.dtype)
         future = []
-        for _ in range(num_steps):
-            probs = probs @ transition
-            future.append(probs)
+        with torch.autocast(probs.device.type, enabled=False):  # a probability has more digits
+            for _ in range(num_steps):
+                probs = probs @ transition
+                future.append(probs)
         weights = torch.cat(future, -2)  # (..., n, K)
+        validate_args = self._validate_args and weights.numel() > 0
         return MixtureSameFamily(
-            Categorical(weights, validate_args=self._validate_args),
+            Categorical(weights, validate_args=validate_args),
             observation.shallow_copy(self.observation_dist).expand(weights.shape),
-            validate_args=self._validate_args,
+            validate_args=validate_args,
         )
 
     @torch.no_grad()

@@ -239,7 +239,9 @@ def log_likelihood(
 
 
 def _may_be_differentiated(tensor: Tensor) -> bool:
-    return tensor.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if tensor.requires_grad or torch.compiler.is_compiling():
+        return tensor.requires_grad
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 # A traced graph holds the operators without the functions above them.

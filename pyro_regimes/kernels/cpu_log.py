@@ -22,6 +22,12 @@ from pyro_regimes.kernels.jit import compiled
 
 
 @compiled
+def _larger(peak: float, value: float) -> float:
+    """The larger of two; NaN if one is, which ``max`` would drop."""
+    return value if value > peak or value != value else peak
+
+
+@compiled
 def _forward(
     initial: Any, transition: Any, observation: Any, steps: int, alpha: Any
 ) -> float:
@@ -41,7 +47,7 @@ def _forward(
             slice_ = transition[t - 1 if len(transition) > 1 else 0]
             peak = -np.inf
             for i in range(num_states):
-                peak = max(peak, alpha[before, i] + slice_[i, j])
+                peak = _larger(peak, alpha[before, i] + slice_[i, j])
             size = 0.0
             if peak > -np.inf:
                 for i in range(num_states):
@@ -50,8 +56,7 @@ def _forward(
         peak = -np.inf
         for j in range(num_states):
             alpha[here, j] = moved[j] + observation[t, j]
-            if alpha[here, j] > peak or alpha[here, j] != alpha[here, j]:
-                peak = alpha[here, j]
+            peak = _larger(peak, alpha[here, j])
         if peak == -np.inf:
             return peak
         shift += peak
@@ -70,7 +75,7 @@ def _backward_step(slice_: Any, ahead: Any, beta: Any) -> None:
     for i in range(num_states):
         peak = -np.inf
         for j in range(num_states):
-            peak = max(peak, slice_[i, j] + ahead[j])
+            peak = _larger(peak, slice_[i, j] + ahead[j])
         size = 0.0
         if peak > -np.inf:
             for j in range(num_states):
@@ -83,7 +88,7 @@ def _log_total(a: Any, b: Any) -> float:
     """``log sum_k exp(a_k + b_k)``"""
     peak = -np.inf
     for k in range(len(a)):
-        peak = max(peak, a[k] + b[k])
+        peak = _larger(peak, a[k] + b[k])
     size = 0.0
     for k in range(len(a)):
         if a[k] + b[k] > -np.inf:
@@ -123,6 +128,10 @@ def sweep(
         moved[n] = 0.0
         if log_likelihood[n] == -np.inf:
             continue
+        if log_likelihood[n] != log_likelihood[n]:
+            smoothed[n, :steps] = np.nan
+            moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
+            continue
         beta[:] = 0.0
         pairs[:] = 0.0
         for t in range(steps - 1, -1, -1):
@@ -142,7 +151,7 @@ def sweep(
                     moved[n, t] = pairs
             peak = -np.inf
             for k in range(num_states):
-                peak = max(peak, beta[k])
+                peak = _larger(peak, beta[k])
             for k in range(num_states):
                 ahead[k] = observation[n, t, k] + beta[k] - peak
         if len(slices) == 1 and steps > 1:
@@ -195,7 +204,12 @@ def tangent(
         start = initial[n if len(initial) > 1 else 0]
         smoothed[n] = 0.0
         moved[n] = 0.0
-        if _forward(start, slices, observation[n], steps, alpha) == -np.inf:
+        value = _forward(start, slices, observation[n], steps, alpha)
+        if value == -np.inf:
+            continue
+        if value != value:
+            smoothed[n, :steps] = np.nan
+            moved[n, : steps - 1] = np.nan
             continue
         for t in range(steps):
             peak_score = 0.0
@@ -207,7 +221,7 @@ def tangent(
                     arrived = alpha[t, j] - observation[n, t, j]
                     peak = -np.inf
                     for i in range(num_states):
-                        peak = max(peak, alpha[t - 1, i] + slice_[i, j])
+                        peak = _larger(peak, alpha[t - 1, i] + slice_[i, j])
                     size, mean = 0.0, 0.0
                     if peak > -np.inf and arrived == arrived:
                         for i in range(num_states):
@@ -264,7 +278,7 @@ def tangent(
                 share = math.exp(alpha[t, k] + beta[k] - size)
                 if share > 0.0:
                     smoothed[n, t, k] = share * (before[t, k] + after[k] - mean)
-                peak = max(peak, beta[k])
+                peak = _larger(peak, beta[k])
             for k in range(num_states):
                 ahead[k] = observation[n, t, k] + beta[k] - peak
                 after[k] -= later

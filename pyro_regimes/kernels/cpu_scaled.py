@@ -237,7 +237,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 continue
             if log_likelihood[n] != log_likelihood[n]:
                 smoothed[n, :steps] = np.nan
-                moved[n] = np.nan
+                moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
                 continue
 
             beta = ahead = ones

@@ -105,5 +105,14 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_batched(tensor)
         for tensor in given
     )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it is one of many cotangents (``is_grads_batched``, ``vectorize=True``)."""
+    if torch.compiler.is_compiling():
+        return False
+    found: bool = torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return found

@@ -273,14 +273,18 @@ def pull_back(
     to_value = to_loc = to_factor = None
     if needed[1] or needed[2]:
         given = (value, weights, loc, factor)
-        if dispatch.is_plain(*given):
+        if dispatch.is_batched(weights):
+            to_loc, to_factor = _gradients_of_many(*given)
+        elif dispatch.is_plain(*given):
             to_loc, to_factor = _gradients(*given)
         else:  # the gradient will be differentiated in its turn
             to_loc, to_factor = _differentiable_gradients(*given)
         to_loc, to_factor = sum_to(to_loc, loc.shape), sum_to(to_factor, factor.shape)
     if needed[0]:
         pull = _solve_transposed(factor, _whiten(value, loc, factor))  # (N, K, D, T)
-        to_value = -(weights.mT.unsqueeze(-2) * pull).sum(-3).mT.sum_to_size(value.shape)
+        share = weights.mT.unsqueeze(-2)
+        pulled = torch.where(share == 0, 0.0, share * pull)  # where it overflows too
+        to_value = -pulled.sum(-3).mT.sum_to_size(value.shape)
     return to_value, to_loc, to_factor
 
 
@@ -290,6 +294,21 @@ def _gradients(
     from pyro_regimes.kernels import cpu_gaussian_gradient
 
     return cpu_gaussian_gradient.gradients(value, weights, loc, factor)
+
+
+def _gradients_of_many(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """In tensor code, for cotangents that are many at a time."""
+    z = _whiten(value, loc, factor)  # (N, K, D, T)
+    share = weights.mT.unsqueeze(-2) * z
+    to_loc = _solve_transposed(factor, share.sum(-1, keepdim=True)).squeeze(-1)
+    steepness = weights.sum(-2).unsqueeze(-1) / _diagonal(factor)
+    if _is_full(factor):
+        to_factor = _solve_transposed(factor, share @ z.mT).tril()
+        return to_loc, to_factor - torch.diag_embed(steepness)
+    to_factor = _solve_transposed(factor, (share * z).sum(-1, keepdim=True))
+    return to_loc, to_factor - steepness.unsqueeze(-1)
 
 
 def _differentiable_gradients(

@@ -21,6 +21,7 @@ path sum of :mod:`pyro_regimes.kernels.reference`. An entry of -inf is legal eve
 
 from __future__ import annotations
 
+from numbers import Integral
 from types import ModuleType
 from typing import NamedTuple
 
@@ -75,6 +76,8 @@ def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
         raise ValueError(f"expected lengths to be an integer tensor, got dtype {lengths.dtype}")
     if not lengths.numel() or torch.compiler.is_compiling():
         return  # numbers are not known while a graph is compiled: the operators look at them
+    if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        return  # nor under vmap
     least, largest = int(lengths.min()), int(lengths.max())
     if least < 1 or (num_steps is not None and largest > num_steps):
         upper = "" if num_steps is None else f" to the {num_steps} time steps of the data"
@@ -149,6 +152,28 @@ def _check(
         observation_logits.to(dtype).expand(batch_shape + observation_logits.shape[-2:]),
         None if lengths is None else lengths.expand(batch_shape),
     )
+
+
+def _check_path(path: Tensor, shape: torch.Size) -> None:
+    num_steps, num_states = shape[-2:]
+    if not isinstance(path, Tensor) or path.dtype != torch.long:
+        came = path.dtype if isinstance(path, Tensor) else type(path).__name__
+        raise ValueError(f"expected path to be a tensor of torch.long, got {came}")
+    try:
+        fits = path.dim() > 0 and path.shape[-1] == num_steps
+        broadcast(path.shape[:-1], shape[:-2])
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"expected path to have a shape that broadcasts with {tuple(shape[:-1])}, got "
+            f"{tuple(path.shape)}"
+        )
+    if path.numel() and not (0 <= int(path.min()) and int(path.max()) < num_states):
+        raise ValueError(
+            f"expected the states of path from 0 to {num_states - 1}, got from {int(path.min())} "
+            f"to {int(path.max())}"
+        )
 
 
 class _Flat(NamedTuple):
@@ -293,9 +318,10 @@ def complete_log_likelihood(
 
     :param path: LongTensor ``(..., T)``.
     :return: ``(...)``.
-    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    :raises ValueError: if shapes, dtypes, devices, lengths or the path do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
+    _check_path(path, chain.observation_logits.shape)
     return reference.complete_log_likelihood(*chain[:3], path, chain.lengths)
 
 
@@ -351,8 +377,17 @@ def sample_prior(
     :return: LongTensor ``shape + (T,)``.
     :raises ValueError: if shapes, dtypes or devices do not fit.
     """
-    nothing = initial_logits.new_zeros((num_steps, initial_logits.shape[-1]))
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
+        raise ValueError(f"expected num_steps to be a positive integer, got {num_steps!r}")
+    num_states = initial_logits.shape[-1:].numel()
+    nothing = initial_logits.new_zeros((num_steps, num_states))
     chain = _check(initial_logits, transition_logits, nothing, None)
+    batch_shape = chain.observation_logits.shape[:-2]
+    if not _expands_to(batch_shape, torch.Size(shape)):
+        raise ValueError(
+            f"expected shape to be one that the batch shape {tuple(batch_shape)} expands to, got "
+            f"{tuple(shape)}"
+        )
     with torch.no_grad():
         kernel = _decoder(chain)
         if kernel is None:
@@ -366,6 +401,13 @@ def sample_prior(
         count, num_samples = batch_shape.numel(), shape[:batch_dim].numel()
         paths: Tensor = kernel.sample_prior(initial, transition, count, num_steps, num_samples)
         return paths.reshape(shape + (num_steps,))
+
+
+def _expands_to(shape: torch.Size, wanted: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, wanted) == wanted
+    except RuntimeError:
+        return False
 
 
 def has_fused_em(value: Tensor, num_states: int) -> bool:

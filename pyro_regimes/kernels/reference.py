@@ -276,10 +276,11 @@ def predict_probs(
     """:math:`p(q_t \\mid x_1, \\dots, x_{t-1})`, shape ``(..., T, K)``, from the filtered ones."""
     first = initial_logits.softmax(-1).unsqueeze(-2)
     later = filtered_probs[..., :-1, :]
-    if transition_logits.shape[-3] == 1:
-        later = later @ transition_logits.softmax(-1).squeeze(-3)
-    else:
-        later = (later.unsqueeze(-2) @ transition_logits.softmax(-1)).squeeze(-2)
+    with torch.autocast(later.device.type, enabled=False):  # a probability has more digits
+        if transition_logits.shape[-3] == 1:
+            later = later @ transition_logits.softmax(-1).squeeze(-3)
+        else:
+            later = (later.unsqueeze(-2) @ transition_logits.softmax(-1)).squeeze(-2)
     return torch.cat([first.expand(later.shape[:-2] + first.shape[-2:]), later], -2)
 
 

@@ -342,3 +342,38 @@ def test_a_latent_sequence_is_inferred(guide):
     clean = guide()["clean"]
     assert clean.shape == (T,)
     assert (clean > 0).all()
+
+
+def _two_states(initial: torch.Tensor) -> RegimeHMM:
+    return RegimeHMM(
+        initial_probs=initial,
+        transition_probs=torch.tensor([[0.8, 0.2], [0.3, 0.7]]),
+        observation_dist=dist.Normal(torch.tensor([-1.0, 1.0]), 1.0),
+    )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_look_without_gradients_leaves_gradients_possible(mode):
+    """The logits are computed at the first look, and kept."""
+    initial = torch.tensor([0.6, 0.4]).requires_grad_()
+    hmm, x = _two_states(initial), torch.tensor([0.3, -0.2, 1.5])
+    with mode():
+        hmm.log_prob(x)
+    (gradient,) = torch.autograd.grad(hmm.log_prob(x), initial)
+    (expected,) = torch.autograd.grad(_two_states(initial).log_prob(x), initial)
+    assert gradient.any() and torch.equal(gradient, expected)
+
+
+def test_autocast_takes_no_digits():
+    hmm, x = _two_states(torch.tensor([0.6, 0.4])), torch.randn(50)
+    expected = hmm.posterior(x).predicted_probs, hmm.forecast(x, 3).mixture_distribution.probs
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hmm.posterior(x).predicted_probs, hmm.forecast(x, 3).mixture_distribution.probs
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
+
+
+def test_no_sequences_at_all():
+    hmm, x = _two_states(torch.tensor([0.6, 0.4])), torch.empty(0, 5)
+    assert hmm.filter(x).probs.shape == (0, 2)
+    assert hmm.forecast(x, 3).mixture_distribution.probs.shape == (0, 3, 2)

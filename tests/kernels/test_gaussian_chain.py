@@ -152,3 +152,28 @@ def test_no_gradient_no_function(calls):
     with torch.no_grad():
         gaussian_chain.log_likelihood(*parts.values(), lengths)
     assert not calls
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("name", ["sequences, of several lengths", "all its own"])
+def test_many_cotangents_at_a_time(name, diagonal):
+    parts, lengths = make(name, diagonal)
+    leaves = [part.requires_grad_() for part in parts.values()]
+    value = gaussian_chain.log_likelihood(*leaves, lengths)
+    cotangents = torch.eye(5).double()
+    together = torch.autograd.grad(
+        value, leaves, cotangents, is_grads_batched=True, retain_graph=True
+    )
+    for index, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(value, leaves, cotangent, retain_graph=True)
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(other[index], one, rtol=1e-10, atol=1e-11)
+
+
+def test_an_impossible_sequence_has_no_gradient_where_it_overflows():
+    parts, _ = make("one sequence", diagonal=True)
+    parts["initial"] = torch.tensor([0.0, -torch.inf, -torch.inf], dtype=torch.float64)
+    parts["transition"] = torch.full((1, K, K), -torch.inf, dtype=torch.float64)
+    parts["factor"] = torch.full_like(parts["factor"], 1e-160)
+    value, gradient = values_and_gradients(parts, None, ("value",))
+    assert value == -torch.inf and not gradient.any()

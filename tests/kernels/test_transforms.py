@@ -226,3 +226,35 @@ def test_half_precision_is_computed_in_float32():
     for actual, expected in zip(ops.expectations(*half), single, strict=True):
         assert actual.dtype == torch.bfloat16
         assert torch.equal(actual, expected.to(torch.bfloat16))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, as it compiles
+@pytest.mark.parametrize("wanted", [None, 2])
+def test_compiles_where_the_initial_logits_have_no_gradient(wanted, validation_as_it_was):
+    initial, transition, observation = torch.zeros(3), torch.zeros(1, 3, 3), torch.randn(4, 9, 3)
+    if wanted is not None:
+        observation.requires_grad_()
+    torch._dynamo.reset()
+    found = torch.compile(ops.log_likelihood, fullgraph=True)(initial, transition, observation)
+    expected = ops.log_likelihood(initial, transition, observation)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    if wanted is not None:
+        one, other = (
+            torch.autograd.grad(value.sum(), observation)[0] for value in (found, expected)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_lengths_can_be_mapped(backend):
+    observation, lengths = torch.randn(4, 9, 3).double(), torch.tensor([1, 5, 9, 3])
+    chain = torch.zeros(3).double(), torch.zeros(1, 3, 3).double()
+
+    def one(observation, length):
+        with ops.backend(backend):
+            return ops.log_likelihood(*chain, observation, length)
+
+    found = torch.func.vmap(one)(observation, lengths)
+    torch.testing.assert_close(
+        found, ops.log_likelihood(*chain, observation, lengths), rtol=1e-12, atol=1e-12
+    )
