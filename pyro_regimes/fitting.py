@@ -24,7 +24,7 @@ from pyro_regimes.gaussian_hmm import (
     to_arguments,
 )
 from pyro_regimes.infer.em import EM
-from pyro_regimes.infer.parameters import PYRO_LOCK
+from pyro_regimes.infer.tracing import PYRO_LOCK
 
 Callback = Callable[[int, float], None]
 

@@ -15,7 +15,7 @@ from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
 
 
-class _lazy(lazy_property):  # type: ignore[type-arg]
+class _lazy(lazy_property):
     """Computed once, with its graph also where the first look comes without gradients."""
 
     def __get__(self, instance, obj_type=None):  # type: ignore[no-untyped-def]

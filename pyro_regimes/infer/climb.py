@@ -7,18 +7,22 @@ from typing import Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_regimes.infer.e_step import Arguments, Expected, SiteData, take_expectations
 from pyro_regimes.infer.fused import Fused
 from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.m_step import Maximised, fill_arguments, maximise
-from pyro_regimes.infer.parameters import Plan
+from pyro_regimes.infer.m_step import Maximised, fill_affine, fill_arguments, maximise
+from pyro_regimes.infer.plan import Plan
+from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.tracing import Latent
 
 Params = dict[str, Tensor]
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Held = dict[str, Flags]  # by parameter, the restarts in which it stays where it is
 
 
 class EMResult(NamedTuple):
@@ -38,15 +42,34 @@ class Problem(NamedTuple):
     plan: Plan
     groups: Groups
     sites: dict[str, SiteData]
-    constant: float  #: minus the log-probability of the sites without hidden states
+    constant: float  #: minus the log-probability of what no parameter reaches
+    latents: dict[str, Latent]
+    others: float  #: the log-probability of other sites, where the plan is joint
+    pseudo: dict[str, Statistics]  #: what priors add to expected statistics
     #: of the parameters whose maximiser may lie outside
     constraints: dict[str, Constraint]
     min_eigenvalue: float
     fused: Fused | None  #: one kernel for all of it
+    may_move: bool  #: whether there is an optimiser for what has no closed form
 
     def loss(self, losses: Array) -> float:
         """The whole loss, of all restarts."""
         return float(losses.sum()) + self.constant
+
+    def log_prior(self, params: Params) -> Tensor | float:
+        """The log density of all that has no hidden path, where the plan is joint."""
+        total: Tensor | float = self.others
+        priors = {each.name: each.prior for each in self.plan.assignments if each.prior}
+        priors |= self.plan.affine.priors
+        owners = {prior.site: name for name, prior in priors.items()}
+        for site, latent in self.latents.items():
+            if site in owners:
+                value = params[owners[site]].reshape(latent.value.shape)
+                log_prob = scale_and_mask(latent.prior.log_prob(value), latent.scale, latent.mask)
+                total = total + log_prob.sum().double()
+            else:
+                total = total + latent.log_prob.detach().double()
+        return total
 
 
 class State(NamedTuple):
@@ -76,6 +99,8 @@ def evaluate(
         name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
     }
     total = problem.groups.total(values)
+    if problem.plan.is_joint:
+        total = total + problem.log_prior(params)
     if flags:
         total = torch.cat([total, torch.stack(list(flags.values())).to(total)])
     # The one look at numbers in an iteration: elsewhere than on the CPU it waits for them.
@@ -85,30 +110,44 @@ def evaluate(
     return State(params, expected, -numbers[: len(numbers) - len(flags)], names)
 
 
+class OutsideConstraint(ValueError):
+    """A maximiser lies outside its parameter's constraint."""
+
+    def __init__(self, name: str, constraint: Constraint) -> None:
+        super().__init__(name, constraint)
+        self.name = name
+
+    def __str__(self) -> str:
+        name, constraint = self.args
+        return (
+            f"expected parameter {name!r} to have its maximum within its constraint {constraint}, "
+            "got one outside, where EM's closed form does not hold; it was left as it is. An optim "
+            "can move it"
+        )
+
+
 def step(problem: Problem, now: State) -> Maximised:
     """The M-step.
 
-    :raises ValueError: if a maximiser lies outside its parameter's constraint.
+    :raises OutsideConstraint: if a maximiser does not meet its parameter's constraint.
     """
-    found = maximise(problem.plan, now.expected, now.params, problem.min_eigenvalue)
+    found = maximise(
+        problem.plan, now.expected, now.params, problem.min_eigenvalue, problem.pseudo
+    )
     for name, constraint in problem.constraints.items():
         if not constraint.check(found.values[name]).all():
-            raise ValueError(
-                f"expected parameter {name!r} to have its maximum within its constraint "
-                f"{constraint}, got one outside, where EM's closed form does not hold; it was left "
-                "as it is"
-            )
+            raise OutsideConstraint(name, constraint)
     return found
 
 
-def choose(groups: Groups, old: Params, new: Params, held: Flags) -> Params:
-    """The new values, but the old ones of restarts that are held."""
-    if not held.any():
+def choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
+    """The new values, but the old ones of parameters in restarts where they are held."""
+    if not any(flags.any() for flags in held.values()):
         return new
     chosen = {}
     for name, value in new.items():
         labels = groups.cells[name]
-        keep = torch.from_numpy(held).to(labels.device)[labels].unsqueeze(-1)
+        keep = torch.from_numpy(held[name]).to(labels.device)[labels].unsqueeze(-1)
         before, after = (part.reshape(len(labels), -1) for part in (old[name], value))
         chosen[name] = torch.where(keep, before, after).reshape(value.shape)
     return chosen
@@ -135,8 +174,10 @@ class Climb:
         self.num_e_steps = 1
         self.converged = False
         self.stop_reason = "num_steps reached"
+        self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self._warn = warn
-        self._held = ~np.isfinite(start.losses)  # restarts that no step can help
+        hopeless = ~np.isfinite(start.losses)  # restarts that no step can help
+        self.held: Held = {name: hopeless.copy() for name in problem.plan.names}
 
     def run(
         self,
@@ -145,42 +186,82 @@ class Climb:
         callback: Callable[[int, float], None] | None,
     ) -> None:
         """Iterate; :attr:`now` is the last state that was reached, also after an error."""
-        groups = self.problem.groups
         if callback is None:
             self._run_fused(num_steps, tol)
         for number in range(self.num_steps + 1, num_steps + 1):
             if self.converged:
                 break
-            if self._held.all():
+            if not self._free().any():
                 self.stop_reason = "no ascent possible"
                 break
-            now = self.now
-            found = step(self.problem, now)
-            params = choose(groups, now.params, found.values, self._held)
-            after = self.at(params, found)
-            for name in after.unbounded:
-                self._warn(unbounded_message(name))
-            self.num_e_steps += 1
-            down = fallen(now, after.losses)
-            if down.any():
-                self._warn(fall_message(down, after.losses - now.losses))
-                self._held = self._held | down
-                after = self.at(choose(groups, now.params, found.values, self._held), found)
-                self.num_e_steps += 1
-            self.now = after
-            self.losses.append(after.losses)
+            before = self.now.losses
+            self.advance()
+            self.losses.append(self.now.losses)
             if callback is not None:
-                callback(number, self.problem.loss(after.losses))
-            rise = (now.losses - after.losses)[~self._held]
-            if tol is not None and rise.size and (rise < tol).all():
-                self.converged = True
-                self.stop_reason = f"log-likelihood rose by less than {tol:g}"
-                break
+                callback(number, self.problem.loss(self.now.losses))
+            rise = (before - self.now.losses)[self._free()]
+            if tol is not None and rise.size and self._is_level(rise, tol):
+                self._converge(tol)
+            if self.blamed and self.problem.may_move:
+                break  # an optimiser can take them on
+
+    def _is_level(self, rise: Array, tol: float) -> bool:
+        """Whether every restart has come to rest; a fall beyond rounding has been undone."""
+        return bool((rise < tol).all())
+
+    def advance(self) -> None:
+        """One step, of which whatever lowers the likelihood is undone."""
+        now = self.now
+        found = step(self.problem, now)
+
+        def attempt(held: Held) -> State:
+            self.num_e_steps += 1
+            return self.at(choose(self.problem.groups, now.params, found.values, held), found)
+
+        after = attempt(self.held)
+        for name in after.unbounded:
+            self._warn(unbounded_message(name))
+        if fallen(now, after.losses).any():
+            after = self.undo(now, after, attempt)
+        self.now = after
+
+    def undo(self, now: State, after: State, attempt: Callable[[Held], State]) -> State:
+        """Find the parameters that lowered the likelihood, hold them, and make the step without."""
+        down = fallen(now, after.losses)
+        change = after.losses - now.losses
+        names = list(self.held)
+        culprits = {name: np.zeros_like(down) for name in names}
+        if len(names) > 1:
+            for name in names:  # by itself, where the step fell
+                alone = {other: self.held[other] | (down & (other != name)) for other in names}
+                culprits[name] = fallen(now, attempt(alone).losses) & down & ~self.held[name]
+        nobody = down & ~np.any([*culprits.values()], 0)
+        self._hold({name: flags | nobody for name, flags in culprits.items()})
+        after = attempt(self.held)
+        again = fallen(now, after.losses)
+        if again.any():
+            self._hold({name: again for name in names})
+            after = attempt(self.held)
+        self.blamed = [name for name in names if culprits[name].any()]
+        self._warn(fall_message(down, change, self.blamed))
+        return after
+
+    def _hold(self, more: Held) -> None:
+        self.held = {name: flags | more[name] for name, flags in self.held.items()}
+
+    def _free(self) -> Flags:
+        """Restarts in which something still moves, ``(R,)``."""
+        every: Flags = np.all([*self.held.values()], 0)
+        return ~every
+
+    def _converge(self, tol: float) -> None:
+        self.converged = True
+        self.stop_reason = f"log-likelihood rose by less than {tol:g}"
 
     def _run_fused(self, num_steps: int, tol: float | None) -> None:
         """The ordinary steps of a plain Gaussian model, as many as there are from here."""
         fused = self.problem.fused
-        if fused is None or num_steps < 1 or self._held.any():
+        if fused is None or num_steps < 1 or any(flags.any() for flags in self.held.values()):
             return
         parameters = fused.read(self.now.params)
         losses, after = fused.step(parameters)
@@ -195,9 +276,8 @@ class Climb:
                 self.num_e_steps += 1
                 self.now = self.now._replace(losses=losses)
                 parameters, after = after, beyond
-                if tol is not None and (rise < tol).all():
-                    self.converged = True
-                    self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+                if tol is not None and self._is_level(rise, tol):
+                    self._converge(tol)
         finally:  # also where the user ended it
             if self.num_steps > start:
                 self.now = self.now._replace(params=fused.write(parameters, self.now.params))
@@ -212,6 +292,7 @@ class Climb:
         arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
         for each in self.problem.plan.assignments:
             fill_arguments(each, params[each.name], arguments)
+        fill_affine(self.problem.plan.affine, params, self.now.params, arguments)
         return arguments
 
     def at(self, params: Params, found: Maximised) -> State:
@@ -247,10 +328,12 @@ def unbounded_message(name: str) -> str:
     )
 
 
-def fall_message(down: Flags, change: Array) -> str:
+def fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
     """What is said of restarts whose loss rose by ``change``."""
+    whose = f"parameters {blamed}" if blamed else "all parameters"
     return (
         f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
-        f"{change[down].max():.3g}. It was undone. Covariances that are nearly singular do this "
-        "(see min_eigenvalue), and models that are not the same function at every call"
+        f"{change[down].max():.3g}. It was undone, and {whose} stay there from now on. Covariances "
+        "that are nearly singular do this (see min_eigenvalue), and models that are not the same "
+        "function at every call"
     )

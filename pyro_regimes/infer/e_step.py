@@ -28,7 +28,7 @@ class SiteData(NamedTuple):
     batch_shape: torch.Size
     dtype: torch.dtype  #: of its likelihood
     weight: Tensor | None  #: of each sequence, ``(...)``; None where all are 1
-    observation_logits: Tensor | None  #: of a distribution that no parameter reaches
+    chain: tuple[Tensor, Tensor, Tensor]  #: the kernels' logits at which the site was read
 
     @property
     def arguments(self) -> Arguments:
@@ -76,16 +76,15 @@ def read_site(site: Site) -> SiteData:
         shape,
         dtype,
         None if bool((weight == 1).all()) else weight,
-        logits.detach() if site.family is None else None,
+        (initial_logits, transition_logits, logits),
     )
 
 
 def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     """log b_k(x_t) at the given arguments, ``(..., T, K)``."""
-    if data.observation_logits is not None:
-        return data.observation_logits
     site = data.site
-    assert site.family is not None
+    if site.family is None:  # no closed form reaches it
+        return data.chain[2].detach()
     event_dim = len(site.hmm.observation_dist.event_shape)
     logits: Tensor = site.family.log_prob(data.value, arguments, event_dim)
     if site.observation_mask is not None:

@@ -6,19 +6,23 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Callable
+from numbers import Integral
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
 
 from pyro_regimes.infer import climb
-from pyro_regimes.infer.climb import Climb, EMResult, Params, Problem, State
+from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
+from pyro_regimes.infer.gradient import Optim, find_gradients, move
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.m_step import Maximised
-from pyro_regimes.infer.parameters import Plan, find_parameters
+from pyro_regimes.infer.parameters import find_parameters
+from pyro_regimes.infer.plan import Plan
+from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
@@ -49,8 +53,13 @@ class EM:
     of an observed ``RegimeHMM`` or of its Gaussian ``observation_dist``, as probabilities or
     logits, covariance, Cholesky factor, precision or scale. Expected statistics are pooled over
     everything along which it was broadcast, so that a ``(D, D)`` covariance is tied, a ``(K, 1)``
-    scale spherical, and parameters with a leading dim of size R are R restarts in one batch. A
-    parameter that is used in any other way has no closed form here, and is refused by name.
+    scale spherical, and parameters with a leading dim of size R are R restarts in one batch.
+    Locations that are affine in parameters are solved for by weighted least squares.
+
+    With a ``guide`` that puts points at latent sites (``AutoDelta``), EM maximises the log joint:
+    conjugate priors join the closed forms (:mod:`.infer.priors`), in the space of the site that
+    carries them. With an ``optim``, a parameter without a closed form is moved by gradient steps on
+    the same objective (generalised EM); without one it is refused by name.
 
     :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
     model again, to see that it agrees; a model that does not is read anew at every step.
@@ -59,18 +68,30 @@ class EM:
     that of one, its parameters are put back, it is held there, and a warning says so.
 
     :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
+    :param guide: called as the model; a point at each of its latent sites.
+    :param optim: a Pyro optimiser, for what has no closed form.
     :param min_eigenvalue: floor on the eigenvalues of covariances (on variances), in squared units
         of the data; the start is raised to it.
     :raises ValueError: if ``min_eigenvalue`` is negative; from the first step on, if the model has
-        a latent or subsampled site, no observed RegimeHMM, or a parameter without a closed form.
+        a latent site without a point or a subsampled one, no observed RegimeHMM, or, without an
+        ``optim``, a parameter without a closed form.
     """
 
-    def __init__(self, model: Callable[..., Any], *, min_eigenvalue: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None = None,
+        optim: Optim | None = None,
+        min_eigenvalue: float = 0.0,
+    ) -> None:
         if not callable(model):
             raise ValueError(f"expected model to be a function, got {type(model).__name__}")
+        for name, given in {"guide": guide, "optim": optim}.items():
+            if given is not None and not callable(given):
+                raise ValueError(f"expected {name} to be callable, got {type(given).__name__}")
         if not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
-        self.model = model
+        self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
         self._plan: Plan | None = None
         self._groups: Groups | None = None
@@ -87,28 +108,16 @@ class EM:
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
         with self._pyro(), torch.no_grad():
-            problem, now = self._read(args, kwargs)
-            held = ~np.isfinite(now.losses)
-            if not held.all():
-                found = climb.step(problem, now)
-                for name, there in found.unbounded.items():
-                    if there:
-                        self._warn(climb.unbounded_message(name))
-                _write(climb.choose(problem.groups, now.params, found.values, held))
-                after = _losses(problem.groups, run_model(self.model, args, kwargs))
-                fallen = climb.fallen(now, after)
-                if fallen.any():
-                    self._warn(climb.fall_message(fallen, after - now.losses))
-                    held = held | fallen
-                    _write(climb.choose(problem.groups, now.params, found.values, held))
-            return problem.loss(now.losses)
+            reading = self._read(args, kwargs)
+            _ReadingClimb(self, reading, args, kwargs).move()
+            return reading.problem.loss(reading.state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
         with self._pyro(), torch.no_grad():
-            run = run_model(self.model, args, kwargs)
+            run = self._run(args, kwargs)
             values = read_log_probs(run.sites).values()
-            return _constant(run) - sum(float(value.double().sum()) for value in values)
+            return -run.log_priors() - sum(float(value.double().sum()) for value in values)
 
     def run(
         self,
@@ -127,15 +136,23 @@ class EM:
         :return: an :class:`EMResult`; other arguments go to the model.
         :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(
                 f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
             )
         if tol is not None and not tol > 0:
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
+        num_steps = int(num_steps)
+        if callback is not None:
+            callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
         with torch.no_grad():
             with self._pyro():
-                problem, start = self._read(args, kwargs)
+                reading = self._read(args, kwargs)
+                problem, start, _ = reading
+                if not problem.plan.is_closed:
+                    way: Climb = _ReadingClimb(self, reading, args, kwargs)
+                    way.run(num_steps, tol, callback)
+                    return way.result()
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
@@ -149,60 +166,127 @@ class EM:
 
             try:
                 way.run(num_steps, tol, callback and shown)
+            except OutsideConstraint as error:
+                if self.optim is None:
+                    raise
+                way.blamed = [error.name]
             finally:  # also where an error, or the user, ended it
                 if way.num_steps:
                     with self._pyro():
                         _write(way.now.params)
-            if way.num_steps and not self._agrees(way, args, kwargs):
+            agrees = not way.num_steps or self._agrees(way, args, kwargs)
+            if not agrees or way.blamed and problem.may_move:
+                way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
-                    _write(start.params)
-                    problem = problem._replace(fused=None)
-                    way = _ReadingClimb(problem, start, self._warn, self, args, kwargs)
                     way.run(num_steps, tol, callback)
             return way.result()
 
     @contextmanager
     def _pyro(self) -> Iterator[None]:
-        """Alone with Pyro's handlers and the parameter store."""
-        with PYRO_LOCK:
+        """Alone with Pyro's handlers and the parameter store, and able to differentiate."""
+        recording = torch.is_grad_enabled()
+        with PYRO_LOCK, torch.inference_mode(False), torch.set_grad_enabled(recording):
             yield
 
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Problem, State]:
+    def _run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: Params | None = None,
+        connected: bool = False,
+    ) -> Run:
+        return run_model(
+            self.model, args, kwargs, values, guide=self.guide, connected=connected
+        )
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Run the model, make or check the plan, and take expectations."""
-        run = run_model(self.model, args, kwargs)
-        if self._plan is None or not self._plan.holds(run):
-            self._plan = find_parameters(self.model, args, kwargs)
-            self._groups = None
-            if self._raise_to_floor(self._plan, run.params):
-                run = run_model(self.model, args, kwargs)
+        plan = self._plan or self._make_plan(args, kwargs)
+        run = self._run_as_planned(plan, args, kwargs)
+        if not plan.holds(run):
+            plan = self._make_plan(args, kwargs)
+            run = self._run_as_planned(plan, args, kwargs)
         if self._groups is None or not self._groups.fits(run):
-            self._groups = find_groups(self._plan, run)
-        sites = {name: read_site(site) for name, site in run.sites.items()}
+            self._groups = find_groups(plan, run)
+        with torch.set_grad_enabled(bool(plan.gradient)):
+            sites = {name: read_site(site) for name, site in run.sites.items()}
+        constraints = {name: constraint_of(name) for name in plan.affine.names}
+        for each in plan.assignments:
+            constraints[each.name] = constraint_of(each.name)
         problem = Problem(
-            self._plan,
+            plan,
             self._groups,
             sites,
-            _constant(run),
+            0.0 if plan.is_joint else -run.log_priors(),
+            run.latents,
+            sum(float(value) for value in run.others.values()),
+            _pseudo_statistics(plan, run),
             {
-                each.name: constraint_of(each.name)
-                for each in self._plan.assignments
-                if each.may_violate(constraint_of(each.name))
+                name: constraint
+                for name, constraint in constraints.items()
+                if plan.may_violate(name, constraint)
             },
             self.min_eigenvalue,
             None,
+            self.optim is not None,
         )
-        params = {each.name: run.params[each.name] for each in self._plan.assignments}
+        params = {name: run.params[name].detach() for name in plan.names}
         arguments = {name: data.arguments for name, data in problem.sites.items()}
-        return problem, climb.evaluate(problem, params, arguments)
+        state = climb.evaluate(problem, params, arguments)
+        gradients = {}
+        if plan.gradient:
+            gradients = find_gradients(run, state.expected, list(plan.gradient))
+        return Reading(problem, state, gradients)
+
+    def _run_as_planned(
+        self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Run:
+        connected = bool(plan.gradient)
+        with torch.set_grad_enabled(connected):
+            return self._run(args, kwargs, connected=connected)
+
+    def _make_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        def read(values: Params | None) -> Run:
+            return self._run(args, kwargs, values)
+
+        self._plan = find_parameters(read, self.optim is not None)
+        self._groups = None
+        self._raise_to_floor(self._plan, read(None).params)
+        return self._plan
+
+    def _give_up(self, names: list[str]) -> None:
+        """Leave parameters to the optimiser whose closed form is no step upwards."""
+        assert self._plan is not None
+        reason = "its closed form lowered the objective, or left its constraint"
+        self._plan = self._plan.without(names, reason)
+        self._groups = None
+
+    def _go_on_reading(
+        self,
+        way: Climb | None,
+        start: Reading,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _ReadingClimb:
+        """From where a climb on tensors has come; or from the start, where the model differs."""
+        with self._pyro():
+            if way is None:
+                _write(start.state.params)
+                return _ReadingClimb(self, start, args, kwargs)
+            self._give_up(way.blamed)
+            more = _ReadingClimb(self, self._read(args, kwargs), args, kwargs)
+            more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
+            return more
 
     def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the model, read again, says what the tensors said."""
         with self._pyro():
-            run = run_model(self.model, args, kwargs)
+            run = self._run(args, kwargs)
             plan, groups = way.problem.plan, way.problem.groups
             if not (plan.holds(run) and groups.fits(run)):
                 return False
-            losses = np.append(_losses(groups, run), _constant(run))
+            constant = 0.0 if plan.is_joint else -run.log_priors()
+            losses = np.append(_losses(plan, groups, run), constant)
         expected = np.append(way.losses[-1], way.problem.constant)
         # To the store and back a parameter loses some digits.
         precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
@@ -210,9 +294,8 @@ class EM:
         with np.errstate(invalid="ignore"):
             return bool(((losses == expected) | (abs(losses - expected) <= bound)).all())
 
-    def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
+    def _raise_to_floor(self, plan: Plan, params: Params) -> None:
         """Move covariances below the floor to it: EM is monotone from a feasible start only."""
-        moved = False
         for each in plan.assignments:
             if self.min_eigenvalue > 0 and each.update is not None:
                 value = params[each.name]
@@ -221,8 +304,6 @@ class EM:
                 raised = raised.reshape(value.shape)
                 if not torch.equal(raised, value):
                     write_parameter(each.name, raised)
-                    moved = True
-        return moved
 
     def _warn(self, message: str) -> None:
         """Tell the user once of each kind of trouble."""
@@ -232,35 +313,83 @@ class EM:
             warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
+class Reading(NamedTuple):
+    """What one run of the model says."""
+
+    problem: Problem
+    state: State
+    gradients: Params  #: in the unconstrained tensors that the optimiser moves
+
+
 class _ReadingClimb(Climb):
-    """A run that reads the model anew at every step: it is not the same function at every call."""
+    """A climb that runs the model at every step: where an optimiser moves parameters too, where a
+    prior depends on parameters, or where the model is not the same function at every call."""
 
     def __init__(
-        self,
-        problem: Problem,
-        start: State,
-        warn: Callable[[str], None],
-        em: EM,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, em: EM, reading: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        super().__init__(problem, start, warn)
+        super().__init__(reading.problem, reading.state, em._warn)
         self._em, self._args, self._kwargs = em, args, kwargs
+        self._gradients = reading.gradients
 
     def at(self, params: Params, found: Maximised) -> State:
+        """The losses alone, by one forward pass of the model."""
         _write(params)
-        self.problem, state = self._em._read(self._args, self._kwargs)
-        return state._replace(unbounded=[name for name, there in found.unbounded.items() if there])
+        run = self._em._run(self._args, self._kwargs)
+        losses = _losses(self.problem.plan, self.problem.groups, run)
+        unbounded = [name for name, there in found.unbounded.items() if there]
+        return self.now._replace(params=params, losses=losses, unbounded=unbounded)
+
+    def move(self) -> None:
+        """The closed forms, which must not lower the objective; then the optimiser."""
+        if self.held and super()._free().any():
+            try:
+                super().advance()
+            except OutsideConstraint as error:
+                if self._em.optim is None:
+                    raise
+                self.blamed = [error.name]
+        if self.blamed and self._em.optim is not None:
+            self._em._give_up(self.blamed)
+            self.blamed = []
+        if self._gradients:
+            assert self._em.optim is not None
+            move(self._em.optim, self._gradients)
+
+    def advance(self) -> None:
+        """One step, and what the model says after it."""
+        self.move()
+        reading = self._em._read(self._args, self._kwargs)
+        self.problem, self.now, self._gradients = reading
+        nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
+        self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
+
+    def _free(self) -> climb.Flags:
+        free = super()._free() if self.held else np.zeros(len(self.now.losses), dtype=np.bool_)
+        return free | (np.isfinite(self.now.losses) & bool(self._gradients))
+
+    def _is_level(self, rise: climb.Array, tol: float) -> bool:
+        # A step of the optimiser may go down, and has then not come to rest.
+        return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
 
 
-def _constant(run: Run) -> float:
-    return -sum(float(value) for value in run.others.values())
+def _pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
+    found = {}
+    for each in plan.assignments:
+        if each.prior is not None:
+            shape = plan.shapes[each.name]
+            latent = run.latents[each.prior.site]
+            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
+    for name, prior in plan.affine.priors.items():
+        event_dim = 0 if prior.family == "Normal" else 1
+        found[name] = prior.statistics(run.latents[prior.site], plan.shapes[name], event_dim)
+    return found
 
 
-def _losses(groups: Groups, run: Run) -> climb.Array:
+def _losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
     """The loss of each restart, by one forward pass."""
     losses: climb.Array = -groups.total(read_log_probs(run.sites)).cpu().numpy()
-    return losses
+    return losses - run.log_priors() if plan.is_joint else losses
 
 
 def _write(params: Params) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_regimes.emissions import multivariate_normal
 from pyro_regimes.infer.e_step import SiteData
 from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.parameters import Assignment, Plan
+from pyro_regimes.infer.plan import Assignment, Plan
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.kernels import ops
 
@@ -58,7 +58,7 @@ class Fused:
 
 def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -> Fused | None:
     """The kernel for a problem; None where it is another model, or on another device."""
-    if len(sites) != 1 or len(plan.assignments) != len(_ROLES):
+    if plan.is_joint or len(sites) != 1 or len(plan.assignments) != len(_ROLES):
         return None
     (data,) = sites.values()
     by_role = {each.role: each for each in plan.assignments}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.parameters import Assignment, Plan, Use
+from pyro_regimes.infer.plan import Assignment, Plan, Use
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Run, Site
 
@@ -61,8 +61,28 @@ def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
     return use.cells.reshape(lead).expand(shape + uses).reshape(shape.numel(), uses.numel())
 
 
+def _one_group(plan: Plan, run: Run) -> Groups:
+    sites = {
+        name: torch.zeros(batch_shape(site), dtype=torch.long, device=site.value.device)
+        for name, site in run.sites.items()
+    }
+    sizes = {each.name: each.num_cells for each in plan.assignments} | dict.fromkeys(
+        plan.affine.names, 1
+    )
+    cells = {
+        name: torch.zeros(size, dtype=torch.long, device=run.params[name].device)
+        for name, size in sizes.items()
+    }
+    return Groups(1, sites, cells)
+
+
 def find_groups(plan: Plan, run: Run) -> Groups:
-    """Connected components of sequences and cells, by passing the least label back and forth."""
+    """Connected components of sequences and cells, by passing the least label back and forth.
+
+    Where more than the likelihoods depends on the parameters, all is one.
+    """
+    if plan.is_joint:
+        return _one_group(plan, run)
     labels, offset = {}, 0
     for name, site in run.sites.items():
         count = batch_shape(site).numel()

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.update import Observed
+from pyro_regimes.infer.affine import Affine, add_block_statistics, solve
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.parameters import Assignment, Plan, Use
+from pyro_regimes.infer.plan import Assignment, Plan, Use
+from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.roles import Role
 
 
@@ -58,7 +60,11 @@ def update_probs(counts: Tensor, old: Tensor) -> Tensor:
 
 
 def maximise(
-    plan: Plan, expected: dict[str, Expected], params: dict[str, Tensor], floor: float
+    plan: Plan,
+    expected: dict[str, Expected],
+    params: dict[str, Tensor],
+    floor: float,
+    pseudo: dict[str, Statistics],
 ) -> Maximised:
     """New values of all parameters, each given those before it in the plan.
 
@@ -67,12 +73,18 @@ def maximise(
 
     :param params: the present values.
     :param floor: on the eigenvalues of covariances.
+    :param pseudo: what conjugate priors add to the statistics of a parameter.
     """
     arguments = {name: dict(each.arguments) for name, each in expected.items()}
     values, unbounded = {}, {}
+    if plan.affine.names:
+        values = _solve_affine(plan.affine, expected, params, arguments, pseudo)
+        fill_affine(plan.affine, values, params, arguments)
     for each in plan.order:
         old = params[each.name]
         statistics = _pooled_statistics(each, expected, arguments)
+        if each.name in pseudo:
+            statistics = tuple(map(torch.add, statistics, pseudo[each.name]))
         cells = blocks(old, each.event_dim)
         if each.update is not None:
             new = each.update.maximise(statistics, floor).reshape(cells.shape)
@@ -108,6 +120,53 @@ def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Argumen
         arguments[use.site][use.argument] = new.reshape(argument.shape)
 
 
+def fill_affine(
+    affine: Affine,
+    values: dict[str, Tensor],
+    old: dict[str, Tensor],
+    arguments: dict[str, Arguments],
+) -> None:
+    """Move the locations as their parameters have moved."""
+    if not affine.names:
+        return
+    moved = affine.flat(values) - affine.flat(old)
+    for use in affine.uses:
+        argument = arguments[use.site][use.argument]
+        change = (use.jacobian @ moved).reshape(argument.shape)
+        arguments[use.site][use.argument] = argument + change.to(argument.dtype)
+
+
+def _solve_affine(
+    affine: Affine,
+    expected: dict[str, Expected],
+    params: dict[str, Tensor],
+    arguments: dict[str, Arguments],
+    pseudo: dict[str, Statistics],
+) -> dict[str, Tensor]:
+    """The parameters in which locations are affine, by weighted least squares."""
+    start = affine.flat(params)
+    normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
+    for use in affine.uses:
+        there = expected[use.site]
+        given = arguments[use.site]
+        site = there.data.site
+        assert site.family is not None
+        update = next(each for each in site.family.UPDATES if each.argument == use.argument)
+        tail = 2 + (len(site.hmm.observation_dist.event_shape) if update.elementwise else 0)
+        lead_dim = len(there.data.batch_shape) + tail
+        lead = site.arguments[use.argument].lead
+        statistics = tuple(
+            _to_lead(part, lead_dim, lead)
+            for part in update.statistics(_observed(there), given, True)
+        )
+        constant = given[use.argument].double().flatten() - use.jacobian @ start
+        add_block_statistics(statistics, use.jacobian, constant, normal, right)
+    for name in affine.priors:
+        affine.add_prior(name, pseudo[name], normal, right)
+    found = solve(normal, right, start)
+    return affine.unflat(torch.where(found.isfinite(), found, start), params)
+
+
 def _pooled_statistics(
     each: Assignment, expected: dict[str, Expected], arguments: dict[str, Arguments]
 ) -> tuple[Tensor, ...]:
@@ -127,15 +186,21 @@ def _pooled_statistics(
 
 def _pool(part: Tensor, lead_dim: int, lead: torch.Size, use: Use, num_cells: int) -> Tensor:
     """One statistic of every block, added up by cells."""
-    block = part.shape[lead_dim:]
-    if part.shape != lead + block:
-        part = part.sum_to_size(lead + block)
-    part = part.reshape((lead.numel(),) + block)
+    part = _to_lead(part, lead_dim, lead)
+    block = part.shape[1:]
     if use.whole:
         return part
     where = use.cells.to(part.device)
     cells = part.new_zeros((num_cells,) + block)
     return cells.index_add(0, where[where >= 0], part[where >= 0])
+
+
+def _to_lead(part: Tensor, lead_dim: int, lead: torch.Size) -> Tensor:
+    """One statistic of every block, ``(blocks, *block)``."""
+    block = part.shape[lead_dim:]
+    if part.shape != lead + block:
+        part = part.sum_to_size(lead + block)
+    return part.reshape((lead.numel(),) + block)
 
 
 def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Tensor, ...]:
@@ -149,6 +214,14 @@ def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Te
             moved = moved.unsqueeze(-3)
         return (data.weigh(moved),)
     assert each.update is not None
+    # A prior's precision stands beside that of the data.
+    weighted = each.shared or each.prior is not None
+    return each.update.statistics(_observed(there), given, weighted)
+
+
+def _observed(there: Expected) -> Observed:
+    """The data of one site with the E-step's weights."""
+    data, _, expectations = there
     site = data.site
     gamma = data.weigh(expectations.smoothed_probs)
     if site.observation_mask is not None:
@@ -158,4 +231,4 @@ def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Te
     value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
     # As many batch dims as the weights have: a family tells the event's dims by the difference.
     value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
-    return each.update.statistics(Observed(value, gamma, site.varies), given, each.shared)
+    return Observed(value, gamma, site.varies)

@@ -8,122 +8,42 @@ looks like ``loc`` at 0, and ``loc.clamp(-10, 10)`` at every point inside.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Optional
 
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_regimes.emissions.update import Update
 from pyro_regimes.infer import identity
-from pyro_regimes.infer.links import LINKS, Link
+from pyro_regimes.infer.affine import Affine, find_affine
+from pyro_regimes.infer.links import LINKS
+from pyro_regimes.infer.plan import Assignment, Plan, Use
+from pyro_regimes.infer.priors import Prior, find_prior
 from pyro_regimes.infer.roles import Role
-from pyro_regimes.infer.tracing import PYRO_LOCK, Argument, Run, Site, constraint_of, run_model
+from pyro_regimes.infer.tracing import Argument, Run, Site, constraint_of
 
-__all__ = ["PYRO_LOCK", "Assignment", "Plan", "Use", "find_parameters"]
+#: Runs the model at given values of its parameters, or at those of the store.
+Reader = Callable[[Optional[dict[str, Tensor]]], Run]
 
-
-class Use(NamedTuple):
-    """Where a parameter's cells stand in one argument."""
-
-    site: str
-    argument: str
-    #: for each block of the argument the parameter's cell that it is, or -1: ``(blocks,)``
-    cells: Tensor
-    whole: bool  #: whether the argument is the parameter, cell by cell and nothing else
+_TWO_ROLES = "used in arguments that have different updates"
 
 
-class Assignment(NamedTuple):
-    """A parameter that is set in closed form."""
-
-    name: str
-    role: Role
-    update: Update | None  #: None for initial and transition probabilities
-    uses: list[Use]
-    num_cells: int
-    link: Link  #: what it holds
-    event_dim: int  #: the dims of a cell
-    shared: bool  #: whether some cell serves several blocks
-
-    def may_violate(self, constraint: constraints.Constraint) -> bool:
-        """Whether its maximiser may lie outside a constraint.
-
-        Normalised counts are on the simplex (whose check is too tight for long float32 rows), and
-        a covariance that is not positive definite counts as no maximum.
-        """
-        inside = {
-            Role.LOCATION: (),
-            Role.SCALE: (constraints.positive, constraints.nonnegative),
-            Role.INITIAL: (constraints.simplex, constraints.positive, constraints.nonnegative),
-            Role.TRANSITION: (constraints.simplex, constraints.positive, constraints.nonnegative),
-        }.get(self.role, (constraints.positive_definite, constraints.lower_cholesky))
-        safe = (constraints.real, constraints.real_vector, *(inside if self.link.is_identity else ()))
-        return not any(constraint is each for each in safe)
-
-    def describe(self, shape: torch.Size) -> str:
-        """One line of the plan."""
-        used = ", ".join(f"{use.site}.{use.argument}" for use in self.uses)
-        blocks = sum(int((use.cells >= 0).sum()) for use in self.uses)
-        what = self.update.what if self.update else _CHAIN_UPDATES[self.role]
-        pooled = "" if blocks == self.num_cells else f", {blocks} blocks pooled in {self.num_cells}"
-        return f"{self.name:<20} {str(tuple(shape)):<16} {used:<36} {what}{pooled}"
-
-
-class Plan(NamedTuple):
-    """How each parameter of a model is updated, and why."""
-
-    assignments: list[Assignment]
-    shapes: dict[str, torch.Size]
-    unused: list[str]  #: parameters that no observed site depends on
-    order: list[Assignment]  #: in which they are maximised: locations before the spreads about them
-
-    def __str__(self) -> str:
-        count = len(self.assignments)
-        lines = [f"EM sets {count} parameter{'' if count == 1 else 's'} in closed form:"]
-        lines += [f"  {each.describe(self.shapes[each.name])}" for each in self.assignments]
-        lines += [f"  {name:<20} left alone: no observed site uses it" for name in self.unused]
-        return "\n".join(lines)
-
-    def holds(self, run: Run) -> bool:
-        """Whether the arguments of a later run still are what the plan says of them."""
-        if set(run.params) != set(self.shapes):
-            return False
-        for each in self.assignments:
-            parameter = run.params.get(each.name)
-            if parameter is None or parameter.shape != self.shapes[each.name]:
-                return False
-            for use in each.uses:
-                site = run.sites.get(use.site)
-                argument = None if site is None else site.arguments.get(use.argument)
-                if argument is None or argument.lead.numel() != len(use.cells):
-                    return False
-                if not identity.agrees(argument, parameter, each.role, use.cells, each.link):
-                    return False
-        return True
-
-
-_CHAIN_UPDATES = {
-    Role.INITIAL: "first smoothed probabilities (28)",
-    Role.TRANSITION: "row sums of expected transitions (27)",
-}
-
-
-def find_parameters(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Plan:
+def find_parameters(read: Reader, may_move: bool = False) -> Plan:
     """Trace the model at three points and decide about every parameter.
 
+    :param read: runs the model, at given values of its parameters.
+    :param may_move: whether parameters without a closed form may be left to an optimiser.
     :raises ValueError: naming every parameter that has no closed form here, with the reason.
     """
     with torch.enable_grad():
-        current = run_model(model, args, kwargs)
+        current = read(None)
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         roles, refused = _assign_roles(current)
         runs = [current]
         for draw in (0, 1):
-            runs.append(_run_elsewhere(model, args, kwargs, current.params, roles, draw))
+            runs.append(_run_elsewhere(read, current.params, roles, draw))
         assignments = []
         for name in current.params:
             if name in refused or name not in roles:
@@ -133,21 +53,70 @@ def find_parameters(
                 refused[name] = found
             else:
                 assignments.append(found)
-        for name, reason in _other_uses(runs).items():
+        candidates = [
+            name
+            for name, reason in refused.items()
+            if roles.get(name) is Role.LOCATION and not reason.startswith(_TWO_ROLES)
+        ]
+        if candidates:  # a point nearby, where what saturates has not done so
+            runs.append(_run_elsewhere(read, current.params, roles, 2, (True,)))
+        affine = _find_affine(candidates, runs, refused)
+        priors = {each.name: each.prior for each in assignments} | affine.priors
+        for name, reason in _other_uses(runs, priors).items():
             refused.setdefault(name, reason)
-        _check_hidden_dependence(runs, assignments, refused)
-    if refused:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused.items())
-        raise ValueError(f"expected parameters that EM can set in closed form, got{reasons}")
-    if not assignments:
+        closed = [name for name in affine.names if name not in refused]
+        if closed != affine.names:
+            affine = _find_affine(closed, runs, refused)
+        assignments = [each for each in assignments if each.name not in refused]
+        covered = {(use.site, use.argument) for use in affine.uses}
+        _check_hidden_dependence(runs, assignments, refused, covered)
+    _check_refused(refused, list(current.params), may_move)
+    if not (assignments or affine.names or refused):
         raise ValueError(
             "expected at least one parameter that an observed RegimeHMM depends on, got only "
             f"{list(current.params)}, on which none does"
         )
-    shapes = {name: value.shape for name, value in current.params.items()}
-    unused = [name for name in current.params if name not in roles]
-    order = sorted(assignments, key=lambda each: each.role is not Role.LOCATION)
-    return Plan(assignments, shapes, unused, order)
+    return Plan(
+        assignments,
+        {name: value.shape for name, value in current.params.items()},
+        [name for name in current.params if name not in roles and name not in refused],
+        sorted(assignments, key=lambda each: each.role is not Role.LOCATION),
+        affine,
+        refused,
+        bool(refused or affine.names or current.latents),
+    )
+
+
+def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) -> None:
+    reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused.items())
+    if not may_move and refused:
+        raise ValueError(
+            f"expected parameters that EM can set in closed form, or an optim, got{reasons}"
+        )
+    others = {name: reason for name, reason in refused.items() if name not in names}
+    if others:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in others.items())
+        raise ValueError(f"expected an objective that autograd can differentiate, got{reasons}")
+
+
+def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
+    """The location parameters, of the candidates, that are affine; they are refused no longer."""
+    reasons: dict[str, str] = {}
+    names, _ = find_affine(candidates, runs, reasons)
+    priors = {}
+    for name in names:
+        prior = find_prior(name, Role.LOCATION, LINKS[Role.LOCATION][0], 1, runs)
+        if isinstance(prior, str):
+            reasons[name] = prior
+        elif prior is not None:
+            priors[name] = prior
+    names = [name for name in names if name not in reasons]
+    uses = find_affine(names, runs, reasons)[1]
+    for name in candidates:
+        refused.pop(name, None)
+    refused.update(reasons)
+    shapes = [runs[0].params[name].shape for name in names]
+    return Affine(names, shapes, uses, priors)
 
 
 def _arguments(run: Run) -> list[Argument]:
@@ -180,21 +149,20 @@ def _assign_roles(run: Run) -> tuple[dict[str, Role], dict[str, str]]:
     for name, found in labels.items():
         if len(found) > 1:
             used = " and ".join(label for several in found.values() for label in several)
-            refused[name] = f"used in arguments that have different updates, {used}"
+            refused[name] = f"{_TWO_ROLES}, {used}"
     return {name: next(iter(found)) for name, found in labels.items()}, refused
 
 
 def _run_elsewhere(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    read: Reader,
     params: dict[str, Tensor],
     roles: dict[str, Role],
     draw: int,
+    mildness: tuple[bool, ...] = (False, True),
 ) -> Run:
     """Run the model at a random admissible point, as far off as the model will bear."""
     failure: Exception | None = None
-    for mild in (False, True):
+    for mild in mildness:
         values = {
             name: identity.random_value(
                 value, roles.get(name), constraint_of(name), seed=1_000 * draw + index, mild=mild
@@ -202,7 +170,7 @@ def _run_elsewhere(
             for index, (name, value) in enumerate(params.items())
         }
         try:
-            return run_model(model, args, kwargs, values)
+            return read(values)
         except (ValueError, RuntimeError) as error:
             failure = error
     raise ValueError(
@@ -225,7 +193,7 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
             return f"{argument.label} is a function of it other than itself, broadcast or selected"
         cells, held = found
         if uses and held is not link:
-            return f"used as {link.name} in one place and as {held.name} in another, {argument.label}"
+            return f"used as {link.name} in one place and as {held.name} in {argument.label}"
         link = held
         for run in runs:
             there = run_argument(run, argument)
@@ -240,8 +208,11 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         whole = torch.equal(cells, torch.arange(num_cells))
         uses.append(Use(argument.site, argument.name, cells, whole))
     event_dim = 1 if update is None else update.event_dim
+    prior = find_prior(name, role, link, event_dim, runs)
+    if isinstance(prior, str):
+        return prior
     shared = sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
-    return Assignment(name, role, update, uses, num_cells, link, event_dim, shared)
+    return Assignment(name, role, update, uses, num_cells, link, event_dim, shared, prior)
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:
@@ -265,10 +236,15 @@ def _update_of(site: Site, name: str) -> Update | None:
     return next((update for update in site.family.UPDATES if update.argument == name), None)
 
 
-def _other_uses(runs: list[Run]) -> dict[str, str]:
+def _other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
     """Parameters that reach the objective in any way but through a recognised argument."""
     refused: dict[str, str] = {}
     for run in runs:
+        for latent in run.latents.values():
+            for name in _gradients(latent.log_prob, run.params):
+                prior = priors.get(name)
+                if prior is None or prior.site != latent.name:
+                    refused.setdefault(name, f"used in the prior of site {latent.name}")
         routes = {f"the log density of site {name}": value for name, value in run.others.items()}
         for site in run.sites.values():
             routes[f"the observed value of site {site.name}"] = site.value
@@ -309,16 +285,24 @@ def _tensors(distribution: Any) -> list[Tensor]:
 
 
 def _check_hidden_dependence(
-    runs: list[Run], assignments: list[Assignment], refused: dict[str, str]
+    runs: list[Run],
+    assignments: list[Assignment],
+    refused: dict[str, str],
+    covered: set[tuple[str, str]],
 ) -> None:
-    """Refuse what moves with the parameters where autograd sees no dependence."""
+    """Refuse what moves with the parameters where autograd sees no dependence.
+
+    :param covered: arguments that are affine in parameters, of which this has been asked.
+    """
     hidden = "changes with the parameters, but has no derivative in them (a detach()?)"
     known: dict[tuple[str, str], Tensor] = {}
     for each in assignments:
         for use in each.uses:
-            covered = known.setdefault((use.site, use.argument), use.cells < 0)
-            known[use.site, use.argument] = covered & (use.cells < 0)
+            free = known.setdefault((use.site, use.argument), use.cells < 0)
+            known[use.site, use.argument] = free & (use.cells < 0)
     for argument in _arguments(runs[0]):
+        if (argument.site, argument.name) in covered:
+            continue
         if any(name in refused for name in _gradients(argument.value, runs[0].params)):
             continue
         everything = torch.ones(argument.lead.numel(), dtype=torch.bool)

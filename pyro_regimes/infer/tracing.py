@@ -9,6 +9,7 @@ from typing import Any, Callable, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -29,11 +30,15 @@ class HandOut(Messenger):
     parameter apart from two parameters.
 
     :param values: constrained values to hand out; other parameters come from the store.
+    :param connected: whether these keep the graph to the store's unconstrained tensors.
     """
 
-    def __init__(self, values: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, values: dict[str, Tensor] | None = None, connected: bool = False
+    ) -> None:
         super().__init__()
         self.values = dict(values or {})
+        self._connected = connected
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.values:
@@ -50,6 +55,9 @@ class HandOut(Messenger):
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.values:
+            if self._connected:  # a copy too, of the value
+                self.values[msg["name"]] = msg["value"] = msg["value"].clone()
+                return
             # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
             value = msg["value"].detach().clone().requires_grad_(torch.is_grad_enabled())
             self.values[msg["name"]] = msg["value"] = value
@@ -93,12 +101,29 @@ class Site(NamedTuple):
         return len(shape) > 1 and shape[-2] > 1
 
 
+class Latent(NamedTuple):
+    """A site of the model at which the guide has put a point."""
+
+    name: str
+    prior: Distribution
+    value: Tensor
+    log_prob: Tensor  #: of the value under the prior, with its scale and mask: a scalar
+    scale: Tensor | float
+    mask: Tensor | bool | None
+
+
 class Run(NamedTuple):
     """What one run of the model showed."""
 
     params: dict[str, Tensor]  #: the constrained value of each parameter that was read
     sites: dict[str, Site]
+    latents: dict[str, Latent]
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
+
+    def log_priors(self) -> float:
+        """The log-probability of all that has no hidden path."""
+        values = [each.log_prob for each in self.latents.values()] + list(self.others.values())
+        return sum(float(value) for value in values)
 
 
 def run_model(
@@ -106,26 +131,41 @@ def run_model(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     values: dict[str, Tensor] | None = None,
+    *,
+    guide: Callable[..., Any] | None = None,
+    connected: bool = False,
 ) -> Run:
-    """Trace the model once, under the caller's lock.
+    """Trace the model once, under the caller's lock; where there is a guide, at its point.
 
     :param values: constrained values for some parameters, in place of the store's.
-    :raises ValueError: if it has no observed RegimeHMM, or a latent or subsampled site.
+    :param guide: puts a point (a Delta) at every latent site, as ``AutoDelta`` does.
+    :param connected: whether the graph reaches the store's unconstrained tensors.
+    :raises ValueError: if it has no observed RegimeHMM, or a latent site without a point.
     """
-    handed = HandOut(values)
-    trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
-    sites = {}
+    handed = HandOut(values, connected)
+    if guide is None:
+        trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
+    else:
+        placed = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
+        _check_points(placed)
+        replayed = poutine.replay(handed(model), trace=placed)
+        trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    sites, latents = {}, []
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or _is_whole_plate(name, node):
             continue
-        if not node["is_observed"]:
+        if node["is_observed"]:
+            site = _read_site(name, node)
+            if site is not None:
+                sites[name] = site
+        elif guide is None or name not in placed:
             raise ValueError(
                 f"expected every sample site to be observed, got the latent site {name!r}: EM "
-                "maximises over parameters, so condition on a value or make it a pyro.param"
+                "maximises over parameters, so condition on a value, make it a pyro.param, or "
+                "give EM a guide that puts a point there, as AutoDelta does"
             )
-        site = _read_site(name, node)
-        if site is not None:
-            sites[name] = site
+        else:
+            latents.append(name)
     if not sites:
         names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
         raise ValueError(f"expected an observed RegimeHMM site in the model, got sites {names}")
@@ -135,7 +175,25 @@ def run_model(
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and name not in sites and not site_is_subsample(node)
     }
-    return Run(handed.values, sites, others)
+    found = {}
+    for name in latents:
+        latent: Any = trace.nodes[name]
+        found[name] = Latent(
+            name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
+        )
+    return Run(handed.values, sites, found, others)
+
+
+def _check_points(trace: Any) -> None:
+    """Refuse a guide that has a distribution where EM needs a point."""
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
+            continue
+        if not isinstance(emissions.unwrap(node["fn"]).base, Delta):
+            raise ValueError(
+                "expected the guide to put a point (a Delta) at every latent site, as AutoDelta "
+                f"does, got {type(node['fn']).__name__} at {name!r}"
+            )
 
 
 def _is_whole_plate(name: str, node: Any) -> bool:

@@ -469,7 +469,7 @@ def variance() -> None:
 
 
 @case(precision=2)
-def precision() -> None:
+def precision_of_a_series() -> None:
     observe(scale=positive("precision", SCALE**-2).rsqrt())
 
 

@@ -3,6 +3,7 @@
 import threading
 from typing import Callable
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -271,3 +272,19 @@ def test_threads_share_the_store_safely() -> None:
     for thread in threads:
         thread.join()
     assert [results[number] for number in range(4)] == alone
+
+
+def test_callback_may_differentiate() -> None:
+    modes = []
+    EM(normal_hmm).run(
+        X, num_steps=np.int64(2), callback=lambda *_: modes.append(torch.is_grad_enabled())
+    )
+    assert modes == [True, True]
+    assert torch.is_grad_enabled()
+
+
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        found = EM(normal_hmm).run(X, num_steps=3, tol=None).history
+    pyro.clear_param_store()
+    assert found == EM(normal_hmm).run(X, num_steps=3, tol=None).history

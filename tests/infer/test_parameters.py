@@ -185,11 +185,6 @@ def sorted_means() -> None:
     observe(loc=loc().sort().values)
 
 
-@refused("steps")
-def ordered_means() -> None:
-    observe(loc=positive("steps", torch.ones(2)).cumsum(-1))
-
-
 @refused("p")
 def one_minus_p() -> None:
     p = pyro.param("p", torch.tensor(0.9).double(), constraint=constraints.unit_interval)
@@ -208,19 +203,7 @@ def scaled_by_a_parameter() -> None:
         observe()
 
 
-@refused("a", "b")
-def sum_of_two() -> None:
-    observe(loc=real("a", LOC) + real("b", torch.zeros(2)))
-
-
-@refused("residual")
-def residual_network_at_zero() -> None:
-    weight = real("residual", torch.zeros(2, 2))
-    value = LOC.double()
-    observe(loc=value + weight @ value)
-
-
-@refused("loc")
+@refused("loc", "residual")
 def residual_network_on_loc() -> None:
     value = loc()
     observe(loc=value + real("residual", torch.zeros(2, 2)) @ value.tanh())

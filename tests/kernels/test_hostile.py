@@ -11,7 +11,7 @@ import torch
 from pyro_regimes.kernels import ops
 
 NAN, INF = math.nan, math.inf
-BACKENDS = ["reference", "cpu", "cuda"] if "TRITON_INTERPRET" in os.environ else ["reference", "cpu"]
+BACKENDS = ["reference", "cpu"] + ["cuda"] * ("TRITON_INTERPRET" in os.environ)
 
 
 def chain(num_states=3, num_steps=6, slices=1, probs=None):

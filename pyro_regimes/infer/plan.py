@@ -1,0 +1,155 @@
+"""The plan of EM: how each parameter of a model is updated, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_regimes.emissions.update import Update
+from pyro_regimes.infer import identity
+from pyro_regimes.infer.affine import Affine
+from pyro_regimes.infer.links import Link
+from pyro_regimes.infer.priors import Prior
+from pyro_regimes.infer.roles import Role
+from pyro_regimes.infer.tracing import Run
+
+
+class Use(NamedTuple):
+    """Where a parameter's cells stand in one argument."""
+
+    site: str
+    argument: str
+    #: for each block of the argument the parameter's cell that it is, or -1: ``(blocks,)``
+    cells: Tensor
+    whole: bool  #: whether the argument is the parameter, cell by cell and nothing else
+
+
+class Assignment(NamedTuple):
+    """A parameter that is set in closed form."""
+
+    name: str
+    role: Role
+    update: Update | None  #: None for initial and transition probabilities
+    uses: list[Use]
+    num_cells: int
+    link: Link  #: what it holds
+    event_dim: int  #: the dims of a cell
+    shared: bool  #: whether some cell serves several blocks
+    prior: Prior | None  #: conjugate
+
+    def may_violate(self, constraint: constraints.Constraint) -> bool:
+        """Whether its maximiser may lie outside a constraint.
+
+        Normalised counts are on the simplex (whose check is too tight for long float32 rows), and
+        a covariance that is not positive definite counts as no maximum.
+        """
+        inside = {
+            Role.LOCATION: (),
+            Role.SCALE: (constraints.positive, constraints.nonnegative),
+            Role.INITIAL: (constraints.simplex, constraints.positive, constraints.nonnegative),
+            Role.TRANSITION: (constraints.simplex, constraints.positive, constraints.nonnegative),
+        }.get(self.role, (constraints.positive_definite, constraints.lower_cholesky))
+        inside = inside if self.link.is_identity else ()
+        safe = (constraints.real, constraints.real_vector, *inside)
+        return not any(constraint is each for each in safe)
+
+    def describe(self, shape: torch.Size) -> str:
+        """One line of the plan."""
+        used = ", ".join(f"{use.site}.{use.argument}" for use in self.uses)
+        blocks = sum(int((use.cells >= 0).sum()) for use in self.uses)
+        what = self.update.what if self.update else _CHAIN_UPDATES[self.role]
+        if not self.link.is_identity:
+            what += f", as {self.link.name}"
+        if self.prior is not None:
+            what += f", with its {self.prior.family} prior"
+        pooled = "" if blocks == self.num_cells else f", {blocks} blocks pooled in {self.num_cells}"
+        return f"{self.name:<20} {str(tuple(shape)):<16} {used:<36} {what}{pooled}"
+
+
+class Plan(NamedTuple):
+    """How each parameter of a model is updated, and why."""
+
+    assignments: list[Assignment]
+    shapes: dict[str, torch.Size]
+    unused: list[str]  #: parameters that nothing depends on
+    order: list[Assignment]  #: in which they are maximised: locations before the spreads about them
+    affine: Affine  #: location parameters that are solved for together, first of all
+    gradient: dict[str, str]  #: parameters that the optimiser moves, and why
+    is_joint: bool  #: whether more than the sites' likelihoods depends on the parameters
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether tensors say all: nothing but the assignments changes from step to step."""
+        priors = [each.prior for each in self.assignments if each.prior is not None]
+        constant = all(prior.is_constant for prior in [*priors, *self.affine.priors.values()])
+        return constant and not self.gradient
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are set in closed form."""
+        return [*self.affine.names, *(each.name for each in self.assignments)]
+
+    def may_violate(self, name: str, constraint: constraints.Constraint) -> bool:
+        """Whether a parameter's maximiser may lie outside a constraint."""
+        for each in self.assignments:
+            if each.name == name:
+                return each.may_violate(constraint)
+        return constraint not in (constraints.real, constraints.real_vector)
+
+    def without(self, names: list[str], reason: str) -> Plan:
+        """Leave parameters to the optimiser."""
+        assignments = [each for each in self.assignments if each.name not in names]
+        return self._replace(
+            assignments=assignments,
+            order=[each for each in self.order if each.name not in names],
+            affine=self.affine.without(names),
+            gradient=self.gradient | dict.fromkeys(names, reason),
+            is_joint=True,
+        )
+
+    def __str__(self) -> str:
+        count = len(self.names)
+        lines = [f"EM sets {count} parameter{'' if count == 1 else 's'} in closed form:"]
+        lines = lines if count else []
+        for name in self.affine.names:
+            lines.append(f"  {self.affine.describe(name, self.shapes[name])}")
+        lines += [f"  {each.describe(self.shapes[each.name])}" for each in self.assignments]
+        if self.gradient:
+            lines.append(f"{'and ' if count else 'EM '}moves {len(self.gradient)} by gradient:")
+        for name, reason in self.gradient.items():
+            lines.append(f"  {name:<20} {str(tuple(self.shapes[name])):<16} {reason}")
+        lines += [f"  {name:<20} left alone: nothing uses it" for name in self.unused]
+        return "\n".join(lines)
+
+    def holds(self, run: Run) -> bool:
+        """Whether the arguments of a later run still are what the plan says of them."""
+        if set(run.params) != set(self.shapes):
+            return False
+        if any(run.params[name].shape != shape for name, shape in self.shapes.items()):
+            return False
+        for affine in self.affine.uses:
+            site = run.sites.get(affine.site)
+            argument = None if site is None else site.arguments.get(affine.argument)
+            if argument is None or argument.value.numel() != len(affine.jacobian):
+                return False
+        for each in self.assignments:
+            parameter = run.params.get(each.name)
+            if parameter is None or parameter.shape != self.shapes[each.name]:
+                return False
+            for use in each.uses:
+                site = run.sites.get(use.site)
+                argument = None if site is None else site.arguments.get(use.argument)
+                if argument is None or argument.lead.numel() != len(use.cells):
+                    return False
+                if not identity.agrees(argument, parameter, each.role, use.cells, each.link):
+                    return False
+        return True
+
+
+_CHAIN_UPDATES = {
+    Role.INITIAL: "first smoothed probabilities (28)",
+    Role.TRANSITION: "row sums of expected transitions (27)",
+}
