@@ -12,7 +12,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_regimes.emissions.update import Observed
 from pyro_regimes.infer.grouping import batch_shape
+from pyro_regimes.infer.stochastic import Averages, read_averages
 from pyro_regimes.infer.tracing import Site
 from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.ops import Expectations
@@ -52,6 +54,51 @@ class Expected(NamedTuple):
     data: SiteData
     arguments: Arguments
     expectations: Expectations
+    averages: Averages | None = None  #: with those of other minibatches, which count instead
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the statistics: averages are over all sequences."""
+        return self.data.batch_shape if self.averages is None else torch.Size()
+
+    def initial_counts(self) -> Tensor:
+        """gamma at the first step, ``(..., K)``."""
+        if self.averages is not None:
+            return self.averages.initial
+        return self.data.weigh(self.expectations.smoothed_probs[..., 0, :])
+
+    def transition_counts(self) -> Tensor:
+        """Summed xi, ``(..., 1 or T-1, K, K)``."""
+        if self.averages is not None:
+            return self.averages.moved
+        moved = self.expectations.expected_transitions
+        if moved.dim() == len(self.data.batch_shape) + 2:
+            moved = moved.unsqueeze(-3)
+        return self.data.weigh(moved)
+
+    def observed(self) -> Observed:
+        """The data of the site with the E-step's weights."""
+        data, _, expectations, averages = self
+        site = data.site
+        event_shape = site.hmm.observation_dist.event_shape
+        if averages is not None:
+            return averages.as_data(event_shape)
+        gamma = data.weigh(expectations.smoothed_probs)
+        if site.observation_mask is not None:
+            mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
+            gamma = torch.where(mask == 0, 0.0, gamma * mask)
+        event_dim = len(event_shape)
+        value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
+        # As many batch dims as the weights have: a family tells the event's dims by the difference.
+        value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
+        return Observed(value, gamma, site.varies)
+
+    def average(self, old: Averages | None, share: float) -> Expected:
+        """With the averages that this minibatch has moved."""
+        observed = self.observed() if self.data.site.family is not None else None
+        origin = None if old is None else old.origin
+        new = read_averages(observed, self.initial_counts(), self.transition_counts(), origin)
+        return self._replace(averages=new if old is None else old.mix(new, share))
 
 
 def read_site(site: Site) -> SiteData:

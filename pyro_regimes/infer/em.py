@@ -23,6 +23,7 @@ from pyro_regimes.infer.m_step import Maximised
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
@@ -61,6 +62,10 @@ class EM:
     carries them. With an ``optim``, a parameter without a closed form is moved by gradient steps on
     the same objective (generalised EM); without one it is refused by name.
 
+    Where a plate is subsampled, each step is one of stochastic EM (:mod:`.infer.stochastic`):
+    running averages of the minibatches' expected statistics are maximised. The loss is then the
+    minibatch's estimate, and :meth:`run` makes all its steps.
+
     :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
     model again, to see that it agrees; a model that does not is read anew at every step.
 
@@ -70,6 +75,8 @@ class EM:
     :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
     :param guide: called as the model; a point at each of its latent sites.
     :param optim: a Pyro optimiser, for what has no closed form.
+    :param step_size: of stochastic EM, the weight of the n-th minibatch, n = 1, 2, ...; None for
+        :math:`n^{-0.6}`.
     :param min_eigenvalue: floor on the eigenvalues of covariances (on variances), in squared units
         of the data; the start is raised to it.
     :raises ValueError: if ``min_eigenvalue`` is negative; from the first step on, if the model has
@@ -83,16 +90,21 @@ class EM:
         guide: Callable[..., Any] | None = None,
         optim: Optim | None = None,
         min_eigenvalue: float = 0.0,
+        *,
+        step_size: Schedule | None = None,
     ) -> None:
         if not callable(model):
             raise ValueError(f"expected model to be a function, got {type(model).__name__}")
-        for name, given in {"guide": guide, "optim": optim}.items():
+        for name, given in {"guide": guide, "optim": optim, "step_size": step_size}.items():
             if given is not None and not callable(given):
                 raise ValueError(f"expected {name} to be callable, got {type(given).__name__}")
         if not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
+        self.step_size = step_size or default_schedule
+        self._averages: dict[str, Averages] = {}
+        self._num_batches = 0
         self._plan: Plan | None = None
         self._groups: Groups | None = None
         self._warned: set[str] = set()
@@ -249,10 +261,39 @@ class EM:
         def read(values: Params | None) -> Run:
             return self._run(args, kwargs, values)
 
-        self._plan = find_parameters(read, self.optim is not None)
-        self._groups = None
-        self._raise_to_floor(self._plan, read(None).params)
+        # Each run of a subsampled model is to see the same data, and the caller's draws stay.
+        state = torch.get_rng_state()
+
+        def read_again(values: Params | None) -> Run:
+            torch.set_rng_state(state)
+            return read(values)
+
+        try:
+            self._plan = find_parameters(read_again, self.optim is not None)
+        finally:
+            torch.set_rng_state(state)
+        self._groups, self._averages, self._num_batches = None, {}, 0
+        if self.min_eigenvalue > 0:
+            self._raise_to_floor(self._plan, read(None).params)
         return self._plan
+
+    def _average(self, problem: Problem, now: State) -> None:
+        """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""
+        self._num_batches += 1
+        share = float(self.step_size(self._num_batches))
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"expected step_size to lie above 0 and up to 1, got {share} for batch "
+                f"{self._num_batches}"
+            )
+        expected = {
+            name: each.average(self._averages.get(name), share)
+            for name, each in now.expected.items()
+        }
+        self._averages = {
+            name: each.averages for name, each in expected.items() if each.averages is not None
+        }
+        _write(climb.step(problem, now._replace(expected=expected)).values)
 
     def _give_up(self, names: list[str]) -> None:
         """Leave parameters to the optimiser whose closed form is no step upwards."""
@@ -342,7 +383,9 @@ class _ReadingClimb(Climb):
 
     def move(self) -> None:
         """The closed forms, which must not lower the objective; then the optimiser."""
-        if self.held and super()._free().any():
+        if self.problem.plan.is_subsampled:
+            self._em._average(self.problem, self.now)
+        elif self.held and super()._free().any():
             try:
                 super().advance()
             except OutsideConstraint as error:
@@ -370,6 +413,8 @@ class _ReadingClimb(Climb):
 
     def _is_level(self, rise: climb.Array, tol: float) -> bool:
         # A step of the optimiser may go down, and has then not come to rest.
+        if self.problem.plan.is_subsampled:
+            return False
         return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
 
 

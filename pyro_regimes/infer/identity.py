@@ -200,7 +200,7 @@ def random_value(
         candidates = [
             old + normal() if mild else sign * side * size * 10 ** uniform(2, 4),
         ]
-    elif role is Role.SCALE and _is_positive(constraint):
+    elif role is Role.SCALE and _is_positive(constraint, old):
         candidates = [old * 10 ** (sign * (uniform(0, 0.5) if mild else uniform(2, 4)))]
     elif role is not None and value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
         span = 0.5 if mild else 2.0
@@ -220,8 +220,9 @@ def random_value(
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
 
 
-def _is_positive(constraint: constraints.Constraint) -> bool:
-    return bool(constraint.check(torch.tensor(1.0))) and not constraint.check(torch.tensor(-1.0))
+def _is_positive(constraint: constraints.Constraint, value: Tensor) -> bool:
+    ones = torch.ones_like(value)
+    return bool(constraint.check(ones).all()) and not bool(constraint.check(-ones).any())
 
 
 def _is_simplex(constraint: constraints.Constraint) -> bool:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.update import Observed
 from pyro_regimes.infer.affine import Affine, add_block_statistics, solve
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
@@ -153,11 +152,11 @@ def _solve_affine(
         assert site.family is not None
         update = next(each for each in site.family.UPDATES if each.argument == use.argument)
         tail = 2 + (len(site.hmm.observation_dist.event_shape) if update.elementwise else 0)
-        lead_dim = len(there.data.batch_shape) + tail
+        lead_dim = len(there.batch_shape) + tail
         lead = site.arguments[use.argument].lead
         statistics = tuple(
             _to_lead(part, lead_dim, lead)
-            for part in update.statistics(_observed(there), given, True)
+            for part in update.statistics(there.observed(), given, True)
         )
         constant = given[use.argument].double().flatten() - use.jacobian @ start
         add_block_statistics(statistics, use.jacobian, constant, normal, right)
@@ -174,7 +173,7 @@ def _pooled_statistics(
     total: tuple[Tensor, ...] = ()
     for use in each.uses:
         there = expected[use.site]
-        lead_dim = len(there.data.batch_shape) + tail_dim(each, there.data.site)
+        lead_dim = len(there.batch_shape) + tail_dim(each, there.data.site)
         lead = there.data.site.arguments[use.argument].lead
         pooled = tuple(
             _pool(part, lead_dim, lead, use, each.num_cells)
@@ -198,37 +197,18 @@ def _pool(part: Tensor, lead_dim: int, lead: torch.Size, use: Use, num_cells: in
 def _to_lead(part: Tensor, lead_dim: int, lead: torch.Size) -> Tensor:
     """One statistic of every block, ``(blocks, *block)``."""
     block = part.shape[lead_dim:]
-    if part.shape != lead + block:
+    if part.numel() != lead.numel() * block.numel():
         part = part.sum_to_size(lead + block)
     return part.reshape((lead.numel(),) + block)
 
 
 def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Tensor, ...]:
     """Expected statistics of one site for every block of one argument."""
-    data, _, expectations = there
     if each.role is Role.INITIAL:
-        return (data.weigh(expectations.smoothed_probs[..., 0, :]),)
+        return (there.initial_counts(),)
     if each.role is Role.TRANSITION:
-        moved = expectations.expected_transitions
-        if moved.dim() == len(data.batch_shape) + 2:
-            moved = moved.unsqueeze(-3)
-        return (data.weigh(moved),)
+        return (there.transition_counts(),)
     assert each.update is not None
     # A prior's precision stands beside that of the data.
     weighted = each.shared or each.prior is not None
-    return each.update.statistics(_observed(there), given, weighted)
-
-
-def _observed(there: Expected) -> Observed:
-    """The data of one site with the E-step's weights."""
-    data, _, expectations = there
-    site = data.site
-    gamma = data.weigh(expectations.smoothed_probs)
-    if site.observation_mask is not None:
-        mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
-        gamma = torch.where(mask == 0, 0.0, gamma * mask)
-    event_dim = len(site.hmm.observation_dist.event_shape)
-    value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
-    # As many batch dims as the weights have: a family tells the event's dims by the difference.
-    value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
-    return Observed(value, gamma, site.varies)
+    return each.update.statistics(there.observed(), given, weighted)

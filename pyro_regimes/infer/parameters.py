@@ -83,7 +83,8 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
         sorted(assignments, key=lambda each: each.role is not Role.LOCATION),
         affine,
         refused,
-        bool(refused or affine.names or current.latents),
+        current.is_subsampled,
+        bool(refused or affine.names or current.latents or current.is_subsampled),
     )
 
 
@@ -104,6 +105,13 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     reasons: dict[str, str] = {}
     names, _ = find_affine(candidates, runs, reasons)
     priors = {}
+    here = runs[0]
+    if here.is_subsampled:
+        for argument in _arguments(here):
+            if Role.of(argument.name) is Role.LOCATION and _is_of_sequences(here, argument):
+                why = f"{argument.label} holds a value for each sequence of a subsampled plate"
+                reached = _gradients(argument.value, here.params)
+                reasons |= {name: why for name in names if name in reached}
     for name in names:
         prior = find_prior(name, Role.LOCATION, LINKS[Role.LOCATION][0], 1, runs)
         if isinstance(prior, str):
@@ -208,11 +216,25 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         whole = torch.equal(cells, torch.arange(num_cells))
         uses.append(Use(argument.site, argument.name, cells, whole))
     event_dim = 1 if update is None else update.event_dim
+    reached = [here.sites[use.site].arguments[use.argument] for use in uses]
+    if here.is_subsampled and any(_is_of_sequences(here, argument) for argument in reached):
+        return "holds a value for each sequence of a subsampled plate"
     prior = find_prior(name, role, link, event_dim, runs)
     if isinstance(prior, str):
         return prior
     shared = sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
     return Assignment(name, role, update, uses, num_cells, link, event_dim, shared, prior)
+
+
+def _is_of_sequences(run: Run, argument: Argument) -> bool:
+    """Whether an argument differs between sequences, or its distribution between observations."""
+    site = run.sites[argument.site]
+    role = Role.of(argument.name)
+    tail = 0 if role is Role.INITIAL else 2
+    if not role.is_chain:
+        tail += len(site.hmm.observation_dist.event_shape) + 1 - (argument.event_dim + 1)
+    batch = argument.lead[: max(0, len(argument.lead) - tail)]
+    return batch.numel() > 1 or (site.varies and not role.is_chain)
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:

@@ -78,6 +78,7 @@ class Plan(NamedTuple):
     order: list[Assignment]  #: in which they are maximised: locations before the spreads about them
     affine: Affine  #: location parameters that are solved for together, first of all
     gradient: dict[str, str]  #: parameters that the optimiser moves, and why
+    is_subsampled: bool  #: whether each run of the model sees only some of the data
     is_joint: bool  #: whether more than the sites' likelihoods depends on the parameters
 
     @property
@@ -85,7 +86,7 @@ class Plan(NamedTuple):
         """Whether tensors say all: nothing but the assignments changes from step to step."""
         priors = [each.prior for each in self.assignments if each.prior is not None]
         constant = all(prior.is_constant for prior in [*priors, *self.affine.priors.values()])
-        return constant and not self.gradient
+        return constant and not self.gradient and not self.is_subsampled
 
     @property
     def names(self) -> list[str]:

@@ -55,11 +55,14 @@ class HandOut(Messenger):
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.values:
-            if self._connected:  # a copy too, of the value
-                self.values[msg["name"]] = msg["value"] = msg["value"].clone()
-                return
+            given = msg["value"]
             # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
-            value = msg["value"].detach().clone().requires_grad_(torch.is_grad_enabled())
+            if self._connected:
+                value = given.clone()
+            else:
+                value = given.detach().clone().requires_grad_(torch.is_grad_enabled())
+            # A module that has just made the parameter asks for it.
+            value.unconstrained = getattr(given, "unconstrained", None)
             self.values[msg["name"]] = msg["value"] = value
 
 
@@ -119,6 +122,7 @@ class Run(NamedTuple):
     sites: dict[str, Site]
     latents: dict[str, Latent]
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
+    is_subsampled: bool  #: whether it saw only some of the data
 
     def log_priors(self) -> float:
         """The log-probability of all that has no hidden path."""
@@ -152,7 +156,7 @@ def run_model(
         trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     sites, latents = {}, []
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or _is_whole_plate(name, node):
+        if node["type"] != "sample" or site_is_subsample(node):
             continue
         if node["is_observed"]:
             site = _read_site(name, node)
@@ -181,7 +185,7 @@ def run_model(
         found[name] = Latent(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
-    return Run(handed.values, sites, found, others)
+    return Run(handed.values, sites, found, others, _is_subsampled(trace))
 
 
 def _check_points(trace: Any) -> None:
@@ -189,23 +193,18 @@ def _check_points(trace: Any) -> None:
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
             continue
-        if not isinstance(emissions.unwrap(node["fn"]).base, Delta):
+        base = emissions.unwrap(node["fn"]).base
+        if not isinstance(base, Delta):
             raise ValueError(
                 "expected the guide to put a point (a Delta) at every latent site, as AutoDelta "
-                f"does, got {type(node['fn']).__name__} at {name!r}"
+                f"does, got {type(base).__name__} at {name!r}"
             )
 
 
-def _is_whole_plate(name: str, node: Any) -> bool:
-    if not site_is_subsample(node):
-        return False
-    plate = node["fn"]
-    if plate.subsample_size not in (None, plate.size):
-        raise ValueError(
-            f"expected plate {name!r} to hold all its {plate.size} elements, got a subsample of "
-            f"{plate.subsample_size}: EM needs the expected statistics of all the data"
-        )
-    return True
+def _is_subsampled(trace: Any) -> bool:
+    """Whether a plate holds only some of its elements."""
+    plates = [node["fn"] for node in trace.nodes.values() if site_is_subsample(node)]
+    return any(plate.subsample_size not in (None, plate.size) for plate in plates)
 
 
 def _read_site(name: str, node: Any) -> Site | None:

@@ -271,11 +271,6 @@ def _latent() -> None:
     observe(loc=LOC.double() + pyro.sample("offset", dist.Normal(0.0, 1.0)))
 
 
-def _subsampled() -> None:
-    with pyro.plate("sequences", 4, subsample_size=2) as index:
-        observe(loc=loc(), obs=X.expand(4, len(X))[index])
-
-
 def _no_hmm() -> None:
     pyro.sample("y", dist.Normal(loc(), 1.0).to_event(1), obs=torch.zeros(2).double())
 
@@ -300,7 +295,6 @@ def _not_observed() -> None:
     "model, message",
     [
         (_latent, "latent site 'offset'"),
-        (_subsampled, "plate 'sequences' to hold all its 4 elements, got a subsample of 2"),
         (_no_hmm, r"an observed RegimeHMM site in the model, got sites \['y'\]"),
         (_no_parameters, "at least one pyro.param, got none"),
         (_only_an_unused_parameter, r"depends on, got only \['loc'\]"),

@@ -1,0 +1,150 @@
+"""With priors EM ends where the log joint, in constrained space, is stationary."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+
+from pyro_regimes import EM
+from pyro_regimes.infer.tracing import run_model
+from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, observe, real, scale
+from tests.infer.table import ENTRIES, Entry, make_guide
+
+WITH_PRIORS = [
+    entry for entry in ENTRIES if (entry.values or entry.guide is not None) and not entry.moved
+]
+
+
+def project(name: str, value: Tensor, gradient: Tensor) -> Tensor:
+    """On the tangent space of what the parameter may be."""
+    if torch.allclose(value.sum(-1), torch.ones(()).double(), rtol=1e-9, atol=1e-9):
+        return gradient - gradient.mean(-1, keepdim=True)
+    if name.endswith(("precision", "covariance")) and value.dim() > 1:
+        return (gradient + gradient.mT) / 2
+    return gradient
+
+
+@pytest.mark.parametrize("entry", WITH_PRIORS, ids=lambda entry: entry.name)
+def test_stationary_in_constrained_space(entry: Entry) -> None:
+    guide = make_guide(entry)
+    em = EM(entry.model, guide)
+    em.run(num_steps=4000, tol=1e-14)
+    run = run_model(entry.model, (), {}, guide=guide)
+    objective = sum(site.hmm.log_prob(site.value).sum() for site in run.sites.values())
+    objective = objective + sum(latent.log_prob for latent in run.latents.values())
+    gradients = torch.autograd.grad(objective, list(run.params.values()))
+    for (name, value), gradient in zip(run.params.items(), gradients, strict=True):
+        assert project(name, value, gradient).abs().max() < 1e-6, name
+
+
+def test_a_prior_that_pulls_hard_decides() -> None:
+    """The data say little against a standard deviation of a millionth."""
+
+    def model() -> None:
+        held = pyro.sample("loc", dist.Normal(LOC.new_zeros(2) + 3, 1e-6).to_event(1))
+        observe(loc=held)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    EM(model, guide).run(num_steps=5)
+    assert (guide.median()["loc"] - 3).abs().max() < 1e-6
+
+
+def test_a_state_without_data_goes_to_its_prior() -> None:
+    """Without a prior it would stay where it is."""
+    center = torch.tensor([0.0, 50.0]).double()
+
+    def model() -> None:
+        held = pyro.sample("loc", dist.Normal(center, 1.0).to_event(1))
+        stays = torch.eye(2).double()
+        observe(loc=held, initial_probs=stays[0], transition_probs=stays)
+
+    start = {"loc": torch.tensor([0.5, 40.0]).double()}
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values=start))
+    EM(model, guide).run(num_steps=3)
+    assert guide.median()["loc"][1] == 50.0
+
+
+@pytest.mark.parametrize(
+    "concentration, message",
+    [(0.5, "a concentration below 1"), (1.0, None)],
+)
+def test_mode_on_the_boundary(concentration, message) -> None:
+    def model() -> None:
+        prior = dist.Dirichlet(torch.full((2,), concentration).double())
+        observe(initial_probs=pyro.sample("initial", prior))
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"initial": INITIAL}))
+    if message is None:
+        EM(model, guide).step()
+    else:
+        with pytest.raises(ValueError, match=message):
+            EM(model, guide).step()
+
+
+def _joint() -> None:
+    held = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
+    observe(loc=held, scale=scale())
+
+
+def test_a_guide_that_is_no_point() -> None:
+    with pytest.raises(ValueError, match=r"\(a Delta\) at every latent site.* Normal at 'loc_"):
+        EM(_joint, AutoNormal(_joint)).step()
+
+
+def test_a_guide_that_forgets_a_site() -> None:
+    with pytest.raises(ValueError, match="latent site 'loc'"):
+        EM(_joint, lambda: None).step()
+
+
+def test_prior_that_uses_the_parameter_twice() -> None:
+    def model() -> None:
+        held = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("other", dist.Normal(held, SCALE).to_event(1), obs=LOC)
+        observe(loc=held)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    with pytest.raises(ValueError, match="AutoDelta.loc: used in the log density of site other"):
+        EM(model, guide).step()
+
+
+@pytest.mark.parametrize("name", ["guide", "optim", "step_size"])
+def test_what_cannot_be_called(name) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} to be callable, got int"):
+        EM(_joint, **{name: 3})
+
+
+def test_transition_prior_counts_by_hand() -> None:
+    """One step from known statistics: counts plus concentration minus one."""
+    rows = torch.tensor([[3.0, 2.0], [1.0, 5.0]]).double()
+
+    def model() -> None:
+        observe(transition_probs=pyro.sample("transition", dist.Dirichlet(rows).to_event(1)))
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"transition": TRANSITION}))
+    run = run_model(model, (), {}, guide=guide)
+    (site,) = run.sites.values()
+    counts = site.hmm.posterior(site.value).expected_transitions + rows - 1
+    EM(model, guide).step()
+    expected = counts / counts.sum(-1, keepdim=True)
+    torch.testing.assert_close(guide.median()["transition"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_svi_with_autodelta_reaches_the_same_point() -> None:
+    guide = AutoDelta(_joint, init_loc_fn=init_to_value(values={"loc": LOC}))
+    em = EM(_joint, guide)
+    em.run(num_steps=2000, tol=1e-12)
+    ours = guide.median()["loc"].clone(), real("scale", SCALE).detach().clone()
+    adam = pyro.optim.Adam({"lr": 0.01})
+    svi = pyro.infer.SVI(_joint, guide, adam, pyro.infer.Trace_ELBO())
+    with torch.no_grad():
+        for leaf in dict(pyro.get_param_store().named_parameters()).values():
+            leaf += 0.05
+    for _ in range(1500):
+        svi.step()
+    torch.testing.assert_close(guide.median()["loc"], ours[0], rtol=0, atol=2e-4)
+    torch.testing.assert_close(real("scale", SCALE).detach(), ours[1], rtol=0, atol=2e-4)
