@@ -11,7 +11,6 @@ try:
     import rich.progress
     import typer
     from rich.console import Console
-    from rich.table import Table
 except ImportError as error:
     raise SystemExit(f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'") from error
 
@@ -20,8 +19,9 @@ import torch
 
 from pyro_regimes import datasets, plotting
 from pyro_regimes.comparison import compare_on_returns
+from pyro_regimes.comparison_tables import speed_up_line, tables
 from pyro_regimes.datasets import Returns
-from pyro_regimes.infer.compare import Comparison
+from pyro_regimes.infer.compare import ALL_METHODS
 from pyro_regimes.model import RegimeModel
 
 app = typer.Typer(
@@ -71,6 +71,7 @@ _COVARIANCE = Annotated[
 ]
 _SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 _OUT = Annotated[Path, typer.Option(help="Directory for the results; made if missing.")]
+_RATES = [0.01, 0.03, 0.1]
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
 
@@ -134,65 +135,64 @@ def compare(
     covariance_type: _COVARIANCE = CovarianceType.full,
     held_out: Annotated[float, typer.Option(help="Share of the data, its end, to predict.")] = 0.2,
     em_steps: Annotated[int, typer.Option(min=1, help="EM iterations at most.")] = 200,
-    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 500,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 0.05,
+    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 2000,
+    learning_rate: Annotated[
+        list[float], typer.Option(help="Of Adam and ClippedAdam; may be given several times.")
+    ] = _RATES,
+    method: Annotated[
+        Optional[list[str]],
+        typer.Option(help="One of the methods; may be given several times.", show_default="all"),
+    ] = None,
+    nuts: Annotated[bool, typer.Option("--nuts", help="NUTS too, which takes minutes.")] = False,
+    nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
     seed: _SEED = 0,
     out: _OUT = _COMPARE_OUT,
 ) -> None:
-    """Fit one model from one start by EM and by SVI, and compare them.
+    """Fit one model from one start by EM, SVI and VI, and compare them.
 
-    SVI runs twice: maximum likelihood by Adam, and AutoNormal over weak priors, whose
-    log-likelihood is that at the posterior medians. Writes comparison.png.
+    On the likelihood alone EM and SVI, with Adam and ClippedAdam at each learning rate. With weak
+    conjugate priors EM and AutoDelta to the mode, AutoNormal, AutoMultivariateNormal and
+    AutoLowRank to the posterior, and NUTS. Writes comparison.png and posteriors.png.
     """
     returns = _read(csv, prices, num_rows)
     _make_directory(out)
+    methods = list(method or ALL_METHODS[:-1])
+    if nuts and "NUTS" not in methods:
+        methods.append("NUTS")
     tasks: dict[str, rich.progress.TaskID] = {}
     with _progress() as progress:
 
-        def tell(method: str, step: int, total: int) -> None:
-            if method not in tasks:
-                tasks[method] = progress.add_task(method, total=total)
-            progress.update(tasks[method], completed=step)
+        def tell(name: str, step: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=step)
 
         comparison = compare_on_returns(
             returns.values,
             n_regimes=n_regimes,
             covariance_type=covariance_type.value,
             held_out=held_out,
+            methods=methods,
             em_steps=em_steps,
             svi_steps=svi_steps,
-            learning_rate=learning_rate,
+            learning_rates=learning_rate,
+            nuts_steps=nuts_steps,
             random_state=seed,
             progress=tell,
         )
     rows, series = returns.values.shape
     kind = f"{n_regimes} regimes, {covariance_type.value} covariances"
-    title = f"{kind}, {rows} steps of {series} series"
-    _out.print(_table(comparison, title))
-    plotting.plot_comparison(comparison).savefig(out / "comparison.png", dpi=150)
-    _out.print(f"Wrote {out / 'comparison.png'}", highlight=False)
-
-
-def _table(comparison: Comparison, title: str) -> Table:
-    caption = (
-        "log-likelihoods in nats; held out: of the last rows given those before;\n"
-        "to best: seconds until the log-likelihood came within 0.1 of the best of all"
-    )
-    table = Table(title=title, caption=caption)
-    table.add_column("method", no_wrap=True)
-    for header in ("log-\nlikelihood", "held out", "iter-\nations", "seconds", "seconds\nto best"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for run in comparison.runs:
-        reached = run.seconds_to(comparison.best - 0.1)
-        table.add_row(
-            run.method,
-            f"{run.log_likelihood:.2f}",
-            f"{run.held_out:.2f}",
-            str(run.num_steps),
-            f"{run.seconds:.1f}",
-            "not reached" if reached is None else f"{reached:.1f}",
-        )
-    return table
+    for table in tables(comparison, f"{kind}, {rows} steps of {series} series"):
+        _out.print(table)
+    line = speed_up_line(comparison)
+    if line:
+        _out.print(line, highlight=False)
+    wrote = [out / "comparison.png"]
+    plotting.plot_comparison(comparison).savefig(wrote[0], dpi=150)
+    if any(run.posterior is not None for run in comparison.runs):
+        wrote.append(out / "posteriors.png")
+        plotting.plot_posteriors(comparison).savefig(wrote[1], dpi=150)
+    _out.print(f"Wrote {' and '.join(map(str, wrote))}", highlight=False)
 
 
 def _read(csv: Path | None, prices: bool, num_rows: int | None) -> Returns:

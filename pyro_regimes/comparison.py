@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -18,20 +20,24 @@ def compare_on_returns(
     n_regimes: int = 3,
     covariance_type: str = "full",
     held_out: float = 0.2,
+    methods: Sequence[str] | None = None,
     em_steps: int = 200,
     tol: float = 1e-4,
-    svi_steps: int = 500,
-    learning_rate: float = 0.05,
+    svi_steps: int = 2000,
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1),
+    nuts_steps: int = 200,
     random_state: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Fit one Gaussian regime model by EM, by SVI (Adam) and by SVI (AutoNormal over priors).
+    """Fit one Gaussian regime model by every method of :func:`.infer.compare.compare`.
 
-    All three start at the same k-means clusters. The series are scaled to unit variance first,
-    which is nothing to EM and suits Adam; log-likelihoods are told in the units of the data.
+    All start at the same k-means clusters. The series are scaled to unit variance first, which is
+    nothing to EM and suits Adam. Log-likelihoods are told in the units of the data; the densities
+    of parameters, which log joint and ELBO hold besides, are those of scaled data.
 
     :param returns: ``(T, D)``.
     :param held_out: the share of the data, its end, that is not fitted.
+    :param methods: as there; None for all but NUTS.
     :raises ValueError: if the data are too few or constant, or an option is not known.
     """
     if not 0 < held_out < 1:
@@ -57,6 +63,7 @@ def compare_on_returns(
         pyro_model(arguments),
         torch.as_tensor(z[:cut]),
         torch.as_tensor(z[cut:]),
+        methods,
         prior_model=prior_model(
             n_regimes, values.shape[1], covariance_type, zeros, torch.ones_like(zeros)
         ),
@@ -64,17 +71,26 @@ def compare_on_returns(
         em_steps=em_steps,
         tol=tol,
         svi_steps=svi_steps,
-        learning_rate=learning_rate,
+        learning_rates=learning_rates,
+        nuts_steps=nuts_steps,
         seed=random_state,
         progress=progress,
     )
     shift = float(np.log(unit).sum())  # log |dz/dx| of one row, with its sign turned
+    fitted, rest = cut * shift, (len(values) - cut) * shift
+
+    def less(value: float | None, by: float) -> float | None:
+        return None if value is None else value - by
+
     return Comparison(
         [
             run._replace(
-                log_likelihood=run.log_likelihood - cut * shift,
-                held_out=run.held_out - (len(values) - cut) * shift,
-                log_likelihoods=[value - cut * shift for value in run.log_likelihoods],
+                log_likelihood=run.log_likelihood - fitted,
+                log_joint=less(run.log_joint, fitted),
+                elbo=less(run.elbo, fitted),
+                held_out=less(run.held_out, rest),
+                held_out_averaged=less(run.held_out_averaged, rest),
+                values=[value - fitted for value in run.values],
             )
             for run in found.runs
         ]

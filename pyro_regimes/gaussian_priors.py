@@ -1,4 +1,4 @@
-"""The Gaussian hidden Markov model with weak priors, for variational inference and NUTS."""
+"""The Gaussian hidden Markov model with weak conjugate priors: for MAP, VI and NUTS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, Wishart
 
 
 def prior_model(
@@ -18,8 +18,8 @@ def prior_model(
     """A Pyro model with a latent site for each parameter.
 
     Initial and transition probabilities are uniform on the simplex; locations are
-    ``Normal(mean, 3 scale)``, standard deviations ``LogNormal(log scale, 1)``, and correlations
-    uniform over correlation matrices (``LKJCholesky(1)``; a single series has none).
+    ``Normal(mean, 3 scale)``; precisions ``Gamma(2, scale^2)``, and precision matrices
+    ``Wishart(D + 2, diag(scale^-2) / (D + 2))``, whose mean is that of independent series.
 
     :param covariance_type: "full", "diag", "spherical" or "tied".
     :param mean: of each series, ``(D,)``.
@@ -27,6 +27,7 @@ def prior_model(
     """
     simplex = torch.ones(num_states, dtype=mean.dtype, device=mean.device)
     states = (num_states,) if covariance_type != "tied" else ()
+    variance = scale.square()
 
     def model(x: Tensor) -> None:
         initial_probs = pyro.sample("initial_probs", dist.Dirichlet(simplex))
@@ -34,18 +35,19 @@ def prior_model(
         transition_probs = pyro.sample("transition_probs", rows)
         about = dist.Normal(mean, 3 * scale).expand([num_states, num_series])
         loc = pyro.sample("loc", about.to_event(2))
-        if covariance_type == "spherical":
-            spread = dist.LogNormal(scale.mean().log(), 1.0).expand([num_states, 1])
-        else:
-            spread = dist.LogNormal(scale.log(), 1.0).expand([*states, num_series])
-        held = pyro.sample("scale", spread.to_event(len(spread.batch_shape)))
         observation_dist: dist.TorchDistribution
-        if covariance_type in {"full", "tied"} and num_series > 1:
-            correlated = dist.LKJCholesky(num_series, torch.ones_like(mean[0])).expand(states)
-            factor = pyro.sample("corr_tril", correlated.to_event(len(states)))
-            observation_dist = dist.MultivariateNormal(loc, scale_tril=held.unsqueeze(-1) * factor)
+        if covariance_type in {"full", "tied"}:
+            freedom = torch.full_like(mean[0], num_series + 2)
+            inverse = torch.diag(1 / variance) / (num_series + 2)
+            wishart = Wishart(freedom, covariance_matrix=inverse).expand(states)
+            precision = pyro.sample("precision_matrix", wishart.to_event(len(states)))
+            observation_dist = dist.MultivariateNormal(loc, precision_matrix=precision)
         else:
-            observation_dist = dist.Normal(loc, held).to_event(1)
+            rate = variance.mean() if covariance_type == "spherical" else variance
+            size = 1 if covariance_type == "spherical" else num_series
+            gamma = dist.Gamma(torch.full_like(rate, 2.0), rate).expand([num_states, size])
+            precision = pyro.sample("precision", gamma.to_event(2))
+            observation_dist = dist.Normal(loc, precision.rsqrt()).to_event(1)
         hmm = RegimeHMM(
             initial_probs=initial_probs,
             transition_probs=transition_probs,
@@ -64,7 +66,7 @@ def site_values(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     values = dict(arguments)
     if "covariance_matrix" in values:
         factor = torch.linalg.cholesky(values.pop("covariance_matrix"))
-        values["scale"] = factor.square().sum(-1).sqrt()
-        if factor.shape[-1] > 1:
-            values["corr_tril"] = factor / values["scale"].unsqueeze(-1)
+        values["precision_matrix"] = torch.cholesky_inverse(factor)
+    if "scale" in values:
+        values["precision"] = values.pop("scale") ** -2
     return values

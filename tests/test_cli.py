@@ -102,20 +102,39 @@ def test_compare_prints_the_table_and_draws_it(tmp_path):
         "5",
         "--em-steps",
         "5",
+        "--learning-rate",
+        "0.02",
+        "--learning-rate",
+        "0.05",
+        "--nuts",
+        "--nuts-steps",
+        "3",
         "--out",
         tmp_path / "c",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    for word in ("EM", "Adam(0.05)", "AutoNormal", "held out", "within 0.1"):
-        assert word in " ".join(done.stdout.split())
+    text = " ".join(done.stdout.split())
+    for word in ("EM", "Adam(0.02)", "ClippedAdam(0.05)", "AutoLowRank", "NUTS", "Against NUTS"):
+        assert word in text
+    assert "held out" in text and "within 0.1" in text
     assert "…" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
-    assert (tmp_path / "c" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("comparison.png", "posteriors.png"):
+        assert (tmp_path / "c" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_with_some_methods(tmp_path):
+    chosen = ["--method", "EM", "--method", "Adam", "--learning-rate", "0.05"]
+    steps = ["--svi-steps", "5", "--em-steps", "5"]
+    done = run("compare", *SMALL, *steps, *chosen, "--out", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Adam(0.05)" in done.stdout and "Auto" not in done.stdout
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 
 def test_help_teaches(tmp_path):
     done = run("compare", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "posterior medians" in done.stdout
+    assert done.returncode == 0 and "conjugate priors" in done.stdout
     assert "embedded daily" in " ".join(done.stdout.replace("│", " ").split())
     assert "compare" in run(cwd=tmp_path).stdout
 

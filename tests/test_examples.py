@@ -33,6 +33,24 @@ TABLE = [
         r"loss per observation\n0 .*truth .*probability of staying: 0\.\d+ calm",
         {"losses.csv"},
     ),
+    (
+        "hierarchical_panel.py",
+        ["--num-rows=150", "--num-steps=8"],
+        r"EM sets 3 parameters.*AutoDelta.means.*and moves 1 by gradient.*center .*population ",
+        {"means.csv"},
+    ),
+    (
+        "neural_transitions.py",
+        ["--num-rows=150", "--num-steps=8"],
+        r"EM sets 2 parameters.*and moves 4 by gradient.*calm -> stressed.*days are stressed",
+        {"stressed.csv"},
+    ),
+    (
+        "streaming_em.py",
+        ["--num-sequences=60", "--num-steps=20", "--batch-size=20", "--passes=2"],
+        r"full EM: \d+ passes.*pass 2: .* below full EM",
+        {"held_out.csv"},
+    ),
 ]
 
 

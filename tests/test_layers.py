@@ -30,6 +30,7 @@ LAYERS = {
     "persistence": 3,
     "fitting": 3,
     "comparison": 4,
+    "comparison_tables": 4,
     "model": 4,
     "cli": 5,
     "__init__": 5,

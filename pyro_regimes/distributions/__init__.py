@@ -2,5 +2,6 @@
 
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
+from pyro_regimes.distributions.wishart import Wishart
 
-__all__ = ["Posterior", "RegimeHMM"]
+__all__ = ["Posterior", "RegimeHMM", "Wishart"]

@@ -1,44 +1,25 @@
-"""EM against SVI on one model: the same function, the same start, the same data."""
+"""EM against SVI, VI and NUTS on one model: the same function, the same start, the same data."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Callable, NamedTuple
+import math
+from typing import Any, Callable, NamedTuple, Sequence
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal, init_to_value
-from pyro.optim.pytorch_optimizers import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 
-from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.infer.em import EM
+from pyro_regimes.infer import compare_methods as methods_
+from pyro_regimes.infer.compare_methods import Interval, MethodRun, Model, Progress, Task
 from pyro_regimes.infer.tracing import PYRO_LOCK
 
-Model = Callable[[Tensor], Any]
-Progress = Callable[[str, int, int], None]  # method, step, of how many
+__all__ = ["ALL_METHODS", "Comparison", "MethodRun", "compare"]
 
-# The plug-in log-likelihood of a variational fit is looked at, off the clock, so many times a run.
-_VARIATIONAL_LOOKS = 100
-
-
-class MethodRun(NamedTuple):
-    """One method's run. Log-likelihoods are in nats, times in seconds from its start."""
-
-    method: str
-    log_likelihood: float  #: of the data, at the end; for VI at the posterior medians
-    held_out: float  #: of the data that follow, given the data
-    num_steps: int
-    seconds: float  #: the whole run, without what this comparison looked at besides
-    times: list[float]
-    log_likelihoods: list[float]  #: at these times
-
-    def seconds_to(self, target: float) -> float | None:
-        """The first time at which the log-likelihood was at least ``target``."""
-        reached = zip(self.times, self.log_likelihoods, strict=True)
-        return next((seconds for seconds, value in reached if value >= target), None)
+#: Of the likelihood, without priors.
+LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
+#: Of the model with priors.
+PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
+ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
 
 
 class Comparison(NamedTuple):
@@ -46,152 +27,181 @@ class Comparison(NamedTuple):
 
     runs: list[MethodRun]
 
-    @property
-    def best(self) -> float:
-        """The highest final log-likelihood of any method."""
-        return max(run.log_likelihood for run in self.runs)
+    def of(self, objective: str) -> list[MethodRun]:
+        """The runs that climb one objective: "likelihood", "joint" or "ELBO"; or "draws"."""
+        return [run for run in self.runs if run.objective == objective]
+
+    def best(self, objective: str = "likelihood") -> float:
+        """The highest final value of one objective."""
+        return max((run.values[-1] for run in self.of(objective)), default=-math.inf)
+
+    def seconds_to_best(self, run: MethodRun, within: float = 0.1) -> float | None:
+        """When a run first came so close to the best of all that climb its objective.
+
+        None where it never did, and for VI and NUTS, whose objective is not the likelihood.
+        """
+        if run.objective not in ("likelihood", "joint"):
+            return None
+        return run.seconds_to(self.best(run.objective) - within)
+
+    def speed_up(self, objective: str = "likelihood", within: float = 0.1) -> float | None:
+        """How many times sooner EM came so close to the best than the best of the others.
+
+        None where EM, or none of the others, did.
+        """
+        times = {
+            run.method: self.seconds_to_best(run, within) for run in self.of(objective)
+        }
+        ours = [time for name, time in times.items() if name.startswith("EM")]
+        others = [time for name, time in times.items() if not name.startswith("EM") and time]
+        if not ours or ours[0] is None or not others:
+            return None
+        return min(others) / max(ours[0], 1e-9)
 
 
 def compare(
     model: Model,
     data: Tensor,
-    held_out: Tensor,
+    held_out: Tensor | None = None,
+    methods: Sequence[str] | None = None,
     *,
     prior_model: Model | None = None,
     init_values: dict[str, Tensor] | None = None,
     em_steps: int = 200,
     tol: float | None = 1e-4,
-    svi_steps: int = 500,
-    learning_rate: float = 0.05,
+    svi_steps: int = 2000,
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1),
+    nuts_steps: int = 200,
+    num_draws: int = 50,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Fit one model by EM, and by SVI from the same start; then the same with priors.
+    r"""Fit one model by EM, SVI, variational inference and NUTS, all from one start.
 
-    The methods are EM; maximum likelihood by ``SVI`` with Adam and an empty guide, on the very
-    same model function; and, where ``prior_model`` is given, ``SVI`` with ``AutoNormal`` on it,
-    whose log-likelihood is that at the posterior medians. The caller's parameter store and random
-    state stay as they are.
+    On the likelihood alone: EM, and SVI with an empty guide by Adam and ClippedAdam, at each
+    learning rate. On ``prior_model``, the same likelihood with its parameters sampled from priors:
+    EM and SVI (``AutoDelta``) to the maximum of the log joint; SVI with ``AutoNormal``,
+    ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``; and NUTS. Variational guides
+    and AutoDelta take the middle one of the learning rates. Whatever must be compiled is compiled
+    before the clock starts. The caller's parameter store and random state stay as they are.
 
-    :param model: a Pyro model of ``pyro.param``s and one observed RegimeHMM, called with the data.
+    :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
+        one with latent sites, which then is the ``prior_model`` too.
     :param data: what is fitted, with time at dimension -2: ``(..., T, D)``.
     :param held_out: what follows it in time, ``(..., T', D)``: its log-likelihood is that given
         the data.
-    :param prior_model: the same likelihood with its parameters sampled from priors.
-    :param init_values: values of its sites, at which the guide starts.
+    :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
+    :param init_values: values of the sites of ``prior_model``, where all its methods start.
     :param em_steps: at most so many steps of EM, which stops earlier by ``tol``.
-    :param svi_steps: steps of either SVI.
-    :param learning_rate: Adam's.
-    :param seed: of the variational draws.
+    :param svi_steps: steps of each SVI.
+    :param nuts_steps: draws of NUTS, after as many for warming up.
+    :param num_draws: of the posterior, over which held-out likelihoods are averaged.
+    :param seed: of the variational draws and NUTS.
     :param progress: called with the method, the number of a step, and how many there may be.
-    :raises ValueError: if a number of steps or the learning rate is not positive, or SVI diverges.
+    :raises ValueError: if a method is not known, a number of steps or a learning rate is not
+        positive, or SVI diverges at every learning rate.
     """
-    for name, value in {"em_steps": em_steps, "svi_steps": svi_steps}.items():
+    named = {
+        "em_steps": em_steps,
+        "svi_steps": svi_steps,
+        "nuts_steps": nuts_steps,
+        "num_draws": num_draws,
+    }
+    for name, value in named.items():
         if value < 1:
             raise ValueError(f"expected {name} to be at least 1, got {value}")
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"expected learning_rate to be positive, got {learning_rate}")
+    rates = sorted(learning_rates)
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"expected learning_rates to be positive, got {list(learning_rates)}")
+    wanted = _choose(methods, prior_model is not None)
 
-    task = _Task(data, held_out, tol, learning_rate, progress)
+    task = Task(data, held_out, tol, num_draws, init_values or {}, progress)
+    runs: list[MethodRun] = []
     with PYRO_LOCK, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        with pyro.get_param_store().scope():
-            runs = [_run_em(model, task, em_steps)]
+        for name in wanted:
+            torch.manual_seed(seed)
+            if name == "EM":
+                runs += _run(methods_.run_em, model, task, em_steps)
+            elif name in ("Adam", "ClippedAdam"):
+                runs += _sweep(name, model, task, svi_steps, rates)
+            elif name == "EM, MAP":
+                runs += _run(methods_.run_em_map, prior_model, task, em_steps)
+            elif name == "NUTS":
+                runs += _run(methods_.run_nuts, prior_model, task, nuts_steps)
+            else:
+                rate = rates[len(rates) // 2]
+                runs += _run(methods_.run_guide, name, prior_model, task, svi_steps, rate)
+    return Comparison(_measure(runs))
+
+
+def _choose(methods: Sequence[str] | None, has_priors: bool) -> list[str]:
+    if methods is None:
+        return [*LIKELIHOOD_METHODS, *(PRIOR_METHODS if has_priors else ())]
+    unknown = [name for name in methods if name not in ALL_METHODS]
+    if unknown or not methods:
+        raise ValueError(f"expected methods from {list(ALL_METHODS)}, got {list(methods)}")
+    needy = [name for name in methods if name not in LIKELIHOOD_METHODS]
+    if needy and not has_priors:
+        raise ValueError(f"expected a prior_model for the methods {needy}, got None")
+    return list(methods)
+
+
+def _run(function: Callable[..., MethodRun], *args: Any) -> list[MethodRun]:
+    with pyro.get_param_store().scope():
+        return [function(*args)]
+
+
+def _sweep(
+    name: str, model: Model, task: Task, num_steps: int, rates: list[float]
+) -> list[MethodRun]:
+    """One optimiser at every learning rate at which it stays finite."""
+    found, failure = [], ""
+    for rate in rates:
         try:
-            with pyro.get_param_store().scope():
-                runs.append(_run_svi(model, task, svi_steps))
-            if prior_model is not None:
-                with pyro.get_param_store().scope():
-                    runs.append(_run_auto_normal(prior_model, init_values or {}, task, svi_steps))
+            found += _run(methods_.run_svi, name, model, task, num_steps, rate)
         except ValueError as error:
-            raise ValueError(
-                f"expected a learning_rate at which SVI stays finite, got {learning_rate:g}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    return Comparison(runs)
+            failure = str(error).splitlines()[0]
+    if not found:
+        raise ValueError(
+            f"expected a learning rate at which SVI stays finite, got {rates}: {failure}"
+        )
+    return found
 
 
-class _Task(NamedTuple):
-    """What all methods are given."""
-
-    data: Tensor
-    held_out: Tensor
-    tol: float | None
-    learning_rate: float
-    progress: Progress | None
-
-    def tell(self, method: str, step: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(method, step, total)
-
-
-def _log_likelihood(model: Model, data: Tensor) -> float:
-    """Of the RegimeHMM sites alone: a prior's density is none of the data's."""
-    with torch.no_grad():
-        trace = poutine.trace(model).get_trace(data)
-        trace.compute_log_prob(lambda name, site: isinstance(site["fn"], RegimeHMM))
-        sums = [node["log_prob_sum"] for node in trace.nodes.values() if "log_prob_sum" in node]
-        return float(sum(sums))
+def _measure(runs: list[MethodRun]) -> list[MethodRun]:
+    """Add how far each is from EM's solution, and from the posterior that NUTS found."""
+    points = {run.objective: run.point for run in runs if run.method.startswith("EM")}
+    exact = next((run.posterior for run in runs if run.method == "NUTS"), None)
+    measured = []
+    for run in runs:
+        reference = points.get("joint" if run.objective in ("ELBO", "draws") else run.objective)
+        if reference is not None and not run.method.startswith("EM"):
+            run = run._replace(distance_to_em=_distance(run.point, reference))
+        if exact is not None and run.posterior is not None and run.method != "NUTS":
+            run = run._replace(posterior_errors=_posterior_errors(run.posterior, exact))
+        measured.append(run)
+    return measured
 
 
-def _finish(
-    method: str, model: Model, task: _Task, times: list[float], values: list[float]
-) -> MethodRun:
-    final = _log_likelihood(model, task.data)
-    both = _log_likelihood(model, torch.cat([task.data, task.held_out], -2))
-    return MethodRun(method, final, both - final, len(times) - 1, times[-1], times, values)
+def _distance(point: dict[str, Tensor], reference: dict[str, Tensor]) -> float | None:
+    """Of all parameters together, relative to their size."""
+    if set(point) != set(reference):
+        return None
+    moved = sum(float((point[name] - reference[name]).square().sum()) for name in point)
+    size = sum(float(value.square().sum()) for value in reference.values())
+    return math.sqrt(moved / size)
 
 
-def _run_em(model: Model, task: _Task, num_steps: int) -> MethodRun:
-    method, times = "EM", [0.0]
-    start = time.perf_counter()
-
-    def after(step: int, loss: float) -> None:
-        times.append(time.perf_counter() - start)
-        task.tell(method, step, num_steps)
-
-    result = EM(model).run(task.data, num_steps=num_steps, tol=task.tol, callback=after)
-    return _finish(method, model, task, times, [-loss for loss in result.history])
-
-
-def _run_svi(model: Model, task: _Task, num_steps: int) -> MethodRun:
-    method = f"SVI, Adam({task.learning_rate:g})"
-    svi = SVI(model, _no_guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
-    times, values = [], []
-    start = time.perf_counter()
-    for step in range(num_steps):
-        times.append(time.perf_counter() - start)
-        values.append(-svi.step(task.data))  # the loss before the step, and so at its beginning
-        task.tell(method, step + 1, num_steps)
-    times.append(time.perf_counter() - start)
-    values.append(_log_likelihood(model, task.data))
-    return _finish(method, model, task, times, values)
-
-
-def _no_guide(data: Tensor) -> None:
-    """Nothing is latent: the ELBO is the log-likelihood."""
-
-
-def _run_auto_normal(
-    prior_model: Model, init_values: dict[str, Tensor], task: _Task, num_steps: int
-) -> MethodRun:
-    method = "SVI, AutoNormal"
-    guide = AutoNormal(prior_model, init_loc_fn=init_to_value(values=init_values), init_scale=0.01)
-    svi = SVI(prior_model, guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
-
-    def at_medians() -> Model:
-        return poutine.condition(prior_model, data=guide.median(task.data))
-
-    guide(task.data)  # its parameters are made at the first call
-    times, values = [0.0], [_log_likelihood(at_medians(), task.data)]
-    start, looking = time.perf_counter(), 0.0
-    every = max(1, num_steps // _VARIATIONAL_LOOKS)
-    for step in range(1, num_steps + 1):
-        svi.step(task.data)
-        task.tell(method, step, num_steps)
-        if step % every == 0 or step == num_steps:
-            now = time.perf_counter()
-            times.append(now - start - looking)
-            values.append(_log_likelihood(at_medians(), task.data))
-            looking += time.perf_counter() - now
-    return _finish(method, at_medians(), task, times, values)._replace(num_steps=num_steps)
+def _posterior_errors(
+    found: dict[str, Interval], exact: dict[str, Interval]
+) -> tuple[float, float]:
+    """Of the means, in standard deviations; of these, as a share: root mean squares."""
+    means, spreads = [], []
+    for name, interval in exact.items():
+        deviation = interval.deviation.clamp(min=torch.finfo(interval.deviation.dtype).tiny)
+        means.append(((found[name].mean - interval.mean) / deviation).flatten())
+        spreads.append((found[name].deviation / deviation - 1).flatten())
+    return (
+        float(torch.cat(means).square().mean().sqrt()),
+        float(torch.cat(spreads).square().mean().sqrt()),
+    )

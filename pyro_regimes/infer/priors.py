@@ -137,7 +137,7 @@ def find_prior(
     latent = here.latents[site]
     base, mask = emissions.unwrap(latent.prior)
     kind = type(base).__name__
-    if type(base) not in _conjugate(role, link):
+    if not any(isinstance(base, family) for family in _conjugate(role, link)):
         return f"the prior of site {site}, {kind}, is not conjugate to a {link.name}"
     if mask is not None or latent.mask is not None:
         return f"the prior of site {site} is masked"

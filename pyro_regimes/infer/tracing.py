@@ -207,14 +207,28 @@ def _is_subsampled(trace: Any) -> bool:
     return any(plate.subsample_size not in (None, plate.size) for plate in plates)
 
 
-def _read_site(name: str, node: Any) -> Site | None:
-    """The RegimeHMM at a site, without what is wrapped around it; None if it holds another."""
+def read_hmm(node: Any) -> RegimeHMM | None:
+    """The RegimeHMM of a site, without what is wrapped around it; None if it holds another."""
+    hmm = node["fn"]
+    while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
+        hmm = hmm.base_dist
+    return hmm if isinstance(hmm, RegimeHMM) else None
+
+
+def _mask_of(node: Any) -> Tensor | bool | None:
+    """Of the site and of the distribution, together."""
     hmm, mask = node["fn"], node["mask"]
     while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
         if isinstance(hmm, MaskedDistribution):
             mask = hmm._mask if mask is None else mask & hmm._mask
         hmm = hmm.base_dist
-    if not isinstance(hmm, RegimeHMM):
+    return mask
+
+
+def _read_site(name: str, node: Any) -> Site | None:
+    """What EM asks of an observed RegimeHMM; None if the site holds another distribution."""
+    hmm, mask = read_hmm(node), _mask_of(node)
+    if hmm is None:
         return None
     tensors = {kind: (value, 1) for kind, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)

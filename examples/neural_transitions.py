@@ -1,0 +1,102 @@
+"""Transition probabilities from a covariate, by a neural network, beside closed-form means.
+
+    python examples/neural_transitions.py --out neural
+
+How likely a calm market is to become a stressed one depends on something that is seen: here, on how
+volatile the last month was. A small network gives the transition logits of every day. It has no
+closed form, and an optimiser moves it; means and covariances do, and EM sets them; both in one step
+from one E-step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.datasets import load_sector_returns
+from pyro_regimes.infer import infer_regimes
+
+K = 2  # calm, stressed
+WINDOW = 21  # days
+
+
+def make_covariate(x: Tensor) -> Tensor:
+    """The log of the mean absolute return of the days before each day, standardised, ``(T, 1)``."""
+    size = x.abs().mean(-1)
+    before = size.unfold(0, WINDOW, 1).mean(-1).log()  # of days t - WINDOW + 1 to t
+    return ((before - before.mean()) / before.std()).unsqueeze(-1)
+
+
+def make_model(network: nn.Module):
+    def model(x: Tensor, covariate: Tensor) -> None:
+        # 1. The network: the logits of a move on each day, given what was seen the day before.
+        pyro.module("network", network)
+        logits = network(covariate[:-1]).reshape(-1, K, K)
+
+        # 2. What each regime earns, and its risk.
+        scatter = x.T.cov(correction=0)
+        sizes = torch.tensor([0.5, 3.0], dtype=x.dtype)[:, None, None]
+        loc = pyro.param("loc", x.mean(0).repeat(K, 1))
+        covariance = pyro.param(
+            "covariance", sizes * scatter, constraint=constraints.positive_definite
+        )
+        hmm = RegimeHMM(
+            initial_logits=x.new_zeros(K),
+            transition_logits=logits,
+            observation_dist=dist.MultivariateNormal(loc, covariance),
+        )
+        pyro.sample("returns", hmm, obs=x)
+
+    return model
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    pyro.clear_param_store()
+    returns = torch.tensor(load_sector_returns().values[-args.num_rows :])
+    covariate = make_covariate(returns)
+    x = returns[WINDOW - 1 :]
+
+    # 3. A network that starts at regimes which last: the bias of staying is 3.
+    network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, K * K)).double()
+    with torch.no_grad():
+        network[-1].bias.copy_(3.0 * torch.eye(K).flatten())
+    model = make_model(network)
+
+    # 4. One EM, two kinds of update.
+    em = EM(model, optim=pyro.optim.Adam({"lr": args.learning_rate}))
+    result = em.run(x, covariate, num_steps=args.num_steps, tol=None)
+    print(em.plan, end="\n\n")
+    print(f"log-likelihood {-result.history[0]:.2f} at the start, {-result.history[-1]:.2f} now\n")
+
+    # 5. What it has learned: the probability of a calm day turning into a stressed one.
+    with torch.no_grad():
+        levels = torch.tensor([[-1.5], [0.0], [1.5]]).double()
+        moves = network(levels).reshape(-1, K, K).softmax(-1)
+    print("last month        calm -> stressed   stressed -> calm")
+    for name, move in zip(("quiet", "ordinary", "volatile"), moves):
+        print(f"{name:<16}{move[0, 1]:18.3f}{move[1, 0]:19.3f}")
+    probs = infer_regimes(model, None, x, covariate)["returns"]
+    print(f"\n{float(probs[:, 1].mean()):.1%} of the days are stressed")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "stressed.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["step", "probability"], *enumerate(probs[:, 1].tolist())])
+    print(f"probability of stress by day: {args.out / 'stressed.csv'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-rows", type=int, default=2000, help="use the last so many days")
+    parser.add_argument("--num-steps", type=int, default=150, help="EM steps")
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="of Adam")
+    parser.add_argument("--seed", type=int, default=0, help="of the network's start")
+    parser.add_argument("--out", type=Path, default=Path("neural"), help="directory of results")
+    main(parser.parse_args())
