@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, measure, peer_growth, peer_log_prob, peers
+from benchmarks import em_overhead, gpu, measure, peer_growth, peer_log_prob, peers
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
@@ -174,3 +174,11 @@ def test_gpu_peer_that_differs_or_fails() -> None:
     assert time_peer(lambda: truth).milliseconds is not None
     assert time_peer(lambda: wrong) == gpu.Peer(None, "differs by 1.0e-01")
     assert time_peer(fail) == gpu.Peer(None, "out of memory")
+
+
+def test_em_overhead(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses agree, or it would end; a line for each method, and the ratio."""
+    monkeypatch.setattr(em_overhead, "STEPS", 1)
+    em_overhead.main()
+    printed = capsys.readouterr().out
+    assert "EM.step: " in printed and "SVI.step: " in printed and "ratio of a step: " in printed

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_regimes.emissions import multivariate_normal
 from pyro_regimes.infer.e_step import SiteData
 from pyro_regimes.infer.grouping import Groups
+from pyro_regimes.infer.links import LINKS, Link
 from pyro_regimes.infer.plan import Assignment, Plan
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.kernels import ops
@@ -24,30 +25,37 @@ if TYPE_CHECKING:
     from pyro_regimes.kernels.cpu_em import Array, GaussianEM, Parameters
 
 _ROLES = (Role.INITIAL, Role.TRANSITION, Role.LOCATION, Role.COVARIANCE)
+#: What may stand in place of the covariances, which the kernel works on.
+_SPREADS = {Role.COVARIANCE: "covariance", Role.FACTOR: "Cholesky factor"}
 
 
 class Fused:
     """The kernel, and how it takes and gives the parameters of a problem."""
 
-    def __init__(self, kernel: GaussianEM, names: list[str], shapes: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self, kernel: GaussianEM, names: list[str], shapes: list[tuple[int, ...]], spread: Link
+    ) -> None:
         self._kernel, self._names, self._shapes = kernel, names, shapes
+        self._spread = spread  # from what the model holds to covariances
 
     def read(self, params: dict[str, Tensor]) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
         from pyro_regimes.kernels.cpu_em import Parameters
 
-        return Parameters(
-            *(
-                params[name].detach().double().reshape(shape).numpy()
-                for name, shape in zip(self._names, self._shapes, strict=True)
-            )
+        *others, spread = (
+            params[name].detach().double().reshape(shape)
+            for name, shape in zip(self._names, self._shapes, strict=True)
         )
+        arrays = [*others, self._spread.forward(spread)]
+        return Parameters(*(value.contiguous().numpy() for value in arrays))
 
     def write(self, parameters: Parameters, like: dict[str, Tensor]) -> dict[str, Tensor]:
         """The problem's tensors of the kernel's arrays."""
+        *others, spread = (torch.from_numpy(value) for value in parameters)
+        values = [*others, self._spread.inverse(spread)]
         return {
-            name: torch.from_numpy(value).to(like[name].dtype).reshape(like[name].shape)
-            for name, value in zip(self._names, parameters, strict=True)
+            name: value.to(like[name].dtype).reshape(like[name].shape)
+            for name, value in zip(self._names, values, strict=True)
         }
 
     def step(self, parameters: Parameters) -> tuple[Array | None, Parameters | None]:
@@ -61,7 +69,9 @@ def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -
     if plan.is_joint or len(sites) != 1 or len(plan.assignments) != len(_ROLES):
         return None
     (data,) = sites.values()
-    by_role = {each.role: each for each in plan.assignments}
+    by_role = {
+        Role.COVARIANCE if each.role in _SPREADS else each.role: each for each in plan.assignments
+    }
     if set(by_role) != set(_ROLES) or not _is_plain(data):
         return None
     hmm = data.site.hmm
@@ -81,7 +91,9 @@ def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -
     kernel = GaussianEM(value.numpy(), lengths, num_states, groups.num_restarts, floor)
     lead = (groups.num_restarts, num_states)
     shapes = [lead, (*lead, num_states), (*lead, size), (*lead, size, size)]
-    return Fused(kernel, [by_role[role].name for role in _ROLES], shapes)
+    held = _SPREADS[by_role[Role.COVARIANCE].role]
+    spread = next(link for link in LINKS[Role.COVARIANCE] if link.name == held)
+    return Fused(kernel, [by_role[role].name for role in _ROLES], shapes, spread)
 
 
 def _is_plain(data: SiteData) -> bool:

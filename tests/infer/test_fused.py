@@ -22,7 +22,7 @@ SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
 
 
 def gaussian_model(
-    data: Tensor = Y, lengths: Tensor | None = None, restarts: int = 0
+    data: Tensor = Y, lengths: Tensor | None = None, restarts: int = 0, by_factor: bool = False
 ) -> Callable[[], None]:
     """Every parameter its own: one model, of one or many sequences, or a batch of restarts."""
     dtype = data.dtype
@@ -34,12 +34,17 @@ def gaussian_model(
             return pyro.param(name, start.to(dtype).clone(), constraint=constraint)
 
         simplex = constraints.simplex
-        normal = dist.MultivariateNormal(
-            held("loc", LOCS.expand(*more, 2, 3) + shift, constraints.real),
-            held(
-                "covariance", COVARIANCES.expand(*more, 2, 3, 3), constraints.positive_definite
-            ),
-        )
+        loc = held("loc", LOCS.expand(*more, 2, 3) + shift, constraints.real)
+        spread = COVARIANCES.expand(*more, 2, 3, 3)
+        if by_factor:
+            factor = torch.linalg.cholesky(spread)
+            normal = dist.MultivariateNormal(
+                loc, scale_tril=held("factor", factor, constraints.lower_cholesky)
+            )
+        else:
+            normal = dist.MultivariateNormal(
+                loc, held("covariance", spread, constraints.positive_definite)
+            )
         hmm = RegimeHMM(
             initial_probs=held("initial", INITIAL.expand(*lead, 2), simplex),
             transition_probs=held("transition", TRANSITION.expand(*more, 2, 2), simplex),
@@ -61,6 +66,8 @@ MODELS = {
     "sequences of one model": gaussian_model(YS),
     "lengths": gaussian_model(YS, LENGTHS),
     "restarts": gaussian_model(restarts=3),
+    "Cholesky factors": gaussian_model(by_factor=True),
+    "Cholesky factors of restarts": gaussian_model(restarts=3, by_factor=True),
 }
 
 
