@@ -154,6 +154,7 @@ def run_model(
         _check_points(placed)
         replayed = poutine.replay(handed(model), trace=placed)
         trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    _check_store(handed.values)
     sites, latents = {}, []
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
@@ -186,6 +187,16 @@ def run_model(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
     return Run(handed.values, sites, found, others, _is_subsampled(trace))
+
+
+def _check_store(params: dict[str, Tensor]) -> None:
+    store = pyro.get_param_store()
+    missing = [name for name in params if name not in store]
+    if missing:
+        raise ValueError(
+            f"expected parameters in Pyro's parameter store, got {missing}, which a module keeps "
+            "to itself (the setting module_local_params)"
+        )
 
 
 def _check_points(trace: Any) -> None:

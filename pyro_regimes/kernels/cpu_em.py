@@ -70,14 +70,19 @@ def _prepare(
     each = len(log_initial) // len(initial)
     for n in range(len(log_initial)):
         p = n // each
-        total = initial[p].sum()
+        total = 0.0
         for i in range(num_states):
-            row = transition[p, i].sum()
+            total += initial[p, i]
+        for i in range(num_states):
+            row = 0.0
+            for j in range(num_states):
+                row += transition[p, i, j]
             log_initial[n, i] = math.log(initial[p, i] / total) if initial[p, i] > 0 else -np.inf
             for j in range(num_states):
                 entry = transition[p, i, j]
                 log_transition[n, 0, i, j] = math.log(entry / row) if entry > 0 else -np.inf
-            mean[n, i] = loc[p, i]
+            for d in range(loc.shape[2]):  # numba takes a second to compile an array's assignment
+                mean[n, i, d] = loc[p, i, d]
             if not _cholesky(covariance[p, i], 0.0, 0.0, factor[n, i]):
                 return False
     return True
@@ -86,7 +91,9 @@ def _prepare(
 @compiled
 def _share(counts: Any, old: Any, tiny: float, out: Any) -> bool:
     """Probabilities from counts; one that underflows stays the least number, a zero stays one."""
-    total = counts.sum()
+    total = 0.0
+    for k in range(len(counts)):
+        total += counts[k]
     if not total > tiny:
         return False
     for k in range(len(counts)):

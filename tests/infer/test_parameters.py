@@ -326,6 +326,24 @@ def test_module_that_reads_past_the_store() -> None:
     assert not torch.equal(module.loc.detach(), LOC)
 
 
+def test_module_that_keeps_its_parameters() -> None:
+    """With Pyro's setting there is no store that EM could read and write."""
+
+    class Regimes(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = PyroParam(LOC.clone().double())
+
+        def forward(self) -> None:
+            observe(loc=self.loc)
+
+    with pyro.settings.context(module_local_params=True):
+        module = Regimes()
+        with pytest.raises(ValueError, match=r"got \['loc'\].*module_local_params"):
+            EM(module).step()
+    assert torch.equal(module.loc.detach(), LOC.double())
+
+
 def assert_rises(losses) -> None:
     losses = torch.as_tensor(losses, dtype=torch.float64)
     rise = losses[:-1] - losses[1:]
