@@ -57,6 +57,34 @@ class Affine(NamedTuple):
             what += f", with its {self.priors[name].family} prior"
         return f"{name:<20} {str(tuple(shape)):<16} {used:<36} {what}"
 
+    def holds(self, run: Run) -> bool:
+        """Whether the arguments of a later run depend on the parameters in the same way.
+
+        A random cotangent is pulled back through the model and through the Jacobian: covariates
+        that the model was called with may be others.
+        """
+        leaves = [run.params[name] for name in self.names]
+        for use in self.uses:
+            site = run.sites.get(use.site)
+            argument = None if site is None else site.arguments.get(use.argument)
+            if argument is None or argument.value.numel() != len(use.jacobian):
+                return False
+            generator = torch.Generator().manual_seed(0)
+            cotangent = torch.randn(argument.value.shape, generator=generator, dtype=torch.float64)
+            cotangent = cotangent.to(argument.value)
+            if not argument.value.requires_grad:
+                return False
+            found = torch.autograd.grad(
+                argument.value, leaves, cotangent, retain_graph=True, allow_unused=True
+            )
+            actual = _joined(found, leaves)
+            expected = use.jacobian.mT @ cotangent.double().flatten()
+            size = use.jacobian.abs().sum(0) + 1
+            precision = torch.finfo(argument.value.dtype).eps ** 0.6
+            if not bool(((actual - expected).abs() <= precision * size).all()):
+                return False
+        return True
+
     def _columns(self, name: str) -> slice:
         sizes = [shape.numel() for shape in self.shapes]
         index = self.names.index(name)

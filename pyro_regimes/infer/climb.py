@@ -7,7 +7,6 @@ from typing import Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -17,7 +16,7 @@ from pyro_regimes.infer.grouping import Groups
 from pyro_regimes.infer.m_step import Maximised, fill_affine, fill_arguments, maximise
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.priors import Statistics
-from pyro_regimes.infer.tracing import Latent
+from pyro_regimes.infer.tracing import Latent, Run
 
 Params = dict[str, Tensor]
 Array = npt.NDArray[np.float64]
@@ -56,20 +55,43 @@ class Problem(NamedTuple):
         """The whole loss, of all restarts."""
         return float(losses.sum()) + self.constant
 
-    def log_prior(self, params: Params) -> Tensor | float:
-        """The log density of all that has no hidden path, where the plan is joint."""
-        total: Tensor | float = self.others
-        priors = {each.name: each.prior for each in self.plan.assignments if each.prior}
-        priors |= self.plan.affine.priors
-        owners = {prior.site: name for name, prior in priors.items()}
-        for site, latent in self.latents.items():
-            if site in owners:
-                value = params[owners[site]].reshape(latent.value.shape)
-                log_prob = scale_and_mask(latent.prior.log_prob(value), latent.scale, latent.mask)
-                total = total + log_prob.sum().double()
-            else:
-                total = total + latent.log_prob.detach().double()
-        return total
+    def log_prior(self, params: Params) -> Tensor:
+        """The log density of what has no hidden path, restart by restart: ``(R,)``, float64."""
+        return log_prior(self.plan, self.groups, self.latents, self.others, params)
+
+
+def log_prior(
+    plan: Plan, groups: Groups, latents: dict[str, Latent], others: float, params: Params
+) -> Tensor:
+    """Priors at the parameters; of a joint plan all else too, which else is a constant."""
+    device = next(iter(groups.sequences.values())).device
+    total = torch.zeros(groups.num_restarts, dtype=torch.float64, device=device)
+    owned = set()
+    for each in plan.assignments:
+        if each.prior is not None:
+            owned.add(each.prior.site)
+            latent = latents[each.prior.site]
+            cells = each.prior.log_density(latent, params[each.name], each.num_cells)
+            total.index_add_(0, groups.cells[each.name], cells.detach())
+    if plan.is_joint:
+        total[0] += others
+        for name, prior in plan.affine.priors.items():
+            owned.add(prior.site)
+            latent = latents[prior.site]
+            total[0] += prior.log_density(latent, params[name], 1).sum().detach()
+        for site, latent in latents.items():
+            if site not in owned:
+                total[0] += latent.log_prob.detach().double()
+    return total
+
+
+def constant_of(plan: Plan, run: Run) -> float:
+    """Minus the log density of what no parameter of a plan reaches, unless that is joint."""
+    if plan.is_joint:
+        return 0.0
+    owned = {each.prior.site for each in plan.assignments if each.prior is not None}
+    free = [float(latent.log_prob) for name, latent in run.latents.items() if name not in owned]
+    return -sum(free) - sum(float(value) for value in run.others.values())
 
 
 class State(NamedTuple):
@@ -99,7 +121,7 @@ def evaluate(
         name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
     }
     total = problem.groups.total(values)
-    if problem.plan.is_joint:
+    if problem.latents or problem.plan.is_joint:
         total = total + problem.log_prior(params)
     if flags:
         total = torch.cat([total, torch.stack(list(flags.values())).to(total)])
@@ -199,7 +221,8 @@ class Climb:
             self.losses.append(self.now.losses)
             if callback is not None:
                 callback(number, self.problem.loss(self.now.losses))
-            rise = (before - self.now.losses)[self._free()]
+            free = self._free()
+            rise = before[free] - self.now.losses[free]
             if tol is not None and rise.size and self._is_level(rise, tol):
                 self._converge(tol)
             if self.blamed and self.problem.may_move:
@@ -228,7 +251,8 @@ class Climb:
     def undo(self, now: State, after: State, attempt: Callable[[Held], State]) -> State:
         """Find the parameters that lowered the likelihood, hold them, and make the step without."""
         down = fallen(now, after.losses)
-        change = after.losses - now.losses
+        with np.errstate(invalid="ignore"):  # of restarts that are without hope
+            change = after.losses - now.losses
         names = list(self.held)
         culprits = {name: np.zeros_like(down) for name in names}
         if len(names) > 1:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_regimes.infer import compare_methods as methods_
@@ -108,12 +112,15 @@ def compare(
         "num_draws": num_draws,
     }
     for name, value in named.items():
-        if value < 1:
-            raise ValueError(f"expected {name} to be at least 1, got {value}")
-    rates = sorted(learning_rates)
-    if not rates or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"expected learning_rates to be positive, got {list(learning_rates)}")
-    wanted = _choose(methods, prior_model is not None)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
+    rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
+    if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
+        raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
+    has_priors = _is_latent(model, data)
+    if has_priors and prior_model is None:
+        prior_model = model
+    wanted = _choose(methods, not has_priors, prior_model is not None)
 
     task = Task(data, held_out, tol, num_draws, init_values or {}, progress)
     runs: list[MethodRun] = []
@@ -134,15 +141,29 @@ def compare(
     return Comparison(_measure(runs))
 
 
-def _choose(methods: Sequence[str] | None, has_priors: bool) -> list[str]:
+def _is_latent(model: Model, data: Tensor) -> bool:
+    """Whether a model has latent sites; its parameters are not made."""
+    with PYRO_LOCK, pyro.get_param_store().scope(), torch.random.fork_rng():
+        nodes = poutine.trace(model).get_trace(data).nodes.values()
+        return any(
+            node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+            for node in nodes
+        )
+
+
+def _choose(methods: Sequence[str] | None, has_likelihood: bool, has_priors: bool) -> list[str]:
     if methods is None:
-        return [*LIKELIHOOD_METHODS, *(PRIOR_METHODS if has_priors else ())]
+        likelihood = LIKELIHOOD_METHODS if has_likelihood else ()
+        return [*likelihood, *(PRIOR_METHODS if has_priors else ())]
     unknown = [name for name in methods if name not in ALL_METHODS]
     if unknown or not methods:
         raise ValueError(f"expected methods from {list(ALL_METHODS)}, got {list(methods)}")
     needy = [name for name in methods if name not in LIKELIHOOD_METHODS]
     if needy and not has_priors:
         raise ValueError(f"expected a prior_model for the methods {needy}, got None")
+    if len(needy) < len(methods) and not has_likelihood:
+        plain = [name for name in methods if name not in needy]
+        raise ValueError(f"expected a model without latent sites for {plain}, got one with some")
     return list(methods)
 
 

@@ -21,9 +21,9 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em import EM
 from pyro_regimes.infer.regimes import draw_sites, point_values
+from pyro_regimes.infer.tracing import read_hmm
 
 Model = Callable[[Tensor], Any]
 Progress = Callable[[str, int, int], None]  # method, step, of how many
@@ -103,7 +103,7 @@ def _sums(model: Model, data: Tensor) -> tuple[float, float]:
         trace = poutine.trace(model).get_trace(data)
         joint = float(trace.log_prob_sum())
         nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
-        return sum(float(n["log_prob_sum"]) for n in nodes if isinstance(n["fn"], RegimeHMM)), joint
+        return sum(float(n["log_prob_sum"]) for n in nodes if read_hmm(n) is not None), joint
 
 
 def _held_out(model: Model, task: Task, log_likelihood: float) -> float | None:

@@ -69,8 +69,10 @@ class EM:
     :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
     model again, to see that it agrees; a model that does not is read anew at every step.
 
-    No step lowers :math:`\log p(x)`, of any restart. Should rounding or a fault of the model lower
-    that of one, its parameters are put back, it is held there, and a warning says so.
+    No closed form lowers the objective of any restart. (Where an optimiser moves parameters,
+    locations are affine, or priors depend on parameters, all restarts count as one.) Should
+    rounding or a fault of the model lower it, the parameters to blame are put back and held there,
+    or left to the optimiser, and a warning says so.
 
     :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
     :param guide: called as the model; a point at each of its latent sites.
@@ -96,9 +98,10 @@ class EM:
         if not callable(model):
             raise ValueError(f"expected model to be a function, got {type(model).__name__}")
         for name, given in {"guide": guide, "optim": optim, "step_size": step_size}.items():
-            if given is not None and not callable(given):
-                raise ValueError(f"expected {name} to be callable, got {type(given).__name__}")
-        if not 0.0 <= min_eigenvalue < math.inf:
+            if given is not None and (not callable(given) or isinstance(given, type)):
+                came = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+                raise ValueError(f"expected {name} to be called as it is, got {came}")
+        if not isinstance(min_eigenvalue, (int, float)) or not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
@@ -152,7 +155,7 @@ class EM:
             raise ValueError(
                 f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
             )
-        if tol is not None and not tol > 0:
+        if tol is not None and not (isinstance(tol, (int, float)) and tol > 0):
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
         num_steps = int(num_steps)
         if callback is not None:
@@ -229,7 +232,7 @@ class EM:
             plan,
             self._groups,
             sites,
-            0.0 if plan.is_joint else -run.log_priors(),
+            climb.constant_of(plan, run),
             run.latents,
             sum(float(value) for value in run.others.values()),
             _pseudo_statistics(plan, run),
@@ -253,7 +256,7 @@ class EM:
     def _run_as_planned(
         self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Run:
-        connected = bool(plan.gradient)
+        connected = plan.needs_graph
         with torch.set_grad_enabled(connected):
             return self._run(args, kwargs, connected=connected)
 
@@ -261,7 +264,8 @@ class EM:
         def read(values: Params | None) -> Run:
             return self._run(args, kwargs, values)
 
-        # Each run of a subsampled model is to see the same data, and the caller's draws stay.
+        # Each run of a subsampled model is to see the same data, and the caller's draws stay. A
+        # first run may draw more: the start of a parameter, or a guide that is set up.
         state = torch.get_rng_state()
 
         def read_again(values: Params | None) -> Run:
@@ -269,6 +273,7 @@ class EM:
             return read(values)
 
         try:
+            read(None)
             self._plan = find_parameters(read_again, self.optim is not None)
         finally:
             torch.set_rng_state(state)
@@ -317,17 +322,18 @@ class EM:
             self._give_up(way.blamed)
             more = _ReadingClimb(self, self._read(args, kwargs), args, kwargs)
             more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
+            if not way.problem.plan.is_joint:  # what was told restart by restart is so no longer
+                more.losses = [np.array([way.problem.loss(each)]) for each in way.losses]
             return more
 
     def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the model, read again, says what the tensors said."""
         with self._pyro():
-            run = self._run(args, kwargs)
             plan, groups = way.problem.plan, way.problem.groups
+            run = self._run_as_planned(plan, args, kwargs)
             if not (plan.holds(run) and groups.fits(run)):
                 return False
-            constant = 0.0 if plan.is_joint else -run.log_priors()
-            losses = np.append(_losses(plan, groups, run), constant)
+            losses = np.append(_losses(plan, groups, run), climb.constant_of(plan, run))
         expected = np.append(way.losses[-1], way.problem.constant)
         # To the store and back a parameter loses some digits.
         precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
@@ -383,15 +389,15 @@ class _ReadingClimb(Climb):
 
     def move(self) -> None:
         """The closed forms, which must not lower the objective; then the optimiser."""
-        if self.problem.plan.is_subsampled:
-            self._em._average(self.problem, self.now)
-        elif self.held and super()._free().any():
-            try:
+        try:
+            if self.problem.plan.is_subsampled:
+                self._em._average(self.problem, self.now)
+            elif self.held and super()._free().any():
                 super().advance()
-            except OutsideConstraint as error:
-                if self._em.optim is None:
-                    raise
-                self.blamed = [error.name]
+        except OutsideConstraint as error:
+            if self._em.optim is None:
+                raise
+            self.blamed = [error.name]
         if self.blamed and self._em.optim is not None:
             self._em._give_up(self.blamed)
             self.blamed = []
@@ -426,15 +432,21 @@ def _pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
             latent = run.latents[each.prior.site]
             found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
     for name, prior in plan.affine.priors.items():
+        latent = run.latents[prior.site]
         event_dim = 0 if prior.family == "Normal" else 1
-        found[name] = prior.statistics(run.latents[prior.site], plan.shapes[name], event_dim)
+        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
     return found
 
 
 def _losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
     """The loss of each restart, by one forward pass."""
-    losses: climb.Array = -groups.total(read_log_probs(run.sites)).cpu().numpy()
-    return losses - run.log_priors() if plan.is_joint else losses
+    total = groups.total(read_log_probs(run.sites))
+    if run.latents or plan.is_joint:
+        others = sum(float(value) for value in run.others.values())
+        params = {name: run.params[name].detach() for name in plan.names}
+        total = total + climb.log_prior(plan, groups, run.latents, others, params)
+    losses: climb.Array = -total.cpu().numpy()
+    return losses
 
 
 def _write(params: Params) -> None:

@@ -76,6 +76,8 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             "expected at least one parameter that an observed RegimeHMM depends on, got only "
             f"{list(current.params)}, on which none does"
         )
+    found_priors = [prior for prior in priors.values() if prior is not None]
+    depends = not all(prior.is_constant for prior in found_priors)
     return Plan(
         assignments,
         {name: value.shape for name, value in current.params.items()},
@@ -84,7 +86,7 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
         affine,
         refused,
         current.is_subsampled,
-        bool(refused or affine.names or current.latents or current.is_subsampled),
+        bool(refused or affine.names or current.is_subsampled or depends),
     )
 
 
@@ -120,9 +122,10 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
             priors[name] = prior
     names = [name for name in names if name not in reasons]
     uses = find_affine(names, runs, reasons)[1]
-    for name in candidates:
+    for name in names:
         refused.pop(name, None)
-    refused.update(reasons)
+    for name, reason in reasons.items():
+        refused.setdefault(name, reason)
     shapes = [runs[0].params[name].shape for name in names]
     return Affine(names, shapes, uses, priors)
 

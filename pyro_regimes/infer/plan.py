@@ -79,7 +79,9 @@ class Plan(NamedTuple):
     affine: Affine  #: location parameters that are solved for together, first of all
     gradient: dict[str, str]  #: parameters that the optimiser moves, and why
     is_subsampled: bool  #: whether each run of the model sees only some of the data
-    is_joint: bool  #: whether more than the sites' likelihoods depends on the parameters
+    #: whether the objective is watched as a whole, and not restart by restart: where an optimiser
+    #: moves parameters, locations are affine, priors depend on parameters or data are subsampled
+    is_joint: bool
 
     @property
     def is_closed(self) -> bool:
@@ -87,6 +89,11 @@ class Plan(NamedTuple):
         priors = [each.prior for each in self.assignments if each.prior is not None]
         constant = all(prior.is_constant for prior in [*priors, *self.affine.priors.values()])
         return constant and not self.gradient and not self.is_subsampled
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether a run of the model is to be differentiated."""
+        return bool(self.gradient or self.affine.names)
 
     @property
     def names(self) -> list[str]:
@@ -131,11 +138,11 @@ class Plan(NamedTuple):
             return False
         if any(run.params[name].shape != shape for name, shape in self.shapes.items()):
             return False
-        for affine in self.affine.uses:
-            site = run.sites.get(affine.site)
-            argument = None if site is None else site.arguments.get(affine.argument)
-            if argument is None or argument.value.numel() != len(affine.jacobian):
-                return False
+        priors = [each.prior for each in self.assignments] + [*self.affine.priors.values()]
+        if not all(prior.holds(run) for prior in priors if prior is not None):
+            return False
+        if not self.affine.holds(run):
+            return False
         for each in self.assignments:
             parameter = run.params.get(each.name)
             if parameter is None or parameter.shape != self.shapes[each.name]:

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes import emissions
+from pyro_regimes.distributions import Wishart
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.links import Link
 from pyro_regimes.infer.roles import Role
@@ -50,25 +51,40 @@ class Prior(NamedTuple):
     def statistics(self, latent: Latent, shape: torch.Size, event_dim: int) -> Statistics:
         """What it adds to the statistics of each cell.
 
-        :param shape: of the parameter.
+        :param shape: of the parameter, which has the entries of the site's value in their order.
         :param event_dim: the dims of a cell.
         """
         base = emissions.unwrap(latent.prior).base
-        found = _STATISTICS[type(base).__name__](base, shape, event_dim)
         scale = float(latent.scale)
+        found = _STATISTICS[type(base)](base, latent.value.shape, shape, event_dim)
         return tuple((scale * part).detach() for part in found)
 
+    def log_density(self, latent: Latent, value: Tensor, num_cells: int) -> Tensor:
+        """Of each cell of a parameter, ``(cells,)``, float64."""
+        base = emissions.unwrap(latent.prior).base
+        each = base.log_prob(value.reshape(latent.value.shape)).double()
+        return float(latent.scale) * each.reshape(num_cells, -1).sum(-1)
 
-def _cells(argument: Tensor, shape: torch.Size, event_dim: int) -> Tensor:
-    return blocks(argument.expand(shape), event_dim)
+    def holds(self, run: Run) -> bool:
+        """Whether the site of a later run has such a prior still."""
+        latent = run.latents.get(self.site)
+        if latent is None or _why_not(latent) is not None:
+            return False
+        return type(emissions.unwrap(latent.prior).base).__name__ == self.family
 
 
-def _dirichlet(prior: dist.Dirichlet, shape: torch.Size, event_dim: int) -> Statistics:
-    return (_cells(prior.concentration, shape, event_dim) - 1,)
+def _dirichlet(
+    prior: dist.Dirichlet, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Statistics:
+    return (blocks(prior.concentration.expand(given).reshape(shape), event_dim) - 1,)
 
 
-def _normal(prior: dist.Normal, shape: torch.Size, event_dim: int) -> Statistics:
-    loc, scale = (_cells(each, shape, event_dim) for each in (prior.loc, prior.scale))
+def _normal(
+    prior: dist.Normal, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Statistics:
+    loc, scale = (
+        blocks(each.expand(given).reshape(shape), event_dim) for each in (prior.loc, prior.scale)
+    )
     precision = scale**-2
     if event_dim == 0:
         return precision, precision * loc
@@ -76,36 +92,55 @@ def _normal(prior: dist.Normal, shape: torch.Size, event_dim: int) -> Statistics
 
 
 def _multivariate_normal(
-    prior: dist.MultivariateNormal, shape: torch.Size, event_dim: int
+    prior: dist.MultivariateNormal, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> Statistics:
-    loc = _cells(prior.loc, shape, event_dim)
-    precision = _cells(prior.precision_matrix, shape + shape[-1:], 2)
+    loc = blocks(prior.loc.expand(given).reshape(shape), event_dim)
+    matrix = prior.precision_matrix.expand(given + given[-1:])
+    precision = blocks(matrix.reshape(shape + shape[-1:]), 2)
     return torch.zeros_like(loc[..., :1]), (precision @ loc.unsqueeze(-1)).squeeze(-1), precision
 
 
-def _inverse_gamma(prior: dist.InverseGamma, shape: torch.Size, event_dim: int) -> Statistics:
-    shape_, rate = (_cells(each, shape, event_dim) for each in (prior.concentration, prior.rate))
-    return 2 * shape_ + 2, 2 * rate
+def _gamma_arguments(
+    prior: dist.Gamma | dist.InverseGamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> tuple[Tensor, Tensor]:
+    concentration, rate = (
+        blocks(each.expand(given).reshape(shape), event_dim)
+        for each in (prior.concentration, prior.rate)
+    )
+    return concentration, rate
 
 
-def _gamma(prior: dist.Gamma, shape: torch.Size, event_dim: int) -> Statistics:
-    shape_, rate = (_cells(each, shape, event_dim) for each in (prior.concentration, prior.rate))
-    return 2 * shape_ - 2, 2 * rate
+def _inverse_gamma(
+    prior: dist.InverseGamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Statistics:
+    concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
+    return 2 * concentration + 2, 2 * rate
 
 
-def _wishart(prior: dist.Wishart, shape: torch.Size, event_dim: int) -> Statistics:
-    inverse = _cells(prior.precision_matrix, shape, 2)
-    freedom = _cells(prior.df[..., None, None], shape[:-2] + (1, 1), 2)
+def _gamma(
+    prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Statistics:
+    concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
+    return 2 * concentration - 2, 2 * rate
+
+
+def _wishart(
+    prior: dist.Wishart, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Statistics:
+    inverse = blocks(prior.precision_matrix.expand(given).reshape(shape), 2)
+    freedom = prior.df[..., None, None].expand(given[:-2] + (1, 1)).reshape(-1, 1, 1)
     return freedom - shape[-1] - 1, inverse
 
 
-_STATISTICS: dict[str, Callable[..., Statistics]] = {
-    "Dirichlet": _dirichlet,
-    "Normal": _normal,
-    "MultivariateNormal": _multivariate_normal,
-    "InverseGamma": _inverse_gamma,
-    "Gamma": _gamma,
-    "Wishart": _wishart,
+# Exactly these: a subclass may have a density of its own.
+_STATISTICS: dict[type, Callable[..., Statistics]] = {
+    dist.Dirichlet: _dirichlet,
+    dist.Normal: _normal,
+    dist.MultivariateNormal: _multivariate_normal,
+    dist.InverseGamma: _inverse_gamma,
+    dist.Gamma: _gamma,
+    dist.Wishart: _wishart,
+    Wishart: _wishart,
 }
 
 
@@ -123,6 +158,23 @@ def _conjugate(role: Role, link: Link) -> tuple[type[Distribution], ...]:
     return (families[link.name],) if link.name in families else ()
 
 
+def _why_not(latent: Latent) -> str | None:
+    """Why a prior, of whatever conjugate family, has no closed form as it stands."""
+    base, mask = emissions.unwrap(latent.prior)
+    if type(base) not in _STATISTICS:
+        return f"the prior of site {latent.name}, {type(base).__name__}, is not conjugate"
+    if mask is not None or latent.mask is not None:
+        return f"the prior of site {latent.name} is masked"
+    if isinstance(latent.scale, Tensor) and latent.scale.numel() != 1:
+        return f"the prior of site {latent.name} is scaled cell by cell"
+    if isinstance(base, dist.Dirichlet) and bool((base.concentration < 1).any()):
+        return (
+            f"the prior of site {latent.name} is a Dirichlet with a concentration below 1, whose "
+            "density has no maximum inside the simplex"
+        )
+    return None
+
+
 def find_prior(
     name: str, role: Role, link: Link, event_dim: int, runs: list[Run]
 ) -> Prior | str | None:
@@ -135,21 +187,15 @@ def find_prior(
         return f"the value of several sites with priors, {' and '.join(sites)}"
     (site,) = sites
     latent = here.latents[site]
-    base, mask = emissions.unwrap(latent.prior)
+    base = emissions.unwrap(latent.prior).base
     kind = type(base).__name__
-    if not any(isinstance(base, family) for family in _conjugate(role, link)):
+    if not isinstance(base, _conjugate(role, link)):
         return f"the prior of site {site}, {kind}, is not conjugate to a {link.name}"
-    if mask is not None or latent.mask is not None:
-        return f"the prior of site {site} is masked"
-    if isinstance(latent.scale, Tensor) and latent.scale.numel() != 1:
-        return f"the prior of site {site} is scaled cell by cell"
+    reason = _why_not(latent)
+    if reason is not None:
+        return reason
     if isinstance(base, dist.MultivariateNormal) and event_dim == 0:
         return f"the prior of site {site}, {kind}, ties entries that are independent series"
-    if isinstance(base, dist.Dirichlet) and bool((base.concentration < 1).any()):
-        return (
-            f"the prior of site {site} is a Dirichlet with a concentration below 1, whose density "
-            "has no maximum inside the simplex"
-        )
     for run in runs:
         there = run.latents.get(site)
         if there is None or not _is_parameter(there.value, run.params[name]):

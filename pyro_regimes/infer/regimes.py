@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, Callable
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_regimes.infer.tracing import PYRO_LOCK, read_hmm
@@ -159,7 +161,9 @@ def _draw(
     if guide_or_samples is None:
         return [{}]
     if isinstance(guide_or_samples, dict):
-        counts = {name: len(value) for name, value in guide_or_samples.items()}
+        counts = {
+            name: len(value) if value.dim() else 0 for name, value in guide_or_samples.items()
+        }
         if not counts or len(set(counts.values())) != 1 or 0 in counts.values():
             raise ValueError(
                 f"expected samples of one positive number of draws for each site, got {counts}"
@@ -174,8 +178,8 @@ def _draw(
             "expected guide_or_samples to be a guide, a dict of samples or None, got "
             f"{type(guide_or_samples).__name__}"
         )
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples to be positive, got {num_samples}")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ValueError(f"expected num_samples to be a positive integer, got {num_samples!r}")
     first = draw_sites(guide_or_samples, *args, **kwargs)
     second = draw_sites(guide_or_samples, *args, **kwargs)
     if all(torch.equal(value, second[name]) for name, value in first.items()):
@@ -188,6 +192,16 @@ def _collect(
     model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], found: dict[str, list[Tensor]]
 ) -> None:
     trace: Any = poutine.trace(model).get_trace(*args, **kwargs)
+    unknown = [
+        name
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+    ]
+    if unknown:
+        raise ValueError(
+            "expected guide_or_samples to give a value to every latent site, got none for "
+            f"{unknown}"
+        )
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and name.endswith(SUFFIX) and read_hmm(node) is None:
             site = name[: -len(SUFFIX)]

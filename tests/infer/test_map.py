@@ -114,7 +114,7 @@ def test_prior_that_uses_the_parameter_twice() -> None:
 
 @pytest.mark.parametrize("name", ["guide", "optim", "step_size"])
 def test_what_cannot_be_called(name) -> None:
-    with pytest.raises(ValueError, match=f"expected {name} to be callable, got int"):
+    with pytest.raises(ValueError, match=f"expected {name} to be called as it is, got 3"):
         EM(_joint, **{name: 3})
 
 

@@ -156,7 +156,9 @@ def test_em_then_svi_then_em_then_nuts() -> None:
     "wrong, message",
     [
         ({"kind": "best"}, "kind to be one of"),
-        ({"num_samples": 0}, "num_samples to be positive, got 0"),
+        ({"num_samples": True}, "num_samples to be a positive integer, got True"),
+        ({"num_samples": 2.5}, "num_samples to be a positive integer, got 2.5"),
+        ({"num_samples": 0}, "num_samples to be a positive integer, got 0"),
     ],
 )
 def test_wrong_options(wrong, message) -> None:
@@ -170,6 +172,9 @@ def test_wrong_options(wrong, message) -> None:
     [
         ({}, "one positive number of draws"),
         ({"loc": torch.zeros(2, 2), "other": torch.zeros(3)}, "got {'loc': 2, 'other': 3}"),
+        ({"loc": torch.tensor(0.0)}, "got {'loc': 0}"),
+        ({"lok": torch.zeros(3, 2)}, r"a value to every latent site, got none for \['loc'\]"),
+        (None, r"a value to every latent site, got none for \['loc'\]"),
         (3, "a guide, a dict of samples or None, got int"),
     ],
 )

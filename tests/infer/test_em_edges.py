@@ -1,0 +1,262 @@
+"""Models that change between calls, parameters given up to an optimiser, restarts with priors."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Callable
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.infer.compare import compare
+from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, XS, X, observe, positive, real
+
+COVARIATE = torch.linspace(-2, 2, 64).double()
+
+
+def regression(x: Tensor, covariate: Tensor) -> None:
+    slope, base = real("slope", torch.zeros(1)), real("base", LOC)
+    observe(loc=base + covariate.unsqueeze(-1) * slope, obs=x)
+
+
+@pytest.mark.parametrize("first", [torch.ones(64).double(), COVARIATE.flip(0)])
+def test_affine_in_other_covariates_than_before(first) -> None:
+    """The Jacobian is that of the data at hand, not of the first call's."""
+    x = X + 3 * COVARIATE
+    em = EM(regression)
+    em.step(X, first)
+    pyro.clear_param_store()
+    found = em.run(x, COVARIATE, num_steps=50, tol=1e-8)
+    again = [em.step(x, COVARIATE) for _ in range(2)]
+    pyro.clear_param_store()
+    expected = EM(regression).run(x, COVARIATE, num_steps=50, tol=1e-8)
+    assert_close(torch.tensor(found.history), torch.tensor(expected.history), rtol=1e-9, atol=1e-7)
+    assert again[-1] == pytest.approx(expected.history[-1], rel=1e-7)
+    assert float(pyro.param("slope").detach()) == pytest.approx(3.0, abs=0.5)
+
+
+def adam() -> pyro.optim.PyroOptim:
+    return pyro.optim.Adam({"lr": 0.01})
+
+
+def test_restarts_whose_parameter_is_given_up() -> None:
+    """The history goes on as one number for all."""
+    starts = torch.tensor([[-1.0, 1.0], [-3.0, 2.0], [0.0, 0.5]]).double().unsqueeze(1)
+
+    def model() -> None:
+        loc = pyro.param("loc", starts)
+        held = pyro.param(
+            "scale", torch.full((3, 1, 2), 3.0).double(), constraint=constraints.greater_than(1.5)
+        )
+        observe(observation_dist=dist.Normal(loc, held), obs=X.expand(3, -1))
+
+    em = EM(model, optim=adam())
+    start = em.evaluate_loss()
+    result = em.run(num_steps=20, tol=None)
+    assert len(result.history) == 21 and result.restart_history.shape == (21, 1)
+    assert result.history[0] == pytest.approx(start, rel=1e-12)
+    assert result.history[-1] == pytest.approx(em.evaluate_loss(), rel=1e-9)
+    assert set(em.plan.gradient) == {"scale"} and em.plan.names == ["loc"]
+
+
+def test_history_keeps_what_is_constant() -> None:
+    def model() -> None:
+        bounded = constraints.greater_than(1.5)
+        held = pyro.param("scale", torch.full((2,), 3.0).double(), constraint=bounded)
+        observe(loc=real("loc", LOC), scale=held)
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(7.0))
+
+    em = EM(model, optim=adam())
+    start = em.evaluate_loss()
+    history = em.run(num_steps=4, tol=None).history
+    assert history[0] == pytest.approx(start, rel=1e-6)
+    assert history[-1] == pytest.approx(em.evaluate_loss(), rel=1e-6)
+    assert max(np.diff(history)) < 1.0
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_first_run_of_a_subsampled_model_may_draw_more(prior) -> None:
+    """The start of a parameter, or a guide that is set up at its first call."""
+
+    def model(x: Tensor) -> None:
+        if prior:
+            loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 2.0).to_event(1))
+        else:
+            loc = pyro.param("loc", lambda: torch.randn(2).double())
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc, SCALE),
+        )
+        with pyro.plate("sequences", 4, subsample_size=2) as index:
+            pyro.sample("x", hmm, obs=x[index])
+
+    em = EM(model, AutoDelta(model) if prior else None)
+    em.step(XS)
+    assert em.plan.is_subsampled and len(em.plan.names) == 1
+
+
+def test_stochastic_em_gives_up_what_leaves_its_constraint() -> None:
+    def model(x: Tensor) -> None:
+        bounded = constraints.greater_than(-0.1)
+        loc = pyro.param("loc", torch.tensor([0.0, 1.0]).double(), constraint=bounded)
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc, positive("scale", SCALE)),
+        )
+        with pyro.plate("sequences", 4, subsample_size=2) as index:
+            pyro.sample("x", hmm, obs=x[index])
+
+    em = EM(model, optim=adam())
+    for _ in range(10):
+        em.step(XS)
+    assert set(em.plan.gradient) == {"loc"} and em.plan.names == ["scale"]
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="An optim can move it"):
+        em = EM(model)
+        for _ in range(10):
+            em.step(XS)
+
+
+def prior_of_restarts(starts: Tensor) -> Callable[[], None]:
+    def model() -> None:
+        prior = dist.Normal(torch.zeros_like(starts), 1.0)
+        loc = pyro.sample("loc", prior.to_event(starts.dim()))
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc.unsqueeze(-2), SCALE),
+        )
+        with pyro.plate("restarts", len(starts)):
+            pyro.sample("x", hmm, obs=X.expand(len(starts), -1))
+
+    return model
+
+
+def fit(starts: Tensor) -> tuple[EM, Tensor, Tensor]:
+    model = prior_of_restarts(starts)
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": starts}))
+    em = EM(model, guide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = em.run(num_steps=15, tol=None)
+    return em, result.restart_history, guide.median()["loc"].detach().clone()
+
+
+def test_restarts_with_priors_are_apart() -> None:
+    """Each rises by itself, and is the run alone; one without hope does not hold the others."""
+    rows = [[-1.0, 1.0], [0.2, 0.9], [1e200, 1e200]]
+    starts = torch.tensor(rows, dtype=torch.float64)
+    _, history, found = fit(starts)
+    assert history.shape == (16, 3) and not history[:, 2].isfinite().any()
+    assert (history[:-1, :2] - history[1:, :2] >= -1e-9 * history[:-1, :2].abs()).all()
+    assert torch.equal(found[2], starts[2])
+    for index in range(2):
+        pyro.clear_param_store()
+        _, alone, there = fit(starts[index : index + 1])
+        assert_close(alone[:, 0], history[:, index], rtol=1e-10, atol=1e-10)
+        assert_close(there[0], found[index], rtol=1e-10, atol=1e-10)
+
+
+def test_a_site_of_another_shape_than_its_parameter() -> None:
+    locs = torch.tensor([-1.0, -0.8, 0.9, 1.1]).double()
+    y = torch.stack([X, X.flip(0)], -1)
+
+    def model() -> None:
+        prior = dist.Normal(torch.zeros(2, 2).double(), torch.tensor([1.0, 0.2]).double())
+        loc = pyro.sample("loc", prior.to_event(2))
+        observe(observation_dist=dist.Normal(loc, SCALE.unsqueeze(-1)).to_event(1), obs=y)
+
+    def guide() -> None:
+        point = pyro.param("point", locs)
+        pyro.sample("loc", dist.Delta(point.reshape(2, 2), event_dim=2))
+
+    EM(model, guide).run(num_steps=8, tol=None)
+    found = pyro.param("point").detach().reshape(2, 2)
+    auto = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": locs.reshape(2, 2)}))
+    EM(model, auto).run(num_steps=8, tol=None)
+    assert_close(found, auto.median()["loc"].detach(), rtol=1e-10, atol=1e-10)
+
+
+class _Tempered(dist.Normal):
+    """A density of its own, which has no closed form here."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return 0.5 * super().log_prob(value)
+
+
+def _changing(kind: str, concentration: float) -> None:
+    if kind == "Dirichlet":
+        rows = dist.Dirichlet(torch.full((2, 2), concentration).double()).to_event(1)
+        observe(transition_probs=pyro.sample("transition", rows))
+        return
+    zeros = LOC.new_zeros(2)
+    prior = {"Normal": dist.Normal, "Laplace": dist.Laplace, "Tempered": _Tempered}[kind]
+    scale = torch.tensor([1.0, 2.0]) if kind == "scaled" else 1.0
+    with poutine.scale(scale=scale):
+        observe(loc=pyro.sample("loc", prior(zeros, 1.0).to_event(1)))
+
+
+@pytest.mark.parametrize(
+    "start, first, then, message",
+    [
+        ({"loc": LOC}, ("Normal", 1.0), ("Laplace", 1.0), "Laplace, is not conjugate"),
+        ({"loc": LOC}, ("Normal", 1.0), ("Tempered", 1.0), "_Tempered, is not conjugate"),
+        (
+            {"transition": TRANSITION},
+            ("Dirichlet", 2.0),
+            ("Dirichlet", 0.1),
+            "a concentration below 1",
+        ),
+    ],
+)
+def test_a_prior_that_becomes_another(start, first, then, message) -> None:
+    guide = AutoDelta(_changing, init_loc_fn=init_to_value(values=start))
+    em = EM(_changing, guide)
+    em.step(*first)
+    with pytest.raises(ValueError, match=message):
+        em.step(*then)
+
+
+def test_an_optimiser_that_is_a_class() -> None:
+    with pytest.raises(ValueError, match="optim to be called as it is, got the class Adam"):
+        EM(regression, optim=torch.optim.Adam)
+
+
+@pytest.mark.parametrize("wrong", ["a", None, -1.0])
+def test_floors_that_are_none(wrong) -> None:
+    with pytest.raises(ValueError, match="expected min_eigenvalue"):
+        EM(regression, min_eigenvalue=wrong)
+
+
+def test_compare_takes_a_model_with_latent_sites() -> None:
+    """And finds the HMM under a mask."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc, SCALE).to_event(0),
+        )
+        pyro.sample("x", hmm.mask(torch.tensor(True)), obs=x)
+
+    start = {"loc": LOC}
+    found = compare(
+        model, X, methods=["EM, MAP", "AutoNormal"], init_values=start, svi_steps=5, num_draws=3
+    )
+    mode, variational = found.runs
+    assert mode.log_likelihood < 0 and mode.values[-1] == pytest.approx(mode.log_joint)
+    assert variational.posterior is not None
+    with pytest.raises(ValueError, match=r"a model without latent sites for \['EM'\]"):
+        compare(model, X, methods=["EM"])
