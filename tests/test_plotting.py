@@ -7,7 +7,7 @@ import torch
 
 from pyro_regimes import plotting
 from pyro_regimes.infer.compare import Comparison, MethodRun
-from pyro_regimes.infer.compare_methods import Interval
+from pyro_regimes.infer.method_run import Interval
 
 RETURNS = np.array([[1.0, 3.0], [0.0, -2.0], [1.0, 1.0], [2.0, 0.0]])
 PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])

@@ -14,10 +14,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_regimes.infer import compare_methods as methods_
-from pyro_regimes.infer.compare_methods import Interval, MethodRun, Model, Progress, Task
+from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Progress, Task
 from pyro_regimes.infer.tracing import PYRO_LOCK
 
-__all__ = ["ALL_METHODS", "Comparison", "MethodRun", "compare"]
+__all__ = ["ALL_METHODS", "Comparison", "MethodRun", "Progress", "compare"]
 
 #: Of the likelihood, without priors.
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")

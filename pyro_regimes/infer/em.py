@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -16,13 +16,18 @@ from pyro_regimes.infer import climb
 from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
-from pyro_regimes.infer.gradient import Optim, find_gradients, move
+from pyro_regimes.infer.gradient import Optim, find_gradients
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.m_step import Maximised
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
-from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.reading import (
+    Reading,
+    ReadingClimb,
+    pseudo_statistics,
+    read_losses,
+    write,
+)
 from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
@@ -124,7 +129,7 @@ class EM:
         """
         with self._pyro(), torch.no_grad():
             reading = self._read(args, kwargs)
-            _ReadingClimb(self, reading, args, kwargs).move()
+            ReadingClimb(self, reading, args, kwargs).move()
             return reading.problem.loss(reading.state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -165,7 +170,7 @@ class EM:
                 reading = self._read(args, kwargs)
                 problem, start, _ = reading
                 if not problem.plan.is_closed:
-                    way: Climb = _ReadingClimb(self, reading, args, kwargs)
+                    way: Climb = ReadingClimb(self, reading, args, kwargs)
                     way.run(num_steps, tol, callback)
                     return way.result()
                 if not problem.constraints:
@@ -175,7 +180,7 @@ class EM:
 
             def shown(number: int, loss: float) -> None:
                 with self._pyro():
-                    _write(way.now.params)
+                    write(way.now.params)
                 assert callback is not None
                 callback(number, loss)
 
@@ -188,7 +193,7 @@ class EM:
             finally:  # also where an error, or the user, ended it
                 if way.num_steps:
                     with self._pyro():
-                        _write(way.now.params)
+                        write(way.now.params)
             agrees = not way.num_steps or self._agrees(way, args, kwargs)
             if not agrees or way.blamed and problem.may_move:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
@@ -235,7 +240,7 @@ class EM:
             climb.constant_of(plan, run),
             run.latents,
             sum(float(value) for value in run.others.values()),
-            _pseudo_statistics(plan, run),
+            pseudo_statistics(plan, run),
             {
                 name: constraint
                 for name, constraint in constraints.items()
@@ -298,7 +303,7 @@ class EM:
         self._averages = {
             name: each.averages for name, each in expected.items() if each.averages is not None
         }
-        _write(climb.step(problem, now._replace(expected=expected)).values)
+        write(climb.step(problem, now._replace(expected=expected)).values)
 
     def _give_up(self, names: list[str]) -> None:
         """Leave parameters to the optimiser whose closed form is no step upwards."""
@@ -313,14 +318,14 @@ class EM:
         start: Reading,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> _ReadingClimb:
+    ) -> ReadingClimb:
         """From where a climb on tensors has come; or from the start, where the model differs."""
         with self._pyro():
             if way is None:
-                _write(start.state.params)
-                return _ReadingClimb(self, start, args, kwargs)
+                write(start.state.params)
+                return ReadingClimb(self, start, args, kwargs)
             self._give_up(way.blamed)
-            more = _ReadingClimb(self, self._read(args, kwargs), args, kwargs)
+            more = ReadingClimb(self, self._read(args, kwargs), args, kwargs)
             more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
             if not way.problem.plan.is_joint:  # what was told restart by restart is so no longer
                 more.losses = [np.array([way.problem.loss(each)]) for each in way.losses]
@@ -333,7 +338,7 @@ class EM:
             run = self._run_as_planned(plan, args, kwargs)
             if not (plan.holds(run) and groups.fits(run)):
                 return False
-            losses = np.append(_losses(plan, groups, run), climb.constant_of(plan, run))
+            losses = np.append(read_losses(plan, groups, run), climb.constant_of(plan, run))
         expected = np.append(way.losses[-1], way.problem.constant)
         # To the store and back a parameter loses some digits.
         precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
@@ -358,97 +363,3 @@ class EM:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-class Reading(NamedTuple):
-    """What one run of the model says."""
-
-    problem: Problem
-    state: State
-    gradients: Params  #: in the unconstrained tensors that the optimiser moves
-
-
-class _ReadingClimb(Climb):
-    """A climb that runs the model at every step: where an optimiser moves parameters too, where a
-    prior depends on parameters, or where the model is not the same function at every call."""
-
-    def __init__(
-        self, em: EM, reading: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        super().__init__(reading.problem, reading.state, em._warn)
-        self._em, self._args, self._kwargs = em, args, kwargs
-        self._gradients = reading.gradients
-
-    def at(self, params: Params, found: Maximised) -> State:
-        """The losses alone, by one forward pass of the model."""
-        _write(params)
-        run = self._em._run(self._args, self._kwargs)
-        losses = _losses(self.problem.plan, self.problem.groups, run)
-        unbounded = [name for name, there in found.unbounded.items() if there]
-        return self.now._replace(params=params, losses=losses, unbounded=unbounded)
-
-    def move(self) -> None:
-        """The closed forms, which must not lower the objective; then the optimiser."""
-        try:
-            if self.problem.plan.is_subsampled:
-                self._em._average(self.problem, self.now)
-            elif self.held and super()._free().any():
-                super().advance()
-        except OutsideConstraint as error:
-            if self._em.optim is None:
-                raise
-            self.blamed = [error.name]
-        if self.blamed and self._em.optim is not None:
-            self._em._give_up(self.blamed)
-            self.blamed = []
-        if self._gradients:
-            assert self._em.optim is not None
-            move(self._em.optim, self._gradients)
-
-    def advance(self) -> None:
-        """One step, and what the model says after it."""
-        self.move()
-        reading = self._em._read(self._args, self._kwargs)
-        self.problem, self.now, self._gradients = reading
-        nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
-        self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
-
-    def _free(self) -> climb.Flags:
-        free = super()._free() if self.held else np.zeros(len(self.now.losses), dtype=np.bool_)
-        return free | (np.isfinite(self.now.losses) & bool(self._gradients))
-
-    def _is_level(self, rise: climb.Array, tol: float) -> bool:
-        # A step of the optimiser may go down, and has then not come to rest.
-        if self.problem.plan.is_subsampled:
-            return False
-        return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
-
-
-def _pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
-    found = {}
-    for each in plan.assignments:
-        if each.prior is not None:
-            shape = plan.shapes[each.name]
-            latent = run.latents[each.prior.site]
-            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
-    for name, prior in plan.affine.priors.items():
-        latent = run.latents[prior.site]
-        event_dim = 0 if prior.family == "Normal" else 1
-        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
-    return found
-
-
-def _losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
-    """The loss of each restart, by one forward pass."""
-    total = groups.total(read_log_probs(run.sites))
-    if run.latents or plan.is_joint:
-        others = sum(float(value) for value in run.others.values())
-        params = {name: run.params[name].detach() for name in plan.names}
-        total = total + climb.log_prior(plan, groups, run.latents, others, params)
-    losses: climb.Array = -total.cpu().numpy()
-    return losses
-
-
-def _write(params: Params) -> None:
-    for name, value in params.items():
-        write_parameter(name, value)

@@ -1,0 +1,114 @@
+"""One reading of a model, and a climb that reads the model at every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pyro_regimes.infer import climb
+from pyro_regimes.infer.climb import Climb, OutsideConstraint, Params, Problem, State
+from pyro_regimes.infer.e_step import read_log_probs
+from pyro_regimes.infer.gradient import move
+from pyro_regimes.infer.grouping import Groups
+from pyro_regimes.infer.m_step import Maximised
+from pyro_regimes.infer.plan import Plan
+from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.tracing import Run, write_parameter
+
+if TYPE_CHECKING:
+    from pyro_regimes.infer.em import EM
+
+
+class Reading(NamedTuple):
+    """What one run of the model says."""
+
+    problem: Problem
+    state: State
+    gradients: Params  #: in the unconstrained tensors that the optimiser moves
+
+
+class ReadingClimb(Climb):
+    """A climb that runs the model at every step: where an optimiser moves parameters too, where a
+    prior depends on parameters, or where the model is not the same function at every call."""
+
+    def __init__(
+        self, em: EM, reading: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__(reading.problem, reading.state, em._warn)
+        self._em, self._args, self._kwargs = em, args, kwargs
+        self._gradients = reading.gradients
+
+    def at(self, params: Params, found: Maximised) -> State:
+        """The losses alone, by one forward pass of the model."""
+        write(params)
+        run = self._em._run(self._args, self._kwargs)
+        losses = read_losses(self.problem.plan, self.problem.groups, run)
+        unbounded = [name for name, there in found.unbounded.items() if there]
+        return self.now._replace(params=params, losses=losses, unbounded=unbounded)
+
+    def move(self) -> None:
+        """The closed forms, which must not lower the objective; then the optimiser."""
+        try:
+            if self.problem.plan.is_subsampled:
+                self._em._average(self.problem, self.now)
+            elif self.held and super()._free().any():
+                super().advance()
+        except OutsideConstraint as error:
+            if self._em.optim is None:
+                raise
+            self.blamed = [error.name]
+        if self.blamed and self._em.optim is not None:
+            self._em._give_up(self.blamed)
+            self.blamed = []
+        if self._gradients:
+            assert self._em.optim is not None
+            move(self._em.optim, self._gradients)
+
+    def advance(self) -> None:
+        """One step, and what the model says after it."""
+        self.move()
+        reading = self._em._read(self._args, self._kwargs)
+        self.problem, self.now, self._gradients = reading
+        nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
+        self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
+
+    def _free(self) -> climb.Flags:
+        free = super()._free() if self.held else np.zeros(len(self.now.losses), dtype=np.bool_)
+        return free | (np.isfinite(self.now.losses) & bool(self._gradients))
+
+    def _is_level(self, rise: climb.Array, tol: float) -> bool:
+        # A step of the optimiser may go down, and has then not come to rest.
+        if self.problem.plan.is_subsampled:
+            return False
+        return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
+
+
+def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
+    found = {}
+    for each in plan.assignments:
+        if each.prior is not None:
+            shape = plan.shapes[each.name]
+            latent = run.latents[each.prior.site]
+            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
+    for name, prior in plan.affine.priors.items():
+        latent = run.latents[prior.site]
+        event_dim = 0 if prior.family == "Normal" else 1
+        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
+    return found
+
+
+def read_losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
+    """The loss of each restart, by one forward pass."""
+    total = groups.total(read_log_probs(run.sites))
+    if run.latents or plan.is_joint:
+        others = sum(float(value) for value in run.others.values())
+        params = {name: run.params[name].detach() for name in plan.names}
+        total = total + climb.log_prior(plan, groups, run.latents, others, params)
+    losses: climb.Array = -total.cpu().numpy()
+    return losses
+
+
+def write(params: Params) -> None:
+    for name, value in params.items():
+        write_parameter(name, value)
