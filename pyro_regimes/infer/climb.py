@@ -33,6 +33,7 @@ class EMResult(NamedTuple):
     num_steps: int  #: steps made
     num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
+    idle: list[str]  #: parameters of which a part had no data in the last step, and kept its value
 
 
 class Problem(NamedTuple):
@@ -101,19 +102,21 @@ class State(NamedTuple):
     expected: dict[str, Expected]
     losses: Array  #: minus the log-likelihood of each restart, ``(R,)``
     unbounded: list[str]  #: parameters that had no maximum in the step that led here
+    idle: list[str]  #: parameters of which it found a part without any data
 
 
 def evaluate(
     problem: Problem,
     params: Params,
     arguments: dict[str, Arguments],
-    unbounded: dict[str, Tensor] | None = None,
+    found: Maximised | None = None,
 ) -> State:
     """The E-step of every site.
 
-    :param unbounded: of the M-step before.
+    :param found: by the M-step before.
     """
-    flags = unbounded or {}
+    names = [] if found is None else [*found.unbounded, *found.idle]
+    flags = [] if found is None else [*found.unbounded.values(), *found.idle.values()]
     expected = {
         name: take_expectations(data, arguments[name]) for name, data in problem.sites.items()
     }
@@ -124,12 +127,14 @@ def evaluate(
     if problem.latents or problem.plan.is_joint:
         total = total + problem.log_prior(params)
     if flags:
-        total = torch.cat([total, torch.stack(list(flags.values())).to(total)])
+        total = torch.cat([total, torch.stack(flags).to(total)])
     # The one look at numbers in an iteration: elsewhere than on the CPU it waits for them.
     numbers = total.cpu().numpy()
-    there = numbers[len(numbers) - len(flags) :]
-    names = [name for name, flag in zip(flags, there, strict=True) if flag]
-    return State(params, expected, -numbers[: len(numbers) - len(flags)], names)
+    losses, there = -numbers[: len(numbers) - len(flags)], numbers[len(numbers) - len(flags) :]
+    raised = [name if flag else None for name, flag in zip(names, there, strict=True)]
+    count = 0 if found is None else len(found.unbounded)
+    unbounded, idle = ([name for name in part if name] for part in (raised[:count], raised[count:]))
+    return State(params, expected, losses, unbounded, idle)
 
 
 class OutsideConstraint(ValueError):
@@ -322,7 +327,7 @@ class Climb:
     def at(self, params: Params, found: Maximised) -> State:
         """The state of parameters: those found, or of some restarts the ones before."""
         arguments = found.arguments if params is found.values else self._arguments_of(params)
-        return evaluate(self.problem, params, arguments, found.unbounded)
+        return evaluate(self.problem, params, arguments, found)
 
     @property
     def num_steps(self) -> int:
@@ -340,6 +345,7 @@ class Climb:
             self.num_steps,
             self.num_e_steps,
             torch.from_numpy(losses),
+            self.now.idle,
         )
 
 

@@ -35,6 +35,7 @@ class Maximised(NamedTuple):
     arguments: dict[str, Arguments]  #: of the sites, holding these values
     #: for each parameter, whether it has no maximum in some cell that has weight
     unbounded: dict[str, Tensor]
+    idle: dict[str, Tensor]  #: and whether it has some cell without weight, which stays as it is
 
 
 def normalise_counts(counts: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def maximise(
     :param pseudo: what conjugate priors add to the statistics of a parameter.
     """
     arguments = {name: dict(each.arguments) for name, each in expected.items()}
-    values, unbounded = {}, {}
+    values, unbounded, idle = {}, {}, {}
     if plan.affine.names:
         values = _solve_affine(plan.affine, expected, params, arguments, pseudo)
         fill_affine(plan.affine, values, params, arguments)
@@ -97,10 +98,11 @@ def maximise(
             if each.update is not None:
                 counted = weight > torch.finfo(weight.dtype).tiny
                 unbounded[each.name] = (missing & counted).any()
+                idle[each.name] = (missing & ~counted).any()
             new = torch.where(missing.reshape((-1,) + (1,) * each.event_dim), cells, new)
         values[each.name] = new.reshape(old.shape)
         fill_arguments(each, values[each.name], arguments)
-    return Maximised(values, arguments, unbounded)
+    return Maximised(values, arguments, unbounded, idle)
 
 
 def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Arguments]) -> None:

@@ -38,6 +38,7 @@ class ReadingClimb(Climb):
         super().__init__(reading.problem, reading.state, em._warn)
         self._em, self._args, self._kwargs = em, args, kwargs
         self._gradients = reading.gradients
+        self._idle: list[str] = []
 
     def at(self, params: Params, found: Maximised) -> State:
         """The losses alone, by one forward pass of the model."""
@@ -45,7 +46,10 @@ class ReadingClimb(Climb):
         run = self._em._run(self._args, self._kwargs)
         losses = read_losses(self.problem.plan, self.problem.groups, run)
         unbounded = [name for name, there in found.unbounded.items() if there]
-        return self.now._replace(params=params, losses=losses, unbounded=unbounded)
+        self._idle = [name for name, there in found.idle.items() if there]
+        return self.now._replace(
+            params=params, losses=losses, unbounded=unbounded, idle=self._idle
+        )
 
     def move(self) -> None:
         """The closed forms, which must not lower the objective; then the optimiser."""
@@ -69,7 +73,9 @@ class ReadingClimb(Climb):
         """One step, and what the model says after it."""
         self.move()
         reading = self._em._read(self._args, self._kwargs)
-        self.problem, self.now, self._gradients = reading
+        _check_same(self.problem, reading.problem)
+        self.problem, now, self._gradients = reading
+        self.now = now._replace(idle=self._idle)
         nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
 
@@ -82,6 +88,19 @@ class ReadingClimb(Climb):
         if self.problem.plan.is_subsampled:
             return False
         return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
+
+
+def _check_same(one: Problem, other: Problem) -> None:
+    """Refuse a model that becomes another within a run: its losses have no common measure."""
+    first, then = (
+        {name: tuple(data.batch_shape) for name, data in problem.sites.items()}
+        for problem in (one, other)
+    )
+    if first != then:
+        raise ValueError(
+            "expected a model with the same observed RegimeHMM sites, of the same batch shapes, at "
+            f"every step of a run, got {first} and then {then}"
+        )
 
 
 def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:

@@ -260,3 +260,30 @@ def test_compare_takes_a_model_with_latent_sites() -> None:
     assert variational.posterior is not None
     with pytest.raises(ValueError, match=r"a model without latent sites for \['EM'\]"):
         compare(model, X, methods=["EM"])
+
+
+def test_a_model_that_becomes_another_within_a_run() -> None:
+    calls = []
+
+    def model() -> None:
+        calls.append(1)
+        observe(loc=real("loc", LOC))
+        if len(calls) % 2:
+            observe(name="y", loc=real("loc", LOC))
+
+    with pytest.raises(ValueError, match="the same observed RegimeHMM sites.*at every step"):
+        EM(model).run(num_steps=5, tol=None)
+
+
+def test_families_without_a_closed_form() -> None:
+    """Their parameters go to the optimiser; those of the chain are set in closed form beside."""
+
+    def model() -> None:
+        rows = pyro.param("rows", TRANSITION, constraint=constraints.simplex)
+        student = dist.StudentT(4.0, real("loc", LOC), positive("scale", SCALE))
+        observe(observation_dist=student, transition_probs=rows)
+
+    em = EM(model, optim=adam())
+    history = em.run(num_steps=60, tol=None).history
+    assert em.plan.names == ["rows"] and set(em.plan.gradient) == {"loc", "scale"}
+    assert history[-1] < history[0] - 1

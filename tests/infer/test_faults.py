@@ -274,3 +274,18 @@ def test_collapse_on_one_observation() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert EM(model, min_eigenvalue=0.01).run(num_steps=30).converged
+
+
+def test_a_state_without_data_is_reported() -> None:
+    """The chain never leaves its first state: the second one keeps its mean, and is named."""
+    stays = torch.eye(2).double()
+
+    def model() -> None:
+        observe(loc=loc(), initial_probs=stays[0], transition_probs=stays)
+
+    em = EM(model)
+    result = em.run(num_steps=3)
+    assert result.idle == ["loc"]
+    assert pyro.param("loc")[1].item() == LOC[1].item()
+    pyro.clear_param_store()
+    assert EM(normal_hmm).run(X, num_steps=3).idle == []
