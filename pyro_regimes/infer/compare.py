@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -115,7 +116,7 @@ def compare(
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
     rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
-    if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
+    if not rates or not all(isinstance(r, (int, float, np.number)) and 0 < r < math.inf for r in rates):
         raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
     has_priors = _is_latent(model, data)
     if has_priors and prior_model is None:

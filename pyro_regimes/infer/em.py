@@ -106,7 +106,7 @@ class EM:
             if given is not None and (not callable(given) or isinstance(given, type)):
                 came = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
                 raise ValueError(f"expected {name} to be called as it is, got {came}")
-        if not isinstance(min_eigenvalue, (int, float)) or not 0.0 <= min_eigenvalue < math.inf:
+        if not isinstance(min_eigenvalue, (int, float, np.number)) or not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
@@ -160,7 +160,7 @@ class EM:
             raise ValueError(
                 f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
             )
-        if tol is not None and not (isinstance(tol, (int, float)) and tol > 0):
+        if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
         num_steps = int(num_steps)
         if callback is not None:

@@ -239,6 +239,11 @@ def test_floors_that_are_none(wrong) -> None:
         EM(regression, min_eigenvalue=wrong)
 
 
+def test_numbers_of_numpy() -> None:
+    em = EM(regression, min_eigenvalue=np.float32(0.0))
+    assert em.run(X, COVARIATE, num_steps=np.int32(3), tol=np.float32(0.5)).num_steps <= 3
+
+
 def test_compare_takes_a_model_with_latent_sites() -> None:
     """And finds the HMM under a mask."""
 
