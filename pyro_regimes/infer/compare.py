@@ -116,7 +116,8 @@ def compare(
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
     rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
-    if not rates or not all(isinstance(r, (int, float, np.number)) and 0 < r < math.inf for r in rates):
+    numbers = all(isinstance(rate, (int, float, np.number)) for rate in rates)
+    if not rates or not numbers or not all(0 < rate < math.inf for rate in rates):
         raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
     has_priors = _is_latent(model, data)
     if has_priors and prior_model is None:

@@ -106,7 +106,8 @@ class EM:
             if given is not None and (not callable(given) or isinstance(given, type)):
                 came = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
                 raise ValueError(f"expected {name} to be called as it is, got {came}")
-        if not isinstance(min_eigenvalue, (int, float, np.number)) or not 0.0 <= min_eigenvalue < math.inf:
+        number = isinstance(min_eigenvalue, (int, float, np.number))
+        if not number or not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
