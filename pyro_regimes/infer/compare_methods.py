@@ -145,6 +145,7 @@ def _at_point(
     placed = poutine.trace(guide).get_trace(task.data)
     replayed = poutine.replay(prior_model, trace=placed)
     norm = _gradient_norm(replayed, task.data)
+    first = 1 if method.startswith("EM") else 0  # EM knows its start after an E-step
     return MethodRun(
         method,
         objective,
@@ -157,7 +158,7 @@ def _at_point(
         num_passes,
         times[-1],
         times,
-        list(range(len(values))),
+        list(range(first, first + len(values))),
         values,
         norm,
         point,

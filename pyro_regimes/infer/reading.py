@@ -104,6 +104,7 @@ def _check_same(one: Problem, other: Problem) -> None:
 
 
 def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
+    """What conjugate priors, as they are in a run, add to the statistics of each parameter."""
     found = {}
     for each in plan.assignments:
         if each.prior is not None:
@@ -129,5 +130,6 @@ def read_losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
 
 
 def write(params: Params) -> None:
+    """Set parameters in the store, in place."""
     for name, value in params.items():
         write_parameter(name, value)

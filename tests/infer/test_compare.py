@@ -55,6 +55,7 @@ def test_every_method_starts_at_the_same_point(covariance_type):
         assert (run.gradient_norm is None) == (run.objective == "ELBO")
     for run in (em, mode):
         assert (np.diff(run.values) > 0).all()
+        assert run.passes == [1, 2, 3, 4, 5]
         assert run.num_passes == 5 and run.distance_to_em is None
     assert em.log_likelihood == pytest.approx(em.values[-1], rel=1e-12)
     assert mode.log_joint == pytest.approx(mode.values[-1], rel=1e-12)
