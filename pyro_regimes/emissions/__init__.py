@@ -1,7 +1,7 @@
 """Closed-form maximisers, one file a family of observation distributions.
 
-A family's module holds ``FAMILY``, the distribution classes; ``arguments(distribution)``, the tensors
-that may be parameters; ``log_prob(value, arguments, event_dim)``, the log density in every state;
+A family's module holds ``FAMILY``, the distribution classes; ``arguments(distribution)``, the
+tensors that may be parameters; ``log_prob(value, arguments, event_dim)``, the log density in every state;
 and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
 maximised. A new family is one such file and one entry in :data:`FAMILIES`.
 """
