@@ -40,6 +40,7 @@ from pyro_regimes.emissions.update import (
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = (MultivariateNormal, dist.MultivariateNormal)
+MAX_EVENT_DIM = 1
 
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 

@@ -12,6 +12,8 @@ follow about the new location (ECM: Meng and Rubin 1993).
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from pyro_regimes.emissions.update import (
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = (Normal, dist.Normal)
+MAX_EVENT_DIM = math.inf
 
 
 def arguments(observation_dist: Normal) -> dict[str, Tensor]:

@@ -153,6 +153,8 @@ class EM:
     ) -> EMResult:
         """Iterate until the log-likelihood of every restart rises by less than ``tol``.
 
+        Where an optimiser moves parameters, it must change by less in ten steps in a row.
+
         :param num_steps: at most so many steps.
         :param tol: in nats; None never stops early.
         :param callback: called after each step with its number, from 1, and the loss after it; the

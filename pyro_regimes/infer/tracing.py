@@ -348,7 +348,7 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
         return None
     tensors = {kind: (value, 1) for kind, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
-    family = emissions.find_family(base)
+    family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
     if family is not None:
         event_dims = {update.argument: update.event_dim for update in family.UPDATES}
         for key, value in family.arguments(base).items():

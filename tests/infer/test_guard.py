@@ -109,7 +109,7 @@ def test_a_parameter_out_of_sight(monkeypatch: Any, model: Model) -> None:
 
 @pytest.mark.parametrize("model", [test_recognition.huber, test_recognition.correlated])
 def test_the_density_of_a_parent_class(monkeypatch: Any, model: Model) -> None:
-    def by_inheritance(base: Any) -> Any:
+    def by_inheritance(base: Any, event_dim: int) -> Any:
         return next((each for each in emissions.FAMILIES if isinstance(base, each.FAMILY)), None)
 
     monkeypatch.setattr(emissions, "find_family", by_inheritance)
@@ -198,8 +198,7 @@ def test_silent_on_closed_forms(case: accepted.Case) -> None:
 
 @pytest.mark.parametrize("entry", table.ENTRIES, ids=lambda entry: entry.name)
 def test_silent_on_the_table(entry: table.Entry) -> None:
-    # Without momentum: a run may stop where momentum turns.
-    optim = pyro.optim.SGD({"lr": 0.01}) if entry.moved else None
+    optim = pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}) if entry.moved else None
     assert_silent(run(entry.model, guide=table.make_guide(entry), optim=optim))
 
 
