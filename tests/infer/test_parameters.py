@@ -14,6 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 from tests.infer import accepted
 from tests.infer.models import (
     INITIAL,
@@ -224,7 +225,7 @@ def probabilities_here_and_logits_there() -> None:
 
 @refused("net$$$weight")
 def module_weights() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     net = pyro.module("net", NETWORK)
     observe(loc=net(torch.ones(1).double()))
 
