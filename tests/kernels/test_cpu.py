@@ -205,32 +205,6 @@ def run_python(script: str, **environment: str) -> str:
     return done.stdout
 
 
-CALL = """
-import numba, torch
-from pyro_regimes.kernels import ops
-chain = torch.zeros(2), torch.zeros(1, 2, 2), torch.zeros(5, 2)
-print(float(ops.log_likelihood(*(part.double() for part in chain))))
-"""
-
-
-@pytest.mark.slow
-def test_compiles_in_memory_where_no_cache_can_be_written():
-    """numba's own answer to ``cache=True`` there is an exception at import."""
-    deny = (
-        "import numba.core.caching as caching\n"
-        "caching.CacheImpl._locator_classes.clear()\n"
-    )
-    assert float(run_python(deny + CALL)) == pytest.approx(5 * math.log(2))
-
-
-@pytest.mark.slow
-def test_cache_is_used_again(tmp_path):
-    script = CALL + "from pyro_regimes.kernels import cpu_scaled\nprint(cpu_scaled.sweep(2).stats)"
-    first = run_python(script, NUMBA_CACHE_DIR=str(tmp_path))
-    again = run_python(script, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "cache_misses=Counter()" not in first and "cache_misses=Counter()" in again
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_threads_are_there_after_a_fork():
     script = """
