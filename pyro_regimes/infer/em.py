@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, Callable
 
 import numpy as np
+import pyro
 import torch
 
 from pyro_regimes.infer import climb
@@ -69,7 +70,8 @@ class EM:
 
     Where a plate is subsampled, each step is one of stochastic EM (:mod:`.infer.stochastic`):
     running averages of the minibatches' expected statistics are maximised. The loss is then the
-    minibatch's estimate, and :meth:`run` makes all its steps.
+    minibatch's estimate, and :meth:`run` makes all its steps. The averages belong to one data set:
+    :meth:`reset` forgets them.
 
     :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
     model again, to see that it agrees; a model that does not is read anew at every step.
@@ -116,12 +118,29 @@ class EM:
         self._num_batches = 0
         self._plan: Plan | None = None
         self._groups: Groups | None = None
+        self._plate_sizes: dict[str, int] = {}
+        self._leaves: Params = {}
         self._warned: set[str] = set()
 
     @property
     def plan(self) -> Plan | None:
         """How each parameter is updated; None before the first step. Prints readably."""
         return self._plan
+
+    def reset(self) -> None:
+        """Forget everything but the parameter store.
+
+        That is the plan, the running averages of stochastic EM, its number of minibatches and the
+        warnings given. It happens by itself where the store holds other parameters than
+        before (after ``pyro.clear_param_store()``) or a subsampled plate has another size. A new
+        data set of the same size, with the parameters of the last one as its start, needs a call.
+        """
+        self._plan, self._groups, self._warned = None, None, set()
+        self._plate_sizes, self._leaves = {}, {}
+        self._forget_averages()
+
+    def _forget_averages(self) -> None:
+        self._averages, self._num_batches = {}, 0
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
@@ -222,11 +241,17 @@ class EM:
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Run the model, make or check the plan, and take expectations."""
+        leaves = dict(pyro.get_param_store().named_parameters())
+        if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
+            self.reset()  # what it knows is of other parameters
         plan = self._plan or self._make_plan(args, kwargs)
         run = self._run_as_planned(plan, args, kwargs)
-        if not plan.holds(run):
+        self._check_averages(run)
+        if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
             plan = self._make_plan(args, kwargs)
             run = self._run_as_planned(plan, args, kwargs)
+        leaves = dict(pyro.get_param_store().named_parameters())
+        self._leaves = {name: leaves[name] for name in run.params}
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(plan, run)
         with torch.set_grad_enabled(bool(plan.gradient)):
@@ -287,6 +312,23 @@ class EM:
         if self.min_eigenvalue > 0:
             self._raise_to_floor(self._plan, read(None).params)
         return self._plan
+
+    def _check_averages(self, run: Run) -> None:
+        """Forget those of another data set.
+
+        :raises ValueError: if a run has other sites than they are of.
+        """
+        known = self._plate_sizes
+        if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
+            self._forget_averages()
+        self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
+        if self._averages and set(run.sites) != set(self._averages):
+            raise ValueError(
+                "expected a model with subsampled plates to observe the same sites at every step, "
+                f"got {sorted(self._averages)} and then {sorted(run.sites)}: running averages are "
+                "kept by site. Vectorise the plate, or name its sites by their place in the "
+                "minibatch"
+            )
 
     def _average(self, problem: Problem, now: State) -> None:
         """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""

@@ -6,6 +6,7 @@ import threading
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -123,6 +124,7 @@ class Run(NamedTuple):
     latents: dict[str, Latent]
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
     is_subsampled: bool  #: whether it saw only some of the data
+    plate_sizes: dict[str, int]  #: the full size of each plate
 
     def log_priors(self) -> float:
         """The log-probability of all that has no hidden path."""
@@ -186,7 +188,12 @@ def run_model(
         found[name] = Latent(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
-    return Run(handed.values, sites, found, others, _is_subsampled(trace))
+    sizes = {
+        name: int(node["fn"].size)
+        for name, node in trace.nodes.items()
+        if site_is_subsample(node)
+    }
+    return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
 
 
 def _check_store(params: dict[str, Tensor]) -> None:
@@ -213,9 +220,26 @@ def _check_points(trace: Any) -> None:
 
 
 def _is_subsampled(trace: Any) -> bool:
-    """Whether a plate holds only some of its elements."""
-    plates = [node["fn"] for node in trace.nodes.values() if site_is_subsample(node)]
-    return any(plate.subsample_size not in (None, plate.size) for plate in plates)
+    """Whether some plate holds only some of its elements."""
+    plates = [node for node in trace.nodes.values() if site_is_subsample(node)]
+    return any(not _is_whole(node["fn"].size, node["value"]) for node in plates)
+
+
+def _is_whole(size: int, subsample: Any) -> bool:
+    """Whether a plate's subsample is all of its elements, in any order.
+
+    The subsample is asked and not ``subsample_size``, which Pyro leaves empty where a caller gave
+    ``subsample``. That need not be indices: Pyro takes "anything supporting len()".
+    """
+    if len(subsample) < size:
+        return False
+    if isinstance(subsample, Tensor):
+        if subsample.dim() != 1 or subsample.is_floating_point():
+            return True  # the data themselves
+        everything = torch.arange(size, device=subsample.device)
+        return torch.equal(subsample, everything) or len(subsample.unique()) == size
+    indices = np.asarray(subsample)
+    return indices.ndim != 1 or indices.dtype.kind not in "iu" or len(np.unique(indices)) == size
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:
