@@ -14,6 +14,7 @@ import pyro
 import torch
 
 from pyro_regimes.infer import climb
+from pyro_regimes.infer.callables import check_callables
 from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
@@ -102,12 +103,7 @@ class EM:
         *,
         step_size: Schedule | None = None,
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"expected model to be a function, got {type(model).__name__}")
-        for name, given in {"guide": guide, "optim": optim, "step_size": step_size}.items():
-            if given is not None and (not callable(given) or isinstance(given, type)):
-                came = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
-                raise ValueError(f"expected {name} to be called as it is, got {came}")
+        check_callables(model, guide, optim, step_size)
         number = isinstance(min_eigenvalue, (int, float, np.number))
         if not number or not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.hmm import DiscreteHMM, HiddenMarkovModel
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -174,8 +175,7 @@ def run_model(
         else:
             latents.append(name)
     if not sites:
-        names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-        raise ValueError(f"expected an observed RegimeHMM site in the model, got sites {names}")
+        raise ValueError(_no_site_message(trace))
     trace.compute_log_prob(lambda name, node: name not in sites)
     others = {
         name: node["log_prob_sum"]
@@ -194,6 +194,27 @@ def run_model(
         if site_is_subsample(node)
     }
     return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
+
+
+def _no_site_message(trace: Any) -> str:
+    """What is said of a model that observes no RegimeHMM."""
+    start = "expected an observed RegimeHMM site in the model, got"
+    names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+    for name in names:
+        node = trace.nodes[name]
+        base = emissions.unwrap(node["fn"]).base
+        if not node["is_observed"] or not isinstance(base, HiddenMarkovModel):
+            continue
+        start += f" {name!r}, a {type(base).__name__}"
+        if not isinstance(base, DiscreteHMM):
+            return f"{start}, whose hidden state is not discrete: SVI or NUTS can fit it"
+        return (
+            f"{start}: it makes one transition before its first observation, so it is "
+            "RegimeHMM(first.log(), transition_logits, observation_dist), first = "
+            "initial_logits.softmax(-1) @ transition_logits.softmax(-1), where transitions do not "
+            "vary in time (see docs/coming_from.md)"
+        )
+    return f"{start} sites {names}"
 
 
 def _check_store(params: dict[str, Tensor]) -> None:
