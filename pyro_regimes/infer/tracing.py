@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
@@ -13,8 +14,10 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.hmm import DiscreteHMM, HiddenMarkovModel
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
 
@@ -150,6 +153,7 @@ def run_model(
     :raises ValueError: if it has no observed RegimeHMM, or a latent site without a point.
     """
     handed = HandOut(values, connected)
+    placed = None
     if guide is None:
         trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
     else:
@@ -174,9 +178,16 @@ def run_model(
             )
         else:
             latents.append(name)
+    if placed is not None and is_validation_enabled():
+        check_model_guide_match(trace, placed)
     if not sites:
         raise ValueError(_no_site_message(trace))
     trace.compute_log_prob(lambda name, node: name not in sites)
+    if is_validation_enabled():
+        _check_shapes(trace)
+        if placed is not None:
+            placed.compute_log_prob()
+            _check_shapes(placed)
     others = {
         name: node["log_prob_sum"]
         for name, node in trace.nodes.items()
@@ -238,6 +249,47 @@ def _check_points(trace: Any) -> None:
                 "expected the guide to put a point (a Delta) at every latent site, as AutoDelta "
                 f"does, got {type(base).__name__} at {name!r}"
             )
+
+
+def _check_shapes(trace: Any) -> None:
+    """Refuse a batch that no plate declares, as ``Trace_ELBO`` does under validation."""
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        shape = _log_prob_shape(node)
+        try:
+            check_site_shape(dict(node, log_prob=torch.empty(()).expand(shape)), math.inf)
+        except ValueError as error:
+            raise ValueError(_shape_message(name, node, shape)) from error
+
+
+def _log_prob_shape(node: Any) -> torch.Size:
+    """The shape of a site's log density. That of an HMM is not computed here."""
+    if "log_prob" in node:
+        return node["log_prob"].shape
+    fn, value = node["fn"], node["value"]
+    parts = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
+    parts += [each.shape for each in (node["scale"], node["mask"]) if isinstance(each, Tensor)]
+    try:
+        return torch.broadcast_shapes(*parts)
+    except RuntimeError:
+        return parts[1]  # a batch of the value that is not one of the distribution
+
+
+def _shape_message(name: str, node: Any, shape: torch.Size) -> str:
+    """What is said of a batch outside every plate."""
+    plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
+    message = (
+        f"expected a plate for every batch dim of site {name!r}, got log-densities of shape "
+        f"{tuple(shape)} within plates {plates}: put sequences, restarts and other independent "
+        "values under a pyro.plate"
+    )
+    if read_hmm(node) is None:
+        return f"{message}, or make them one value with .to_event(...)"
+    return (
+        f"{message}; make the series of one observation one value, with .to_event(1) of the "
+        "observation distribution; and give a single series as (T,), not as (T, 1)"
+    )
 
 
 def _is_subsampled(trace: Any) -> bool:

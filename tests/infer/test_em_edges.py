@@ -57,7 +57,8 @@ def test_restarts_whose_parameter_is_given_up() -> None:
         held = pyro.param(
             "scale", torch.full((3, 1, 2), 3.0).double(), constraint=constraints.greater_than(1.5)
         )
-        observe(observation_dist=dist.Normal(loc, held), obs=X.expand(3, -1))
+        with pyro.plate("restarts", 3):
+            observe(observation_dist=dist.Normal(loc, held), obs=X.expand(3, -1))
 
     em = EM(model, optim=adam())
     start = em.evaluate_loss()
