@@ -15,7 +15,7 @@ import torch
 
 from pyro_regimes.infer import climb
 from pyro_regimes.infer.callables import check_callables
-from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
+from pyro_regimes.infer.climb import Climb, EMResult, Held, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
@@ -79,8 +79,8 @@ class EM:
 
     No closed form lowers the objective of any restart. (Where an optimiser moves parameters,
     locations are affine, or priors depend on parameters, all restarts count as one.) Should
-    rounding or a fault of the model lower it, the parameters to blame are put back and held there,
-    or left to the optimiser, and a warning says so.
+    rounding or a fault of the model lower it, the responsible parameters are rolled back and
+    frozen until :meth:`reset` is called, or left to the optimiser, and a warning says so.
 
     :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
     :param guide: called as the model; a point at each of its latent sites.
@@ -116,6 +116,7 @@ class EM:
         self._groups: Groups | None = None
         self._plate_sizes: dict[str, int] = {}
         self._leaves: Params = {}
+        self._frozen: Held = {}
         self._warned: set[str] = set()
 
     @property
@@ -126,13 +127,13 @@ class EM:
     def reset(self) -> None:
         """Forget everything but the parameter store.
 
-        That is the plan, the running averages of stochastic EM, its number of minibatches and the
-        warnings given. It happens by itself where the store holds other parameters than
+        That is the plan, the running averages of stochastic EM, its number of minibatches, the
+        frozen parameters and the warnings given. It happens by itself where the store holds other parameters than
         before (after ``pyro.clear_param_store()``) or a subsampled plate has another size. A new
         data set of the same size, with the parameters of the last one as its start, needs a call.
         """
         self._plan, self._groups, self._warned = None, None, set()
-        self._plate_sizes, self._leaves = {}, {}
+        self._plate_sizes, self._leaves, self._frozen = {}, {}, {}
         self._forget_averages()
 
     def _forget_averages(self) -> None:
@@ -145,7 +146,9 @@ class EM:
         """
         with self._pyro(), torch.no_grad():
             reading = self._read(args, kwargs)
-            ReadingClimb(self, reading, args, kwargs).move()
+            way = ReadingClimb(self, reading, args, kwargs)
+            way.move()
+            self._frozen = way.frozen
             return reading.problem.loss(reading.state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -188,11 +191,12 @@ class EM:
                 if not problem.plan.is_closed:
                     way: Climb = ReadingClimb(self, reading, args, kwargs)
                     way.run(num_steps, tol, callback)
+                    self._frozen = way.frozen
                     return way.result()
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
-            way = Climb(problem, start, self._warn)
+            way = Climb(problem, start, self._warn, self._frozen)
 
             def shown(number: int, loss: float) -> None:
                 with self._pyro():
@@ -215,6 +219,7 @@ class EM:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
                     way.run(num_steps, tol, callback)
+            self._frozen = way.frozen
             return way.result()
 
     @contextmanager
@@ -240,11 +245,11 @@ class EM:
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # what it knows is of other parameters
-        plan = self._plan or self._make_plan(args, kwargs)
+        plan = self._plan or self._new_plan(args, kwargs)
         run = self._run_as_planned(plan, args, kwargs)
         self._check_averages(run)
         if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
-            plan = self._make_plan(args, kwargs)
+            plan = self._new_plan(args, kwargs)
             run = self._run_as_planned(plan, args, kwargs)
         leaves = dict(pyro.get_param_store().named_parameters())
         self._leaves = {name: leaves[name] for name in run.params}
@@ -286,6 +291,10 @@ class EM:
         connected = plan.needs_graph
         with torch.set_grad_enabled(connected):
             return self._run(args, kwargs, connected=connected)
+
+    def _new_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        self._frozen = {}
+        return self._make_plan(args, kwargs)
 
     def _make_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         def read(values: Params | None) -> Run:
