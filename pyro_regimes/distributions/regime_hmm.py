@@ -10,6 +10,7 @@ from torch.distributions.utils import lazy_property
 from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation
+from pyro_regimes.distributions.exact import exact_copy, safe_log
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
@@ -137,12 +138,12 @@ class RegimeHMM(TorchDistribution):
     @_lazy
     def initial_logits(self) -> Tensor:
         """Normalised log initial probabilities, ``(..., K)``."""
-        return _safe_log(self.initial_probs)
+        return safe_log(self.initial_probs)
 
     @_lazy
     def transition_logits(self) -> Tensor:
         """Normalised log transition probabilities, ``(..., 1 or T-1, K, K)``."""
-        return _safe_log(self.transition_probs)
+        return safe_log(self.transition_probs)
 
     @_lazy
     def initial_probs(self) -> Tensor:
@@ -301,11 +302,12 @@ class RegimeHMM(TorchDistribution):
                 future.append(probs)
         weights = torch.cat(future, -2)  # (..., n, K)
         validate_args = self._validate_args and weights.numel() > 0
-        return MixtureSameFamily(
+        mixture = MixtureSameFamily(
             Categorical(weights, validate_args=validate_args),
-            observation.shallow_copy(self.observation_dist).expand(weights.shape),
+            exact_copy(self.observation_dist).expand(weights.shape),
             validate_args=validate_args,
         )
+        return exact_copy(mixture)
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (immutable)
@@ -318,7 +320,7 @@ class RegimeHMM(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         states = ops.sample_prior(self.initial_logits, self.transition_logits, self.duration, shape)
         each_state = self.batch_shape + (self.duration, self.state_dim)
-        each = observation.shallow_copy(self.observation_dist).expand(each_state)
+        each = exact_copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
         event_shape = self.observation_dist.event_shape
         index = states.reshape(states.shape + (1,) * (1 + len(event_shape)))
@@ -413,9 +415,3 @@ def _is_real(support: constraints.Constraint) -> bool:
 
 def _normalise(name: str, value: Tensor) -> Tensor:
     return value / value.sum(-1, keepdim=True) if "probs" in name else value.log_softmax(-1)
-
-
-def _safe_log(probs: Tensor) -> Tensor:
-    """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
-    impossible = probs == 0
-    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
