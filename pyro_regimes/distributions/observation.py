@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from pyro_regimes.distributions import provenance
 from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.kernels import dispatch, gaussian
 
@@ -75,7 +76,7 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
         exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
         density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
         return density
-    density = gaussian.log_prob(value, *found)
+    density = provenance.call(gaussian.log_prob, value, *found)
     batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks, observation
+from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy, safe_log
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import gaussian_chain, ops
@@ -201,8 +201,9 @@ class RegimeHMM(TorchDistribution):
         value = self._check(value)
         found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
-            return ops.log_likelihood(*self._chain_of(value))
-        log_likelihood = gaussian_chain.log_likelihood(
+            return provenance.call(ops.log_likelihood, *self._chain_of(value))
+        log_likelihood = provenance.call(
+            gaussian_chain.log_likelihood,
             self.initial_logits, self.transition_logits, value, *found, self.lengths
         )
         shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
@@ -219,7 +220,7 @@ class RegimeHMM(TorchDistribution):
         :raises ValueError: for a sequence of probability zero; without validation its
             probabilities are NaN.
         """
-        logits = ops.filter_logits(*self._chain(value))[..., -1, :]
+        logits = provenance.call(ops.filter_logits, *self._chain(value))[..., -1, :]
         impossible = (logits == -torch.inf).all(-1)
         if self._validate_args and impossible.any():
             raise ValueError(
@@ -237,9 +238,9 @@ class RegimeHMM(TorchDistribution):
         """
         chain = self._chain(value)
         initial_logits, transition_logits, _, lengths = chain
-        expected = ops.expectations(*chain)
-        filtered = ops.filter_logits(*chain).exp()
-        predicted = ops.predict_probs(initial_logits, transition_logits, filtered)
+        expected = provenance.call(ops.expectations, *chain)
+        filtered = provenance.call(ops.filter_logits, *chain).exp()
+        predicted = provenance.call(ops.predict_probs, initial_logits, transition_logits, filtered)
         if lengths is not None:
             time = torch.arange(filtered.shape[-2], device=lengths.device)
             padding = (time >= lengths.unsqueeze(-1)).unsqueeze(-1)
@@ -258,7 +259,7 @@ class RegimeHMM(TorchDistribution):
 
         :return: LongTensor ``(..., T)``; -1 on padding and for a sequence of probability zero.
         """
-        return ops.viterbi(*self._chain(value))
+        return provenance.call(ops.viterbi, *self._chain(value))
 
     def sample_posterior(
         self,
@@ -270,7 +271,9 @@ class RegimeHMM(TorchDistribution):
         :return: LongTensor ``sample_shape + (..., T)``; -1 on padding and for a sequence of
             probability zero.
         """
-        return ops.sample_posterior(*self._chain(value), sample_shape=torch.Size(sample_shape))
+        return provenance.call(
+            ops.sample_posterior, *self._chain(value), sample_shape=torch.Size(sample_shape)
+        )
 
     def forecast(self, value: Tensor, num_steps: int) -> MixtureSameFamily:
         r"""The marginal predictive distribution of each of the next observations.
@@ -318,7 +321,9 @@ class RegimeHMM(TorchDistribution):
         if self.duration is None:
             raise ValueError("expected duration to be given: sampling needs the number of steps")
         shape = torch.Size(sample_shape) + self.batch_shape
-        states = ops.sample_prior(self.initial_logits, self.transition_logits, self.duration, shape)
+        states = provenance.call(
+            ops.sample_prior, self.initial_logits, self.transition_logits, self.duration, shape
+        )
         each_state = self.batch_shape + (self.duration, self.state_dim)
         each = exact_copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
