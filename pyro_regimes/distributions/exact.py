@@ -167,7 +167,9 @@ class _Multinomial(_Exact):
         return ways + _times(value, self.logits).sum(-1)
 
 
-class _MixtureSameFamily(_Exact):
+class ExactMixture(_Exact):
+    """The density of ``MixtureSameFamily``, for a copy of such a mixture."""
+
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         weights = self.mixture_distribution.logits.log_softmax(-1)
         return _logsumexp(self.component_distribution.log_prob(self._pad(value)) + weights)
@@ -194,7 +196,7 @@ for _mixin, _names in {
     _NegativeBinomial: ["NegativeBinomial"],
     _Poisson: ["Poisson"],
     _Multinomial: ["Multinomial"],
-    _MixtureSameFamily: ["MixtureSameFamily"],
+    ExactMixture: ["MixtureSameFamily"],
     _ZeroInflated: [
         "ZeroInflatedDistribution",
         "ZeroInflatedPoisson",

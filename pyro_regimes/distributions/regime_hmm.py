@@ -11,6 +11,7 @@ from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy, safe_log
+from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
@@ -172,7 +173,8 @@ class RegimeHMM(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: RegimeHMM | None = None) -> RegimeHMM:
         """The same distribution over a larger batch; arguments are shared, not copied."""
-        new = self._get_checked_instance(RegimeHMM, _instance)
+        # Everything is copied, so that a subclass needs no expand() of its own.
+        new = type(self).__new__(type(self)) if _instance is None else _instance
         batch_shape = torch.Size(batch_shape)
         try:
             fits = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
@@ -305,12 +307,14 @@ class RegimeHMM(TorchDistribution):
                 future.append(probs)
         weights = torch.cat(future, -2)  # (..., n, K)
         validate_args = self._validate_args and weights.numel() > 0
-        mixture = MixtureSameFamily(
-            Categorical(weights, validate_args=validate_args),
-            exact_copy(self.observation_dist).expand(weights.shape),
+        return Forecast(
+            exact_copy(Categorical(weights, validate_args=validate_args)),
+            # As in log_prob, a value need not lie in the support of every state.
+            exact_copy(
+                self.observation_dist, validate_args=False if self._validate_args else None
+            ).expand(weights.shape),
             validate_args=validate_args,
         )
-        return exact_copy(mixture)
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (immutable)
@@ -400,12 +404,31 @@ class RegimeHMM(TorchDistribution):
         if valid is not None:
             inside = inside | ~valid
         if not inside.all():
+            inside = inside | self._is_missing(value)
+        if not inside.all():
             outside = value.expand(inside.shape + self.observation_dist.event_shape)[~inside]
             raise ValueError(
                 f"expected value to lie in the support {support} of observation_dist at every "
                 f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
                 f"shape {tuple(value.shape)}"
             )
+
+    @torch.no_grad()
+    def _is_missing(self, value: Tensor) -> Tensor:
+        """Where the value holds NaN and ``observation_dist`` has a density of it, ``(..., T)``.
+
+        Pyro's ``NanMaskedNormal`` takes NaN as missing, though its support does not say so.
+        """
+        event = value.isnan().reshape(value.shape[: value.dim() - self.event_dim + 1] + (-1,))
+        missing = event.any(-1)
+        if not missing.any():
+            return missing
+        checking = exact_copy(self.observation_dist, validate_args=True)
+        try:
+            density = checking.log_prob(self._beside_states(value))
+        except ValueError:
+            return torch.zeros_like(missing)
+        return missing & ~density.isnan().any(-1)
 
     def _beside_states(self, value: Tensor) -> Tensor:
         """``(..., T, 1) + event``: to be measured against the K components."""
