@@ -33,6 +33,14 @@ def positive_integer(name: str, value: int) -> int:
     return index(value)
 
 
+def dense(name: str, value: Tensor) -> None:
+    """Refuse sparse and other tensors for which torch lacks the operations."""
+    if value.layout is not torch.strided:
+        raise ValueError(
+            f"expected {name} to be a dense tensor, got layout {value.layout}; use .to_dense()"
+        )
+
+
 def one_of(
     name: str, logits: Tensor | None, probs: Tensor | None, event_shape: torch.Size
 ) -> tuple[str, Tensor]:
@@ -44,6 +52,7 @@ def one_of(
     if not isinstance(value, Tensor) or not value.is_floating_point():
         came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"expected {chosen} to be a floating point tensor, got {came}")
+    dense(chosen, value)
     if value.shape[-len(event_shape) :] != event_shape:
         raise ValueError(
             f"expected {chosen} to end in {tuple(event_shape)}, as observation_dist has "

@@ -103,8 +103,10 @@ def _logsumexp(terms: Tensor) -> Tensor:
 
 
 def _as_float(value: Tensor, like: Tensor) -> Tensor:
-    """A count: bool cannot be subtracted, and ``uint8`` overflows."""
-    return value if value.is_floating_point() else value.to(like.dtype)
+    """A count: the logarithm of the factorial of an integer has single precision in torch."""
+    if value.is_floating_point():
+        return value
+    return value.to(torch.promote_types(like.dtype, torch.float32))
 
 
 class _Exact:
@@ -175,6 +177,15 @@ class ExactMixture(_Exact):
         return _logsumexp(self.component_distribution.log_prob(self._pad(value)) + weights)
 
 
+class _Independent:
+    """torch's takes no batch of size 0."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        density: Tensor = self.base_dist.log_prob(value)
+        event_dims = tuple(range(-self.reinterpreted_batch_ndims, 0))
+        return density.sum(event_dims) if event_dims else density
+
+
 class _ZeroInflated(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         gate, no_gate = _binary_logits(self, "gate", "gate_logits")
@@ -197,6 +208,7 @@ for _mixin, _names in {
     _Poisson: ["Poisson"],
     _Multinomial: ["Multinomial"],
     ExactMixture: ["MixtureSameFamily"],
+    _Independent: ["Independent"],
     _ZeroInflated: [
         "ZeroInflatedDistribution",
         "ZeroInflatedPoisson",

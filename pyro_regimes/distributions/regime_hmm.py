@@ -350,6 +350,8 @@ class RegimeHMM(TorchDistribution):
     def _check(self, value: Tensor) -> Tensor:
         """The value without padding, checked."""
         self._check_shape(value)
+        if not value.is_floating_point():
+            value = value.long()  # bool has no subtraction, and 255 + 1 is 0 in uint8
         value, valid = self._without_padding(value)
         if self._validate_args:
             self._validate_sample(value, valid)
@@ -371,6 +373,9 @@ class RegimeHMM(TorchDistribution):
     def _check_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise ValueError(f"expected value to be a tensor, got {type(value).__name__}")
+        checks.dense("value", value)
+        if value.is_complex():
+            raise ValueError(f"expected value to hold real numbers, got dtype {value.dtype}")
         event_shape = self.observation_dist.event_shape
         came = f"got shape {tuple(value.shape)}"
         after_time = value.shape[value.dim() - len(event_shape) :]
@@ -394,6 +399,8 @@ class RegimeHMM(TorchDistribution):
 
     def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
         """Refuse an observation, where valid, that is outside the support of every state."""
+        if not value.numel():
+            return  # torch's own check cannot take an empty batch
         try:
             support = self.observation_dist.support
         except NotImplementedError:  # a distribution need not define it
