@@ -29,6 +29,7 @@ from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.guard import Call
+from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
@@ -43,7 +44,6 @@ from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
-    SameSubsamples,
     constraint_of,
     run_model,
     write_parameter,
@@ -138,9 +138,10 @@ class EM:
         """Forget everything but the parameter store.
 
         That is the plan, the running averages of stochastic EM, its number of minibatches, the
-        frozen parameters and the warnings given. It happens by itself where the store holds other parameters than
-        before (after ``pyro.clear_param_store()``) or a subsampled plate has another size. A new
-        data set of the same size, with the parameters of the last one as its start, needs a call.
+        frozen parameters and the warnings given. It happens by itself where the store holds other
+        parameters than before (after ``pyro.clear_param_store()``) or a subsampled plate has
+        another size. A new data set of the same size, with the parameters of the last one as its
+        start, needs a call.
         """
         self._plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self._frozen = {}, {}, {}

@@ -263,14 +263,14 @@ def _is_shared(uses: list[Use], num_cells: int) -> bool:
 
 
 def _is_of_sequences(run: Run, argument: Argument) -> bool:
-    """Whether an argument differs between sequences, or its distribution between observations."""
+    """Whether an argument differs between sequences."""
     site = run.sites[argument.site]
     role = Role.of(argument.name)
     tail = 0 if role is Role.INITIAL else 2
-    if not role.is_chain:
-        tail += len(site.hmm.observation_dist.event_shape) + 1 - (argument.event_dim + 1)
+    if not role.is_chain and argument.event_dim == 0:
+        tail += len(site.hmm.observation_dist.event_shape)
     batch = argument.lead[: max(0, len(argument.lead) - tail)]
-    return batch.numel() > 1 or (site.varies and not role.is_chain)
+    return batch.numel() > 1
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:

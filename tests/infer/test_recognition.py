@@ -286,6 +286,13 @@ class Plain(nn.Module):
         return self.loc + self.slope(trend)
 
 
+def test_a_registered_module_is_no_reason_to_warn() -> None:
+    """Warnings are errors here: pyro.module asks whether a parameter requires a gradient."""
+    plain = Plain()
+    EM(lambda: observe(observation_dist=dist.Normal(pyro.module("plain", plain)(), 1.0))).step()
+    assert plain.loc.requires_grad and plain.loc.is_leaf and plain.loc.grad is None
+
+
 @pytest.mark.parametrize("update", [False, True])
 def test_plain_parameters_of_modules_have_closed_forms(update: bool) -> None:
     regimes, plain = Regimes(), Plain()

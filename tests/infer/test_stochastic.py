@@ -64,25 +64,35 @@ def held_out(x: Tensor) -> float:
         return float(build(**parameters()).log_prob(x).sum())
 
 
+@pytest.mark.parametrize("varies", [False, True])
 @pytest.mark.parametrize("event_shape", [(), (2,), (2, 3)])
-def test_points_have_the_moments_of_the_data(event_shape) -> None:
+def test_points_have_the_moments_of_the_data(event_shape, varies) -> None:
     generator = seeds.generator(0)
     value = 100 + torch.randn((4, 20, 1) + event_shape, generator=generator).double()
     weights = torch.rand((4, 20, K), generator=generator).double()
+    given = Observed(value, weights, varies)
     averages = read_averages(
-        Observed(value, weights, False),
+        given,
         torch.rand(4, K).double(),
         torch.rand(4, 1, K, K).double(),
         None,
     )
     points = averages.as_data(torch.Size(event_shape))
-    for observed in (points, Observed(value, weights, False)):
-        w = observed.weights.reshape(-1, K)
-        v = observed.value.reshape(len(w), -1) - 100
-        moments = w.sum(0), w.mT @ v, torch.einsum("tk,td,te->kde", w, v, v)
-        if observed is points:
-            expected = moments
-    for one, other in zip(moments, expected, strict=True):
+    assert points.varies is varies
+
+    def moments(observed: Observed) -> tuple[Tensor, ...]:
+        """At each time, where that counts."""
+        w = observed.weights  # (..., T, K)
+        v = observed.value.reshape(w.shape[:-1] + (-1,)) - 100
+        if not varies:
+            w, v = w.reshape(-1, 1, K), v.reshape(-1, 1, v.shape[-1])
+        return (
+            w.sum(0),
+            torch.einsum("ntk,ntd->tkd", w, v),
+            torch.einsum("ntk,ntd,nte->tkde", w, v, v),
+        )
+
+    for one, other in zip(moments(points), moments(given), strict=True):
         assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -100,6 +110,51 @@ def test_whole_batches_are_ordinary_em() -> None:
     assert loss == pytest.approx(ordinary.step(x[index]) * 12 / 11, rel=1e-12)
     for name, value in pyro.get_param_store().items():
         assert_close(found[name], value.detach(), rtol=1e-9, atol=1e-10)
+
+
+TREND = torch.stack([torch.ones(T), torch.linspace(-1, 1, T)], -1).double()
+
+
+def of_each_time() -> Tensor:
+    return pyro.param("locs", (0.5 * TRUTH["loc"]).expand(T, K, D))
+
+
+def trends() -> Tensor:
+    start = torch.stack([0.5 * TRUTH["loc"], 0.1 * TRUTH["loc"]], -1)
+    return torch.einsum("tf,kdf->tkd", TREND, pyro.param("loadings", start))
+
+
+@pytest.mark.parametrize("locations", [of_each_time, trends])
+def test_distributions_that_vary_in_time(locations) -> None:
+    """A whole batch makes an ordinary step; minibatches come near the optimum."""
+
+    def varying(x: Tensor, index: Tensor | None = None, total: int | None = None) -> None:
+        held = parameters()
+        hmm = build(held["initial"], held["transition"], locations(), held["scale_tril"])
+        with pyro.plate("sequences", total or len(x), subsample=index):
+            pyro.sample("x", hmm, obs=x)
+
+    x = draw(12, seed=1)
+    em = EM(varying, step_size=lambda step: 1.0)
+    loss = em.step(x, torch.arange(12), 24)
+    assert em.plan.is_subsampled and not em.plan.gradient
+    found = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    assert loss == pytest.approx(2 * EM(varying).step(x), rel=1e-12)
+    for name, value in pyro.get_param_store().items():
+        assert_close(found[name], value.detach(), rtol=1e-8, atol=1e-9)
+
+    many = draw(200, seed=2)
+    pyro.clear_param_store()
+    em = EM(varying)
+    for batch in many.split(20) * 6:
+        em.step(batch, torch.arange(20), 200)
+    ours = em.evaluate_loss(many)
+    # The averages are of about as many sequences as there are. Estimates that are each off by a
+    # standard error would cost half a nat a parameter.
+    count = sum(leaf.numel() for _, leaf in pyro.get_param_store().named_parameters())
+    best = EM(varying).run(many, num_steps=200, tol=1e-6).history[-1]
+    assert best - 1e-6 <= ours < best + 0.1 * count
 
 
 def test_reaches_the_full_data_in_five_passes() -> None:
