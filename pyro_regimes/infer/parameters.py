@@ -26,6 +26,13 @@ from pyro_regimes.infer.tracing import Argument, Run, Site, constraint_of
 #: Runs the model at given values of its parameters, or at those of the store.
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
 
+_HIDDEN = "changes with the parameters, but has no derivative in them (a detach()?)"
+
+_RANDOM = (
+    "changes from one run of the model to the next (random numbers of its own?); EM needs the same "
+    "function at every call: give the data as arguments, or subsample by a pyro.plate"
+)
+
 _TWO_ROLES = "used in arguments that have different updates"
 
 
@@ -69,7 +76,10 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             affine = _find_affine(closed, runs, refused)
         assignments = [each for each in assignments if each.name not in refused]
         covered = {(use.site, use.argument) for use in affine.uses}
-        _check_hidden_dependence(runs, assignments, refused, covered)
+        hidden = _find_hidden_dependence(runs, assignments, refused, covered)
+        if hidden and _differs(current, read(None)):
+            hidden = dict.fromkeys(hidden, _RANDOM)
+    refused |= hidden
     _check_refused(refused, list(current.params), may_move)
     if not (assignments or affine.names or refused):
         raise ValueError(
@@ -330,17 +340,17 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
                 refused.setdefault(name, "read by a module of its own, not through pyro.param")
 
 
-def _check_hidden_dependence(
+def _find_hidden_dependence(
     runs: list[Run],
     assignments: list[Assignment],
     refused: dict[str, str],
     covered: set[tuple[str, str]],
-) -> None:
-    """Refuse what moves with the parameters where autograd sees no dependence.
+) -> dict[str, str]:
+    """What moves with the parameters where autograd sees no dependence, and so cannot be served.
 
     :param covered: arguments that are affine in parameters, of which this has been asked.
     """
-    hidden = "changes with the parameters, but has no derivative in them (a detach()?)"
+    found: dict[str, str] = {}
     known: dict[tuple[str, str], Tensor] = {}
     for each in assignments:
         for use in each.uses:
@@ -360,12 +370,22 @@ def _check_hidden_dependence(
             for run in runs
         ]
         if any(not torch.equal(values[0], value) for value in values[1:]):
-            refused[argument.label] = hidden
-    if not refused:  # else these may well change, and the reason is told already
+            found[argument.label] = _HIDDEN
+    if not refused and not found:  # else these may change, and the reason is told already
         first, *others = (_surroundings(run) for run in runs)
         for label, value in first.items():
             if any(label not in other or not _same(value, other[label]) for other in others):
-                refused[label] = hidden
+                found[label] = _HIDDEN
+    return found
+
+
+def _differs(one: Run, other: Run) -> bool:
+    """Whether two runs at the same parameters show different things."""
+    first, second = (_surroundings(run) for run in (one, other))
+    if any(label not in second or not _same(first[label], second[label]) for label in first):
+        return True
+    pairs = ((each.value, run_argument(other, each).value) for each in _arguments(one))
+    return not all(_same(*pair) for pair in pairs)
 
 
 def _surroundings(run: Run) -> dict[str, Any]:

@@ -431,6 +431,18 @@ def test_a_model_that_runs_out_of_memory_is_not_blamed() -> None:
     assert not isinstance(error.value, ValueError)
 
 
+def test_a_model_that_draws_by_itself_is_told_so() -> None:
+    def noisy_data() -> None:
+        observe(loc=loc(), obs=X + 0.1 * torch.randn(len(X)))
+
+    def noisy_scale() -> None:
+        observe(loc=loc(), scale=SCALE * (1 + 0.1 * torch.rand(2)))
+
+    for model, label in ((noisy_data, "x.value"), (noisy_scale, "x.scale")):
+        with pytest.raises(ValueError, match=f"\n  {label}: changes from one run of the model"):
+            EM(model).step()
+
+
 def test_planning_leaves_the_generators_alone(monkeypatch: Any) -> None:
     """Nothing sets the global generator back: another thread may be drawing from it."""
 
