@@ -197,10 +197,11 @@ def _measure(
         )
         at = affine.flat(state.params)
         score = right - normal @ at
-        own = torch.cat(
-            [gradients.get(name, torch.zeros(shape)).flatten() for name, shape in
-             zip(affine.names, affine.shapes, strict=True)]
-        ).to(score)
+        parts = [
+            gradients.get(name, torch.zeros_like(state.params[name])).flatten()
+            for name in affine.names
+        ]
+        own = torch.cat(parts).to(score)
 
         def nats(gradient: Tensor) -> float:
             step = solve(normal, normal @ at + gradient, at) - at

@@ -230,7 +230,7 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         num_cells = here.params[name].numel() // max(
             1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
         )
-        whole = torch.equal(cells, torch.arange(num_cells))
+        whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
         uses.append(Use(argument.site, argument.name, cells, whole))
     event_dim = 1 if update is None else update.event_dim
     reached = [here.sites[use.site].arguments[use.argument] for use in uses]
@@ -361,7 +361,7 @@ def _find_hidden_dependence(
             continue
         if any(name in refused for name in _gradients(argument.value, runs[0].params)):
             continue
-        everything = torch.ones(argument.lead.numel(), dtype=torch.bool)
+        everything = torch.ones(argument.lead.numel(), dtype=torch.bool, device="cpu")
         constant = known.get((argument.site, argument.name), everything)
         values = [
             identity.blocks(run_argument(run, argument).value.detach(), argument.event_dim)[

@@ -51,7 +51,7 @@ class Averages(NamedTuple):
         return Averages(*mixed)._replace(origin=self.origin)
 
     def as_data(self, event_shape: torch.Size) -> Observed:
-        """Sequences of points with these moments: ``(2DK, 1 or T, 1, *event)`` and their weights."""
+        """Sequences of points with these moments, ``(2DK, 1 or T, 1, *event)``, and weights."""
         num_steps, num_states, size = self.first.shape
         weight = self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny).unsqueeze(-1)
         mean = self.first / weight

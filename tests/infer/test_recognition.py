@@ -414,6 +414,33 @@ def test_a_jacobian_that_is_too_large_is_the_reason_given(monkeypatch: Any) -> N
         EM(model).step()
 
 
+# The process's own settings.
+
+
+@pytest.mark.parametrize("optim", [None, {"lr": 0.01}])
+def test_tensors_on_the_cpu_where_another_device_is_the_default(optim: Any) -> None:
+    """A Gaussian and a minibatch, with all that EM makes for itself on the tensors' device."""
+    data, gap = XS.clone(), torch.zeros(1).double()
+    one = torch.ones(1).double()
+
+    def model(size: int | None) -> None:
+        held = pyro.param("loc", LOC)
+        if optim is not None:
+            held = torch.cat([held[:1], held[:1] + pyro.param("gap", gap).exp()])
+        with pyro.plate("sequences", 4, subsample_size=size, device="cpu") as index:
+            observe(loc=held, scale=scale(), obs=data[index.cpu()], **chain())
+        observe(name="y", loc=pyro.param("base", one) * LOC, scale=scale())
+
+    before = torch.tensor(0.0).device
+    with torch.device("meta"):
+        for size in (None, 2):
+            optimiser = None if optim is None else pyro.optim.SGD(optim)
+            with pyro.get_param_store().scope():
+                result = EM(partial(model, size), optim=optimiser).run(num_steps=20, tol=1e-2)
+                assert result.history[-1] < result.history[0] or size
+    assert torch.tensor(0.0).device == before
+
+
 # Errors.
 
 
