@@ -12,7 +12,6 @@ torch clamps.
 
 from __future__ import annotations
 
-import copy
 import types
 from typing import Any
 
@@ -40,16 +39,18 @@ def exact_copy(distribution: Distribution, validate_args: bool | None = None) ->
 
     :param validate_args: where given, whether the copy validates its values.
     """
-    copied = copy.copy(distribution)
+    # torch.compile knows neither copy.copy nor an assignment to __class__.
+    kind = _EXACT.get(type(distribution), type(distribution))
+    copied = kind.__new__(kind)
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
-            setattr(copied, name, exact_copy(value, validate_args))
+            value = exact_copy(value, validate_args)
+        copied.__dict__[name] = value
     # After the copies, as the setting of Pyro's Independent is that of the distribution inside.
     if validate_args is not None:
         copied._validate_args = validate_args
-    if type(copied) in _CATEGORICALS:
-        vars(copied)["logits"] = _category_logits(copied)
-    copied.__class__ = _EXACT.get(type(copied), type(copied))
+    if type(distribution) in _CATEGORICALS:
+        copied.__dict__["logits"] = _category_logits(copied)
     return copied
 
 
@@ -117,6 +118,14 @@ class _Exact:
             self._validate_sample(value)
         density: Tensor = self._log_prob(value)
         return density
+
+
+class _Categorical(_Exact):
+    """Its logits have been made exact; Pyro's own ``log_prob`` does not compile."""
+
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        index, logits = torch.broadcast_tensors(value.long().unsqueeze(-1), self.logits)
+        return logits.gather(-1, index[..., :1]).squeeze(-1)
 
 
 class _Bernoulli(_Exact):
@@ -194,13 +203,14 @@ class _ZeroInflated(_Exact):
         return torch.where(value == 0, _logsumexp(both), density)
 
 
-#: Their densities need other logits only.
+#: These hold the logits of others, such as mixtures, too: a copy has exact ones.
 _CATEGORICALS = (torch_dist.Categorical, dist.Categorical)
 
 #: The class that takes the place of another.
 _EXACT: dict[type, type] = {}
 
 for _mixin, _names in {
+    _Categorical: ["Categorical"],
     _Bernoulli: ["Bernoulli"],
     _Binomial: ["Binomial"],
     _Geometric: ["Geometric"],

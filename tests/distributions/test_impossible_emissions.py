@@ -606,3 +606,23 @@ def test_jit_trace(name):
     with pyro.validation_enabled(False):
         traced = torch.jit.trace(log_prob, (given.clamp(0.1, 0.8),), check_trace=False)
         torch.testing.assert_close(traced(given), log_prob(given))
+
+
+# All of them torch's own.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.slow
+@pytest.mark.usefixtures("validation_as_it_was")
+@pytest.mark.parametrize("name", ["Categorical", "Bernoulli, 1", "mask", "ZeroInflatedPoisson"])
+def test_compiles_without_a_break(name):
+    make, probs, value, *_ = CASES[name]
+    given = torch.tensor(probs, dtype=torch.float64)
+    x = as_value(value, torch.float64)
+
+    def log_prob(p):
+        logits = INITIAL.log(), TRANSITION.log()
+        return RegimeHMM(*logits, make(p), validate_args=False).log_prob(x)
+
+    torch.distributions.Distribution.set_default_validate_args(False)
+    compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(given), log_prob(given))
