@@ -40,7 +40,7 @@ def exact_copy(distribution: Distribution, validate_args: bool | None = None) ->
     :param validate_args: where given, whether the copy validates its values.
     """
     # torch.compile knows neither copy.copy nor an assignment to __class__.
-    kind = _EXACT.get(type(distribution), type(distribution))
+    kind: type[Distribution] = _EXACT.get(type(distribution), type(distribution))
     copied = kind.__new__(kind)
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
@@ -207,7 +207,7 @@ class _ZeroInflated(_Exact):
 _CATEGORICALS = (torch_dist.Categorical, dist.Categorical)
 
 #: The class that takes the place of another.
-_EXACT: dict[type, type] = {}
+_EXACT: dict[type[Distribution], type[Distribution]] = {}
 
 for _mixin, _names in {
     _Categorical: ["Categorical"],
