@@ -63,9 +63,17 @@ def _category_logits(distribution: Distribution) -> Tensor:
     exact = safe_log(known["probs"])
     if "logits" not in known:
         return exact
-    # torch has computed one from the other, and it is not known which.
-    clamped = known["logits"] == probs_to_logits(known["probs"])
+    clamped = _same(known["logits"], probs_to_logits(known["probs"]))
     return torch.where(clamped, exact, known["logits"])
+
+
+def _same(logits: Tensor, clamped: Tensor) -> Tensor:
+    """Whether torch has computed the logits from probabilities, or these from the logits.
+
+    Up to the last digits, which depend on how the tensors lie in memory.
+    """
+    tolerance = 8 * torch.finfo(logits.dtype).eps
+    return (logits - clamped).abs() <= tolerance * clamped.abs()
 
 
 def _binary_logits(
@@ -82,7 +90,7 @@ def _binary_logits(
     if logits_name not in known:
         return success, failure
     logits: Tensor = known[logits_name]
-    clamped = logits == probs_to_logits(probs, is_binary=True)  # see _category_logits
+    clamped = _same(logits, probs_to_logits(probs, is_binary=True))
     return (
         torch.where(clamped, success, logsigmoid(logits)),
         torch.where(clamped, failure, logsigmoid(-logits)),

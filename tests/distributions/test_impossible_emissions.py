@@ -626,3 +626,17 @@ def test_compiles_without_a_break(name):
     torch.distributions.Distribution.set_default_validate_args(False)
     compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(given), log_prob(given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["Categorical", "Bernoulli, 0", "Bernoulli, 1", "Geometric"])
+def test_logits_that_torch_has_computed_differ_in_the_last_digit(name, dtype):
+    """As the logarithms of one number may, where it lies elsewhere in memory."""
+    make, probs, value, *_ = CASES[name]
+    observation_dist = _looked_at(make(torch.tensor(probs, dtype=dtype)))
+    logits = observation_dist.logits
+    vars(observation_dist)["logits"] = torch.nextafter(logits, torch.zeros_like(logits))
+    density = make_hmm(observation_dist)._chain(as_value(value, dtype))[2]
+    expected = make_hmm(make(torch.tensor(probs, dtype=dtype)))._chain(as_value(value, dtype))[2]
+    assert (expected == -INF).any()
+    torch.testing.assert_close(density, expected)
