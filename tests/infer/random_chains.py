@@ -213,3 +213,18 @@ def A_probability_to_stay(draws: Draws, registry: Registry, layout: Layout) -> C
 def A_tempered_logits(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     read = registry.real("transition", draws.normal(layout.num_states, layout.num_states))
     return {"transition_logits": lambda: 2 * read()}
+
+
+@transition(0.3, lambda layout: layout.num_steps > 2)
+def A_logits_with_a_covariate(draws: Draws, registry: Registry, layout: Layout) -> Chain:
+    covariate = draws.normal(layout.num_steps - 1, 1, 1)
+    base = registry.real("transition", draws.normal(layout.num_states, layout.num_states))
+    slope = registry.real("slope", 0.3 * draws.normal(layout.num_states, layout.num_states))
+    return {"transition_logits": lambda: base() + covariate * slope()}
+
+
+@transition(0.25)
+def A_and_pi_is_its_first_row(draws: Draws, registry: Registry, layout: Layout) -> Chain:
+    start = draws.stochastic(layout.num_states, layout.num_states)
+    read = registry.simplex("transition", start)
+    return {"initial_probs": lambda: read()[0], "transition_probs": read}

@@ -277,7 +277,7 @@ class Checker:
     def _is_at_floor(self, name: str) -> bool:
         """Whether a spread is bounded by the floor, where the likelihood would have it smaller."""
         floor = self.drawn.min_eigenvalue
-        own = name.split(".")[-1].split("$$$")[-1]
+        own = name.split(".")[-1].split("$$$")[-1].rstrip("_")
         if not floor or own not in self.drawn.spreads:
             return False
         return smallest_variance(self.drawn) <= floor * (1 + 1e-6)

@@ -51,7 +51,14 @@ def draw_data(draws: Draws, layout: Layout) -> Tensor:
     noise = draws.rng.normal(size=shape + layout.event)
     if layout.event:
         noise = noise + 0.4 * noise[..., :1]
-    return draws.tensor(means[states] + spreads[states] * noise)
+    data = draws.tensor(means[states] + spreads[states] * noise)
+    if draws.chance(0.1):
+        draws.say("data of another memory layout")
+        data = data.movedim(-1, 0).contiguous().movedim(0, -1)
+    if draws.dtype == torch.float64 and draws.chance(0.03):
+        draws.say("float32 data")
+        data = data.float()
+    return data
 
 
 def _normal(kind: Any, layout: Layout, loc: Read, scale: Read) -> Callable[[], Any]:
@@ -63,7 +70,7 @@ def _is_scalar(layout: Layout) -> bool:
 
 
 def _is_vector(layout: Layout) -> bool:
-    return bool(layout.event)
+    return len(layout.event) == 1
 
 
 @emission(4.0)
@@ -78,6 +85,19 @@ def multivariate_normal(draws: Draws, registry: Registry, layout: Layout, loc: R
 
     def make() -> Any:
         return dist.MultivariateNormal(loc(), **{name: read() for name, read in matrix.items()})
+
+    return Emission(make, draw_data(draws, layout))
+
+
+@emission(6.0, lambda layout: len(layout.event) == 2)
+def multivariate_normals_side_by_side(
+    draws: Draws, registry: Registry, layout: Layout, loc: Read
+) -> Emission:
+    matrix = draw_matrix(draws, registry, layout)
+
+    def make() -> Any:
+        arguments = {name: read() for name, read in matrix.items()}
+        return dist.MultivariateNormal(loc(), **arguments).to_event(1)
 
     return Emission(make, draw_data(draws, layout))
 
@@ -99,7 +119,11 @@ def normal_with_steps_masked(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
     make = _normal(dist.Normal, layout, loc, draw_scale(draws, registry, layout))
-    seen = draws.uniform(0.0, 1.0, layout.num_steps, 1) < 0.8
+    states = 1
+    if draws.chance(0.3):
+        draws.say("state by state")
+        states = layout.num_states
+    seen = draws.uniform(0.0, 1.0, layout.num_steps, states) < 0.8
     return Emission(lambda: make().mask(seen), draw_data(draws, layout))
 
 

@@ -16,7 +16,7 @@ location = Kinds()
 
 
 def _is_vector(layout: Layout) -> bool:
-    return bool(layout.event)
+    return len(layout.event) == 1
 
 
 def _has_batch(layout: Layout) -> bool:
@@ -125,6 +125,12 @@ def mu_flipped(draws: Draws, registry: Registry, layout: Layout) -> Read:
 def mu_transposed(draws: Draws, registry: Registry, layout: Layout) -> Read:
     read = registry.real("loc", _start(draws, *layout.own[::-1]), "location")
     return lambda: read().mT
+
+
+@location(0.5)
+def mu_read_twice(draws: Draws, registry: Registry, layout: Layout) -> Read:
+    read = registry.real("loc", _start(draws, *layout.own), "location")
+    return lambda: torch.stack([read()[k] for k in range(layout.num_states)])
 
 
 # Affine in parameters.

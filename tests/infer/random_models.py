@@ -7,6 +7,7 @@ prints a line for each; :mod:`.random_checks` says what is checked.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from contextlib import ExitStack
 from typing import Any, Callable, NamedTuple
@@ -68,7 +69,8 @@ def _draw_site(
 ) -> Site:
     if chain is None:
         chain = initial.draw(draws, layout)(draws, registry, layout)
-        chain = chain | transition.draw(draws, layout)(draws, registry, layout)
+        moves = transition.draw(draws, layout)(draws, registry, layout)
+        chain = moves if len(moves) > 1 else chain | moves
     kind = emission.draw(draws, layout)
     if loc is None:
         if kind.__name__ == "categorical":
@@ -198,8 +200,7 @@ def _draw_floor(draws: Draws, sites: list[Site]) -> float:
     floor = float(draws.one_of([1e-4, 1e-2, 0.1]))
     if draws.dtype == torch.float32:  # which has no digits for conditions beyond
         return 0.1
-    size = max(1, *sites[0].layout.event, 1)
-    amount = sum(site.emission.data.numel() / size for site in sites)
+    amount = sum(math.prod(site.layout.data_batch) * site.layout.num_steps for site in sites)
     return 0.0 if amount > 25 * sites[0].layout.num_states and draws.chance(0.8) else floor
 
 
@@ -210,7 +211,9 @@ def draw_model(seed: int) -> RandomModel:
     """
     draws = Draws(seed)
     num_states = draws.one_of([1, 2, 3, 4], [0.08, 0.45, 0.32, 0.15])
-    event = draws.one_of([(), (1,), (2,), (3,)], [0.35, 0.1, 0.3, 0.25])
+    event: tuple[int, ...] = draws.one_of(
+        [(), (1,), (2,), (3,), (2, 2)], [0.33, 0.1, 0.29, 0.23, 0.05]
+    )
     how = draws.one_of(["pyro.param", "PyroModule", "pyro.module"], [0.8, 0.15, 0.05])
     share = draws.one_of([0.0, 0.35, 0.8], [0.75, 0.15, 0.1]) if how == "pyro.param" else 0.0
     if how != "pyro.param":
@@ -231,6 +234,13 @@ def draw_model(seed: int) -> RandomModel:
     if how == "PyroModule":
         registry.module.forward = body  # type: ignore[method-assign]
         model = registry.module
+    if len(registry.starts) > 1 and draws.chance(0.1):
+        name, value = registry.starts.popitem()
+        draws.say(f"{name} conditioned on")
+        model = poutine.condition(model, data={name: value})
+    if draws.chance(0.05):
+        draws.say("all of it scaled")
+        model = poutine.scale(model, scale=0.7)
     guide = None
     if registry.starts:
         guide = AutoDelta(model, init_loc_fn=init_to_value(values=registry.starts))

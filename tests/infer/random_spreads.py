@@ -30,6 +30,7 @@ def _shapes(draws: Draws, layout: Layout) -> tuple[int, ...]:
     options = [(layout.own, 3.0), ((layout.num_states, *ones), 1.5), ((), 1.0), ((1,), 0.3)]
     if layout.event:
         options.append((layout.event, 1.5))
+        options.append((layout.event[-1:], 0.5))
     if layout.restarts:
         options = [((*layout.of_restarts, *shape), w) for shape, w in options[:2]]
         options.append((layout.own, 1.0))
@@ -59,6 +60,11 @@ def draw_scale(draws: Draws, registry: Registry, layout: Layout) -> Read:
         place, wide = draws.integers(2, layout.num_states) * 2, draws.uniform(0.5, 2.0, 4, *shape[1:])
         cells = registry.of_spread(registry.positive(name, wide, holds), name)
         return lambda: forward(cells()[place])
+    if layout.num_steps > 6 and not layout.batch and not is_real and draws.chance(0.1):
+        draws.say("by season, some unused")
+        season, wide = draws.integers(2, layout.num_steps) * 2, draws.uniform(0.5, 2.0, 4, *layout.own)
+        seasons = registry.of_spread(registry.positive(name, wide, holds), name)
+        return lambda: forward(seasons()[season])
     make = registry.real if is_real else registry.positive
     read = registry.of_spread(make(name, start, holds), name)
     return lambda: forward(read())
@@ -70,10 +76,12 @@ def _factor_of_raw(raw: Tensor) -> Tensor:
 
 def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, Read]:
     """A covariance, its Cholesky factor or its inverse, as an argument of MultivariateNormal."""
-    (size,) = layout.event
+    *beside, size = layout.event  # (D,), or (S, D): S vectors side by side
     square = (size, size)
-    options = [((layout.num_states, *square), 3.0), (square, 1.5)]
-    if layout.restarts:
+    options = [((layout.num_states, *beside, *square), 3.0), (square, 1.5)]
+    if beside:
+        options.append(((layout.num_states, 1, *square), 1.0))
+    elif layout.restarts:
         options = [((*layout.of_restarts, layout.num_states, *square), 3.0), (square, 1.0)]
     elif layout.batch:
         options.append(((*layout.batch, 1, 1, *square), 0.7))
