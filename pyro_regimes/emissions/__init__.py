@@ -1,6 +1,6 @@
 """Closed-form maximisers, one file a family of observation distributions.
 
-A family's module holds ``FAMILY``, the distribution class; ``arguments(distribution)``, the tensors
+A family's module holds ``FAMILY``, the distribution classes; ``arguments(distribution)``, the tensors
 that may be parameters; ``log_prob(value, arguments, event_dim)``, the log density in every state;
 and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
 maximised. A new family is one such file and one entry in :data:`FAMILIES`.
@@ -9,8 +9,9 @@ maximised. A new family is one such file and one entry in :data:`FAMILIES`.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent
@@ -18,6 +19,10 @@ from torch.distributions import Distribution, Independent
 from pyro_regimes.emissions import multivariate_normal, normal
 
 FAMILIES: tuple[ModuleType, ...] = (multivariate_normal, normal)
+
+
+#: What :func:`unwrap` takes off. Exactly these: a subclass may have a density of its own.
+WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)
 
 
 class Unwrapped(NamedTuple):
@@ -35,22 +40,26 @@ def unwrap(observation_dist: Distribution) -> Unwrapped:
     """
     mask: Tensor | bool | None = None
     batch_dim = len(observation_dist.batch_shape)
-    while isinstance(observation_dist, (Independent, ExpandedDistribution, MaskedDistribution)):
-        if isinstance(observation_dist, MaskedDistribution):
-            if len(observation_dist.batch_shape) > batch_dim:
+    inner: Any = observation_dist
+    while type(inner) in WRAPPERS:
+        if type(inner) is MaskedDistribution:
+            if len(inner.batch_shape) > batch_dim:
                 break
-            more = observation_dist._mask
+            more = inner._mask
             mask = more if mask is None else mask & more
-        observation_dist = observation_dist.base_dist
-    return Unwrapped(observation_dist, mask)
+        inner = inner.base_dist
+    return Unwrapped(inner, mask)
 
 
 def find_family(base: Distribution) -> ModuleType | None:
-    """The module that knows how to maximise this distribution, or None."""
+    """The module that knows how to maximise this distribution, or None.
+
+    Types are matched exactly: a subclass may have a density of its own.
+    """
     for family in FAMILIES:
-        if isinstance(base, family.FAMILY):
+        if type(base) in family.FAMILY:
             return family
     return None
 
 
-__all__ = ["FAMILIES", "Unwrapped", "find_family", "unwrap"]
+__all__ = ["FAMILIES", "WRAPPERS", "Unwrapped", "find_family", "unwrap"]

@@ -19,6 +19,7 @@ to it: the exact maximiser under that constraint.
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -27,7 +28,7 @@ from torch.distributions.multivariate_normal import _precision_to_scale_tril
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
-FAMILY = MultivariateNormal
+FAMILY = (MultivariateNormal, dist.MultivariateNormal)
 
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 

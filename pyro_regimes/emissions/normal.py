@@ -12,6 +12,7 @@ follow about the new location (ECM: Meng and Rubin 1993).
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -19,7 +20,7 @@ from torch.distributions import Normal
 from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
-FAMILY = Normal
+FAMILY = (Normal, dist.Normal)
 
 
 def arguments(observation_dist: Normal) -> dict[str, Tensor]:

@@ -17,17 +17,15 @@ of :math:`\theta` in which nothing changes is left where it is.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_regimes.infer.jacobian import Column, Differential, Jacobian, build, read_columns
 from pyro_regimes.infer.priors import Prior, Statistics
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Argument, Run
-
-#: The most entries of one Jacobian, 160 MB of them.
-_MOST = 20_000_000
 
 
 class AffineUse(NamedTuple):
@@ -35,7 +33,7 @@ class AffineUse(NamedTuple):
 
     site: str
     argument: str
-    jacobian: Tensor  #: ``(entries of the argument, entries of the parameters)``
+    jacobian: Jacobian
 
 
 class Affine(NamedTuple):
@@ -50,7 +48,9 @@ class Affine(NamedTuple):
         """One line of the plan."""
         columns = self._columns(name)
         used = ", ".join(
-            f"{use.site}.{use.argument}" for use in self.uses if use.jacobian[:, columns].any()
+            f"{use.site}.{use.argument}"
+            for use in self.uses
+            if bool(use.jacobian.column_sizes()[columns].any())
         )
         what = "weighted least squares"
         if name in self.priors:
@@ -67,7 +67,7 @@ class Affine(NamedTuple):
         for use in self.uses:
             site = run.sites.get(use.site)
             argument = None if site is None else site.arguments.get(use.argument)
-            if argument is None or argument.value.numel() != len(use.jacobian):
+            if argument is None or argument.value.numel() != use.jacobian.num_entries:
                 return False
             generator = torch.Generator().manual_seed(0)
             cotangent = torch.randn(argument.value.shape, generator=generator, dtype=torch.float64)
@@ -78,8 +78,8 @@ class Affine(NamedTuple):
                 argument.value, leaves, cotangent, retain_graph=True, allow_unused=True
             )
             actual = _joined(found, leaves)
-            expected = use.jacobian.mT @ cotangent.double().flatten()
-            size = use.jacobian.abs().sum(0) + 1
+            expected = use.jacobian.transposed_times(cotangent.double().flatten())
+            size = use.jacobian.column_sizes() + 1
             precision = torch.finfo(argument.value.dtype).eps ** 0.6
             if not bool(((actual - expected).abs() <= precision * size).all()):
                 return False
@@ -97,10 +97,13 @@ class Affine(NamedTuple):
             return self
         shapes = [self.shapes[self.names.index(name)] for name in kept]
         every = torch.cat(
-            [torch.arange(sum(s.numel() for s in self.shapes))[self._columns(n)] for n in kept]
-            or [torch.zeros(0, dtype=torch.long)]
+            [
+                torch.arange(sum(s.numel() for s in self.shapes), device="cpu")[self._columns(n)]
+                for n in kept
+            ]
+            or [torch.zeros(0, dtype=torch.long, device="cpu")]
         )
-        uses = [use._replace(jacobian=use.jacobian[:, every]) for use in self.uses if kept]
+        uses = [use._replace(jacobian=use.jacobian.select(every)) for use in self.uses if kept]
         return Affine(kept, shapes, uses, {n: p for n, p in self.priors.items() if n in kept})
 
     def flat(self, params: dict[str, Tensor]) -> Tensor:
@@ -137,32 +140,6 @@ def solve(normal: Tensor, right: Tensor, start: Tensor) -> Tensor:
     return start + unit * (vectors @ (inverse * (vectors.mT @ residual)))
 
 
-def add_block_statistics(
-    statistics: tuple[Tensor, ...],
-    jacobian: Tensor,
-    constant: Tensor,
-    normal: Tensor,
-    right: Tensor,
-) -> None:
-    """Add one argument to the normal equations, in place.
-
-    :param statistics: of its blocks, weighted with their precisions: n and s of independent
-        series; n, s and the precisions times n of correlated ones.
-    :param constant: c, as many entries as the argument has.
-    """
-    if len(statistics) == 2:
-        weight, total = (part.flatten().to(normal) for part in statistics)
-        normal += jacobian.mT @ (weight.unsqueeze(-1) * jacobian)
-        right += jacobian.mT @ (total - weight * constant)
-        return
-    precision = statistics[2].to(normal)  # (blocks, D, D)
-    count, size = precision.shape[:2]
-    own = jacobian.reshape(count, size, -1)
-    normal += jacobian.mT @ (precision @ own).reshape(jacobian.shape)
-    shift = (precision @ constant.reshape(count, size, 1)).flatten()
-    right += jacobian.mT @ (statistics[1].to(normal).flatten() - shift)
-
-
 def find_affine(
     candidates: list[str], runs: list[Run], refused: dict[str, str]
 ) -> tuple[list[str], list[AffineUse]]:
@@ -171,13 +148,14 @@ def find_affine(
     :param refused: is told why another one is not.
     """
     names = list(candidates)
+    known: Known = {}
     while names:
         uses: list[AffineUse] = []
         bad: dict[str, str] = {}
         for argument in _arguments(runs[0]):
             if Role.of(argument.name) is not Role.LOCATION:
                 continue
-            found = _read_argument(argument, names, runs)
+            found = _read_argument(argument, names, runs, known)
             if isinstance(found, dict):
                 bad.update(found)
             elif found is not None:
@@ -190,48 +168,78 @@ def find_affine(
     return [], []
 
 
+#: The columns of each argument in each parameter, or why it is not affine.
+Known = dict[tuple[str, str], "list[Column] | str"]
+
+
 def _arguments(run: Run) -> list[Argument]:
     return [argument for site in run.sites.values() for argument in site.arguments.values()]
 
 
 def _read_argument(
-    argument: Argument, names: list[str], runs: list[Run]
+    argument: Argument, names: list[str], runs: list[Run], known: Known
 ) -> AffineUse | dict[str, str] | None:
     """How an argument depends on the parameters; or which of them stand in the way, and why."""
-    here = [runs[0].params[name] for name in names]
-    reached = [
-        name for name, leaf in zip(names, here) if any(_reach(run, argument, name) for run in runs)
-    ]
+    reached = [name for name in names if any(_reach(run, argument, name) for run in runs)]
     if not reached:
         return None
-    columns = sum(leaf.numel() for leaf in here)
-    if argument.value.numel() * columns > _MOST:
-        why = f"{argument.label} is too large for a Jacobian of {columns} columns"
-        return dict.fromkeys(reached, why)
-    found = [
-        _jacobian(_at(run, argument), [run.params[name] for name in names]) for run in runs
-    ]
     bad = {}
-    start = 0
-    for name, leaf in zip(names, here):
-        own = [each[:, start : start + leaf.numel()] for each in found]
-        start += leaf.numel()
-        size = max(float(each.abs().max()) for each in own) if leaf.numel() else 0.0
-        if any(bool(((each - own[0]).abs() > 1e-9 * size).any()) for each in own[1:]):
-            bad[name] = f"{argument.label} is no affine function of it"
+    columns: list[Column] = []
+    for name in names:
+        found = known.get((argument.label, name))
+        if found is None:
+            found = known[argument.label, name] = _read_parameter(argument, name, runs)
+        if isinstance(found, str):
+            bad[name] = found
+        else:
+            columns += found
     if bad:
         return bad
+    block_size = argument.value.numel() // max(1, argument.lead.numel())
+    jacobian = build(columns, argument.value.numel(), block_size)
+    if jacobian is None:
+        return dict.fromkeys(reached, _too_large(argument))
     others = [name for name in runs[0].params if name not in names]
     if not any(_reach(run, argument, name) for run in runs for name in others):
         for run in runs[1:]:
-            if not _same_constant(argument, found[0], names, runs[0], run):
+            if not _same_constant(argument, jacobian, names, runs[0], run):
                 why = f"{argument.label} changes with it otherwise than its derivative says"
                 return dict.fromkeys(reached, why)
-    return AffineUse(argument.site, argument.name, found[0])
+    return AffineUse(argument.site, argument.name, jacobian)
+
+
+def _too_large(argument: Argument) -> str:
+    entries = argument.value.numel()
+    return (
+        f"{argument.label}, with {entries} entries, has too large a Jacobian in it for weighted "
+        "least squares; an optim can move it"
+    )
+
+
+def _read_parameter(argument: Argument, name: str, runs: list[Run]) -> list[Column] | str:
+    """The columns of one parameter, which are the same in every run; or why there are none.
+
+    The first run tells them all; the others are asked along one random direction.
+    """
+    leaf = runs[0].params[name]
+    columns = read_columns(_at(runs[0], argument), leaf)
+    if columns is None:
+        return _too_large(argument)
+    generator = torch.Generator().manual_seed(2)
+    direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+    expected, size = None, 0.0
+    precision = max(1e-9, torch.finfo(argument.value.dtype).eps ** 0.6)
+    for run in runs:
+        found = Differential(_at(run, argument), run.params[name]).along(direction)
+        expected = found if expected is None else expected
+        size = max(size, float(found.abs().max())) if found.numel() else size
+        if bool(((found - expected).abs() > precision * size).any()):
+            return f"{argument.label} is no affine function of it"
+    return columns
 
 
 def _same_constant(
-    argument: Argument, jacobian: Tensor, names: list[str], here: Run, there: Run
+    argument: Argument, jacobian: Jacobian, names: list[str], here: Run, there: Run
 ) -> bool:
     constants, size = [], 1.0
     for run in (here, there):
@@ -255,33 +263,6 @@ def _reach(run: Run, argument: Argument, name: str) -> bool:
         value.sum(), run.params[name], retain_graph=True, allow_unused=True
     )
     return found is not None
-
-
-def _jacobian(value: Tensor, leaves: list[Tensor]) -> Tensor:
-    """``(entries of the value, entries of the leaves)``, float64, by as few sweeps as may be."""
-    sizes = [leaf.numel() for leaf in leaves]
-    if not value.requires_grad:
-        return torch.zeros(value.numel(), sum(sizes), dtype=torch.float64, device=value.device)
-    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
-    if value.numel() <= sum(sizes):
-        rows = []
-        for index in range(value.numel()):
-            found = torch.autograd.grad(value.flatten()[index], leaves, **options)
-            rows.append(_joined(found, leaves))
-        return torch.stack(rows)
-    # Forwards, by differentiating the product with a cotangent in that cotangent.
-    cotangent = torch.zeros_like(value).requires_grad_()
-    pulled = torch.autograd.grad(value, leaves, cotangent, create_graph=True, allow_unused=True)
-    columns = []
-    for each, leaf in zip(pulled, leaves):
-        if each is None or not each.requires_grad:
-            columns += [torch.zeros(value.numel(), dtype=torch.float64)] * leaf.numel()
-            continue
-        for index in range(leaf.numel()):
-            (column,) = torch.autograd.grad(each.flatten()[index], cotangent, **options)
-            columns.append(torch.zeros_like(value) if column is None else column)
-    flat = [column.detach().to(value.device).double().flatten() for column in columns]
-    return torch.stack(flat, 1)
 
 
 def _joined(found: tuple[Tensor | None, ...], leaves: list[Tensor]) -> Tensor:

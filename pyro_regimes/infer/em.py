@@ -32,6 +32,7 @@ from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
+    SameSubsamples,
     constraint_of,
     run_model,
     write_parameter,
@@ -268,21 +269,11 @@ class EM:
 
     def _make_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         def read(values: Params | None) -> Run:
-            return self._run(args, kwargs, values)
+            with SameSubsamples():  # every run of a subsampled model is to see the same data
+                return self._run(args, kwargs, values)
 
-        # Each run of a subsampled model is to see the same data, and the caller's draws stay. A
-        # first run may draw more: the start of a parameter, or a guide that is set up.
-        state = torch.get_rng_state()
-
-        def read_again(values: Params | None) -> Run:
-            torch.set_rng_state(state)
-            return read(values)
-
-        try:
-            read(None)
-            self._plan = find_parameters(read_again, self.optim is not None)
-        finally:
-            torch.set_rng_state(state)
+        read(None)  # which makes the parameters and the guide
+        self._plan = find_parameters(read, self.optim is not None)
         self._groups, self._averages, self._num_batches = None, {}, 0
         if self.min_eigenvalue > 0:
             self._raise_to_floor(self._plan, read(None).params)

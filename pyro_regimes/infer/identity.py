@@ -8,12 +8,13 @@ and unnormalised probs all match), symmetrised covariances and precisions, lower
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_regimes.infer.links import LINKS, Link
+from pyro_regimes.infer.links import Link
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Argument
 
@@ -69,37 +70,33 @@ def _distance(actual: Tensor, expected: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def find_cells(argument: Argument, parameter: Tensor, role: Role) -> tuple[Tensor, Link] | None:
+def find_cells(
+    argument: Argument, parameter: Tensor, role: Role, link: Link
+) -> Tensor | None:
     """Match an argument's blocks with a parameter's cells by value, at a random point.
 
     There all cells differ, so that a match says which cell a block is.
 
-    :return: for each block its cell or -1 (on the CPU), and what the parameter holds; None where
-        no block matches.
+    :return: for each block its cell or -1, on the CPU; None where no block matches.
     """
     target = canonical_argument(argument, role).to(parameter.dtype)
-    for link in LINKS[role]:
-        cells = _canonical_parameter(parameter, argument, role, link)
-        if cells is None:
-            return None
-        if not cells.isfinite().all() or role.is_chain and not (cells >= 0).all():
-            continue  # it cannot be this
-        flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
-        generator = torch.Generator().manual_seed(0)
-        weights = torch.rand(flat_cells.shape[1], generator=generator, dtype=torch.float64)
-        weights = weights.to(flat_cells)
-        codes, order = (flat_cells @ weights).sort()
-        place = torch.searchsorted(codes, (flat_target @ weights).contiguous())
-        nearest = order[place.clamp(0, len(order) - 1)]
-        for offset in (-2, -1, 1):  # the neighbours on both sides: the closest is the one
-            candidate = order[(place + offset).clamp(0, len(order) - 1)]
-            closer = _distance(flat_target, flat_cells[candidate])
-            closer = closer < _distance(flat_target, flat_cells[nearest])
-            nearest = torch.where(closer, candidate, nearest)
-        best = torch.where(_close(flat_target, flat_cells[nearest]), nearest, -1)
-        if (best >= 0).any():
-            return best.cpu(), link
-    return None
+    cells = _canonical_parameter(parameter, argument, role, link)
+    if cells is None or not cells.isfinite().all() or role.is_chain and not (cells >= 0).all():
+        return None
+    flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(flat_cells.shape[1], generator=generator, dtype=torch.float64)
+    weights = weights.to(flat_cells)
+    codes, order = (flat_cells @ weights).sort()
+    place = torch.searchsorted(codes, (flat_target @ weights).contiguous())
+    nearest = order[place.clamp(0, len(order) - 1)]
+    for offset in (-2, -1, 1):  # the neighbours on both sides: the closest is the one
+        candidate = order[(place + offset).clamp(0, len(order) - 1)]
+        closer = _distance(flat_target, flat_cells[candidate])
+        closer = closer < _distance(flat_target, flat_cells[nearest])
+        nearest = torch.where(closer, candidate, nearest)
+    best = torch.where(_close(flat_target, flat_cells[nearest]), nearest, -1)
+    return best.cpu() if (best >= 0).any() else None
 
 
 @torch.no_grad()
@@ -162,68 +159,102 @@ def random_value(
     Far, because a clamp is the identity inside its bounds. The signs and orders of magnitude of
     two draws, with seeds below and from 1,000, are opposed.
 
+    :param role: of the arguments that depend on it.
     :param mild: stay near, for a model that cannot run far away.
     """
-    generator = torch.Generator().manual_seed(seed)
-    up = seed < 1_000
-
-    def normal() -> Tensor:
-        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
-
-    def uniform(low: float, high: float) -> Tensor:
-        drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64)
-        return low + (high - low) * drawn
-
-    def admissible(candidate: Tensor) -> bool:
-        return bool(candidate.isfinite().all()) and bool(constraint.check(candidate).all())
-
     old = value.detach().cpu().double()
-    sign = 1.0 if up else -1.0
-    size = 1.0 + old.abs()
-    candidates = []
-    if role is not None and role.is_chain:
-        logits = normal() * (1.0 if mild else 4.0)
-        if not up and not mild and value.dim() and value.shape[-1] > 1:
-            # Every row has a small entry, to meet a floor, if not so small that rounding shows.
-            low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
-            logits = logits * (-0.4 * math.log(torch.finfo(value.dtype).eps)) / (high - low)
-        candidates = [
-            logits if constraint is constraints.real else None,
-            logits.exp() if not _is_simplex(constraint) else None,
-            logits.softmax(-1),
-        ]
-        if mild:  # probabilities that were given no constraint bear nothing else
-            candidates.reverse()
-    elif role is Role.LOCATION:
-        sides = torch.Generator().manual_seed(seed % 1_000)  # the same for both draws
-        side = torch.rand(value.shape, generator=sides, dtype=torch.float64).round() * 2 - 1
-        candidates = [
-            old + normal() if mild else sign * side * size * 10 ** uniform(2, 4),
-        ]
-    elif role is Role.SCALE and _is_positive(constraint, old):
-        candidates = [old * 10 ** (sign * (uniform(0, 0.5) if mild else uniform(2, 4)))]
-    elif role is not None and value.dim() >= 2 and value.shape[-1] == value.shape[-2]:
-        span = 0.5 if mild else 2.0
-        vectors = torch.linalg.qr(normal())[0]
-        spread = 10 ** (sign * uniform(0, span)[..., 0]) * old.abs().amax((-1, -2)).unsqueeze(-1)
-        matrix = (vectors * spread.unsqueeze(-2)) @ vectors.mT
-        matrix = (matrix + matrix.mT) / 2
-        candidates = [matrix, torch.linalg.cholesky(matrix)]
-        if role is Role.FACTOR:
-            candidates.reverse()
-    for candidate in candidates:
-        if candidate is not None and admissible(candidate.to(value.dtype)):
-            return candidate.to(value)
+    draw = _Draw(old, constraint, torch.Generator().manual_seed(seed), seed, mild)
+    for candidate in _candidates(draw, role, value.dtype):
+        drawn = candidate.to(value.dtype)
+        if drawn.isfinite().all() and constraint.check(drawn).all():
+            return drawn.to(value)
     transform = transform_to(constraint)
     moved = transform.inv(old)
-    shift = torch.randn(moved.shape, generator=generator, dtype=torch.float64)
+    shift = torch.randn(moved.shape, generator=draw.generator, dtype=torch.float64)
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
+
+
+class _Draw(NamedTuple):
+    """What a draw is made of."""
+
+    old: Tensor  #: the present value, float64 on the CPU
+    constraint: constraints.Constraint
+    generator: torch.Generator
+    seed: int
+    mild: bool
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.seed < 1_000 else -1.0
+
+    def normal(self) -> Tensor:
+        return torch.randn(self.old.shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        drawn = torch.rand(self.old.shape, generator=self.generator, dtype=torch.float64)
+        return low + (high - low) * drawn
+
+
+def _candidates(draw: _Draw, role: Role | None, dtype: torch.dtype) -> list[Tensor]:
+    """Values to try, in this order; the first that is finite and admissible is taken."""
+    if role is None:
+        return []
+    if role.is_chain:
+        return _random_rows(draw, dtype)
+    if role is Role.LOCATION:
+        return [_random_location(draw)]
+    if role is Role.SCALE:
+        if not _is_positive(draw.constraint, draw.old):
+            return []
+        size = draw.uniform(0, 0.5) if draw.mild else draw.uniform(2, 4)
+        return [draw.old * 10 ** (draw.sign * size)]
+    return _random_matrices(draw, role)
+
+
+def _random_rows(draw: _Draw, dtype: torch.dtype) -> list[Tensor]:
+    """Rows of probabilities, or what becomes one."""
+    logits = draw.normal() * (1.0 if draw.mild else 4.0)
+    if draw.sign < 0 and not draw.mild and draw.old.dim() and draw.old.shape[-1] > 1:
+        # Every row has a small entry, to meet a floor, if not so small that rounding shows.
+        low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
+        logits = logits * (-0.4 * math.log(torch.finfo(dtype).eps)) / (high - low)
+    candidates = [logits.softmax(-1)]
+    if draw.constraint is not constraints.simplex:
+        candidates.insert(0, logits.exp())
+    if draw.constraint is constraints.real:
+        candidates.insert(0, logits)
+    if draw.mild:  # probabilities that were given no constraint bear nothing else
+        candidates.reverse()
+    return candidates
+
+
+def _random_location(draw: _Draw) -> Tensor:
+    if draw.mild:
+        return draw.old + draw.normal()
+    sides = torch.Generator().manual_seed(draw.seed % 1_000)  # the same for both draws
+    side = torch.rand(draw.old.shape, generator=sides, dtype=torch.float64).round() * 2 - 1
+    return draw.sign * side * (1.0 + draw.old.abs()) * 10 ** draw.uniform(2, 4)
+
+
+def _random_matrices(draw: _Draw, role: Role) -> list[Tensor]:
+    """Positive definite matrices and Cholesky factors, where the present value is one of them."""
+    old = draw.old
+    if old.dim() < 2 or old.shape[-1] != old.shape[-2] or not old.numel():
+        return []
+    kinds = (constraints.positive_definite, constraints.lower_cholesky)
+    if not any(bool(kind.check(old).all()) for kind in kinds):
+        return []
+    vectors = torch.linalg.qr(draw.normal())[0]
+    exponent = draw.sign * draw.uniform(0, 0.5 if draw.mild else 2.0)[..., 0]
+    spread = 10**exponent * old.abs().amax((-1, -2)).unsqueeze(-1)
+    matrix = (vectors * spread.unsqueeze(-2)) @ vectors.mT
+    matrix = (matrix + matrix.mT) / 2
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if bool(info.any()):
+        return []
+    return [factor, matrix] if role is Role.FACTOR else [matrix, factor]
 
 
 def _is_positive(constraint: constraints.Constraint, value: Tensor) -> bool:
     ones = torch.ones_like(value)
     return bool(constraint.check(ones).all()) and not bool(constraint.check(-ones).any())
-
-
-def _is_simplex(constraint: constraints.Constraint) -> bool:
-    return constraint is constraints.simplex

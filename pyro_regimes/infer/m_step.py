@@ -19,10 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.affine import Affine, add_block_statistics, solve
+from pyro_regimes.infer.affine import Affine, solve
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import blocks
+from pyro_regimes.infer.jacobian import gram
 from pyro_regimes.infer.plan import Assignment, Plan, Use
 from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.roles import Role
@@ -161,7 +162,8 @@ def _solve_affine(
             for part in update.statistics(there.observed(), given, True)
         )
         constant = given[use.argument].double().flatten() - use.jacobian @ start
-        add_block_statistics(statistics, use.jacobian, constant, normal, right)
+        more_normal, more_right = gram(use.jacobian, statistics, constant)
+        normal, right = normal + more_normal, right + more_right
     for name in affine.priors:
         affine.add_prior(name, pseudo[name], normal, right)
     found = solve(normal, right, start)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_regimes.emissions.update import Update
 from pyro_regimes.infer import identity
 from pyro_regimes.infer.affine import Affine, find_affine
-from pyro_regimes.infer.links import LINKS
+from pyro_regimes.infer.links import LINKS, Link
 from pyro_regimes.infer.plan import Assignment, Plan, Use
 from pyro_regimes.infer.priors import Prior, find_prior
 from pyro_regimes.infer.roles import Role
@@ -105,7 +105,7 @@ def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) ->
 def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
     """The location parameters, of the candidates, that are affine; they are refused no longer."""
     reasons: dict[str, str] = {}
-    names, _ = find_affine(candidates, runs, reasons)
+    found = find_affine(candidates, runs, reasons)
     priors = {}
     here = runs[0]
     if here.is_subsampled:
@@ -113,20 +113,21 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
             if Role.of(argument.name) is Role.LOCATION and _is_of_sequences(here, argument):
                 why = f"{argument.label} holds a value for each sequence of a subsampled plate"
                 reached = _gradients(argument.value, here.params)
-                reasons |= {name: why for name in names if name in reached}
-    for name in names:
+                reasons |= {name: why for name in found[0] if name in reached}
+    for name in found[0]:
         prior = find_prior(name, Role.LOCATION, LINKS[Role.LOCATION][0], 1, runs)
         if isinstance(prior, str):
             reasons[name] = prior
         elif prior is not None:
             priors[name] = prior
-    names = [name for name in names if name not in reasons]
-    uses = find_affine(names, runs, reasons)[1]
+    names = [name for name in found[0] if name not in reasons]
+    if names != found[0]:
+        found = find_affine(names, runs, reasons)
+    names, uses = found
     for name in names:
         refused.pop(name, None)
-    for name, reason in reasons.items():
-        refused.setdefault(name, reason)
-    shapes = [runs[0].params[name].shape for name in names]
+    refused |= reasons  # which say more than that it is no argument itself
+    shapes = [here.params[name].shape for name in names]
     return Affine(names, shapes, uses, priors)
 
 
@@ -183,11 +184,18 @@ def _run_elsewhere(
         try:
             return read(values)
         except (ValueError, RuntimeError) as error:
+            if _is_out_of_memory(error):
+                raise
             failure = error
     raise ValueError(
         f"expected a model that runs at any admissible value of its parameters {list(params)}, "
         f"got at a random one: {failure}"
     ) from failure
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says nothing about the model; torch has no class of it for the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
@@ -199,19 +207,13 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         everywhere = ((run, run_argument(run, argument)) for run in runs)
         if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
             continue
-        found = identity.find_cells(run_argument(runs[1], argument), runs[1].params[name], role)
-        if found is None:
-            return f"{argument.label} is a function of it other than itself, broadcast or selected"
+        found = _match(argument, name, role, runs)
+        if isinstance(found, str):
+            return found
         cells, held = found
         if uses and held is not link:
             return f"used as {link.name} in one place and as {held.name} in {argument.label}"
         link = held
-        for run in runs:
-            there = run_argument(run, argument)
-            if not identity.agrees(there, run.params[name], role, cells, link):
-                return f"{argument.label} is not equal to it at every admissible value"
-            if not identity.same_derivative(there, run.params[name], role, cells, link):
-                return f"{argument.label} has another derivative in it than itself would have"
         update = _update_of(here.sites[argument.site], argument.name)
         num_cells = here.params[name].numel() // max(
             1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
@@ -225,8 +227,37 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
     prior = find_prior(name, role, link, event_dim, runs)
     if isinstance(prior, str):
         return prior
-    shared = sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
-    return Assignment(name, role, update, uses, num_cells, link, event_dim, shared, prior)
+    return Assignment(
+        name, role, update, uses, num_cells, link, event_dim, _is_shared(uses, num_cells), prior
+    )
+
+
+def _match(
+    argument: Argument, name: str, role: Role, runs: list[Run]
+) -> tuple[Tensor, Link] | str:
+    """The cell that each block of an argument is, and what the parameter holds; or why not."""
+    reason = f"{argument.label} is a function of it other than itself, broadcast or selected"
+    for link in LINKS[role]:
+        far = run_argument(runs[1], argument)
+        cells = identity.find_cells(far, runs[1].params[name], role, link)
+        if cells is None:
+            continue
+        seen = [(run_argument(run, argument), run.params[name]) for run in runs]
+        if not all(identity.agrees(*each, role, cells, link) for each in seen):
+            reason = f"{argument.label} is not equal to it at every admissible value"
+        elif not all(identity.same_derivative(*each, role, cells, link) for each in seen):
+            reason = f"{argument.label} has another derivative in it than itself would have"
+        else:
+            return cells, link
+    return reason
+
+
+def _is_shared(uses: list[Use], num_cells: int) -> bool:
+    """Whether some cell serves several blocks; others may serve none."""
+    if not uses:
+        return False
+    cells = torch.cat([use.cells[use.cells >= 0] for use in uses])
+    return bool((torch.bincount(cells, minlength=num_cells) > 1).any())
 
 
 def _is_of_sequences(run: Run, argument: Argument) -> bool:
@@ -276,10 +307,9 @@ def _other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, s
             if isinstance(site.scale, Tensor):
                 routes[f"the scale of site {site.name}"] = site.scale
             if site.family is None:
-                kind = type(site.hmm.observation_dist).__name__
-                for index, tensor in enumerate(_tensors(site.hmm.observation_dist)):
-                    label = f"the observation distribution of site {site.name}, {kind}, which has "
-                    routes[f"{label}no closed form here (its tensor {index})"] = tensor
+                kind = type(site.base).__name__
+                label = f"the observation distribution of site {site.name}, {kind}, which has no"
+                routes[f"{label} closed form here"] = site.densities()
         for route, value in routes.items():
             for name in _gradients(value, run.params):
                 refused.setdefault(name, f"used in {route}")
@@ -296,17 +326,6 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
         if leaves:
             for name in _gradients(output, leaves):
                 refused.setdefault(name, "read by a module of its own, not through pyro.param")
-
-
-def _tensors(distribution: Any) -> list[Tensor]:
-    """Every tensor that a distribution holds, its base distributions' included."""
-    found = []
-    for value in vars(distribution).values():
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, torch.distributions.Distribution):
-            found += _tensors(value)
-    return found
 
 
 def _check_hidden_dependence(

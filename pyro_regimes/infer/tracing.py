@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import zlib
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
@@ -10,14 +12,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from pyro_regimes import emissions
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, observation
 
 PYRO_LOCK = threading.RLock()
 """Held while a model is traced or the parameter store is touched: both are the process's own."""
@@ -29,6 +34,9 @@ class HandOut(Messenger):
     Pyro computes a new constrained tensor at each read, so that nothing tells two reads of one
     parameter apart from two parameters.
 
+    An ``nn.Parameter`` is read by its module, past the ``pyro.param`` that registers it: every
+    operation of torch on it sees the leaf instead while the model runs.
+
     :param values: constrained values to hand out; other parameters come from the store.
     :param connected: whether these keep the graph to the store's unconstrained tensors.
     """
@@ -39,17 +47,45 @@ class HandOut(Messenger):
         super().__init__()
         self.values = dict(values or {})
         self._connected = connected
+        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by id of a module's parameter
+
+    def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        handed = super().__call__(model)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.substitution():
+                return handed(*args, **kwargs)
+
+        return run
+
+    def substitution(self) -> AbstractContextManager[Any]:
+        """A block in which modules' parameters are seen as what was handed out for them."""
+        leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
+        if any(isinstance(leaf, Parameter) for leaf in leaves):
+            return Substitute(self._leaves)
+        return nullcontext()
+
+    def resolve(self, value: Tensor) -> Tensor:
+        """What was handed out in place of a module's own parameter; any other tensor itself."""
+        return self._leaves.get(id(value), (value, value))[1]
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+        name = msg["name"]
+        store = pyro.get_param_store()
+        if name in self.values:
+            leaf = store._params.get(name)
+            if _registers_module(msg) and leaf is not None:
+                self._leaves[id(leaf)] = leaf, self.values[name]
+                msg["value"] = leaf  # a module compares it with its own
+            else:
+                msg["value"] = self.values[name]
             msg["done"] = True
-        elif msg["name"] not in pyro.get_param_store() and len(msg["args"]) > 1:
+        elif name not in store and len(msg["args"]) > 1 and not _registers_module(msg):
             # The store would share the memory of the caller's start, and EM writes in place. It
             # has to share a module's weights, so that the module sees what is learned.
             name, start, *rest = msg["args"]
             start = start() if callable(start) else start
-            if isinstance(start, Tensor) and not isinstance(start, torch.nn.Parameter):
+            if isinstance(start, Tensor):
                 start = start.detach().clone()
             msg["args"] = (name, start, *rest)
 
@@ -63,7 +99,54 @@ class HandOut(Messenger):
                 value = given.detach().clone().requires_grad_(torch.is_grad_enabled())
             # A module that has just made the parameter asks for it.
             value.unconstrained = getattr(given, "unconstrained", None)
-            self.values[msg["name"]] = msg["value"] = value
+            self.values[msg["name"]] = value
+            if _registers_module(msg):
+                self._leaves[id(given)] = given, value
+            else:
+                msg["value"] = value
+
+
+def _registers_module(msg: dict[str, Any]) -> bool:
+    """Whether a ``pyro.param`` statement registers a parameter that its module reads itself."""
+    return len(msg["args"]) > 1 and isinstance(msg["args"][1], Parameter)
+
+
+class SameSubsamples(Messenger):
+    """Draw the subsample of each plate by its name, from a generator of its own.
+
+    The global generator is not touched: setting it back would make another thread draw the same
+    numbers twice.
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None:
+            return
+        plate = msg["fn"]
+        if plate.subsample_size is not None and plate.subsample_size < plate.size:
+            generator = torch.Generator().manual_seed(zlib.crc32(msg["name"].encode()))
+            order = torch.randperm(plate.size, generator=generator, device="cpu")
+            msg["value"] = order[: plate.subsample_size].to(plate.device)
+
+
+class Substitute(TorchFunctionMode):
+    """Every operation of torch sees other tensors in place of some.
+
+    :param leaves: by id of a tensor, that tensor and the one in its place.
+    """
+
+    def __init__(self, leaves: dict[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._leaves:
+            args, kwargs = tree_map_only(Tensor, self._replace, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _replace(self, tensor: Tensor) -> Tensor:
+        return self._leaves.get(id(tensor), (tensor, tensor))[1]
 
 
 class Argument(NamedTuple):
@@ -96,6 +179,11 @@ class Site(NamedTuple):
     base: Distribution  #: the observation distribution without what is wrapped around it
     observation_mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
     arguments: dict[str, Argument]
+
+    def densities(self) -> Tensor:
+        """The log density of each observation in each state, ``(..., T, K)``; unchecked."""
+        hmm = self.hmm
+        return observation.log_prob(hmm.observation_dist, hmm._without_padding(self.value)[0], True)
 
     @property
     def varies(self) -> bool:
@@ -160,7 +248,7 @@ def run_model(
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         if node["is_observed"]:
-            site = _read_site(name, node)
+            site = _read_site(name, node, handed)
             if site is not None:
                 sites[name] = site
         elif guide is None or name not in placed:
@@ -174,7 +262,8 @@ def run_model(
     if not sites:
         names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
         raise ValueError(f"expected an observed RegimeHMM site in the model, got sites {names}")
-    trace.compute_log_prob(lambda name, node: name not in sites)
+    with handed.substitution():
+        trace.compute_log_prob(lambda name, node: name not in sites)
     others = {
         name: node["log_prob_sum"]
         for name, node in trace.nodes.items()
@@ -219,24 +308,27 @@ def _is_subsampled(trace: Any) -> bool:
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:
-    """The RegimeHMM of a site, without what is wrapped around it; None if it holds another."""
+    """The RegimeHMM of a site, without what is wrapped around it; None if it holds another.
+
+    Types are matched exactly: a subclass may have a density of its own.
+    """
     hmm = node["fn"]
-    while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
+    while type(hmm) in emissions.WRAPPERS:
         hmm = hmm.base_dist
-    return hmm if isinstance(hmm, RegimeHMM) else None
+    return hmm if type(hmm) is RegimeHMM else None
 
 
 def _mask_of(node: Any) -> Tensor | bool | None:
     """Of the site and of the distribution, together."""
     hmm, mask = node["fn"], node["mask"]
-    while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
-        if isinstance(hmm, MaskedDistribution):
+    while type(hmm) in emissions.WRAPPERS:
+        if type(hmm) is MaskedDistribution:
             mask = hmm._mask if mask is None else mask & hmm._mask
         hmm = hmm.base_dist
     return mask
 
 
-def _read_site(name: str, node: Any) -> Site | None:
+def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     """What EM asks of an observed RegimeHMM; None if the site holds another distribution."""
     hmm, mask = read_hmm(node), _mask_of(node)
     if hmm is None:
@@ -249,7 +341,8 @@ def _read_site(name: str, node: Any) -> Site | None:
         for key, value in family.arguments(base).items():
             tensors[key] = value, event_dims[key]
     arguments = {
-        key: Argument(name, key, value, event_dim) for key, (value, event_dim) in tensors.items()
+        key: Argument(name, key, handed.resolve(value), event_dim)
+        for key, (value, event_dim) in tensors.items()
     }
     return Site(
         name, hmm, node["value"], node["scale"], mask, family, base, observation_mask, arguments

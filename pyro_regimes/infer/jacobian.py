@@ -1,0 +1,202 @@
+r"""The Jacobian of a location in the parameters that it is affine in, without its zeros.
+
+In a switching regression the location of a state depends on the coefficients of that state alone.
+So the blocks of an argument (entries, or vectors of correlated series) are grouped by the columns
+that they depend on, and each group keeps a dense matrix of these columns only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+#: The most numbers that the Jacobian of one argument may hold: 512 MiB of them.
+MOST = 2**26
+
+#: The most groups; where blocks differ more than that, there is one group with all columns.
+_MOST_GROUPS = 64
+
+
+class Group(NamedTuple):
+    """Blocks of the argument that depend on the same columns."""
+
+    blocks: Tensor  #: ``(B,)``
+    columns: Tensor  #: ``(C,)``
+    matrix: Tensor  #: ``(B, block size, C)``, float64
+
+
+class Jacobian(NamedTuple):
+    """The derivative of an argument's entries in a vector of parameters."""
+
+    groups: tuple[Group, ...]
+    num_blocks: int
+    block_size: int
+    num_columns: int
+
+    @property
+    def num_entries(self) -> int:
+        """Of the argument."""
+        return self.num_blocks * self.block_size
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """``J v``, ``(entries,)``."""
+        out = vector.new_zeros(self.num_blocks, self.block_size)
+        for blocks, columns, matrix in self.groups:
+            out[blocks] = matrix @ vector[columns]
+        return out.flatten()
+
+    def transposed_times(self, cotangent: Tensor) -> Tensor:
+        """``J^T c`` for ``(entries,)``, ``(columns,)``."""
+        cotangent = cotangent.reshape(self.num_blocks, self.block_size)
+        out = cotangent.new_zeros(self.num_columns)
+        for blocks, columns, matrix in self.groups:
+            out[columns] += (matrix * cotangent[blocks].unsqueeze(-1)).sum((0, 1))
+        return out
+
+    def column_sizes(self) -> Tensor:
+        """The sum of absolute entries of each column."""
+        found = [(columns, matrix.abs().sum((0, 1))) for _, columns, matrix in self.groups]
+        device = found[0][0].device if found else torch.device("cpu")
+        out = torch.zeros(self.num_columns, dtype=torch.float64, device=device)
+        for columns, sizes in found:
+            out[columns] += sizes
+        return out
+
+    def select(self, kept: Tensor) -> Jacobian:
+        """With some of the columns only.
+
+        :param kept: their numbers, in ascending order.
+        """
+        place = torch.full((self.num_columns,), -1, device=kept.device)
+        place[kept] = torch.arange(len(kept), device=kept.device)
+        groups = []
+        for blocks, columns, matrix in self.groups:
+            new = place.to(columns.device)[columns]
+            if bool((new >= 0).any()):
+                groups.append(Group(blocks, new[new >= 0], matrix[..., new >= 0]))
+        return self._replace(groups=tuple(groups), num_columns=len(kept))
+
+
+class Column(NamedTuple):
+    """One column: its entries that are not 0."""
+
+    entries: Tensor  #: their numbers
+    values: Tensor  #: float64
+
+
+class Differential:
+    """An argument, ready to be differentiated forwards in one parameter.
+
+    By differentiating the product with a cotangent in that cotangent.
+    """
+
+    def __init__(self, value: Tensor, leaf: Tensor) -> None:
+        self._cotangent = torch.zeros_like(value).requires_grad_()
+        self._leaf = leaf
+        pulled: Tensor | None = None
+        if value.requires_grad:
+            (pulled,) = torch.autograd.grad(
+                value, leaf, self._cotangent, create_graph=True, allow_unused=True
+            )
+        self._pulled = pulled
+
+    def along(self, vector: Tensor) -> Tensor:
+        """The derivative along a direction, ``(entries,)``, float64."""
+        zero = torch.zeros_like(self._cotangent, dtype=torch.float64).flatten()
+        if self._pulled is None or not self._pulled.requires_grad:
+            return zero
+        (found,) = torch.autograd.grad(
+            self._pulled, self._cotangent, vector.to(self._pulled), True, allow_unused=True
+        )
+        return zero if found is None else found.detach().double().flatten()
+
+
+def read_columns(value: Tensor, leaf: Tensor) -> list[Column] | None:
+    """All columns of one parameter; None where they hold more than :data:`MOST` numbers."""
+    columns, size = [], 0
+    differential = Differential(value, leaf)
+    for index in range(leaf.numel()):
+        unit = torch.zeros(leaf.numel(), dtype=leaf.dtype, device=leaf.device)
+        unit[index] = 1.0
+        dense = differential.along(unit.reshape(leaf.shape))
+        entries = dense.nonzero().squeeze(-1)
+        size += len(entries)
+        if size > MOST:
+            return None
+        columns.append(Column(entries, dense[entries]))
+    return columns
+
+
+def build(columns: list[Column], num_entries: int, block_size: int) -> Jacobian | None:
+    """Group the blocks by the columns that they depend on.
+
+    :param columns: one or more.
+    :return: None where the groups would hold more than :data:`MOST` numbers.
+    """
+    num_blocks = num_entries // max(block_size, 1)
+    device = columns[0].entries.device
+    words = torch.zeros((num_blocks, -(-len(columns) // 62)), dtype=torch.long, device=device)
+    for number, column in enumerate(columns):
+        bit = torch.tensor(1 << number % 62, device=device)
+        words[column.entries // block_size, number // 62] |= bit
+    patterns, which = words.unique(dim=0, return_inverse=True)
+    if len(patterns) > _MOST_GROUPS:
+        patterns, which = patterns[:1], torch.zeros_like(which)
+        every = [list(range(len(columns)))]
+    else:
+        every = [
+            [n for n in range(len(columns)) if int(row[n // 62]) >> n % 62 & 1] for row in patterns
+        ]
+    blocks = [(which == number).nonzero().squeeze(-1) for number in range(len(patterns))]
+    size = sum(len(own) * block_size * len(chosen) for own, chosen in zip(blocks, every))
+    if size > MOST:
+        return None
+    groups = []
+    place = torch.empty_like(which)
+    for own, chosen in zip(blocks, every, strict=True):
+        if not chosen:
+            continue
+        matrix = torch.zeros(
+            (len(own), block_size, len(chosen)), dtype=torch.float64, device=device
+        )
+        inside = torch.zeros(num_blocks, dtype=torch.bool, device=device)
+        inside[own] = True
+        place[own] = torch.arange(len(own), device=device)
+        for number, index in enumerate(chosen):
+            entries, values = columns[index]
+            block = entries // block_size
+            here = inside[block]
+            entries, values, block = entries[here], values[here], block[here]
+            matrix[place[block], entries % block_size, number] = values
+        groups.append(Group(own, torch.tensor(chosen, device=device), matrix))
+    return Jacobian(tuple(groups), num_blocks, block_size, len(columns))
+
+
+def gram(jacobian: Jacobian, statistics: tuple[Tensor, ...], constant: Tensor) -> Any:
+    """The normal equations of one argument, with the weighted statistics of its blocks.
+
+    :param statistics: weighted with the blocks' precisions: n and s of independent series; n, s
+        and the precisions times n of correlated ones.
+    :param constant: c, ``(entries,)``.
+    :return: ``J^T W J`` and ``J^T (s - W c)``.
+    """
+    normal = constant.new_zeros(jacobian.num_columns, jacobian.num_columns)
+    right = constant.new_zeros(jacobian.num_columns)
+    constant = constant.reshape(jacobian.num_blocks, jacobian.block_size)
+    correlated = len(statistics) > 2
+    weight = (statistics[2] if correlated else statistics[0]).to(constant)
+    total = statistics[1].to(constant).reshape(constant.shape)
+    for blocks, columns, matrix in jacobian.groups:
+        own = weight[blocks]
+        if correlated:
+            weighted = own @ matrix  # (B, D, C)
+            shift = (own @ constant[blocks].unsqueeze(-1)).squeeze(-1)
+        else:
+            own = own.reshape(-1, 1)
+            weighted, shift = own.unsqueeze(-1) * matrix, own * constant[blocks]
+        flat = matrix.flatten(0, 1)
+        normal[columns.unsqueeze(-1), columns] += flat.mT @ weighted.flatten(0, 1)
+        right[columns] += flat.mT @ (total[blocks] - shift).flatten()
+    return normal, right
