@@ -11,32 +11,10 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from tests.infer.random_draws import Draws, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
 
 Chain = dict[str, Read]  # by the name of the argument
 Maker = Callable[[Draws, Registry, Layout], Chain]
-
-
-class Kinds:
-    """A list of functions to draw from, each with a weight and a condition on the shapes."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[Callable, float, Callable[[Layout], bool]]] = []
-
-    def __call__(
-        self, weight: float = 1.0, fits: Callable[[Layout], bool] = lambda layout: True
-    ) -> Callable:
-        def add(make: Callable) -> Callable:
-            self.entries.append((make, weight, fits))
-            return make
-
-        return add
-
-    def draw(self, draws: Draws, layout: Layout) -> Callable:
-        fitting = [(make, weight) for make, weight, fits in self.entries if fits(layout)]
-        make: Callable = draws.one_of([m for m, _ in fitting], [w for _, w in fitting])
-        draws.say(make.__name__.replace("_", " ").strip())
-        return make
 
 
 initial = Kinds()
@@ -184,20 +162,20 @@ def A_rows_permuted(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     return {"transition_probs": lambda: read()[order]}
 
 
-@transition(0.4)
+@transition(0.8, closed=False)
 def A_states_renamed(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     start = draws.stochastic(layout.num_states, layout.num_states)
     read, order = registry.simplex("transition", start), torch.arange(layout.num_states).flip(0)
     return {"transition_probs": lambda: read()[order][:, order]}
 
 
-@transition(0.4)
+@transition(0.8, closed=False)
 def A_logits_transposed(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     read = registry.real("transition", draws.normal(layout.num_states, layout.num_states))
     return {"transition_logits": lambda: read().mT}
 
 
-@transition(0.4, lambda layout: layout.num_states > 1)
+@transition(1.0, lambda layout: layout.num_states > 1, closed=False)
 def A_probability_to_stay(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     read = registry.real("stay", draws.normal())
     eye = torch.eye(layout.num_states, dtype=draws.dtype)
@@ -209,13 +187,13 @@ def A_probability_to_stay(draws: Draws, registry: Registry, layout: Layout) -> C
     return {"transition_probs": probs}
 
 
-@transition(0.3)
+@transition(0.6, closed=False)
 def A_tempered_logits(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     read = registry.real("transition", draws.normal(layout.num_states, layout.num_states))
     return {"transition_logits": lambda: 2 * read()}
 
 
-@transition(0.3, lambda layout: layout.num_steps > 2)
+@transition(1.0, lambda layout: layout.num_steps > 2, closed=False)
 def A_logits_with_a_covariate(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     covariate = draws.normal(layout.num_steps - 1, 1, 1)
     base = registry.real("transition", draws.normal(layout.num_states, layout.num_states))
@@ -223,7 +201,7 @@ def A_logits_with_a_covariate(draws: Draws, registry: Registry, layout: Layout) 
     return {"transition_logits": lambda: base() + covariate * slope()}
 
 
-@transition(0.25)
+@transition(0.5, closed=False)
 def A_and_pi_is_its_first_row(draws: Draws, registry: Registry, layout: Layout) -> Chain:
     start = draws.stochastic(layout.num_states, layout.num_states)
     read = registry.simplex("transition", start)

@@ -22,6 +22,7 @@ class Draws:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.dtype = torch.float32 if self.chance(0.08) else torch.float64
+        self.only_closed = self.chance(0.65)  #: whether only to choose what has a closed form
         self.phrases: list[str] = ["float32"] if self.dtype == torch.float32 else []
 
     def say(self, phrase: str) -> None:
@@ -114,6 +115,41 @@ def draw_layout(draws: Draws, num_states: int, event: tuple[int, ...]) -> Layout
     return Layout(num_states, event, batch, restarts, num_steps)
 
 
+class Kinds:
+    """A list of functions to draw from, each with a weight and a condition on the shapes."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[Callable, float, Callable[[Layout], bool], bool]] = []
+
+    def __call__(
+        self,
+        weight: float = 1.0,
+        fits: Callable[[Layout], bool] = lambda layout: True,
+        closed: bool = True,
+    ) -> Callable:
+        """Add a function.
+
+        :param closed: whether EM has a closed form for what it makes.
+        """
+
+        def add(make: Callable) -> Callable:
+            self.entries.append((make, weight, fits, closed))
+            return make
+
+        return add
+
+    def draw(self, draws: Draws, layout: Layout) -> Callable:
+        """One of the functions."""
+        fitting = [
+            (make, weight)
+            for make, weight, fits, closed in self.entries
+            if fits(layout) and (closed or not draws.only_closed)
+        ]
+        make: Callable = draws.one_of([m for m, _ in fitting], [w for _, w in fitting])
+        draws.say(make.__name__.replace("_", " ").strip())
+        return make
+
+
 #: The priors of a parameter by what it holds: those that are conjugate, and others.
 _PRIORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "probabilities": (("Dirichlet",), ("Dirichlet below 1",)),
@@ -137,7 +173,8 @@ class Registry:
         self.module = PyroModule()
         self.network = nn.Module()
         self.starts: dict[str, Tensor] = {}  #: of the sample sites, for a guide
-        self.spreads: set[str] = set()  #: names of parameters that a floor concerns
+        #: The parameters that a floor concerns, and among how many cells they divide the data.
+        self.spreads: dict[str, int] = {}
         self._values: dict[str, Tensor] = {}
         self._names: set[str] = set()
 
@@ -162,7 +199,7 @@ class Registry:
             name += "_"
         self._names.add(name)
         if holds in _PRIORS and self.draws.chance(self.prior_share):
-            families = _PRIORS[holds][self.draws.chance(0.12)]
+            families = _PRIORS[holds][not self.draws.only_closed and self.draws.chance(0.4)]
             if families and bool((start != 0).all()):
                 return self._site(name, start, self.draws.one_of(families))
         if self.how == "PyroModule":
@@ -177,9 +214,12 @@ class Registry:
             return lambda: getattr(pyro.module("network", self.network), name)
         return lambda: pyro.param(name, start.clone(), constraint=constraint)
 
-    def of_spread(self, read: Read, name: str) -> Read:
-        """Note that a floor on variances concerns this parameter."""
-        self.spreads.add(name)
+    def of_spread(self, read: Read, name: str, num_cells: int) -> Read:
+        """Note that a floor on variances concerns this parameter.
+
+        :param num_cells: among how many the rows of the data are divided.
+        """
+        self.spreads[name] = max(num_cells, self.spreads.get(name, 0))
         return read
 
     def _site(self, name: str, start: Tensor, family: str) -> Read:

@@ -10,8 +10,7 @@ import torch
 from pyro.distributions import constraints, transforms
 from torch import Tensor
 
-from tests.infer.random_chains import Kinds
-from tests.infer.random_draws import Draws, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
 from tests.infer.random_spreads import draw_matrix, draw_scale
 
 emission = Kinds()
@@ -102,7 +101,7 @@ def multivariate_normals_side_by_side(
     return Emission(make, draw_data(draws, layout))
 
 
-@emission(0.5)
+@emission(1, closed=False)
 def normal_with_entries_masked(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -136,7 +135,7 @@ def multivariate_normal_with_steps_masked(
     return base._replace(make=lambda: base.make().mask(seen))
 
 
-@emission(0.4)
+@emission(0.8, closed=False)
 def tempered_subclass_of_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -144,7 +143,7 @@ def tempered_subclass_of_normal(
     return Emission(make, draw_data(draws, layout))
 
 
-@emission(0.4, _is_vector)
+@emission(0.8, _is_vector, closed=False)
 def penalised_subclass_of_multivariate_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -162,13 +161,13 @@ def _with_gaps(draws: Draws, layout: Layout) -> Tensor:
     return data.masked_fill(draws.uniform(0.0, 1.0, *data.shape) < 0.15, torch.nan)
 
 
-@emission(0.4)
+@emission(0.8, closed=False)
 def nan_masked_normal(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     make = _normal(dist.NanMaskedNormal, layout, loc, draw_scale(draws, registry, layout))
     return Emission(make, _with_gaps(draws, layout), is_checked=False)
 
 
-@emission(0.4, _is_vector)
+@emission(0.8, _is_vector, closed=False)
 def nan_masked_multivariate_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -181,13 +180,13 @@ def nan_masked_multivariate_normal(
     return Emission(make, _with_gaps(draws, layout), is_checked=False)
 
 
-@emission(0.3)
+@emission(0.6, closed=False)
 def log_normal(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     make = _normal(dist.LogNormal, layout, loc, draw_scale(draws, registry, layout))
     return Emission(make, draw_data(draws, layout).exp())
 
 
-@emission(0.4)
+@emission(0.8, closed=False)
 def normal_through_an_affine_transform(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -203,7 +202,7 @@ def normal_through_an_affine_transform(
     return Emission(make, draw_data(draws, layout))
 
 
-@emission(0.3)
+@emission(0.6, closed=False)
 def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     scale = draw_scale(draws, registry, layout)
     df = registry.positive("df", draws.uniform(3.0, 8.0))
@@ -213,7 +212,7 @@ def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Em
     )
 
 
-@emission(0.3, _is_vector)
+@emission(0.6, _is_vector, closed=False)
 def low_rank_multivariate_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -225,13 +224,13 @@ def low_rank_multivariate_normal(
     )
 
 
-@emission(0.3, _is_scalar)
+@emission(0.6, _is_scalar, closed=False)
 def poisson(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     data = (0.5 * draw_data(draws, layout)).clamp(max=3.0).exp().round()
     return Emission(lambda: dist.Poisson((0.3 * loc()).exp()), data)
 
 
-@emission(0.4, _is_scalar)
+@emission(0.8, _is_scalar, closed=False)
 def categorical(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     data = torch.bucketize(draw_data(draws, layout), draws.tensor([-1.0, 1.0]))
     start = draws.simplex(layout.num_states, 3)
@@ -245,7 +244,7 @@ def categorical(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> 
     return Emission(lambda: dist.Categorical(read()), data)
 
 
-@emission(0.3, _is_scalar)
+@emission(0.6, _is_scalar, closed=False)
 def mixture_of_two_normals(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.infer.random_chains import Kinds
-from tests.infer.random_draws import Draws, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
 
 location = Kinds()
 
@@ -187,20 +186,20 @@ def mu_sum_of_two_that_no_data_tell_apart(
 # Not affine.
 
 
-@location(0.4)
+@location(1.2, closed=False)
 def mu_ordered(draws: Draws, registry: Registry, layout: Layout) -> Read:
     first = registry.real("first", _start(draws, 1, *layout.event), "location")
     gaps = registry.real("log_gaps", 0.3 * draws.normal(*layout.own))
     return lambda: first() + gaps().exp().cumsum(0)
 
 
-@location(0.25)
+@location(0.75, closed=False)
 def mu_tanh(draws: Draws, registry: Registry, layout: Layout) -> Read:
     read = registry.real("loc", 0.5 * draws.normal(*layout.own))
     return lambda: 2 * read().tanh()
 
 
-@location(0.25)
+@location(0.75, closed=False)
 def mu_half_detached(draws: Draws, registry: Registry, layout: Layout) -> Read:
     """The gradient of such a model is not that of its density: EM has to refuse it."""
     read = registry.real("loc", _start(draws, *layout.own), "location")

@@ -106,7 +106,7 @@ def _draw_observe(draws: Draws, site: Site) -> Model:
     """The statement that observes a site."""
     name, layout = site.name, site.layout
     kind: type[RegimeHMM] = RegimeHMM
-    if draws.chance(0.03):
+    if not draws.only_closed and draws.chance(0.08):
         draws.say("a tempered subclass of RegimeHMM")
         kind = TemperedHMM
     handlers = _draw_weights(draws, layout)
@@ -172,7 +172,8 @@ def _draw_other_sites(draws: Draws, registry: Registry, site: Site) -> list[Mode
     """Statements beside the observed RegimeHMM."""
     others: list[Model] = []
     size = _peek(site.location, registry).numel()
-    if draws.chance(0.05):
+    share = 0.0 if draws.only_closed else 0.12
+    if draws.chance(share):
         draws.say("a second likelihood of the location")
         seen = draws.normal(size)
 
@@ -181,7 +182,7 @@ def _draw_other_sites(draws: Draws, registry: Registry, site: Site) -> list[Mode
             pyro.sample("second", dist.Normal(held, 1.0).to_event(1), obs=seen)
 
         others.append(likelihood)
-    if draws.chance(0.05):
+    if draws.chance(share):
         draws.say("a factor of the location")
         others.append(
             lambda: pyro.factor("penalty", -0.3 * site.location().square().sum())  # type: ignore
@@ -195,13 +196,14 @@ def _draw_other_sites(draws: Draws, registry: Registry, site: Site) -> list[Mode
     return others
 
 
-def _draw_floor(draws: Draws, sites: list[Site]) -> float:
-    """On variances, at least where there are few data for a state; none where it could not bind."""
+def _draw_floor(draws: Draws, sites: list[Site], registry: Registry) -> float:
+    """A floor on variances, at least where some cell may have few data."""
     floor = float(draws.one_of([1e-4, 1e-2, 0.1]))
-    if draws.dtype == torch.float32:  # which has no digits for conditions beyond
+    if draws.dtype == torch.float32:  # which has no digits for the conditions that others allow
         return 0.1
-    amount = sum(math.prod(site.layout.data_batch) * site.layout.num_steps for site in sites)
-    return 0.0 if amount > 25 * sites[0].layout.num_states and draws.chance(0.8) else floor
+    fewest = min(math.prod(site.layout.data_batch) * site.layout.num_steps for site in sites)
+    most = max([sites[0].layout.num_states, *registry.spreads.values()])
+    return 0.0 if fewest > 25 * most and draws.chance(0.9) else floor
 
 
 def draw_model(seed: int) -> RandomModel:
@@ -244,11 +246,11 @@ def draw_model(seed: int) -> RandomModel:
     guide = None
     if registry.starts:
         guide = AutoDelta(model, init_loc_fn=init_to_value(values=registry.starts))
-    floor = _draw_floor(draws, sites)
+    floor = _draw_floor(draws, sites, registry)
     draws.say(f"floor {floor:g}" if floor else "no floor")
     data = [site.emission.data for site in sites]
     return RandomModel(
-        seed, "; ".join(draws.phrases), model, guide, floor, registry.spreads, data, draws.dtype
+        seed, "; ".join(draws.phrases), model, guide, floor, set(registry.spreads), data, draws.dtype
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Callable
 
 import torch
@@ -19,9 +20,11 @@ _LINKS: dict[str, tuple[str, float, Callable[[Tensor], Tensor]]] = {
     "log_scale": ("", 1.0, torch.exp),
     "log_variance": ("", 0.5, lambda value: (0.5 * value).exp()),
     "log_precision": ("", 0.5, lambda value: (-0.5 * value).exp()),
-    "softplus": ("", 0.3, lambda value: 0.05 + softplus(value)),
-    "half_scale": ("", 0.3, lambda value: 0.5 * value),
+    "softplus": ("", 0.8, lambda value: 0.05 + softplus(value)),
+    "half_scale": ("", 0.8, lambda value: 0.5 * value),
 }
+
+_NOT_CLOSED = ("softplus", "half_scale")
 
 
 def _shapes(draws: Draws, layout: Layout) -> tuple[int, ...]:
@@ -48,25 +51,27 @@ def draw_scale(draws: Draws, registry: Registry, layout: Layout) -> Read:
         value = draws.uniform(0.5, 2.0, *shape)
         draws.say(f"fixed scale {shape}")
         return lambda: value
-    name = draws.one_of(list(_LINKS), [weight for _, weight, _ in _LINKS.values()])
+    names = [name for name in _LINKS if name not in _NOT_CLOSED or not draws.only_closed]
+    name = draws.one_of(names, [_LINKS[name][1] for name in names])
     holds, _, forward = _LINKS[name]
     start = draws.uniform(0.5, 2.0, *shape)
     is_real = name.startswith("log") or name == "softplus"
     if is_real:
         start = start.log() if draws.chance(0.5) else torch.zeros_like(start)
+    num_cells = math.prod(shape[: len(shape) - len(layout.event)])
     draws.say(f"{name} {shape}" + (" from 0" if is_real and not start.any() else ""))
     if shape == layout.own and not is_real and draws.chance(0.15):
         draws.say("whose states share, some unused")
         place, wide = draws.integers(2, layout.num_states) * 2, draws.uniform(0.5, 2.0, 4, *shape[1:])
-        cells = registry.of_spread(registry.positive(name, wide, holds), name)
+        cells = registry.of_spread(registry.positive(name, wide, holds), name, num_cells)
         return lambda: forward(cells()[place])
     if layout.num_steps > 6 and not layout.batch and not is_real and draws.chance(0.1):
         draws.say("by season, some unused")
         season, wide = draws.integers(2, layout.num_steps) * 2, draws.uniform(0.5, 2.0, 4, *layout.own)
-        seasons = registry.of_spread(registry.positive(name, wide, holds), name)
+        seasons = registry.of_spread(registry.positive(name, wide, holds), name, 4 * num_cells)
         return lambda: forward(seasons()[season])
     make = registry.real if is_real else registry.positive
-    read = registry.of_spread(make(name, start, holds), name)
+    read = registry.of_spread(make(name, start, holds), name, num_cells)
     return lambda: forward(read())
 
 
@@ -88,9 +93,12 @@ def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, R
         options.append(((*layout.batch, 1, layout.num_states, *square), 0.3))
     shapes, weights = zip(*options)
     shape = draws.one_of(shapes, weights)
-    start = draws.covariance(*shape)
+    start, num_cells = draws.covariance(*shape), math.prod(shape[:-1])
     argument = draws.one_of(["covariance_matrix", "scale_tril", "precision_matrix"], [2, 1, 1])
-    held = draws.one_of(["covariance", "factor", "precision", "raw", "fixed"], [4, 2, 2, 1, 0.5])
+    raw_share = 0.0 if draws.only_closed else 3.0
+    held = draws.one_of(
+        ["covariance", "factor", "precision", "raw", "fixed"], [4, 2, 2, raw_share, 0.5]
+    )
     draws.say(f"{argument} of {held} {shape}")
     if held == "fixed":
         value = start
@@ -99,7 +107,7 @@ def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, R
     if held == "raw":
         raw = torch.zeros(shape, dtype=draws.dtype)
         raw = raw if draws.chance(0.6) else 0.3 * draws.normal(*shape)
-        own = registry.of_spread(registry.real("raw", raw), "raw")
+        own = registry.of_spread(registry.real("raw", raw), "raw", num_cells)
         return {argument: _matrix(argument, "factor", lambda: _factor_of_raw(own()))}
     constraint = constraints.positive_definite
     if held == "factor":
@@ -107,7 +115,8 @@ def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, R
     elif held == "precision":
         start = torch.linalg.inv(start)
     holds = "precision matrix" if held == "precision" else ""
-    read = registry.of_spread(registry.add(held, start, constraint, holds), held)
+    own = registry.add(held, start, constraint, holds)
+    read = registry.of_spread(own, held, num_cells)
     if held == "covariance" and draws.chance(0.15):
         draws.say("transposed")
         return {argument: _matrix(argument, held, lambda: read().mT)}
