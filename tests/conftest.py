@@ -7,13 +7,21 @@ import pyro
 import pytest
 import torch
 
+from tests import seeds
+
 if not torch.cuda.is_available():
     # Triton's kernels run on the CPU then, and it reads this when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tensors here are small: on a machine with other work to do, torch's threads wait for one
 # another far longer than they compute.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("PYRO_REGIMES_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers() -> None:
+    """Draws from the global generators do not hang on the tests that ran before."""
+    pyro.set_rng_seed(seeds.seed(0))
 
 
 @pytest.fixture(autouse=True)

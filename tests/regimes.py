@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyro_regimes.gaussian_hmm import full_covariances
+from tests import seeds
 
 TRANSITIONS = np.array([[0.95, 0.04, 0.01], [0.05, 0.9, 0.05], [0.02, 0.08, 0.9]])
 MEANS = np.array([[2.0, 1.0], [0.0, 0.0], [-2.0, -3.0]])
@@ -21,7 +22,7 @@ COVARIANCES = {
 
 def simulate(covariance_type: str, num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Observations and states, from the explicit model one step at a time."""
-    rng = np.random.RandomState(seed)
+    rng = seeds.rng(seed)
     full = full_covariances(COVARIANCES[covariance_type], covariance_type, MEANS.shape)
     states = [rng.randint(3)]
     for _ in range(num_steps - 1):

@@ -14,9 +14,10 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from pyro_regimes.checks import collapsed_variance
 from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, full_covariances
 from pyro_regimes.model import RegimeModel
+from tests import seeds
 from tests.regimes import simulate
 
-GOOD = np.random.RandomState(0).standard_normal((30, 2))
+GOOD = seeds.rng(0).standard_normal((30, 2))
 CONSTANT = GOOD * [1.0, 0.0] + [0.0, 3.0]
 COLLINEAR = GOOD[:, [0, 1, 0]] + GOOD[:, [1, 0, 0]]
 BAD_PARAMETERS = [

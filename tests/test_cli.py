@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pyro_regimes import RegimeModel, cli, datasets
+from tests import seeds
 
 SMALL = ["--num-rows", "300", "--n-regimes", "2"]
 
@@ -29,7 +30,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def write_csv(path: Path, scale: float = 1.0) -> Path:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeds.seed(0))
     days = np.arange("2020-01-01", "2020-07-01", dtype="datetime64[D]")
     returns = rng.normal(
         scale=np.where(np.arange(len(days)) < 90, 0.5, 3.0)[:, None], size=(len(days), 2)

@@ -13,6 +13,7 @@ from pyro_regimes.fitting import fit_starts
 from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES
 from pyro_regimes.model import RegimeModel
 from pyro_regimes.starts import make_starts
+from tests import seeds
 from tests.regimes import simulate
 
 
@@ -21,7 +22,7 @@ from tests.regimes import simulate
 @pytest.mark.parametrize("ragged", [False, True])
 def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged):
     x, _ = simulate(covariance_type, 120)
-    starts = make_starts(x, 3, 3, covariance_type, 1e-6, np.random.RandomState(0))
+    starts = make_starts(x, 3, 3, covariance_type, 1e-6, seeds.rng(0))
     data, lengths = torch.tensor(x), None
     if ragged:
         data = torch.stack([data[:60], data[60:]])
@@ -40,11 +41,11 @@ def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged
 
 def test_a_collapsed_start_does_not_win():
     """On a repeated point the likelihood has no bound: a sound start is kept all the same."""
-    rng = np.random.RandomState(0)
+    rng = seeds.rng(0)
     x = np.concatenate(
         [rng.standard_normal((60, 1)), np.full((6, 1), 9.0), rng.standard_normal((60, 1))]
     )
-    starts = make_starts(x, 2, 2, "full", 1e-6, np.random.RandomState(0))
+    starts = make_starts(x, 2, 2, "full", 1e-6, seeds.rng(0))
     # Start 0 is about to collapse onto the repeated point, start 1 splits the noise by its sign.
     starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[[1.0]], [[0.01]]]
     starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[[1.0]], [[9.0]]]
@@ -63,7 +64,7 @@ def test_a_collapsed_start_does_not_win():
 
 def test_svi_leaves_a_collapsed_start_where_it_is():
     x, _ = simulate("full", 60)
-    starts = make_starts(x, 2, 2, "full", 1e-6, np.random.RandomState(0))
+    starts = make_starts(x, 2, 2, "full", 1e-6, seeds.rng(0))
     starts.covariances[0, 0] = 1e-7 * np.eye(2)
     settings = dict(inference="svi", max_iter=3, tol=None, min_eigenvalue=0.0, least=1e-6)
     fit = fit_starts(starts, "full", torch.tensor(x), None, **settings)
@@ -75,7 +76,7 @@ def test_svi_leaves_a_collapsed_start_where_it_is():
 def test_the_store_is_restored_after_an_error():
     with pyro.get_param_store().scope():
         pyro.param("mine", torch.tensor(1.0))
-        starts = make_starts(np.arange(6.0)[:, None], 2, 1, "full", 1e-6, np.random.RandomState(0))
+        starts = make_starts(np.arange(6.0)[:, None], 2, 1, "full", 1e-6, seeds.rng(0))
         with pytest.raises(ValueError):
             fit_starts(
                 starts, "full", torch.zeros(6, 5), None,

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_regimes.model import RegimeModel
+from tests import seeds
 
 EXPECTED_FAILURES = {
     "check_methods_sample_order_invariance": (
@@ -34,7 +35,7 @@ def test_sklearn_compatible(estimator, check):
 
 @pytest.fixture(scope="module")
 def returns() -> np.ndarray:
-    rng = np.random.RandomState(0)
+    rng = seeds.rng(0)
     volatile = (np.arange(300) // 50) % 2
     return rng.standard_normal((300, 2)) * (1 + 3 * volatile[:, None]) + volatile[:, None]
 

@@ -1,8 +1,8 @@
 """Closed-form maximisers, one file a family of observation distributions.
 
-A family's module holds ``FAMILY``, the distribution classes; ``arguments(distribution)``, the tensors
-that may be parameters; ``log_prob(value, arguments, event_dim)``, the log density in every state;
-and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
+A family's module holds ``FAMILY``, the distribution classes; ``MAX_EVENT_DIM``, the most dims of one
+observation; ``arguments(distribution)``, the tensors that may be parameters; ``log_prob(value,
+arguments, event_dim)``, the log density in every state; and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
 maximised. A new family is one such file and one entry in :data:`FAMILIES`.
 """
 
@@ -51,13 +51,15 @@ def unwrap(observation_dist: Distribution) -> Unwrapped:
     return Unwrapped(inner, mask)
 
 
-def find_family(base: Distribution) -> ModuleType | None:
+def find_family(base: Distribution, event_dim: int = 0) -> ModuleType | None:
     """The module that knows how to maximise this distribution, or None.
 
     Types are matched exactly: a subclass may have a density of its own.
+
+    :param event_dim: of the observation distribution that it stands in.
     """
     for family in FAMILIES:
-        if type(base) in family.FAMILY:
+        if type(base) in family.FAMILY and event_dim <= family.MAX_EVENT_DIM:
             return family
     return None
 

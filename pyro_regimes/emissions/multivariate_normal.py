@@ -19,16 +19,28 @@ to it: the exact maximiser under that constraint.
 
 from __future__ import annotations
 
+from typing import Callable, NamedTuple
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
-from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.emissions.update import (
+    ROUNDING,
+    Natural,
+    Observed,
+    Update,
+    divide,
+    divide_where_known,
+    shift,
+    unchanged,
+)
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = (MultivariateNormal, dist.MultivariateNormal)
+MAX_EVENT_DIM = 1
 
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 
@@ -173,10 +185,95 @@ def _feasible_precision(precision: Tensor, floor: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(_raise_eigenvalues(covariance, floor)))
 
 
+def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
+    _, total, precision = statistics
+    return total - (precision @ loc.unsqueeze(-1)).squeeze(-1)
+
+
+def _location_gain(
+    score: Tensor, statistics: tuple[Tensor, ...], loc: Tensor, floor: float
+) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(statistics[2])
+    whitened = torch.linalg.solve_triangular(factor, score.unsqueeze(-1), upper=False)
+    gain = 0.5 * whitened.square().sum((-2, -1))
+    unknown = torch.where((score == 0).all(-1), 0.0, torch.inf)
+    return torch.where(info == 0, gain, unknown)
+
+
+class _Root(NamedTuple):
+    r"""A root R of a covariance, :math:`\Sigma = R R^\top`.
+
+    A spread is perturbed as :math:`\Sigma = R (I + (e + e^\top) / 2) R^\top`. The score in e is
+    :math:`\tfrac12 (R^{-1} S R^{-\top} - n I)` for the scatter S, and the gain its squared
+    Frobenius norm over n.
+    """
+
+    of: Callable[[Tensor], Tensor]  #: the root of a spread as the argument holds it
+    spread: Callable[[Tensor, Tensor], Tensor]  #: from R and the symmetric matrix (e + e') / 2
+
+    def perturb(self, spread: Tensor, by: Tensor) -> Tensor:
+        return self.spread(self.of(spread), (by + by.mT) / 2)
+
+    def score(self, statistics: tuple[Tensor, ...], spread: Tensor) -> Tensor:
+        weight, scatter = statistics
+        root = self.of(spread)
+        half = torch.linalg.solve(root, scatter)
+        whitened = torch.linalg.solve(root, half.mT)
+        eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        return 0.25 * (whitened + whitened.mT) - 0.5 * weight * eye
+
+    def gain(
+        self, score: Tensor, statistics: tuple[Tensor, ...], spread: Tensor, floor: float
+    ) -> Tensor:
+        score = (score + score.mT) / 2
+        if floor > 0:
+            root = self.of(spread)
+            values, vectors = torch.linalg.eigh(root @ root.mT)
+            at_floor = (values <= floor * (1 + ROUNDING)).unsqueeze(-2)
+            held = (root.mT @ vectors) * (at_floor / values.clamp(min=floor).sqrt().unsqueeze(-2))
+            inside, along = torch.linalg.eigh(held.mT @ score @ held)
+            blocked = held @ ((along * inside.clamp(max=0.0).unsqueeze(-2)) @ along.mT) @ held.mT
+            score = score - blocked
+        return divide_where_known(score.square().sum((-2, -1)), statistics[0][..., 0, 0])
+
+
+def _unit_plus(symmetric: Tensor) -> Tensor:
+    return symmetric + torch.eye(
+        symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device
+    )
+
+
+_COVARIANCE = _Root(torch.linalg.cholesky, lambda root, by: root @ _unit_plus(by) @ root.mT)
+_FACTOR = _Root(torch.tril, lambda root, by: root @ torch.linalg.cholesky(_unit_plus(by)))
+
+
+def _root_of_inverse(precision: Tensor) -> Tensor:
+    eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    factor = torch.linalg.cholesky(precision)
+    return torch.linalg.solve_triangular(factor.mT, eye.expand(factor.shape), upper=True)
+
+
+def _precision_of_root(root: Tensor, by: Tensor) -> Tensor:
+    inverse = torch.linalg.inv(root)
+    return inverse.mT @ _unit_plus(-by) @ inverse
+
+
+_PRECISION = _Root(_root_of_inverse, _precision_of_root)
+
+
 _SCATTER = "weighted scatter (41)"
 
 UPDATES = (
-    Update("loc", 1, False, _location_statistics, _mean, unchanged, "weighted mean (35)"),
+    Update(
+        "loc",
+        1,
+        False,
+        _location_statistics,
+        _mean,
+        unchanged,
+        "weighted mean (35)",
+        Natural(shift, _location_score, _location_gain),
+    ),
     Update(
         "covariance_matrix",
         2,
@@ -185,6 +282,7 @@ UPDATES = (
         _covariance_matrix,
         _raise_eigenvalues,
         _SCATTER,
+        Natural(_COVARIANCE.perturb, _COVARIANCE.score, _COVARIANCE.gain),
     ),
     Update(
         "scale_tril",
@@ -194,6 +292,7 @@ UPDATES = (
         _scale_tril,
         _feasible_scale_tril,
         _SCATTER,
+        Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
     ),
     Update(
         "precision_matrix",
@@ -203,5 +302,6 @@ UPDATES = (
         _precision_matrix,
         _feasible_precision,
         _SCATTER,
+        Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
     ),
 )

@@ -12,15 +12,27 @@ follow about the new location (ECM: Meng and Rubin 1993).
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.emissions.update import (
+    ROUNDING,
+    Natural,
+    Observed,
+    Update,
+    divide,
+    divide_where_known,
+    shift,
+    unchanged,
+)
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = (Normal, dist.Normal)
+MAX_EVENT_DIM = math.inf
 
 
 def arguments(observation_dist: Normal) -> dict[str, Tensor]:
@@ -128,7 +140,52 @@ def _feasible(scale: Tensor, floor: float) -> Tensor:
     return scale.clamp(min=floor**0.5)
 
 
+def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
+    weight, total = statistics
+    return total - weight * loc
+
+
+def _location_gain(
+    score: Tensor, statistics: tuple[Tensor, ...], loc: Tensor, floor: float
+) -> Tensor:
+    return divide_where_known(0.5 * score**2, statistics[0])
+
+
+def _scale_score(statistics: tuple[Tensor, ...], scale: Tensor) -> Tensor:
+    weight, total = statistics
+    return total / scale**2 - weight
+
+
+def _scale_gain(
+    score: Tensor, statistics: tuple[Tensor, ...], scale: Tensor, floor: float
+) -> Tensor:
+    blocked = (scale**2 <= floor * (1 + ROUNDING)) & (score < 0)
+    return divide_where_known(0.25 * score**2, statistics[0]).masked_fill(blocked, 0.0)
+
+
+def _stretch(scale: Tensor, by: Tensor) -> Tensor:
+    return scale * (1 + by)
+
+
 UPDATES = (
-    Update("loc", 0, True, _location_statistics, _mean, unchanged, "weighted mean (35)"),
-    Update("scale", 0, True, _scale_statistics, _standard_deviation, _feasible, "weighted sd (41)"),
+    Update(
+        "loc",
+        0,
+        True,
+        _location_statistics,
+        _mean,
+        unchanged,
+        "weighted mean (35)",
+        Natural(shift, _location_score, _location_gain),
+    ),
+    Update(
+        "scale",
+        0,
+        True,
+        _scale_statistics,
+        _standard_deviation,
+        _feasible,
+        "weighted sd (41)",
+        Natural(_stretch, _scale_score, _scale_gain),
+    ),
 )

@@ -7,6 +7,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
+#: Relative distance from the covariance floor within which a variance counts as at the floor.
+ROUNDING = 1e-6
+
 
 class Observed(NamedTuple):
     """The data of one site with the E-step's weights, ready for a family's statistics.
@@ -18,6 +21,23 @@ class Observed(NamedTuple):
     value: Tensor  #: ``(..., T, 1, *event)``, finite wherever a weight is positive
     weights: Tensor  #: gamma, times the site's own scale and mask: ``(..., T, K)``
     varies: bool  #: whether the observation distribution varies in time
+
+
+class Natural(NamedTuple):
+    r"""How an argument's cells move, in coordinates that no unit of the data changes.
+
+    The cells are perturbed by ``e``, which has their shape and is 0 at their present values. With
+    s the score, the derivative of Q in e, and I the expected information of the complete data,
+    half of :math:`s^\top I^{-1} s` is the gain in nats that a step of Newton's method promises.
+
+    Statistics are those of :class:`Update`, pooled, a location's weighted with precisions.
+    """
+
+    perturb: Callable[[Tensor, Tensor], Tensor]  #: ``(cells, e) -> cells``
+    score: Callable[[tuple[Tensor, ...], Tensor], Tensor]  #: ``(statistics, cells) -> score``
+    #: ``(score, statistics, cells, floor) -> (cells,)``, nats; directions that the covariance
+    #: floor blocks count for nothing
+    gain: Callable[[Tensor, tuple[Tensor, ...], Tensor, float], Tensor]
 
 
 class Update(NamedTuple):
@@ -41,6 +61,19 @@ class Update(NamedTuple):
     #: ``(cells, floor) -> cells`` that meet the covariance floor.
     feasible: Callable[[Tensor, float], Tensor]
     what: str  #: for the reader of ``em.plan``
+    natural: Natural  #: for the check of convergence
+
+
+def shift(cells: Tensor, by: Tensor) -> Tensor:
+    """``perturb`` of a location."""
+    return cells + by
+
+
+def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
+    """``total / weight``; where there is no weight, 0 for a total of 0 and else infinity."""
+    known = weight > 0
+    ratio = total / weight.masked_fill(~known, 1.0)
+    return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
 
 
 def unchanged(cells: Tensor, floor: float) -> Tensor:

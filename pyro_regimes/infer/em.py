@@ -12,12 +12,13 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from pyro_regimes.infer import climb
+from pyro_regimes.infer import climb, guard
 from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
 from pyro_regimes.infer.grouping import Groups, find_groups
+from pyro_regimes.infer.guard import Call
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
@@ -147,14 +148,20 @@ class EM:
         num_steps: int = 100,
         tol: float | None = 1e-4,
         callback: Callable[[int, float], None] | None = None,
+        check: bool = True,
         **kwargs: Any,
     ) -> EMResult:
         """Iterate until the log-likelihood of every restart rises by less than ``tol``.
+
+        Where an optimiser moves parameters, it must change by less in ten steps in a row.
 
         :param num_steps: at most so many steps.
         :param tol: in nats; None never stops early.
         :param callback: called after each step with its number, from 1, and the loss after it; the
             parameter store then holds the parameters of that step.
+        :param check: whether to differentiate the model's own objective once, where the run has
+            converged, and to see that it confirms an optimum (:mod:`.infer.guard`). If it does
+            not, a warning names the parameters, and the result does not count as converged.
         :return: an :class:`EMResult`; other arguments go to the model.
         :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
         """
@@ -174,7 +181,7 @@ class EM:
                 if not problem.plan.is_closed:
                     way: Climb = ReadingClimb(self, reading, args, kwargs)
                     way.run(num_steps, tol, callback)
-                    return way.result()
+                    return self._checked(way, tol if check else None, args, kwargs)
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
@@ -201,7 +208,7 @@ class EM:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
                     way.run(num_steps, tol, callback)
-            return way.result()
+            return self._checked(way, tol if check else None, args, kwargs)
 
     @contextmanager
     def _pyro(self) -> Iterator[None]:
@@ -337,6 +344,23 @@ class EM:
         bound = precision**0.5 * (1 + abs(expected))
         with np.errstate(invalid="ignore"):
             return bool(((losses == expected) | (abs(losses - expected) <= bound)).all())
+
+    def _checked(
+        self, way: Climb, tol: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> EMResult:
+        """The result, which counts as converged only if the model's own objective confirms it."""
+        result = way.result()
+        if tol is None or not way.converged:
+            return result
+        with self._pyro():
+            findings = guard.check(Call(self.model, self.guide, args, kwargs), way, tol)
+        if not findings:
+            return result
+        self._warn(guard.message(findings))
+        return result._replace(
+            converged=False,
+            stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
+        )
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> None:
         """Move covariances below the floor to it: EM is monotone from a feasible start only."""

@@ -36,23 +36,9 @@ def find_gradients(
     leaves = {
         name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in names
     }
-    outputs: list[Tensor] = []
-    cotangents: list[Tensor] = []
-
-    def add(output: Tensor, cotangent: Tensor) -> None:
-        if output.requires_grad:
-            outputs.append(output)
-            cotangents.append(-cotangent.to(output.dtype).sum_to_size(output.shape))
-
-    for each in expected.values():
-        initial, transition, observation = each.data.chain
-        gamma = each.data.weigh(each.expectations.smoothed_probs)
-        moved = each.data.weigh(each.expectations.expected_transitions)
-        add(initial, gamma[..., 0, :])
-        add(transition, moved.unsqueeze(-3) if moved.dim() == gamma.dim() else moved)
-        add(observation, gamma)
-    for value in [latent.log_prob for latent in run.latents.values()] + list(run.others.values()):
-        add(value, torch.ones_like(value))
+    terms = [(term, weight) for term, weight in log_terms(run, expected) if term.requires_grad]
+    outputs = [term for term, _ in terms]
+    cotangents = [-weight for _, weight in terms]
     if not outputs:
         return {}
     found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
@@ -60,6 +46,25 @@ def find_gradients(
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
+
+
+def log_terms(run: Run, expected: dict[str, Expected]) -> list[tuple[Tensor, Tensor]]:
+    """The log terms of a run's joint density, with their expected counts: Q is their product.
+
+    :param run: a connected one.
+    :param expected: of its sites, at the same parameters.
+    """
+    terms = []
+    for each in expected.values():
+        initial, transition, observation = each.data.chain
+        gamma = each.data.weigh(each.expectations.smoothed_probs)
+        moved = each.data.weigh(each.expectations.expected_transitions)
+        terms.append((initial, gamma[..., 0, :]))
+        terms.append((transition, moved.unsqueeze(-3) if moved.dim() == gamma.dim() else moved))
+        terms.append((observation, gamma))
+    for value in [latent.log_prob for latent in run.latents.values()] + list(run.others.values()):
+        terms.append((value, torch.ones_like(value)))
+    return [(term, weight.to(term.dtype).sum_to_size(term.shape)) for term, weight in terms]
 
 
 def move(optim: Optim, gradients: dict[str, Tensor]) -> None:

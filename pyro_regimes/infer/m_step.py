@@ -83,7 +83,7 @@ def maximise(
         fill_affine(plan.affine, values, params, arguments)
     for each in plan.order:
         old = params[each.name]
-        statistics = _pooled_statistics(each, expected, arguments)
+        statistics = pooled_statistics(each, expected, arguments)
         if each.name in pseudo:
             statistics = tuple(map(torch.add, statistics, pseudo[each.name]))
         cells = blocks(old, each.event_dim)
@@ -138,14 +138,14 @@ def fill_affine(
         arguments[use.site][use.argument] = argument + change.to(argument.dtype)
 
 
-def _solve_affine(
+def normal_equations(
     affine: Affine,
     expected: dict[str, Expected],
     params: dict[str, Tensor],
     arguments: dict[str, Arguments],
     pseudo: dict[str, Statistics],
-) -> dict[str, Tensor]:
-    """The parameters in which locations are affine, by weighted least squares."""
+) -> tuple[Tensor, Tensor]:
+    """Of the weighted least squares: the matrix, and the right side."""
     start = affine.flat(params)
     normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
     for use in affine.uses:
@@ -166,11 +166,24 @@ def _solve_affine(
         normal, right = normal + more_normal, right + more_right
     for name in affine.priors:
         affine.add_prior(name, pseudo[name], normal, right)
+    return normal, right
+
+
+def _solve_affine(
+    affine: Affine,
+    expected: dict[str, Expected],
+    params: dict[str, Tensor],
+    arguments: dict[str, Arguments],
+    pseudo: dict[str, Statistics],
+) -> dict[str, Tensor]:
+    """The parameters in which locations are affine, by weighted least squares."""
+    normal, right = normal_equations(affine, expected, params, arguments, pseudo)
+    start = affine.flat(params)
     found = solve(normal, right, start)
     return affine.unflat(torch.where(found.isfinite(), found, start), params)
 
 
-def _pooled_statistics(
+def pooled_statistics(
     each: Assignment, expected: dict[str, Expected], arguments: dict[str, Arguments]
 ) -> tuple[Tensor, ...]:
     """Statistics of every block that a cell serves, added up: ``(cells, *block)``."""

@@ -213,8 +213,10 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         cells, held = found
         if uses and held is not link:
             return f"used as {link.name} in one place and as {held.name} in {argument.label}"
-        link = held
-        update = _update_of(here.sites[argument.site], argument.name)
+        own = _update_of(here.sites[argument.site], argument.name)
+        if uses and own is not update and not role.is_chain:
+            return "used in arguments of different families"
+        link, update = held, own
         num_cells = here.params[name].numel() // max(
             1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
         )

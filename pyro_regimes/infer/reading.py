@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pyro_regimes.infer.em import EM
 
 
+#: Steps in a row that must be level where an optimiser moves parameters.
+_STEADY = 10
+
+
 class Reading(NamedTuple):
     """What one run of the model says."""
 
@@ -84,10 +88,13 @@ class ReadingClimb(Climb):
         return free | (np.isfinite(self.now.losses) & bool(self._gradients))
 
     def _is_level(self, rise: climb.Array, tol: float) -> bool:
-        # A step of the optimiser may go down, and has then not come to rest.
         if self.problem.plan.is_subsampled:
             return False
-        return super()._is_level(rise, tol) and not (self._gradients and (rise < 0).any())
+        if not self._gradients:
+            return super()._is_level(rise, tol)
+        # A step of the optimiser may go down, and momentum may turn within one step.
+        recent = np.stack(self.losses[-_STEADY - 1 :])
+        return len(recent) > _STEADY and bool((abs(np.diff(recent, axis=0)) < tol).all())
 
 
 def _check_same(one: Problem, other: Problem) -> None:

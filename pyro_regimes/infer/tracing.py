@@ -118,7 +118,7 @@ class SameSubsamples(Messenger):
     numbers twice.
     """
 
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) or msg["value"] is not None:
             return
         plate = msg["fn"]
@@ -235,13 +235,7 @@ def run_model(
     :raises ValueError: if it has no observed RegimeHMM, or a latent site without a point.
     """
     handed = HandOut(values, connected)
-    if guide is None:
-        trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
-    else:
-        placed = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
-        _check_points(placed)
-        replayed = poutine.replay(handed(model), trace=placed)
-        trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    trace, placed = trace_model(model, guide, args, kwargs, handed)
     _check_store(handed.values)
     sites, latents = {}, []
     for name, node in trace.nodes.items():
@@ -251,7 +245,7 @@ def run_model(
             site = _read_site(name, node, handed)
             if site is not None:
                 sites[name] = site
-        elif guide is None or name not in placed:
+        elif name not in placed:
             raise ValueError(
                 f"expected every sample site to be observed, got the latent site {name!r}: EM "
                 "maximises over parameters, so condition on a value, make it a pyro.param, or "
@@ -276,6 +270,25 @@ def run_model(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
     return Run(handed.values, sites, found, others, _is_subsampled(trace))
+
+
+def trace_model(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    handed: HandOut,
+) -> tuple[Any, Any]:
+    """The trace of the model at the guide's points, and that of the guide, empty without one.
+
+    :raises ValueError: if the guide has a latent site without a point.
+    """
+    if guide is None:
+        return poutine.trace(handed(model)).get_trace(*args, **kwargs), poutine.Trace()
+    placed: Any = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
+    _check_points(placed)
+    replayed = poutine.replay(handed(model), trace=placed)
+    return poutine.trace(replayed).get_trace(*args, **kwargs), placed
 
 
 def _check_store(params: dict[str, Tensor]) -> None:
@@ -335,7 +348,7 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
         return None
     tensors = {kind: (value, 1) for kind, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
-    family = emissions.find_family(base)
+    family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
     if family is not None:
         event_dims = {update.argument: update.event_dim for update in family.UPDATES}
         for key, value in family.arguments(base).items():

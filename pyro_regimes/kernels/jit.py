@@ -15,19 +15,21 @@ from typing import Any, Callable
 import numba
 import torch
 
+from pyro_regimes.kernels.jit_cache import KernelCache, is_kernel
+
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, and keep the machine code on disk where a directory is writable.
+    """Compile at the first call, and keep the machine code for later processes.
 
     A product and a sum may be fused. Otherwise arithmetic is as written: sums keep their order, NaN
     and infinities their meaning.
     """
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither __pycache__ nor the user's cache directory can be written
-        return numba.njit(**_OPTIONS)(function)
+    dispatcher: Any = numba.njit(**_OPTIONS)(function)
+    if is_kernel(function) and hasattr(dispatcher, "enable_caching"):  # JIT is not disabled
+        dispatcher._cache = KernelCache(function)  # what enable_caching does, with numba's own
+    return dispatcher
 
 
 _LOCK = threading.Lock()

@@ -4,9 +4,6 @@ numba turns Python loops into scalar code and leaves it to LLVM to find vectors 
 does not for the few states of a chain whose steps depend on one another. These intrinsics say it
 outright: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register
 or to several. W is a constant known when a kernel is compiled.
-
-A kernel in the cache is keyed by its own file: after a change here delete the cache
-(``pyro_regimes/kernels/__pycache__``).
 """
 
 from __future__ import annotations

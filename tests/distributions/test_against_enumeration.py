@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
+from tests import seeds
 from tests.kernels.cases import Case
 from tests.kernels.test_reference import enumerate_case, stacked
 
@@ -47,7 +48,7 @@ def sequences(
     num_steps=5, num_states=3, *, initial=(), transition=(), observation=(), value=(), seed=0
 ) -> Sequences:
     """Random ones; the keywords are leading shapes, time included where the argument has it."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -251,7 +252,7 @@ def test_forecast_of_one_step_is_a_ratio_of_likelihoods():
 @pytest.mark.parametrize("name", ["plain", "lengths", "zeros", "A varies", "batch in A"])
 def test_posterior_paths_have_the_smoothed_frequencies(name):
     chain = CASES[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     paths = chain.hmm().sample_posterior(chain.value, (4_000,))
     smoothed = chain.hmm().posterior(chain.value).smoothed_probs
     assert paths.dtype == torch.long

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from pyro_regimes import RegimeHMM
 from pyro_regimes.distributions import observation
 from pyro_regimes.kernels import gaussian
+from tests import seeds
 
 K, D, T = 3, 4, 70
 
@@ -26,7 +27,7 @@ def generic(observation_dist: Distribution, value: Tensor) -> Tensor:
 
 
 def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).double()
+    return torch.randn(shape, generator=seeds.generator(len(shape))).double()
 
 
 def covariance(*shape: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Distribution
 
 from pyro_regimes.distributions import RegimeHMM
+from tests import seeds
 from tests.distributions.test_against_enumeration import assert_equal
 
 INF, NAN = math.inf, math.nan
@@ -18,7 +19,7 @@ K, T = 3, 4
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
 
 
 def log_prob_from_logits(initial, transition, loc, log_scale, value, **options):

@@ -20,18 +20,19 @@ from pyro.optim import Adam
 from torch.distributions import biject_to
 
 from pyro_regimes.distributions import RegimeHMM
+from tests import seeds
 
 K, T, N = 2, 6, 3
 INITIAL = torch.tensor([0.3, -0.2], dtype=torch.float64)
 TRANSITION = torch.tensor([[2.0, 0.0], [0.5, 1.5]], dtype=torch.float64)
 LOC = torch.tensor([-1.0, 2.0], dtype=torch.float64)
-VALUE = torch.randn(N, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+VALUE = torch.randn(N, T, generator=seeds.generator(0), dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
 def a_store_of_its_own():
     with pyro.get_param_store().scope(), pyro.validation_enabled(True):
-        pyro.set_rng_seed(0)
+        pyro.set_rng_seed(seeds.seed(0))
         yield
 
 
@@ -211,7 +212,7 @@ def model_with_params(value):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_svi_by_maximum_likelihood(elbo):
-    torch.manual_seed(1)
+    torch.manual_seed(seeds.seed(1))
     value = hmm_of(duration=40).sample((5,))
     svi = SVI(model_with_params, lambda value: None, Adam({"lr": 0.1}), elbo())
     losses = [svi.step(value) for _ in range(40)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_regimes.distributions import Posterior, RegimeHMM
+from tests import seeds
 
 K = 3
 
@@ -126,7 +127,7 @@ EXPANSIONS = [
 @pytest.mark.parametrize("before, after", EXPANSIONS)
 @pytest.mark.parametrize("holder", ["initial", "transition", "observation", "lengths"])
 def test_expand(before, after, holder):
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     shapes = dict.fromkeys(["initial", "transition", "observation", "lengths"], ())
     shapes[holder] = before
     hmm = RegimeHMM(
@@ -175,7 +176,7 @@ def test_a_subclass_expands_to_its_own_kind():
     "duplicate", [copy.copy, copy.deepcopy, lambda hmm: pickle.loads(pickle.dumps(hmm))]
 )
 def test_copies(duplicate, probs):
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     rows = torch.randn(K).softmax(-1), torch.randn(K, K).softmax(-1)
     names = (
         ("initial_probs", "transition_probs") if probs else ("initial_logits", "transition_logits")
@@ -210,7 +211,7 @@ def test_repr_shows_what_was_given():
 
 
 def test_both_forms_are_there_whichever_was_given():
-    logits = torch.randn(K, generator=torch.Generator().manual_seed(0)).double()
+    logits = torch.randn(K, generator=seeds.generator(0)).double()
     observed = dist.Normal(torch.zeros(K).double(), 1.0)
     by_logits = RegimeHMM(logits, logits.expand(K, K), observed)
     by_probs = RegimeHMM(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_regimes import EM, RegimeHMM, emissions
+from tests import seeds
 
 K, D, N, T = 2, 3, 3, 40
 Shapes = dict[str, tuple[int, ...]]
@@ -91,7 +92,7 @@ def test_every_family_is_in_the_battery() -> None:
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

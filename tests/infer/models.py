@@ -9,8 +9,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes import RegimeHMM
+from tests import seeds
 
-_RANDOM = torch.Generator().manual_seed(20)
+_RANDOM = seeds.generator(20)
 
 
 def _draw(*shape: int) -> Tensor:

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from pyro_regimes import RegimeHMM
+from tests import seeds
 from tests.infer.models import (
     COVARIANCES,
     INITIAL,
@@ -389,7 +390,7 @@ def a_population_mean() -> None:
     observe(loc=held, scale=scale())
 
 
-torch.manual_seed(3)
+torch.manual_seed(seeds.seed(3))
 _NETWORK = nn.Linear(1, 4).double()
 _COVARIATE = torch.linspace(-1, 1, 63).double().unsqueeze(-1)
 

@@ -11,6 +11,7 @@ from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Parameters, regime_hmm, to_arguments
 from pyro_regimes.gaussian_priors import prior_model, site_values
 from pyro_regimes.infer.compare import compare
+from tests import seeds
 
 RETURNS = load_sector_returns().values[-240:, :3]
 
@@ -137,7 +138,7 @@ def test_seconds_to_the_best():
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_the_prior_model_has_the_same_likelihood(covariance_type):
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeds.seed(1))
     spread = {
         "full": np.stack([np.cov(rng.normal(size=(9, 3)).T) for _ in range(2)]),
         "tied": np.cov(rng.normal(size=(9, 3)).T),

@@ -7,8 +7,9 @@ import torch
 from pyro.distributions import constraints
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 
-X = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X = torch.randn(60, generator=seeds.generator(0), dtype=torch.float64)
 
 
 def make_model(name: str, start: torch.Tensor, constraint: constraints.Constraint):
@@ -54,7 +55,7 @@ def test_refused_by_name_before_anything_is_written(name, start, constraint):
 def test_thousands_of_cells_are_told_apart(dtype):
     """In float32 a near neighbour of a cell is within the tolerance of equality."""
     count = 1500
-    x = torch.randn(count, 5, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    x = torch.randn(count, 5, generator=seeds.generator(1), dtype=dtype)
 
     def model() -> None:
         loc = pyro.param("loc", torch.randn(count, 1, 2, dtype=dtype))
@@ -66,7 +67,7 @@ def test_thousands_of_cells_are_told_apart(dtype):
         with pyro.plate("sequences", count):
             pyro.sample("x", hmm, obs=x)
 
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seeds.seed(0))
     em = EM(model)
     first = em.step()
     assert em.evaluate_loss() < first

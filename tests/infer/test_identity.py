@@ -7,6 +7,7 @@ from torch.distributions import constraints
 
 from pyro_regimes.infer.identity import random_value
 from pyro_regimes.infer.roles import Role
+from tests import seeds
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -48,7 +49,7 @@ def test_two_draws_of_a_scale_lie_on_both_sides(seed):
 @pytest.mark.parametrize("mild", [False, True])
 def test_draws_are_admissible_and_elsewhere(role, constraint, shape, mild):
     transform = torch.distributions.transform_to(constraint)
-    generator = torch.Generator().manual_seed(7)
+    generator = seeds.generator(7)
     unconstrained = transform.inverse_shape(torch.Size(shape))
     value = transform(torch.randn(unconstrained, generator=generator, dtype=torch.float64))
     drawn = random_value(value, role, constraint, seed=0, mild=mild)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_regimes import EM, RegimeHMM
 from tests.infer.models import (
+    COVARIANCES,
     INITIAL,
     LOC,
     LOCS,
@@ -312,6 +313,38 @@ def test_plain_parameters_of_modules_have_closed_forms(update: bool) -> None:
     assert weight is pyro.get_param_store()._params["plain$$$slope.weight"]
     assert not torch.equal(regimes.loc.detach(), LOC)
     assert not torch.func.functional_call(plain, {}, ()).detach().eq(LOC).any()
+
+
+# Families.
+
+
+def test_a_location_of_two_families_is_solved_for() -> None:
+    """Its cells are numbers to one site and vectors to the other: weighted least squares."""
+
+    def model() -> None:
+        locs = real("loc", LOCS)
+        observe(observation_dist=dist.MultivariateNormal(locs, covariance()), obs=Y)
+        scales = positive("scale", torch.ones(2, 3))
+        observe(observation_dist=dist.Normal(locs, scales).to_event(1), obs=Y.flip(0), name="y")
+
+    em = EM(model)
+    result = em.run(num_steps=1000, tol=1e-9)
+    assert em.plan.affine.names == ["loc"] and result.converged
+    assert (torch.tensor(result.history).diff() <= 1e-9 * abs(result.history[0])).all()
+    assert result.history[-1] == pytest.approx(loss_of(model), rel=1e-9)
+
+
+def test_correlated_series_side_by_side_have_no_closed_form() -> None:
+    def model() -> None:
+        locs = real("loc", torch.stack([LOCS, LOCS + 0.1], 1))  # (K, S, D)
+        both = dist.MultivariateNormal(locs, COVARIANCES.unsqueeze(1)).to_event(1)
+        observe(observation_dist=both, obs=torch.stack([Y, Y.flip(0)], 1))
+
+    with pytest.raises(ValueError, match="\n  loc: used in the observation distribution"):
+        EM(model).step()
+    history = EM(model, optim=pyro.optim.SGD({"lr": 0.002})).run(num_steps=5, tol=None).history
+    assert history[-1] < history[0]
+    assert history[-1] == pytest.approx(loss_of(model), rel=1e-9)
 
 
 # Sizes.

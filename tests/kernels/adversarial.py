@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tests import seeds
 from tests.kernels.cases import INF, Case
 
 
@@ -80,7 +81,7 @@ def batches(dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
     for seed, (matrix, make_matrix) in enumerate(MATRICES.items()):
         for gaps, (make_observation, shapes) in observations.items():
             for num_steps, num_states, count in shapes:
-                generator = torch.Generator().manual_seed(1_000 * seed + num_steps + num_states)
+                generator = seeds.generator(1_000 * seed + num_steps + num_states)
                 probs = make_matrix(count, num_states, generator)
                 probs = probs / probs.sum(-1, keepdim=True)
                 initial = torch.rand(count, num_states, generator=generator).double()

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tests import seeds
+
 INF = math.inf
 
 
@@ -27,7 +29,7 @@ def random_chain(
     dtype: torch.dtype = torch.float64,
 ) -> Case:
     """A chain with normalised rows and observation logits some nats apart."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import cpu, cpu_scaled, ops
+from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -32,7 +33,7 @@ def values_and_gradients(case: Case, name: str) -> list[Tensor]:
     with ops.backend(name):
         found = ops.expectations(*leaves, case.lengths)
         forward = ops.log_likelihood(*(leaf.detach() for leaf in leaves), case.lengths)
-        generator = torch.Generator().manual_seed(0)
+        generator = seeds.generator(0)
         # The same upstream gradient for both, and on padding too.
         total = sum(
             (part * torch.randn(part.shape, generator=generator, dtype=torch.float64)).sum()
@@ -71,7 +72,7 @@ def test_equals_the_reference(size, ragged):
     num_steps, num_states, slices, count = size
     case = random_chain(num_steps, num_states, (count,), slices, seed=num_steps + num_states)
     if ragged:
-        generator = torch.Generator().manual_seed(count)
+        generator = seeds.generator(count)
         lengths = torch.randint(1, num_steps + 1, (count,), generator=generator)
         case = case._replace(lengths=lengths)
     pairs = zip(
@@ -202,32 +203,6 @@ def run_python(script: str, **environment: str) -> str:
         env={**os.environ, **environment},
     )
     return done.stdout
-
-
-CALL = """
-import numba, torch
-from pyro_regimes.kernels import ops
-chain = torch.zeros(2), torch.zeros(1, 2, 2), torch.zeros(5, 2)
-print(float(ops.log_likelihood(*(part.double() for part in chain))))
-"""
-
-
-@pytest.mark.slow
-def test_compiles_in_memory_where_no_cache_can_be_written():
-    """numba's own answer to ``cache=True`` there is an exception at import."""
-    deny = (
-        "import numba.core.caching as caching\n"
-        "caching.CacheImpl._locator_classes.clear()\n"
-    )
-    assert float(run_python(deny + CALL)) == pytest.approx(5 * math.log(2))
-
-
-@pytest.mark.slow
-def test_cache_is_used_again(tmp_path):
-    script = CALL + "from pyro_regimes.kernels import cpu_scaled\nprint(cpu_scaled.sweep(2).stats)"
-    first = run_python(script, NUMBA_CACHE_DIR=str(tmp_path))
-    again = run_python(script, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "cache_misses=Counter()" not in first and "cache_misses=Counter()" in again
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import cpu, cpu_decoding, cpu_viterbi, ops
+from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -93,7 +94,7 @@ def test_the_compiled_kernel_is_what_runs(monkeypatch):
 def test_equals_the_tensor_code_at_other_sizes(num_steps, num_states, slices, count, ragged):
     case = random_chain(num_steps, num_states, (count,), slices, seed=num_steps + num_states)
     if ragged:
-        generator = torch.Generator().manual_seed(count)
+        generator = seeds.generator(count)
         lengths = torch.randint(1, num_steps + 1, (count,), generator=generator)
         case = case._replace(lengths=lengths)
     assert_same(case)
@@ -102,7 +103,7 @@ def test_equals_the_tensor_code_at_other_sizes(num_steps, num_states, slices, co
 @pytest.mark.parametrize("num_states", [2, 3, 8, 16, 40])
 def test_ties_are_broken_as_in_the_tensor_code(num_states):
     """Logits of few values make ties at nearly every step, exact ones and ones up to rounding."""
-    generator = torch.Generator().manual_seed(72)
+    generator = seeds.generator(72)
 
     def few(*shape: int) -> Tensor:
         return torch.randint(-2, 1, shape, generator=generator).double() / 10
@@ -141,11 +142,11 @@ def test_threads_agree(name, monkeypatch):
     torch.set_num_threads(3)
     try:
         assert_same(CASES[name])
-        torch.manual_seed(0)
+        torch.manual_seed(seeds.seed(0))
         spread = ops.sample_posterior(*CASES[name], sample_shape=torch.Size([7]))
     finally:
         torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     assert torch.equal(spread, ops.sample_posterior(*CASES[name], sample_shape=torch.Size([7])))
 
 
@@ -211,7 +212,7 @@ def test_paths_through_states_that_had_faded(slices):
     observation[-1, :2] = -INF
     initial = torch.tensor([0.0, -INF, -INF], dtype=torch.float64)
     case = Case(initial, transition.expand(slices, 3, 3), observation)
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     paths = ops.sample_posterior(*case, sample_shape=torch.Size([draws]))
     assert (paths.diff(dim=-1) >= 0).all()
     frequency = torch.nn.functional.one_hot(paths, 3).double().mean(0)
@@ -237,7 +238,7 @@ def test_many_paths_come_in_turns(monkeypatch):
     case = CASES["lengths"]
 
     def draw() -> list[Tensor]:
-        torch.manual_seed(3)
+        torch.manual_seed(seeds.seed(3))
         posterior = ops.sample_posterior(*case, sample_shape=torch.Size([11]))
         return [posterior, ops.sample_prior(*case[:2], 5, torch.Size([11, 4]))]
 

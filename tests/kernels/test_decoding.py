@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_regimes.kernels import ops
+from tests import seeds
 from tests.kernels.cases import CASES, random_chain
 from tests.kernels.test_reference import assert_equal, enumerate_case, stacked
 
@@ -64,7 +65,7 @@ def test_viterbi_keeps_its_precision_over_long_float32_sequences():
 )
 def test_posterior_paths_have_the_posterior_frequencies(name):
     case = CASES[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     draws = 20_000
     paths = ops.sample_posterior(*case, sample_shape=torch.Size([draws]))
     batch, answers = enumerate_case(case)
@@ -91,7 +92,7 @@ def test_impossible_sequences_have_no_paths():
 @pytest.mark.parametrize("slices", [1, 2], ids=["constant A", "varying A"])
 def test_prior_paths_have_the_prior_frequencies(slices):
     case = random_chain(3, 2, slices=slices, seed=41)
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     draws = 20_000
     paths = ops.sample_prior(case.initial, case.transition, 3, torch.Size([draws]))
     _, (answer,) = enumerate_case(case._replace(observation=torch.zeros(3, 2).double()))
@@ -105,7 +106,7 @@ def test_each_chain_of_a_batch_draws_from_its_own_prior(slices):
     """Batches of the start and of A that broadcast with each other and with the shape."""
     case = random_chain(3, 2, batch=(3,), slices=slices, seed=42)
     transition = random_chain(3, 2, batch=(2, 1), slices=slices, seed=43).transition
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     draws = 20_000
     paths = ops.sample_prior(case.initial, transition, 3, torch.Size([draws, 2, 3]))
     assert paths.shape == (draws, 2, 3, 3)

@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_regimes.kernels import cpu_gaussian, gaussian, ops
+from tests import seeds
 from tests.kernels.test_reference import assert_equal
 
 
@@ -43,7 +44,7 @@ def random_case(
     batch: tuple[tuple[int, ...], ...] = ((), (), ()),
     dtype: torch.dtype = torch.float64,
 ) -> Case:
-    generator = torch.Generator().manual_seed(num_steps + 7 * size + 31 * locs)
+    generator = seeds.generator(num_steps + 7 * size + 31 * locs)
     value = torch.randn(batch[0] + (num_steps, size), generator=generator)
     loc = torch.randn(batch[1] + (locs, size), generator=generator)
     factor = torch.randn(batch[2] + (factors, size, size), generator=generator).tril(-1) / size
@@ -111,7 +112,7 @@ def test_values_are_those_of_torch(case, pair):
 def gradients(log_prob, case: Case) -> tuple[Tensor, ...]:
     leaves = Case(*(part.clone().requires_grad_() for part in case))
     density = log_prob(leaves)
-    weights = torch.randn(density.shape, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.randn(density.shape, generator=seeds.generator(0)).double()
     return torch.autograd.grad((weights * density).sum(), leaves)
 
 
@@ -188,7 +189,7 @@ def test_a_batch_of_no_sequences(pair):
 
 def test_varying_in_time():
     """The kernel alone: every step with parameters of its own."""
-    generator = torch.Generator().manual_seed(3)
+    generator = seeds.generator(3)
     value = torch.randn(2, 9, 3, generator=generator).double()
     loc = torch.randn(1, 9, 4, 3, generator=generator).double()
     factor = torch.randn(2, 9, 1, 3, 3, generator=generator).double().tril(-1)
@@ -249,7 +250,7 @@ def moments_of(weights: Tensor, deviation: Tensor) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("shared", [False, True], ids=["own values", "shared values"])
 @pytest.mark.parametrize("num_steps", [1, 31, 128, 500])
 def test_moments(num_steps, shared, locs):
-    generator = torch.Generator().manual_seed(num_steps)
+    generator = seeds.generator(num_steps)
     value = torch.randn(1 if shared else 4, num_steps, 5, generator=generator).double()
     weights = torch.rand(4, num_steps, 3, generator=generator).double()
     loc = torch.randn(4, 1, locs, 5, generator=generator).double()
@@ -280,7 +281,7 @@ def test_moments(num_steps, shared, locs):
 @pytest.mark.parametrize("num_steps", [50, 9_001], ids=["small", "large"])
 def test_values_without_weight_add_nothing(num_steps, dtype):
     """Padding may hold NaN."""
-    generator = torch.Generator().manual_seed(num_steps)
+    generator = seeds.generator(num_steps)
     value = torch.randn(2, num_steps, 3, generator=generator).to(dtype)
     weights = torch.rand(2, num_steps, 4, generator=generator).to(dtype)
     loc = torch.randn(1, 1, 4, 3, generator=generator).to(dtype)
@@ -311,7 +312,7 @@ def test_values_without_weight_add_nothing(num_steps, dtype):
 
 def test_the_scatter_of_long_series_is_exact():
     """Against long arithmetic: 100,000 steps, far from zero."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeds.generator(5)
     value = 1e3 + torch.randn(1, 100_000, 3, generator=generator).double()
     weights = torch.rand(1, 100_000, 2, generator=generator).double()
     loc = 1e3 + torch.randn(1, 1, 2, 3, generator=generator).double()
@@ -342,7 +343,7 @@ def exact_log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> float:
 def test_no_precision_is_lost_to_the_textbook(condition, far, record_property):
     """Ill-conditioned covariances, and means far from zero: errors against 60 digits."""
     size, num_steps = 8, 40
-    generator = torch.Generator().manual_seed(11)
+    generator = seeds.generator(11)
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q
     eigenvalues = torch.logspace(0.0, -math.log10(condition), size).double()
     covariance = (basis * eigenvalues) @ basis.mT
@@ -367,7 +368,7 @@ def test_no_precision_is_lost_to_the_textbook(condition, far, record_property):
 def test_gradients_lose_no_precision_to_the_textbook():
     """Of the factor of an ill-conditioned covariance, against autograd in long arithmetic."""
     size, num_steps = 6, 200
-    generator = torch.Generator().manual_seed(12)
+    generator = seeds.generator(12)
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q
     covariance = (basis * torch.logspace(0.0, -10.0, size).double()) @ basis.mT
     factor = torch.linalg.cholesky((covariance + covariance.mT) / 2)
@@ -399,7 +400,7 @@ def test_pieces_for_several_threads(monkeypatch):
     """One long sequence and several short ones, cut anywhere, give the same sums."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for count, num_steps in [(1, 1_000), (5, 300)]:
-        generator = torch.Generator().manual_seed(count)
+        generator = seeds.generator(count)
         value = torch.randn(count, num_steps, 3, generator=generator).double()
         weights = torch.rand(count, num_steps, 2, generator=generator).double()
         loc = torch.randn(count, 1, 2, 3, generator=generator).double()

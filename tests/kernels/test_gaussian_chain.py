@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import gaussian_chain
+from tests import seeds
 
 T, K, D = 37, 3, 4
 NAMES = ("initial", "transition", "value", "loc", "factor")
@@ -27,7 +28,7 @@ BATCHES: dict[str, tuple[tuple[int, ...] | None, ...]] = {
 def make(
     name: str, diagonal: bool = False, shared: bool = False, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    generator = torch.Generator().manual_seed(7)
+    generator = seeds.generator(7)
     *shapes, of_lengths = BATCHES[name]
     states = 1 if shared else K
 

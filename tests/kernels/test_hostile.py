@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from pyro_regimes.kernels import ops
+from tests import seeds
 
 NAN, INF = math.nan, math.inf
 BACKENDS = ["reference", "cpu"] + ["cuda"] * ("TRITON_INTERPRET" in os.environ)
 
 
 def chain(num_states=3, num_steps=6, slices=1, probs=None):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator(0)
     if probs is None:
         probs = torch.rand(slices, num_states, num_states, generator=generator).double()
     observation = torch.randn(num_steps, num_states, generator=generator).double()

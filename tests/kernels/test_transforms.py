@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_regimes.kernels import autograd, cpu, dispatch, ops, tangent
+from tests import seeds
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
@@ -121,7 +122,7 @@ def test_posterior_has_derivatives_of_both_orders(name):
 def test_tangents_in_tensor_code_are_the_compiled_ones(name):
     """Those of devices without a kernel for them."""
     parts = ops._flatten(ops._check(*CASES[name]))
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     shape = parts.observation_logits.shape
     along = (
         torch.randn(shape[:1] + parts.transition_logits.shape[1:], generator=generator).double(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import cuda, ops, reference
+from tests import seeds
 from tests.kernels.cases import CASES, INF, Case, random_chain
 
 pytest.importorskip("triton")
@@ -148,7 +149,7 @@ def adversarial(count: int, num_steps: int, num_states: int, gap: float, slices:
 
     :param gap: how many nats apart observation logits may lie.
     """
-    generator = torch.Generator().manual_seed(num_states)
+    generator = seeds.generator(num_states)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,0 +1,284 @@
+r"""The check of convergence: the model's own gradient against what EM knows of the model.
+
+EM iterates on tensors that it has read from the model. Should it have misread the model, its
+losses still fall and come to rest, at the wrong place. So where a run says that it has converged,
+the model's own objective, by the distributions' own ``log_prob``, is differentiated once. At
+EM's optimum three things hold (Dempster, Laird and Rubin 1977):
+
+1. The objective is minus EM's loss.
+2. Its gradient g in every parameter is the gradient of Q at the same point (Fisher's identity).
+3. In the directions in which parameters are free, g is all but 0: half of
+   :math:`g^\top I_c^{-1} g`, with :math:`I_c` the information of the complete data, is the rise of
+   the objective that a step promises.
+
+All are measured in nats. For a parameter with a closed form, coordinates are those of
+:class:`.Natural`; parameters in which locations are affine are taken together; for what an
+optimiser moves, the promise is that of the best step along the gradient,
+:math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is at most as large.
+
+Directions that are not free: frozen restarts, cells without a maximum, variances at the floor, and
+probabilities that are exactly 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_regimes.infer import climb
+from pyro_regimes.infer.affine import solve
+from pyro_regimes.infer.climb import Climb, Params, Problem, State
+from pyro_regimes.infer.e_step import read_site
+from pyro_regimes.infer.gradient import log_terms
+from pyro_regimes.infer.identity import blocks
+from pyro_regimes.infer.m_step import normal_equations, pooled_statistics
+from pyro_regimes.infer.plan import Assignment
+from pyro_regimes.infer.tracing import HandOut, run_model, trace_model
+
+#: Nats by which objectives and promises may be off, in units of ``tol``.
+_SLACK = 10.0
+
+
+class Call(NamedTuple):
+    """A model with what it is called with."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Finding(NamedTuple):
+    """Something that the model and EM do not agree on."""
+
+    name: str  #: of the parameter; empty for the loss
+    nats: float
+    what: str
+
+
+def check(call: Call, way: Climb, tol: float) -> list[Finding]:
+    """Compare the model's own objective with what a converged run says of it.
+
+    Under the caller's lock; the parameter store holds the parameters of the run.
+
+    :param way: the run.
+    :param tol: at which it converged.
+    :return: what does not agree by more than ten times ``tol``, or rounding.
+    """
+    problem, state = way.problem, _state(way)
+    natural = _perturbed(problem, state.params)
+    with torch.enable_grad():
+        loss, gradients = _differentiate(call, natural)
+    precision = max(torch.finfo(value.dtype).eps for value in state.params.values())
+    total = problem.loss(state.losses)
+    bound = max(_SLACK * tol, 64 * precision * (1 + abs(total)))
+    found = []
+    if np.isfinite(total) and not abs(loss - total) <= bound:
+        what = f"the model's own loss is {loss:.10g}, and EM's {total:.10g}"
+        found.append(Finding("", abs(loss - total), what))
+    for name, mismatch, gain in _measure(call, way, state, gradients):
+        if not mismatch <= bound:
+            found.append(Finding(name, mismatch, "the model's gradient is another than EM's"))
+        elif not gain <= bound:
+            found.append(Finding(name, gain, "the model's own gradient promises a rise"))
+    return found
+
+
+def message(findings: list[Finding]) -> str:
+    """The warning for what was found."""
+    lines = []
+    for name, nats, what in findings:
+        whose = f"parameter {name!r}: " if name else ""
+        lines.append(f"\n  {whose}{what} ({nats:.3g} nats)")
+    return (
+        "EM: the log-likelihood has come to rest, but the model's own objective does not confirm "
+        f"an optimum:{''.join(lines)}\nThe result does not count as converged. A model that is not "
+        "the same function at every call does this, and an optimiser with a small learning rate; "
+        "otherwise EM has misread the model, which is a defect to report. check=False leaves this "
+        "check out"
+    )
+
+
+def _state(way: Climb) -> State:
+    """The E-step at the last parameters, which fused iterations have not kept."""
+    if way.problem.fused is None:
+        return way.now
+    arguments = way._arguments_of(way.now.params)
+    return climb.evaluate(way.problem, way.now.params, arguments)
+
+
+class Perturbed(NamedTuple):
+    """A parameter as a function of coordinates that are 0 at its present value."""
+
+    by: Tensor  #: the coordinates
+    value: Tensor
+
+
+def _perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
+    found = {}
+    with torch.enable_grad():
+        for each in problem.plan.assignments:
+            old = params[each.name].detach()
+            cells = each.link.forward(blocks(old, each.event_dim)).detach()
+            by = torch.zeros_like(cells, requires_grad=True)
+            if each.update is not None:
+                new = each.link.inverse(each.update.natural.perturb(cells, by))
+            else:
+                new = _perturb_rows(cells, by, each.link.is_identity)
+            found[each.name] = Perturbed(by, new.to(old.dtype).reshape(old.shape))
+        for name in problem.plan.affine.names:
+            value = params[name].detach().clone().requires_grad_()
+            found[name] = Perturbed(value, value)
+    return found
+
+
+def _perturb_rows(probs: Tensor, by: Tensor, is_probs: bool) -> Tensor:
+    r""":math:`p_j e^{e_j} / \sum_k p_k e^{e_k}`, or logits of it."""
+    if not is_probs:
+        return probs.log() + by
+    raised = probs * by.exp()
+    return raised / raised.sum(-1, keepdim=True)
+
+
+def _differentiate(
+    call: Call, natural: dict[str, Perturbed]
+) -> tuple[float, dict[str, Tensor]]:
+    """The model's own loss, and minus its gradient: by name, in the coordinates of each parameter.
+
+    Parameters without coordinates are differentiated in the store's unconstrained tensors, and so
+    are those with, as far as the model reads them past ``pyro.param``: these as ``"name "``.
+    """
+    values = {name: each.value for name, each in natural.items()}
+    handed = HandOut(values, connected=True)
+    trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
+    with handed.substitution():
+        objective = trace.log_prob_sum()
+    if not objective.requires_grad:
+        return -float(objective), {}
+    leaves = dict(pyro.get_param_store().named_parameters())
+    named = {name: each.by for name, each in natural.items()}
+    named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
+    found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
+    gradients = {
+        name: gradient
+        for name, gradient in zip(named, found, strict=True)
+        if gradient is not None
+    }
+    return -float(objective.detach()), gradients
+
+
+def _measure(
+    call: Call, way: Climb, state: State, gradients: dict[str, Tensor]
+) -> list[tuple[str, float, float]]:
+    """For each parameter how far the gradients are apart, and what the model's promises; nats."""
+    problem = way.problem
+    arguments = {name: dict(each.arguments) for name, each in state.expected.items()}
+    measured = []
+    for each in problem.plan.assignments:
+        cells = each.link.forward(blocks(state.params[each.name], each.event_dim))
+        statistics = pooled_statistics(each._replace(shared=True), state.expected, arguments)
+        if each.name in problem.pseudo:
+            statistics = tuple(map(torch.add, statistics, problem.pseudo[each.name]))
+        own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
+        mismatch, gain = _measure_cells(each, own, statistics, cells, problem.min_eigenvalue)
+        labels = problem.groups.cells[each.name]
+        frozen = torch.from_numpy(way.held[each.name]).to(labels.device)[labels]
+        free = [part.masked_fill(frozen, 0.0).sum() for part in (mismatch, gain)]
+        measured.append((each.name, float(free[0]), float(free[1])))
+    affine = problem.plan.affine
+    if affine.names and not any(way.held[name].any() for name in affine.names):
+        normal, right = normal_equations(
+            affine, state.expected, state.params, arguments, problem.pseudo
+        )
+        at = affine.flat(state.params)
+        score = right - normal @ at
+        own = torch.cat(
+            [gradients.get(name, torch.zeros(shape)).flatten() for name, shape in
+             zip(affine.names, affine.shapes, strict=True)]
+        ).to(score)
+
+        def nats(gradient: Tensor) -> float:
+            step = solve(normal, normal @ at + gradient, at) - at
+            return 0.5 * float(gradient @ step)
+
+        measured.append((" and ".join(affine.names), nats(own - score), nats(own)))
+    for name in problem.plan.names:
+        past = gradients.get(name + " ")
+        if past is not None and bool((past != 0).any()):
+            measured.append((name, torch.inf, torch.inf))
+    for name in problem.plan.unused:
+        if name in gradients and bool((gradients[name] != 0).any()):
+            measured.append((name, torch.inf, torch.inf))
+    moved = [name for name in problem.plan.gradient if name in gradients]
+    if moved:
+        measured += _measure_moved(call, state, moved, gradients)
+    return measured
+
+
+def _measure_cells(
+    each: Assignment,
+    own: Tensor,
+    statistics: tuple[Tensor, ...],
+    cells: Tensor,
+    floor: float,
+) -> tuple[Tensor, Tensor]:
+    """Both measures for each cell of a parameter, ``(cells,)``."""
+    if each.update is None:
+        (counts,) = statistics
+        weight = counts.sum(-1, keepdim=True)
+        score = counts.to(cells.dtype) - weight * cells
+        # The gradient of a logarithm of 0 is not to be had.
+        known = (cells > 0) & own.isfinite()
+        scale = (weight * cells).masked_fill(~known, torch.inf)
+
+        def gain(gradient: Tensor) -> Tensor:
+            share = torch.where(gradient == 0, 0.0, 0.5 * gradient**2 / scale)
+            return share.masked_fill(~known, 0.0).sum(-1)
+
+        return gain(own - score), gain(own)
+    natural = each.update.natural
+    cells = cells.reshape(statistics[1].shape)
+    own = own.reshape(cells.shape)
+    score = natural.score(statistics, cells)
+    bound = each.update.maximise(statistics, floor).reshape(len(cells), -1).isnan().any(-1)
+    mismatch = natural.gain(own - score, statistics, cells, 0.0)
+    promise = natural.gain(own, statistics, cells, floor)
+    return tuple(
+        part.reshape(len(cells), -1).sum(-1).masked_fill(bound, 0.0) for part in (mismatch, promise)
+    )  # type: ignore[return-value]
+
+
+def _measure_moved(
+    call: Call, state: State, names: list[str], gradients: dict[str, Tensor]
+) -> list[tuple[str, float, float]]:
+    """Of parameters that an optimiser moves, by the curvature of Q along the gradient."""
+    leaves = dict(pyro.get_param_store().named_parameters())
+    with torch.enable_grad():
+        run = run_model(call.model, call.args, call.kwargs, guide=call.guide, connected=True)
+        expected = {
+            name: each._replace(data=read_site(run.sites[name]))
+            for name, each in state.expected.items()
+        }
+        terms = log_terms(run, expected)
+        q = torch.stack([(term * weight).sum().double() for term, weight in terms]).sum()
+        wanted = [leaves[name] for name in names]
+        first = torch.autograd.grad(q, wanted, create_graph=True, materialize_grads=True)
+    measured = []
+    for name, leaf, score in zip(names, wanted, first, strict=True):
+        own = gradients[name]
+
+        def nats(direction: Tensor, score: Tensor = score, leaf: Tensor = leaf) -> float:
+            if not bool((direction != 0).any()) or not score.requires_grad:
+                return 0.0
+            (curved,) = torch.autograd.grad(
+                score, leaf, direction, retain_graph=True, materialize_grads=True
+            )
+            size, curvature = float((direction**2).sum()), -float((direction * curved).sum())
+            return 0.5 * size**2 / curvature if curvature > 0 else 0.0
+
+        measured.append((name, nats(own - score.detach()), nats(own)))
+    return measured

@@ -1,0 +1,302 @@
+"""The check of convergence speaks where EM has misread a model, and only there.
+
+Each fault is one that EM once had: with its fix taken out the run still says that it has converged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any, Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from torch import Tensor
+
+from pyro_regimes import EM, EMResult, RegimeHMM, emissions
+from pyro_regimes.datasets import load_sector_returns
+from pyro_regimes.emissions import normal
+from pyro_regimes.infer import em as em_module
+from pyro_regimes.infer import guard, parameters, tracing
+from tests.infer import accepted, table, test_recognition
+from tests.infer.models import (
+    INITIAL,
+    LEFT_TO_RIGHT,
+    LOC,
+    LOCS,
+    SCALE,
+    TRANSITION,
+    X,
+    Y,
+    chain,
+    covariance,
+    loc,
+    observe,
+    positive,
+    probs,
+    real,
+    scale,
+)
+
+Model = Callable[..., None]
+
+
+def run(
+    model: Model, *, guide: Model | None = None, optim: Any = None, **options: Any
+) -> tuple[EMResult, list[str]]:
+    """EM to its end, and what it warned of."""
+    options = {"num_steps": 3000, "tol": 1e-4} | options
+    em = EM(model, guide, optim, options.pop("min_eigenvalue", 0.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = em.run(**options)
+    return result, [str(each.message) for each in caught]
+
+
+def assert_spoken(outcome: tuple[EMResult, list[str]], said: str) -> None:
+    result, messages = outcome
+    assert not result.converged and "not at an optimum" in result.stop_reason
+    assert any("does not confirm an optimum" in each and said in each for each in messages)
+    assert any("nats" in each for each in messages)
+
+
+def assert_silent(outcome: tuple[EMResult, list[str]]) -> None:
+    result, messages = outcome
+    assert result.converged, result.stop_reason
+    assert not [each for each in messages if "optimum" in each], messages
+
+
+# It speaks.
+
+
+def test_weights_lost_beside_unused_cells(monkeypatch: Any) -> None:
+    def by_counting(uses: list, num_cells: int) -> bool:
+        return sum(int((use.cells >= 0).sum()) for use in uses) > num_cells
+
+    def model() -> None:
+        index = torch.zeros(2, dtype=torch.long)
+        observe(loc=real("loc", torch.zeros(5))[index], scale=positive("scale", SCALE * 2))
+
+    assert_silent(run(model))
+    pyro.clear_param_store()
+    monkeypatch.setattr(parameters, "_is_shared", by_counting)
+    monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
+    assert_spoken(run(model), "parameter 'loc'")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        test_recognition.in_a_transform,
+        test_recognition.in_an_affine_beta,
+        test_recognition.in_a_list,
+    ],
+)
+def test_a_parameter_out_of_sight(monkeypatch: Any, model: Model) -> None:
+    densities = tracing.Site.densities
+    monkeypatch.setattr(tracing.Site, "densities", lambda site: densities(site).detach())
+
+    def beside_another() -> None:
+        model()
+        observe(name="y", loc=loc())
+
+    assert_spoken(run(beside_another), "parameter 'shift'")
+
+
+@pytest.mark.parametrize("model", [test_recognition.huber, test_recognition.correlated])
+def test_the_density_of_a_parent_class(monkeypatch: Any, model: Model) -> None:
+    def by_inheritance(base: Any, event_dim: int) -> Any:
+        return next((each for each in emissions.FAMILIES if isinstance(base, each.FAMILY)), None)
+
+    monkeypatch.setattr(emissions, "find_family", by_inheritance)
+    # The run that reads the model at every step, as its losses are another's.
+    monkeypatch.setattr(EM, "_agrees", lambda *args: True)
+    assert_spoken(run(model), "the model's own loss")
+
+
+def test_the_chain_of_a_parent_class(monkeypatch: Any) -> None:
+    class Tempered(RegimeHMM):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return 0.5 * super().log_prob(value)
+
+    def model() -> None:
+        hmm = Tempered(
+            observation_dist=dist.Normal(loc(), scale()), validate_args=False, **chain()
+        )
+        pyro.sample("x", hmm, obs=X)
+
+    monkeypatch.setattr(tracing, "read_hmm", lambda node: node["fn"])
+    monkeypatch.setattr(EM, "_agrees", lambda *args: True)
+    assert_spoken(run(model), "the model's own loss")
+
+
+def test_minibatches_drawn_by_the_model(monkeypatch: Any) -> None:
+    """Taken for the whole data, each step is full EM on another batch."""
+    data = torch.cat([X, 3 * X]).reshape(8, 16)
+
+    def model() -> None:
+        with pyro.plate("sequences", 8, subsample=torch.arange(4)) as index:
+            hmm = RegimeHMM(
+                initial_probs=INITIAL,
+                transition_probs=TRANSITION,
+                observation_dist=dist.Normal(loc(), scale()),
+            )
+            pyro.sample("x", hmm, obs=data[index + 4 * (next(calls) % 2)])
+
+    calls = iter(range(10**6))
+    monkeypatch.setattr(tracing, "_is_subsampled", lambda trace: False)
+    monkeypatch.setattr(parameters, "_check_hidden_dependence", lambda *args: None)
+    monkeypatch.setattr(EM, "_agrees", lambda *args: True)
+    assert_spoken(run(model), "the model's own loss")
+
+
+def test_an_update_that_is_no_maximiser(monkeypatch: Any) -> None:
+    def short(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
+        return 1.05 * normal._standard_deviation(statistics, floor)
+
+    updates = (normal.UPDATES[0], normal.UPDATES[1]._replace(maximise=short))
+    monkeypatch.setattr(normal, "UPDATES", updates)
+    monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
+    assert_spoken(run(lambda: observe(loc=loc(), scale=scale()), tol=1e-3), "parameter 'scale'")
+
+
+def test_an_optimiser_that_hardly_moves() -> None:
+    def model() -> None:
+        p = pyro.param("p", torch.tensor(0.7).double(), constraint=constraints.unit_interval)
+        stay = torch.stack([p, 1 - p])
+        observe(loc=loc(), transition_probs=torch.stack([stay, stay.flip(0)]))
+
+    slow = pyro.optim.SGD({"lr": 1e-6})
+    assert_spoken(run(model, optim=slow), "parameter 'p': the model's own gradient promises")
+
+
+def test_a_run_may_go_unchecked(monkeypatch: Any) -> None:
+    def unwanted(*args: Any) -> list:
+        raise AssertionError("checked")
+
+    monkeypatch.setattr(guard, "check", unwanted)
+    observed = partial(observe, loc=LOC)
+    model = lambda: observed(scale=scale())  # noqa: E731
+    assert run(model, check=False)[0].converged
+    assert not run(model, tol=None, num_steps=3)[0].converged
+    assert not run(model, tol=1e-12, num_steps=1)[0].converged
+    with pytest.raises(AssertionError, match="checked"):
+        run(model)
+
+
+# It is silent.
+
+
+@pytest.mark.parametrize("case", accepted.CASES, ids=lambda case: case.model.__name__)
+def test_silent_on_closed_forms(case: accepted.Case) -> None:
+    assert_silent(run(case.model))
+
+
+@pytest.mark.parametrize("entry", table.ENTRIES, ids=lambda entry: entry.name)
+def test_silent_on_the_table(entry: table.Entry) -> None:
+    optim = pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}) if entry.moved else None
+    assert_silent(run(entry.model, guide=table.make_guide(entry), optim=optim))
+
+
+def gaussian(data: Tensor, dtype: torch.dtype, spread: str) -> Model:
+    size = data.shape[1]
+    start = torch.stack([0.3 * data.T.cov(), data.T.cov(), 3 * data.T.cov()]).to(dtype)
+    data = data.to(dtype)
+
+    def model() -> None:
+        locs = pyro.param("loc", torch.zeros(3, size, dtype=dtype))
+        if spread == "full":
+            matrix = pyro.param("covariance", start, constraint=constraints.positive_definite)
+            normal: Any = dist.MultivariateNormal(locs, matrix)
+        else:
+            scales = start.diagonal(dim1=-2, dim2=-1).sqrt()
+            scales = pyro.param("scale", scales, constraint=constraints.positive)
+            normal = dist.Normal(locs, scales).to_event(1)
+        matrix = torch.full((3, 3), 0.05, dtype=dtype) + 0.85 * torch.eye(3, dtype=dtype)
+        hmm = RegimeHMM(
+            initial_probs=pyro.param(
+                "initial", torch.full((3,), 1 / 3, dtype=dtype), constraint=constraints.simplex
+            ),
+            transition_probs=pyro.param("transition", matrix, constraint=constraints.simplex),
+            observation_dist=normal,
+        )
+        pyro.sample("x", hmm, obs=data)
+
+    return model
+
+
+RETURNS = torch.tensor(load_sector_returns().values[-2000:])
+
+
+@pytest.mark.parametrize("spread", ["full", "diag"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_silent_on_sector_returns(spread: str, dtype: torch.dtype, floor: float) -> None:
+    assert_silent(run(gaussian(RETURNS, dtype, spread), min_eigenvalue=floor))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_silent_in_any_unit(unit: float, shift: float) -> None:
+    data = (RETURNS[:500] + shift) * unit
+    model = gaussian(data, torch.float64, "full")
+
+    def about_the_mean() -> None:
+        pyro.param("loc", data.mean(0).expand(3, -1))
+        model()
+
+    assert_silent(run(about_the_mean))
+
+
+def test_silent_where_a_floor_binds() -> None:
+    """One state sits on two observations, whose covariance is singular."""
+    data = torch.cat([Y, 1e3 + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1e-3]]).double()])
+
+    def model() -> None:
+        locs = real("loc", torch.stack([LOCS[0], LOCS[1] + 1e3]))
+        observe(observation_dist=dist.MultivariateNormal(locs, covariance()), obs=data)
+
+    assert_silent(run(model, min_eigenvalue=1e-2))
+    lowest = torch.linalg.eigvalsh(pyro.param("covariance").detach())[1, 0]
+    assert lowest.item() == pytest.approx(1e-2, rel=1e-6)
+
+
+def test_silent_beside_zeros_frozen_parameters_and_states_without_data() -> None:
+    def zeros() -> None:
+        observe(
+            loc=real("loc", torch.tensor([-1.0, 0.0, 1e5])),
+            scale=positive("scale", torch.ones(3)),
+            initial_probs=torch.tensor([0.5, 0.5, 0.0]).double(),
+            transition_probs=probs("transition", LEFT_TO_RIGHT * 0.5 + 0.5 * torch.eye(3)),
+        )
+
+    result, messages = run(zeros)
+    assert_silent((result, messages))
+
+    def collapsing() -> None:
+        """One state is left with one observation: its scale has no maximum."""
+        data = torch.cat([X, torch.tensor([1e3]).double()])
+        observe(loc=real("loc", torch.tensor([0.0, 1e3])), scale=scale(), obs=data)
+
+    pyro.clear_param_store()
+    outcome = run(collapsing)
+    assert_silent(outcome)
+    assert any("has no maximum" in each for each in outcome[1])
+
+
+def test_silent_with_priors() -> None:
+    def model() -> None:
+        rows = dist.Dirichlet(torch.tensor([[8.0, 2.0], [3.0, 7.0]]).double()).to_event(1)
+        held = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 0.5).to_event(1))
+        gamma = dist.Gamma(torch.tensor(3.0).double(), torch.tensor(2.0).double())
+        precision = pyro.sample("precision", gamma.expand([2]).to_event(1))
+        transition = pyro.sample("transition", rows)
+        observe(loc=held, scale=precision.rsqrt(), transition_probs=transition)
+
+    values = {"loc": LOC, "precision": SCALE**-2, "transition": TRANSITION}
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values=values))
+    assert_silent(run(model, guide=guide))
