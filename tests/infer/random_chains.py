@@ -11,7 +11,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read
+from tests.infer.random_parameters import Registry
 
 Chain = dict[str, Read]  # by the name of the argument
 Maker = Callable[[Draws, Registry, Layout], Chain]

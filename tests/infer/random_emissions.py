@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import constraints, transforms
 from torch import Tensor
 
-from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read
+from tests.infer.random_parameters import Registry
 from tests.infer.random_spreads import draw_matrix, draw_scale
 
 emission = Kinds()
@@ -50,7 +51,7 @@ def draw_data(draws: Draws, layout: Layout) -> Tensor:
     noise = draws.rng.normal(size=shape + layout.event)
     if layout.event:
         noise = noise + 0.4 * noise[..., :1]
-    data = draws.tensor(means[states] + spreads[states] * noise)
+    data = draws.tensor(draws.level + means[states] + spreads[states] * noise)
     if draws.chance(0.1):
         draws.say("data of another memory layout")
         data = data.movedim(-1, 0).contiguous().movedim(0, -1)
@@ -226,13 +227,13 @@ def low_rank_multivariate_normal(
 
 @emission(0.6, _is_scalar, closed=False)
 def poisson(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
-    data = (0.5 * draw_data(draws, layout)).clamp(max=3.0).exp().round()
-    return Emission(lambda: dist.Poisson((0.3 * loc()).exp()), data)
+    data = (0.5 * (draw_data(draws, layout) - draws.level)).clamp(max=3.0).exp().round()
+    return Emission(lambda: dist.Poisson((0.3 * (loc() - draws.level)).exp()), data)
 
 
 @emission(0.8, _is_scalar, closed=False)
 def categorical(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
-    data = torch.bucketize(draw_data(draws, layout), draws.tensor([-1.0, 1.0]))
+    data = torch.bucketize(draw_data(draws, layout) - draws.level, draws.tensor([-1.0, 1.0]))
     start = draws.simplex(layout.num_states, 3)
     if layout.num_states > 1 and draws.chance(0.6):
         draws.say("with a probability of exactly 0")

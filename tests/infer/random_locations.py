@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.infer.random_draws import Draws, Kinds, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Kinds, Layout, Read
+from tests.infer.random_parameters import Registry
 
 location = Kinds()
 
@@ -23,7 +24,7 @@ def _has_batch(layout: Layout) -> bool:
 
 
 def _start(draws: Draws, *shape: int) -> Tensor:
-    return 1.5 * draws.normal(*shape)
+    return draws.level + 1.5 * draws.normal(*shape)
 
 
 @location(4.0)

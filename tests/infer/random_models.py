@@ -21,11 +21,11 @@ from torch import Tensor
 
 from pyro_regimes import RegimeHMM
 from tests.infer.random_chains import Chain, initial, transition
-from tests.infer.random_draws import Draws, Layout, Read, Registry, draw_layout
+from tests.infer.random_checks import check
+from tests.infer.random_draws import Draws, Layout, Model, RandomModel, Read, draw_layout
 from tests.infer.random_emissions import Emission, emission
 from tests.infer.random_locations import location
-
-Model = Callable[[], Any]
+from tests.infer.random_parameters import Registry
 
 
 class TemperedHMM(RegimeHMM):
@@ -33,19 +33,6 @@ class TemperedHMM(RegimeHMM):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return 0.5 * super().log_prob(value)
-
-
-class RandomModel(NamedTuple):
-    """A model that ``Trace_ELBO`` accepts under validation."""
-
-    seed: int
-    description: str
-    model: Model
-    guide: Model | None
-    min_eigenvalue: float
-    spreads: set[str]  #: the parameters that a floor concerns
-    data: list[Tensor]  #: what no fit may change
-    dtype: torch.dtype
 
 
 class Site(NamedTuple):
@@ -249,15 +236,12 @@ def draw_model(seed: int) -> RandomModel:
     floor = _draw_floor(draws, sites, registry)
     draws.say(f"floor {floor:g}" if floor else "no floor")
     data = [site.emission.data for site in sites]
-    return RandomModel(
-        seed, "; ".join(draws.phrases), model, guide, floor, set(registry.spreads), data, draws.dtype
-    )
+    said, spreads = "; ".join(draws.phrases), set(registry.spreads)
+    return RandomModel(seed, said, model, guide, floor, spreads, data, draws.dtype)
 
 
 def main() -> None:
     """Draw and check many models."""
-    from tests.infer.random_checks import check
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=100, help="how many")

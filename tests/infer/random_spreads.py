@@ -10,7 +10,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tests.infer.random_draws import Draws, Layout, Read, Registry
+from tests.infer.random_draws import Draws, Layout, Read
+from tests.infer.random_parameters import Registry
 
 #: What a real or positive parameter holds, and the standard deviation made of it.
 _LINKS: dict[str, tuple[str, float, Callable[[Tensor], Tensor]]] = {
@@ -45,7 +46,11 @@ def _shapes(draws: Draws, layout: Layout) -> tuple[int, ...]:
 
 
 def draw_scale(draws: Draws, registry: Registry, layout: Layout) -> Read:
-    """A standard deviation."""
+    """A standard deviation; sometimes that of another site."""
+    for name, made in registry.shared:
+        if name == "scale" and draws.chance(0.5):
+            draws.say("shares the scale")
+            return made
     shape = _shapes(draws, layout)
     if draws.chance(0.12):
         value = draws.uniform(0.5, 2.0, *shape)
@@ -62,16 +67,20 @@ def draw_scale(draws: Draws, registry: Registry, layout: Layout) -> Read:
     draws.say(f"{name} {shape}" + (" from 0" if is_real and not start.any() else ""))
     if shape == layout.own and not is_real and draws.chance(0.15):
         draws.say("whose states share, some unused")
-        place, wide = draws.integers(2, layout.num_states) * 2, draws.uniform(0.5, 2.0, 4, *shape[1:])
+        place = draws.integers(2, layout.num_states) * 2
+        wide = draws.uniform(0.5, 2.0, 4, *shape[1:])
         cells = registry.of_spread(registry.positive(name, wide, holds), name, num_cells)
         return lambda: forward(cells()[place])
     if layout.num_steps > 6 and not layout.batch and not is_real and draws.chance(0.1):
         draws.say("by season, some unused")
-        season, wide = draws.integers(2, layout.num_steps) * 2, draws.uniform(0.5, 2.0, 4, *layout.own)
+        season = draws.integers(2, layout.num_steps) * 2
+        wide = draws.uniform(0.5, 2.0, 4, *layout.own)
         seasons = registry.of_spread(registry.positive(name, wide, holds), name, 4 * num_cells)
         return lambda: forward(seasons()[season])
     make = registry.real if is_real else registry.positive
     read = registry.of_spread(make(name, start, holds), name, num_cells)
+    if not layout.batch or len(shape) <= len(layout.own):
+        registry.shared.append(("scale", lambda: forward(read())))
     return lambda: forward(read())
 
 
@@ -81,6 +90,10 @@ def _factor_of_raw(raw: Tensor) -> Tensor:
 
 def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, Read]:
     """A covariance, its Cholesky factor or its inverse, as an argument of MultivariateNormal."""
+    for argument, made in registry.shared:
+        if argument != "scale" and draws.chance(0.5):
+            draws.say(f"shares the {argument}")
+            return {argument: made}
     *beside, size = layout.event  # (D,), or (S, D): S vectors side by side
     square = (size, size)
     options = [((layout.num_states, *beside, *square), 3.0), (square, 1.5)]
@@ -102,8 +115,7 @@ def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, R
     draws.say(f"{argument} of {held} {shape}")
     if held == "fixed":
         value = start
-        made = {"covariance": lambda: value}
-        return {argument: _matrix(argument, "covariance", made["covariance"])}
+        return {argument: _matrix(argument, "covariance", lambda: value)}
     if held == "raw":
         raw = torch.zeros(shape, dtype=draws.dtype)
         raw = raw if draws.chance(0.6) else 0.3 * draws.normal(*shape)
@@ -120,7 +132,10 @@ def draw_matrix(draws: Draws, registry: Registry, layout: Layout) -> dict[str, R
     if held == "covariance" and draws.chance(0.15):
         draws.say("transposed")
         return {argument: _matrix(argument, held, lambda: read().mT)}
-    return {argument: _matrix(argument, held, read)}
+    made = _matrix(argument, held, read)
+    if len(shape) <= len(layout.own) + 1:
+        registry.shared.append((argument, made))
+    return {argument: made}
 
 
 def _matrix(argument: str, held: str, read: Read) -> Read:

@@ -1,4 +1,4 @@
-"""Random models: EM's loss is the model's, no step raises it, and L-BFGS gains nothing from its end.
+"""Random models: EM's loss is the model's, no step raises it, and L-BFGS gains nothing at its end.
 
 ``python -m tests.infer.random_models`` checks any number of them.
 """
@@ -9,7 +9,8 @@ import pyro
 import pytest
 
 from tests import seeds
-from tests.infer.random_checks import GAIN, check, gain_of_lbfgs, leaves_of_the_store, own_loss
+from tests.infer.random_checks import GAIN, check
+from tests.infer.random_losses import gain_of_lbfgs, leaves_of_the_store, own_loss
 from tests.infer.random_models import draw_model
 
 
