@@ -217,7 +217,8 @@ class Checker:
         own = name.split(".")[-1].split("$$$")[-1].rstrip("_")
         if not floor or own not in self.drawn.spreads:
             return False
-        return smallest_variance(self.drawn) <= floor * (1 + 1e-6)
+        precision = {torch.float64: 1e-6, torch.float32: 1e-3}[self.drawn.dtype]
+        return smallest_variance(self.drawn) <= floor * (1 + precision)
 
     def run(self) -> None:
         """All of it, within the store of its own that the caller gives."""
