@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from operator import index
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.kernels.shapes import broadcast
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 #: The end of an error about shapes, where this is the likely slip.
 TIME_SLIP = (
@@ -19,10 +22,23 @@ TIME_SLIP = (
 
 
 def positive_integer(name: str, value: int) -> int:
-    """The value as an int, NumPy's included."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    """The value as an int, NumPy's included, and sizes, which are tensors under torch.jit.trace."""
+    if isinstance(value, Tensor):
+        is_integer = value.dim() == 0 and value.dtype in _INTEGERS
+    else:
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    # Unlike int(), index() gives no warning while torch.jit.trace runs.
+    if not is_integer or index(value) < 1:
         raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
-    return int(value)
+    return index(value)
+
+
+def dense(name: str, value: Tensor) -> None:
+    """Refuse sparse and other tensors for which torch lacks the operations."""
+    if value.layout is not torch.strided:
+        raise ValueError(
+            f"expected {name} to be a dense tensor, got layout {value.layout}; use .to_dense()"
+        )
 
 
 def one_of(
@@ -36,6 +52,7 @@ def one_of(
     if not isinstance(value, Tensor) or not value.is_floating_point():
         came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"expected {chosen} to be a floating point tensor, got {came}")
+    dense(chosen, value)
     if value.shape[-len(event_shape) :] != event_shape:
         raise ValueError(
             f"expected {chosen} to end in {tuple(event_shape)}, as observation_dist has "
@@ -70,9 +87,10 @@ def agree_on_num_steps(
     if duration is not None:
         found["duration"] = positive_integer("duration", duration)
     if transition_slices != 1:
-        found["the time slices of the transitions (dimension -3) plus 1"] = transition_slices + 1
+        slices = index(transition_slices)
+        found["the time slices of the transitions (dimension -3) plus 1"] = slices + 1
     if observation_steps not in ((), (1,)):
-        found["dimension -2 of observation_dist.batch_shape"] = observation_steps[0]
+        found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
         raise ValueError(f"expected one number of time steps, got {came}{TIME_SLIP}")

@@ -1,12 +1,12 @@
 """Log densities of the observations in every state, by one kernel where the family has one.
 
 Gaussian observations, constant in time, on the CPU: :class:`MultivariateNormal` and
-``Normal.to_event(1)``, expanded or not. Whatever else there is measures itself.
+``Normal.to_event(1)``, expanded or not. Other distributions use their own ``log_prob``, which for
+discrete ones is that of :mod:`.exact`.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from pyro_regimes.distributions import provenance
+from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.kernels import dispatch, gaussian
 
 # Exactly these: a subclass may have a density of its own.
@@ -70,26 +72,15 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
     """
     found = as_gaussian(observation_dist, value, is_checked)
     if found is None:
-        if is_checked:
-            observation_dist = shallow_copy(observation_dist, validate_args=False)
-        density: Tensor = observation_dist.log_prob(_beside_states(observation_dist, value))
+        # None leaves the setting as it is.
+        exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
+        density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
         return density
-    density = gaussian.log_prob(value, *found)
+    density = provenance.call(gaussian.log_prob, value, *found)
     batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
-
-
-def shallow_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
-    """A copy that is safe to expand: Pyro's ``ExpandedDistribution.expand`` changes itself."""
-    copied = copy.copy(distribution)
-    if validate_args is not None:
-        copied._validate_args = validate_args
-    for name, value in vars(distribution).items():
-        if isinstance(value, Distribution):
-            setattr(copied, name, shallow_copy(value, validate_args))
-    return copied
 
 
 def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:

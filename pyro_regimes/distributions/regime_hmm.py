@@ -9,7 +9,9 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks, observation
+from pyro_regimes.distributions import checks, observation, provenance
+from pyro_regimes.distributions.exact import exact_copy, safe_log
+from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import gaussian_chain, ops
 from pyro_regimes.kernels.shapes import broadcast
@@ -137,12 +139,12 @@ class RegimeHMM(TorchDistribution):
     @_lazy
     def initial_logits(self) -> Tensor:
         """Normalised log initial probabilities, ``(..., K)``."""
-        return _safe_log(self.initial_probs)
+        return safe_log(self.initial_probs)
 
     @_lazy
     def transition_logits(self) -> Tensor:
         """Normalised log transition probabilities, ``(..., 1 or T-1, K, K)``."""
-        return _safe_log(self.transition_probs)
+        return safe_log(self.transition_probs)
 
     @_lazy
     def initial_probs(self) -> Tensor:
@@ -171,7 +173,8 @@ class RegimeHMM(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: RegimeHMM | None = None) -> RegimeHMM:
         """The same distribution over a larger batch; arguments are shared, not copied."""
-        new = self._get_checked_instance(RegimeHMM, _instance)
+        # Everything is copied, so that a subclass needs no expand() of its own.
+        new = type(self).__new__(type(self)) if _instance is None else _instance
         batch_shape = torch.Size(batch_shape)
         try:
             fits = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
@@ -200,8 +203,9 @@ class RegimeHMM(TorchDistribution):
         value = self._check(value)
         found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
-            return ops.log_likelihood(*self._chain_of(value))
-        log_likelihood = gaussian_chain.log_likelihood(
+            return provenance.call(ops.log_likelihood, *self._chain_of(value))
+        log_likelihood = provenance.call(
+            gaussian_chain.log_likelihood,
             self.initial_logits, self.transition_logits, value, *found, self.lengths
         )
         shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
@@ -218,7 +222,7 @@ class RegimeHMM(TorchDistribution):
         :raises ValueError: for a sequence of probability zero; without validation its
             probabilities are NaN.
         """
-        logits = ops.filter_logits(*self._chain(value))[..., -1, :]
+        logits = provenance.call(ops.filter_logits, *self._chain(value))[..., -1, :]
         impossible = (logits == -torch.inf).all(-1)
         if self._validate_args and impossible.any():
             raise ValueError(
@@ -236,9 +240,9 @@ class RegimeHMM(TorchDistribution):
         """
         chain = self._chain(value)
         initial_logits, transition_logits, _, lengths = chain
-        expected = ops.expectations(*chain)
-        filtered = ops.filter_logits(*chain).exp()
-        predicted = ops.predict_probs(initial_logits, transition_logits, filtered)
+        expected = provenance.call(ops.expectations, *chain)
+        filtered = provenance.call(ops.filter_logits, *chain).exp()
+        predicted = provenance.call(ops.predict_probs, initial_logits, transition_logits, filtered)
         if lengths is not None:
             time = torch.arange(filtered.shape[-2], device=lengths.device)
             padding = (time >= lengths.unsqueeze(-1)).unsqueeze(-1)
@@ -257,7 +261,7 @@ class RegimeHMM(TorchDistribution):
 
         :return: LongTensor ``(..., T)``; -1 on padding and for a sequence of probability zero.
         """
-        return ops.viterbi(*self._chain(value))
+        return provenance.call(ops.viterbi, *self._chain(value))
 
     def sample_posterior(
         self,
@@ -269,7 +273,9 @@ class RegimeHMM(TorchDistribution):
         :return: LongTensor ``sample_shape + (..., T)``; -1 on padding and for a sequence of
             probability zero.
         """
-        return ops.sample_posterior(*self._chain(value), sample_shape=torch.Size(sample_shape))
+        return provenance.call(
+            ops.sample_posterior, *self._chain(value), sample_shape=torch.Size(sample_shape)
+        )
 
     def forecast(self, value: Tensor, num_steps: int) -> MixtureSameFamily:
         r"""The marginal predictive distribution of each of the next observations.
@@ -301,9 +307,12 @@ class RegimeHMM(TorchDistribution):
                 future.append(probs)
         weights = torch.cat(future, -2)  # (..., n, K)
         validate_args = self._validate_args and weights.numel() > 0
-        return MixtureSameFamily(
-            Categorical(weights, validate_args=validate_args),
-            observation.shallow_copy(self.observation_dist).expand(weights.shape),
+        return Forecast(
+            exact_copy(Categorical(weights, validate_args=validate_args)),
+            # As in log_prob, a value need not lie in the support of every state.
+            exact_copy(
+                self.observation_dist, validate_args=False if self._validate_args else None
+            ).expand(weights.shape),
             validate_args=validate_args,
         )
 
@@ -316,9 +325,11 @@ class RegimeHMM(TorchDistribution):
         if self.duration is None:
             raise ValueError("expected duration to be given: sampling needs the number of steps")
         shape = torch.Size(sample_shape) + self.batch_shape
-        states = ops.sample_prior(self.initial_logits, self.transition_logits, self.duration, shape)
+        states = provenance.call(
+            ops.sample_prior, self.initial_logits, self.transition_logits, self.duration, shape
+        )
         each_state = self.batch_shape + (self.duration, self.state_dim)
-        each = observation.shallow_copy(self.observation_dist).expand(each_state)
+        each = exact_copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
         event_shape = self.observation_dist.event_shape
         index = states.reshape(states.shape + (1,) * (1 + len(event_shape)))
@@ -339,6 +350,8 @@ class RegimeHMM(TorchDistribution):
     def _check(self, value: Tensor) -> Tensor:
         """The value without padding, checked."""
         self._check_shape(value)
+        if not value.is_floating_point():
+            value = value.long()  # bool has no subtraction, and 255 + 1 is 0 in uint8
         value, valid = self._without_padding(value)
         if self._validate_args:
             self._validate_sample(value, valid)
@@ -360,6 +373,9 @@ class RegimeHMM(TorchDistribution):
     def _check_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise ValueError(f"expected value to be a tensor, got {type(value).__name__}")
+        checks.dense("value", value)
+        if value.is_complex():
+            raise ValueError(f"expected value to hold real numbers, got dtype {value.dtype}")
         event_shape = self.observation_dist.event_shape
         came = f"got shape {tuple(value.shape)}"
         after_time = value.shape[value.dim() - len(event_shape) :]
@@ -383,6 +399,8 @@ class RegimeHMM(TorchDistribution):
 
     def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
         """Refuse an observation, where valid, that is outside the support of every state."""
+        if not value.numel():
+            return  # torch's own check cannot take an empty batch
         try:
             support = self.observation_dist.support
         except NotImplementedError:  # a distribution need not define it
@@ -393,12 +411,31 @@ class RegimeHMM(TorchDistribution):
         if valid is not None:
             inside = inside | ~valid
         if not inside.all():
+            inside = inside | self._is_missing(value)
+        if not inside.all():
             outside = value.expand(inside.shape + self.observation_dist.event_shape)[~inside]
             raise ValueError(
                 f"expected value to lie in the support {support} of observation_dist at every "
                 f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
                 f"shape {tuple(value.shape)}"
             )
+
+    @torch.no_grad()
+    def _is_missing(self, value: Tensor) -> Tensor:
+        """Where the value holds NaN and ``observation_dist`` has a density of it, ``(..., T)``.
+
+        Pyro's ``NanMaskedNormal`` takes NaN as missing, though its support does not say so.
+        """
+        event = value.isnan().reshape(value.shape[: value.dim() - self.event_dim + 1] + (-1,))
+        missing = event.any(-1)
+        if not missing.any():
+            return missing
+        checking = exact_copy(self.observation_dist, validate_args=True)
+        try:
+            density = checking.log_prob(self._beside_states(value))
+        except ValueError:
+            return torch.zeros_like(missing)
+        return missing & ~density.isnan().any(-1)
 
     def _beside_states(self, value: Tensor) -> Tensor:
         """``(..., T, 1) + event``: to be measured against the K components."""
@@ -413,9 +450,3 @@ def _is_real(support: constraints.Constraint) -> bool:
 
 def _normalise(name: str, value: Tensor) -> Tensor:
     return value / value.sum(-1, keepdim=True) if "probs" in name else value.log_softmax(-1)
-
-
-def _safe_log(probs: Tensor) -> Tensor:
-    """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
-    impossible = probs == 0
-    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)

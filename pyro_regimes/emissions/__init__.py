@@ -1,9 +1,10 @@
 """Closed-form maximisers, one file a family of observation distributions.
 
-A family's module holds ``FAMILY``, the distribution classes; ``MAX_EVENT_DIM``, the most dims of one
-observation; ``arguments(distribution)``, the tensors that may be parameters; ``log_prob(value,
-arguments, event_dim)``, the log density in every state; and ``UPDATES``, an :class:`~.update.Update` for each tensor in the order in which they are
-maximised. A new family is one such file and one entry in :data:`FAMILIES`.
+A family's module holds ``FAMILY``, the distribution classes; ``MAX_EVENT_DIM``, the most dims of
+one observation; ``arguments(distribution)``, the tensors that may be parameters;
+``log_prob(value, arguments, event_dim)``, the log density in every state; and ``UPDATES``, an
+:class:`~.update.Update` for each tensor in the order in which they are maximised. A new family is
+one such file and one entry in :data:`FAMILIES`.
 """
 
 from __future__ import annotations

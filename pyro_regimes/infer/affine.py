@@ -70,7 +70,9 @@ class Affine(NamedTuple):
             if argument is None or argument.value.numel() != use.jacobian.num_entries:
                 return False
             generator = torch.Generator().manual_seed(0)
-            cotangent = torch.randn(argument.value.shape, generator=generator, dtype=torch.float64)
+            cotangent = torch.randn(
+                argument.value.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             cotangent = cotangent.to(argument.value)
             if not argument.value.requires_grad:
                 return False
@@ -226,7 +228,8 @@ def _read_parameter(argument: Argument, name: str, runs: list[Run]) -> list[Colu
     if columns is None:
         return _too_large(argument)
     generator = torch.Generator().manual_seed(2)
-    direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+    direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
+    direction = direction.to(leaf)
     expected, size = None, 0.0
     precision = max(1e-9, torch.finfo(argument.value.dtype).eps ** 0.6)
     for run in runs:

@@ -21,7 +21,7 @@ from pyro_regimes.infer.tracing import Latent, Run
 Params = dict[str, Tensor]
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
-Held = dict[str, Flags]  # by parameter, the restarts in which it stays where it is
+Held = dict[str, Flags]  # by parameter, the restarts in which it is frozen
 
 
 class EMResult(NamedTuple):
@@ -192,9 +192,12 @@ class Climb:
 
     :param start: its first state.
     :param warn: is told of trouble.
+    :param frozen: parameters that an earlier run has frozen.
     """
 
-    def __init__(self, problem: Problem, start: State, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, problem: Problem, start: State, warn: Callable[[str], None], frozen: Held
+    ) -> None:
         self.problem = problem
         self.now = start
         self.losses = [start.losses]
@@ -203,8 +206,10 @@ class Climb:
         self.stop_reason = "num_steps reached"
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self._warn = warn
-        hopeless = ~np.isfinite(start.losses)  # restarts that no step can help
-        self.held: Held = {name: hopeless.copy() for name in problem.plan.names}
+        self._hopeless = ~np.isfinite(start.losses)  # restarts that no step can help
+        self.held: Held = {name: self._hopeless.copy() for name in problem.plan.names}
+        known = {name: flags for name, flags in frozen.items() if len(flags) == len(start.losses)}
+        self._hold({name: known.get(name, self._hopeless) for name in self.held})
 
     def run(
         self,
@@ -220,6 +225,8 @@ class Climb:
                 break
             if not self._free().any():
                 self.stop_reason = "no ascent possible"
+                if any(flags.any() for flags in self.frozen.values()):
+                    self.stop_reason += ": all parameters are frozen"
                 break
             before = self.now.losses
             self.advance()
@@ -254,7 +261,7 @@ class Climb:
         self.now = after
 
     def undo(self, now: State, after: State, attempt: Callable[[Held], State]) -> State:
-        """Find the parameters that lowered the likelihood, hold them, and make the step without."""
+        """Find the parameters that lowered the likelihood, and make the step with them frozen."""
         down = fallen(now, after.losses)
         with np.errstate(invalid="ignore"):  # of restarts that are without hope
             change = after.losses - now.losses
@@ -277,6 +284,11 @@ class Climb:
 
     def _hold(self, more: Held) -> None:
         self.held = {name: flags | more[name] for name, flags in self.held.items()}
+
+    @property
+    def frozen(self) -> Held:
+        """The parameters that are held since a step lowered the likelihood."""
+        return {name: flags & ~self._hopeless for name, flags in self.held.items()}
 
     def _free(self) -> Flags:
         """Restarts in which something still moves, ``(R,)``."""
@@ -360,10 +372,10 @@ def unbounded_message(name: str) -> str:
 
 def fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
     """What is said of restarts whose loss rose by ``change``."""
-    whose = f"parameters {blamed}" if blamed else "all parameters"
+    whose = f"Parameters {blamed}" if blamed else "All parameters"
     return (
         f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
-        f"{change[down].max():.3g}. It was undone, and {whose} stay there from now on. Covariances "
-        "that are nearly singular do this (see min_eigenvalue), and models that are not the same "
-        "function at every call"
+        f"{change[down].max():.3g}. {whose} were rolled back and are frozen from now on, until "
+        "EM.reset() is called. Covariances that are nearly singular do this (see min_eigenvalue), "
+        "and models that are not the same function at every call"
     )

@@ -58,19 +58,19 @@ class Expected(NamedTuple):
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Of the statistics: averages are over all sequences."""
-        return self.data.batch_shape if self.averages is None else torch.Size()
+        """Of the statistics: averages are over all sequences, and have one dim of points."""
+        return self.data.batch_shape if self.averages is None else torch.Size([1])
 
     def initial_counts(self) -> Tensor:
         """gamma at the first step, ``(..., K)``."""
         if self.averages is not None:
-            return self.averages.initial
+            return self.averages.initial.unsqueeze(0)
         return self.data.weigh(self.expectations.smoothed_probs[..., 0, :])
 
     def transition_counts(self) -> Tensor:
         """Summed xi, ``(..., 1 or T-1, K, K)``."""
         if self.averages is not None:
-            return self.averages.moved
+            return self.averages.moved.unsqueeze(0)
         moved = self.expectations.expected_transitions
         if moved.dim() == len(self.data.batch_shape) + 2:
             moved = moved.unsqueeze(-3)

@@ -10,15 +10,26 @@ from numbers import Integral
 from typing import Any, Callable
 
 import numpy as np
+import pyro
 import torch
 
 from pyro_regimes.infer import climb, guard
-from pyro_regimes.infer.climb import Climb, EMResult, OutsideConstraint, Params, Problem, State
+from pyro_regimes.infer.callables import check_callables
+from pyro_regimes.infer.climb import (
+    Climb,
+    EMResult,
+    Held,
+    OutsideConstraint,
+    Params,
+    Problem,
+    State,
+)
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.guard import Call
+from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
@@ -33,7 +44,6 @@ from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     PYRO_LOCK,
     Run,
-    SameSubsamples,
     constraint_of,
     run_model,
     write_parameter,
@@ -71,15 +81,16 @@ class EM:
 
     Where a plate is subsampled, each step is one of stochastic EM (:mod:`.infer.stochastic`):
     running averages of the minibatches' expected statistics are maximised. The loss is then the
-    minibatch's estimate, and :meth:`run` makes all its steps.
+    minibatch's estimate, and :meth:`run` makes all its steps. The averages belong to one data set:
+    :meth:`reset` forgets them.
 
     :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
     model again, to see that it agrees; a model that does not is read anew at every step.
 
     No closed form lowers the objective of any restart. (Where an optimiser moves parameters,
     locations are affine, or priors depend on parameters, all restarts count as one.) Should
-    rounding or a fault of the model lower it, the parameters to blame are put back and held there,
-    or left to the optimiser, and a warning says so.
+    rounding or a fault of the model lower it, the responsible parameters are rolled back and
+    frozen until :meth:`reset` is called, or left to the optimiser, and a warning says so.
 
     :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
     :param guide: called as the model; a point at each of its latent sites.
@@ -102,12 +113,7 @@ class EM:
         *,
         step_size: Schedule | None = None,
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"expected model to be a function, got {type(model).__name__}")
-        for name, given in {"guide": guide, "optim": optim, "step_size": step_size}.items():
-            if given is not None and (not callable(given) or isinstance(given, type)):
-                came = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
-                raise ValueError(f"expected {name} to be called as it is, got {came}")
+        check_callables(model, guide, optim, step_size)
         number = isinstance(min_eigenvalue, (int, float, np.number))
         if not number or not 0.0 <= min_eigenvalue < math.inf:
             raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
@@ -118,12 +124,31 @@ class EM:
         self._num_batches = 0
         self._plan: Plan | None = None
         self._groups: Groups | None = None
+        self._plate_sizes: dict[str, int] = {}
+        self._leaves: Params = {}
+        self._frozen: Held = {}
         self._warned: set[str] = set()
 
     @property
     def plan(self) -> Plan | None:
         """How each parameter is updated; None before the first step. Prints readably."""
         return self._plan
+
+    def reset(self) -> None:
+        """Forget everything but the parameter store.
+
+        That is the plan, the running averages of stochastic EM, its number of minibatches, the
+        frozen parameters and the warnings given. It happens by itself where the store holds other
+        parameters than before (after ``pyro.clear_param_store()``) or a subsampled plate has
+        another size. A new data set of the same size, with the parameters of the last one as its
+        start, needs a call.
+        """
+        self._plan, self._groups, self._warned = None, None, set()
+        self._plate_sizes, self._leaves, self._frozen = {}, {}, {}
+        self._forget_averages()
+
+    def _forget_averages(self) -> None:
+        self._averages, self._num_batches = {}, 0
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
@@ -132,7 +157,9 @@ class EM:
         """
         with self._pyro(), torch.no_grad():
             reading = self._read(args, kwargs)
-            ReadingClimb(self, reading, args, kwargs).move()
+            way = ReadingClimb(self, reading, args, kwargs)
+            way.move()
+            self._frozen = way.frozen
             return reading.problem.loss(reading.state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -181,11 +208,12 @@ class EM:
                 if not problem.plan.is_closed:
                     way: Climb = ReadingClimb(self, reading, args, kwargs)
                     way.run(num_steps, tol, callback)
+                    self._frozen = way.frozen
                     return self._checked(way, tol if check else None, args, kwargs)
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
-            way = Climb(problem, start, self._warn)
+            way = Climb(problem, start, self._warn, self._frozen)
 
             def shown(number: int, loss: float) -> None:
                 with self._pyro():
@@ -208,6 +236,7 @@ class EM:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
                     way.run(num_steps, tol, callback)
+            self._frozen = way.frozen
             return self._checked(way, tol if check else None, args, kwargs)
 
     @contextmanager
@@ -230,11 +259,17 @@ class EM:
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Run the model, make or check the plan, and take expectations."""
-        plan = self._plan or self._make_plan(args, kwargs)
+        leaves = dict(pyro.get_param_store().named_parameters())
+        if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
+            self.reset()  # what it knows is of other parameters
+        plan = self._plan or self._new_plan(args, kwargs)
         run = self._run_as_planned(plan, args, kwargs)
-        if not plan.holds(run):
-            plan = self._make_plan(args, kwargs)
+        self._check_averages(run)
+        if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
+            plan = self._new_plan(args, kwargs)
             run = self._run_as_planned(plan, args, kwargs)
+        leaves = dict(pyro.get_param_store().named_parameters())
+        self._leaves = {name: leaves[name] for name in run.params}
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(plan, run)
         with torch.set_grad_enabled(bool(plan.gradient)):
@@ -274,6 +309,10 @@ class EM:
         with torch.set_grad_enabled(connected):
             return self._run(args, kwargs, connected=connected)
 
+    def _new_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        self._frozen = {}
+        return self._make_plan(args, kwargs)
+
     def _make_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         def read(values: Params | None) -> Run:
             with SameSubsamples():  # every run of a subsampled model is to see the same data
@@ -285,6 +324,23 @@ class EM:
         if self.min_eigenvalue > 0:
             self._raise_to_floor(self._plan, read(None).params)
         return self._plan
+
+    def _check_averages(self, run: Run) -> None:
+        """Forget those of another data set.
+
+        :raises ValueError: if a run has other sites than they are of.
+        """
+        known = self._plate_sizes
+        if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
+            self._forget_averages()
+        self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
+        if self._averages and set(run.sites) != set(self._averages):
+            raise ValueError(
+                "expected a model with subsampled plates to observe the same sites at every step, "
+                f"got {sorted(self._averages)} and then {sorted(run.sites)}: running averages are "
+                "kept by site. Vectorise the plate, or name its sites by their place in the "
+                "minibatch"
+            )
 
     def _average(self, problem: Problem, now: State) -> None:
         """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""

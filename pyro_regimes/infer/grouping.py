@@ -86,9 +86,12 @@ def find_groups(plan: Plan, run: Run) -> Groups:
     labels, offset = {}, 0
     for name, site in run.sites.items():
         count = batch_shape(site).numel()
-        labels[name] = torch.arange(offset, offset + count)
+        labels[name] = torch.arange(offset, offset + count, device="cpu")
         offset += count
-    cells = {each.name: torch.full((each.num_cells,), offset) for each in plan.assignments}
+    cells = {
+        each.name: torch.full((each.num_cells,), offset, device="cpu")
+        for each in plan.assignments
+    }
     links = []
     for each in plan.assignments:
         for use in each.uses:

@@ -34,10 +34,11 @@ from pyro_regimes.infer.affine import solve
 from pyro_regimes.infer.climb import Climb, Params, Problem, State
 from pyro_regimes.infer.e_step import read_site
 from pyro_regimes.infer.gradient import log_terms
+from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.m_step import normal_equations, pooled_statistics
 from pyro_regimes.infer.plan import Assignment
-from pyro_regimes.infer.tracing import HandOut, run_model, trace_model
+from pyro_regimes.infer.tracing import run_model, trace_model
 
 #: Nats by which objectives and promises may be off, in units of ``tol``.
 _SLACK = 10.0
@@ -196,10 +197,11 @@ def _measure(
         )
         at = affine.flat(state.params)
         score = right - normal @ at
-        own = torch.cat(
-            [gradients.get(name, torch.zeros(shape)).flatten() for name, shape in
-             zip(affine.names, affine.shapes, strict=True)]
-        ).to(score)
+        parts = [
+            gradients.get(name, torch.zeros_like(state.params[name])).flatten()
+            for name in affine.names
+        ]
+        own = torch.cat(parts).to(score)
 
         def nats(gradient: Tensor) -> float:
             step = solve(normal, normal @ at + gradient, at) - at

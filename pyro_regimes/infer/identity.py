@@ -85,8 +85,9 @@ def find_cells(
         return None
     flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
     generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(flat_cells.shape[1], generator=generator, dtype=torch.float64)
-    weights = weights.to(flat_cells)
+    weights = torch.rand(
+        flat_cells.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+    ).to(flat_cells)
     codes, order = (flat_cells @ weights).sort()
     place = torch.searchsorted(codes, (flat_target @ weights).contiguous())
     nearest = order[place.clamp(0, len(order) - 1)]
@@ -122,7 +123,9 @@ def same_derivative(
     """
     target = canonical_argument(argument, role).to(parameter.dtype)
     generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(target.shape, generator=generator, dtype=torch.float64).to(target)
+    cotangent = torch.randn(
+        target.shape, generator=generator, dtype=torch.float64, device="cpu"
+    ).to(target)
     if not target.requires_grad:
         return False
     (actual,) = torch.autograd.grad(
@@ -170,7 +173,7 @@ def random_value(
             return drawn.to(value)
     transform = transform_to(constraint)
     moved = transform.inv(old)
-    shift = torch.randn(moved.shape, generator=draw.generator, dtype=torch.float64)
+    shift = draw.normal(moved.shape)
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
 
 
@@ -187,11 +190,14 @@ class _Draw(NamedTuple):
     def sign(self) -> float:
         return 1.0 if self.seed < 1_000 else -1.0
 
-    def normal(self) -> Tensor:
-        return torch.randn(self.old.shape, generator=self.generator, dtype=torch.float64)
+    def normal(self, shape: torch.Size | None = None) -> Tensor:
+        shape = self.old.shape if shape is None else shape
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
 
     def uniform(self, low: float, high: float) -> Tensor:
-        drawn = torch.rand(self.old.shape, generator=self.generator, dtype=torch.float64)
+        drawn = torch.rand(
+            self.old.shape, generator=self.generator, dtype=torch.float64, device="cpu"
+        )
         return low + (high - low) * drawn
 
 
@@ -232,7 +238,8 @@ def _random_location(draw: _Draw) -> Tensor:
     if draw.mild:
         return draw.old + draw.normal()
     sides = torch.Generator().manual_seed(draw.seed % 1_000)  # the same for both draws
-    side = torch.rand(draw.old.shape, generator=sides, dtype=torch.float64).round() * 2 - 1
+    drawn = torch.rand(draw.old.shape, generator=sides, dtype=torch.float64, device="cpu")
+    side = drawn.round() * 2 - 1
     return draw.sign * side * (1.0 + draw.old.abs()) * 10 ** draw.uniform(2, 4)
 
 

@@ -96,10 +96,9 @@ def maximise(
         if missing.device.type != "cpu" or bool(missing.any()):
             missing = missing.reshape(len(new), -1).any(-1)
             weight = statistics[0].reshape(len(new), -1).amax(-1)
-            if each.update is not None:
-                counted = weight > torch.finfo(weight.dtype).tiny
-                unbounded[each.name] = (missing & counted).any()
-                idle[each.name] = (missing & ~counted).any()
+            counted = weight > torch.finfo(weight.dtype).tiny
+            unbounded[each.name] = (missing & counted).any()
+            idle[each.name] = (missing & ~counted).any()
             new = torch.where(missing.reshape((-1,) + (1,) * each.event_dim), cells, new)
         values[each.name] = new.reshape(old.shape)
         fill_arguments(each, values[each.name], arguments)

@@ -26,6 +26,13 @@ from pyro_regimes.infer.tracing import Argument, Run, Site, constraint_of
 #: Runs the model at given values of its parameters, or at those of the store.
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
 
+_HIDDEN = "changes with the parameters, but has no derivative in them (a detach()?)"
+
+_RANDOM = (
+    "changes from one run of the model to the next (random numbers of its own?); EM needs the same "
+    "function at every call: give the data as arguments, or subsample by a pyro.plate"
+)
+
 _TWO_ROLES = "used in arguments that have different updates"
 
 
@@ -69,7 +76,10 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             affine = _find_affine(closed, runs, refused)
         assignments = [each for each in assignments if each.name not in refused]
         covered = {(use.site, use.argument) for use in affine.uses}
-        _check_hidden_dependence(runs, assignments, refused, covered)
+        hidden = _find_hidden_dependence(runs, assignments, refused, covered)
+        if hidden and _differs(current, read(None)):
+            hidden = dict.fromkeys(hidden, _RANDOM)
+    refused |= hidden
     _check_refused(refused, list(current.params), may_move)
     if not (assignments or affine.names or refused):
         raise ValueError(
@@ -220,7 +230,7 @@ def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
         num_cells = here.params[name].numel() // max(
             1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
         )
-        whole = torch.equal(cells, torch.arange(num_cells))
+        whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
         uses.append(Use(argument.site, argument.name, cells, whole))
     event_dim = 1 if update is None else update.event_dim
     reached = [here.sites[use.site].arguments[use.argument] for use in uses]
@@ -263,14 +273,14 @@ def _is_shared(uses: list[Use], num_cells: int) -> bool:
 
 
 def _is_of_sequences(run: Run, argument: Argument) -> bool:
-    """Whether an argument differs between sequences, or its distribution between observations."""
+    """Whether an argument differs between sequences."""
     site = run.sites[argument.site]
     role = Role.of(argument.name)
     tail = 0 if role is Role.INITIAL else 2
-    if not role.is_chain:
-        tail += len(site.hmm.observation_dist.event_shape) + 1 - (argument.event_dim + 1)
+    if not role.is_chain and argument.event_dim == 0:
+        tail += len(site.hmm.observation_dist.event_shape)
     batch = argument.lead[: max(0, len(argument.lead) - tail)]
-    return batch.numel() > 1 or (site.varies and not role.is_chain)
+    return batch.numel() > 1
 
 
 def run_argument(run: Run, argument: Argument) -> Argument:
@@ -330,17 +340,17 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
                 refused.setdefault(name, "read by a module of its own, not through pyro.param")
 
 
-def _check_hidden_dependence(
+def _find_hidden_dependence(
     runs: list[Run],
     assignments: list[Assignment],
     refused: dict[str, str],
     covered: set[tuple[str, str]],
-) -> None:
-    """Refuse what moves with the parameters where autograd sees no dependence.
+) -> dict[str, str]:
+    """What moves with the parameters where autograd sees no dependence, and so cannot be served.
 
     :param covered: arguments that are affine in parameters, of which this has been asked.
     """
-    hidden = "changes with the parameters, but has no derivative in them (a detach()?)"
+    found: dict[str, str] = {}
     known: dict[tuple[str, str], Tensor] = {}
     for each in assignments:
         for use in each.uses:
@@ -351,7 +361,7 @@ def _check_hidden_dependence(
             continue
         if any(name in refused for name in _gradients(argument.value, runs[0].params)):
             continue
-        everything = torch.ones(argument.lead.numel(), dtype=torch.bool)
+        everything = torch.ones(argument.lead.numel(), dtype=torch.bool, device="cpu")
         constant = known.get((argument.site, argument.name), everything)
         values = [
             identity.blocks(run_argument(run, argument).value.detach(), argument.event_dim)[
@@ -360,12 +370,22 @@ def _check_hidden_dependence(
             for run in runs
         ]
         if any(not torch.equal(values[0], value) for value in values[1:]):
-            refused[argument.label] = hidden
-    if not refused:  # else these may well change, and the reason is told already
+            found[argument.label] = _HIDDEN
+    if not refused and not found:  # else these may change, and the reason is told already
         first, *others = (_surroundings(run) for run in runs)
         for label, value in first.items():
             if any(label not in other or not _same(value, other[label]) for other in others):
-                refused[label] = hidden
+                found[label] = _HIDDEN
+    return found
+
+
+def _differs(one: Run, other: Run) -> bool:
+    """Whether two runs at the same parameters show different things."""
+    first, second = (_surroundings(run) for run in (one, other))
+    if any(label not in second or not _same(first[label], second[label]) for label in first):
+        return True
+    pairs = ((each.value, run_argument(other, each).value) for each in _arguments(one))
+    return not all(_same(*pair) for pair in pairs)
 
 
 def _surroundings(run: Run) -> dict[str, Any]:

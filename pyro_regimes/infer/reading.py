@@ -39,7 +39,7 @@ class ReadingClimb(Climb):
     def __init__(
         self, em: EM, reading: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        super().__init__(reading.problem, reading.state, em._warn)
+        super().__init__(reading.problem, reading.state, em._warn, em._frozen)
         self._em, self._args, self._kwargs = em, args, kwargs
         self._gradients = reading.gradients
         self._idle: list[str] = []

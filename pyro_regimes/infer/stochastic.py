@@ -12,8 +12,8 @@ It converges to a stationary point of the whole data's likelihood where
 :math:`\rho_n = n^{-\kappa}` with :math:`\tfrac12 < \kappa \le 1`.
 
 For Gaussian observations the statistics of a state are its weight, sum and sum of squares about a
-fixed origin. Here they become data again: 2D points about the mean with the same three, so that
-every closed form serves as it is.
+fixed origin, at each time where the observation distribution varies in time. Here they become data
+again: 2D points about the mean with the same three, so that every closed form serves as it is.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Averages(NamedTuple):
     initial: Tensor  #: ``(K,)``
     moved: Tensor  #: ``(1 or T-1, K, K)``
     origin: Tensor  #: of the values below, ``(D,)``
-    weight: Tensor  #: n, ``(K,)``
-    first: Tensor  #: ``(K, D)``
-    second: Tensor  #: ``(K, D, D)``
+    weight: Tensor  #: n, ``(1 or T, K)``
+    first: Tensor  #: ``(1 or T, K, D)``
+    second: Tensor  #: ``(1 or T, K, D, D)``
 
     def mix(self, new: Averages, share: float) -> Averages:
         """Move by a share of the way to new statistics about the same origin."""
@@ -51,21 +51,20 @@ class Averages(NamedTuple):
         return Averages(*mixed)._replace(origin=self.origin)
 
     def as_data(self, event_shape: torch.Size) -> Observed:
-        """Weighted points with these moments: ``(2DK, 1, *event)`` and ``(2DK, K)``."""
-        num_states, size = self.first.shape
-        weight = self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny)
-        mean = self.first / weight.unsqueeze(-1)
-        covariance = self.second / weight[:, None, None] - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        """Sequences of points with these moments, ``(2DK, 1 or T, 1, *event)``, and weights."""
+        num_steps, num_states, size = self.first.shape
+        weight = self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny).unsqueeze(-1)
+        mean = self.first / weight
+        covariance = self.second / weight.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
         values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
-        spread = (vectors * (size * values.clamp(min=0.0)).sqrt().unsqueeze(-2)).mT  # (K, D, D)
+        spread = (vectors * (size * values.clamp(min=0.0)).sqrt().unsqueeze(-2)).mT
         about = self.origin + mean.unsqueeze(-2)
-        points = torch.cat([about + spread, about - spread], -2)  # (K, 2D, D)
-        own = torch.eye(num_states, dtype=weight.dtype, device=weight.device).unsqueeze(1)
-        weights = (self.weight / (2 * size)).unsqueeze(-1).unsqueeze(-1) * own
-        weights = weights.expand(num_states, 2 * size, num_states)
-        return Observed(
-            points.reshape((-1, 1) + event_shape), weights.reshape(-1, num_states), False
-        )
+        points = torch.cat([about + spread, about - spread], -2)  # (1 or T, K, 2D, D)
+        points = points.movedim(0, 2).reshape((-1, num_steps, 1) + event_shape)
+        own = torch.eye(num_states, dtype=weight.dtype, device=weight.device)
+        weights = self.weight.unsqueeze(-1) / (2 * size) * own  # (1 or T, K, K): of each point
+        weights = weights.transpose(0, 1).unsqueeze(1).expand(-1, 2 * size, -1, -1)
+        return Observed(points, weights.flatten(0, 1), num_steps > 1)
 
 
 def read_averages(
@@ -82,22 +81,30 @@ def read_averages(
     moved = moved.double().reshape((-1,) + moved.shape[-3:]).sum(0)
     num_states = len(initial)
     if observed is None:
-        nothing = initial.new_zeros((num_states, 0))
+        nothing = initial.new_zeros((1, num_states, 0))
         origin = initial.new_zeros(0)
-        second = initial.new_zeros((num_states, 0, 0))
-        return Averages(initial, moved, origin, initial, nothing, second)
-    value, weights, _ = observed
+        second = initial.new_zeros((1, num_states, 0, 0))
+        return Averages(initial, moved, origin, initial.unsqueeze(0), nothing, second)
+    value, weights, varies = observed
     event_dim = value.dim() - weights.dim()
     value = value.squeeze(-1 - event_dim)
     lead = value.shape[: value.dim() - event_dim]
     value = value.reshape(lead + (-1,)).double()  # (..., T, D)
     weights = weights.double()
-    weight, total = gaussian_sums.sums(value, weights)
-    weight = weight.reshape(-1, num_states).sum(0)
-    total = total.reshape((-1,) + total.shape[-2:]).sum(0)
     if origin is None:
-        origin = total.sum(0) / weight.sum()
+        total = gaussian_sums.sums(value, weights)[1].reshape(-1, num_states, value.shape[-1])
+        origin = total.sum((0, 1)) / weights.sum()
+    # Where the distribution varies in time, each step is a sequence of its own.
+    steps = (each.unsqueeze(-2) if varies else each.unsqueeze(-3) for each in (value, weights))
+    value, weights = steps  # (..., 1 or T, T or 1, D), (..., 1 or T, T or 1, K)
+    weight, total = gaussian_sums.sums(value, weights)
     second = gaussian_sums.scatter(value, weights, origin.expand(num_states, -1))
-    second = second.reshape((-1,) + second.shape[-3:]).sum(0)
-    first = total - weight.unsqueeze(-1) * origin
-    return Averages(initial, moved, origin, weight, first, second)
+    weight, total, second = (
+        part.reshape((-1, weights.shape[-3]) + shape).sum(0)
+        for part, shape in (
+            (weight, weight.shape[-1:]),
+            (total, total.shape[-2:]),
+            (second, second.shape[-3:]),
+        )
+    )
+    return Averages(initial, moved, origin, weight, total - weight.unsqueeze(-1) * origin, second)

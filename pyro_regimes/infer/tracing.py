@@ -2,151 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import threading
-import zlib
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.hmm import DiscreteHMM, HiddenMarkovModel
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.poutine.messenger import Messenger
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
-from torch.nn import Parameter
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import RegimeHMM, observation
+from pyro_regimes.infer.handing import HandOut
 
 PYRO_LOCK = threading.RLock()
 """Held while a model is traced or the parameter store is touched: both are the process's own."""
-
-
-class HandOut(Messenger):
-    """Give every read of a ``pyro.param`` of one name the same leaf tensor.
-
-    Pyro computes a new constrained tensor at each read, so that nothing tells two reads of one
-    parameter apart from two parameters.
-
-    An ``nn.Parameter`` is read by its module, past the ``pyro.param`` that registers it: every
-    operation of torch on it sees the leaf instead while the model runs.
-
-    :param values: constrained values to hand out; other parameters come from the store.
-    :param connected: whether these keep the graph to the store's unconstrained tensors.
-    """
-
-    def __init__(
-        self, values: dict[str, Tensor] | None = None, connected: bool = False
-    ) -> None:
-        super().__init__()
-        self.values = dict(values or {})
-        self._connected = connected
-        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by id of a module's parameter
-
-    def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        handed = super().__call__(model)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self.substitution():
-                return handed(*args, **kwargs)
-
-        return run
-
-    def substitution(self) -> AbstractContextManager[Any]:
-        """A block in which modules' parameters are seen as what was handed out for them."""
-        leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
-        if any(isinstance(leaf, Parameter) for leaf in leaves):
-            return Substitute(self._leaves)
-        return nullcontext()
-
-    def resolve(self, value: Tensor) -> Tensor:
-        """What was handed out in place of a module's own parameter; any other tensor itself."""
-        return self._leaves.get(id(value), (value, value))[1]
-
-    def _pyro_param(self, msg: dict[str, Any]) -> None:
-        name = msg["name"]
-        store = pyro.get_param_store()
-        if name in self.values:
-            leaf = store._params.get(name)
-            if _registers_module(msg) and leaf is not None:
-                self._leaves[id(leaf)] = leaf, self.values[name]
-                msg["value"] = leaf  # a module compares it with its own
-            else:
-                msg["value"] = self.values[name]
-            msg["done"] = True
-        elif name not in store and len(msg["args"]) > 1 and not _registers_module(msg):
-            # The store would share the memory of the caller's start, and EM writes in place. It
-            # has to share a module's weights, so that the module sees what is learned.
-            name, start, *rest = msg["args"]
-            start = start() if callable(start) else start
-            if isinstance(start, Tensor):
-                start = start.detach().clone()
-            msg["args"] = (name, start, *rest)
-
-    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
-        if msg["name"] not in self.values:
-            given = msg["value"]
-            # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
-            if self._connected:
-                value = given.clone()
-            else:
-                value = given.detach().clone().requires_grad_(torch.is_grad_enabled())
-            # A module that has just made the parameter asks for it.
-            value.unconstrained = getattr(given, "unconstrained", None)
-            self.values[msg["name"]] = value
-            if _registers_module(msg):
-                self._leaves[id(given)] = given, value
-            else:
-                msg["value"] = value
-
-
-def _registers_module(msg: dict[str, Any]) -> bool:
-    """Whether a ``pyro.param`` statement registers a parameter that its module reads itself."""
-    return len(msg["args"]) > 1 and isinstance(msg["args"][1], Parameter)
-
-
-class SameSubsamples(Messenger):
-    """Draw the subsample of each plate by its name, from a generator of its own.
-
-    The global generator is not touched: setting it back would make another thread draw the same
-    numbers twice.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg) or msg["value"] is not None:
-            return
-        plate = msg["fn"]
-        if plate.subsample_size is not None and plate.subsample_size < plate.size:
-            generator = torch.Generator().manual_seed(zlib.crc32(msg["name"].encode()))
-            order = torch.randperm(plate.size, generator=generator, device="cpu")
-            msg["value"] = order[: plate.subsample_size].to(plate.device)
-
-
-class Substitute(TorchFunctionMode):
-    """Every operation of torch sees other tensors in place of some.
-
-    :param leaves: by id of a tensor, that tensor and the one in its place.
-    """
-
-    def __init__(self, leaves: dict[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self._leaves:
-            args, kwargs = tree_map_only(Tensor, self._replace, (args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-    def _replace(self, tensor: Tensor) -> Tensor:
-        return self._leaves.get(id(tensor), (tensor, tensor))[1]
 
 
 class Argument(NamedTuple):
@@ -211,6 +90,7 @@ class Run(NamedTuple):
     latents: dict[str, Latent]
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
     is_subsampled: bool  #: whether it saw only some of the data
+    plate_sizes: dict[str, int]  #: the full size of each plate
 
     def log_priors(self) -> float:
         """The log-probability of all that has no hidden path."""
@@ -253,11 +133,17 @@ def run_model(
             )
         else:
             latents.append(name)
+    if guide is not None and is_validation_enabled():
+        check_model_guide_match(trace, placed)
     if not sites:
-        names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-        raise ValueError(f"expected an observed RegimeHMM site in the model, got sites {names}")
+        raise ValueError(_no_site_message(trace))
     with handed.substitution():
         trace.compute_log_prob(lambda name, node: name not in sites)
+    if is_validation_enabled():
+        _check_shapes(trace)
+        if guide is not None:
+            placed.compute_log_prob()
+            _check_shapes(placed)
     others = {
         name: node["log_prob_sum"]
         for name, node in trace.nodes.items()
@@ -269,7 +155,38 @@ def run_model(
         found[name] = Latent(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
-    return Run(handed.values, sites, found, others, _is_subsampled(trace))
+    sizes = {
+        name: int(node["fn"].size)
+        for name, node in trace.nodes.items()
+        if site_is_subsample(node)
+    }
+    return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
+
+
+def _no_site_message(trace: Any) -> str:
+    """What is said of a model that observes no RegimeHMM."""
+    start = "expected an observed RegimeHMM site in the model, got"
+    names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+    for name in names:
+        node = trace.nodes[name]
+        base = emissions.unwrap(node["fn"]).base
+        if node["is_observed"] and isinstance(base, RegimeHMM):
+            return (
+                f"{start} {name!r}, a {type(base).__name__}: a subclass may have a density of its "
+                "own, so SVI or NUTS can fit it, and EM cannot"
+            )
+        if not node["is_observed"] or not isinstance(base, HiddenMarkovModel):
+            continue
+        start += f" {name!r}, a {type(base).__name__}"
+        if not isinstance(base, DiscreteHMM):
+            return f"{start}, whose hidden state is not discrete: SVI or NUTS can fit it"
+        return (
+            f"{start}: it makes one transition before its first observation, so it is "
+            "RegimeHMM(first.log(), transition_logits, observation_dist), first = "
+            "initial_logits.softmax(-1) @ transition_logits.softmax(-1), where transitions do not "
+            "vary in time (see docs/coming_from.md)"
+        )
+    return f"{start} sites {names}"
 
 
 def trace_model(
@@ -314,10 +231,70 @@ def _check_points(trace: Any) -> None:
             )
 
 
+def _check_shapes(trace: Any) -> None:
+    """Refuse a batch that no plate declares, as ``Trace_ELBO`` does under validation."""
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        shape = _log_prob_shape(node)
+        site: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
+        unbounded: Any = math.inf
+        try:
+            check_site_shape(site, unbounded)
+        except ValueError as error:
+            raise ValueError(_shape_message(name, node, shape)) from error
+
+
+def _log_prob_shape(node: Any) -> torch.Size:
+    """The shape of a site's log density. That of an HMM is not computed here."""
+    if "log_prob" in node:
+        return node["log_prob"].shape
+    fn, value = node["fn"], node["value"]
+    parts = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
+    parts += [each.shape for each in (node["scale"], node["mask"]) if isinstance(each, Tensor)]
+    try:
+        return torch.broadcast_shapes(*parts)
+    except RuntimeError:
+        return parts[1]  # a batch of the value that is not one of the distribution
+
+
+def _shape_message(name: str, node: Any, shape: torch.Size) -> str:
+    """What is said of a batch outside every plate."""
+    plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
+    message = (
+        f"expected a plate for every batch dim of site {name!r}, got log-densities of shape "
+        f"{tuple(shape)} within plates {plates}: put sequences, restarts and other independent "
+        "values under a pyro.plate"
+    )
+    if read_hmm(node) is None:
+        return f"{message}, or make them one value with .to_event(...)"
+    return (
+        f"{message}; make the series of one observation one value, with .to_event(1) of the "
+        "observation distribution; and give a single series as (T,), not as (T, 1)"
+    )
+
+
 def _is_subsampled(trace: Any) -> bool:
-    """Whether a plate holds only some of its elements."""
-    plates = [node["fn"] for node in trace.nodes.values() if site_is_subsample(node)]
-    return any(plate.subsample_size not in (None, plate.size) for plate in plates)
+    """Whether some plate holds only some of its elements."""
+    plates = [node for node in trace.nodes.values() if site_is_subsample(node)]
+    return any(not _is_whole(node["fn"].size, node["value"]) for node in plates)
+
+
+def _is_whole(size: int, subsample: Any) -> bool:
+    """Whether a plate's subsample is all of its elements, in any order.
+
+    The subsample is asked and not ``subsample_size``, which Pyro leaves empty where a caller gave
+    ``subsample``. That need not be indices: Pyro takes "anything supporting len()".
+    """
+    if len(subsample) < size:
+        return False
+    if isinstance(subsample, Tensor):
+        if subsample.dim() != 1 or subsample.is_floating_point():
+            return True  # the data themselves
+        everything = torch.arange(size, device=subsample.device)
+        return torch.equal(subsample, everything) or len(subsample.unique()) == size
+    indices = np.asarray(subsample)
+    return indices.ndim != 1 or indices.dtype.kind not in "iu" or len(np.unique(indices)) == size
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:

@@ -120,7 +120,7 @@ def test_no_tolerance_never_stops() -> None:
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: EM(None), "expected model to be a function, got NoneType"),
+        (lambda: EM(None), "expected model to be a function or a module, got NoneType"),
         (lambda: EM(normal_hmm, min_eigenvalue=-1.0), "min_eigenvalue of at least 0, got -1.0"),
         (lambda: EM(normal_hmm, min_eigenvalue=float("nan")), "min_eigenvalue"),
         (lambda: EM(normal_hmm, min_eigenvalue=float("inf")), "min_eigenvalue"),

@@ -57,7 +57,8 @@ def test_restarts_whose_parameter_is_given_up() -> None:
         held = pyro.param(
             "scale", torch.full((3, 1, 2), 3.0).double(), constraint=constraints.greater_than(1.5)
         )
-        observe(observation_dist=dist.Normal(loc, held), obs=X.expand(3, -1))
+        with pyro.plate("restarts", 3):
+            observe(observation_dist=dist.Normal(loc, held), obs=X.expand(3, -1))
 
     em = EM(model, optim=adam())
     start = em.evaluate_loss()
@@ -228,9 +229,82 @@ def test_a_prior_that_becomes_another(start, first, then, message) -> None:
         em.step(*then)
 
 
-def test_an_optimiser_that_is_a_class() -> None:
-    with pytest.raises(ValueError, match="optim to be called as it is, got the class Adam"):
-        EM(regression, optim=torch.optim.Adam)
+WRONG_CALLABLES = {
+    "a function of Pyro": (lambda: {"optim": pyro.optim.Adam}, r"got Adam itself: call it"),
+    "a scheduler of Pyro": (lambda: {"optim": pyro.optim.StepLR}, "got StepLR itself: call it"),
+    "clipped": (lambda: {"optim": pyro.optim.ClippedAdam}, "got ClippedAdam itself: call it"),
+    "class of Pyro": (lambda: {"optim": pyro.optim.PyroOptim}, "got the class PyroOptim: give an"),
+    "class of torch": (lambda: {"optim": torch.optim.Adam}, r"the class Adam of torch: wrap it"),
+    "optimiser of torch": (
+        lambda: {"optim": torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)},
+        r"got torch.optim.SGD, .* pyro.optim.PyroOptim\(torch.optim.SGD",
+    ),
+    "multi": (lambda: {"optim": pyro.optim.multi.Newton()}, "got Newton, which takes the loss"),
+    "number": (lambda: {"optim": 0.01}, r"a Pyro optimiser such as .*got float"),
+    "guide class": (lambda: {"guide": AutoDelta}, "got the class AutoDelta: give an instance"),
+    "guide": (lambda: {"guide": "AutoDelta"}, r"such as AutoDelta\(model\), got str"),
+    "model class": (lambda: {"model": pyro.nn.PyroModule}, "got the class .*: give an instance"),
+    "step_size": (lambda: {"step_size": 0.5}, "step_size to be a function .*got float"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLABLES)
+def test_what_cannot_be_called_is_refused_at_once(name) -> None:
+    given, message = WRONG_CALLABLES[name]
+    with pytest.raises(ValueError, match=message):
+        EM(**{"model": regression, **given()})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 0.01}),
+        lambda: pyro.optim.ExponentialLR(
+            {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.9}
+        ),
+        lambda: pyro.optim.ClippedAdam({"lr": 0.01}),
+        lambda: lambda leaves: None,
+    ],
+)
+def test_optimisers_that_serve(make) -> None:
+    def model() -> None:
+        observe(loc=2 * real("loc", LOC).tanh())
+
+    EM(model, optim=make()).step()
+
+
+@pytest.mark.parametrize(
+    "hmm, message",
+    [
+        (
+            lambda: dist.DiscreteHMM(INITIAL, TRANSITION.log()[None], dist.Normal(LOC, SCALE)),
+            r"'x', a DiscreteHMM: .*RegimeHMM\(first.log\(\), transition_logits, observation_dist\)"
+            ", first = initial_logits.softmax.*coming_from",
+        ),
+        (
+            lambda: dist.GaussianHMM(
+                dist.Normal(0.0, 1.0).expand([1]).to_event(1),
+                torch.eye(1),
+                dist.Normal(0.0, 1.0).expand([1]).to_event(1),
+                torch.eye(1),
+                dist.Normal(0.0, 1.0).expand([1]).to_event(1),
+                duration=64,
+            ),
+            r"'x', a GaussianHMM, whose hidden state is not discrete: SVI",
+        ),
+    ],
+    ids=["DiscreteHMM", "GaussianHMM"],
+)
+def test_other_hidden_markov_models_are_told_what_to_do(hmm, message) -> None:
+    found = hmm()
+
+    def model() -> None:
+        value = X if found.event_dim == 1 else X.float().unsqueeze(-1)
+        pyro.param("loc", LOC)
+        pyro.sample("x", found.mask(True), obs=value)
+
+    with pytest.raises(ValueError, match=message):
+        EM(model).step()
 
 
 @pytest.mark.parametrize("wrong", ["a", None, -1.0])

@@ -211,6 +211,60 @@ def test_fall_is_undone_and_reported() -> None:
     assert torch.equal(pyro.param("loc").detach(), before)
 
 
+def falling_model(faulty: dict[str, int]) -> Callable[[], None]:
+    """Between two runs of the model the data move, while ``faulty["on"]``, which blames ``loc``."""
+
+    def model() -> None:
+        faulty["count"] = faulty.get("count", 0) + 1
+        drift = 3.0 if faulty["count"] % 2 == 0 else 0.0
+        rows = probs("transition", TRANSITION)
+        observe(loc=loc(), obs=X + drift * faulty.get("on", 0), transition_probs=rows)
+
+    return model
+
+
+def frozen_em() -> EM:
+    """It has frozen ``loc`` in a step."""
+    faulty: dict[str, int] = {}
+    em = EM(falling_model(faulty))
+    em.step()
+    faulty.update(on=1, count=0)
+    message = "were rolled back and are frozen from now on, until EM.reset"
+    with pytest.warns(RuntimeWarning, match=message):
+        em.step()
+    faulty.update(on=0)
+    return em
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    """In later steps and runs, of the same plan, until there is a reset."""
+    em = frozen_em()
+    before, rows = (pyro.param(name).detach().clone() for name in ("loc", "transition"))
+    em.step()
+    assert torch.equal(pyro.param("loc").detach(), before)
+    result = em.run(num_steps=3)
+    assert torch.equal(pyro.param("loc").detach(), before)
+    assert result.num_steps == 0 or not torch.equal(pyro.param("transition").detach(), rows)
+    em.reset()
+    em.step()
+    assert not torch.equal(pyro.param("loc").detach(), before)
+
+
+def test_a_cleared_store_has_nothing_frozen() -> None:
+    em = frozen_em()
+    pyro.clear_param_store()
+    em.step()
+    assert not torch.equal(pyro.param("loc").detach(), LOC)
+
+
+def test_all_frozen_is_a_reason_to_stop() -> None:
+    em = frozen_em()
+    em._frozen = {name: ~(flags & False) for name, flags in em._frozen.items()}
+    result = em.run(num_steps=3)
+    assert result.stop_reason == "no ascent possible: all parameters are frozen"
+    assert (result.num_steps, result.converged) == (0, False)
+
+
 def test_fall_of_one_restart_leaves_the_others() -> None:
     faulty = {"on": False, "count": 0}
 
@@ -252,10 +306,12 @@ def test_impossible_data_end_the_run() -> None:
 
 
 def test_no_sequences_move_nothing() -> None:
+    """Without validation: no plate of Pyro has size 0."""
     em = EM(normal_hmm)
-    assert em.step(X.expand(0, -1)) == 0.0
-    assert torch.equal(pyro.param("loc").detach(), LOC)
-    assert em.run(X.expand(0, -1), num_steps=3).history[0] == 0.0
+    with pyro.validation_enabled(False):
+        assert em.step(X.expand(0, -1)) == 0.0
+        assert torch.equal(pyro.param("loc").detach(), LOC)
+        assert em.run(X.expand(0, -1), num_steps=3).history[0] == 0.0
 
 
 def test_collapse_on_one_observation() -> None:

@@ -112,12 +112,6 @@ def test_prior_that_uses_the_parameter_twice() -> None:
         EM(model, guide).step()
 
 
-@pytest.mark.parametrize("name", ["guide", "optim", "step_size"])
-def test_what_cannot_be_called(name) -> None:
-    with pytest.raises(ValueError, match=f"expected {name} to be called as it is, got 3"):
-        EM(_joint, **{name: 3})
-
-
 def test_transition_prior_counts_by_hand() -> None:
     """One step from known statistics: counts plus concentration minus one."""
     rows = torch.tensor([[3.0, 2.0], [1.0, 5.0]]).double()

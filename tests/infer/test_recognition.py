@@ -286,6 +286,13 @@ class Plain(nn.Module):
         return self.loc + self.slope(trend)
 
 
+def test_a_registered_module_is_no_reason_to_warn() -> None:
+    """Warnings are errors here: pyro.module asks whether a parameter requires a gradient."""
+    plain = Plain()
+    EM(lambda: observe(observation_dist=dist.Normal(pyro.module("plain", plain)(), 1.0))).step()
+    assert plain.loc.requires_grad and plain.loc.is_leaf and plain.loc.grad is None
+
+
 @pytest.mark.parametrize("update", [False, True])
 def test_plain_parameters_of_modules_have_closed_forms(update: bool) -> None:
     regimes, plain = Regimes(), Plain()
@@ -407,6 +414,33 @@ def test_a_jacobian_that_is_too_large_is_the_reason_given(monkeypatch: Any) -> N
         EM(model).step()
 
 
+# The process's own settings.
+
+
+@pytest.mark.parametrize("optim", [None, {"lr": 0.01}])
+def test_tensors_on_the_cpu_where_another_device_is_the_default(optim: Any) -> None:
+    """A Gaussian and a minibatch, with all that EM makes for itself on the tensors' device."""
+    data, gap = XS.clone(), torch.zeros(1).double()
+    one = torch.ones(1).double()
+
+    def model(size: int | None) -> None:
+        held = pyro.param("loc", LOC)
+        if optim is not None:
+            held = torch.cat([held[:1], held[:1] + pyro.param("gap", gap).exp()])
+        with pyro.plate("sequences", 4, subsample_size=size, device="cpu") as index:
+            observe(loc=held, scale=scale(), obs=data[index.cpu()], **chain())
+        observe(name="y", loc=pyro.param("base", one) * LOC, scale=scale())
+
+    before = torch.tensor(0.0).device
+    with torch.device("meta"):
+        for size in (None, 2):
+            optimiser = None if optim is None else pyro.optim.SGD(optim)
+            with pyro.get_param_store().scope():
+                result = EM(partial(model, size), optim=optimiser).run(num_steps=20, tol=1e-2)
+                assert result.history[-1] < result.history[0] or size
+    assert torch.tensor(0.0).device == before
+
+
 # Errors.
 
 
@@ -422,6 +456,18 @@ def test_a_model_that_runs_out_of_memory_is_not_blamed() -> None:
     with pytest.raises(RuntimeError, match="allocate memory") as error:
         EM(model).step()
     assert not isinstance(error.value, ValueError)
+
+
+def test_a_model_that_draws_by_itself_is_told_so() -> None:
+    def noisy_data() -> None:
+        observe(loc=loc(), obs=X + 0.1 * torch.randn(len(X)))
+
+    def noisy_scale() -> None:
+        observe(loc=loc(), scale=SCALE * (1 + 0.1 * torch.rand(2)))
+
+    for model, label in ((noisy_data, "x.value"), (noisy_scale, "x.scale")):
+        with pytest.raises(ValueError, match=f"\n  {label}: changes from one run of the model"):
+            EM(model).step()
 
 
 def test_planning_leaves_the_generators_alone(monkeypatch: Any) -> None:

@@ -64,25 +64,35 @@ def held_out(x: Tensor) -> float:
         return float(build(**parameters()).log_prob(x).sum())
 
 
+@pytest.mark.parametrize("varies", [False, True])
 @pytest.mark.parametrize("event_shape", [(), (2,), (2, 3)])
-def test_points_have_the_moments_of_the_data(event_shape) -> None:
+def test_points_have_the_moments_of_the_data(event_shape, varies) -> None:
     generator = seeds.generator(0)
     value = 100 + torch.randn((4, 20, 1) + event_shape, generator=generator).double()
     weights = torch.rand((4, 20, K), generator=generator).double()
+    given = Observed(value, weights, varies)
     averages = read_averages(
-        Observed(value, weights, False),
+        given,
         torch.rand(4, K).double(),
         torch.rand(4, 1, K, K).double(),
         None,
     )
     points = averages.as_data(torch.Size(event_shape))
-    for observed in (points, Observed(value, weights, False)):
-        w = observed.weights.reshape(-1, K)
-        v = observed.value.reshape(len(w), -1) - 100
-        moments = w.sum(0), w.mT @ v, torch.einsum("tk,td,te->kde", w, v, v)
-        if observed is points:
-            expected = moments
-    for one, other in zip(moments, expected, strict=True):
+    assert points.varies is varies
+
+    def moments(observed: Observed) -> tuple[Tensor, ...]:
+        """At each time, where that counts."""
+        w = observed.weights  # (..., T, K)
+        v = observed.value.reshape(w.shape[:-1] + (-1,)) - 100
+        if not varies:
+            w, v = w.reshape(-1, 1, K), v.reshape(-1, 1, v.shape[-1])
+        return (
+            w.sum(0),
+            torch.einsum("ntk,ntd->tkd", w, v),
+            torch.einsum("ntk,ntd,nte->tkde", w, v, v),
+        )
+
+    for one, other in zip(moments(points), moments(given), strict=True):
         assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -100,6 +110,51 @@ def test_whole_batches_are_ordinary_em() -> None:
     assert loss == pytest.approx(ordinary.step(x[index]) * 12 / 11, rel=1e-12)
     for name, value in pyro.get_param_store().items():
         assert_close(found[name], value.detach(), rtol=1e-9, atol=1e-10)
+
+
+TREND = torch.stack([torch.ones(T), torch.linspace(-1, 1, T)], -1).double()
+
+
+def of_each_time() -> Tensor:
+    return pyro.param("locs", (0.5 * TRUTH["loc"]).expand(T, K, D))
+
+
+def trends() -> Tensor:
+    start = torch.stack([0.5 * TRUTH["loc"], 0.1 * TRUTH["loc"]], -1)
+    return torch.einsum("tf,kdf->tkd", TREND, pyro.param("loadings", start))
+
+
+@pytest.mark.parametrize("locations", [of_each_time, trends])
+def test_distributions_that_vary_in_time(locations) -> None:
+    """A whole batch makes an ordinary step; minibatches come near the optimum."""
+
+    def varying(x: Tensor, index: Tensor | None = None, total: int | None = None) -> None:
+        held = parameters()
+        hmm = build(held["initial"], held["transition"], locations(), held["scale_tril"])
+        with pyro.plate("sequences", total or len(x), subsample=index):
+            pyro.sample("x", hmm, obs=x)
+
+    x = draw(12, seed=1)
+    em = EM(varying, step_size=lambda step: 1.0)
+    loss = em.step(x, torch.arange(12), 24)
+    assert em.plan.is_subsampled and not em.plan.gradient
+    found = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    assert loss == pytest.approx(2 * EM(varying).step(x), rel=1e-12)
+    for name, value in pyro.get_param_store().items():
+        assert_close(found[name], value.detach(), rtol=1e-8, atol=1e-9)
+
+    many = draw(200, seed=2)
+    pyro.clear_param_store()
+    em = EM(varying)
+    for batch in many.split(20) * 6:
+        em.step(batch, torch.arange(20), 200)
+    ours = em.evaluate_loss(many)
+    # The averages are of about as many sequences as there are. Estimates that are each off by a
+    # standard error would cost half a nat a parameter.
+    count = sum(leaf.numel() for _, leaf in pyro.get_param_store().named_parameters())
+    best = EM(varying).run(many, num_steps=200, tol=1e-6).history[-1]
+    assert best - 1e-6 <= ours < best + 0.1 * count
 
 
 def test_reaches_the_full_data_in_five_passes() -> None:
@@ -191,3 +246,162 @@ def test_step_sizes_that_are_none(share) -> None:
 def test_default_schedule() -> None:
     assert default_schedule(1) == 1.0
     assert default_schedule(32) == pytest.approx(32**-0.6)
+
+
+def batches_of(x: Tensor, size: int, seed: int) -> list[Tensor]:
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return list(order.split(size))
+
+
+def model_of_batch(
+    x: Tensor, total: int, subsample: object = None, size: int | None = None
+) -> None:
+    """The data of one minibatch, as a DataLoader gives them."""
+    hmm = build(**parameters())
+    with pyro.plate("sequences", total, subsample_size=size, subsample=subsample):
+        pyro.sample("x", hmm, obs=x)
+
+
+def nested(x: Tensor, total: int, subsample: Tensor, size: int | None = None) -> None:
+    """A subsampled plate of groups, around a whole one of sequences."""
+    hmm = build(**parameters())
+    with pyro.plate("groups", total // 2, subsample=subsample[::2] // 2, dim=-2):
+        with pyro.plate("sequences", 2, dim=-1):
+            pyro.sample("x", hmm, obs=x.reshape(-1, 2, T, D))
+
+
+def sequential(x: Tensor, total: int, subsample: Tensor, size: int | None = None) -> None:
+    for place, _ in enumerate(pyro.plate("sequences", total, subsample=subsample)):
+        pyro.sample(f"x{place}", build(**parameters()), obs=x[place])
+
+
+def two_plates(x: Tensor, total: int, subsample: Tensor, size: int | None = None) -> None:
+    """One after the other, each over its half."""
+    hmm, half = build(**parameters()), len(x) // 2
+    for part, name in enumerate(["first", "second"]):
+        chosen = subsample[part * half : (part + 1) * half] // 2
+        with pyro.plate(name, total // 2, subsample=chosen):
+            pyro.sample(f"x_{name}", hmm, obs=x[part * half : (part + 1) * half])
+
+
+@pytest.mark.parametrize("way", ["subsample", "list", "both", "data"])
+def test_minibatches_that_a_caller_draws(way) -> None:
+    """The same steps as those of a plate that draws them."""
+    x = draw(12, seed=8)
+    batches = batches_of(x, 4, seed=0)
+    expected = []
+    em = EM(lambda x, index: model_of_batch(x[index], 12, index, 4))
+    for index in batches:
+        expected.append(em.step(x, index))
+    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    assert em.plan.is_subsampled
+    pyro.clear_param_store()
+    em = EM(model_of_batch)
+    for index, loss in zip(batches, expected, strict=True):
+        given = {"subsample": index, "list": index.tolist(), "both": index, "data": x[index]}[way]
+        found = em.step(x[index], 12, given, 4 if way == "both" else None)
+        assert found == pytest.approx(loss, rel=1e-12)
+    assert em.plan.is_subsampled
+    for name, value in pyro.get_param_store().items():
+        assert_close(value.detach(), values[name], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [nested, sequential, two_plates])
+def test_minibatches_of_other_plates(kind) -> None:
+    """Averages over minibatches, and not EM on the last one: pairs of neighbours stay together."""
+    x = draw(12, seed=8)
+    pairs = torch.arange(12).reshape(6, 2)
+    batches = [pairs[index].flatten() for index in batches_of(pairs, 2, seed=1)]
+    em, reference = EM(kind), EM(model_of_batch)
+    for index in batches:
+        em.step(x[index], 12, index)
+    assert em.plan.is_subsampled
+    found = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    for index in batches:
+        reference.step(x[index], 12, index)
+    for name, value in pyro.get_param_store().items():
+        assert_close(found[name], value.detach(), rtol=1e-9, atol=1e-10)
+
+
+def test_a_permutation_is_everything() -> None:
+    x = draw(8, seed=9)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    loss = [EM(model_of_batch).run(x[order], 8, order, num_steps=3, tol=None).history]
+    pyro.clear_param_store()
+    em = EM(model)
+    loss.append(em.run(x, num_steps=3, tol=None).history)
+    assert loss[0] == pytest.approx(loss[1], rel=1e-12)
+    assert not em.plan.is_subsampled
+    pyro.clear_param_store()
+    em = EM(model_of_batch)
+    em.step(x, 8, torch.tensor([0, 1, 2, 3, 4, 5, 6, 6]))  # drawn with replacement
+    assert em.plan.is_subsampled
+
+
+def test_the_first_batch_is_everything() -> None:
+    """A plan that was made on the whole data is no plan for a minibatch."""
+    x = draw(8, seed=9)
+    em = EM(model_of_batch)
+    em.step(x, 8, torch.arange(8))
+    em.step(x[:2], 8, torch.arange(2))
+    assert em.plan.is_subsampled and em._num_batches == 1
+
+
+def test_sites_named_by_their_index_are_refused() -> None:
+    def by_index(x: Tensor, subsample: Tensor) -> None:
+        for index in pyro.plate("sequences", len(x), subsample=subsample):
+            pyro.sample(f"x{index}", build(**parameters()), obs=x[index])
+
+    x, em = draw(6, seed=9), EM(by_index)
+    em.step(x, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"same sites at every step, got \['x0', 'x1'\] and then"):
+        em.step(x, torch.tensor([2, 3]))
+
+
+def fit_batches(em: EM, x: Tensor) -> dict[str, Tensor]:
+    for index in batches_of(x, 5, seed=3):
+        em.step(x[index], len(x), index)
+    return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_averages_are_of_the_parameters_in_the_store() -> None:
+    x, other = draw(20, seed=10), draw(20, seed=11)
+    alone = fit_batches(EM(model_of_batch), other)
+    pyro.clear_param_store()
+    em = EM(model_of_batch)
+    fit_batches(em, x)
+    pyro.clear_param_store()
+    same(fit_batches(em, other), alone)
+    state = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    with pyro.get_param_store().scope():
+        same(fit_batches(em, other), alone)
+    same(state, {name: value.detach() for name, value in pyro.get_param_store().items()})
+
+
+def test_another_number_of_sequences_is_another_data_set() -> None:
+    x, other = draw(20, seed=10), draw(25, seed=11)
+    fit_batches(EM(model_of_batch), x)
+    alone = fit_batches(EM(model_of_batch), other)
+    pyro.clear_param_store()
+    em = EM(model_of_batch)
+    fit_batches(em, x)
+    same(fit_batches(em, other), alone)
+
+
+def test_reset_forgets_everything_but_the_store() -> None:
+    x, other = draw(20, seed=10), draw(20, seed=11)
+    fit_batches(EM(model_of_batch), x)
+    alone = fit_batches(EM(model_of_batch), other)
+    pyro.clear_param_store()
+    em = EM(model_of_batch)
+    before = fit_batches(em, x)
+    em.reset()
+    assert em.plan is None
+    same({name: value.detach() for name, value in pyro.get_param_store().items()}, before)
+    same(fit_batches(em, other), alone)

@@ -1,0 +1,224 @@
+r"""Discrete distributions in which a probability of exactly 0 is 0.
+
+torch computes the log densities of its discrete distributions from probabilities that it clamps to
+:math:`[\epsilon, 1 - \epsilon]`. In a hidden Markov model that makes an impossible path possible.
+The classes here are torch's and Pyro's own with another ``log_prob``, computed from the
+probabilities as they are: it is -inf where the probability is 0, and the derivative of the
+logarithm is taken to be 0 there. For other probabilities the two agree to rounding, except where
+torch clamps.
+
+:func:`exact_copy` puts these classes in the place of torch's and Pyro's.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.distributions as torch_dist
+from pyro.ops.special import log_binomial
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.utils import probs_to_logits
+from torch.nn.functional import logsigmoid
+
+
+def safe_log(probs: Tensor) -> Tensor:
+    """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
+    impossible = probs == 0
+    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
+
+
+def exact_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
+    """A copy of a distribution and of those inside it, by the classes of this module.
+
+    Types are matched exactly, as a subclass may have a density of its own. The copy is safe to
+    expand: Pyro's ``ExpandedDistribution.expand`` changes the object itself.
+
+    :param validate_args: where given, whether the copy validates its values.
+    """
+    copied = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            setattr(copied, name, exact_copy(value, validate_args))
+    # After the copies, as the setting of Pyro's Independent is that of the distribution inside.
+    if validate_args is not None:
+        copied._validate_args = validate_args
+    if type(copied) in _CATEGORICALS:
+        vars(copied)["logits"] = _category_logits(copied)
+    copied.__class__ = _EXACT.get(type(copied), type(copied))
+    return copied
+
+
+def _category_logits(distribution: Distribution) -> Tensor:
+    """Log probabilities of the categories."""
+    known = vars(distribution)
+    if "probs" not in known:
+        logits: Tensor = known["logits"]
+        return logits
+    exact = safe_log(known["probs"])
+    if "logits" not in known:
+        return exact
+    # torch has computed one from the other, and it is not known which.
+    clamped = known["logits"] == probs_to_logits(known["probs"])
+    return torch.where(clamped, exact, known["logits"])
+
+
+def _binary_logits(
+    distribution: Distribution, probs_name: str = "probs", logits_name: str = "logits"
+) -> tuple[Tensor, Tensor]:
+    """log p and log(1 - p) of an event."""
+    known = vars(distribution)
+    if probs_name not in known:
+        return logsigmoid(known[logits_name]), logsigmoid(-known[logits_name])
+    probs: Tensor = known[probs_name]
+    certain = probs == 1
+    success = safe_log(probs)
+    failure = (-probs.masked_fill(certain, 0.0)).log1p().masked_fill(certain, -torch.inf)
+    if logits_name not in known:
+        return success, failure
+    logits: Tensor = known[logits_name]
+    clamped = logits == probs_to_logits(probs, is_binary=True)  # see _category_logits
+    return (
+        torch.where(clamped, success, logsigmoid(logits)),
+        torch.where(clamped, failure, logsigmoid(-logits)),
+    )
+
+
+def _times(count: Tensor, logits: Tensor) -> Tensor:
+    """``count * logits``, where no event of probability 0 has the probability 1."""
+    impossible = logits == -torch.inf
+    finite = count * logits.masked_fill(impossible, 0.0)
+    return finite.masked_fill(impossible & ((count < 0) | (count > 0)), -torch.inf)
+
+
+def _logsumexp(terms: Tensor) -> Tensor:
+    """Over the last dim; the gradient is 0 where all terms are -inf."""
+    peak = terms.detach().amax(-1, keepdim=True)
+    peak = peak.masked_fill(peak.isinf(), 0.0)
+    return safe_log((terms - peak).exp().sum(-1)) + peak.squeeze(-1)
+
+
+def _as_float(value: Tensor, like: Tensor) -> Tensor:
+    """A count: the logarithm of the factorial of an integer has single precision in torch."""
+    if value.is_floating_point():
+        return value
+    return value.to(torch.promote_types(like.dtype, torch.float32))
+
+
+class _Exact:
+    """Checks a value as torch does."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        density: Tensor = self._log_prob(value)
+        return density
+
+
+class _Bernoulli(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        success, failure = _binary_logits(self)
+        value = _as_float(value, success)
+        return _times(value, success) + _times(1 - value, failure)
+
+
+class _Binomial(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        success, failure = _binary_logits(self)
+        value = _as_float(value, success)
+        tolerance = getattr(self, "approx_log_prob_tol", 0.0)  # a setting of Pyro's
+        return (
+            log_binomial(self.total_count, value, tol=tolerance)
+            + _times(value, success)
+            + _times(self.total_count - value, failure)
+        )
+
+
+class _Geometric(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        success, failure = _binary_logits(self)
+        value = _as_float(value, success)
+        return _times(value, failure) + success
+
+
+class _NegativeBinomial(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        success, failure = _binary_logits(self)
+        value = _as_float(value, success)
+        nothing = self.total_count == 0  # then 0 is the only value
+        total_count = self.total_count.masked_fill(nothing, 1.0)
+        ways = (total_count + value).lgamma() - (value + 1).lgamma() - total_count.lgamma()
+        density = ways + _times(total_count, failure) + _times(value, success)
+        return torch.where(nothing, safe_log((value == 0).to(density.dtype)), density)
+
+
+class _Poisson(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        value = _as_float(value, self.rate)
+        return _times(value, safe_log(self.rate)) - self.rate - (value + 1).lgamma()
+
+
+class _Multinomial(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        value = _as_float(value, self.logits)
+        ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return ways + _times(value, self.logits).sum(-1)
+
+
+class ExactMixture(_Exact):
+    """The density of ``MixtureSameFamily``, for a copy of such a mixture."""
+
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        weights = self.mixture_distribution.logits.log_softmax(-1)
+        return _logsumexp(self.component_distribution.log_prob(self._pad(value)) + weights)
+
+
+class _Independent:
+    """torch's takes no batch of size 0."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        density: Tensor = self.base_dist.log_prob(value)
+        event_dims = tuple(range(-self.reinterpreted_batch_ndims, 0))
+        return density.sum(event_dims) if event_dims else density
+
+
+class _ZeroInflated(_Exact):
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        gate, no_gate = _binary_logits(self, "gate", "gate_logits")
+        density = no_gate + self.base_dist.log_prob(value)
+        both = torch.stack(torch.broadcast_tensors(gate, density), -1)
+        return torch.where(value == 0, _logsumexp(both), density)
+
+
+#: Their densities need other logits only.
+_CATEGORICALS = (torch_dist.Categorical, dist.Categorical)
+
+#: The class that takes the place of another.
+_EXACT: dict[type, type] = {}
+
+for _mixin, _names in {
+    _Bernoulli: ["Bernoulli"],
+    _Binomial: ["Binomial"],
+    _Geometric: ["Geometric"],
+    _NegativeBinomial: ["NegativeBinomial"],
+    _Poisson: ["Poisson"],
+    _Multinomial: ["Multinomial"],
+    ExactMixture: ["MixtureSameFamily"],
+    _Independent: ["Independent"],
+    _ZeroInflated: [
+        "ZeroInflatedDistribution",
+        "ZeroInflatedPoisson",
+        "ZeroInflatedNegativeBinomial",
+    ],
+}.items():
+    for _module, _prefix in ((torch_dist, "ExactTorch"), (dist, "Exact")):
+        for _name in _names:
+            if hasattr(_module, _name):
+                _base = getattr(_module, _name)
+                _class = types.new_class(_prefix + _name, (_mixin, _base))
+                _class.__module__ = __name__  # for pickle
+                globals()[_class.__name__] = _EXACT[_base] = _class

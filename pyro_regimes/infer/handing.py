@@ -1,0 +1,143 @@
+"""What a model reads while it runs: one tensor a parameter, one subsample a plate."""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Callable
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+
+class HandOut(Messenger):
+    """Give every read of a ``pyro.param`` of one name the same leaf tensor.
+
+    Pyro computes a new constrained tensor at each read, so that nothing tells two reads of one
+    parameter apart from two parameters.
+
+    An ``nn.Parameter`` is read by its module, past the ``pyro.param`` that registers it: every
+    operation of torch on it sees the leaf instead while the model runs.
+
+    :param values: constrained values to hand out; other parameters come from the store.
+    :param connected: whether these keep the graph to the store's unconstrained tensors.
+    """
+
+    def __init__(
+        self, values: dict[str, Tensor] | None = None, connected: bool = False
+    ) -> None:
+        super().__init__()
+        self.values = dict(values or {})
+        self._connected = connected
+        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by id of a module's parameter
+
+    def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        handed = super().__call__(model)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.substitution():
+                return handed(*args, **kwargs)
+
+        return run
+
+    def substitution(self) -> AbstractContextManager[Any]:
+        """A block in which modules' parameters are seen as what was handed out for them."""
+        leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
+        if any(isinstance(leaf, Parameter) for leaf in leaves):
+            return Substitute(self._leaves)
+        return nullcontext()
+
+    def resolve(self, value: Tensor) -> Tensor:
+        """What was handed out in place of a module's own parameter; any other tensor itself."""
+        return self._leaves.get(id(value), (value, value))[1]
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        store = pyro.get_param_store()
+        if name in self.values:
+            leaf = store._params.get(name)
+            if _registers_module(msg) and leaf is not None:
+                self._leaves[id(leaf)] = leaf, self.values[name]
+                msg["value"] = leaf  # a module compares it with its own
+            else:
+                msg["value"] = self.values[name]
+            msg["done"] = True
+        elif name not in store and len(msg["args"]) > 1 and not _registers_module(msg):
+            # The store would share the memory of the caller's start, and EM writes in place. It
+            # has to share a module's weights, so that the module sees what is learned.
+            name, start, *rest = msg["args"]
+            start = start() if callable(start) else start
+            if isinstance(start, Tensor):
+                start = start.detach().clone()
+            msg["args"] = (name, start, *rest)
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        if msg["name"] not in self.values:
+            given = msg["value"]
+            # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
+            if self._connected:
+                value = given.clone()
+            else:
+                value = given.detach().clone().requires_grad_(torch.is_grad_enabled())
+            # A module that has just made the parameter asks for it.
+            value.unconstrained = getattr(given, "unconstrained", None)
+            self.values[msg["name"]] = value
+            if _registers_module(msg):
+                self._leaves[id(given)] = given, value
+            else:
+                msg["value"] = value
+
+
+def _registers_module(msg: dict[str, Any]) -> bool:
+    """Whether a ``pyro.param`` statement registers a parameter that its module reads itself."""
+    return len(msg["args"]) > 1 and isinstance(msg["args"][1], Parameter)
+
+
+class SameSubsamples(Messenger):
+    """Draw the subsample of each plate by its name, from a generator of its own.
+
+    The global generator is not touched: setting it back would make another thread draw the same
+    numbers twice.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None:
+            return
+        plate = msg["fn"]
+        if plate.subsample_size is not None and plate.subsample_size < plate.size:
+            generator = torch.Generator().manual_seed(zlib.crc32(msg["name"].encode()))
+            order = torch.randperm(plate.size, generator=generator, device="cpu")
+            msg["value"] = order[: plate.subsample_size].to(plate.device)
+
+
+#: What is asked of a parameter itself: ``pyro.module`` warns of those without a gradient.
+_OF_THE_LEAF = tuple(
+    getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "is_leaf", "data")
+)
+
+
+class Substitute(TorchFunctionMode):
+    """Every operation of torch sees other tensors in place of some.
+
+    :param leaves: by id of a tensor, that tensor and the one in its place.
+    """
+
+    def __init__(self, leaves: dict[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._leaves and func not in _OF_THE_LEAF:
+            args, kwargs = tree_map_only(Tensor, self._replace, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _replace(self, tensor: Tensor) -> Tensor:
+        return self._leaves.get(id(tensor), (tensor, tensor))[1]

@@ -1,0 +1,175 @@
+"""EM refuses the models that ``Trace_ELBO`` refuses under validation, and no others."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from torch import Tensor
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.gaussian_hmm import pyro_model
+from tests.infer.models import INITIAL, LOC, LOCS, SCALE, TRANSITION, XS, X, Y, observe, real
+
+
+def lr() -> pyro.optim.PyroOptim:
+    return pyro.optim.Adam({"lr": 0.01})
+
+
+def hmm(loc: Tensor, scale: Tensor | float = 1.0) -> RegimeHMM:
+    return RegimeHMM(
+        initial_probs=INITIAL,
+        transition_probs=TRANSITION,
+        observation_dist=dist.Normal(loc, scale),
+    )
+
+
+def column() -> None:
+    observe(loc=real("loc", LOC), obs=X.unsqueeze(-1))
+
+
+def no_plate() -> None:
+    observe(loc=real("loc", LOC), obs=XS)
+
+
+def no_to_event() -> None:
+    observe(loc=real("loc", LOCS[:, :2]), obs=Y[:, :2])
+
+
+def no_to_event_of_one_state() -> None:
+    observe(loc=real("loc", LOCS[:1, :2]), obs=Y[:, :2])
+
+
+def plate_of_another_size() -> None:
+    with pyro.plate("sequences", 3):
+        observe(loc=real("loc", LOC), obs=XS)
+
+
+def restarts_outside() -> None:
+    observe(loc=real("loc", LOC.expand(2, 1, 2)))
+
+
+def mask_outside() -> None:
+    with poutine.mask(mask=torch.tensor([True, False, True])):
+        observe(loc=real("loc", LOC))
+
+
+def another_site() -> None:
+    observe(loc=real("loc", LOC))
+    pyro.sample("y", dist.Normal(torch.zeros(3), 1.0), obs=torch.zeros(3))
+
+
+def latent_outside() -> None:
+    prior = dist.Normal(torch.zeros(2).double(), torch.ones(2).double())
+    observe(loc=pyro.sample("loc", prior))
+
+
+def delta_of_latent_outside() -> None:
+    pyro.sample("loc", dist.Delta(pyro.param("point", LOC)))
+
+
+def latent_event() -> None:
+    observe(loc=pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1)))
+
+
+def delta_of_another_event() -> None:
+    with pyro.plate("states", 2):
+        pyro.sample("loc", dist.Delta(pyro.param("point", LOC)))
+
+
+REFUSED = {
+    each.__name__: (each, None)
+    for each in (
+        column,
+        no_plate,
+        no_to_event,
+        no_to_event_of_one_state,
+        plate_of_another_size,
+        restarts_outside,
+        mask_outside,
+        another_site,
+    )
+} | {
+    "latent": (latent_outside, delta_of_latent_outside),
+    "event dims": (latent_event, delta_of_another_event),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_what_svi_refuses(name) -> None:
+    model, guide = REFUSED[name]
+    with pytest.raises(ValueError):
+        SVI(model, guide or (lambda: None), lr(), Trace_ELBO()).step()
+    pyro.clear_param_store()
+    message = "event_dims disagree" if name == "event dims" else "a plate for every batch dim of si"
+    for call in ("step", "run", "evaluate_loss"):
+        with pytest.raises(ValueError, match=message):
+            getattr(EM(model, guide), call)()
+
+
+def test_names_the_site_and_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"site 'x', got log-densities of shape \(64,\) within.*"):
+        EM(column).step()
+    with pytest.raises(ValueError, match=r"under a pyro.plate; .*to_event\(1\).* not as \(T, 1\)"):
+        EM(column).step()
+    with pytest.raises(ValueError, match=r"\(4,\) within plates {'sequences': 3}"):
+        EM(plate_of_another_size).step()
+
+
+def test_at_every_run_of_the_model() -> None:
+    """A model that is refused from its third run on."""
+    calls = []
+
+    def model() -> None:
+        calls.append(1)
+        observe(loc=real("loc", LOC), obs=X if len(calls) < 9 else X.unsqueeze(-1))
+
+    em = EM(model)
+    em.step()
+    with pytest.raises(ValueError, match="a plate for every batch dim"):
+        for _ in range(9):
+            em.step()
+
+
+@pytest.mark.parametrize("validation", ["infer", "all"])
+def test_without_validation_nothing_is_refused(validation) -> None:
+    off = pyro.validation_enabled if validation == "all" else pyro.infer.util.validation_enabled
+    with off(False):
+        EM(no_plate).run(num_steps=2)
+
+
+def test_accepts_what_svi_accepts() -> None:
+    def model() -> None:
+        with pyro.plate("states", 2):
+            loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0))
+        with pyro.plate("restarts", 2, dim=-2), pyro.plate("sequences", 4, dim=-1):
+            pyro.sample("x", hmm(loc).expand([2, 4]), obs=XS)
+        pyro.sample("z", hmm(loc).expand([4]).to_event(1), obs=XS)
+        with pyro.plate("one", 1):
+            pyro.sample("w", hmm(loc, SCALE), obs=X)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    svi = SVI(model, guide, lr(), Trace_ELBO())
+    loss = svi.evaluate_loss()
+    assert EM(model, guide).step() == pytest.approx(loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("num_sequences", [0, 3])
+def test_the_estimators_starts_pass(num_sequences) -> None:
+    data = Y if not num_sequences else Y.expand(num_sequences, -1, -1)
+    lead = (2,) + (1,) * (num_sequences > 0)
+    start = {
+        "initial_probs": INITIAL.expand(lead + (2,)),
+        "transition_probs": TRANSITION.expand(lead + (1, 2, 2)),
+        "loc": LOCS.expand(lead + (1, 2, 3)),
+        "covariance_matrix": torch.eye(3).double().expand(lead + (1, 2, 3, 3)),
+    }
+    model = pyro_model(start)
+    loss = SVI(model, lambda *_: None, lr(), Trace_ELBO()).evaluate_loss(data)
+    assert EM(model).step(data) == pytest.approx(loss, rel=1e-9)
+    assert constraints.simplex.check(pyro.param("initial_probs").detach()).all()
