@@ -18,6 +18,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions import transform_to
+from torch.distributions.transforms import Transform
 
 from pyro_regimes.distributions import RegimeHMM
 
@@ -109,7 +111,9 @@ def to_arguments(
     single set of parameters needs neither: it broadcasts over any data.
 
     :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
+    :param device: None for the CPU, whatever torch's default device.
     """
+    device = torch.device("cpu") if device is None else device
     initial_probs, transition_matrix, means, covariances = parameters
     starts = initial_probs.shape[:-1]
     data = (1,) * data_dims if starts else ()
@@ -175,19 +179,98 @@ def regime_hmm(arguments: Mapping[str, Tensor], lengths: Tensor | None = None) -
     )
 
 
-_CONSTRAINTS = {
-    "initial_probs": constraints.simplex,
-    "transition_probs": constraints.simplex,
-    "loc": constraints.real,
-    "covariance_matrix": constraints.positive_definite,
-    "scale": constraints.positive,
-}
+class ScalesFrom(constraints.Constraint):
+    r"""Standard deviations of at least :math:`s`, parametrised as :math:`s \cosh u`.
+
+    Far above s this is the exponential of u. The least value is that at u = 0, where a likelihood
+    that would rise further down has an ordinary maximum: what climbs by gradient arrives there.
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each is one."""
+        return value >= self.least
 
 
-def pyro_model(arguments: Mapping[str, Tensor]) -> PyroModel:
+class EigenvaluesFrom(constraints.Constraint):
+    r"""Covariance matrices with all eigenvalues at least :math:`f`.
+
+    Parametrised as :math:`f I + L L^T`, L lower triangular with diagonal
+    :math:`\sqrt f \sinh u`: in one dimension the square of :class:`ScalesFrom`.
+    """
+
+    event_dim = 2
+
+    def __init__(self, floor: float) -> None:
+        self.floor = floor
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each matrix is one."""
+        symmetric: Tensor = constraints.symmetric.check(value)
+        return symmetric & (torch.linalg.eigvalsh(value)[..., 0] >= self.floor)
+
+
+class _ToScales(Transform):
+    domain = constraints.real
+
+    def __init__(self, constraint: ScalesFrom) -> None:
+        super().__init__()
+        self.codomain = constraint
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.codomain.least * x.cosh()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (y / self.codomain.least).clamp(min=1.0).arccosh()
+
+
+class _ToCovariances(Transform):
+    domain = constraints.independent(constraints.real, 2)
+
+    def __init__(self, constraint: EigenvaluesFrom) -> None:
+        super().__init__()
+        self.codomain = constraint
+
+    def _call(self, x: Tensor) -> Tensor:
+        root = self.codomain.floor**0.5
+        factor = x.tril(-1) + torch.diag_embed(root * x.diagonal(dim1=-2, dim2=-1).sinh())
+        return factor @ factor.mT + self._floor(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        root = self.codomain.floor**0.5
+        factor = torch.linalg.cholesky(y - self._floor(y))
+        diagonal = (factor.diagonal(dim1=-2, dim2=-1) / root).arcsinh()
+        return factor.tril(-1) + torch.diag_embed(diagonal)
+
+    def _floor(self, like: Tensor) -> Tensor:
+        eye = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        return self.codomain.floor * eye
+
+
+transform_to.register(ScalesFrom, _ToScales)
+transform_to.register(EigenvaluesFrom, _ToCovariances)
+
+
+def _constraint(name: str, floor: float) -> constraints.Constraint:
+    if name == "loc":
+        return constraints.real
+    if name == "scale":
+        return ScalesFrom(floor**0.5) if floor else constraints.positive
+    if name == "covariance_matrix":
+        return EigenvaluesFrom(floor) if floor else constraints.positive_definite
+    return constraints.simplex
+
+
+def pyro_model(arguments: Mapping[str, Tensor], floor: float = 0.0) -> PyroModel:
     """A Pyro model function ``model(x, lengths=None)`` with one ``pyro.param`` an argument.
 
     :param arguments: starting values, as :func:`to_arguments` makes them; never written to.
+    :param floor: the least variance, or eigenvalue of a covariance, by the constraints of their
+        parameters; 0 for all positive ones.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
         true ``lengths`` ``(N,)``. Its one sample site is "observations".
     """
@@ -196,7 +279,7 @@ def pyro_model(arguments: Mapping[str, Tensor]) -> PyroModel:
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
         # A copy, for the store keeps and changes the very tensor that it is given.
         held = {
-            name: pyro.param(name, partial(torch.clone, value), constraint=_CONSTRAINTS[name])
+            name: pyro.param(name, partial(torch.clone, value), constraint=_constraint(name, floor))
             for name, value in arguments.items()
         }
         hmm = regime_hmm(held, lengths)

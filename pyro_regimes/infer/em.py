@@ -19,6 +19,7 @@ from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
 from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.identity import blocks
+from pyro_regimes.infer.isolation import pyro_section
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.reading import (
@@ -30,7 +31,6 @@ from pyro_regimes.infer.reading import (
 )
 from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
-    PYRO_LOCK,
     Run,
     constraint_of,
     run_model,
@@ -206,7 +206,7 @@ class EM:
     def _pyro(self) -> Iterator[None]:
         """Alone with Pyro's handlers and the parameter store, and able to differentiate."""
         recording = torch.is_grad_enabled()
-        with PYRO_LOCK, torch.inference_mode(False), torch.set_grad_enabled(recording):
+        with pyro_section(), torch.inference_mode(False), torch.set_grad_enabled(recording):
             yield
 
     def _run(

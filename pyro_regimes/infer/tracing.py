@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
@@ -18,9 +17,7 @@ from torch.distributions import Distribution, Independent, constraints, transfor
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import RegimeHMM
-
-PYRO_LOCK = threading.RLock()
-"""Held while a model is traced or the parameter store is touched: both are the process's own."""
+from pyro_regimes.infer.isolation import PYRO_LOCK as PYRO_LOCK
 
 
 class HandOut(Messenger):
