@@ -148,7 +148,7 @@ def _steady(losses: Tensor, tol: float | None, window: int) -> Flags:
 class GradientClimb:
     """Adam on the log-likelihood: what :class:`~pyro.infer.SVI` does with an empty guide.
 
-    The floor of covariances is one of their parametrisation (:class:`.EigenvaluesFrom`), in which
+    The floor of covariances is one of their parametrisation (:mod:`.floors`), in which
     the maximum within the floor is an ordinary one: that of EM with the same floor.
 
     A start has converged when its log-likelihood changes by less than ``tol`` in each of

@@ -18,10 +18,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import transform_to
-from torch.distributions.transforms import Transform
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.floors import EigenvaluesFrom, ScalesFrom
 
 Array = npt.NDArray[np.float64]
 PyroModel = Callable[..., None]
@@ -177,82 +176,6 @@ def regime_hmm(arguments: Mapping[str, Tensor], lengths: Tensor | None = None) -
         observation_dist=observation_dist,
         lengths=lengths,
     )
-
-
-class ScalesFrom(constraints.Constraint):
-    r"""Standard deviations of at least :math:`s`, parametrised as :math:`s \cosh u`.
-
-    Far above s this is the exponential of u. The least value is that at u = 0, where a likelihood
-    that would rise further down has an ordinary maximum: what climbs by gradient arrives there.
-    """
-
-    def __init__(self, least: float) -> None:
-        self.least = least
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        """Whether each is one."""
-        return value >= self.least
-
-
-class EigenvaluesFrom(constraints.Constraint):
-    r"""Covariance matrices with all eigenvalues at least :math:`f`.
-
-    Parametrised as :math:`f I + L L^T`, L lower triangular with diagonal
-    :math:`\sqrt f \sinh u`: in one dimension the square of :class:`ScalesFrom`.
-    """
-
-    event_dim = 2
-
-    def __init__(self, floor: float) -> None:
-        self.floor = floor
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        """Whether each matrix is one."""
-        symmetric: Tensor = constraints.symmetric.check(value)
-        return symmetric & (torch.linalg.eigvalsh(value)[..., 0] >= self.floor)
-
-
-class _ToScales(Transform):
-    domain = constraints.real
-
-    def __init__(self, constraint: ScalesFrom) -> None:
-        super().__init__()
-        self.codomain = constraint
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.codomain.least * x.cosh()
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return (y / self.codomain.least).clamp(min=1.0).arccosh()
-
-
-class _ToCovariances(Transform):
-    domain = constraints.independent(constraints.real, 2)
-
-    def __init__(self, constraint: EigenvaluesFrom) -> None:
-        super().__init__()
-        self.codomain = constraint
-
-    def _call(self, x: Tensor) -> Tensor:
-        root = self.codomain.floor**0.5
-        factor = x.tril(-1) + torch.diag_embed(root * x.diagonal(dim1=-2, dim2=-1).sinh())
-        return factor @ factor.mT + self._floor(x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        root = self.codomain.floor**0.5
-        factor = torch.linalg.cholesky(y - self._floor(y))
-        diagonal = (factor.diagonal(dim1=-2, dim2=-1) / root).arcsinh()
-        return factor.tril(-1) + torch.diag_embed(diagonal)
-
-    def _floor(self, like: Tensor) -> Tensor:
-        eye = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-        return self.codomain.floor * eye
-
-
-transform_to.register(ScalesFrom, _ToScales)
-transform_to.register(EigenvaluesFrom, _ToCovariances)
 
 
 def _constraint(name: str, floor: float) -> constraints.Constraint:

@@ -311,7 +311,7 @@ WATCHED = {
     for name in ("model.py", "fitting.py", "infer/isolation.py", "infer/em.py")
 }
 #: At its end no signal is handled: the interpreter looks for one at calls and at jumps back.
-LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK:")
+LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK, _remembered():")
 
 
 def run_lines(function: Callable[[], Any], last: int | None = None) -> list[tuple[str, int]]:
@@ -376,7 +376,7 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(inference, fitted_before
             assert vars(pyro.get_param_store()) is mine and list(mine["_params"]) == ["loc"], where
             assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), where
             assert not PYRO_LOCK._is_owned(), where
-    assert len(outcomes) > 150 and outcomes == sorted(outcomes, reverse=True)
+    assert len(outcomes) > 100 and outcomes == sorted(outcomes, reverse=True)
 
 
 def test_an_error_in_a_thread_does_not_keep_the_lock() -> None:

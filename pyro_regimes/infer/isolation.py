@@ -45,15 +45,20 @@ _outside: list[_State] = []  # of the sections that are open: what each found, o
 
 
 @contextmanager
+def _remembered() -> Iterator[None]:
+    depth = len(_outside)
+    try:
+        _outside.append(_State.read())
+        yield
+    finally:
+        del _outside[depth:]
+
+
+@contextmanager
 def pyro_section() -> Iterator[None]:
     """Hold :data:`PYRO_LOCK`. May be nested."""
-    with PYRO_LOCK:
-        depth = len(_outside)
-        try:
-            _outside.append(_State.read())
-            yield
-        finally:
-            del _outside[depth:]
+    with PYRO_LOCK, _remembered():
+        yield
 
 
 @contextmanager

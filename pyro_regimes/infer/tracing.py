@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Independent, constraints, transfor
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.infer.isolation import PYRO_LOCK as PYRO_LOCK
+from pyro_regimes.infer.isolation import PYRO_LOCK as PYRO_LOCK  # noqa: F401
 
 
 class HandOut(Messenger):
