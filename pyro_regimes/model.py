@@ -191,6 +191,8 @@ class RegimeModel(BaseEstimator):
         :raises ValueError: naming the parameter or the property of X that does not fit.
         """
         checks.check_parameters(self)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = copy.copy(self)
         for name in FITTED & vars(fresh).keys():
             delattr(fresh, name)

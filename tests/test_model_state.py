@@ -343,6 +343,7 @@ def text_of(line: tuple[str, int]) -> str:
     return Path(line[0]).read_text().splitlines()[line[1] - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("inference, fitted_before", [("em", True), ("svi", False)])
 def test_an_interrupt_at_any_line_leaves_all_or_nothing(inference, fitted_before) -> None:

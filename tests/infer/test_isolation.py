@@ -177,6 +177,7 @@ thread.join()
 """
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("inference", ["em", "svi"])
 def test_a_child_forked_during_a_fit_can_fit(inference) -> None:
