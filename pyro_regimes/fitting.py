@@ -193,7 +193,7 @@ class GradientClimb:
                     converged = steady & self._is_high(tol)
                 if step == max_iter or converged.all():
                     break
-            leaves = list(self._store._params.values())
+            leaves = [leaf for _, leaf in self._store.named_parameters()]
             for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
                 # A start that is not finite stays where it is, for the sake of the others.
                 leaf.grad = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)

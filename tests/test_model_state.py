@@ -148,11 +148,13 @@ def test_random_state():
     assert heard[0] == heard[1] != heard[2]
 
 
-def test_several_threads_fit_at_once():
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_several_threads_fit_at_once(inference):
     data = [simulate("full", 120, seed)[0] for seed in range(4)]
 
     def fit(x):
-        return RegimeModel(2, n_init=2, tol=1e-2, random_state=0).fit(x)
+        settings = dict(n_init=2, tol=1e-2, random_state=0, max_iter=300)
+        return RegimeModel(2, inference=inference, **settings).fit(x)
 
     fits: dict[int, RegimeModel] = {}
     threads = [
