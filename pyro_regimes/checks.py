@@ -109,6 +109,12 @@ def check_data(
     :param reset: whether X decides ``n_features_in_`` (in a fit), or must agree with it.
     :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
     """
+    for each in X if isinstance(X, (list, tuple)) else [X]:
+        if np.ma.is_masked(each):  # what lies under the mask is no observation
+            raise ValueError(
+                "expected X to have no missing values, got a masked array with "
+                f"{np.ma.count_masked(each)} masked; drop these rows or fill them"
+            )
     if isinstance(X, (list, tuple)) and len(X) and all(np.ndim(each) == 2 for each in X):
         if lengths is not None:
             raise ValueError("expected lengths to be None where X is a list of arrays, got both")

@@ -11,6 +11,7 @@ from pyro_regimes import checks
 from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Array, pyro_model, to_arguments
 from pyro_regimes.gaussian_priors import prior_model, site_values
 from pyro_regimes.infer.compare import Comparison, Progress, compare
+from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.starts import make_starts
 
 
@@ -58,24 +59,25 @@ def compare_on_returns(
     rng = np.random.RandomState(random_state)
     starts = make_starts(z[:cut], n_regimes, 1, covariance_type, 1e-6, rng)
     arguments = to_arguments(starts.select(0), covariance_type)
-    zeros = torch.zeros(values.shape[1], dtype=torch.float64)
-    found = compare(
-        pyro_model(arguments),
-        torch.as_tensor(z[:cut]),
-        torch.as_tensor(z[cut:]),
-        methods,
-        prior_model=prior_model(
-            n_regimes, values.shape[1], covariance_type, zeros, torch.ones_like(zeros)
-        ),
-        init_values=site_values(arguments),
-        em_steps=em_steps,
-        tol=tol,
-        svi_steps=svi_steps,
-        learning_rates=learning_rates,
-        nuts_steps=nuts_steps,
-        seed=random_state,
-        progress=progress,
-    )
+    with plain_torch(torch.device("cpu")):
+        zeros = torch.zeros(values.shape[1], dtype=torch.float64)
+        found = compare(
+            pyro_model(arguments),
+            torch.from_numpy(z[:cut]),
+            torch.from_numpy(z[cut:]),
+            methods,
+            prior_model=prior_model(
+                n_regimes, values.shape[1], covariance_type, zeros, torch.ones_like(zeros)
+            ),
+            init_values=site_values(arguments),
+            em_steps=em_steps,
+            tol=tol,
+            svi_steps=svi_steps,
+            learning_rates=learning_rates,
+            nuts_steps=nuts_steps,
+            seed=random_state,
+            progress=progress,
+        )
     shift = float(np.log(unit).sum())  # log |dz/dx| of one row, with its sign turned
     fitted, rest = cut * shift, (len(values) - cut) * shift
 

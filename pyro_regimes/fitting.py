@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
+from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
 from pyro_regimes.gaussian_hmm import (
@@ -24,9 +24,11 @@ from pyro_regimes.gaussian_hmm import (
     to_arguments,
 )
 from pyro_regimes.infer.em import EM
-from pyro_regimes.infer.tracing import PYRO_LOCK
+from pyro_regimes.infer.isolation import isolated
+from pyro_regimes.starts import raise_starts
 
 Callback = Callable[[int, float], None]
+Flags = npt.NDArray[np.bool_]
 
 LEARNING_RATE = 0.05  # of Adam, for data of unit variance
 STEADY = 10  # the steps over which SVI's log-likelihood must not move: Adam's may pause at a turn
@@ -37,8 +39,8 @@ class Fit(NamedTuple):
 
     parameters: Parameters  #: with the R starts in front
     history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
-    converged: npt.NDArray[np.bool_]  #: ``(R,)``
-    degenerate: npt.NDArray[np.bool_]  #: ``(R,)``: not finite, or collapsed onto a few points
+    converged: Flags  #: ``(R,)``
+    degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
 
     def best(self) -> int:
         """The start with the highest final log-likelihood, sound ones first.
@@ -62,15 +64,17 @@ class Fit(NamedTuple):
 class PrivateEM(EM):
     """EM with a parameter store of its own, which is in Pyro's place only while the model is read.
 
-    So several threads may fit at once: between two readings nothing is shared.
+    None of the caller's handlers reach the model. Several threads may fit at once: between two
+    readings nothing is shared.
     """
 
-    _state: Any = None
+    def __init__(self, model: PyroModel, min_eigenvalue: float) -> None:
+        super().__init__(model, min_eigenvalue=min_eigenvalue)
+        self._store = ParamStoreDict()
 
     @contextmanager
     def _pyro(self) -> Iterator[None]:
-        with super()._pyro(), pyro.get_param_store().scope(self._state) as state:
-            self._state = state
+        with isolated(self._store), super()._pyro():
             yield
 
     def _warn(self, message: str) -> None:
@@ -81,8 +85,7 @@ class PrivateEM(EM):
 
     def values(self) -> dict[str, Tensor]:
         """The parameters."""
-        with self._pyro():
-            return {name: value.detach() for name, value in pyro.get_param_store().items()}
+        return {name: value.detach() for name, value in self._store.items()}
 
 
 def fit_starts(
@@ -102,83 +105,119 @@ def fit_starts(
 
     :param starts: parameters with R starts in front.
     :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
-    :param min_eigenvalue: the least variance that a user asked for. EM keeps to it.
+    :param min_eigenvalue: the least variance that a user asked for.
     :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
-        larger: EM stops there, which keeps the other starts alive.
+        larger. The larger of both is a floor that the fit keeps to, which keeps the other starts
+        alive when one collapses.
     :param callback: called after each step with its number, from 1, and the loss of all starts.
     """
-    arguments = to_arguments(
-        starts, covariance_type, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
-    )
-    model = pyro_model(arguments)
+    arguments = partial(to_arguments, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device)
     num_starts = len(starts.initial_probs)
+    floor = max(min_eigenvalue, least)
     if inference == "em":
-        em = PrivateEM(model, min_eigenvalue=max(min_eigenvalue, least))
+        em = PrivateEM(pyro_model(arguments(starts, covariance_type)), floor)
         result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
-        losses, held, window = result.restart_history.reshape(-1, num_starts), em.values(), 1
+        losses, held = result.restart_history.reshape(-1, num_starts), em.values()
+        converged = _steady(losses, tol, 1)
     else:
-        with PYRO_LOCK, pyro.get_param_store().scope():
-            losses = _run_svi(model, x, lengths, num_starts, max_iter, tol, least, callback)
-            held = {name: pyro.param(name).detach() for name in arguments}
-        window = STEADY
+        inside = raise_starts(starts, covariance_type, 2 * floor)
+        climb = GradientClimb(arguments(inside, covariance_type), x, lengths, floor)
+        losses, converged = climb.run(max_iter, tol, callback)
+        held = climb.values()
     parameters = from_arguments(held, starts, covariance_type)
-    history = -losses.detach().cpu().double().numpy()
+    history = -_to_numpy(losses)
     finite = np.isfinite(history[-1])
     variance = least_variance(np.nan_to_num(parameters.covariances), covariance_type, num_starts)
     collapsed = (variance < 2 * least) & (min_eigenvalue < least)
-    return Fit(parameters, history, _steady(history, tol, window), ~finite | collapsed)
+    return Fit(parameters, history, converged, ~finite | collapsed)
 
 
-def _steady(history: Array, tol: float | None, window: int) -> npt.NDArray[np.bool_]:
+def _to_numpy(losses: Tensor) -> Array:
+    array: Array = losses.detach().cpu().double().numpy()
+    return array
+
+
+def _steady(losses: Tensor, tol: float | None, window: int) -> Flags:
     """Which starts moved by less than ``tol`` in each of the last ``window`` steps."""
-    if tol is None or len(history) <= window:
-        return np.zeros(history.shape[1], dtype=bool)
-    steady: npt.NDArray[np.bool_] = np.abs(np.diff(history[-window - 1 :], axis=0)) < tol
+    if tol is None or len(losses) <= window:
+        return np.zeros(losses.shape[1], dtype=bool)
+    steady: Flags = np.abs(np.diff(_to_numpy(losses[-window - 1 :]), axis=0)) < tol
     return np.all(steady, axis=0)
 
 
-def _run_svi(
-    model: PyroModel,
-    x: Tensor,
-    lengths: Tensor | None,
-    num_starts: int,
-    max_iter: int,
-    tol: float | None,
-    least: float,
-    callback: Callback | None,
-) -> Tensor:
-    """Adam on the likelihood: :class:`~pyro.infer.SVI` with an empty guide.
+class GradientClimb:
+    """Adam on the log-likelihood: what :class:`~pyro.infer.SVI` does with an empty guide.
 
-    :return: the loss of each start before each step, and the final one, ``(steps + 1, R)``.
+    The floor of covariances is one of their parametrisation (:mod:`.floors`), in which
+    the maximum within the floor is an ordinary one: that of EM with the same floor.
+
+    A start has converged when its log-likelihood changes by less than ``tol`` in each of
+    :data:`STEADY` steps in a row, and one step of EM from there would raise it by less than these
+    steps may have together. Adam may pause, or make steps too small to tell, far below a maximum;
+    to first order a step of EM gains what the gradient promises, half of g' I^-1 g with I the
+    information of the complete data.
     """
-    history: list[Tensor] = []
 
-    def guide(x: Tensor, lengths: Tensor | None) -> None:
+    def __init__(
+        self, arguments: dict[str, Tensor], x: Tensor, lengths: Tensor | None, floor: float
+    ) -> None:
+        self._num_starts = len(arguments["initial_probs"])
+        self._model, self._data = pyro_model(arguments, floor), (x, lengths)
+        self._floor = floor
+        self._store = ParamStoreDict()
+
+    def values(self) -> dict[str, Tensor]:
+        """The parameters, constrained."""
+        return {name: value.detach() for name, value in self._store.items()}
+
+    def run(
+        self, max_iter: int, tol: float | None, callback: Callback | None
+    ) -> tuple[Tensor, Flags]:
+        """Climb until all starts have converged, or for ``max_iter`` steps.
+
+        :return: the loss of each start before each step, and the final one, ``(steps + 1, R)``;
+            and which starts have converged.
+        """
+        history: list[Tensor] = []
+        optim = None
+        for step in range(max_iter + 1):
+            loss = self._loss()
+            history.append(loss.detach())
+            if callback is not None and step:
+                callback(step, float(history[-1].sum()))
+            recent = torch.stack(history[-STEADY - 1 :])
+            steady = _steady(recent, tol, STEADY)
+            if step == max_iter or step % STEADY == 0 and steady.all():
+                converged = steady
+                if tol is not None and steady.any():
+                    converged = steady & self._is_high(tol)
+                if step == max_iter or converged.all():
+                    break
+            leaves = [leaf for _, leaf in self._store.named_parameters()]
+            for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
+                # A start that is not finite stays where it is, for the sake of the others.
+                leaf.grad = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+            optim = optim or torch.optim.Adam(leaves, LEARNING_RATE)
+            optim.step()
+        return torch.stack(history), converged
+
+    def _loss(self) -> Tensor:
+        with isolated(self._store):
+            site: Any = poutine.trace(self._model).get_trace(*self._data).nodes["observations"]
+            log_prob: Tensor = site["fn"].log_prob(site["value"])
+        return -log_prob.reshape(self._num_starts, -1).sum(-1)
+
+    def _is_high(self, tol: float) -> Flags:
+        """Which starts a step of EM would raise by less than :data:`STEADY` times ``tol``."""
+        em = _SilentEM(pyro_model(self.values()), self._floor)
+        losses = em.run(*self._data, num_steps=1, tol=None).restart_history
+        before, after = _to_numpy(losses).reshape(2, self._num_starts)
+        high: Flags = before - after < STEADY * tol
+        return high
+
+
+class _SilentEM(PrivateEM):
+    """One step of which tells how far from a maximum another method is."""
+
+    def _warn(self, message: str) -> None:
         pass
-
-    def loss(
-        model: PyroModel, guide: Callable[..., None], x: Tensor, lengths: Tensor | None
-    ) -> Tensor:
-        nodes: dict[str, Any] = poutine.trace(model).get_trace(x, lengths).nodes
-        site = nodes["observations"]
-        each = -site["fn"].log_prob(site["value"]).reshape(num_starts, -1).sum(-1)
-        history.append(each.detach())
-        # A start that collapses stays where it is: a step further its covariance is singular,
-        # and the batch has no value at all.
-        if "scale" in nodes:
-            variance = nodes["scale"]["value"].detach() ** 2
-        else:
-            variance = torch.linalg.eigvalsh(nodes["covariance_matrix"]["value"].detach())
-        alive = variance.reshape(num_starts, -1).amin(-1) > least
-        return each[alive].sum()
-
-    optim = pyro.optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
-    svi = SVI(model, guide, optim, loss)
-    for step in range(max_iter + 1):  # a step tells the loss before it, so the last only looks
-        (svi.step if step < max_iter else svi.evaluate_loss)(x, lengths)
-        if callback is not None and step:
-            callback(step, float(history[-1].sum()))
-        losses = torch.stack(history[-STEADY - 1 :]).cpu().numpy()
-        if _steady(losses, tol, STEADY).all():
-            break
-    return torch.stack(history)

@@ -20,6 +20,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.floors import EigenvaluesFrom, ScalesFrom
 
 Array = npt.NDArray[np.float64]
 PyroModel = Callable[..., None]
@@ -109,7 +110,9 @@ def to_arguments(
     single set of parameters needs neither: it broadcasts over any data.
 
     :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
+    :param device: None for the CPU, whatever torch's default device.
     """
+    device = torch.device("cpu") if device is None else device
     initial_probs, transition_matrix, means, covariances = parameters
     starts = initial_probs.shape[:-1]
     data = (1,) * data_dims if starts else ()
@@ -175,19 +178,22 @@ def regime_hmm(arguments: Mapping[str, Tensor], lengths: Tensor | None = None) -
     )
 
 
-_CONSTRAINTS = {
-    "initial_probs": constraints.simplex,
-    "transition_probs": constraints.simplex,
-    "loc": constraints.real,
-    "covariance_matrix": constraints.positive_definite,
-    "scale": constraints.positive,
-}
+def _constraint(name: str, floor: float) -> constraints.Constraint:
+    if name == "loc":
+        return constraints.real
+    if name == "scale":
+        return ScalesFrom(floor**0.5) if floor else constraints.positive
+    if name == "covariance_matrix":
+        return EigenvaluesFrom(floor) if floor else constraints.positive_definite
+    return constraints.simplex
 
 
-def pyro_model(arguments: Mapping[str, Tensor]) -> PyroModel:
+def pyro_model(arguments: Mapping[str, Tensor], floor: float = 0.0) -> PyroModel:
     """A Pyro model function ``model(x, lengths=None)`` with one ``pyro.param`` an argument.
 
     :param arguments: starting values, as :func:`to_arguments` makes them; never written to.
+    :param floor: the least variance, or eigenvalue of a covariance, by the constraints of their
+        parameters; 0 for all positive ones.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
         true ``lengths`` ``(N,)``. Its one sample site is "observations".
     """
@@ -196,7 +202,7 @@ def pyro_model(arguments: Mapping[str, Tensor]) -> PyroModel:
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
         # A copy, for the store keeps and changes the very tensor that it is given.
         held = {
-            name: pyro.param(name, partial(torch.clone, value), constraint=_CONSTRAINTS[name])
+            name: pyro.param(name, partial(torch.clone, value), constraint=_constraint(name, floor))
             for name, value in arguments.items()
         }
         hmm = regime_hmm(held, lengths)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -31,6 +33,7 @@ from pyro_regimes.gaussian_hmm import (
     regime_hmm,
     to_arguments,
 )
+from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
 from pyro_regimes.naming import sort_regimes
 from pyro_regimes.results import Forecast, Summary, summarise
@@ -39,6 +42,25 @@ from pyro_regimes.starts import make_starts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: The attributes that a fit sets.
+FITTED = frozenset(
+    {
+        "n_features_in_",
+        "feature_names_in_",
+        "covariance_type_",
+        "regime_names_",
+        "initial_probs_",
+        "transition_matrix_",
+        "means_",
+        "covariances_",
+        "history_",
+        "n_iter_",
+        "converged_",
+        "log_likelihood_",
+        "share_of_time_",
+    }
+)
 
 
 class RegimeModel(BaseEstimator):
@@ -58,12 +80,15 @@ class RegimeModel(BaseEstimator):
         in turn, the first by k-means.
     :param max_iter: the most iterations; steps of Adam where ``inference="svi"``.
     :param tol: stop when an iteration raises the log-likelihood of every start by less; with SVI,
-        when ten in a row change it by less. None: run all ``max_iter``.
+        when ten in a row change it by less, and one of EM would raise it by less than ten times
+        that. None: run all ``max_iter``.
     :param regularization: added to the diagonal of every covariance after the fit, in the squared
         unit of the data.
     :param min_eigenvalue: floor of the covariances' eigenvalues (of the variances, where they are
-        diagonal) during EM, in the squared unit of the data.
-    :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model.
+        diagonal) during the fit, in the squared unit of the data.
+    :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
+        maximise the same function within the same floor, which SVI keeps to by its
+        parametrisation, the floor plus a positive part that may be zero.
     :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
         Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
     :param periods_per_year: by which :meth:`summary` annualises.
@@ -153,6 +178,10 @@ class RegimeModel(BaseEstimator):
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a parameter store of its own.
 
+        The fit is all or nothing: should it raise or be interrupted, a model that was fitted before
+        stays as it was. Pyro's handlers, parameters and random states, and the modes of torch
+        (gradients, autocast, default device) neither change it nor are changed.
+
         :param X: ``(T, D)`` array or DataFrame, or a list of such.
         :param y: ignored; a scikit-learn Pipeline passes it.
         :param lengths: numbers of rows of the sequences that X holds one below the other.
@@ -162,8 +191,29 @@ class RegimeModel(BaseEstimator):
         :raises ValueError: naming the parameter or the property of X that does not fit.
         """
         checks.check_parameters(self)
-        data, sizes = checks.check_data(self, X, lengths, reset=True)
-        checks.check_fittable(self, data)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"expected callback to be a function or None, got {callback!r}")
+        fresh = copy.copy(self)
+        for name in FITTED & vars(fresh).keys():
+            delattr(fresh, name)
+        data, sizes = checks.check_data(fresh, X, lengths, reset=True)
+        checks.check_fittable(fresh, data)
+        with fresh._computing():
+            for message in fresh._fit(data, sizes, callback):
+                warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        # In one move, and only after all that may raise, as a warning may.
+        others = {name: value for name, value in vars(self).items() if name not in FITTED}
+        found = {name: value for name, value in vars(fresh).items() if name in FITTED}
+        self.__dict__ = others | found
+        return self
+
+    def _fit(
+        self, data: Array, sizes: list[int], callback: Callable[[int, float], None] | None
+    ) -> list[str]:
+        """Set all that :meth:`fit` sets, but what :mod:`.checks` has.
+
+        :return: warnings.
+        """
         where = self._where()
         # Centred and in units of their spread: Adam's steps suit any data, and float32 suffices.
         # A sphere stays one in equal units only, and a floor of eigenvalues stays a floor.
@@ -213,20 +263,16 @@ class RegimeModel(BaseEstimator):
         self.log_likelihood_, smoothed_probs = self._posterior(data, sizes, "smoothed")
         self.share_of_time_ = smoothed_probs.mean(0)
         if fit.degenerate[best]:
-            warnings.warn(
+            return [
                 "A regime collapsed onto a few points in every start. Use fewer regimes, another "
-                "covariance_type or min_eigenvalue.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        elif not self.converged_ and self.max_iter > 0:
-            warnings.warn(
+                "covariance_type or min_eigenvalue."
+            ]
+        if not self.converged_ and self.max_iter > 0:
+            return [
                 f"The best start did not converge in {self.n_iter_} iterations. Increase max_iter "
-                "or tol.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return self
+                "or tol."
+            ]
+        return []
 
     def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), which looks ahead.
@@ -259,19 +305,20 @@ class RegimeModel(BaseEstimator):
         check_is_fitted(self)
         checks.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
         data, sizes = checks.check_data(self, X, lengths)
-        hmm, x, padded, offset = self._scaled(data, sizes)
-        if algorithm == "viterbi":
-            path = hmm.viterbi(x)
-        else:
-            path = hmm.posterior(x).smoothed_probs.argmax(-1)
-        log_prob = ops.complete_log_likelihood(
-            hmm.initial_logits,
-            hmm.transition_logits,
-            hmm.observation_dist.log_prob(x.unsqueeze(-2)),
-            path.clamp(min=0),
-            padded,
-        )
-        return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+        with self._computing():
+            hmm, x, padded, offset = self._scaled(data, sizes)
+            if algorithm == "viterbi":
+                path = hmm.viterbi(x)
+            else:
+                path = hmm.posterior(x).smoothed_probs.argmax(-1)
+            log_prob = ops.complete_log_likelihood(
+                hmm.initial_logits,
+                hmm.transition_logits,
+                hmm.observation_dist.log_prob(x.unsqueeze(-2)),
+                path.clamp(min=0),
+                padded,
+            )
+            return float(log_prob.double().sum()) - offset, unpad(path, sizes)
 
     def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         """The log-likelihood of X, summed over all steps and sequences."""
@@ -329,11 +376,12 @@ class RegimeModel(BaseEstimator):
         data, sizes = checks.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
-        hmm, x, _, _ = self._scaled(data, sizes)
-        weights = hmm.forecast(x, n_steps).mixture_distribution
-        density = regime_hmm(to_arguments(*self._fitted(), **self._where())).observation_dist
-        mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
-        probs = weights.probs.cpu().double().numpy()
+        with self._computing():
+            hmm, x, _, _ = self._scaled(data, sizes)
+            weights = hmm.forecast(x, n_steps).mixture_distribution
+            density = regime_hmm(to_arguments(*self._fitted(), **self._where())).observation_dist
+            mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
+            probs = weights.probs.cpu().double().numpy()
         mean = probs @ self.means_
         deviations = self.means_ - mean[:, None]  # (n, K, D)
         within = np.tensordot(probs, self._full_covariances(), 1)
@@ -406,6 +454,10 @@ class RegimeModel(BaseEstimator):
         """
         return persistence.read_model(path, cls)
 
+    def _computing(self) -> AbstractContextManager[None]:
+        """Whatever the caller's modes of torch."""
+        return plain_torch(checks.present_device(self.device))
+
     def _where(self) -> dict[str, Any]:
         dtype, device = checks.torch_dtype(self.dtype), checks.present_device(self.device)
         return {"dtype": dtype, "device": device}
@@ -434,12 +486,14 @@ class RegimeModel(BaseEstimator):
         return hmm, x, lengths, units.log_jacobian(len(data))
 
     def _log_likelihood(self, data: Array, sizes: list[int]) -> float:
-        hmm, x, _, offset = self._scaled(data, sizes)
-        return float(hmm.log_prob(x).double().sum()) - offset
+        with self._computing():
+            hmm, x, _, offset = self._scaled(data, sizes)
+            return float(hmm.log_prob(x).double().sum()) - offset
 
     def _posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
-        hmm, x, _, offset = self._scaled(data, sizes)
-        posterior = hmm.posterior(x)
-        probs = getattr(posterior, f"{kind}_probs").double()
-        return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)
+        with self._computing():
+            hmm, x, _, offset = self._scaled(data, sizes)
+            posterior = hmm.posterior(x)
+            probs = getattr(posterior, f"{kind}_probs").double()
+            return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)

@@ -88,6 +88,17 @@ def _covariances(
 _SINGULAR = 1e-3  # of the overall covariance: what a cluster may have and still be kept
 
 
+def raise_starts(starts: Parameters, covariance_type: str, floor: float) -> Parameters:
+    """The starts with every variance in every direction at least ``floor``."""
+    covariances = starts.covariances
+    if covariance_type in {"full", "tied"}:
+        series = covariances.shape[-1]
+        each = covariances.reshape(-1, series, series)
+        raised = np.stack([raise_eigenvalues(one, floor) for one in each])
+        return starts._replace(covariances=raised.reshape(covariances.shape))
+    return starts._replace(covariances=np.maximum(covariances, floor))
+
+
 def raise_eigenvalues(covariance: Array, floor: float) -> Array:
     """The covariance with every eigenvalue at least ``floor``."""
     values, vectors = np.linalg.eigh(covariance)

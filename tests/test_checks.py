@@ -170,3 +170,21 @@ def test_a_collapsed_covariance_can_still_be_inverted(covariance_type, dtype):
     least = collapsed_variance(z, covariance_type, dtype)
     assert 0 < least <= 2e-5
     torch.linalg.cholesky(torch.diag(torch.tensor([2.0, least], dtype=dtype)))
+
+
+@pytest.mark.parametrize("use", ["fit", "predict", "score"])
+def test_masked_values_are_refused(use):
+    """They are missing values, of which the array underneath says something all the same."""
+    x, _ = simulate("full", 40)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(x)
+    whole, masked = np.ma.masked_array(x, False), np.ma.masked_array(x, x > 1.5)
+    getattr(model, use)(whole)
+    for wrong in (masked, [x, masked]):
+        with pytest.raises(ValueError, match=r"no missing values, got a masked array with \d+"):
+            getattr(model, use)(wrong)
+
+
+def test_a_callback_that_cannot_be_called_is_refused_first():
+    x, _ = simulate("full", 40)
+    with pytest.raises(ValueError, match="callback to be a function or None, got 3"):
+        RegimeModel(2, max_iter=0).fit(x, callback=3)

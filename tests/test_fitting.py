@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
+from pyro_regimes import EM, fitting
 from pyro_regimes.fitting import fit_starts
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES
+from pyro_regimes.gaussian_hmm import (
+    COVARIANCE_TYPES,
+    least_variance,
+    pyro_model,
+    to_arguments,
+)
 from pyro_regimes.model import RegimeModel
 from pyro_regimes.starts import make_starts
 from tests import seeds
@@ -62,15 +70,110 @@ def test_a_collapsed_start_does_not_win():
         nan._replace(history=np.full((2, 2), np.nan)).best()
 
 
-def test_svi_leaves_a_collapsed_start_where_it_is():
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_floor_binds(covariance_type, inference):
+    """On data of which every regime is tighter than the floor: the constrained maximum."""
+    x, _ = simulate(covariance_type, 200)
+    x = np.column_stack([x, 1e-2 * np.random.RandomState(0).standard_normal(200)])
+    settings = dict(n_init=1, random_state=0, tol=1e-2, regularization=0.0, max_iter=600)
+    model = RegimeModel(2, covariance_type, min_eigenvalue=0.5, inference=inference, **settings)
+    model.fit(x)  # without a warning: what the user asked for is no collapse
+    least = least_variance(model.covariances_, covariance_type, 1)[0]
+    assert least >= 0.5 * (1 - 1e-12)
+    if covariance_type != "spherical":
+        np.testing.assert_allclose(least, 0.5, rtol=1e-3)
+    # Both stop at some tenth of a nat from it: ten times tol.
+    reference = RegimeModel(2, covariance_type, min_eigenvalue=0.5, **settings).fit(x)
+    np.testing.assert_allclose(model.log_likelihood_, reference.log_likelihood_, rtol=0, atol=0.1)
+    np.testing.assert_allclose(model.covariances_, reference.covariances_, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("min_eigenvalue", [0.0, 1e-9])
+def test_a_collapse_is_flagged(inference, min_eigenvalue):
+    """Also where the user's floor is below the variance at which a regime counts as collapsed."""
+    rng = np.random.RandomState(0)
+    x = np.concatenate([rng.standard_normal((60, 1)), np.full((6, 1), 9.0)])
+    starts = make_starts(x, 2, 2, "diag", 1e-6, np.random.RandomState(0))
+    starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[1.0], [0.01]]
+    starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[1.0], [9.0]]
+    fit = fit_starts(
+        starts, "diag", torch.tensor(x), None, inference=inference,
+        max_iter=5 if inference == "em" else 250, tol=None, min_eigenvalue=min_eigenvalue,
+        least=1e-6,
+    )  # fmt: skip
+    assert (fit.parameters.covariances >= 1e-6 * (1 - 1e-12)).all()
+    assert fit.degenerate.tolist() == [True, False]
+    assert fit.history[-1, 0] > fit.history[-1, 1] and fit.best() == 1
+
+
+def test_svi_raises_a_start_below_the_floor():
+    """As EM does; were it left there, the batch would have no value at all."""
     x, _ = simulate("full", 60)
     starts = make_starts(x, 2, 2, "full", 1e-6, seeds.rng(0))
     starts.covariances[0, 0] = 1e-7 * np.eye(2)
-    settings = dict(inference="svi", max_iter=3, tol=None, min_eigenvalue=0.0, least=1e-6)
-    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings)
-    assert fit.degenerate.tolist() == [True, False] and fit.best() == 1
-    np.testing.assert_array_equal(np.diff(fit.history[:, 0]), 0)
-    assert (np.diff(fit.history[:, 1]) > 0).all()
+    for min_eigenvalue in (0.0, 0.3):
+        fit = fit_starts(
+            starts, "full", torch.tensor(x), None, inference="svi",
+            max_iter=3, tol=None, min_eigenvalue=min_eigenvalue, least=1e-6,
+        )  # fmt: skip
+        assert np.isfinite(fit.history).all()
+        least = least_variance(fit.parameters.covariances, "full", 2)
+        assert (least >= max(min_eigenvalue, 1e-6) * (1 - 1e-12)).all()
+        assert (np.diff(fit.history[:, 1]) > 0).all()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_svi_takes_the_steps_of_pyros_own(covariance_type):
+    x, _ = simulate(covariance_type, 60)
+    starts = make_starts(x, 3, 2, covariance_type, 0.1, np.random.RandomState(0))
+    data = torch.tensor(x)
+    fit = fit_starts(
+        starts, covariance_type, data, None, inference="svi",
+        max_iter=8, tol=None, min_eigenvalue=0.01, least=1e-6,
+    )  # fmt: skip
+    model = pyro_model(to_arguments(starts, covariance_type), 0.01)
+    optim = pyro.optim.Adam({"lr": fitting.LEARNING_RATE})
+    svi = pyro.infer.SVI(model, lambda x: None, optim, pyro.infer.Trace_ELBO())
+    losses = [svi.step(data) for _ in range(8)] + [svi.evaluate_loss(data)]
+    np.testing.assert_allclose(-fit.history.sum(-1), losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("tol", [None, 0.5])
+def test_the_history_ends_at_the_fit(inference, tol):
+    """Whether all iterations were made, or the fit stopped before."""
+    x, _ = simulate("full", 80)
+    heard = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = RegimeModel(
+            2, n_init=1, max_iter=150 if tol else 7, tol=tol, regularization=0.0,
+            inference=inference, random_state=0,
+        ).fit(x, callback=lambda step, value: heard.append(value))  # fmt: skip
+    assert (model.n_iter_ == 7) == (tol is None) and model.n_iter_ < 150
+    assert len(model.history_) == model.n_iter_ + 1 == len(heard) + 1
+    np.testing.assert_allclose(model.score(x), model.history_[-1], rtol=1e-12)
+    np.testing.assert_allclose(heard, model.history_[1:], rtol=1e-12)
+
+
+def test_svi_that_does_not_move_has_not_converged(monkeypatch):
+    x, _ = simulate("full", 80)
+    monkeypatch.setattr(fitting, "LEARNING_RATE", 1e-9)
+    model = RegimeModel(2, n_init=1, max_iter=30, inference="svi", random_state=0)
+    with pytest.warns(ConvergenceWarning, match="did not converge in 30 iterations"):
+        model.fit(x)
+    assert not model.converged_ and np.ptp(model.history_) < 1e-4
+
+
+def test_svi_that_has_converged_has_nothing_left_for_em():
+    x, _ = simulate("diag", 80)
+    settings = dict(n_init=1, max_iter=500, inference="svi", random_state=0, regularization=0.0)
+    model = RegimeModel(2, "diag", tol=1e-2, **settings).fit(x)
+    assert model.converged_ and model.n_iter_ < 500
+    em = EM(model.model)
+    assert 0 <= em.step(torch.tensor(x)) - em.evaluate_loss(torch.tensor(x)) < 0.1
 
 
 def test_the_store_is_restored_after_an_error():

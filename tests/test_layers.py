@@ -20,6 +20,7 @@ LAYERS = {
     "emissions": 1,
     "distributions": 1,
     "infer": 2,
+    "floors": 0,
     "gaussian_hmm": 3,
     "gaussian_priors": 3,
     "starts": 3,

@@ -1,7 +1,8 @@
 """Distributions to use in Pyro models."""
 
+from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
 
-__all__ = ["Posterior", "RegimeHMM", "Wishart"]
+__all__ = ["Forecast", "Posterior", "RegimeHMM", "Wishart"]

@@ -12,7 +12,6 @@ torch clamps.
 
 from __future__ import annotations
 
-import copy
 import types
 from typing import Any
 
@@ -40,16 +39,18 @@ def exact_copy(distribution: Distribution, validate_args: bool | None = None) ->
 
     :param validate_args: where given, whether the copy validates its values.
     """
-    copied = copy.copy(distribution)
+    # torch.compile knows neither copy.copy nor an assignment to __class__.
+    kind: type[Distribution] = _EXACT.get(type(distribution), type(distribution))
+    copied = kind.__new__(kind)
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
-            setattr(copied, name, exact_copy(value, validate_args))
+            value = exact_copy(value, validate_args)
+        copied.__dict__[name] = value
     # After the copies, as the setting of Pyro's Independent is that of the distribution inside.
     if validate_args is not None:
         copied._validate_args = validate_args
-    if type(copied) in _CATEGORICALS:
-        vars(copied)["logits"] = _category_logits(copied)
-    copied.__class__ = _EXACT.get(type(copied), type(copied))
+    if type(distribution) in _CATEGORICALS:
+        copied.__dict__["logits"] = _category_logits(copied)
     return copied
 
 
@@ -62,9 +63,17 @@ def _category_logits(distribution: Distribution) -> Tensor:
     exact = safe_log(known["probs"])
     if "logits" not in known:
         return exact
-    # torch has computed one from the other, and it is not known which.
-    clamped = known["logits"] == probs_to_logits(known["probs"])
+    clamped = _same(known["logits"], probs_to_logits(known["probs"]))
     return torch.where(clamped, exact, known["logits"])
+
+
+def _same(logits: Tensor, clamped: Tensor) -> Tensor:
+    """Whether torch has computed the logits from probabilities, or these from the logits.
+
+    Up to the last digits, which depend on how the tensors lie in memory.
+    """
+    tolerance = 8 * torch.finfo(logits.dtype).eps
+    return (logits - clamped).abs() <= tolerance * clamped.abs()
 
 
 def _binary_logits(
@@ -81,7 +90,7 @@ def _binary_logits(
     if logits_name not in known:
         return success, failure
     logits: Tensor = known[logits_name]
-    clamped = logits == probs_to_logits(probs, is_binary=True)  # see _category_logits
+    clamped = _same(logits, probs_to_logits(probs, is_binary=True))
     return (
         torch.where(clamped, success, logsigmoid(logits)),
         torch.where(clamped, failure, logsigmoid(-logits)),
@@ -117,6 +126,14 @@ class _Exact:
             self._validate_sample(value)
         density: Tensor = self._log_prob(value)
         return density
+
+
+class _Categorical(_Exact):
+    """Its logits have been made exact; Pyro's own ``log_prob`` does not compile."""
+
+    def _log_prob(self: Any, value: Tensor) -> Tensor:
+        index, logits = torch.broadcast_tensors(value.long().unsqueeze(-1), self.logits)
+        return logits.gather(-1, index[..., :1]).squeeze(-1)
 
 
 class _Bernoulli(_Exact):
@@ -194,13 +211,14 @@ class _ZeroInflated(_Exact):
         return torch.where(value == 0, _logsumexp(both), density)
 
 
-#: Their densities need other logits only.
+#: These hold the logits of others, such as mixtures, too: a copy has exact ones.
 _CATEGORICALS = (torch_dist.Categorical, dist.Categorical)
 
 #: The class that takes the place of another.
-_EXACT: dict[type, type] = {}
+_EXACT: dict[type[Distribution], type[Distribution]] = {}
 
 for _mixin, _names in {
+    _Categorical: ["Categorical"],
     _Bernoulli: ["Bernoulli"],
     _Binomial: ["Binomial"],
     _Geometric: ["Geometric"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pyro.distributions import Categorical, MixtureSameFamily, TorchDistribution, constraints
+from pyro.distributions import Categorical, TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
@@ -51,7 +51,10 @@ class RegimeHMM(TorchDistribution):
     :param Tensor transition_logits: unnormalised log transition probabilities, (old, new),
         ``(K, K)`` or ``(..., 1 or T-1, K, K)``.
     :param Distribution observation_dist: one component a state; batch shape ``(K,)`` or
-        ``(..., 1 or T, K)``, any event shape.
+        ``(..., 1 or T, K)``, any event shape. A discrete observation of probability exactly 0 is
+        impossible, where torch's own ``log_prob`` clamps; the derivative of the logarithm is taken
+        to be 0 there. NaN is refused, unless ``observation_dist`` takes it as missing, such as
+        Pyro's ``NanMaskedNormal``.
     :param bool validate_args: whether to check arguments and values.
     :param int duration: T, where it is to be fixed before the data come. :meth:`sample` needs it
         unless transitions or observations vary in time.
@@ -277,15 +280,15 @@ class RegimeHMM(TorchDistribution):
             ops.sample_posterior, *self._chain(value), sample_shape=torch.Size(sample_shape)
         )
 
-    def forecast(self, value: Tensor, num_steps: int) -> MixtureSameFamily:
+    def forecast(self, value: Tensor, num_steps: int) -> Forecast:
         r"""The marginal predictive distribution of each of the next observations.
 
         .. math:: p(x_{T+h} \mid x_1, \dots, x_T) =
             \sum_k \left(p(q_T \mid x) A^h\right)_k b_k(x_{T+h}), \qquad h = 1, \dots, n.
 
         :param num_steps: n, at least 1.
-        :return: a mixture of batch shape ``(..., n)``; the regime probabilities are its
-            ``mixture_distribution.probs``, ``(..., n, K)``.
+        :return: a :class:`.Forecast`, a mixture of batch shape ``(..., n)``; the regime
+            probabilities are its ``mixture_distribution.probs``, ``(..., n, K)``.
         :raises ValueError: where transitions or observations vary in time, whose future is not
             known, or ``num_steps`` is not a positive integer.
         """

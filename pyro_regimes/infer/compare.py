@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -11,12 +12,13 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_regimes.infer import compare_methods as methods_
+from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Progress, Task
-from pyro_regimes.infer.tracing import PYRO_LOCK
 
 __all__ = ["ALL_METHODS", "Comparison", "MethodRun", "Progress", "compare"]
 
@@ -126,7 +128,7 @@ def compare(
 
     task = Task(data, held_out, tol, num_draws, init_values or {}, progress)
     runs: list[MethodRun] = []
-    with PYRO_LOCK, torch.random.fork_rng():
+    with _own_pyro():
         for name in wanted:
             torch.manual_seed(seed)
             if name == "EM":
@@ -143,9 +145,20 @@ def compare(
     return Comparison(_measure(runs))
 
 
+@contextmanager
+def _own_pyro() -> Iterator[None]:
+    """An empty store, no handlers and a random state of its own; gradients, as SVI needs them."""
+    with ExitStack() as modes:
+        modes.enter_context(isolated(ParamStoreDict()))
+        modes.enter_context(torch.random.fork_rng())
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        yield
+
+
 def _is_latent(model: Model, data: Tensor) -> bool:
     """Whether a model has latent sites; its parameters are not made."""
-    with PYRO_LOCK, pyro.get_param_store().scope(), torch.random.fork_rng():
+    with _own_pyro():
         nodes = poutine.trace(model).get_trace(data).nodes.values()
         return any(
             node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from pyro_regimes.infer.em import EM
 from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Task
-from pyro_regimes.infer.regimes import draw_sites, point_values
-from pyro_regimes.infer.tracing import read_hmm
+from pyro_regimes.infer.regimes import draw_sites, find_hmm, point_values
 
 # The plug-in log-likelihood of a variational fit is looked at, off the clock, so many times a run.
 _LOOKS = 100
@@ -44,7 +43,7 @@ def _sums(model: Model, data: Tensor) -> tuple[float, float]:
         trace = poutine.trace(model).get_trace(data)
         joint = float(trace.log_prob_sum())
         nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
-        return sum(float(n["log_prob_sum"]) for n in nodes if read_hmm(n) is not None), joint
+        return sum(float(n["log_prob_sum"]) for n in nodes if find_hmm(n) is not None), joint
 
 
 def _held_out(model: Model, task: Task, log_likelihood: float) -> float | None:

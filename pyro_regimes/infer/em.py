@@ -31,6 +31,7 @@ from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.guard import Call
 from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.identity import blocks
+from pyro_regimes.infer.isolation import pyro_section
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.reading import (
@@ -42,7 +43,6 @@ from pyro_regimes.infer.reading import (
 )
 from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
-    PYRO_LOCK,
     Run,
     constraint_of,
     run_model,
@@ -243,7 +243,7 @@ class EM:
     def _pyro(self) -> Iterator[None]:
         """Alone with Pyro's handlers and the parameter store, and able to differentiate."""
         recording = torch.is_grad_enabled()
-        with PYRO_LOCK, torch.inference_mode(False), torch.set_grad_enabled(recording):
+        with pyro_section(), torch.inference_mode(False), torch.set_grad_enabled(recording):
             yield
 
     def _run(

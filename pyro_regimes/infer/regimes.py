@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import dropwhile
 from numbers import Integral
 from typing import Any, Callable
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
-from pyro_regimes.infer.tracing import PYRO_LOCK, read_hmm
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.infer.isolation import copy_of_store, isolated
 
 Model = Callable[..., Any]
 
@@ -29,7 +36,8 @@ def record_regimes(model: Model, kind: str = "smoothed") -> Model:
 
     :param kind: "smoothed" or "filtered" for probabilities ``(..., T, K)``; "viterbi" for paths
         ``(..., T)``.
-    :raises ValueError: if the kind is another.
+    :raises ValueError: if the kind is another; from the model, if a site holds a subclass of
+        RegimeHMM with a density of its own and without regimes of its own.
     """
     _check_kind(kind)
 
@@ -38,8 +46,9 @@ def record_regimes(model: Model, kind: str = "smoothed") -> Model:
         for name, node in list(trace.nodes.items()):
             if node["type"] != "sample" or not node["is_observed"]:
                 continue
-            found = read_hmm(node)
+            found = find_hmm(node)
             if found is not None:
+                _check_type(name, type(found), "viterbi" if kind == "viterbi" else "posterior")
                 regimes = _regimes(found, node["value"], kind)
                 pyro.deterministic(f"{name}{SUFFIX}", regimes, event_dim=regimes.dim())
         return trace.nodes["_RETURN"]["value"]
@@ -69,6 +78,9 @@ def infer_regimes(
     :math:`\sum_t p(q_t = k) p'(q_t = k)` of the probabilities is largest (Hungarian algorithm; the
     first draw is the measure, then the average).
 
+    The model and the guide run without the caller's handlers. The parameters that they make when
+    they run for the first time do not stay in the store.
+
     :param guide_or_samples: a guide; a dict of samples by site, each ``(S, ...)``, as
         ``MCMC.get_samples()`` returns; or None.
     :param args: to the model (and the guide).
@@ -77,32 +89,33 @@ def infer_regimes(
     :param num_samples: draws from a guide.
     :param align: whether to match the states of different draws.
     :return: by site: ``(..., T, K)``, or a LongTensor ``(..., T)`` of paths.
-    :raises ValueError: if the kind is another, or the model observes no RegimeHMM.
+    :raises ValueError: if the kind is another; the model observes no RegimeHMM, or a subclass with
+        a density of its own and without regimes of its own; or the guide or the samples have a
+        name that is no latent site of the model, or a value of another shape than the site's.
     """
     _check_kind(kind)
-    with PYRO_LOCK, torch.no_grad():
+    with _quiet():
         draws = _draw(model, guide_or_samples, args, kwargs, num_samples)
         found: dict[str, list[Tensor]] = {}
         paths: dict[str, list[Tensor]] = {}
         recorded = record_regimes(model, "filtered" if kind == "filtered" else "smoothed")
         decoded = record_regimes(model, "viterbi")
         for draw in draws:
-            at_draw = poutine.condition(recorded, data=draw)
-            _collect(at_draw, args, kwargs, found)
+            _collect(recorded, draw, args, kwargs, found)
             if kind == "viterbi":
-                _collect(poutine.condition(decoded, data=draw), args, kwargs, paths)
-    if not found:
-        raise ValueError("expected an observed RegimeHMM site in the model, got none")
-    result = {}
-    for name, probs in found.items():
-        orders = [torch.arange(probs[0].shape[-1])] * len(probs)
-        if align and len(probs) > 1:
-            orders = _match(probs)
-        if kind == "viterbi":
-            result[name] = _vote(paths[name], orders)
-        else:
-            pairs = zip(probs, orders, strict=True)
-            result[name] = torch.stack([each[..., order] for each, order in pairs]).mean(0)
+                _collect(decoded, draw, args, kwargs, paths)
+        if not found:
+            raise ValueError("expected an observed RegimeHMM site in the model, got none")
+        result = {}
+        for name, probs in found.items():
+            orders = [torch.arange(probs[0].shape[-1], device=probs[0].device)] * len(probs)
+            if align and len(probs) > 1:
+                orders = _match(probs)
+            if kind == "viterbi":
+                result[name] = _vote(paths[name], orders)
+            else:
+                pairs = zip(probs, orders, strict=True)
+                result[name] = torch.stack([each[..., order] for each, order in pairs]).mean(0)
     return result
 
 
@@ -117,12 +130,82 @@ def point_values(guide: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
 
     NUTS does not read the parameters of latent sites from the store.
     """
-    with PYRO_LOCK, torch.no_grad():
+    with _quiet():
         if hasattr(guide, "median"):
             guide(*args, **kwargs)  # an autoguide is made at its first call
             medians = guide.median(*args, **kwargs)
             return {name: value.detach().clone() for name, value in medians.items()}
         return draw_sites(guide, *args, **kwargs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The caller's parameters, without his handlers, and without gradients."""
+    with isolated(copy_of_store()), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def find_hmm(node: Any) -> RegimeHMM | None:
+    """The RegimeHMM of a site, or one of a subclass, without what is wrapped around it."""
+    hmm = node["fn"]
+    while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
+        hmm = hmm.base_dist
+    return hmm if isinstance(hmm, RegimeHMM) else None
+
+
+def _check_type(site: str, kind: type[RegimeHMM], method: str) -> None:
+    """Refuse the regimes of one model for the density of another."""
+    own_density = kind.log_prob is not RegimeHMM.log_prob
+    if own_density and getattr(kind, method) is getattr(RegimeHMM, method):
+        raise ValueError(
+            f"expected {kind.__name__} to define {method}, as it has a log_prob of its own, got "
+            f"the {method} of RegimeHMM at {site!r}, whose regimes belong to another density"
+        )
+
+
+class _AtDraw(Messenger):
+    """Put the values of one draw at the latent sites of a model.
+
+    As ``poutine.condition``, which passes over the names that a model does not have.
+    """
+
+    def __init__(self, draw: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._draw = draw
+        self.left = dict.fromkeys(draw)  #: the names that the model has not had yet
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self._draw:
+            return
+        self.left.pop(name, None)
+        if msg["infer"].get("_deterministic"):
+            return  # it follows from the others
+        if msg["is_observed"]:
+            raise ValueError(
+                f"expected samples of latent sites, got some of {name!r}, which the model observes"
+            )
+        value = self._draw[name]
+        if not site_is_subsample(msg):
+            _check_shape(name, value, msg["fn"].shape())
+        msg["value"], msg["is_observed"], msg["done"] = value, True, True
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self._draw:
+            raise ValueError(
+                f"expected samples of latent sites, got some of {msg['name']!r}, which is a "
+                "parameter; set it in the parameter store"
+            )
+
+
+def _check_shape(name: str, value: Tensor, shape: torch.Size) -> None:
+    """Up to dims of size 1 in front, as Pyro has it of a guide and its model."""
+    found, expected = (list(dropwhile((1).__eq__, each)) for each in (value.shape, shape))
+    if found != expected:
+        raise ValueError(
+            f"expected each draw to have shape {tuple(shape)} for {name!r}, got "
+            f"{tuple(value.shape)}; samples have one dim more, that of the draws, in front"
+        )
 
 
 def _check_kind(kind: str) -> None:
@@ -161,6 +244,9 @@ def _draw(
     if guide_or_samples is None:
         return [{}]
     if isinstance(guide_or_samples, dict):
+        for name, value in guide_or_samples.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"expected tensors, got {type(value).__name__} for {name!r}")
         counts = {
             name: len(value) if value.dim() else 0 for name, value in guide_or_samples.items()
         }
@@ -189,9 +275,14 @@ def _draw(
 
 
 def _collect(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], found: dict[str, list[Tensor]]
+    model: Model,
+    draw: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    found: dict[str, list[Tensor]],
 ) -> None:
-    trace: Any = poutine.trace(model).get_trace(*args, **kwargs)
+    with _AtDraw(draw) as at_draw:
+        trace: Any = poutine.trace(model).get_trace(*args, **kwargs)
     unknown = [
         name
         for name, node in trace.nodes.items()
@@ -202,8 +293,13 @@ def _collect(
             "expected guide_or_samples to give a value to every latent site, got none for "
             f"{unknown}"
         )
+    if at_draw.left:
+        raise ValueError(
+            "expected guide_or_samples to hold latent sites of the model only, which has no site "
+            f"{list(at_draw.left)}"
+        )
     for name, node in trace.nodes.items():
-        if node["type"] == "sample" and name.endswith(SUFFIX) and read_hmm(node) is None:
+        if node["type"] == "sample" and name.endswith(SUFFIX) and find_hmm(node) is None:
             site = name[: -len(SUFFIX)]
             if site in trace.nodes:
                 found.setdefault(site, []).append(node["value"].detach())
@@ -229,7 +325,8 @@ def _order(probs: Tensor, reference: Tensor) -> Tensor:
 def _vote(paths: list[Tensor], orders: list[Tensor]) -> Tensor:
     """At each step the state of most paths; -1 where they have none."""
     num_states = len(orders[0])
-    votes = torch.zeros(paths[0].shape + (num_states,), device=paths[0].device)
+    shape = paths[0].shape + (num_states,)
+    votes = torch.zeros(shape, dtype=torch.long, device=paths[0].device)
     for path, order in zip(paths, orders, strict=True):
         own = torch.argsort(order).to(path.device)[path.clamp(min=0)]
         votes += torch.nn.functional.one_hot(own, num_states) * (path >= 0).unsqueeze(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
@@ -23,9 +22,6 @@ from torch.distributions import Distribution, constraints, transform_to
 from pyro_regimes import emissions
 from pyro_regimes.distributions import RegimeHMM, observation
 from pyro_regimes.infer.handing import HandOut
-
-PYRO_LOCK = threading.RLock()
-"""Held while a model is traced or the parameter store is touched: both are the process's own."""
 
 
 class Argument(NamedTuple):

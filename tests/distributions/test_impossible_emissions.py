@@ -606,3 +606,37 @@ def test_jit_trace(name):
     with pyro.validation_enabled(False):
         traced = torch.jit.trace(log_prob, (given.clamp(0.1, 0.8),), check_trace=False)
         torch.testing.assert_close(traced(given), log_prob(given))
+
+
+# All of them torch's own.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.slow
+@pytest.mark.usefixtures("validation_as_it_was")
+@pytest.mark.parametrize("name", ["Categorical", "Bernoulli, 1", "mask", "ZeroInflatedPoisson"])
+def test_compiles_without_a_break(name):
+    make, probs, value, *_ = CASES[name]
+    given = torch.tensor(probs, dtype=torch.float64)
+    x = as_value(value, torch.float64)
+
+    def log_prob(p):
+        logits = INITIAL.log(), TRANSITION.log()
+        return RegimeHMM(*logits, make(p), validate_args=False).log_prob(x)
+
+    torch.distributions.Distribution.set_default_validate_args(False)
+    compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(given), log_prob(given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["Categorical", "Bernoulli, 0", "Bernoulli, 1", "Geometric"])
+def test_logits_that_torch_has_computed_differ_in_the_last_digit(name, dtype):
+    """As the logarithms of one number may, where it lies elsewhere in memory."""
+    make, probs, value, *_ = CASES[name]
+    observation_dist = _looked_at(make(torch.tensor(probs, dtype=dtype)))
+    logits = observation_dist.logits
+    vars(observation_dist)["logits"] = torch.nextafter(logits, torch.zeros_like(logits))
+    density = make_hmm(observation_dist)._chain(as_value(value, dtype))[2]
+    expected = make_hmm(make(torch.tensor(probs, dtype=dtype)))._chain(as_value(value, dtype))[2]
+    assert (expected == -INF).any()
+    torch.testing.assert_close(density, expected)

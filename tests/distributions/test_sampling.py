@@ -8,6 +8,7 @@ import torch
 
 from pyro_regimes.distributions import RegimeHMM
 from tests import seeds
+from tests.frequencies import assert_binomial
 
 #: far apart, so that a draw shows its state
 LOC = torch.tensor([-100.0, 0.0, 100.0])
@@ -28,24 +29,18 @@ def chain(transition=TRANSITION, initial=INITIAL, **options):
     )
 
 
-def assert_share(hits, probability, draws):
-    """Within five standard deviations of a binomial share; a zero stays a zero."""
-    share = hits.double().mean(0)
-    deviation = (probability * (1 - probability) / draws).sqrt()
-    assert ((share - probability).abs() <= 5 * deviation).all(), (share, probability)
-
-
 def check_frequencies(value, initial, matrices):
     """The marginal of every time, and of every pair of times that follow each other."""
     states, draws = states_of(value), len(value)
     marginal = initial.double()
     for step in range(value.shape[-1]):
         one_hot = torch.nn.functional.one_hot(states[:, step], 3)
-        assert_share(one_hot, marginal, draws)
+        assert_binomial(one_hot.sum(0), draws, marginal)
         if step < len(matrices):
             pair = marginal.unsqueeze(-1) * matrices[step].double()
             following = torch.nn.functional.one_hot(states[:, step + 1], 3)
-            assert_share(one_hot.unsqueeze(-1) * following.unsqueeze(-2), pair, draws)
+            pairs = one_hot.unsqueeze(-1) * following.unsqueeze(-2)
+            assert_binomial(pairs.sum(0), draws, pair)
             marginal = marginal @ matrices[step].double()
 
 
@@ -68,8 +63,8 @@ def test_a_stationary_chain_stays_so():
     stationary = torch.linalg.matrix_power(TRANSITION.double(), 200)[0]
     stationary /= stationary.sum()  # the rows are of float32
     value = chain(initial=stationary.float(), duration=30).sample((4_000,))
-    assert_share(torch.nn.functional.one_hot(states_of(value[:, -1]), 3), stationary, 4_000)
-    assert_share(torch.nn.functional.one_hot(states_of(value[:, 0]), 3), stationary, 4_000)
+    for step in (0, -1):
+        assert_binomial(states_of(value[:, step]).bincount(minlength=3), 4_000, stationary)
 
 
 def test_each_member_of_a_batch_has_its_own_chain():

@@ -4,6 +4,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from torch.distributions import biject_to
 
 from pyro_regimes.comparison import compare_on_returns
@@ -64,6 +65,33 @@ def test_every_method_starts_at_the_same_point(covariance_type):
     assert seen[0] == ("EM", 4, 4) and seen[-1][1:] == (3, 3)
     assert dict(pyro.get_param_store().named_parameters()) == store
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        poutine.trace,
+        lambda: poutine.scale(scale=2.0),
+        lambda: poutine.condition(data={"loc": torch.zeros(2, 3).double()}),
+        lambda: pyro.plate("outer", 3),
+        lambda: torch.autocast("cpu"),
+    ],
+    ids=["no_grad", "inference_mode", "trace", "scale", "condition", "plate", "autocast"],
+)
+def test_the_callers_handlers_and_modes_change_nothing(state):
+    settings = dict(n_regimes=2, em_steps=3, svi_steps=3, learning_rates=[0.05])
+    settings |= dict(methods=["EM", "Adam", "EM, MAP", "AutoNormal"], covariance_type="diag")
+    expected = compare_on_returns(RETURNS, **settings)
+    handler = state()
+    with handler:
+        found = compare_on_returns(RETURNS, **settings)
+    for one, other in zip(found.runs, expected.runs, strict=True):
+        assert one.values == other.values and one.gradient_norm == other.gradient_norm
+        assert one.held_out == other.held_out and one.elbo == other.elbo
+        assert one.values[-1] > one.values[0]
+    assert not getattr(getattr(handler, "trace", None), "nodes", None)
 
 
 def test_with_nuts():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,13 +12,15 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+from pyro.poutine import runtime
 from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, infer_regimes
 from pyro_regimes.infer import point_values, record_regimes
+from pyro_regimes.infer.compare_methods import _sums
 from tests import seeds
-from tests.infer.models import INITIAL, LENGTHS, LOC, SCALE, TRANSITION, XS, X, normal_hmm
+from tests.infer.models import INITIAL, LENGTHS, LOC, SCALE, TRANSITION, XS, X, normal_hmm, real
 
 
 def build(loc: Tensor) -> RegimeHMM:
@@ -187,3 +192,177 @@ def test_wrong_samples(samples, message) -> None:
 def test_a_model_without_regimes() -> None:
     with pytest.raises(ValueError, match="an observed RegimeHMM site"):
         infer_regimes(lambda x: None, None, X)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def two_sites(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 2.0).to_event(1))
+    with pyro.plate("states", 2):
+        scale = pyro.sample("scale", dist.Gamma(LOC.new_full((2,), 2.0), 2.0))
+    shift = pyro.deterministic("shift", loc.sum())
+    offset = pyro.param("offset", torch.tensor(0.0).double())
+    hmm = RegimeHMM(
+        initial_probs=INITIAL,
+        transition_probs=TRANSITION,
+        observation_dist=dist.Normal(loc + offset + 0 * shift, scale),
+    )
+    pyro.sample("x", hmm, obs=x)
+
+
+SAMPLES = {"loc": DRAWS, "scale": torch.ones(3, 2).double()}
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"lok": torch.zeros(3, 2)}, r"latent sites of the model.*no site \['lok'\]"),
+        ({"a": torch.zeros(3), "b": torch.zeros(3)}, r"no site \['a', 'b'\]"),
+        ({"offset": torch.zeros(3)}, r"'offset', which is a parameter"),
+        ({"x": X.expand(3, 64)}, r"'x', which the model observes"),
+        ({"loc": DRAWS.unsqueeze(0).expand(3, 3, 2)}, r"shape \(2,\) for 'loc', got \(3, 2\)"),
+        ({"loc": torch.zeros(3)}, r"shape \(2,\) for 'loc', got \(\)"),
+        ({"scale": torch.ones(3, 1)}, r"shape \(2,\) for 'scale', got \(1,\)"),
+        ({"loc": DRAWS.numpy()}, "expected tensors, got ndarray for 'loc'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["smoothed", "viterbi"])
+def test_samples_that_are_not_the_models_are_refused_by_name(kind, more, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        infer_regimes(two_sites, SAMPLES | more, X, kind=kind)
+
+
+def test_samples_of_what_follows_from_the_others_are_ignored() -> None:
+    expected = infer_regimes(two_sites, SAMPLES, X)["x"]
+    more = {"shift": torch.zeros(3), "states": torch.arange(2).expand(3, 2)}
+    assert torch.equal(infer_regimes(two_sites, SAMPLES | more, X)["x"], expected)
+    leading = {name: value.unsqueeze(1) for name, value in SAMPLES.items()}  # as vmap may leave it
+    assert torch.equal(infer_regimes(two_sites, leading, X)["x"], expected)
+
+
+def test_a_guide_of_another_model_is_refused_by_name() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("loc", dist.Delta(LOC).to_event(1))
+        pyro.sample("helper", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        if wrong:
+            pyro.sample("lok", dist.Delta(LOC).to_event(1))
+
+    wrong = False
+    infer_regimes(model, guide, X)
+    wrong = True
+    with pytest.raises(ValueError, match=r"no site \['lok'\]"):
+        infer_regimes(model, guide, X)
+
+
+class Tempered(RegimeHMM):
+    """Another density, of which RegimeHMM's regimes say nothing."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return 0.5 * super().log_prob(value)
+
+
+class Named(RegimeHMM):
+    """The same density."""
+
+
+class Complete(Tempered):
+    """Another density, and its own regimes."""
+
+    def posterior(self, value: Tensor) -> Any:
+        found = super().posterior(value)
+        return found._replace(smoothed_probs=found.smoothed_probs.flip(-1))
+
+    def viterbi(self, value: Tensor) -> Tensor:
+        return 1 - super().viterbi(value)
+
+
+def subclassed(kind: type[RegimeHMM], batch: bool = False) -> Any:
+    def model(x: Tensor) -> None:
+        loc = real("loc", LOC)
+        hmm = kind(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc, SCALE),
+        )
+        pyro.sample("x", hmm.expand([2]).to_event(1).mask(True) if batch else hmm, obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("kind", ["smoothed", "filtered", "viterbi"])
+def test_a_subclass_with_its_own_density_is_refused_by_name(kind, batch) -> None:
+    x = X.expand(2, 64) if batch else X
+    with pytest.raises(ValueError, match=r"Tempered.*log_prob of its own.*at 'x'"):
+        infer_regimes(subclassed(Tempered, batch), None, x, kind=kind)
+    expected = infer_regimes(subclassed(RegimeHMM, batch), None, x, kind=kind)["x"]
+    assert torch.equal(infer_regimes(subclassed(Named, batch), None, x, kind=kind)["x"], expected)
+    if not batch:
+        found = infer_regimes(subclassed(Complete), None, x, kind=kind)["x"]
+        turned = {"smoothed": expected.flip(-1), "filtered": expected, "viterbi": 1 - expected}
+        assert torch.equal(found, turned[kind])
+
+
+def test_the_likelihood_of_a_subclass_is_its_own() -> None:
+    whole = _sums(subclassed(Tempered), X)
+    assert whole[0] == whole[1] == 0.5 * _sums(subclassed(RegimeHMM), X)[0] != 0
+
+
+# ---- the caller's state --------------------------------------------------------------------------
+
+
+def changed(kind: str) -> Any:
+    return {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "trace": poutine.trace,
+        "block": poutine.block,
+        "condition": lambda: poutine.condition(data={"loc": LOC, "x": X + 1}),
+        "scale": lambda: poutine.scale(scale=2.0),
+        "mask": lambda: poutine.mask(mask=False),
+        "plate": lambda: pyro.plate("sequences", 3),
+        "uncondition": poutine.uncondition,
+        "device": lambda: torch.device("meta"),
+        "nothing": nullcontext,
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "viterbi"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no_grad", "inference_mode", "trace", "block", "condition", "scale", "mask", "plate",
+        "uncondition", "device", "nothing",
+    ],
+)  # fmt: skip
+def test_the_callers_handlers_and_modes_change_nothing(name, kind) -> None:
+    # It makes no tensors of its own, so that a default device is of no concern to it.
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    expected = [
+        infer_regimes(model, {"loc": DRAWS}, X, kind=kind)["x"],
+        infer_regimes(normal_hmm, None, X, kind=kind)["x"],
+        infer_regimes(model, guide, X, kind=kind)["x"],
+        point_values(guide, X)["loc"],
+    ]
+    pyro.param("mine", torch.tensor(1.0))
+    before, handler = list(pyro.get_param_store()), changed(name)
+    with handler:
+        state = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
+        found = [
+            infer_regimes(model, {"loc": DRAWS}, X, kind=kind)["x"],
+            infer_regimes(normal_hmm, None, X, kind=kind)["x"],
+            infer_regimes(model, guide, X, kind=kind)["x"],
+            point_values(guide, X)["loc"],
+        ]
+        with pytest.raises(ValueError, match="lok"):
+            infer_regimes(model, {"loc": DRAWS, "lok": DRAWS}, X)
+        after = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
+        assert after[1] == state[1]
+        assert all(one is other for one, other in zip(after[0], state[0], strict=True))
+    if name == "trace":
+        assert not handler.trace.nodes
+    assert list(pyro.get_param_store()) == before and "loc" not in before
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype
+        assert not one.is_inference() and not one.requires_grad

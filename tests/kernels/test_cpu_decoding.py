@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_regimes.kernels import cpu, cpu_decoding, cpu_viterbi, ops
 from tests import seeds
+from tests.frequencies import assert_binomial
 from tests.kernels import adversarial
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -215,10 +216,8 @@ def test_paths_through_states_that_had_faded(slices):
     torch.manual_seed(seeds.seed(0))
     paths = ops.sample_posterior(*case, sample_shape=torch.Size([draws]))
     assert (paths.diff(dim=-1) >= 0).all()
-    frequency = torch.nn.functional.one_hot(paths, 3).double().mean(0)
     gamma = by("reference", ops.expectations, *case).smoothed_probs
-    deviation = 5 * (gamma.clamp(min=1e-3) / draws).sqrt()
-    assert ((frequency - gamma).abs() < deviation).all()
+    assert_binomial(torch.nn.functional.one_hot(paths, 3).sum(0), draws, gamma)
 
 
 def test_a_draw_that_sums_below_the_smallest_number_is_made_from_logarithms():
@@ -230,7 +229,7 @@ def test_a_draw_that_sums_below_the_smallest_number_is_made_from_logarithms():
     assert_same(case)
     paths = ops.sample_posterior(*case, sample_shape=torch.Size([4_000]))
     assert (paths[:, 1] == 2).all() and (paths[:, 0] > 0).all()
-    assert abs((paths[:, 0] == 1).double().mean() - 0.5) < 5 * math.sqrt(0.25 / 4_000)
+    assert_binomial((paths[:, 0] == 1).sum(), 4_000, 0.5)
 
 
 def test_many_paths_come_in_turns(monkeypatch):

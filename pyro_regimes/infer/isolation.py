@@ -1,0 +1,116 @@
+"""Handlers, plates and the parameter store of Pyro, which belong to the whole process.
+
+:data:`PYRO_LOCK` is held while a model runs or the store is touched. :func:`pyro_section` holds it
+for a block; :func:`isolated` gives a block a Pyro without the caller's handlers and plates, and
+with another parameter store. :func:`plain_torch` does the like for the modes of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine import runtime
+
+PYRO_LOCK = threading.RLock()
+"""Held while a model is traced or the parameter store is touched: both are the process's own."""
+
+
+class _State(NamedTuple):
+    """What Pyro keeps for the whole process."""
+
+    handlers: list[Any]  #: outermost first
+    plates: list[str | None]  #: that have a dim, from the right
+    store: dict[str, Any]  #: the attributes of the parameter store
+
+    @classmethod
+    def read(cls) -> _State:
+        plates = list(runtime._DIM_ALLOCATOR._stack)
+        return cls(list(runtime._PYRO_STACK), plates, vars(pyro.get_param_store()))
+
+    def write(self) -> None:
+        """Make it so. The lists stay the same objects, which Pyro imports by name."""
+        runtime._PYRO_STACK[:] = self.handlers
+        runtime._DIM_ALLOCATOR._stack[:] = self.plates
+        pyro.get_param_store().__dict__ = self.store
+
+
+_outside: list[_State] = []  # of the sections that are open: what each found, outermost first
+
+
+@contextmanager
+def _remembered() -> Iterator[None]:
+    depth = len(_outside)
+    try:
+        _outside.append(_State.read())
+        yield
+    finally:
+        del _outside[depth:]
+
+
+@contextmanager
+def pyro_section() -> Iterator[None]:
+    """Hold :data:`PYRO_LOCK`. May be nested."""
+    with PYRO_LOCK, _remembered():
+        yield
+
+
+@contextmanager
+def isolated(store: ParamStoreDict) -> Iterator[None]:
+    """Hold the lock, with no handlers, no plates, and the content of ``store`` in Pyro's store.
+
+    What the block does to the parameter store it does to ``store``. Afterwards, also after an
+    error, the caller's handlers, plates and parameters are what they were, to the very objects.
+    """
+    with pyro_section():
+        outside = _State.read()
+        try:
+            try:
+                _State([], [], vars(store)).write()
+                yield
+            finally:
+                outside.write()
+        finally:
+            outside.write()  # once more, as an interrupt may have stopped the first
+
+
+def copy_of_store() -> ParamStoreDict:
+    """A store with the caller's parameters, the very tensors; new ones are not the caller's."""
+    copy = ParamStoreDict()
+    vars(copy).update({name: dict(part) for name, part in vars(pyro.get_param_store()).items()})
+    return copy
+
+
+@contextmanager
+def plain_torch(device: torch.device) -> Iterator[None]:
+    """Gradients on, no inference mode, no autocast, and ``device`` where none is named."""
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.empty(0).device != torch.empty(0, device=device).device:  # "cuda" is "cuda:0"
+            modes.enter_context(device)
+        yield
+
+
+def _renew_in_child() -> None:
+    """After a fork in one thread while another, which the child lacks, was in a section."""
+    if PYRO_LOCK.acquire(blocking=False):  # free, or held by the thread that forked
+        PYRO_LOCK.release()
+        return
+    PYRO_LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+    if _outside:
+        _outside[0].write()
+        _outside.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_child)
