@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
-from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.emissions.update import Observed, Update, divide, finite, unchanged
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = MultivariateNormal
@@ -172,10 +172,30 @@ def _feasible_precision(precision: Tensor, floor: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(_raise_eigenvalues(covariance, floor)))
 
 
+def _exceeds_rounding(factor: Tensor) -> Tensor:
+    """Whether each pivot of a matrix, given its factor, is more than rounding of its diagonal.
+
+    The square of a pivot is what of a variance the series before it do not explain.
+    """
+    pivot, variance = factor.diagonal(dim1=-2, dim2=-1), factor.square().sum(-1)
+    rounding = factor.shape[-1] * torch.finfo(factor.dtype).eps
+    return ((pivot > 0) & variance.isfinite() & (pivot**2 > rounding * variance)).all(-1)
+
+
+def _is_definite(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return (info == 0) & _exceeds_rounding(factor)
+
+
+def _is_definite_precision(precision: Tensor) -> Tensor:
+    # Flipped, as torch computes the factor of its inverse.
+    return _is_definite(precision.flip(-2, -1)) & _is_definite(precision)
+
+
 _SCATTER = "weighted scatter (41)"
 
 UPDATES = (
-    Update("loc", 1, False, _location_statistics, _mean, unchanged, "weighted mean (35)"),
+    Update("loc", 1, False, _location_statistics, _mean, unchanged, finite, "weighted mean (35)"),
     Update(
         "covariance_matrix",
         2,
@@ -183,6 +203,7 @@ UPDATES = (
         _scatter_statistics,
         _covariance_matrix,
         _raise_eigenvalues,
+        _is_definite,
         _SCATTER,
     ),
     Update(
@@ -192,6 +213,7 @@ UPDATES = (
         _scatter_statistics,
         _scale_tril,
         _feasible_scale_tril,
+        _exceeds_rounding,
         _SCATTER,
     ),
     Update(
@@ -201,6 +223,7 @@ UPDATES = (
         _scatter_statistics,
         _precision_matrix,
         _feasible_precision,
+        _is_definite_precision,
         _SCATTER,
     ),
 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_regimes.emissions.update import Observed, Update, divide, unchanged
+from pyro_regimes.emissions.update import Observed, Update, divide, finite, unchanged
 from pyro_regimes.kernels import gaussian, gaussian_sums
 
 FAMILY = Normal
@@ -127,7 +127,20 @@ def _feasible(scale: Tensor, floor: float) -> Tensor:
     return scale.clamp(min=floor**0.5)
 
 
+def _is_positive(scale: Tensor) -> Tensor:
+    return scale.isfinite() & (scale >= torch.finfo(scale.dtype).tiny)
+
+
 UPDATES = (
-    Update("loc", 0, True, _location_statistics, _mean, unchanged, "weighted mean (35)"),
-    Update("scale", 0, True, _scale_statistics, _standard_deviation, _feasible, "weighted sd (41)"),
+    Update("loc", 0, True, _location_statistics, _mean, unchanged, finite, "weighted mean (35)"),
+    Update(
+        "scale",
+        0,
+        True,
+        _scale_statistics,
+        _standard_deviation,
+        _feasible,
+        _is_positive,
+        "weighted sd (41)",
+    ),
 )

@@ -12,10 +12,19 @@ from typing import Any, Callable
 import numpy as np
 import pyro
 import torch
+from torch.distributions.constraints import positive_definite
 
 from pyro_regimes.infer import climb
 from pyro_regimes.infer.callables import check_callables
-from pyro_regimes.infer.climb import Climb, EMResult, Held, OutsideConstraint, Params, Problem, State
+from pyro_regimes.infer.climb import (
+    Climb,
+    EMResult,
+    Held,
+    OutsideConstraint,
+    Params,
+    Problem,
+    State,
+)
 from pyro_regimes.infer.e_step import read_log_probs, read_site
 from pyro_regimes.infer.fused import find
 from pyro_regimes.infer.gradient import Optim, find_gradients
@@ -128,9 +137,10 @@ class EM:
         """Forget everything but the parameter store.
 
         That is the plan, the running averages of stochastic EM, its number of minibatches, the
-        frozen parameters and the warnings given. It happens by itself where the store holds other parameters than
-        before (after ``pyro.clear_param_store()``) or a subsampled plate has another size. A new
-        data set of the same size, with the parameters of the last one as its start, needs a call.
+        frozen parameters and the warnings given. It happens by itself where the store holds other
+        parameters than before (after ``pyro.clear_param_store()``); the averages are forgotten
+        where a subsampled plate has another size. A new data set of the same size, with the
+        parameters of the last one as its start, needs a call.
         """
         self._plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self._frozen = {}, {}, {}
@@ -200,7 +210,7 @@ class EM:
 
             def shown(number: int, loss: float) -> None:
                 with self._pyro():
-                    write(way.now.params)
+                    write(way.now.params, way.now.leaves)
                 assert callback is not None
                 callback(number, loss)
 
@@ -213,7 +223,7 @@ class EM:
             finally:  # also where an error, or the user, ended it
                 if way.num_steps:
                     with self._pyro():
-                        write(way.now.params)
+                        write(way.now.params, way.now.leaves)
             agrees = not way.num_steps or self._agrees(way, args, kwargs)
             if not agrees or way.blamed and problem.may_move:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
@@ -279,7 +289,12 @@ class EM:
         )
         params = {name: run.params[name].detach() for name in plan.names}
         arguments = {name: data.arguments for name, data in problem.sites.items()}
-        state = climb.evaluate(problem, params, arguments)
+        leaves = {
+            name: self._leaves[name].detach().clone()
+            for name, constraint in constraints.items()
+            if constraint is positive_definite
+        }
+        state = climb.evaluate(problem, params, leaves, arguments)
         gradients = {}
         if plan.gradient:
             gradients = find_gradients(run, state.expected, list(plan.gradient))
@@ -351,7 +366,8 @@ class EM:
         self._averages = {
             name: each.averages for name, each in expected.items() if each.averages is not None
         }
-        write(climb.step(problem, now._replace(expected=expected)).values)
+        found = climb.step(problem, now._replace(expected=expected))
+        write(found.values, found.leaves)
 
     def _give_up(self, names: list[str]) -> None:
         """Leave parameters to the optimiser whose closed form is no step upwards."""
@@ -370,13 +386,14 @@ class EM:
         """From where a climb on tensors has come; or from the start, where the model differs."""
         with self._pyro():
             if way is None:
-                write(start.state.params)
+                write(start.state.params, start.state.leaves)
                 return ReadingClimb(self, start, args, kwargs)
             self._give_up(way.blamed)
             more = ReadingClimb(self, self._read(args, kwargs), args, kwargs)
             more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
             if not way.problem.plan.is_joint:  # what was told restart by restart is so no longer
                 more.losses = [np.array([way.problem.loss(each)]) for each in way.losses]
+            more.measured(more.now.losses)
             return more
 
     def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -386,13 +403,16 @@ class EM:
             run = self._run_as_planned(plan, args, kwargs)
             if not (plan.holds(run) and groups.fits(run)):
                 return False
-            losses = np.append(read_losses(plan, groups, run), climb.constant_of(plan, run))
-        expected = np.append(way.losses[-1], way.problem.constant)
-        # To the store and back a parameter loses some digits.
-        precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
-        bound = precision**0.5 * (1 + abs(expected))
-        with np.errstate(invalid="ignore"):
-            return bool(((losses == expected) | (abs(losses - expected) <= bound)).all())
+            losses = read_losses(plan, groups, run)
+            constant = climb.constant_of(plan, run)
+        params = way.now.params
+        if not climb.agrees(params, way.losses[-1], losses):
+            return False
+        if not climb.agrees(params, np.array(way.problem.constant), np.array(constant)):
+            return False
+        if not climb.agrees(params, way.losses[-1], losses, beyond_rounding=False):
+            way.measured(losses)
+        return True
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> None:
         """Move covariances below the floor to it: EM is monotone from a feasible start only."""

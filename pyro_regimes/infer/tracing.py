@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from types import ModuleType
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, cast
 
 import numpy as np
 import pyro
@@ -153,7 +153,7 @@ def run_model(
     :raises ValueError: if it has no observed RegimeHMM, or a latent site without a point.
     """
     handed = HandOut(values, connected)
-    placed = None
+    placed: Any = None
     if guide is None:
         trace = poutine.trace(handed(model)).get_trace(*args, **kwargs)
     else:
@@ -199,11 +199,10 @@ def run_model(
         found[name] = Latent(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
-    sizes = {
-        name: int(node["fn"].size)
-        for name, node in trace.nodes.items()
-        if site_is_subsample(node)
+    plates: dict[str, Any] = {
+        name: node["fn"] for name, node in trace.nodes.items() if site_is_subsample(node)
     }
+    sizes = {name: int(plate.size) for name, plate in plates.items()}
     return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
 
 
@@ -257,8 +256,9 @@ def _check_shapes(trace: Any) -> None:
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         shape = _log_prob_shape(node)
+        checked: Any = dict(node, log_prob=torch.empty(()).expand(shape))
         try:
-            check_site_shape(dict(node, log_prob=torch.empty(()).expand(shape)), math.inf)
+            check_site_shape(checked, cast(int, math.inf))
         except ValueError as error:
             raise ValueError(_shape_message(name, node, shape)) from error
 

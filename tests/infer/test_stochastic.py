@@ -197,7 +197,9 @@ def batches_of(x: Tensor, size: int, seed: int) -> list[Tensor]:
     return list(order.split(size))
 
 
-def model_of_batch(x: Tensor, total: int, subsample: object = None, size: int | None = None) -> None:
+def model_of_batch(
+    x: Tensor, total: int, subsample: object = None, size: int | None = None
+) -> None:
     """The data of one minibatch, as a DataLoader gives them."""
     hmm = build(**parameters())
     with pyro.plate("sequences", total, subsample_size=size, subsample=subsample):
