@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any, Callable
 
@@ -41,12 +40,12 @@ from pyro_regimes.infer.reading import (
 )
 from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
-    PYRO_LOCK,
     Run,
     constraint_of,
     run_model,
     write_parameter,
 )
+from pyro_regimes.infer.undisturbed import Alone, Undisturbed
 
 __all__ = ["EM", "EMResult"]
 
@@ -154,7 +153,8 @@ class EM:
 
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
-        with self._pyro(), torch.no_grad():
+        call = Undisturbed(self._mark())
+        with call, call, self._pyro(), torch.no_grad():
             reading = self._read(args, kwargs)
             way = ReadingClimb(self, reading, args, kwargs)
             way.move()
@@ -163,7 +163,8 @@ class EM:
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
-        with self._pyro(), torch.no_grad():
+        call = Undisturbed(lambda: None)
+        with call, call, self._pyro(), torch.no_grad():
             run = self._run(args, kwargs)
             values = read_log_probs(run.sites).values()
             return -run.log_priors() - sum(float(value.double().sum()) for value in values)
@@ -194,50 +195,86 @@ class EM:
         num_steps = int(num_steps)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        with torch.no_grad():
+        call = Undisturbed(self._mark())
+        with call, call, torch.no_grad():
             with self._pyro():
                 reading = self._read(args, kwargs)
                 problem, start, _ = reading
                 if not problem.plan.is_closed:
-                    way: Climb = ReadingClimb(self, reading, args, kwargs)
-                    way.run(num_steps, tol, callback)
-                    self._frozen = way.frozen
-                    return way.result()
+                    return self._run_reading(
+                        ReadingClimb(self, reading, args, kwargs), num_steps, tol, callback, call
+                    )
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
             way = Climb(problem, start, self._warn, self._frozen)
 
+            def keep() -> None:
+                if way.num_steps:
+                    with self._pyro():
+                        write(way.now.params, way.now.leaves)
+
             def shown(number: int, loss: float) -> None:
-                with self._pyro():
-                    write(way.now.params, way.now.leaves)
+                keep()
                 assert callback is not None
                 callback(number, loss)
 
+            call.undo = keep  # where an error, or the user, ends it
             try:
                 way.run(num_steps, tol, callback and shown)
             except OutsideConstraint as error:
                 if self.optim is None:
                     raise
                 way.blamed = [error.name]
-            finally:  # also where an error, or the user, ended it
-                if way.num_steps:
-                    with self._pyro():
-                        write(way.now.params, way.now.leaves)
+            keep()
             agrees = not way.num_steps or self._agrees(way, args, kwargs)
             if not agrees or way.blamed and problem.may_move:
-                way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
+                more = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
-                    way.run(num_steps, tol, callback)
+                    return self._run_reading(more, num_steps, tol, callback, call)
             self._frozen = way.frozen
             return way.result()
 
-    @contextmanager
-    def _pyro(self) -> Iterator[None]:
-        """Alone with Pyro's handlers and the parameter store, and able to differentiate."""
-        recording = torch.is_grad_enabled()
-        with PYRO_LOCK, torch.inference_mode(False), torch.set_grad_enabled(recording):
-            yield
+    def _run_reading(
+        self,
+        way: ReadingClimb,
+        num_steps: int,
+        tol: float | None,
+        callback: Callable[[int, float], None] | None,
+        call: Undisturbed,
+    ) -> EMResult:
+        """Run the model at every step, and come back to the last one that was completed."""
+
+        def completed(number: int, loss: float) -> None:
+            call.undo = self._mark()
+            if callback is not None:
+                callback(number, loss)
+
+        call.undo = self._mark()
+        way.run(num_steps, tol, completed)
+        self._frozen = way.frozen
+        return way.result()
+
+    def _pyro(self) -> AbstractContextManager[Any]:
+        """Alone with Pyro's handlers and the parameter store."""
+        return Alone()
+
+    def _mark(self) -> Callable[[], None]:
+        """What comes back to the parameters, and to what EM knows of them, as they are now."""
+        known = dict(vars(self))
+        with self._pyro():
+            leaves = dict(pyro.get_param_store().named_parameters())
+            names = self._leaves or leaves
+            held = [leaf for name, leaf in leaves.items() if name in names]
+        kept = [(leaf, leaf.detach().clone()) for leaf in held]
+
+        def undo() -> None:
+            with torch.no_grad():
+                for leaf, value in kept:
+                    leaf.copy_(value)
+            vars(self).update(known)
+
+        return undo
 
     def _run(
         self,
