@@ -1,8 +1,10 @@
 """Handlers, plates and the parameter store of Pyro, which belong to the whole process.
 
 :data:`PYRO_LOCK` is held while a model runs or the store is touched. :func:`pyro_section` holds it
-for a block; :func:`isolated` gives a block a Pyro without the caller's handlers and plates, and
-with another parameter store. :func:`plain_torch` does the like for the modes of torch.
+for a block; :func:`isolated` runs a block without the caller's handlers and plates, and with
+another parameter store. :func:`plain_torch` runs a block without the caller's modes of torch.
+
+In a forked process the lock is free, and Pyro is as it was before the section of another thread.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class _State(NamedTuple):
         return cls(list(runtime._PYRO_STACK), plates, vars(pyro.get_param_store()))
 
     def write(self) -> None:
-        """Make it so. The lists stay the same objects, which Pyro imports by name."""
+        """Set Pyro to it. The lists stay the same objects, as Pyro's modules import them."""
         runtime._PYRO_STACK[:] = self.handlers
         runtime._DIM_ALLOCATOR._stack[:] = self.plates
         pyro.get_param_store().__dict__ = self.store
@@ -81,7 +83,7 @@ def isolated(store: ParamStoreDict) -> Iterator[None]:
 
 
 def copy_of_store() -> ParamStoreDict:
-    """A store with the caller's parameters, the very tensors; new ones are not the caller's."""
+    """A store with the caller's parameters, the same tensors. New ones are added to it alone."""
     copy = ParamStoreDict()
     vars(copy).update({name: dict(part) for name, part in vars(pyro.get_param_store()).items()})
     return copy
