@@ -1,8 +1,10 @@
 """Handlers, plates and the parameter store of Pyro, which belong to the whole process.
 
 :data:`PYRO_LOCK` is held while a model runs or the store is touched. :class:`Alone` holds it for a
-block; :func:`isolated` gives a block a Pyro without the caller's handlers and plates, and with
-another parameter store. :func:`plain_torch` does the like for the modes of torch.
+block; :func:`isolated` runs a block without the caller's handlers and plates, and with another
+parameter store. :func:`plain_torch` runs a block without the caller's modes of torch.
+
+In a forked process the lock is free, and Pyro is as it was before the block of another thread.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class State(NamedTuple):
         return cls(list(runtime._PYRO_STACK), plates, store, dict(store))
 
     def write(self) -> None:
-        """Make it so; twice does no harm. Lists stay the same objects, as Pyro imports them."""
+        """Set Pyro to it; twice does no harm. The lists stay the same objects: Pyro imports them."""
         runtime._PYRO_STACK[:] = self.handlers
         runtime._DIM_ALLOCATOR._stack[:] = self.plates
         pyro.get_param_store().__dict__ = self.store
@@ -113,7 +115,7 @@ def isolated(store: ParamStoreDict) -> Iterator[None]:
 
 
 def copy_of_store() -> ParamStoreDict:
-    """A store with the caller's parameters, the very tensors; new ones are not the caller's."""
+    """A store with the caller's parameters, the same tensors. New ones are added to it alone."""
     copy = ParamStoreDict()
     vars(copy).update({name: dict(part) for name, part in vars(pyro.get_param_store()).items()})
     return copy

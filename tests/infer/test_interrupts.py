@@ -26,7 +26,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
 import pyro_regimes
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.tracing import PYRO_LOCK
+from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, XS, chain, observe, real, scale
 from tests.infer.test_fused import gaussian_model
 
