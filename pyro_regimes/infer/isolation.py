@@ -40,7 +40,7 @@ class State(NamedTuple):
         return cls(list(runtime._PYRO_STACK), plates, store, dict(store))
 
     def write(self) -> None:
-        """Set Pyro to it; twice does no harm. The lists stay the same objects: Pyro imports them."""
+        """Set Pyro to it; twice does no harm. The lists stay the same objects."""
         runtime._PYRO_STACK[:] = self.handlers
         runtime._DIM_ALLOCATOR._stack[:] = self.plates
         pyro.get_param_store().__dict__ = self.store
