@@ -31,6 +31,7 @@ import numpy as np
 
 from pyro_regimes.kernels.cpu_sums import (
     PAIR,
+    arrive_in_pairs,
     clear,
     difference,
     plus,
@@ -59,6 +60,8 @@ def _reach(reach: float, row: Any) -> float:
 @compiled
 def _arrive(before: Any, slice_: Any, new: int, terms: Any, shares: Any, room: Any) -> int:
     r"""The terms :math:`\alpha(i) + A_{ij}` of one new state j, and their shares of the largest."""
+    if terms.shape[1] == PAIR:
+        return arrive_in_pairs(before, slice_, new, terms, shares)
     for old in range(len(terms)):
         plus(terms[old], before[old], slice_[old, new])
     return shares_of(terms, shares, room)

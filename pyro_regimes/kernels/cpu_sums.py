@@ -136,3 +136,31 @@ def shares_of(rows: Any, shares: Any, room: Any) -> int:
         if rows[k, 0] > -np.inf or rows[k, 0] != rows[k, 0]:
             shares[k] = math.exp(difference(rows[k], rows[best], room))
     return best
+
+
+@compiled
+def arrive_in_pairs(before: Any, slice_: Any, new: int, terms: Any, shares: Any) -> int:
+    """:func:`plus` of each row and a column's entry, and :func:`shares_of` these, in one quick loop.
+
+    Recursions in log space spend their time here.
+    """
+    best, top, top_rest = -1, -np.inf, 0.0
+    for old in range(len(terms)):
+        base, term = before[old, 0], float(slice_[old, new])
+        value = base + term
+        back = value - base
+        rest = before[old, 1] + ((base - (value - back)) + (term - back))
+        high = value + rest
+        low = rest - (high - value)
+        if not value - value == 0.0:  # an infinity or NaN
+            high, low = value, 0.0
+        terms[old, 0] = high
+        terms[old, 1] = low
+        if high > top or (high == top and low > top_rest) or high != high:
+            if top == top:  # the first NaN stays
+                best, top, top_rest = old, high, low
+    for old in range(len(terms)):
+        shares[old] = math.exp((terms[old, 0] - top) + (terms[old, 1] - top_rest))
+    if best < 0:
+        shares[:] = 0.0
+    return best
