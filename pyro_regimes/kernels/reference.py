@@ -26,11 +26,12 @@ Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`, which is the door
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import sums
+from pyro_regimes.kernels import dispatch, sums
 from pyro_regimes.kernels.sums import Sum
 
 # A scan over blocks does K times the arithmetic of the plain loop in about 2 sqrt(T) instead of T
@@ -298,22 +299,42 @@ def expectations(
     batch_shape = torch.broadcast_shapes(
         initial_logits.shape[:-1], transition_logits.shape[:-3], observation_logits.shape[:-2]
     )
-    keep_graph = torch.is_grad_enabled() and any(term.requires_grad for term in logits)
-    with torch.inference_mode(False), torch.enable_grad():
-        terms = []
-        for term, event_dim in zip(logits, (1, 3, 2), strict=True):
-            # One copy for each sequence, so that the gradient is each sequence's own.
-            term = term.expand(batch_shape + term.shape[-event_dim:])
-            if not (keep_graph and term.requires_grad):
-                term = (term.clone() if term.is_inference() else term.detach()).requires_grad_()
-            terms.append(term)
-        value = log_likelihood(terms[0], terms[1], terms[2], lengths)
-        gradients = torch.autograd.grad(
-            value.sum(), terms[1:], create_graph=keep_graph, allow_unused=True
-        )
+    # One copy for each sequence, so that the gradient is each sequence's own.
+    terms = [
+        term.expand(batch_shape + term.shape[-event_dim:])
+        for term, event_dim in zip(logits, (1, 3, 2), strict=True)
+    ]
+    if not all(map(_is_plain, logits)):
+        value, pull_back = torch.func.vjp(partial(log_likelihood, lengths=lengths), *terms)
+        _, *gradients = pull_back(torch.ones_like(value))
+    else:
+        value, gradients = _differentiate(terms, lengths)
     moved, smoothed = gradients
-    if moved is None:  # T = 1: there is no transition
-        moved = torch.zeros_like(terms[1])
     if transition_logits.shape[-3] == 1:
         moved = moved.squeeze(-3)
-    return (value if keep_graph else value.detach()), smoothed, moved
+    return value, smoothed, moved
+
+
+def _is_plain(logits: Tensor) -> bool:
+    """Whether no transform of :mod:`torch.func` and no forward mode follows what is done to it."""
+    return not (
+        torch._C._functorch.is_functorch_wrapped_tensor(logits) or dispatch.has_tangent(logits)
+    )
+
+
+def _differentiate(
+    terms: list[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The value, and its derivatives in A and b; recorded for autograd where an input is."""
+    keep_graph = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = []
+        for term in terms:
+            if not (keep_graph and term.requires_grad):
+                term = (term.clone() if term.is_inference() else term.detach()).requires_grad_()
+            leaves.append(term)
+        value = log_likelihood(leaves[0], leaves[1], leaves[2], lengths)
+        gradients = torch.autograd.grad(  # 0 in A where T = 1 and there is no transition
+            value.sum(), leaves[1:], create_graph=keep_graph, materialize_grads=True
+        )
+    return (value if keep_graph else value.detach()), list(gradients)

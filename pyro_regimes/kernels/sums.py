@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 #: Where numbers cannot be looked at, under a transform or in a graph: about 159 bits.
 _PARTS_UNSEEN = 3
@@ -65,6 +66,7 @@ def can_be_seen(*tensors: Tensor) -> bool:
         return False
     return not any(
         tensor.device.type == "meta"
+        or isinstance(tensor, FakeTensor)
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
         for tensor in tensors
@@ -119,7 +121,7 @@ def logsumexp(terms: Sum, dim: int) -> Sum:
     gaps, peak = from_largest(terms, dim)
     none = (gaps == -math.inf).all(dim)
     gaps = (gaps + terms.live).masked_fill(none.unsqueeze(dim), 0.0)
-    size = gaps.logsumexp(dim).masked_fill(none, 0.0)
+    size = gaps.exp().sum(dim).log().masked_fill(none, 0.0)  # the largest gap is about 0
     parts = _add(peak, size.detach())
     return Sum((parts[0].masked_fill(none, -math.inf),) + parts[1:], live(size))
 
@@ -129,7 +131,7 @@ def log_shares(terms: Sum, dim: int) -> Tensor:
     gaps, _ = from_largest(terms, dim)
     none = (gaps == -math.inf).all(dim, keepdim=True)
     gaps = (gaps + terms.live).masked_fill(none, 0.0)
-    return gaps.log_softmax(dim).masked_fill(none, -math.inf)
+    return (gaps - gaps.exp().sum(dim, keepdim=True).log()).masked_fill(none, -math.inf)
 
 
 def where(condition: Tensor, one: Sum, other: Sum) -> Sum:
