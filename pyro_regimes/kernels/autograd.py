@@ -310,6 +310,17 @@ class Tangent(Function):
         return smoothed + more_smoothed, moved + more_moved
 
 
+def expectations(
+    initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-likelihood, gamma and xi, which are differentiable."""
+    args = (initial, transition, observation, lengths, name)
+    found: tuple[Tensor, Tensor, Tensor] = dispatch.apply(
+        Expectations, *args, operator=expectations_operator
+    )
+    return found
+
+
 def log_likelihood(
     initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
 ) -> Tensor:
@@ -317,7 +328,7 @@ def log_likelihood(
     chain = (initial, transition, observation)
     recorded = torch.jit.is_tracing()  # to be differentiated later, perhaps
     if recorded or torch.is_grad_enabled() and any(map(_may_be_differentiated, chain)):
-        value: Tensor = dispatch.apply(Expectations, *chain, lengths, name)[0]
+        value: Tensor = expectations(*chain, lengths, name)[0]
         return value
     value = log_likelihood_operator(*chain, lengths, name)
     return value

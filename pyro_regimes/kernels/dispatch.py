@@ -103,12 +103,15 @@ def is_reference_wanted() -> bool:
     return _chosen.get() == "reference"
 
 
-def apply(function: type[Function], *args: Any) -> Any:
+def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
     """``function.apply(*args)``, which otherwise looks up the names of its arguments each time.
 
-    That takes as long as a short kernel, and serves function transforms alone.
+    That takes as long as a short kernel, and serves function transforms alone. A graph takes the
+    operator, with derivatives in reverse mode: torch.compile refuses a function with a ``jvp``.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() and operator is not None:
+        return operator(*args)
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
 

@@ -79,7 +79,9 @@ def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     if dispatch.is_plain(value, loc, factor):
         return log_density(value, loc, factor)
-    density: Tensor = dispatch.apply(LogDensity, value, loc, factor)
+    density: Tensor = dispatch.apply(
+        LogDensity, value, loc, factor, operator=log_density_operator
+    )
     return density
 
 
@@ -373,7 +375,9 @@ def _gradients_of_many(
 def _differentiable_gradients(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    weight, first, second = Moments.apply(value, weights, loc, factor)
+    weight, first, second = dispatch.apply(
+        Moments, value, weights, loc, factor, operator=moments_operator
+    )
     solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
     to_loc, to_factor = solved[..., 0], solved[..., 1:]
     steepness = weight.unsqueeze(-1) / _diagonal(factor)

@@ -257,7 +257,7 @@ def expectations(
         kernel = dispatch.kernel(name, flat.observation_logits.device)
         value, smoothed, moved = kernel.expectations(*flat)
     else:
-        value, smoothed, moved = dispatch.apply(autograd.Expectations, *flat, name)
+        value, smoothed, moved = autograd.expectations(*flat, name)
     if transition_logits.shape[-3] == 1:
         moved = moved.squeeze(1)
     dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]

@@ -135,11 +135,12 @@ def _without_padding(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits with 0 for padding, and NaN where a length cannot be; which steps count ``(..., T)``."""
     num_steps = observation_logits.shape[-2]
-    valid = torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
     # Under transforms and in graphs nobody could look at the lengths before.
-    wrong = ((lengths < 1) | (lengths > num_steps))[..., None, None]
+    wrong = (lengths < 1) | (lengths > num_steps)
+    lengths = lengths.masked_fill(wrong, num_steps)
+    valid = torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
     observation_logits = observation_logits.masked_fill(~valid.unsqueeze(-1), 0.0)
-    observation_logits = observation_logits.masked_fill(wrong, math.nan)
+    observation_logits = observation_logits + torch.where(wrong, math.nan, 0.0)[..., None, None]
     if transition_logits.shape[-3] > 1:
         transition_logits = transition_logits.masked_fill(~valid[..., 1:, None, None], 0.0)
     return transition_logits, observation_logits, valid
