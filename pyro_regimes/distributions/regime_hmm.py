@@ -210,14 +210,16 @@ class RegimeHMM(TorchDistribution):
         value = self._check(value)
         found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
-            *chain, lengths = self._chain_of(value)
-            return ops.log_likelihood(*chain, lengths), ops.promoted_dtype(*chain)
-        chain = [self.initial_logits, self.transition_logits, value, *found]
-        log_likelihood = gaussian_chain.log_likelihood(*chain, self.lengths)
+            chain = self._chain_of(value)
+            return ops.log_likelihood(*chain), ops.promoted_dtype(*chain[:3])
+        initial, transition = self.initial_logits, self.transition_logits
+        log_likelihood = gaussian_chain.log_likelihood(
+            initial, transition, value, *found, self.lengths
+        )
         shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
         if log_likelihood.shape != shape:
             log_likelihood = log_likelihood.expand(shape)
-        return log_likelihood, ops.promoted_dtype(*chain)
+        return log_likelihood, ops.promoted_dtype(initial, transition, value, *found)
 
     def filter(self, value: Tensor) -> Categorical:
         r"""The last state given the data, :math:`p(q_T \mid x_1, \dots, x_T)`.

@@ -10,11 +10,12 @@ kernel's own expectations (Fisher's identity),
     \partial \log p / \partial \pi_k = \gamma_1(k).
 
 Those of gamma and xi are a second operator, the tangent recursion: the Hessian is symmetric, so the
-product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it; and it is what
-forward mode asks for. Derivatives of higher order go through the reference, in either mode.
+product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it; and it is
+what forward mode asks for. Derivatives of higher order go through the reference, in either mode.
 
 Tensors are flat here: ``(N or 1, K)``, ``(N or 1, 1 or T-1, K, K)``, ``(N, T, K)`` and ``(N,)``, of
-float32 or float64; the log-likelihood is float64. ``name`` is that of the kernel, or empty for the device's own.
+float32 or float64; the log-likelihood is float64. ``name`` is that of the kernel, or empty for the
+device's own.
 """
 
 from __future__ import annotations
@@ -278,13 +279,8 @@ class Tangent(Function):
     @staticmethod
     def backward(ctx: Any, of_smoothed: Tensor, of_moved: Tensor) -> tuple[Any, ...]:
         initial, transition, observation, lengths, *along = ctx.saved_tensors
-        _, pull_back = torch.func.vjp(
-            partial(_tangent_by_reference, lengths=lengths),
-            initial,
-            transition,
-            observation,
-            *along,
-        )
+        again = partial(_tangent_by_reference, lengths=lengths)
+        pull_back = torch.func.vjp(again, initial, transition, observation, *along)[1]
         gradients = pull_back((of_smoothed, of_moved))
         return (*gradients[:3], None, *gradients[3:], None)
 
@@ -298,14 +294,13 @@ class Tangent(Function):
 
         def slope(initial: Tensor, wide: Tensor, observation: Tensor) -> Tensor:
             gradient = torch.func.grad(_score, argnums=(0, 1, 2))(
-                initial, wide, observation, *along, lengths
+                initial, wide, observation, along[0], along[1], lengths
             )
-            total: Tensor = sum(_weighted(*each).sum() for each in zip(gradient, turns))
-            return total
+            return torch.stack([_weighted(*each).sum() for each in zip(gradient, turns)]).sum()
 
         moved, smoothed = torch.func.grad(slope, argnums=(1, 2))(initial, wide, observation)
         more_smoothed, more_moved = _tangent_by_reference(
-            initial, transition, observation, *turns_along, lengths
+            initial, transition, observation, turns_along[0], turns_along[1], lengths
         )
         return smoothed + more_smoothed, moved + more_moved
 

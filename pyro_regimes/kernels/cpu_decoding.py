@@ -9,9 +9,9 @@ but loses what falls below the smallest number. Such a sum is kept where it is a
 up again from logarithms, for that state at that step alone. So nothing that can be reached ever
 fades, and a state that cannot be reached stays at exactly 0.
 
-**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12, which later
-data may make the difference between states. A sequence in which that happens is reported, and done
-again by :func:`.cpu_log.filter_sweep`.
+**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12, which
+later data may make the difference between states. A sequence in which that happens is reported, and
+done again by :func:`.cpu_log.filter_sweep`.
 """
 
 from __future__ import annotations

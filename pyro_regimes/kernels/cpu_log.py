@@ -1,9 +1,9 @@
 r"""The recursions in log space, compiled for any number of states.
 
 They lose nothing however far apart the states drift, and cost an exponential where the scaled sweep
-costs a multiplication. Here go the sequences that :mod:`.cpu_scaled` and :mod:`.cpu_decoding` report,
-chains with more states than the scaled sweep takes, and the tangents, which second derivatives are
-made of. Forwards, in logarithms,
+costs a multiplication. Here go the sequences that :mod:`.cpu_scaled` and :mod:`.cpu_decoding`
+report, chains with more states than the scaled sweep takes, and the tangents, which second
+derivatives are made of. Forwards, in logarithms,
 
 .. math::
     \alpha_t(j) = b_t(j) + \log \sum_i e^{\alpha_{t-1}(i) + A_{ij}}, \qquad
@@ -17,9 +17,10 @@ and backwards, with these shares q(i | j),
     \gamma_{t-1}(i) = \sum_j \xi_{t-1}(i, j).
 
 So each :math:`\gamma_t` sums to 1 and is the marginal of :math:`\xi`, to rounding, whatever the
-logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.cpu_sums`), as a share is
-the exponential of a difference: pairs of numbers first, and parts where those do not reach. The
-results are those of the exact sum over paths, wherever its logits and their sums are finite in float64.
+logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.cpu_sums`), as a share
+is the exponential of a difference: pairs of numbers first, and parts where those do not reach. The
+results are those of the exact sum over paths, wherever its logits and their sums are finite in
+float64.
 """
 
 from __future__ import annotations
@@ -216,7 +217,8 @@ def tangent(
         \bar u_t(j) = \sum_i q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij}), \qquad
         u_t(j) = \dot b_t(j) + \bar u_t(j),
 
-    which is how :math:`\alpha_t` moves, the derivatives of the shares are covariances with the score,
+    which is how :math:`\alpha_t` moves, the derivatives of the shares are covariances with the
+    score,
 
     .. math::
         \dot q_t(i \mid j) = q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij} - \bar u_t(j)), \\

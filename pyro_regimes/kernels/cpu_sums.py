@@ -1,14 +1,15 @@
 r"""Sums of logits without rounding, for the recursions in log space.
 
-A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has lost
-the second. If later data cancel the first (:math:`-10^{16}` for the other state), the second decides.
-So a number here is a row of an array, whose first entry is its value to float64's rounding:
+A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
+lost the second. If later data cancel the first (:math:`-10^{16}` for the other state), the second
+decides. So a number here is a row of an array, whose first entry is its value to float64's
+rounding:
 
 - **a pair**, row of 2: the value and what rounding took from it. That is 106 bits, and enough
   while every number stays below some 1e12 (:func:`width_of`).
-- **a list of parts**, longer rows ``(value, count, parts ...)``: the exact sum, as parts of increasing
-  size whose bits do not overlap (Shewchuk 1997, as in ``math.fsum``). Parts below ``_NOTHING`` are
-  dropped: beside a logarithm they mean nothing.
+- **a list of parts**, longer rows ``(value, count, parts ...)``: the exact sum, as parts of
+  increasing size whose bits do not overlap (Shewchuk 1997, as in ``math.fsum``). Parts below
+  ``_NOTHING`` are dropped: beside a logarithm they mean nothing.
 
 Sums beyond float64's largest number, 1.8e308, count as infinite: -inf is probability zero, and +inf
 makes NaN.
@@ -140,7 +141,7 @@ def shares_of(rows: Any, shares: Any, room: Any) -> int:
 
 @compiled
 def arrive_in_pairs(before: Any, slice_: Any, new: int, terms: Any, shares: Any) -> int:
-    """:func:`plus` of each row and a column's entry, and :func:`shares_of` these, in one quick loop.
+    """:func:`plus` of each row and an entry of a column, and :func:`shares_of` of these.
 
     Recursions in log space spend their time here.
     """

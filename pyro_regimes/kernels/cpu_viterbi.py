@@ -40,8 +40,9 @@ def viterbi(num_states: int) -> Callable[..., None]:
         \delta_t(j) = \max_i (\delta_{t-1}(i) + A_{ij}) + (b_t(j) - \max_k \delta_{t-1}(k)).
 
     Only differences decide, and kept near 0 they keep their precision over any T. The sums are
-    taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there. A sequence with
-    sums beyond ``_LARGE``, which rounding may decide, is reported for :func:`.cpu_log.viterbi`.
+    taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there. A sequence
+    with sums beyond ``_LARGE``, which rounding may decide, is reported for
+    :func:`.cpu_log.viterbi`.
     """
     return _make_viterbi(lanes_of(num_states)) if num_states <= _MAX_LANES else _viterbi
 

@@ -15,8 +15,8 @@ second time in log space, do flagged sequences again and return at once from all
 host never waits for the device. Which way a problem goes depends on its shapes alone.
 
 In log space numbers are float64, and sums are rounded to it: each gamma sums to 1 whatever the
-logits, but logits that are 1e12 apart or more, and do not decide by themselves, are told apart to the
-rounding of the larger only. The CPU kernel and the reference do not round there.
+logits, but logits that are 1e12 apart or more, and do not decide by themselves, are told apart to
+the rounding of the larger only. The CPU kernel and the reference do not round there.
 
 For the same reason lengths are not looked at here. Compiled graphs and transforms bring them
 unchecked: one that is not from 1 to T counts as the nearest that is, so that no kernel leaves its

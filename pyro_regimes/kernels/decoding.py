@@ -83,7 +83,8 @@ def viterbi(
         # An index and a value apart, since max(dim) starts all threads for the smallest of tensors.
         origin = sums.from_largest(moves, -2)[0].argmax(-2)
         index = origin.unsqueeze(-2)
-        best = moves.map(lambda part: part.gather(-2, index).squeeze(-2)).plus(emitted)  # noqa: B023
+        best = moves.map(lambda part: part.gather(-2, index).squeeze(-2))  # noqa: B023
+        best = best.plus(emitted)
         if lengths is not None:
             keep = (step < lengths).unsqueeze(-1)
             best, origin = sums.where(keep, best, score), torch.where(keep, origin, stay)
@@ -137,7 +138,8 @@ def sample_posterior(
     state = _draw(last.expand(shape + (num_states,)))
     path = [state]
     for step in reversed(range(num_steps - 1)):
-        arrows = transitions.map(lambda part: _columns(_time_slice(part, step), state))  # noqa: B023
+        slice_ = transitions.map(lambda part: _time_slice(part, step))  # noqa: B023
+        arrows = slice_.map(lambda part: _columns(part, state))  # noqa: B023
         drawn = _draw(sums.log_shares(filtered(step).plus(arrows), -1))
         if lengths is None:
             state = drawn

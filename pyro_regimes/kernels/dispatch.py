@@ -137,7 +137,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether it is a dual number of ``torch.autograd.forward_ad``, outside of function transforms."""
+    """Whether it is a dual number of ``torch.autograd.forward_ad``, outside of transforms."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -156,8 +156,9 @@ def without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
         if torch._C._is_fwd_grad_enabled():
             if any(isinstance(arg, Tensor) and has_tangent(arg) for arg in args):
                 raise NotImplementedError(
-                    "expected no forward-mode tangents in a traced or compiled graph: its operators "
-                    "have derivatives in reverse mode alone; call the function that was traced"
+                    "expected no forward-mode tangents in a traced or compiled graph: its "
+                    "operators have derivatives in reverse mode alone; call the function that was "
+                    "traced"
                 )
         return run(*args)
 

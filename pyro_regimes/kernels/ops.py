@@ -221,7 +221,8 @@ def log_likelihood(
 
     Without a gradient to come it is one forward sweep.
 
-    :return: ``(...)``, float64 whatever the dtype of the logits; -inf, with gradient 0, where a sequence has probability 0.
+    :return: ``(...)``, float64 whatever the dtype of the logits; -inf, with gradient 0, where a
+        sequence has probability 0.
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
@@ -244,7 +245,8 @@ def expectations(
 ) -> Expectations:
     """The E-step: log-likelihood, gamma and summed xi; see :func:`.reference.expectations`.
 
-    All three are differentiable. The log-likelihood is float64, gamma and xi are of the logits' dtype.
+    All three are differentiable. The log-likelihood is float64; gamma and xi are of the dtype of
+    the logits.
 
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """

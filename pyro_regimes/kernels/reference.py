@@ -16,9 +16,9 @@ and everything here is a sum or a derivative of it. The forward recursion is
 The backward recursion is not written down: differentiating the forward one performs it (Fisher's
 identity), and gives the smoothed probabilities and the expected transitions.
 
-Sums lose nothing beside a large logit (:mod:`.sums`): as far as the logits and their sums are finite in
-float64, the results are those of exact arithmetic, to rounding. Under transforms, which hide the
-numbers from Python, sums have some 159 bits, which logits of about one size do not exceed.
+Sums lose nothing beside a large logit (:mod:`.sums`): as far as the logits and their sums are
+finite in float64, the results are those of exact arithmetic, to rounding. Under transforms, which
+hide the numbers from Python, sums have some 159 bits, which logits of about one size do not exceed.
 
 Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`, which is the door for callers.
 """
@@ -111,8 +111,10 @@ def _column(values: Tensor) -> Tensor:
 
 def _blocks_of(logits: Tensor, dim: int, num_blocks: int, size: int) -> list[Sum]:
     number = sums.exact(logits)
-    value, live = (_unbind_blocks(part, dim, num_blocks, size) for part in (*number.parts, number.live))
-    return [Sum((part,), derivative) for part, derivative in zip(value, live, strict=True)]
+    values, lives = (
+        _unbind_blocks(part, dim, num_blocks, size) for part in (number.parts[0], number.live)
+    )
+    return [Sum((value,), live) for value, live in zip(values, lives, strict=True)]
 
 
 def _unbind_blocks(steps: Tensor, dim: int, num_blocks: int, size: int) -> list[Tensor]:
@@ -133,7 +135,10 @@ def _block_size(steps: int) -> int:
 def _without_padding(
     transition_logits: Tensor, observation_logits: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with 0 for padding, and NaN where a length cannot be; which steps count ``(..., T)``."""
+    """Logits with 0 for padding, and NaN where a length is not from 1 to T.
+
+    :return: transitions, observations, and which steps count ``(..., T)``.
+    """
     num_steps = observation_logits.shape[-2]
     # Under transforms and in graphs nobody could look at the lengths before.
     wrong = (lengths < 1) | (lengths > num_steps)
@@ -306,7 +311,8 @@ def expectations(
         for term, event_dim in zip(logits, (1, 3, 2), strict=True)
     ]
     if not all(map(_is_plain, logits)):
-        value, pull_back = torch.func.vjp(partial(log_likelihood, lengths=lengths), *terms)
+        found = torch.func.vjp(partial(log_likelihood, lengths=lengths), *terms)
+        value, pull_back = found[:2]
         _, *gradients = pull_back(torch.ones_like(value))
     else:
         value, gradients = _differentiate(terms, lengths)

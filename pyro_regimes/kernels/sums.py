@@ -1,8 +1,8 @@
 r"""Sums of logits that lose nothing, in tensor code: what the reference adds up with.
 
-A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has lost
-the second. If later data cancel the first, the second decides. So a :class:`Sum` is a number as
-several float64 tensors, the *parts*, of which each holds what rounding took from the one before.
+A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
+lost the second. If later data cancel the first, the second decides. So a :class:`Sum` is a number
+as several float64 tensors, the *parts*, of which each holds what rounding took from the one before.
 
 To autograd the parts are constants. Derivatives run through ``live``, a tensor of value zero.
 """

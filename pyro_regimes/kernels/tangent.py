@@ -1,8 +1,8 @@
 r"""The tangent recursion in plain tensor code: derivatives of gamma and xi along a direction.
 
-The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the shares
-:math:`q_t(i \mid j) = p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})` and the expected score of what came
-before,
+The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the
+shares :math:`q_t(i \mid j) = p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})` and the expected
+score of what came before,
 
 .. math::
     \bar u_t(j) = \sum_i q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij}), \qquad

@@ -39,9 +39,9 @@ def shares(terms, axis: tl.constexpr):
 
 @triton.jit
 def smooth(alpha, beta, LOG: tl.constexpr):
-    """:math:`\\gamma`, ``alpha / S``, and the overlap :math:`S = \\sum_k \\alpha(k) \\beta(k)` of each lane.
+    """:math:`\\gamma`, ``alpha / S``, and the overlap :math:`S = \\sum_k \\alpha(k) \\beta(k)`.
 
-    In logarithms ``alpha / S`` and the overlap are not made, as nothing asks for them.
+    In logarithms there is no ``alpha / S`` and no overlap: nothing asks for them.
     """
     if LOG:
         gamma = shares(alpha + beta, 0)
@@ -59,8 +59,8 @@ def smooth(alpha, beta, LOG: tl.constexpr):
 def pair(gamma, weight, a, v, moves, LOG: tl.constexpr):
     """:math:`\\xi(i, j) = \\alpha(i) A_{ij} v(j) / S`, 0 where there is no move.
 
-    In logarithms it is :math:`\\gamma(i)` times the shares of :math:`A_{ij} v(j)`: so that its sums over
-    the new states are gamma however large the logits.
+    In logarithms it is :math:`\\gamma(i)` times the shares of :math:`A_{ij} v(j)`, so that its sums
+    over the new states are gamma however large the logits.
     """
     if LOG:
         xi = gamma[:, None, :] * shares(a + v[None, :, :], 1)

@@ -181,9 +181,8 @@ def test_under_another_default_device():
             torch.manual_seed(0)
             found.append(ops.sample_posterior(*each, sample_shape=torch.Size([3])))
             found.append(ops.sample_prior(*each[:2], 6, torch.Size([3, 2])))
-            found.append(
-                ops.complete_log_likelihood(*each[:3], ops.viterbi(*each).clamp(min=0), each.lengths)
-            )
+            path = ops.viterbi(*each).clamp(min=0)
+            found.append(ops.complete_log_likelihood(*each[:3], path, each.lengths))
         leaf = loc.clone().requires_grad_()
         factor = torch.ones_like(loc).unsqueeze(-1)
         value = gaussian_chain.log_likelihood(*(part[0] for part in case[:2]), x, leaf, factor)

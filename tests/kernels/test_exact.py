@@ -1,4 +1,4 @@
-"""Exact at every dynamic range: chains whose logits lie up to 1e300 apart, against rational sums."""
+"""Exact at every dynamic range: logits that lie up to 1e300 apart, against rational sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives, alone and over each other, against reverse mode through the reference."""
+"""Forward-mode derivatives, alone and over each other, against reverse mode by the reference."""
 
 from __future__ import annotations
 
@@ -135,7 +135,12 @@ def test_first_derivatives(function):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     "second",
-    [hessian, lambda f: jacrev(jacfwd(f)), lambda f: jacrev(jacrev(f)), lambda f: jacfwd(jacfwd(f))],
+    [
+        hessian,
+        lambda f: jacrev(jacfwd(f)),
+        lambda f: jacrev(jacrev(f)),
+        lambda f: jacfwd(jacfwd(f)),
+    ],
     ids=["forward over reverse", "reverse over forward", "reverse twice", "forward twice"],
 )
 def test_second_derivatives(function, second):

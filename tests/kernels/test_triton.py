@@ -90,8 +90,9 @@ def assert_equal(
 def assert_agrees(case: Case, **tolerance: float) -> None:
     expected = expected_of(case)
     actual = cuda.expectations(*case)
+    assert actual[0].dtype == torch.float64
+    assert actual[1].dtype == actual[2].dtype == case.observation.dtype
     for ours, other in zip(actual, expected, strict=True):
-        assert ours.dtype == case.observation.dtype
         assert ours.shape == other.shape
         assert_equal(ours, other, **tolerance)
     if case.observation.dtype == torch.float64:  # the forward sweep alone
