@@ -75,7 +75,7 @@ def test_a_collapsed_start_does_not_win():
 def test_a_floor_binds(covariance_type, inference):
     """On data of which every regime is tighter than the floor: the constrained maximum."""
     x, _ = simulate(covariance_type, 200)
-    x = np.column_stack([x, 1e-2 * np.random.RandomState(0).standard_normal(200)])
+    x = np.column_stack([x, 1e-2 * seeds.rng(0).standard_normal(200)])
     settings = dict(n_init=1, random_state=0, tol=1e-2, regularization=0.0, max_iter=600)
     model = RegimeModel(2, covariance_type, min_eigenvalue=0.5, inference=inference, **settings)
     model.fit(x)  # without a warning: what the user asked for is no collapse
@@ -93,9 +93,9 @@ def test_a_floor_binds(covariance_type, inference):
 @pytest.mark.parametrize("min_eigenvalue", [0.0, 1e-9])
 def test_a_collapse_is_flagged(inference, min_eigenvalue):
     """Also where the user's floor is below the variance at which a regime counts as collapsed."""
-    rng = np.random.RandomState(0)
+    rng = seeds.rng(0)
     x = np.concatenate([rng.standard_normal((60, 1)), np.full((6, 1), 9.0)])
-    starts = make_starts(x, 2, 2, "diag", 1e-6, np.random.RandomState(0))
+    starts = make_starts(x, 2, 2, "diag", 1e-6, seeds.rng(0))
     starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[1.0], [0.01]]
     starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[1.0], [9.0]]
     fit = fit_starts(
@@ -127,7 +127,7 @@ def test_svi_raises_a_start_below_the_floor():
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_svi_takes_the_steps_of_pyros_own(covariance_type):
     x, _ = simulate(covariance_type, 60)
-    starts = make_starts(x, 3, 2, covariance_type, 0.1, np.random.RandomState(0))
+    starts = make_starts(x, 3, 2, covariance_type, 0.1, seeds.rng(0))
     data = torch.tensor(x)
     fit = fit_starts(
         starts, covariance_type, data, None, inference="svi",

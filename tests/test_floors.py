@@ -8,11 +8,12 @@ from torch.distributions import transform_to
 from torch.testing import assert_close
 
 from pyro_regimes.floors import EigenvaluesFrom, ScalesFrom
+from tests import seeds
 
 
 @pytest.mark.parametrize("floor", [1e-8, 0.3])
 def test_covariances_there_and_back(floor) -> None:
-    raw = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    raw = torch.randn(5, 4, 4, generator=seeds.generator(0)).double()
     constraint = EigenvaluesFrom(floor)
     transform = transform_to(constraint)
     value = transform(raw) + floor * torch.eye(4).double()

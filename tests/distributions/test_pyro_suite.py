@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.kernels import ops, reference
+from tests import seeds
 from tests.distributions.test_against_enumeration import assert_equal
 
 Shape = tuple[int, ...]
@@ -128,7 +129,7 @@ class Question(NamedTuple):
 
 
 def question(shapes: tuple[Shape, Shape, Shape], state_dim: int, make, event_shape) -> Question:
-    generator = torch.Generator().manual_seed(state_dim)
+    generator = seeds.generator(state_dim)
     leaves: list[Tensor] = []
 
     def parameter(*shape: int) -> Tensor:
@@ -177,7 +178,7 @@ def both(asked: Question, bridge: str, num_steps: int) -> tuple[RegimeHMM, dist.
 
 def draw(observation_dist: dist.TorchDistribution, shape: Shape) -> Tensor:
     """Data of ``shape + event``, from state 0."""
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     whole = observation_dist.expand(shape + observation_dist.batch_shape[-1:]).sample()
     return whole.select(len(shape), 0)
 
@@ -361,7 +362,7 @@ def test_enumerated_model(family, num_steps):
 
     The written-out model is of our convention. Pyro's own is on the bridge.
     """
-    generator = torch.Generator().manual_seed(num_steps)
+    generator = seeds.generator(num_steps)
 
     def parameter(*shape: int) -> Tensor:
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -415,7 +416,7 @@ def test_means_of_draws():
     There, a noisy identity leads to the first observation, and a noisy flip to the second. Here
     the noisy identity is applied to the initial distribution.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     same, flip = torch.tensor([[[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]]).double()
     hmm = RegimeHMM(
         initial_probs=torch.tensor([0.9, 0.1]).double() @ same,
@@ -440,7 +441,7 @@ def test_products_of_matrices(batch_shape, state_dim, num_steps, monkeypatch):
     starts in i, ends in j and observes nothing else.
     """
     monkeypatch.setattr(reference, "_MIN_BLOCKED_STEPS", 1)  # a scan also for short sequences
-    generator = torch.Generator().manual_seed(num_steps)
+    generator = seeds.generator(num_steps)
     shape = batch_shape + (num_steps, state_dim, state_dim)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     expected = functools.reduce(torch.matmul, logits.exp().unbind(-3)).log()

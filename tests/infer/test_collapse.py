@@ -19,6 +19,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes import EM, EMResult, RegimeHMM
+from tests import seeds
 
 K, D, T = 2, 3, 60
 MVN = dist.MultivariateNormal
@@ -151,7 +152,7 @@ def check(em: EM, result: EMResult, model: Callable[[], None], dtype: torch.dtyp
 
 
 def fit(name: str, data: Callable, floor: float, dtype: torch.dtype, seed: int) -> None:
-    random = np.random.RandomState(seed)
+    random = seeds.rng(seed)
     x = torch.tensor(data(random)).to(dtype)
     model = model_of(SPREADS[name], x, random)
     pyro.clear_param_store()
@@ -182,7 +183,7 @@ def test_after_a_collapse_all_agree(name, data, floor, dtype) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_rolled_back_to_the_last_digit(seed) -> None:
     """A covariance near singularity, as the store has it: its values alone would lose digits."""
-    random = np.random.RandomState(seed)
+    random = seeds.rng(seed)
     x = torch.tensor(random.randn(T, D))
     x[:, 2] = x[:, 0] - x[:, 1] + 1e-5 * x[:, 2]
     centred = x - x.mean(0)

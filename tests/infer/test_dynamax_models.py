@@ -26,6 +26,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 
 T = 50
 K = 4
@@ -36,7 +37,7 @@ class Parameters:
     """The parameters of one model: drawn when first asked for, and registered with Pyro."""
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeds.generator(seed)
         self.starts: dict[str, Tensor] = {}
 
     def _start(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
@@ -71,7 +72,7 @@ class Parameters:
         return pyro.param(name, start, constraint=constraints.positive_definite)
 
 
-INPUTS = torch.randn(T, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+INPUTS = torch.randn(T, 5, generator=seeds.generator(7), dtype=torch.float64)
 ONES = torch.ones(T, 5, dtype=torch.float64)
 
 
@@ -159,7 +160,7 @@ def hmm_of(config: Config, p: Parameters, **options) -> RegimeHMM:
 def draw(config: Config) -> Tensor:
     """50 observations at parameters of their own."""
     with pyro.get_param_store().scope():
-        torch.manual_seed(42)
+        torch.manual_seed(seeds.seed(42))
         return hmm_of(config, Parameters(0), duration=T).sample()
 
 
@@ -211,7 +212,7 @@ def test_autoregression():
     Given the steps before, it is a regression. RegimeHMM draws no observations that depend on one
     another, so the data are drawn here.
     """
-    generator = torch.Generator().manual_seed(42)
+    generator = seeds.generator(42)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -276,7 +277,7 @@ def test_mixtures_of_full_and_of_diagonal_covariances():
     )
     drawn = []
     for hmm in (diagonal, full):
-        torch.manual_seed(3)
+        torch.manual_seed(seeds.seed(3))
         drawn.append(hmm.sample())
     torch.testing.assert_close(*drawn, rtol=1e-12, atol=1e-12)
     for one, other in zip(diagonal.posterior(drawn[0]), full.posterior(drawn[0]), strict=True):

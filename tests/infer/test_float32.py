@@ -11,12 +11,13 @@ from torch.distributions import constraints
 
 from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.kernels import ops
+from tests import seeds
 
 UNIT = 3e6  # with which each of the observations costs some 17 nats
 
 
 def data(num_steps: int = 60_000) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator(0)
     high = (torch.arange(num_steps) // 8 % 2).float()
     return UNIT * (torch.randn(num_steps, generator=generator) + 1.5 * high)
 

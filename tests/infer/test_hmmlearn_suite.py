@@ -14,10 +14,11 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
@@ -77,7 +78,7 @@ def test_an_outlier_that_no_state_explains():
 
     hmmlearn's scaled recursion must raise there, and its logarithmic one fits.
     """
-    generator = torch.Generator().manual_seed(10)
+    generator = seeds.generator(10)
     data = torch.randn(400, generator=generator, dtype=torch.float64)
     data = data + torch.tensor([0.0, 5.0, 0.0, 5.0]).double().repeat_interleave(100)
     data[40] = 10_000.0
@@ -139,7 +140,7 @@ def test_going_on_from_a_state():
     hmmlearn's ``sample`` returns states and takes ``currstate``. Here the initial distribution is
     all at that state.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     apart = dist.Normal(torch.tensor([-100.0, 100.0]), 1.0)
     transition = torch.tensor([[0.7, 0.3], [0.3, 0.7]])
     first = RegimeHMM(torch.zeros(2), transition.log(), apart, duration=10)
@@ -156,7 +157,7 @@ def test_going_on_from_a_state():
 @pytest.mark.parametrize("shape", ["full", "diag", "spherical", "tied"])
 def test_far_apart(shape):
     """``test_score_samples_and_decode``: three states far apart, five observations of each."""
-    generator = torch.Generator().manual_seed(10)
+    generator = seeds.generator(10)
     loc = 20.0 * torch.randint(-20, 20, (3, 3), generator=generator).double()
     factor = torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
     covariance = factor @ factor.mT + torch.eye(3).double()

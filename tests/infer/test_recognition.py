@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 from tests.infer.models import (
     COVARIANCES,
     INITIAL,
@@ -381,7 +382,7 @@ def test_one_state(constraint: constraints.Constraint) -> None:
 def test_a_long_switching_regression_has_a_closed_form() -> None:
     """Of its Jacobian two thirds are 0, and are not kept: 7.2 million numbers of 21.6."""
     num_steps, num_series = 300_000, 8
-    generator = torch.Generator().manual_seed(5)
+    generator = seeds.generator(5)
     design = torch.randn(num_steps, num_series, generator=generator, dtype=torch.float64)
     truth = torch.randn(num_series, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(num_steps, generator=generator, dtype=torch.float64)
@@ -484,7 +485,7 @@ def test_planning_leaves_the_generators_alone(monkeypatch: Any) -> None:
         with pyro.plate("sequences", 4, subsample_size=2) as index:
             observe(loc=loc(), obs=XS[index], **chain())
 
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed(0))
     before = torch.get_rng_state()
     em = EM(model)
     em._make_plan((), {})

@@ -249,7 +249,7 @@ def test_default_schedule() -> None:
 
 
 def batches_of(x: Tensor, size: int, seed: int) -> list[Tensor]:
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(x), generator=seeds.generator(seed))
     return list(order.split(size))
 
 
@@ -326,7 +326,7 @@ def test_minibatches_of_other_plates(kind) -> None:
 
 def test_a_permutation_is_everything() -> None:
     x = draw(8, seed=9)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(8, generator=seeds.generator(0))
     loss = [EM(model_of_batch).run(x[order], 8, order, num_steps=3, tol=None).history]
     pyro.clear_param_store()
     em = EM(model)

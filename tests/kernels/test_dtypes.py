@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_regimes import RegimeHMM
 from pyro_regimes.kernels import gaussian_chain, ops
+from tests import seeds
 from tests.kernels.cases import random_chain
 
 
@@ -129,7 +130,7 @@ def test_log_prob_rounds_to_the_dtype_of_its_arguments(emission, dtype):
     loc = torch.zeros(2, **like, requires_grad=True)
     hmm = RegimeHMM(loc, torch.zeros(2, 2, **like), EMISSIONS[emission](like), validate_args=False)
     event = (1,) if emission == "MultivariateNormal" else ()
-    x = torch.randn((3, 20) + event, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn((3, 20) + event, generator=seeds.generator(0)).to(dtype)
     precise, rounded = hmm._log_likelihood(x), hmm.log_prob(x)
     assert precise.dtype == torch.float64 and rounded.dtype == dtype
     assert torch.equal(precise.to(dtype), rounded)
@@ -139,7 +140,7 @@ def test_log_prob_rounds_to_the_dtype_of_its_arguments(emission, dtype):
 
 
 def test_fused_gaussian_chain_is_float64_with_float32_gradients():
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     given = [
         torch.zeros(2),
         torch.zeros(1, 2, 2),
@@ -178,7 +179,7 @@ def test_under_another_default_device():
             found += ops.expectations(*each)
             filtered = ops.filter_logits(*each)
             found += [filtered, ops.predict_probs(*each[:2], filtered.exp()), ops.viterbi(*each)]
-            torch.manual_seed(0)
+            torch.manual_seed(seeds.seed(0))
             found.append(ops.sample_posterior(*each, sample_shape=torch.Size([3])))
             found.append(ops.sample_prior(*each[:2], 6, torch.Size([3, 2])))
             path = ops.viterbi(*each).clamp(min=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import cpu_scaled, ops
+from tests import seeds
 from tests.kernels.cases import INF, Case
 
 SIZES = [(1, 3), (2, 1), (2, 8), (3, 6), (4, 5)]  # K, T
@@ -100,7 +101,7 @@ def enumerate_exactly(case: Case, steps: int) -> Answers:
 
 def make(num_states: int, num_steps: int, gaps: tuple[float, ...], slices: int, seed: int) -> Case:
     """Logits of a few nats among multiples of the gaps, so that many paths tie but for the nats."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def logits(*shape: int) -> Tensor:
         small = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -289,7 +290,7 @@ def test_both_derivatives_are_those_of_the_rational_sum(size, gaps):
 @pytest.mark.usefixtures("way")
 def test_posterior_paths_are_drawn_from_the_rational_sum(gaps):
     for case, answers in batches_of((2, 8), gaps):
-        torch.manual_seed(0)
+        torch.manual_seed(seeds.seed(0))
         paths = ops.sample_posterior(*case, sample_shape=torch.Size([2_000]))
         for n, expected in enumerate(answers):
             steps = int(case.lengths[n])

@@ -14,6 +14,7 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from pyro_regimes import RegimeHMM
 from pyro_regimes.kernels import autograd, gaussian, ops
+from tests import seeds
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
@@ -50,7 +51,7 @@ def _of_chain(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 
 def _of_model(kind: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """``log_prob`` as a function of an unconstrained vector of its emissions and its chain."""
-    generator = torch.Generator().manual_seed(3)
+    generator = seeds.generator(3)
     x = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
     never = float("-inf")
 
@@ -121,7 +122,7 @@ def expected_of(value: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, 
 def test_first_derivatives(function):
     value, at = function
     gradient, _ = expected_of(value, at)
-    along = torch.randn(at.shape, generator=torch.Generator().manual_seed(0), dtype=at.dtype)
+    along = torch.randn(at.shape, generator=seeds.generator(0), dtype=at.dtype)
     primal, tangent = jvp(value, (at,), (along,))
     assert_equal(primal, value(at))
     assert_equal(tangent, gradient @ along)
@@ -163,7 +164,7 @@ def test_dual_numbers_over_the_reverse_pass(function):
     """``forward_ad`` of a gradient."""
     value, at = function
     _, curvature = expected_of(value, at)
-    along = torch.randn(at.shape, generator=torch.Generator().manual_seed(1), dtype=at.dtype)
+    along = torch.randn(at.shape, generator=seeds.generator(1), dtype=at.dtype)
     with forward_ad.dual_level():
         leaf = at.clone().requires_grad_()
         dual = forward_ad.make_dual(leaf, along)
@@ -178,7 +179,7 @@ def test_dual_numbers_over_the_reverse_pass(function):
 def test_gradient_of_a_dual_number(name):
     value, at = _of_chain(CASES[name])
     _, curvature = expected_of(value, at)
-    along = torch.randn(at.shape, generator=torch.Generator().manual_seed(1), dtype=at.dtype)
+    along = torch.randn(at.shape, generator=seeds.generator(1), dtype=at.dtype)
     with forward_ad.dual_level():
         leaf = at.clone().requires_grad_()
         tangent = forward_ad.unpack_dual(value(forward_ad.make_dual(leaf, along))).tangent
@@ -223,7 +224,7 @@ def test_expectations_and_the_filter(name):
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "diagonal"])
 def test_gaussian_densities(full):
-    generator = torch.Generator().manual_seed(5)
+    generator = seeds.generator(5)
     value = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
     loc = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     root = torch.randn(2, 3, 3 if full else 1, generator=generator, dtype=torch.float64)
