@@ -126,7 +126,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return False
-    if any(map(has_tangent, given)):
+    if forward_ad._current_level >= 0 and any(map(has_tangent, given)):
         return False
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)

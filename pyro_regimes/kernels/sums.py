@@ -35,7 +35,7 @@ class Sum(NamedTuple):
         parts = self.parts
         for part in other.parts:
             parts = _add(parts, part)
-        return Sum(parts, self.live + other.live)
+        return Sum(_settle(parts), self.live + other.live)
 
     def estimate(self) -> Tensor:
         """The parts, added up in float64."""
@@ -102,6 +102,18 @@ def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
     return tuple(added)
 
 
+def _settle(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same sum, with the largest part first. Parts that cancel would take all the room."""
+    total, rests = parts[-1], []
+    for part in reversed(parts[:-1]):
+        larger = part + total
+        back = larger - part
+        rest = (part - (larger - back)) + (total - back)
+        rests.append(torch.where(larger.isfinite(), rest, 0.0))
+        total = larger
+    return (total, *reversed(rests))
+
+
 def from_largest(terms: Sum, dim: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Each term minus the largest of them along ``dim``, as a float64 tensor; -inf stays.
 
@@ -112,7 +124,7 @@ def from_largest(terms: Sum, dim: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     for _ in parts[1:]:
         top = Sum(parts, terms.live).estimate().amax(dim)
         top = torch.where(top == -math.inf, 0.0, top)
-        parts, peak = _add(parts, -top.unsqueeze(dim)), _add(peak, top)
+        parts, peak = _settle(_add(parts, -top.unsqueeze(dim))), _settle(_add(peak, top))
     return Sum(parts, terms.live).estimate(), peak
 
 
