@@ -139,7 +139,8 @@ def test_floor_is_exact() -> None:
 
 @pytest.mark.parametrize("kind", ["covariance_matrix", "scale_tril", "precision_matrix", "scale"])
 def test_floor_holds_for_every_parametrisation(kind: str) -> None:
-    floor = 0.5
+    # It binds, whatever the data: those within states vary less than all of them.
+    floor = float(Y.var(0, correction=0).min())
     start = 0.04 * torch.eye(3).double()  # infeasible
     given = {
         "covariance_matrix": (start, constraints.positive_definite),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -33,13 +35,25 @@ def project(name: str, value: Tensor, gradient: Tensor) -> Tensor:
 def test_stationary_in_constrained_space(entry: Entry) -> None:
     guide = make_guide(entry)
     em = EM(entry.model, guide)
-    em.run(num_steps=4000, tol=1e-14)
+    for _ in range(40):
+        # Without a tolerance: losses are equal, up to rounding, long before gradients are zero.
+        em.run(num_steps=100, tol=None)
+        slopes = steepest(entry, guide)
+        if max(slopes.values()) < 1e-7:
+            break
+    assert max(slopes.values()) < 1e-6, slopes
+
+
+def steepest(entry: Entry, guide: Callable[..., object] | None) -> dict[str, float]:
+    """The largest derivative of the log joint in each parameter."""
     run = run_model(entry.model, (), {}, guide=guide)
     objective = sum(site.hmm.log_prob(site.value).sum() for site in run.sites.values())
     objective = objective + sum(latent.log_prob for latent in run.latents.values())
     gradients = torch.autograd.grad(objective, list(run.params.values()))
-    for (name, value), gradient in zip(run.params.items(), gradients, strict=True):
-        assert project(name, value, gradient).abs().max() < 1e-6, name
+    return {
+        name: float(project(name, value, gradient).abs().max())
+        for (name, value), gradient in zip(run.params.items(), gradients, strict=True)
+    }
 
 
 def test_a_prior_that_pulls_hard_decides() -> None:
