@@ -139,8 +139,8 @@ class Checker:
     def first_step(self) -> None:
         """Properties 4 and 1, and the gradient that the optimiser is given."""
         start = own_loss(self.drawn)
-        self.compare_loss(self.em.evaluate_loss(), start, "evaluated at the start")
         try:
+            self.compare_loss(self.em.evaluate_loss(), start, "evaluated at the start")
             told = self.em.step()
         except ValueError as error:
             self._check_refusal(str(error))
