@@ -455,7 +455,7 @@ class RegimeModel(BaseEstimator):
         return persistence.read_model(path, cls)
 
     def _computing(self) -> AbstractContextManager[None]:
-        """Whatever the caller's modes of torch."""
+        """A context for all computation with torch, without the caller's modes."""
         return plain_torch(checks.present_device(self.device))
 
     def _where(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pyro_regimes.emissions.update import (
     Update,
     divide,
     divide_where_known,
+    finite,
     shift,
     unchanged,
 )
@@ -185,6 +186,26 @@ def _feasible_precision(precision: Tensor, floor: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(_raise_eigenvalues(covariance, floor)))
 
 
+def _exceeds_rounding(factor: Tensor) -> Tensor:
+    """Whether each pivot of a matrix, given its factor, is more than rounding of its diagonal.
+
+    The square of a pivot is what of a variance the series before it do not explain.
+    """
+    pivot, variance = factor.diagonal(dim1=-2, dim2=-1), factor.square().sum(-1)
+    rounding = factor.shape[-1] * torch.finfo(factor.dtype).eps
+    return ((pivot > 0) & variance.isfinite() & (pivot**2 > rounding * variance)).all(-1)
+
+
+def _is_definite(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return (info == 0) & _exceeds_rounding(factor)
+
+
+def _is_definite_precision(precision: Tensor) -> Tensor:
+    # Flipped, as torch computes the factor of its inverse.
+    return _is_definite(precision.flip(-2, -1)) & _is_definite(precision)
+
+
 def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
     _, total, precision = statistics
     return total - (precision @ loc.unsqueeze(-1)).squeeze(-1)
@@ -271,6 +292,7 @@ UPDATES = (
         _location_statistics,
         _mean,
         unchanged,
+        finite,
         "weighted mean (35)",
         Natural(shift, _location_score, _location_gain),
     ),
@@ -281,6 +303,7 @@ UPDATES = (
         _scatter_statistics,
         _covariance_matrix,
         _raise_eigenvalues,
+        _is_definite,
         _SCATTER,
         Natural(_COVARIANCE.perturb, _COVARIANCE.score, _COVARIANCE.gain),
     ),
@@ -291,6 +314,7 @@ UPDATES = (
         _scatter_statistics,
         _scale_tril,
         _feasible_scale_tril,
+        _exceeds_rounding,
         _SCATTER,
         Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
     ),
@@ -301,6 +325,7 @@ UPDATES = (
         _scatter_statistics,
         _precision_matrix,
         _feasible_precision,
+        _is_definite_precision,
         _SCATTER,
         Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
     ),

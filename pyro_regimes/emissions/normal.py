@@ -26,6 +26,7 @@ from pyro_regimes.emissions.update import (
     Update,
     divide,
     divide_where_known,
+    finite,
     shift,
     unchanged,
 )
@@ -140,6 +141,10 @@ def _feasible(scale: Tensor, floor: float) -> Tensor:
     return scale.clamp(min=floor**0.5)
 
 
+def _is_positive(scale: Tensor) -> Tensor:
+    return scale.isfinite() & (scale >= torch.finfo(scale.dtype).tiny)
+
+
 def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
     weight, total = statistics
     return total - weight * loc
@@ -175,6 +180,7 @@ UPDATES = (
         _location_statistics,
         _mean,
         unchanged,
+        finite,
         "weighted mean (35)",
         Natural(shift, _location_score, _location_gain),
     ),
@@ -185,6 +191,7 @@ UPDATES = (
         _scale_statistics,
         _standard_deviation,
         _feasible,
+        _is_positive,
         "weighted sd (41)",
         Natural(_stretch, _scale_score, _scale_gain),
     ),

@@ -60,6 +60,8 @@ class Update(NamedTuple):
     maximise: Callable[[tuple[Tensor, ...], float], Tensor]
     #: ``(cells, floor) -> cells`` that meet the covariance floor.
     feasible: Callable[[Tensor, float], Tensor]
+    #: ``cells -> mask`` of those at which the density can be computed.
+    sound: Callable[[Tensor], Tensor]
     what: str  #: for the reader of ``em.plan``
     natural: Natural  #: for the check of convergence
 
@@ -79,6 +81,11 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
 def unchanged(cells: Tensor, floor: float) -> Tensor:
     """``feasible`` of an argument that the covariance floor does not concern."""
     return cells
+
+
+def finite(cells: Tensor) -> Tensor:
+    """``sound`` of an argument that may be any number; by elements."""
+    return cells.isfinite()
 
 
 def divide(total: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from pyro_regimes.infer.e_step import Arguments, Expected, SiteData, take_expectations
 from pyro_regimes.infer.fused import Fused
 from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.m_step import Maximised, fill_affine, fill_arguments, maximise
+from pyro_regimes.infer.m_step import Maximised, as_stored, fill_affine, fill_arguments, maximise
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.tracing import Latent, Run
@@ -99,6 +99,7 @@ class State(NamedTuple):
     """Parameters, and what is expected at them."""
 
     params: Params
+    leaves: Params  #: what the store holds of those that are positive definite
     expected: dict[str, Expected]
     losses: Array  #: minus the log-likelihood of each restart, ``(R,)``
     unbounded: list[str]  #: parameters that had no maximum in the step that led here
@@ -108,6 +109,7 @@ class State(NamedTuple):
 def evaluate(
     problem: Problem,
     params: Params,
+    leaves: Params,
     arguments: dict[str, Arguments],
     found: Maximised | None = None,
 ) -> State:
@@ -134,7 +136,7 @@ def evaluate(
     raised = [name if flag else None for name, flag in zip(names, there, strict=True)]
     count = 0 if found is None else len(found.unbounded)
     unbounded, idle = ([name for name in part if name] for part in (raised[:count], raised[count:]))
-    return State(params, expected, losses, unbounded, idle)
+    return State(params, leaves, expected, losses, unbounded, idle)
 
 
 class OutsideConstraint(ValueError):
@@ -159,7 +161,12 @@ def step(problem: Problem, now: State) -> Maximised:
     :raises OutsideConstraint: if a maximiser does not meet its parameter's constraint.
     """
     found = maximise(
-        problem.plan, now.expected, now.params, problem.min_eigenvalue, problem.pseudo
+        problem.plan,
+        now.expected,
+        now.params,
+        now.leaves,
+        problem.min_eigenvalue,
+        problem.pseudo,
     )
     for name, constraint in problem.constraints.items():
         if not constraint.check(found.values[name]).all():
@@ -185,6 +192,18 @@ def fallen(now: State, losses: Array) -> Flags:
     precision = max(torch.finfo(value.dtype).eps for value in now.params.values())
     bound = now.losses + 64 * precision * (1 + abs(now.losses))
     return np.isfinite(now.losses) & ~(losses <= bound)
+
+
+def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = True) -> bool:
+    """Whether two computations of losses agree.
+
+    :param beyond_rounding: whether the loss of digits counts as agreement that two ways of
+        computing a covariance near singularity have.
+    """
+    precision = max(torch.finfo(value.dtype).eps for value in params.values())
+    bound = (precision**0.5 if beyond_rounding else 64 * precision) * (1 + abs(one))
+    with np.errstate(invalid="ignore"):
+        return bool(((one == other) | (abs(one - other) <= bound)).all())
 
 
 class Climb:
@@ -251,7 +270,9 @@ class Climb:
 
         def attempt(held: Held) -> State:
             self.num_e_steps += 1
-            return self.at(choose(self.problem.groups, now.params, found.values, held), found)
+            groups = self.problem.groups
+            params = choose(groups, now.params, found.values, held)
+            return self.at(params, choose(groups, now.leaves, found.leaves, held), found)
 
         after = attempt(self.held)
         for name in after.unbounded:
@@ -306,9 +327,9 @@ class Climb:
             return
         parameters = fused.read(self.now.params)
         losses, after = fused.step(parameters)
-        start = self.num_steps
+        start, before = self.now, self.num_steps
         try:
-            while after is not None and self.num_steps - start < num_steps and not self.converged:
+            while after is not None and self.num_steps - before < num_steps and not self.converged:
                 losses, beyond = fused.step(after)
                 if losses is None or fallen(self.now, losses).any():
                     break  # of which :meth:`run` takes care
@@ -320,13 +341,21 @@ class Climb:
                 if tol is not None and self._is_level(rise, tol):
                     self._converge(tol)
         finally:  # also where the user ended it
-            if self.num_steps > start:
-                self.now = self.now._replace(params=fused.write(parameters, self.now.params))
-        if self.num_steps > start and not self.converged and self.num_steps - start < num_steps:
+            if self.num_steps > before:
+                params, leaves = fused.write(parameters, self.now.params), {}
+                for name in self.now.leaves:
+                    params[name], leaves[name] = as_stored(params[name])
+                self.now = self.now._replace(params=params, leaves=leaves)
+        if self.num_steps > before and not self.converged and self.num_steps - before < num_steps:
             arguments = self._arguments_of(self.now.params)
-            state = evaluate(self.problem, self.now.params, arguments)
-            self.now = state._replace(losses=self.losses[-1])
+            state = evaluate(self.problem, self.now.params, self.now.leaves, arguments)
             self.num_e_steps += 1
+            if agrees(self.now.params, self.losses[-1], state.losses):
+                self.now = state
+                self.measured(state.losses)
+            else:  # the kernel computes what the model does not
+                self.now = start
+                del self.losses[before + 1 :]
 
     def _arguments_of(self, params: Params) -> dict[str, Arguments]:
         """The arguments of all sites that hold these parameters."""
@@ -336,10 +365,23 @@ class Climb:
         fill_affine(self.problem.plan.affine, params, self.now.params, arguments)
         return arguments
 
-    def at(self, params: Params, found: Maximised) -> State:
+    def at(self, params: Params, leaves: Params, found: Maximised) -> State:
         """The state of parameters: those found, or of some restarts the ones before."""
         arguments = found.arguments if params is found.values else self._arguments_of(params)
-        return evaluate(self.problem, params, arguments, found)
+        return evaluate(self.problem, params, leaves, arguments, found)
+
+    def measured(self, losses: Array) -> None:
+        """Tell the last losses as another computation has found them.
+
+        Both have rounding errors. An earlier loss that is lower for no other reason follows.
+        """
+        self.losses[-1] = losses
+        self.now = self.now._replace(losses=losses)
+        for index in range(self.num_steps - 1, -1, -1):
+            low = self.losses[index] < self.losses[index + 1]
+            if not low.any():
+                break
+            self.losses[index] = np.where(low, self.losses[index + 1], self.losses[index])
 
     @property
     def num_steps(self) -> int:

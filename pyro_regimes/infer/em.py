@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any, Callable
 
 import numpy as np
 import pyro
 import torch
+from torch.distributions.constraints import positive_definite
 
 from pyro_regimes.infer import climb, guard
 from pyro_regimes.infer.callables import check_callables
@@ -31,7 +31,7 @@ from pyro_regimes.infer.grouping import Groups, find_groups
 from pyro_regimes.infer.guard import Call
 from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.isolation import pyro_section
+from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.parameters import find_parameters
 from pyro_regimes.infer.plan import Plan
 from pyro_regimes.infer.reading import (
@@ -48,6 +48,7 @@ from pyro_regimes.infer.tracing import (
     run_model,
     write_parameter,
 )
+from pyro_regimes.infer.undisturbed import Undisturbed
 
 __all__ = ["EM", "EMResult"]
 
@@ -139,9 +140,9 @@ class EM:
 
         That is the plan, the running averages of stochastic EM, its number of minibatches, the
         frozen parameters and the warnings given. It happens by itself where the store holds other
-        parameters than before (after ``pyro.clear_param_store()``) or a subsampled plate has
-        another size. A new data set of the same size, with the parameters of the last one as its
-        start, needs a call.
+        parameters than before (after ``pyro.clear_param_store()``); the averages are forgotten
+        where a subsampled plate has another size. A new data set of the same size, with the
+        parameters of the last one as its start, needs a call.
         """
         self._plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self._frozen = {}, {}, {}
@@ -155,7 +156,8 @@ class EM:
 
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
-        with self._pyro(), torch.no_grad():
+        call = Undisturbed(self._mark())
+        with call, call, self._pyro(), torch.no_grad():
             reading = self._read(args, kwargs)
             way = ReadingClimb(self, reading, args, kwargs)
             way.move()
@@ -164,7 +166,8 @@ class EM:
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
-        with self._pyro(), torch.no_grad():
+        call = Undisturbed(lambda: None)
+        with call, call, self._pyro(), torch.no_grad():
             run = self._run(args, kwargs)
             values = read_log_probs(run.sites).values()
             return -run.log_priors() - sum(float(value.double().sum()) for value in values)
@@ -201,50 +204,85 @@ class EM:
         num_steps = int(num_steps)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        with torch.no_grad():
+        call = Undisturbed(self._mark())
+        with call, call, torch.no_grad():
             with self._pyro():
                 reading = self._read(args, kwargs)
                 problem, start, _ = reading
                 if not problem.plan.is_closed:
                     way: Climb = ReadingClimb(self, reading, args, kwargs)
-                    way.run(num_steps, tol, callback)
-                    self._frozen = way.frozen
+                    self._run_reading(way, num_steps, tol, callback, call)
                     return self._checked(way, tol if check else None, args, kwargs)
                 if not problem.constraints:
                     fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
                     problem = problem._replace(fused=fused)
             way = Climb(problem, start, self._warn, self._frozen)
 
+            def keep() -> None:
+                if way.num_steps:
+                    with self._pyro():
+                        write(way.now.params, way.now.leaves)
+
             def shown(number: int, loss: float) -> None:
-                with self._pyro():
-                    write(way.now.params)
+                keep()
                 assert callback is not None
                 callback(number, loss)
 
+            call.undo = keep  # where an error, or the user, ends it
             try:
                 way.run(num_steps, tol, callback and shown)
             except OutsideConstraint as error:
                 if self.optim is None:
                     raise
                 way.blamed = [error.name]
-            finally:  # also where an error, or the user, ended it
-                if way.num_steps:
-                    with self._pyro():
-                        write(way.now.params)
+            keep()
             agrees = not way.num_steps or self._agrees(way, args, kwargs)
             if not agrees or way.blamed and problem.may_move:
                 way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
                 with self._pyro():
-                    way.run(num_steps, tol, callback)
+                    self._run_reading(way, num_steps, tol, callback, call)
             self._frozen = way.frozen
             return self._checked(way, tol if check else None, args, kwargs)
 
-    @contextmanager
-    def _pyro(self) -> Iterator[None]:
-        """Alone with Pyro's handlers and the parameter store, and able to differentiate."""
-        recording = torch.is_grad_enabled()
-        with pyro_section(), torch.inference_mode(False), torch.set_grad_enabled(recording):
-            yield
+    def _run_reading(
+        self,
+        way: Climb,
+        num_steps: int,
+        tol: float | None,
+        callback: Callable[[int, float], None] | None,
+        call: Undisturbed,
+    ) -> None:
+        """Run the model at every step, and come back to the last one that was completed."""
+
+        def completed(number: int, loss: float) -> None:
+            call.undo = self._mark()
+            if callback is not None:
+                callback(number, loss)
+
+        call.undo = self._mark()
+        way.run(num_steps, tol, completed)
+        self._frozen = way.frozen
+
+    def _pyro(self) -> AbstractContextManager[Any]:
+        """Alone with Pyro's handlers and the parameter store."""
+        return Alone()
+
+    def _mark(self) -> Callable[[], None]:
+        """What comes back to the parameters, and to what EM knows of them, as they are now."""
+        known = dict(vars(self))
+        with self._pyro():
+            leaves = dict(pyro.get_param_store().named_parameters())
+            names = self._leaves or leaves
+            held = [leaf for name, leaf in leaves.items() if name in names]
+        kept = [(leaf, leaf.detach().clone()) for leaf in held]
+
+        def undo() -> None:
+            with torch.no_grad():
+                for leaf, value in kept:
+                    leaf.copy_(value)
+            vars(self).update(known)
+
+        return undo
 
     def _run(
         self,
@@ -296,7 +334,12 @@ class EM:
         )
         params = {name: run.params[name].detach() for name in plan.names}
         arguments = {name: data.arguments for name, data in problem.sites.items()}
-        state = climb.evaluate(problem, params, arguments)
+        leaves = {
+            name: self._leaves[name].detach().clone()
+            for name, constraint in constraints.items()
+            if constraint is positive_definite
+        }
+        state = climb.evaluate(problem, params, leaves, arguments)
         gradients = {}
         if plan.gradient:
             gradients = find_gradients(run, state.expected, list(plan.gradient))
@@ -358,7 +401,8 @@ class EM:
         self._averages = {
             name: each.averages for name, each in expected.items() if each.averages is not None
         }
-        write(climb.step(problem, now._replace(expected=expected)).values)
+        found = climb.step(problem, now._replace(expected=expected))
+        write(found.values, found.leaves)
 
     def _give_up(self, names: list[str]) -> None:
         """Leave parameters to the optimiser whose closed form is no step upwards."""
@@ -377,13 +421,14 @@ class EM:
         """From where a climb on tensors has come; or from the start, where the model differs."""
         with self._pyro():
             if way is None:
-                write(start.state.params)
+                write(start.state.params, start.state.leaves)
                 return ReadingClimb(self, start, args, kwargs)
             self._give_up(way.blamed)
             more = ReadingClimb(self, self._read(args, kwargs), args, kwargs)
             more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
             if not way.problem.plan.is_joint:  # what was told restart by restart is so no longer
                 more.losses = [np.array([way.problem.loss(each)]) for each in way.losses]
+            more.measured(more.now.losses)
             return more
 
     def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -393,13 +438,16 @@ class EM:
             run = self._run_as_planned(plan, args, kwargs)
             if not (plan.holds(run) and groups.fits(run)):
                 return False
-            losses = np.append(read_losses(plan, groups, run), climb.constant_of(plan, run))
-        expected = np.append(way.losses[-1], way.problem.constant)
-        # To the store and back a parameter loses some digits.
-        precision = max(torch.finfo(value.dtype).eps for value in way.now.params.values())
-        bound = precision**0.5 * (1 + abs(expected))
-        with np.errstate(invalid="ignore"):
-            return bool(((losses == expected) | (abs(losses - expected) <= bound)).all())
+            losses = read_losses(plan, groups, run)
+            constant = climb.constant_of(plan, run)
+        params = way.now.params
+        if not climb.agrees(params, way.losses[-1], losses):
+            return False
+        if not climb.agrees(params, np.array(way.problem.constant), np.array(constant)):
+            return False
+        if not climb.agrees(params, way.losses[-1], losses, beyond_rounding=False):
+            way.measured(losses)
+        return True
 
     def _checked(
         self, way: Climb, tol: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]

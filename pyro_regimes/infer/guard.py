@@ -109,7 +109,7 @@ def _state(way: Climb) -> State:
     if way.problem.fused is None:
         return way.now
     arguments = way._arguments_of(way.now.params)
-    return climb.evaluate(way.problem, way.now.params, arguments)
+    return climb.evaluate(way.problem, way.now.params, way.now.leaves, arguments)
 
 
 class Perturbed(NamedTuple):

@@ -1,8 +1,10 @@
 """Handlers, plates and the parameter store of Pyro, which belong to the whole process.
 
-:data:`PYRO_LOCK` is held while a model runs or the store is touched. :func:`pyro_section` holds it
-for a block; :func:`isolated` gives a block a Pyro without the caller's handlers and plates, and
-with another parameter store. :func:`plain_torch` does the like for the modes of torch.
+:data:`PYRO_LOCK` is held while a model runs or the store is touched. :class:`Alone` holds it for a
+block; :func:`isolated` runs a block without the caller's handlers and plates, and with another
+parameter store. :func:`plain_torch` runs a block without the caller's modes of torch.
+
+In a forked process the lock is free, and Pyro is as it was before the block of another thread.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import pyro
@@ -22,43 +25,69 @@ PYRO_LOCK = threading.RLock()
 """Held while a model is traced or the parameter store is touched: both are the process's own."""
 
 
-class _State(NamedTuple):
-    """What Pyro keeps for the whole process."""
+class State(NamedTuple):
+    """What Pyro keeps for the whole process. Read and written under the lock."""
 
     handlers: list[Any]  #: outermost first
     plates: list[str | None]  #: that have a dim, from the right
-    store: dict[str, Any]  #: the attributes of the parameter store
+    store: dict[str, Any]  #: where the parameter store keeps its attributes
+    parts: dict[str, Any]  #: the attributes, in whose place a ``scope()`` of the store puts others
 
     @classmethod
-    def read(cls) -> _State:
+    def read(cls) -> State:
+        store = vars(pyro.get_param_store())
         plates = list(runtime._DIM_ALLOCATOR._stack)
-        return cls(list(runtime._PYRO_STACK), plates, vars(pyro.get_param_store()))
+        return cls(list(runtime._PYRO_STACK), plates, store, dict(store))
 
     def write(self) -> None:
-        """Make it so. The lists stay the same objects, which Pyro imports by name."""
+        """Set Pyro to it; twice does no harm. The lists stay the same objects."""
         runtime._PYRO_STACK[:] = self.handlers
         runtime._DIM_ALLOCATOR._stack[:] = self.plates
         pyro.get_param_store().__dict__ = self.store
+        self.store.update(self.parts)
 
 
-_outside: list[_State] = []  # of the sections that are open: what each found, outermost first
+_outside: list[State] = []  # of the blocks that are open: what each found, outermost first
+
+
+class Alone:
+    """Hold :data:`PYRO_LOCK` for a block of :class:`.Undisturbed`. May be nested.
+
+    After an exception Pyro is as before when others go on.
+    """
+
+    def __enter__(self) -> Alone:
+        PYRO_LOCK.acquire()
+        self._depth, self._before = len(_outside), State.read()
+        _outside.append(self._before)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del _outside[self._depth :]
+        if kind is not None:
+            self._before.write()
+        PYRO_LOCK.release()
 
 
 @contextmanager
 def _remembered() -> Iterator[None]:
     depth = len(_outside)
     try:
-        _outside.append(_State.read())
+        _outside.append(State.read())
         yield
     finally:
         del _outside[depth:]
 
 
-@contextmanager
-def pyro_section() -> Iterator[None]:
-    """Hold :data:`PYRO_LOCK`. May be nested."""
-    with PYRO_LOCK, _remembered():
-        yield
+def release_fully() -> None:
+    """Release the lock as often as this thread holds it, after an interrupt between two lines."""
+    while PYRO_LOCK._is_owned():  # type: ignore[attr-defined]
+        PYRO_LOCK.release()
 
 
 @contextmanager
@@ -68,20 +97,25 @@ def isolated(store: ParamStoreDict) -> Iterator[None]:
     What the block does to the parameter store it does to ``store``. Afterwards, also after an
     error, the caller's handlers, plates and parameters are what they were, to the very objects.
     """
-    with pyro_section():
-        outside = _State.read()
-        try:
+    is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
+    try:
+        with PYRO_LOCK, _remembered():
+            outside = State.read()
             try:
-                _State([], [], vars(store)).write()
-                yield
+                try:
+                    State([], [], vars(store), dict(vars(store))).write()
+                    yield
+                finally:
+                    outside.write()
             finally:
-                outside.write()
-        finally:
-            outside.write()  # once more, as an interrupt may have stopped the first
+                outside.write()  # once more, as an interrupt may have stopped the first
+    finally:
+        if not is_nested:
+            release_fully()
 
 
 def copy_of_store() -> ParamStoreDict:
-    """A store with the caller's parameters, the very tensors; new ones are not the caller's."""
+    """A store with the caller's parameters, the same tensors. New ones are added to it alone."""
     copy = ParamStoreDict()
     vars(copy).update({name: dict(part) for name, part in vars(pyro.get_param_store()).items()})
     return copy

@@ -18,21 +18,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import LowerCholeskyTransform, constraints, transform_to
 
 from pyro_regimes.infer.affine import Affine, solve
 from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.jacobian import gram
+from pyro_regimes.infer.links import Link
 from pyro_regimes.infer.plan import Assignment, Plan, Use
 from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.roles import Role
+
+_LOWER_CHOLESKY = LowerCholeskyTransform()
 
 
 class Maximised(NamedTuple):
     """What an M-step finds."""
 
-    values: dict[str, Tensor]  #: of the parameters
+    values: dict[str, Tensor]  #: of the parameters, as the store will give them
+    leaves: dict[str, Tensor]  #: what the store holds of those that are positive definite
     arguments: dict[str, Arguments]  #: of the sites, holding these values
     #: for each parameter, whether it has no maximum in some cell that has weight
     unbounded: dict[str, Tensor]
@@ -64,20 +69,23 @@ def maximise(
     plan: Plan,
     expected: dict[str, Expected],
     params: dict[str, Tensor],
+    leaves: dict[str, Tensor],
     floor: float,
     pseudo: dict[str, Statistics],
 ) -> Maximised:
     """New values of all parameters, each given those before it in the plan.
 
-    Where a cell has no weight, or no maximum (a covariance that is singular), it keeps its value:
-    the objective is not lowered. Locations come before the spreads about them (ECM).
+    Where a cell has no weight, or no maximum (a covariance that is singular, also once it has been
+    rounded on its way through the store), it keeps its value: the objective is not lowered.
+    Locations come before the spreads about them (ECM).
 
     :param params: the present values.
+    :param leaves: of the positive definite ones, what the store holds.
     :param floor: on the eigenvalues of covariances.
     :param pseudo: what conjugate priors add to the statistics of a parameter.
     """
     arguments = {name: dict(each.arguments) for name, each in expected.items()}
-    values, unbounded, idle = {}, {}, {}
+    values, stored, unbounded, idle = {}, {}, {}, {}
     if plan.affine.names:
         values = _solve_affine(plan.affine, expected, params, arguments, pseudo)
         fill_affine(plan.affine, values, params, arguments)
@@ -92,17 +100,67 @@ def maximise(
         else:
             new = update_probs(statistics[0], each.link.forward(cells))
         new = each.link.inverse(new).to(old.dtype)
-        missing = new.isnan()
+        leaf = leaves.get(each.name)
+        if leaf is not None:
+            new, stored[each.name] = _as_cells(as_stored(new.reshape(old.shape)), cells.shape)
+        missing = ~_is_sound(each, new)
         if missing.device.type != "cpu" or bool(missing.any()):
-            missing = missing.reshape(len(new), -1).any(-1)
             weight = statistics[0].reshape(len(new), -1).amax(-1)
             counted = weight > torch.finfo(weight.dtype).tiny
             unbounded[each.name] = (missing & counted).any()
             idle[each.name] = (missing & ~counted).any()
-            new = torch.where(missing.reshape((-1,) + (1,) * each.event_dim), cells, new)
+            missing = missing.reshape((-1,) + (1,) * each.event_dim)
+            new = torch.where(missing, cells, new)
+            if leaf is not None:
+                before = leaf.reshape(cells.shape)
+                stored[each.name] = torch.where(missing, before, stored[each.name])
         values[each.name] = new.reshape(old.shape)
+        if leaf is not None:
+            stored[each.name] = stored[each.name].reshape(old.shape)
         fill_arguments(each, values[each.name], arguments)
-    return Maximised(values, arguments, unbounded, idle)
+    return Maximised(values, stored, arguments, unbounded, idle)
+
+
+def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A positive definite parameter as it is read from the store, and what the store holds.
+
+    That is the Cholesky factor with the logarithm of its diagonal, in which the last digits are
+    lost that decide about the likelihood of a matrix near singularity. NaN where it has none.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    factor = factor.masked_fill((info != 0)[..., None, None], torch.nan)
+    leaf = _LOWER_CHOLESKY._inverse(factor)
+    return transform_to(constraints.positive_definite)(leaf), leaf
+
+
+def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
+    one, other = tensors
+    return one.reshape(shape), other.reshape(shape)
+
+
+def _is_sound(each: Assignment, cells: Tensor) -> Tensor:
+    """For each cell whether it is a number at which the model can be run."""
+    sound = ~cells.isnan()
+    if each.update is not None:
+        held = each.link.forward(cells)
+        admitted = each.update.sound(held)
+        if not each.link.is_identity and each.event_dim == 2:
+            admitted = admitted & _is_stable(each.link, cells, held)
+        sound = sound & admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
+    return sound.reshape(len(cells), -1).all(-1)
+
+
+def _is_stable(link: Link, cells: Tensor, held: Tensor) -> Tensor:
+    """For each matrix whether rounding leaves what a link makes of it as it is.
+
+    The model computes it in a way of its own. A plan holds while both agree to ``eps ** 0.6``.
+    """
+    eps = torch.finfo(cells.dtype).eps
+    index = torch.arange(1, cells.shape[-1] + 1, dtype=cells.dtype, device=cells.device)
+    signs = (3 * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
+    moved = link.forward(cells * (1 + 32 * eps * signs))
+    error, size = ((moved - held).abs(), held.abs())
+    return error.amax((-2, -1)) <= eps**0.6 * size.amax((-2, -1))
 
 
 def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Arguments]) -> None:

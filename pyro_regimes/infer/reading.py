@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyro
+import torch
 
 from pyro_regimes.infer import climb
 from pyro_regimes.infer.climb import Climb, OutsideConstraint, Params, Problem, State
@@ -44,15 +46,21 @@ class ReadingClimb(Climb):
         self._gradients = reading.gradients
         self._idle: list[str] = []
 
-    def at(self, params: Params, found: Maximised) -> State:
-        """The losses alone, by one forward pass of the model."""
-        write(params)
-        run = self._em._run(self._args, self._kwargs)
-        losses = read_losses(self.problem.plan, self.problem.groups, run)
+    def at(self, params: Params, leaves: Params, found: Maximised) -> State:
+        """The losses alone, by one forward pass of the model; infinite where it cannot be run."""
+        try:
+            write(params, leaves)
+            run = self._em._run(self._args, self._kwargs)
+            losses = read_losses(self.problem.plan, self.problem.groups, run)
+        except (torch.linalg.LinAlgError, ValueError):
+            before = self.now.params
+            if all(torch.equal(value, before[name]) for name, value in params.items()):
+                raise  # it is not the step that does it
+            losses = np.full_like(self.now.losses, np.inf)
         unbounded = [name for name, there in found.unbounded.items() if there]
         self._idle = [name for name, there in found.idle.items() if there]
         return self.now._replace(
-            params=params, losses=losses, unbounded=unbounded, idle=self._idle
+            params=params, leaves=leaves, losses=losses, unbounded=unbounded, idle=self._idle
         )
 
     def move(self) -> None:
@@ -136,7 +144,15 @@ def read_losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
     return losses
 
 
-def write(params: Params) -> None:
-    """Set parameters in the store, in place."""
+def write(params: Params, leaves: Params) -> None:
+    """Set parameters in the store, in place.
+
+    :param leaves: of some of them, what the store is to hold, to the last digit.
+    """
+    held = dict(pyro.get_param_store().named_parameters())
     for name, value in params.items():
-        write_parameter(name, value)
+        if name in leaves:
+            with torch.no_grad():
+                held[name].copy_(leaves[name])
+        else:
+            write_parameter(name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, cast
 
 import numpy as np
 import pyro
@@ -151,11 +151,10 @@ def run_model(
         found[name] = Latent(
             name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
         )
-    sizes = {
-        name: int(node["fn"].size)
-        for name, node in trace.nodes.items()
-        if site_is_subsample(node)
+    plates: dict[str, Any] = {
+        name: node["fn"] for name, node in trace.nodes.items() if site_is_subsample(node)
     }
+    sizes = {name: int(plate.size) for name, plate in plates.items()}
     return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
 
 
@@ -233,10 +232,9 @@ def _check_shapes(trace: Any) -> None:
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         shape = _log_prob_shape(node)
-        site: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
-        unbounded: Any = math.inf
+        checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
         try:
-            check_site_shape(site, unbounded)
+            check_site_shape(checked, cast(int, math.inf))
         except ValueError as error:
             raise ValueError(_shape_message(name, node, shape)) from error
 

@@ -4,8 +4,9 @@ Densities, the scaled sweep and weighted moments are the kernels that the E-step
 any model use; here they follow one another without a tensor operation between them, as a few
 hundred short operations take longer than the kernels do for some thousand observations.
 
-Only an ordinary step is made: every state has weight and is left, and no covariance is singular
-or below the floor. Of any other it says so, and makes none.
+Only an ordinary step is made: every state has weight and is left, and no covariance is nearly
+singular or below the floor. (Near singularity two computations of one likelihood differ, and EM
+reports that of the model.) For any other step it returns None.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _maximise(
     old_loc: Any,  # (P, K, D)
     tiny: float,
     floor: float,
-    rounding: float,
+    least: float,
     initial: Any,
     transition: Any,
     loc: Any,
@@ -161,7 +162,7 @@ def _maximise(
                 # thousandth of it must be left, lest digits are lost.
                 if loc[p, k, i] ** 2 > 1e3 * covariance[p, k, i, i]:
                     return False
-            if not _cholesky(covariance[p, k], 0.0, rounding, factor):
+            if not _cholesky(covariance[p, k], 0.0, least, factor):
                 return False
             if floor > 0.0 and not _cholesky(covariance[p, k], floor, 0.0, factor):
                 return False
@@ -192,7 +193,9 @@ class GaussianEM:
         self._value, self._lengths = value, lengths
         self._num_models = num_models
         info = np.finfo(value.dtype)
-        self._bounds = (float(info.tiny), min_eigenvalue, 16 * size * float(info.eps))
+        # Of T observations the log-likelihood loses some T eps / (2 least) nats.
+        least = float(info.eps) ** (1 / 3)
+        self._bounds = (float(info.tiny), min_eigenvalue, least)
         models = count if num_models > 1 else 1
         self._prepared = (
             np.empty((models, num_states)),

@@ -20,7 +20,7 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import runtime
 
 from pyro_regimes.infer import isolation
-from pyro_regimes.infer.isolation import PYRO_LOCK, isolated, plain_torch, pyro_section
+from pyro_regimes.infer.isolation import PYRO_LOCK, Alone, isolated, plain_torch
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 # From Python 3.12 on any fork of a process with threads is reported.
@@ -75,7 +75,7 @@ def may_use_pyro() -> bool:
     got = []
 
     def work() -> None:
-        with pyro_section():
+        with Alone():
             got.append(True)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -105,7 +105,7 @@ def test_a_fork_while_another_thread_is_in_a_section(inside) -> None:
             elif inside == "isolation":
                 self.parts = [isolated(ParamStoreDict()), poutine.trace()]
             else:
-                self.parts = [pyro_section(), poutine.block(), pyro.plate("starts", 3, dim=-1)]
+                self.parts = [Alone(), poutine.block(), pyro.plate("starts", 3, dim=-1)]
             for part in self.parts:
                 part.__enter__()
 
