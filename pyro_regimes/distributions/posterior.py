@@ -15,7 +15,7 @@ class Posterior(NamedTuple):
     and the predicted ones after that.
     """
 
-    log_likelihood: Tensor  #: ``(...)``, :math:`\log p(x)` in nats
+    log_likelihood: Tensor  #: ``(...)``, :math:`\log p(x)` in nats, float64 whatever the dtype
     filtered_probs: Tensor  #: ``(..., T, K)``, :math:`p(q_t \mid x_1, \dots, x_t)`
     predicted_probs: Tensor  #: ``(..., T, K)``, :math:`p(q_t \mid x_1, \dots, x_{t-1})`
     smoothed_probs: Tensor  #: ``(..., T, K)``, :math:`\gamma_t = p(q_t \mid x_1, \dots, x_T)`

@@ -196,23 +196,35 @@ class RegimeHMM(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""The log-likelihood :math:`\log p(x)`, summed over all paths of states.
 
-        Its gradient is the E-step (Fisher's identity). Derivatives of any order are right; under
-        :mod:`torch.func`, those of the first two.
+        Its gradient is the E-step (Fisher's identity). Derivatives of any order are right, in
+        reverse mode and in forward mode, with :mod:`torch.func` or without.
 
         :param value: ``(..., T) + observation_dist.event_shape``.
-        :return: ``(...)``; -inf, with gradient 0, for a sequence of probability zero.
+        :return: ``(...)``, in the dtype that the arguments and the value promote to; -inf, with
+            gradient 0, for a sequence of probability zero.
         :raises ValueError: if the value's shape, length or support does not fit.
         """
+        log_likelihood, dtype = self._evaluate(value)
+        return log_likelihood.to(dtype)
+
+    def _log_likelihood(self, value: Tensor) -> Tensor:
+        """:meth:`log_prob` before it is rounded: float64 whatever the dtype of the arguments."""
+        return self._evaluate(value)[0]
+
+    def _evaluate(self, value: Tensor) -> tuple[Tensor, torch.dtype]:
+        """The log-likelihood in float64, and the dtype that it is to be rounded to."""
         value = self._check(value)
         found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
-            return provenance.call(ops.log_likelihood, *self._chain_of(value))
-        log_likelihood = provenance.call(
-            gaussian_chain.log_likelihood,
-            self.initial_logits, self.transition_logits, value, *found, self.lengths
-        )
+            chain = self._chain_of(value)
+            log_likelihood = provenance.call(ops.log_likelihood, *chain)
+            return log_likelihood, ops.promoted_dtype(*chain[:3])
+        given = (self.initial_logits, self.transition_logits, value, *found)
+        log_likelihood = provenance.call(gaussian_chain.log_likelihood, *given, self.lengths)
         shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
-        return log_likelihood if log_likelihood.shape == shape else log_likelihood.expand(shape)
+        if log_likelihood.shape != shape:
+            log_likelihood = log_likelihood.expand(shape)
+        return log_likelihood, ops.promoted_dtype(*given)
 
     def filter(self, value: Tensor) -> Categorical:
         r"""The last state given the data, :math:`p(q_T \mid x_1, \dots, x_T)`.

@@ -6,12 +6,13 @@ made ready, so that EM can iterate without running the model.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.emissions.update import Observed
 from pyro_regimes.infer.grouping import batch_shape
 from pyro_regimes.infer.stochastic import Averages, read_averages
@@ -161,8 +162,15 @@ def take_expectations(data: SiteData, arguments: Arguments) -> Expected:
 
 
 def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
-    """The weighted log-likelihood of every sequence, by the distributions' own ``log_prob``."""
+    """The weighted log-likelihood of every sequence, by the distributions' own ``log_prob``.
+
+    Of a RegimeHMM itself it is float64, before ``log_prob`` rounds it to the dtype of the data.
+    """
     return {
-        name: scale_and_mask(site.hmm.log_prob(site.value), site.scale, site.mask)
+        name: scale_and_mask(_log_prob(site.hmm)(site.value), site.scale, site.mask)
         for name, site in sites.items()
     }
+
+
+def _log_prob(hmm: RegimeHMM) -> Callable[[Tensor], Tensor]:
+    return hmm._log_likelihood if type(hmm) is RegimeHMM else hmm.log_prob

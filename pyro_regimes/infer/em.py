@@ -48,7 +48,7 @@ from pyro_regimes.infer.tracing import (
     run_model,
     write_parameter,
 )
-from pyro_regimes.infer.undisturbed import Undisturbed
+from pyro_regimes.infer.undisturbed import Undisturbed, check_leaves, explained
 
 __all__ = ["EM", "EMResult"]
 
@@ -156,8 +156,9 @@ class EM:
 
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
-        call = Undisturbed(self._mark())
+        call = Undisturbed()
         with call, call, self._pyro(), torch.no_grad():
+            call.undo = self._mark()
             reading = self._read(args, kwargs)
             way = ReadingClimb(self, reading, args, kwargs)
             way.move()
@@ -166,7 +167,7 @@ class EM:
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
-        call = Undisturbed(lambda: None)
+        call = Undisturbed()
         with call, call, self._pyro(), torch.no_grad():
             run = self._run(args, kwargs)
             values = read_log_probs(run.sites).values()
@@ -204,9 +205,10 @@ class EM:
         num_steps = int(num_steps)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        call = Undisturbed(self._mark())
+        call = Undisturbed()
         with call, call, torch.no_grad():
             with self._pyro():
+                call.undo = self._mark()
                 reading = self._read(args, kwargs)
                 problem, start, _ = reading
                 if not problem.plan.is_closed:
@@ -272,6 +274,7 @@ class EM:
         known = dict(vars(self))
         with self._pyro():
             leaves = dict(pyro.get_param_store().named_parameters())
+            check_leaves(leaves)
             names = self._leaves or leaves
             held = [leaf for name, leaf in leaves.items() if name in names]
         kept = [(leaf, leaf.detach().clone()) for leaf in held]
@@ -291,9 +294,12 @@ class EM:
         values: Params | None = None,
         connected: bool = False,
     ) -> Run:
-        return run_model(
-            self.model, args, kwargs, values, guide=self.guide, connected=connected
-        )
+        try:
+            return run_model(
+                self.model, args, kwargs, values, guide=self.guide, connected=connected
+            )
+        except RuntimeError as error:
+            raise explained(error) from error
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Run the model, make or check the plan, and take expectations."""

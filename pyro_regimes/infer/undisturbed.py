@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Callable
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 
 from pyro_regimes.infer.isolation import PYRO_LOCK, State, release_fully
 
@@ -18,31 +20,33 @@ from pyro_regimes.infer.isolation import PYRO_LOCK, State, release_fully
 class Undisturbed:
     """One call of the package, entered twice::
 
-        call = Undisturbed(undo)
+        call = Undisturbed()
         with call, call:
-            ...
+            call.undo = ...
 
     After an exception everything is as it was before: Pyro's surroundings, the lock, grad mode and
-    inference mode; then ``undo`` is called. All of this may be done twice: a second interrupt, or
-    one within the first exit, finds the other still to come. Inference mode, in which nothing can
-    be differentiated, is off inside.
-
-    :param undo: puts back what the call has changed. It may be exchanged as the call goes on.
+    inference mode; then ``undo`` is called, which puts back what the call has changed, and which it
+    exchanges as it goes on. All of this may be done twice: after an interrupt within the first exit
+    the other is still to come. Inference mode, in which nothing can be differentiated, is off
+    inside.
     """
 
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self.undo = undo
+    def __init__(self) -> None:
+        self.undo: Callable[[], None] = lambda: None
         self._recording = torch.is_grad_enabled()
         self._inference = torch.is_inference_mode_enabled()
         self._is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
         self._normal: Any = None
+        self._before: State | None = None
         self._depth = 0
-        with PYRO_LOCK:
-            self._before = State.read()
 
     def __enter__(self) -> Undisturbed:
         self._depth += 1
-        if self._depth == 2 and self._inference:
+        if self._depth < 2:
+            return self  # what follows needs an exit that is sure to come
+        with PYRO_LOCK:
+            self._before = State.read()
+        if self._inference:
             self._normal = torch.inference_mode(False)
             self._normal.__enter__()
             torch.set_grad_enabled(self._recording)
@@ -55,7 +59,7 @@ class Undisturbed:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            if PYRO_LOCK._is_owned():  # type: ignore[attr-defined]
+            if self._before and PYRO_LOCK._is_owned():  # type: ignore[attr-defined]
                 self._before.write()
             if not self._is_nested:
                 release_fully()
@@ -64,3 +68,32 @@ class Undisturbed:
             self._normal.__exit__(None, None, None)
             self._normal = None
         torch.set_grad_enabled(self._recording)
+
+
+def check_leaves(leaves: dict[str, torch.Tensor]) -> None:
+    """Refuse parameters that cannot be changed in place.
+
+    :raises ValueError: naming them.
+    """
+    names = [name for name, leaf in leaves.items() if leaf.is_inference()]
+    if names:
+        raise ValueError(
+            f"expected parameters that can be set in place, got {names}, which were made under "
+            "torch.inference_mode(): make them outside of it"
+        )
+
+
+def explained(error: RuntimeError) -> Exception:
+    """The error of a run of the model, or a clearer one where the caller's context causes it."""
+    if "nference tensor" in str(error):
+        return ValueError(
+            "expected tensors that can be differentiated, got one that the model reads and that "
+            "was made under torch.inference_mode(): clone() it outside of that mode"
+        )
+    around = any(isinstance(each, TraceMessenger) for each in _PYRO_STACK)
+    if around and "Multiple sample sites" in str(error):
+        return ValueError(
+            "expected no poutine.trace around EM (SVI, EM and other inference trace a model too), "
+            "as it runs its model several times: put a poutine.block() around EM"
+        )
+    return error

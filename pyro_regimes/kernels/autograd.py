@@ -10,15 +10,17 @@ kernel's own expectations (Fisher's identity),
     \partial \log p / \partial \pi_k = \gamma_1(k).
 
 Those of gamma and xi are a second operator, the tangent recursion: the Hessian is symmetric, so the
-product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it. Derivatives
-of higher order go through the reference.
+product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it; and it is
+what forward mode asks for. Derivatives of higher order go through the reference, in either mode.
 
 Tensors are flat here: ``(N or 1, K)``, ``(N or 1, 1 or T-1, K, K)``, ``(N, T, K)`` and ``(N,)``, of
-float32 or float64. ``name`` is that of the kernel, or empty for the device's own.
+float32 or float64; the log-likelihood is float64. ``name`` is that of the kernel, or empty for the
+device's own.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -35,7 +37,7 @@ def _log_likelihood(
 ) -> Tensor:
     kernel = dispatch.kernel(name, observation.device)
     value: Tensor = kernel.log_likelihood(initial, transition, observation, lengths)
-    return value.to(observation.dtype)
+    return value
 
 
 def _expectations(
@@ -43,7 +45,7 @@ def _expectations(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernel = dispatch.kernel(name, observation.device)
     value, smoothed, moved = kernel.expectations(initial, transition, observation, lengths)
-    return value.to(observation.dtype), smoothed, moved
+    return value, smoothed, moved
 
 
 def _tangent(
@@ -63,7 +65,7 @@ def _tangent(
 
 
 def _value_like(initial: Tensor, transition: Tensor, observation: Tensor, *rest: Any) -> Tensor:
-    return observation.new_empty(observation.shape[:1])
+    return observation.new_empty(observation.shape[:1], dtype=torch.float64)
 
 
 def _posterior_like(
@@ -87,7 +89,7 @@ def _define(
     """Register an operator, with the shapes it returns and with vmap as a longer batch."""
     schema = f"({arguments}, str name) -> {returns}"
     operator = torch.library.custom_op(
-        f"pyro_regimes::{name}", run, mutates_args=(), schema=schema
+        f"pyro_regimes::{name}", dispatch.without_tangents(run), mutates_args=(), schema=schema
     )
     operator.register_fake(like)
 
@@ -146,6 +148,8 @@ class Expectations(Function):
         ctx.set_materialize_grads(False)
         *chain, ctx.name = inputs
         ctx.save_for_backward(*chain, output[1], output[2])
+        if hasattr(ctx, "save_for_forward"):  # an operator's context has no forward mode
+            ctx.save_for_forward(*chain, output[1], output[2])
 
     @staticmethod
     def backward(
@@ -170,8 +174,80 @@ class Expectations(Function):
             to_moved = more_moved if to_moved is None else to_moved + more_moved
         if to_smoothed is None or to_moved is None:
             return None, None, None, None, None
-        to_initial = to_smoothed[:, 0].sum_to_size(initial.shape)
-        return to_initial, to_moved.sum_to_size(transition.shape), to_smoothed, None, None
+        # A cotangent of the value is float64, whatever the logits are.
+        to_initial = to_smoothed[:, 0].sum_to_size(initial.shape).to(initial.dtype)
+        to_transition = to_moved.sum_to_size(transition.shape).to(transition.dtype)
+        return to_initial, to_transition, to_smoothed.to(observation.dtype), None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        of_initial: Tensor | None,
+        of_transition: Tensor | None,
+        of_observation: Tensor | None,
+        *rest: None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        initial, transition, observation, lengths, smoothed, moved = ctx.saved_tensors
+        along_transition = _like(of_transition, moved)
+        along_observation = _like(of_observation, smoothed)
+        if of_initial is not None:  # a first logit counts as one of the first observation
+            first = along_observation[:, :1] + of_initial.unsqueeze(1)
+            along_observation = torch.cat([first, along_observation[:, 1:]], 1)
+        more_smoothed, more_moved = Tangent.apply(
+            initial, transition, observation, lengths, along_transition, along_observation, ctx.name
+        )
+        value = _weighted(smoothed, along_observation) + _weighted(moved, along_transition)
+        return value, more_smoothed, more_moved
+
+
+def _like(tangent: Tensor | None, other: Tensor) -> Tensor:
+    """A tangent of the other's shape and dtype; None is 0."""
+    return torch.zeros_like(other) if tangent is None else tangent.to(other.dtype).expand_as(other)
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """The sum for each sequence, float64; a value of weight 0 may be anything."""
+    return torch.where(weights == 0, 0.0, weights.double() * values).flatten(1).sum(-1)
+
+
+def _score(
+    initial: Tensor,
+    wide: Tensor,
+    observation: Tensor,
+    along_transition: Tensor,
+    along_observation: Tensor,
+    lengths: Tensor | None,
+) -> Tensor:
+    """The expected score along a direction, summed over sequences, by the reference.
+
+    :param wide: the transitions, one A for each sequence, as xi is each sequence's own.
+    """
+
+    def value(wide: Tensor, observation: Tensor) -> Tensor:
+        return reference.log_likelihood(initial, wide, observation, lengths).sum()
+
+    moved, smoothed = torch.func.grad(value, argnums=(0, 1))(wide, observation)
+    return (_weighted(moved, along_transition) + _weighted(smoothed, along_observation)).sum()
+
+
+def _tangent_by_reference(
+    initial: Tensor,
+    transition: Tensor,
+    observation: Tensor,
+    along_transition: Tensor,
+    along_observation: Tensor,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """What :class:`Tangent` computes, differentiable any number of times in reverse mode.
+
+    It is the gradient of the expected score, as the Hessian is symmetric.
+    """
+    wide = transition.expand_as(along_transition)
+    along = (along_transition, along_observation)
+    moved, smoothed = torch.func.grad(_score, argnums=(1, 2))(
+        initial, wide, observation, *along, lengths
+    )
+    return smoothed, moved
 
 
 class Tangent(Function):
@@ -197,32 +273,47 @@ class Tangent(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:-1])
+        if hasattr(ctx, "save_for_forward"):
+            ctx.save_for_forward(*inputs[:-1])
 
     @staticmethod
     def backward(ctx: Any, of_smoothed: Tensor, of_moved: Tensor) -> tuple[Any, ...]:
         initial, transition, observation, lengths, *along = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Views, so that the gradient in one does not run on through how it depends on another.
-            inputs = [
-                each.view_as(each) if each.requires_grad else each.detach().requires_grad_()
-                for each in (initial, transition, observation, *along)
-            ]
-            # One A for each sequence, as xi is each sequence's own.
-            wide = inputs[1].expand(observation.shape[:1] + transition.shape[1:])
-            value = reference.log_likelihood(inputs[0], wide, inputs[2], lengths).sum()
-            moved, smoothed = torch.autograd.grad(
-                value, (wide, inputs[2]), create_graph=True, materialize_grads=True
-            )
-            score = (moved * inputs[3]).sum() + (smoothed * inputs[4]).sum()
-            moved, smoothed = torch.autograd.grad(
-                score, (wide, inputs[2]), create_graph=True, materialize_grads=True
-            )
-            total = (moved * of_moved).sum() + (smoothed * of_smoothed).sum()
-            gradients = torch.autograd.grad(
-                total, inputs, create_graph=again, materialize_grads=True
-            )
+        again = partial(_tangent_by_reference, lengths=lengths)
+        pull_back = torch.func.vjp(again, initial, transition, observation, *along)[1]
+        gradients = pull_back((of_smoothed, of_moved))
         return (*gradients[:3], None, *gradients[3:], None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        # In reverse mode, as torch has no forward mode within forward mode.
+        initial, transition, observation, lengths, *along = ctx.saved_tensors
+        wide = transition.expand_as(along[0])
+        turns = [_like(turn, part) for turn, part in zip(tangents, (initial, wide, observation))]
+        turns_along = [_like(turn, part) for turn, part in zip(tangents[4:], along)]
+
+        def slope(initial: Tensor, wide: Tensor, observation: Tensor) -> Tensor:
+            gradient = torch.func.grad(_score, argnums=(0, 1, 2))(
+                initial, wide, observation, along[0], along[1], lengths
+            )
+            return torch.stack([_weighted(*each).sum() for each in zip(gradient, turns)]).sum()
+
+        moved, smoothed = torch.func.grad(slope, argnums=(1, 2))(initial, wide, observation)
+        more_smoothed, more_moved = _tangent_by_reference(
+            initial, transition, observation, turns_along[0], turns_along[1], lengths
+        )
+        return smoothed + more_smoothed, moved + more_moved
+
+
+def expectations(
+    initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-likelihood, gamma and xi, which are differentiable."""
+    args = (initial, transition, observation, lengths, name)
+    found: tuple[Tensor, Tensor, Tensor] = dispatch.apply(
+        Expectations, *args, operator=expectations_operator
+    )
+    return found
 
 
 def log_likelihood(
@@ -232,7 +323,7 @@ def log_likelihood(
     chain = (initial, transition, observation)
     recorded = torch.jit.is_tracing()  # to be differentiated later, perhaps
     if recorded or torch.is_grad_enabled() and any(map(_may_be_differentiated, chain)):
-        value: Tensor = dispatch.apply(Expectations, *chain, lengths, name)[0]
+        value: Tensor = expectations(*chain, lengths, name)[0]
         return value
     value = log_likelihood_operator(*chain, lengths, name)
     return value
@@ -241,7 +332,9 @@ def log_likelihood(
 def _may_be_differentiated(tensor: Tensor) -> bool:
     if tensor.requires_grad or torch.compiler.is_compiling():
         return tensor.requires_grad
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return dispatch.has_tangent(tensor)
 
 
 # A traced graph holds the operators without the functions above them.

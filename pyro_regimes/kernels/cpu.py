@@ -28,7 +28,7 @@ _UNIFORMS = 2**24
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Every result begins here: tests fill it with NaN, and see what nobody writes."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
 
 
 def _arrays(*tensors: Tensor) -> list[npt.NDArray[np.generic]]:
@@ -159,15 +159,26 @@ def filter_logits(
 
 def _filter(
     chain: tuple[Tensor, Tensor, Tensor], lengths: Tensor | None, logits: Tensor, probs: Tensor
-) -> None:
+) -> npt.NDArray[np.bool_]:
+    """:return: which sequences had to be done again in log space."""
     given = _arrays(*chain)
     sizes = _lengths(lengths, *given[2].shape[:2])
-    out = logits.numpy(), probs.numpy()
+    redo = np.ones(len(logits), dtype=np.bool_)
+    out = logits.numpy(), probs.numpy(), redo
 
     def work(first: int, last: int) -> None:
         cpu_decoding.filter_sweep(*given, sizes, first, last, *out)
 
+    def work_again(first: int, last: int) -> None:
+        cpu_log.filter_sweep(*given, sizes, first, last, out[0], redo)
+
     spread(work, len(logits), _grain(chain[2]))
+    if redo.any():
+        spread(work_again, len(logits), _grain(chain[2]))
+        if len(probs):
+            again = torch.from_numpy(redo)
+            probs[again] = logits[again].exp().to(probs.dtype)
+    return redo
 
 
 def viterbi(
@@ -181,13 +192,18 @@ def viterbi(
     paths = _empty((num_sequences, num_steps), torch.long)
     given = _arrays(initial_logits, transition_logits, observation_logits)
     sizes = _lengths(lengths, num_sequences, num_steps)
-    out = paths.numpy()
+    out = paths.numpy(), np.ones(num_sequences, dtype=np.bool_)
 
     def work(first: int, last: int) -> None:
         origins = cpu_viterbi.back_pointers(num_steps, num_states)
-        cpu_viterbi.viterbi(num_states)(*given, sizes, first, last, origins, out)
+        cpu_viterbi.viterbi(num_states)(*given, sizes, first, last, origins, *out)
+
+    def work_again(first: int, last: int) -> None:
+        cpu_log.viterbi(*given, sizes, first, last, *out)
 
     spread(work, num_sequences, _grain(observation_logits))
+    if out[1].any():
+        spread(work_again, num_sequences, _grain(observation_logits))
     return paths
 
 
@@ -205,13 +221,36 @@ def sample_posterior(
     """
     shape = observation_logits.shape
     logits, probs = _empty(shape, torch.float64), _empty(shape, torch.float64)
-    _filter((initial_logits, transition_logits, observation_logits), lengths, logits, probs)
+    chain = (initial_logits, transition_logits, observation_logits)
+    redone = _filter(chain, lengths, logits, probs)
     matrix = _weights(transition_logits, (-2, -1)).mT
     given = _arrays(logits, probs, transition_logits, matrix)
     sizes = _lengths(lengths, *shape[:2])
+    exact = np.where(redone, np.cumsum(redone) - 1, -1)
+    shares = _origins(chain, sizes, np.flatnonzero(redone))
     return _draw_paths(
-        partial(cpu_decoding.posterior_paths, *given, sizes), num_samples * shape[0], shape[1]
+        partial(cpu_decoding.posterior_paths, *given, sizes, exact, shares),
+        num_samples * shape[0],
+        shape[1],
     )
+
+
+def _origins(
+    chain: tuple[Tensor, Tensor, Tensor],
+    sizes: npt.NDArray[np.int64],
+    sequences: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """The shares of :func:`.cpu_log.origins`; empty, with 4 dims, where no sequence needs them."""
+    num_steps, num_states = chain[2].shape[1:]
+    shares = np.empty((len(sequences), num_steps - 1, num_states, num_states))
+    if len(sequences):
+        given = _arrays(*chain)
+
+        def work(first: int, last: int) -> None:
+            cpu_log.origins(*given, sizes, sequences, first, last, shares)
+
+        spread(work, len(sequences), _grain(chain[2]))
+    return shares
 
 
 def sample_prior(

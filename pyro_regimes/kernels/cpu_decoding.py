@@ -8,6 +8,10 @@ but loses what falls below the smallest number. Such a sum is kept where it is a
 ``_TRUSTED``: whatever was lost then is less than 1e-100 of it. A smaller one, 0 included, is added
 up again from logarithms, for that state at that step alone. So nothing that can be reached ever
 fades, and a state that cannot be reached stays at exactly 0.
+
+**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12, which
+later data may make the difference between states. A sequence in which that happens is reported, and
+done again by :func:`.cpu_log.filter_sweep`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 from pyro_regimes.kernels.jit import compiled
 
 _TRUSTED = 1e-200
+_LARGE = 2.0**13
 
 
 @compiled
@@ -68,6 +73,7 @@ def filter_sweep(
     last: int,
     logits: Any,  # (N, T, K)
     probs: Any,  # (N, T, K), or (0, 0, 0): the logarithms alone
+    redo: Any,  # (N,): filled with the sequences that logarithms are too large in
 ) -> None:
     r"""The filter :math:`\alpha_t(k) = p(q_t = k \mid x_1, \dots, x_t)` and its logarithm,
 
@@ -87,10 +93,12 @@ def filter_sweep(
         steps = lengths[n]
         own = n if len(transition) > 1 else 0
         start = initial[n if len(initial) > 1 else 0]
+        redo[n] = False
         for t in range(steps):
             if t == 0:
                 for k in range(num_states):
                     predicted[k] = start[k]
+                    redo[n] |= _LARGE < abs(start[k]) < np.inf
             else:
                 slice_ = transition[own, t - 1 if varying else 0]
                 if varying or filled != own:
@@ -105,11 +113,17 @@ def filter_sweep(
                         predicted[j] = math.log(predicted[j]) + shift
                     else:
                         predicted[j] = _log_prediction(filtered, slice_, j)
-            peak = -np.inf
+            best, peak = -np.inf, -np.inf
+            for k in range(num_states):
+                if observation[n, t, k] > best and predicted[k] > -np.inf:
+                    best = observation[n, t, k]
             for k in range(num_states):
                 filtered[k] = predicted[k] + observation[n, t, k]
+                if best > -np.inf:  # relative to that both are small, of the states that count
+                    filtered[k] = predicted[k] + (observation[n, t, k] - best)
                 if filtered[k] > peak or filtered[k] != filtered[k]:
                     peak = filtered[k]
+                redo[n] |= _LARGE < abs(filtered[k]) < np.inf
             if peak == -np.inf:
                 steps = t
                 filtered[:] = -np.inf
@@ -170,6 +184,8 @@ def posterior_paths(
     transition: Any,  # (N or 1, 1 or T-1, K, K)
     matrix: Any,  # (N or 1, 1, K, K), (new, old): exp A up to a factor; or (0, 0, 0, 0), A varies
     lengths: Any,  # (N,)
+    exact: Any,  # (N,): the sequence's place in the shares of :func:`.cpu_log.origins`, or -1
+    shares: Any,  # (R, T-1, K, K)
     uniforms: Any,  # (M, T), in [0, 1)
     skipped: int,  # paths drawn before these: path m is of sequence (skipped + m) mod N
     first: int,
@@ -197,7 +213,11 @@ def posterior_paths(
         own = n if len(transition) > 1 else 0
         for t in range(end - 1, -1, -1):
             total = 0.0
-            if not varying:
+            if exact[n] >= 0:
+                for i in range(num_states):
+                    weights[i] = shares[exact[n], t, state, i]
+                    total += weights[i]
+            elif not varying:
                 for i in range(num_states):
                     weights[i] = probs[n, t, i] * matrix[own, 0, state, i]
                     total += weights[i]

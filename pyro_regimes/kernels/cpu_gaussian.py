@@ -226,7 +226,7 @@ def _moment_sweep(
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Densities begin here: tests fill it with NaN, and see what nobody writes."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
 
 
 def _array(tensor: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:

@@ -1,14 +1,26 @@
 r"""The recursions in log space, compiled for any number of states.
 
 They lose nothing however far apart the states drift, and cost an exponential where the scaled sweep
-costs a multiplication. Here go the sequences that :mod:`.cpu_scaled` reports, chains with more
-states than it takes, and the tangents, which second derivatives are made of.
-
-With :math:`\alpha` and :math:`\beta` as logarithms, shifted at every step so that the largest is 0,
+costs a multiplication. Here go the sequences that :mod:`.cpu_scaled` and :mod:`.cpu_decoding`
+report, chains with more states than the scaled sweep takes, and the tangents, which second
+derivatives are made of. Forwards, in logarithms,
 
 .. math::
     \alpha_t(j) = b_t(j) + \log \sum_i e^{\alpha_{t-1}(i) + A_{ij}}, \qquad
-    \beta_t(i) = \log \sum_j e^{A_{ij} + b_{t+1}(j) + \beta_{t+1}(j)}.
+    p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1}) = e^{\alpha_{t-1}(i) + A_{ij}} \Big/
+        \sum_{i'} e^{\alpha_{t-1}(i') + A_{i'j}},
+
+and backwards, with these shares q(i | j),
+
+.. math::
+    \xi_{t-1}(i, j) = q_t(i \mid j) \, \gamma_t(j), \qquad
+    \gamma_{t-1}(i) = \sum_j \xi_{t-1}(i, j).
+
+So each :math:`\gamma_t` sums to 1 and is the marginal of :math:`\xi`, to rounding, whatever the
+logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.cpu_sums`), as a share
+is the exponential of a difference: pairs of numbers first, and parts where those do not reach. The
+results are those of the exact sum over paths, wherever its logits and their sums are finite in
+float64.
 """
 
 from __future__ import annotations
@@ -18,82 +30,103 @@ from typing import Any
 
 import numpy as np
 
+from pyro_regimes.kernels.cpu_sums import (
+    PAIR,
+    arrive_in_pairs,
+    clear,
+    difference,
+    plus,
+    put,
+    shares_of,
+    width_of,
+)
 from pyro_regimes.kernels.jit import compiled
 
 
 @compiled
-def _larger(peak: float, value: float) -> float:
-    """The larger of two; NaN if one is, which ``max`` would drop."""
-    return value if value > peak or value != value else peak
+def _total(values: Any) -> float:
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+@compiled
+def _reach(reach: float, row: Any) -> float:
+    """The larger of ``reach`` and the size of a number, if that is finite."""
+    size = abs(row[0])
+    return size if reach < size < np.inf else reach
+
+
+@compiled
+def _arrive(before: Any, slice_: Any, new: int, terms: Any, shares: Any, room: Any) -> int:
+    r"""The terms :math:`\alpha(i) + A_{ij}` of one new state j, and their shares of the largest."""
+    if terms.shape[1] == PAIR:
+        return arrive_in_pairs(before, slice_, new, terms, shares)
+    for old in range(len(terms)):
+        plus(terms[old], before[old], slice_[old, new])
+    return shares_of(terms, shares, room)
 
 
 @compiled
 def _forward(
-    initial: Any, transition: Any, observation: Any, steps: int, alpha: Any
-) -> float:
-    """Fill ``alpha`` ``(T, K)``; its last row alone, where it has but one.
-
-    :return: the log-likelihood.
-    """
+    initial: Any,  # (K,)
+    transition: Any,  # (1 or T-1, K, K)
+    observation: Any,  # (T, K)
+    steps: int,
+    alpha: Any,  # (T, K, width), filled; or (2, K, width), of which the last two steps' are left
+    terms: Any,  # (K, width)
+    shares: Any,  # (K,)
+) -> tuple[float, float]:
+    """:return: the log-likelihood, and the largest of the numbers that were added up."""
     num_states = observation.shape[1]
-    moved = np.empty(num_states)
-    shift = 0.0
+    room = np.empty(terms.shape[1])
+    reach = 0.0
     for t in range(steps):
         here, before = t % len(alpha), (t - 1) % len(alpha)
+        possible = False
         for j in range(num_states):
+            now = alpha[here, j]
             if t == 0:
-                moved[j] = initial[j]
-                continue
-            slice_ = transition[t - 1 if len(transition) > 1 else 0]
-            peak = -np.inf
-            for i in range(num_states):
-                peak = _larger(peak, alpha[before, i] + slice_[i, j])
-            size = 0.0
-            if peak > -np.inf:
-                for i in range(num_states):
-                    size += math.exp(alpha[before, i] + slice_[i, j] - peak)
-            moved[j] = peak + math.log(size) if size > 0.0 else peak
-        peak = -np.inf
-        for j in range(num_states):
-            alpha[here, j] = moved[j] + observation[t, j]
-            peak = _larger(peak, alpha[here, j])
-        if peak == -np.inf:
-            return peak
-        shift += peak
-        for j in range(num_states):
-            alpha[here, j] -= peak
-    size = 0.0
-    for j in range(num_states):
-        size += math.exp(alpha[(steps - 1) % len(alpha), j])
-    return shift + math.log(size)
+                clear(now)
+                plus(now, now, initial[j])
+            else:
+                slice_ = transition[t - 1 if len(transition) > 1 else 0]
+                best = _arrive(alpha[before], slice_, j, terms, shares, room)
+                if best < 0:
+                    put(now, -np.inf)
+                    continue
+                reach = _reach(reach, terms[best])
+                plus(now, terms[best], math.log(_total(shares)))
+            reach = _reach(reach, now)
+            plus(now, now, observation[t, j])
+            reach = _reach(reach, now)
+            possible |= now[0] != -np.inf
+        if not possible:
+            return -np.inf, reach
+    last = alpha[(steps - 1) % len(alpha)]
+    best = shares_of(last, shares, room)
+    plus(room, last[best], math.log(_total(shares)))
+    return room[0], reach
 
 
 @compiled
-def _backward_step(slice_: Any, ahead: Any, beta: Any) -> None:
-    """``beta_i = log sum_j exp(A_ij + ahead_j)``"""
-    num_states = len(ahead)
-    for i in range(num_states):
-        peak = -np.inf
-        for j in range(num_states):
-            peak = _larger(peak, slice_[i, j] + ahead[j])
-        size = 0.0
-        if peak > -np.inf:
-            for j in range(num_states):
-                size += math.exp(slice_[i, j] + ahead[j] - peak)
-        beta[i] = peak + math.log(size) if size > 0.0 else peak
-
-
-@compiled
-def _log_total(a: Any, b: Any) -> float:
-    """``log sum_k exp(a_k + b_k)``"""
-    peak = -np.inf
-    for k in range(len(a)):
-        peak = _larger(peak, a[k] + b[k])
-    size = 0.0
-    for k in range(len(a)):
-        if a[k] + b[k] > -np.inf:
-            size += math.exp(a[k] + b[k] - peak)
-    return peak + math.log(size)
+def _filled(
+    initial: Any, transition: Any, observation: Any, steps: int, alpha: Any, shares: Any
+) -> tuple[float, Any]:
+    """The log-likelihood and alpha, in pairs where they reach."""
+    num_states = observation.shape[1]
+    value, reach = _forward(
+        initial, transition, observation, steps, alpha, np.empty((num_states, PAIR)), shares
+    )
+    width = width_of(reach, steps)
+    if width == PAIR:
+        return value, alpha
+    wide = np.empty((len(alpha), num_states, width))
+    value, _ = _forward(
+        initial, transition, observation, steps, wide, np.empty((num_states, width)), shares
+    )
+    return value, wide
 
 
 @compiled
@@ -112,8 +145,8 @@ def sweep(
     """The E-step; arguments as those of the scaled sweep."""
     num_steps, num_states = observation.shape[1], observation.shape[2]
     both = len(smoothed) > 0
-    alpha = np.empty((num_steps if both else 2, num_states))
-    beta, ahead = np.empty(num_states), np.empty(num_states)
+    pairs_of_alpha = np.empty((num_steps if both else 2, num_states, PAIR))
+    shares, gamma, earlier = np.empty(num_states), np.empty(num_states), np.empty(num_states)
     pairs = np.empty((num_states, num_states))  # in float64, whatever the result's dtype
     for n in range(first, last):
         if not redo[n]:
@@ -121,39 +154,43 @@ def sweep(
         steps = lengths[n]
         slices = transition[n if len(transition) > 1 else 0]
         start = initial[n if len(initial) > 1 else 0]
-        log_likelihood[n] = _forward(start, slices, observation[n], steps, alpha)
+        value, alpha = _filled(start, slices, observation[n], steps, pairs_of_alpha, shares)
+        log_likelihood[n] = value
         if not both:
             continue
         smoothed[n] = 0.0
         moved[n] = 0.0
-        if log_likelihood[n] == -np.inf:
+        if value == -np.inf:
             continue
-        if log_likelihood[n] != log_likelihood[n]:
+        if value != value:
             smoothed[n, :steps] = np.nan
             moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
             continue
-        beta[:] = 0.0
+        terms, room = np.empty(alpha.shape[1:]), np.empty(alpha.shape[2])
         pairs[:] = 0.0
+        shares_of(alpha[steps - 1], gamma, room)
         for t in range(steps - 1, -1, -1):
-            if t + 1 < steps:
-                slice_ = slices[t if len(slices) > 1 else 0]
-                _backward_step(slice_, ahead, beta)
-            size = _log_total(alpha[t], beta)
+            size = _total(gamma)  # after the first step 1, to rounding
             for k in range(num_states):
-                smoothed[n, t, k] = math.exp(alpha[t, k] + beta[k] - size)
-            if t + 1 < steps:
-                if len(slices) > 1:
-                    pairs[:] = 0.0
+                gamma[k] /= size
+                smoothed[n, t, k] = gamma[k]
+            if t == 0:
+                break
+            slice_ = slices[t - 1 if len(slices) > 1 else 0]
+            if len(slices) > 1:
+                pairs[:] = 0.0
+            earlier[:] = 0.0
+            for j in range(num_states):
+                if gamma[j] == 0.0:
+                    continue
+                _arrive(alpha[t - 1], slice_, j, terms, shares, room)
+                weight = gamma[j] / _total(shares)
                 for i in range(num_states):
-                    for j in range(num_states):
-                        pairs[i, j] += math.exp(alpha[t, i] + slice_[i, j] + ahead[j] - size)
-                if len(slices) > 1:
-                    moved[n, t] = pairs
-            peak = -np.inf
-            for k in range(num_states):
-                peak = _larger(peak, beta[k])
-            for k in range(num_states):
-                ahead[k] = observation[n, t, k] + beta[k] - peak
+                    pairs[i, j] += weight * shares[i]
+                    earlier[i] += weight * shares[i]
+            if len(slices) > 1:
+                moved[n, t - 1] = pairs
+            gamma[:] = earlier
         if len(slices) == 1 and steps > 1:
             moved[n, 0] = pairs
 
@@ -174,29 +211,28 @@ def tangent(
     r"""Derivatives of gamma and xi when A moves along :math:`\dot A` and b along :math:`\dot b`.
 
     The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With
-    the expected score of what came before, and of what follows,
+    the expected score of what came before,
 
     .. math::
-        u_t(j) = \dot b_t(j) + \sum_i p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})
-            (u_{t-1}(i) + \dot A_{ij}), \\
-        v_t(i) = \sum_j p(q_{t+1} = j \mid q_t = i, x_{t+1}, \dots, x_T)
-            (\dot A_{ij} + \dot b_{t+1}(j) + v_{t+1}(j)),
+        \bar u_t(j) = \sum_i q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij}), \qquad
+        u_t(j) = \dot b_t(j) + \bar u_t(j),
 
-    a derivative is a covariance with the score:
+    which is how :math:`\alpha_t` moves, the derivatives of the shares are covariances with the
+    score,
 
     .. math::
-        \dot\gamma_t(k) = \gamma_t(k) (u_t(k) + v_t(k) - E s), \\
-        \dot\xi_t(i, j) = \xi_t(i, j)
-            (u_t(i) + \dot A_{ij} + \dot b_{t+1}(j) + v_{t+1}(j) - E s).
+        \dot q_t(i \mid j) = q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij} - \bar u_t(j)), \\
+        \dot\xi_{t-1}(i, j) = \dot q_t(i \mid j) \gamma_t(j) + q_t(i \mid j) \dot\gamma_t(j), \qquad
+        \dot\gamma_{t-1}(i) = \sum_j \dot\xi_{t-1}(i, j).
 
-    Only differences of u, and of v, matter; both are kept near 0, as they grow with T.
+    Only differences of u matter; they are kept near 0, as u grows with T.
     """
     num_steps, num_states = observation.shape[1], observation.shape[2]
-    alpha = np.empty((num_steps, num_states))
-    before = np.empty((num_steps, num_states))
-    beta, ahead = np.empty(num_states), np.empty(num_states)
-    after, score = np.empty(num_states), np.empty(num_states)
-    pairs = np.empty((num_states, num_states))
+    pairs_of_alpha = np.empty((num_steps, num_states, PAIR))
+    score = np.empty((num_steps, num_states))  # u
+    shares = np.empty(num_states)
+    gamma, earlier = np.empty(num_states), np.empty(num_states)
+    turn, turn_earlier = np.empty(num_states), np.empty(num_states)  # of gamma
     total = np.empty((num_states, num_states))
     for n in range(first, last):
         steps = lengths[n]
@@ -204,83 +240,213 @@ def tangent(
         start = initial[n if len(initial) > 1 else 0]
         smoothed[n] = 0.0
         moved[n] = 0.0
-        value = _forward(start, slices, observation[n], steps, alpha)
+        value, alpha = _filled(start, slices, observation[n], steps, pairs_of_alpha, shares)
         if value == -np.inf:
             continue
         if value != value:
             smoothed[n, :steps] = np.nan
             moved[n, : steps - 1] = np.nan
             continue
+        terms, room = np.empty(alpha.shape[1:]), np.empty(alpha.shape[2])
         for t in range(steps):
-            peak_score = 0.0
             for j in range(num_states):
-                before[t, j] = along_observation[n, t, j]
-                if t > 0:
+                score[t, j] = along_observation[n, t, j]
+                if t > 0 and alpha[t, j, 0] > -np.inf:
                     slice_ = slices[t - 1 if len(slices) > 1 else 0]
                     along = along_transition[n, t - 1 if len(slices) > 1 else 0]
-                    arrived = alpha[t, j] - observation[n, t, j]
-                    peak = -np.inf
-                    for i in range(num_states):
-                        peak = _larger(peak, alpha[t - 1, i] + slice_[i, j])
-                    size, mean = 0.0, 0.0
-                    if peak > -np.inf and arrived == arrived:
-                        for i in range(num_states):
-                            share = math.exp(alpha[t - 1, i] + slice_[i, j] - peak)
-                            if share > 0.0:
-                                size += share
-                                mean += share * (before[t - 1, i] + along[i, j])
-                        before[t, j] += mean / size
-                if alpha[t, j] == 0.0:
-                    peak_score = before[t, j]
+                    _arrive(alpha[t - 1], slice_, j, terms, shares, room)
+                    score[t, j] += _mean_score(shares, score[t - 1], along, j)
+            best = shares_of(alpha[t], shares, room)
+            centre = score[t, best]
             for j in range(num_states):
-                before[t, j] -= peak_score
+                score[t, j] -= centre
 
-        beta[:] = 0.0
-        after[:] = 0.0
         total[:] = 0.0
+        shares_of(alpha[steps - 1], gamma, room)
+        size = _total(gamma)
+        mean = 0.0
+        for k in range(num_states):
+            gamma[k] /= size
+            if gamma[k] > 0.0:
+                mean += gamma[k] * score[steps - 1, k]
+        for k in range(num_states):
+            turn[k] = gamma[k] * (score[steps - 1, k] - mean) if gamma[k] > 0.0 else 0.0
         for t in range(steps - 1, -1, -1):
-            if t + 1 < steps:
-                here = t if len(slices) > 1 else 0
-                slice_, along = slices[here], along_transition[n, here]
-                if len(slices) > 1:
-                    total[:] = 0.0
-                _backward_step(slice_, ahead, beta)
-                for k in range(num_states):
-                    score[k] = along_observation[n, t + 1, k] + after[k]
-                size = _log_total(alpha[t], beta)
-                mean = 0.0
+            for k in range(num_states):
+                smoothed[n, t, k] = turn[k]
+            if t == 0:
+                break
+            here = t - 1 if len(slices) > 1 else 0
+            slice_, along = slices[here], along_transition[n, here]
+            if len(slices) > 1:
+                total[:] = 0.0
+            earlier[:] = 0.0
+            turn_earlier[:] = 0.0
+            for j in range(num_states):
+                if gamma[j] == 0.0:
+                    continue
+                _arrive(alpha[t - 1], slice_, j, terms, shares, room)
+                size = _total(shares)
+                mean = _mean_score(shares, score[t - 1], along, j)
                 for i in range(num_states):
-                    after[i] = 0.0
-                    for j in range(num_states):
-                        pairs[i, j] = 0.0
-                        if slice_[i, j] + ahead[j] > -np.inf:
-                            follows = along[i, j] + score[j]
-                            after[i] += math.exp(slice_[i, j] + ahead[j] - beta[i]) * follows
-                            pairs[i, j] = math.exp(alpha[t, i] + slice_[i, j] + ahead[j] - size)
-                            if pairs[i, j] > 0.0:
-                                mean += pairs[i, j] * (before[t, i] + follows)
-                for i in range(num_states):
-                    for j in range(num_states):
-                        if pairs[i, j] > 0.0:
-                            follows = along[i, j] + score[j]
-                            total[i, j] += pairs[i, j] * (before[t, i] + follows - mean)
-                if len(slices) > 1:
-                    moved[n, t] = total
-            size = _log_total(alpha[t], beta)
-            mean, later = 0.0, 0.0
-            for k in range(num_states):
-                share = math.exp(alpha[t, k] + beta[k] - size)
-                if share > 0.0:
-                    mean += share * (before[t, k] + after[k])
-                    later += share * after[k]
-            peak = -np.inf
-            for k in range(num_states):
-                share = math.exp(alpha[t, k] + beta[k] - size)
-                if share > 0.0:
-                    smoothed[n, t, k] = share * (before[t, k] + after[k] - mean)
-                peak = _larger(peak, beta[k])
-            for k in range(num_states):
-                ahead[k] = observation[n, t, k] + beta[k] - peak
-                after[k] -= later
+                    share = shares[i] / size
+                    if share > 0.0:
+                        centred = score[t - 1, i] + along[i, j] - mean
+                        change = share * (turn[j] + gamma[j] * centred)
+                        earlier[i] += share * gamma[j]
+                        turn_earlier[i] += change
+                        total[i, j] += change
+            gamma[:] = earlier
+            turn[:] = turn_earlier
+            if len(slices) > 1:
+                moved[n, t - 1] = total
         if len(slices) == 1 and steps > 1:
             moved[n, 0] = total
+
+
+@compiled
+def _mean_score(shares: Any, before: Any, along: Any, new: int) -> float:
+    """The mean of ``before_i + along_ij``, which may be anything where a share is 0."""
+    mean = 0.0
+    for old in range(len(shares)):
+        if shares[old] > 0.0:
+            mean += shares[old] * (before[old] + along[old, new])
+    return mean / _total(shares)
+
+
+@compiled
+def filter_sweep(
+    initial: Any,  # (N or 1, K)
+    transition: Any,  # (N or 1, 1 or T-1, K, K)
+    observation: Any,  # (N, T, K)
+    lengths: Any,  # (N,)
+    first: int,
+    last: int,
+    logits: Any,  # (N, T, K)
+    redo: Any,  # (N,): the sequences to work on
+) -> None:
+    """The filter's logarithms; see :func:`.cpu_decoding.filter_sweep`."""
+    num_steps, num_states = observation.shape[1], observation.shape[2]
+    pairs_of_alpha = np.empty((num_steps, num_states, PAIR))
+    shares = np.empty(num_states)
+    for n in range(first, last):
+        if not redo[n]:
+            continue
+        steps = lengths[n]
+        slices = transition[n if len(transition) > 1 else 0]
+        start = initial[n if len(initial) > 1 else 0]
+        _, alpha = _filled(start, slices, observation[n], steps, pairs_of_alpha, shares)
+        room = np.empty(alpha.shape[2])
+        best = 0
+        for t in range(num_steps):
+            if t >= steps or best < 0:
+                for k in range(num_states):
+                    logits[n, t, k] = -np.inf if best < 0 else logits[n, steps - 1, k]
+                continue
+            best = shares_of(alpha[t], shares, room)
+            size = math.log(_total(shares)) if best >= 0 else 0.0
+            for k in range(num_states):
+                logits[n, t, k] = -np.inf
+                if not alpha[t, k, 0] == -np.inf:
+                    logits[n, t, k] = difference(alpha[t, k], alpha[t, best], room) - size
+
+
+@compiled
+def origins(
+    initial: Any,  # (N or 1, K)
+    transition: Any,  # (N or 1, 1 or T-1, K, K)
+    observation: Any,  # (N, T, K)
+    lengths: Any,  # (N,)
+    sequences: Any,  # (M,): which of them
+    first: int,
+    last: int,
+    shares: Any,  # (M, T-1, K, K), of the old states (last) of each new one
+) -> None:
+    r"""The shares :math:`q_t(i \mid j)`, by which posterior paths are drawn backwards."""
+    num_steps, num_states = observation.shape[1], observation.shape[2]
+    pairs_of_alpha = np.empty((num_steps, num_states, PAIR))
+    for m in range(first, last):
+        n = sequences[m]
+        slices = transition[n if len(transition) > 1 else 0]
+        start = initial[n if len(initial) > 1 else 0]
+        value, alpha = _filled(
+            start, slices, observation[n], lengths[n], pairs_of_alpha, np.empty(num_states)
+        )
+        terms, room = np.empty(alpha.shape[1:]), np.empty(alpha.shape[2])
+        shares[m] = 0.0
+        if value == -np.inf:
+            continue
+        for t in range(1, lengths[n]):
+            slice_ = slices[t - 1 if len(slices) > 1 else 0]
+            for j in range(num_states):
+                _arrive(alpha[t - 1], slice_, j, terms, shares[m, t - 1, j], room)
+
+
+@compiled
+def viterbi(
+    initial: Any,  # (N or 1, K)
+    transition: Any,  # (N or 1, 1 or T-1, K, K)
+    observation: Any,  # (N, T, K)
+    lengths: Any,  # (N,)
+    first: int,
+    last: int,
+    paths: Any,  # (N, T), int64
+    redo: Any,  # (N,): the sequences to work on
+) -> None:
+    """The most likely path; see :func:`.cpu_viterbi.viterbi`. Ties are exact ones."""
+    num_steps, num_states = observation.shape[1], observation.shape[2]
+    came_from = np.empty((num_steps, num_states), np.int64)
+    for n in range(first, last):
+        if not redo[n]:
+            continue
+        steps = lengths[n]
+        slices = transition[n if len(transition) > 1 else 0]
+        start = initial[n if len(initial) > 1 else 0]
+        width = PAIR
+        while True:
+            state, reach = _best_path(start, slices, observation[n], steps, width, came_from)
+            needed = width_of(reach, steps)
+            if needed <= width:
+                break
+            width = needed
+        paths[n] = -1
+        if state >= 0:
+            for t in range(steps - 1, -1, -1):
+                paths[n, t] = state
+                state = came_from[t, state]
+
+
+@compiled
+def _best_path(
+    initial: Any, transition: Any, observation: Any, steps: int, width: int, came_from: Any
+) -> tuple[int, float]:
+    """:return: the best last state, -1 if there is none, and the largest of the numbers."""
+    num_states = observation.shape[1]
+    score = np.empty((2, num_states, width))
+    terms, room = np.empty((num_states, width)), np.empty(width)
+    shares = np.empty(num_states)
+    reach = 0.0
+    for t in range(steps):
+        possible = False
+        for j in range(num_states):
+            now = score[t % 2, j]
+            came_from[t, j] = 0
+            if t == 0:
+                clear(now)
+                plus(now, now, initial[j])
+            else:
+                slice_ = transition[t - 1 if len(transition) > 1 else 0]
+                best = _arrive(score[(t - 1) % 2], slice_, j, terms, shares, room)
+                if best < 0:
+                    put(now, -np.inf)
+                    continue
+                came_from[t, j] = best
+                reach = _reach(reach, terms[best])
+                plus(now, terms[best], 0.0)
+            reach = _reach(reach, now)
+            plus(now, now, observation[t, j])
+            reach = _reach(reach, now)
+            possible |= now[0] != -np.inf
+        if not possible:
+            return -1, reach
+    return shares_of(score[(steps - 1) % 2], shares, room), reach

@@ -30,6 +30,11 @@ state has faded.
 An entry of M below ``_NOTHING`` counts as 0 in these products. It moves less than 1e-268, which is
 nothing beside a share of ``_FADED``; and it would make subnormal numbers, which cost a processor
 ten times as much. EM leaves many such entries.
+
+**Large logits.** Each step's logits count relative to their largest, so that none is too large; but
+the first step's are sums of two, and are added without rounding (:func:`_open`). The log-likelihood
+is a sum of numbers as large as the logits, with what rounding takes from it kept apart. Where
+even that rounds, beyond ``_LARGE``, the sequence is reported.
 """
 
 from __future__ import annotations
@@ -50,6 +55,7 @@ _FADED = 1e-250
 _LEAST_OVERLAP = 1e-200
 _MIXING = 1e-100
 _NOTHING = 1e-290
+_LARGE = 2.0**50
 _REMEMBERED = 32_768  # numbers, which the processor's own cache holds
 
 
@@ -82,10 +88,36 @@ def _fill_matrix(logits: Any, matrix: Any, transposed: Any, width: int) -> tuple
 
 @compiled
 def _add(total: float, rest: float, term: float) -> tuple[float, float]:
-    """``total + term``, and what rounding took from it for the next call to give back (Kahan)."""
-    term = term - rest
+    """``total + term``, and the sum of what rounding has taken from it."""
     raised = total + term
-    return raised, (raised - total) - term
+    back = raised - total
+    return raised, rest + ((total - (raised - back)) + (term - back))
+
+
+@compiled
+def _open(initial: Any, observation: Any, logits: Any) -> tuple[float, float]:
+    r"""The logits :math:`\pi_k + b_1(k)` of the first step relative to their largest.
+
+    The sums are taken without rounding, as either may be so large that the other is lost in it.
+
+    :param logits: those of the K states, filled; others are left as they are.
+    :return: the largest as a sum of two numbers; -inf where all are, NaN where one is.
+    """
+    num_states = len(observation)
+    best, best_rest = -np.inf, 0.0
+    for k in range(num_states):
+        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
+        if value == -np.inf:
+            continue
+        if value != value:
+            logits[:num_states] = value
+            return value, 0.0
+        if best == -np.inf or (value - best) + (rest - best_rest) > 0.0:
+            best, best_rest = value, rest
+    for k in range(num_states):
+        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
+        logits[k] = (value - best) + (rest - best_rest) if value > -np.inf else -np.inf
+    return best, best_rest
 
 
 @compiled
@@ -185,16 +217,17 @@ def _make_sweep(width: int) -> Callable[..., None]:
             redo[n] = False
 
             state, suspect, gone, here = ones, False, False, 0
-            shift, rest = 0.0, 0.0
+            shift, rest, extreme = 0.0, 0.0, 0.0 if varying else abs(peak)
             for t in range(steps):
-                logits = simd.load_row(
-                    flat_observation, at + t * num_states, num_states, -np.inf, width
-                )
                 if t == 0:
-                    logits = simd.add(
-                        logits, simd.load_row(initial[start], 0, num_states, -np.inf, width)
+                    row[:] = -np.inf
+                    best, rest = _open(initial[start], observation[n, 0], row)
+                    logits = simd.load(row, 0, width)
+                else:
+                    logits = simd.load_row(
+                        flat_observation, at + t * num_states, num_states, -np.inf, width
                     )
-                best = simd.largest(logits)
+                    best = simd.largest(logits)
                 if best == -np.inf:
                     gone = True
                     simd.store(row, 0, logits)
@@ -202,14 +235,20 @@ def _make_sweep(width: int) -> Callable[..., None]:
                         if row[k] != row[k]:
                             gone, shift = False, np.nan
                     break
-                shift, rest = _add(shift, rest, best)
-                emitted = simd.exp(simd.subtract(logits, simd.splat(best, width)))
+                extreme = max(extreme, abs(best))
+                if t > 0:
+                    shift, rest = _add(shift, rest, best)
+                    logits = simd.subtract(logits, simd.splat(best, width))
+                else:
+                    shift = best
+                emitted = simd.exp(logits)
                 before, here = here, t * width if both else (t & 1) * width
                 if t == 0:
                     state = emitted
                 else:
                     if varying:
                         peak, _ = _fill_matrix(transition[own, t - 1], matrix, transposed, width)
+                        extreme = max(extreme, abs(peak))
                     shift, rest = _add(shift, rest, peak)
                     state = simd.multiply(simd.matvec(state, matrix, 0), emitted)
                 if (checked or varying) and simd.any_less(state, faded):
@@ -233,9 +272,9 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 simd.store(alpha, here, state)
                 if remember:
                     simd.store(emission, here, emitted)
-            log_likelihood[n] = -np.inf if gone else shift + math.log(simd.total(state))
+            log_likelihood[n] = -np.inf if gone else shift + (rest + math.log(simd.total(state)))
             if not both:
-                redo[n] = suspect
+                redo[n] = suspect or extreme * steps > _LARGE
                 continue
             smoothed[n, 0 if gone else steps :] = 0.0
             moved[n] = 0.0
@@ -245,6 +284,9 @@ def _make_sweep(width: int) -> Callable[..., None]:
             if log_likelihood[n] != log_likelihood[n]:
                 smoothed[n, :steps] = np.nan
                 moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
+                continue
+            if extreme * steps > _LARGE:
+                redo[n] = True
                 continue
 
             beta = ahead = ones

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyro_regimes.kernels import simd
 from pyro_regimes.kernels.jit import compiled
 
+_LARGE = 2.0**17  # beyond it a sum is rounded by more than 1e-11
 _MAX_LANES = 16  # the candidates for a maximum of more states do not fit into registers
 
 
@@ -39,7 +40,9 @@ def viterbi(num_states: int) -> Callable[..., None]:
         \delta_t(j) = \max_i (\delta_{t-1}(i) + A_{ij}) + (b_t(j) - \max_k \delta_{t-1}(k)).
 
     Only differences decide, and kept near 0 they keep their precision over any T. The sums are
-    taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there.
+    taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there. A sequence
+    with sums beyond ``_LARGE``, which rounding may decide, is reported for
+    :func:`.cpu_log.viterbi`.
     """
     return _make_viterbi(lanes_of(num_states)) if num_states <= _MAX_LANES else _viterbi
 
@@ -75,6 +78,7 @@ def _viterbi(
     last: int,
     origins: Any,  # those of back_pointers
     paths: Any,  # (N, T), int64
+    redo: Any,  # (N,): filled with the sequences whose sums are too large
 ) -> None:
     """Any number of states."""
     num_states = observation.shape[2]
@@ -86,6 +90,7 @@ def _viterbi(
         own = n if len(transition) > 1 else 0
         start = initial[n if len(initial) > 1 else 0]
         paths[n] = -1
+        redo[n] = False
         peak = -np.inf
         for t in range(steps):
             if t == 0:
@@ -109,6 +114,7 @@ def _viterbi(
             for k in range(num_states):
                 if score[k] > peak or score[k] != score[k]:
                     peak = score[k]
+                redo[n] |= _LARGE < abs(score[k]) < np.inf
             if peak == -np.inf:
                 break
         if not peak == -np.inf:
@@ -129,11 +135,14 @@ def _make_viterbi(width: int) -> Callable[..., None]:
         last: int,
         origins: Any,
         paths: Any,
+        redo: Any,
     ) -> None:
         num_steps, num_states = observation.shape[1], observation.shape[2]
         varying = transition.shape[1] > 1
         flat_observation, flat_origins = observation.reshape(-1), origins.reshape(-1)
         matrix, row = np.full(width * width, -np.inf), np.empty(width)
+        nothing = simd.splat(0.0, width)
+        high, low = simd.splat(_LARGE, width), simd.splat(-_LARGE, width)
         filled = -1
         for n in range(first, last):
             steps = lengths[n]
@@ -146,6 +155,8 @@ def _make_viterbi(width: int) -> Callable[..., None]:
                 simd.load_row(start, 0, num_states, -np.inf, width),
             )
             peak = simd.largest(score)
+            finite = simd.multiply_add(score, nothing, score)  # NaN for -inf
+            large = simd.any_less(finite, low) or simd.any_less(high, finite)
             for t in range(1, steps):
                 if peak == -np.inf:
                     simd.store(row, 0, score)
@@ -163,6 +174,9 @@ def _make_viterbi(width: int) -> Callable[..., None]:
                 )
                 score = simd.add(best, simd.subtract(logits, simd.splat(peak, width)))
                 peak = simd.largest(score)
+                finite = simd.multiply_add(score, nothing, score)
+                large |= simd.any_less(finite, low) or simd.any_less(high, finite)
+            redo[n] = large
             simd.store(row, 0, score)
             if not _is_impossible(row, num_states):
                 _trace_back(row, num_states, origins, steps, paths[n])

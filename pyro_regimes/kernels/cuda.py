@@ -13,6 +13,14 @@ The sweep works with scaled numbers. Where a state that later data may revive fa
 float64 holds, the kernel flags its sequence in device memory, and the same kernels, launched a
 second time in log space, do flagged sequences again and return at once from all others. So the
 host never waits for the device. Which way a problem goes depends on its shapes alone.
+
+In log space numbers are float64, and sums are rounded to it: each gamma sums to 1 whatever the
+logits, but logits that are 1e12 apart or more, and do not decide by themselves, are told apart to
+the rounding of the larger only. The CPU kernel and the reference do not round there.
+
+For the same reason lengths are not looked at here. Compiled graphs and transforms bring them
+unchecked: one that is not from 1 to T counts as the nearest that is, so that no kernel leaves its
+memory, and gives its sequence NaN throughout.
 """
 
 from __future__ import annotations
@@ -119,8 +127,11 @@ class _Problem:
         self.initial = initial_logits.contiguous()
         self.transition = transition_logits.contiguous()
         self.observation = observation_logits.contiguous()
-        self.lengths = None if lengths is None else lengths.contiguous()
         self.num_sequences, self.num_steps, self.num_states = observation_logits.shape
+        self.lengths, self.wrong = None, None
+        if lengths is not None:
+            self.wrong = (lengths < 1) | (lengths > self.num_steps)
+            self.lengths = lengths.clamp(1, self.num_steps).contiguous()
         self.dtype, self.device = observation_logits.dtype, observation_logits.device
 
         self.padded = 1 << (self.num_states - 1).bit_length()  # K as a power of two
@@ -137,10 +148,17 @@ class _Problem:
         )
         self.initial_stride = self.num_states if self.initial.shape[0] > 1 else 0
         self.flags = torch.zeros(self.num_sequences, dtype=torch.int32, device=self.device)
-        self.log_likelihood = self.empty(self.num_sequences)
+        self.log_likelihood = self.empty(self.num_sequences, dtype=torch.float64)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return _empty(shape, dtype or self.dtype, self.device)
+
+    def checked(self, result: Tensor) -> Tensor:
+        """A result with NaN for every sequence whose length is not from 1 to T."""
+        if self.wrong is None:
+            return result
+        wrong = self.wrong.reshape((-1,) + (1,) * (result.dim() - 1))
+        return result.masked_fill_(wrong, math.nan)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         # FP fusion by name, since its default differs between versions of Triton.
@@ -302,13 +320,13 @@ def log_likelihood(
     :param transition_logits: ``(N or 1, 1 or T-1, K, K)``.
     :param observation_logits: ``(N, T, K)``.
     :param lengths: ``(N,)`` int64, or None.
-    :return: ``(N,)``.
+    :return: ``(N,)``, float64.
     """
     with torch.cuda.device_of(observation_logits):
         problem = _Problem(initial_logits, transition_logits, observation_logits, lengths)
         if problem.num_sequences:
             problem.solve()
-    return problem.log_likelihood
+        return problem.checked(problem.log_likelihood)
 
 
 def expectations(
@@ -343,4 +361,5 @@ def expectations(
             problem.solve(smoothed, moved, scratch)
         if not problem.varying:
             moved = moved.sum(1, keepdim=True).to(problem.dtype)
-    return problem.log_likelihood, smoothed, moved
+        found = (problem.log_likelihood, smoothed, moved)
+        return tuple(map(problem.checked, found))  # type: ignore[return-value]

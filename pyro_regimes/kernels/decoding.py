@@ -10,7 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import reference
+from pyro_regimes.kernels import reference, sums
+from pyro_regimes.kernels.sums import Sum
+
+_LARGE = 2.0**16
 
 
 def _draw(logits: Tensor) -> Tensor:
@@ -36,6 +39,15 @@ def _columns(transition_logits: Tensor, states: Tensor) -> Tensor:
     return matrices.gather(-2, index).squeeze(-2)
 
 
+def _parts_for_paths(chain: list[Tensor]) -> int:
+    """One part, as in the compiled kernel, where float64 rounds no sum by more than 1e-11."""
+    if sums.can_be_seen(*chain):
+        largest = [each.abs().nan_to_num(0.0, 0.0, 0.0).max() for each in chain if each.numel()]
+        if all(float(each) < _LARGE for each in largest):
+            return 1
+    return sums.parts_needed(*chain)
+
+
 @torch.no_grad()
 def viterbi(
     initial_logits: Tensor,
@@ -51,30 +63,40 @@ def viterbi(
     :return: LongTensor ``(..., T)``.
     """
     num_steps, num_states = observation_logits.shape[-2:]
-    transition_logits = transition_logits.double()
-    observation_logits = observation_logits.double()
-    score = initial_logits.double() + observation_logits[..., 0, :]
-    stay = torch.arange(num_states, device=score.device)
+    chain = [each.double() for each in (initial_logits, transition_logits, observation_logits)]
+    num_parts = _parts_for_paths(chain)
+    transitions, observations = (sums.exact(logits) for logits in chain[1:])
+
+    def observed(step: int) -> Sum:
+        return observations.map(lambda part: part[..., step, :])
+
+    score = sums.widen(sums.exact(chain[0]), num_parts).plus(observed(0))
+    stay = torch.arange(num_states, device=observation_logits.device)
     origins = []
     for step in range(1, num_steps):
         # Only differences decide; kept near zero, they keep their precision over any T.
-        peak = score.amax(-1, keepdim=True)
-        emitted = observation_logits[..., step, :] - peak.masked_fill(peak == -math.inf, 0.0)
-        moves = score.unsqueeze(-1) + _time_slice(transition_logits, step - 1)
-        # Two reductions, since max(dim) starts all threads for the smallest of tensors.
-        origin = moves.argmax(-2)
-        best = moves.amax(-2) + emitted
+        peak = score.estimate().amax(-1, keepdim=True)
+        peak = torch.where(peak == -math.inf, 0.0, -peak)
+        emitted = sums.widen(observed(step), num_parts).plus(Sum((peak,), torch.zeros_like(peak)))
+        slice_ = transitions.map(lambda part: _time_slice(part, step - 1))  # noqa: B023
+        moves = score.map(lambda part: part.unsqueeze(-1)).plus(slice_)
+        # An index and a value apart, since max(dim) starts all threads for the smallest of tensors.
+        origin = sums.from_largest(moves, -2)[0].argmax(-2)
+        index = origin.unsqueeze(-2)
+        best = moves.map(lambda part: part.gather(-2, index).squeeze(-2))  # noqa: B023
+        best = best.plus(emitted)
         if lengths is not None:
             keep = (step < lengths).unsqueeze(-1)
-            best, origin = torch.where(keep, best, score), torch.where(keep, origin, stay)
+            best, origin = sums.where(keep, best, score), torch.where(keep, origin, stay)
         score = best
         origins.append(origin)
 
+    gaps, _ = sums.from_largest(score, -1)
     batch_shape = torch.broadcast_shapes(
-        score.shape[:-1], origins[-1].shape[:-1] if origins else ()
+        gaps.shape[:-1], origins[-1].shape[:-1] if origins else ()
     )
-    final = score.amax(-1)
-    state = score.argmax(-1).expand(batch_shape)
+    final = gaps.amax(-1)
+    state = gaps.argmax(-1).expand(batch_shape)
     path = [state]
     for origin in reversed(origins):
         origin = origin.expand(batch_shape + (num_states,))
@@ -101,21 +123,31 @@ def sample_posterior(
 
     :return: LongTensor ``sample_shape + (..., T)``.
     """
-    logits = reference.filter_logits(initial_logits, transition_logits, observation_logits, lengths)
-    transition_logits = transition_logits.double()
-    num_steps = logits.shape[-2]
-    shape = sample_shape + logits.shape[:-2]
-    state = _draw(logits[..., -1, :].expand(shape + logits.shape[-1:]))
+    _, alphas = reference.forward(
+        initial_logits, transition_logits, observation_logits, lengths, True
+    )
+    assert alphas is not None
+    transitions = sums.exact(transition_logits.double())
+    num_steps, num_states = observation_logits.shape[-2:]
+
+    def filtered(step: int) -> Sum:
+        return alphas.map(lambda part: part[..., step, :])
+
+    last = sums.log_shares(filtered(-1), -1)
+    shape = sample_shape + last.shape[:-1]
+    state = _draw(last.expand(shape + (num_states,)))
     path = [state]
     for step in reversed(range(num_steps - 1)):
-        drawn = _draw(logits[..., step, :] + _columns(_time_slice(transition_logits, step), state))
+        slice_ = transitions.map(lambda part: _time_slice(part, step))  # noqa: B023
+        arrows = slice_.map(lambda part: _columns(part, state))  # noqa: B023
+        drawn = _draw(sums.log_shares(filtered(step).plus(arrows), -1))
         if lengths is None:
             state = drawn
         else:  # on padding the filter repeats the last state, so the first draw stands for it
             state = torch.where(step + 1 < lengths, drawn, state)
         path.append(state)
     states = torch.stack(path[::-1], -1)
-    impossible = (logits[..., -1, :] == -math.inf).all(-1)
+    impossible = (last == -math.inf).all(-1)
     return _blank_padding(states.masked_fill(impossible.unsqueeze(-1), -1), lengths)
 
 

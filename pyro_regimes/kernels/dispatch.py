@@ -5,15 +5,16 @@ The kernels are imported when they are first needed, as numba and Triton take th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 BACKENDS = ("reference", "cpu", "cuda")
 
@@ -50,9 +51,12 @@ def choose(observation_logits: Tensor) -> str:
     """The name of the kernel for a problem.
 
     Under ``torch.compile``, which cannot read the context, it is empty for a device that has a
-    kernel: :func:`kernel` decides when the compiled code runs.
+    kernel: :func:`kernel` decides when the compiled code runs. Forward mode over forward mode goes
+    through the reference: torch follows no tangents within the ``jvp`` of a function.
     """
     device, num_states = observation_logits.device.type, observation_logits.shape[-1]
+    if _num_forward_modes() > 1:
+        return "reference"
     if torch.compiler.is_compiling():
         name = "" if device in ("cpu", "cuda") else "reference"
     else:
@@ -60,6 +64,14 @@ def choose(observation_logits: Tensor) -> str:
     if num_states > _MAX_CUDA_STATES and (name or device) == "cuda":
         return "reference"
     return name
+
+
+def _num_forward_modes() -> int:
+    """How many ``jvp`` or ``jacfwd`` lie over one another here."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return 0
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
 
 
 def _of_device(device: str) -> str:
@@ -71,8 +83,12 @@ def _of_device(device: str) -> str:
 
 
 def kernel(name: str, device: torch.device) -> ModuleType:
-    """The module of a compiled kernel; without a name, the device's own."""
+    """The module of a kernel; without a name, that of the context or the device's own."""
     name = name or _chosen.get() or device.type
+    if name == "reference":
+        from pyro_regimes.kernels import reference_kernel
+
+        return reference_kernel
     if name == "cuda":
         from pyro_regimes.kernels import cuda
 
@@ -82,12 +98,20 @@ def kernel(name: str, device: torch.device) -> ModuleType:
     return cpu
 
 
-def apply(function: type[Function], *args: Any) -> Any:
+def is_reference_wanted() -> bool:
+    """Whether the code that runs now is within ``backend("reference")``."""
+    return _chosen.get() == "reference"
+
+
+def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
     """``function.apply(*args)``, which otherwise looks up the names of its arguments each time.
 
-    That takes as long as a short kernel, and serves function transforms alone.
+    That takes as long as a short kernel, and serves function transforms alone. A graph takes the
+    operator, with derivatives in reverse mode: torch.compile refuses a function with a ``jvp``.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() and operator is not None:
+        return operator(*args)
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
 
@@ -102,12 +126,43 @@ def is_plain(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return False
+    if any(map(has_tangent, given)):
+        return False
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not is_batched(tensor)
         for tensor in given
     )
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether it is a dual number of ``torch.autograd.forward_ad``, outside of transforms."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that refuses dual numbers, whose tangents it would drop without a word.
+
+    The functions above the operators have rules for them, and turn forward mode off below.
+    """
+
+    @functools.wraps(run)
+    def checked(*args: Any) -> Any:
+        if torch._C._is_fwd_grad_enabled():
+            if any(isinstance(arg, Tensor) and has_tangent(arg) for arg in args):
+                raise NotImplementedError(
+                    "expected no forward-mode tangents in a traced or compiled graph: its "
+                    "operators have derivatives in reverse mode alone; call the function that was "
+                    "traced"
+                )
+        return run(*args)
+
+    return checked
 
 
 def is_batched(tensor: Tensor) -> bool:

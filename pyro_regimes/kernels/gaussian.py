@@ -79,7 +79,9 @@ def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     if dispatch.is_plain(value, loc, factor):
         return log_density(value, loc, factor)
-    density: Tensor = dispatch.apply(LogDensity, value, loc, factor)
+    density: Tensor = dispatch.apply(
+        LogDensity, value, loc, factor, operator=log_density_operator
+    )
     return density
 
 
@@ -145,6 +147,26 @@ def log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     return cpu_gaussian.log_density_diagonal(value, loc, factor.squeeze(-1))
 
 
+def _log_density_wanted(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """Within ``backend("reference")``, which a compiled graph learns when it runs, tensor code."""
+    if not dispatch.is_reference_wanted():
+        return log_density(value, loc, factor)
+    density = plain_log_prob(value, loc, factor)
+    return density.expand(_log_density_like(value, loc, factor).shape).contiguous()
+
+
+def _moments_wanted(
+    value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Likewise."""
+    if not dispatch.is_reference_wanted():
+        return _moments(value, weights, loc, factor)
+    z = _whiten(value, loc, factor)  # (N, K, D, T)
+    share = weights.mT.unsqueeze(-2) * z
+    second = share @ z.mT if _is_full(factor) else (share * z).sum(-1, keepdim=True)
+    return weights.sum(-2), share.sum(-1), second
+
+
 def _log_density_like(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     count = max(value.shape[0], loc.shape[0], factor.shape[0])
     num_states = max(loc.shape[1], factor.shape[1])
@@ -181,7 +203,10 @@ def _moments_like(
 def _define(name: str, arguments: str, returns: str, run: Any, like: Any) -> Any:
     """Register an operator, with the shapes it returns and with vmap as a longer batch."""
     operator = torch.library.custom_op(
-        f"pyro_regimes::{name}", run, mutates_args=(), schema=f"({arguments}) -> {returns}"
+        f"pyro_regimes::{name}",
+        dispatch.without_tangents(run),
+        mutates_args=(),
+        schema=f"({arguments}) -> {returns}",
     )
     operator.register_fake(like)
 
@@ -212,14 +237,14 @@ log_density_operator = _define(
     "gaussian_log_density",
     "Tensor value, Tensor loc, Tensor factor",
     "Tensor",
-    log_density,
+    _log_density_wanted,
     _log_density_like,
 )
 moments_operator = _define(
     "gaussian_moments",
     "Tensor value, Tensor weights, Tensor loc, Tensor factor",
     "(Tensor, Tensor, Tensor)",
-    _moments,
+    _moments_wanted,
     _moments_like,
 )
 
@@ -249,6 +274,8 @@ class LogDensity(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
+        if hasattr(ctx, "save_for_forward"):  # an operator's context has no forward mode
+            ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, weights: Tensor | None) -> tuple[Any, ...]:
@@ -256,6 +283,40 @@ class LogDensity(Function):
             return None, None, None
         value, loc, factor = ctx.saved_tensors
         return pull_back(value, weights, loc, factor, ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, of_value: Tensor | None, of_loc: Tensor | None, of_factor: Tensor | None
+    ) -> Tensor:
+        value, loc, factor = ctx.saved_tensors
+        z = _whiten(value, loc, factor)
+        turn = _push_forward(z, loc, factor, of_value, of_loc, of_factor)
+        change = -(z * turn).sum(-2)  # (N, K, T)
+        if of_factor is not None:
+            steepness = (_diagonal(of_factor) / _diagonal(factor)).sum(-1)
+            change = change - steepness.unsqueeze(-1)
+        return change.mT.expand(_log_density_like(value, loc, factor).shape)
+
+
+def _push_forward(
+    z: Tensor,
+    loc: Tensor,
+    factor: Tensor,
+    of_value: Tensor | None,
+    of_loc: Tensor | None,
+    of_factor: Tensor | None,
+) -> Tensor:
+    """The tangent of z, ``(N, K, D, T)``: :math:`L^{-1} (dx - d\\mu - dL\\, z)`."""
+    turn = torch.zeros_like(z)
+    if of_value is not None:
+        turn = turn + of_value.unsqueeze(-3).mT
+    if of_loc is not None:
+        turn = turn - of_loc.unsqueeze(-1)
+    if of_factor is not None:
+        turn = turn - (of_factor.tril() @ z if _is_full(factor) else of_factor * z)
+    if not _is_full(factor):
+        return turn / factor
+    return torch.linalg.solve_triangular(factor, turn, upper=False)
 
 
 def pull_back(
@@ -314,7 +375,9 @@ def _gradients_of_many(
 def _differentiable_gradients(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    weight, first, second = Moments.apply(value, weights, loc, factor)
+    weight, first, second = dispatch.apply(
+        Moments, value, weights, loc, factor, operator=moments_operator
+    )
     solved = _solve_transposed(factor, torch.cat([first.unsqueeze(-1), second], -1))
     to_loc, to_factor = solved[..., 0], solved[..., 1:]
     steepness = weight.unsqueeze(-1) / _diagonal(factor)
@@ -347,6 +410,24 @@ class Moments(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs)
+        if hasattr(ctx, "save_for_forward"):
+            ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        value, weights, loc, factor = ctx.saved_tensors
+        of_value, of_weights, of_loc, of_factor = tangents
+        z = _whiten(value, loc, factor)  # (N, K, D, T)
+        turn = _push_forward(z, loc, factor, of_value, of_loc, of_factor)
+        share = weights.mT.unsqueeze(-2)  # (N, K, 1, T)
+        more = torch.zeros_like(share) if of_weights is None else of_weights.mT.unsqueeze(-2)
+        first = more * z + share * turn
+        if _is_full(factor):
+            half = (share * turn) @ z.mT
+            second = (more * z) @ z.mT + half + half.mT
+        else:
+            second = ((more * z + 2 * share * turn) * z).sum(-1, keepdim=True)
+        return more.squeeze(-2).sum(-1), first.sum(-1), second
 
     @staticmethod
     def backward(

@@ -34,7 +34,7 @@ def log_likelihood(
     :param factor: the lower Cholesky factor ``(..., K or 1, D, D)``, or standard deviations
         ``(..., K or 1, D, 1)``.
     :param lengths: ``(...)``.
-    :return: ``(...)``.
+    :return: ``(...)``, float64.
     """
     tensors = (initial_logits, transition_logits, value, loc, factor)
     if not _is_served(tensors, lengths):
@@ -61,7 +61,11 @@ def _is_served(tensors: tuple[Tensor, ...], lengths: Tensor | None) -> bool:
 
 
 class LogLikelihood(Function):
-    """``(N,)``, and its derivatives, of flat tensors ``(N or 1, ...)``."""
+    """``(N,)``, and its derivatives, of flat tensors ``(N or 1, ...)``.
+
+    Transforms and forward mode do not come here: :func:`_is_served` sends them to the two functions
+    of which this is the composition.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -71,7 +75,7 @@ class LogLikelihood(Function):
         kernel = dispatch.kernel("cpu", value.device)
         found, smoothed, moved = kernel.expectations(initial, transition, density, lengths)
         ctx.save_for_backward(initial, transition, value, loc, factor, lengths, smoothed, moved)
-        log_likelihood: Tensor = found.to(value.dtype)
+        log_likelihood: Tensor = found
         return log_likelihood
 
     @staticmethod
@@ -79,8 +83,9 @@ class LogLikelihood(Function):
         initial, transition, value, loc, factor, lengths, smoothed, moved = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated in its turn
             return (*_differentiable_gradients(ctx, cotangent), None, None)
-        weights = cotangent[:, None, None] * smoothed
-        moved = cotangent[:, None, None, None] * moved
+        # The cotangent is float64, whatever the arguments are.
+        weights = (cotangent[:, None, None] * smoothed).to(value.dtype)
+        moved = (cotangent[:, None, None, None] * moved).to(value.dtype)
         return (
             gaussian.sum_to(weights[:, 0], initial.shape),
             gaussian.sum_to(moved, transition.shape),

@@ -21,6 +21,7 @@ path sum of :mod:`pyro_regimes.kernels.reference`. An entry of -inf is legal eve
 
 from __future__ import annotations
 
+import functools
 from numbers import Integral
 from types import ModuleType
 from typing import NamedTuple
@@ -42,6 +43,7 @@ __all__ = [
     "has_fused_em",
     "log_likelihood",
     "predict_probs",
+    "promoted_dtype",
     "sample_posterior",
     "sample_prior",
     "viterbi",
@@ -51,7 +53,7 @@ __all__ = [
 class Expectations(NamedTuple):
     """What the E-step knows of the hidden path."""
 
-    log_likelihood: Tensor  #: ``(...)``
+    log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
     smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
     expected_transitions: Tensor  #: ``(..., K, K)``, or ``(..., T-1, K, K)`` where A varies in time
 
@@ -63,6 +65,11 @@ class _Chain(NamedTuple):
     transition_logits: Tensor
     observation_logits: Tensor
     lengths: Tensor | None
+
+
+def promoted_dtype(*tensors: Tensor) -> torch.dtype:
+    """The least dtype that holds all of theirs."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
@@ -142,10 +149,7 @@ def _check(
     except RuntimeError as error:
         batches = dict(zip((*named, "lengths"), map(tuple, shapes)))
         raise ValueError(f"expected batch shapes that broadcast, got {batches}") from error
-    dtype = torch.promote_types(
-        torch.promote_types(initial_logits.dtype, transition_logits.dtype),
-        observation_logits.dtype,
-    )
+    dtype = promoted_dtype(initial_logits, transition_logits, observation_logits)
     return _Chain(
         initial_logits.to(dtype),
         transition_logits.to(dtype),
@@ -217,7 +221,8 @@ def log_likelihood(
 
     Without a gradient to come it is one forward sweep.
 
-    :return: ``(...)``; -inf, with gradient 0, where a sequence has probability 0.
+    :return: ``(...)``, float64 whatever the dtype of the logits; -inf, with gradient 0, where a
+        sequence has probability 0.
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
     chain = _check(initial_logits, transition_logits, observation_logits, lengths)
@@ -229,8 +234,7 @@ def log_likelihood(
         value = dispatch.kernel(name, flat.observation_logits.device).log_likelihood(*flat)
     else:
         value = autograd.log_likelihood(*flat, name)
-    dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]
-    return value.to(dtype).reshape(batch_shape)
+    return value.reshape(chain.observation_logits.shape[:-2])
 
 
 def expectations(
@@ -241,7 +245,8 @@ def expectations(
 ) -> Expectations:
     """The E-step: log-likelihood, gamma and summed xi; see :func:`.reference.expectations`.
 
-    All three are differentiable.
+    All three are differentiable. The log-likelihood is float64; gamma and xi are of the dtype of
+    the logits.
 
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
@@ -254,15 +259,13 @@ def expectations(
         kernel = dispatch.kernel(name, flat.observation_logits.device)
         value, smoothed, moved = kernel.expectations(*flat)
     else:
-        value, smoothed, moved = dispatch.apply(autograd.Expectations, *flat, name)
+        value, smoothed, moved = autograd.expectations(*flat, name)
     if transition_logits.shape[-3] == 1:
         moved = moved.squeeze(1)
-    batch_shape = chain.observation_logits.shape[:-2]
+    dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]
     return Expectations(
-        *(
-            part.to(chain.observation_logits.dtype).reshape(batch_shape + part.shape[1:])
-            for part in (value, smoothed, moved)
-        )
+        value.reshape(batch_shape),
+        *(part.to(dtype).reshape(batch_shape + part.shape[1:]) for part in (smoothed, moved)),
     )
 
 

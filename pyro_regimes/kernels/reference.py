@@ -16,16 +16,23 @@ and everything here is a sum or a derivative of it. The forward recursion is
 The backward recursion is not written down: differentiating the forward one performs it (Fisher's
 identity), and gives the smoothed probabilities and the expected transitions.
 
+Sums lose nothing beside a large logit (:mod:`.sums`): as far as the logits and their sums are
+finite in float64, the results are those of exact arithmetic, to rounding. Under transforms, which
+hide the numbers from Python, sums have some 159 bits, which logits of about one size do not exceed.
+
 Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`, which is the door for callers.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from pyro_regimes.kernels import dispatch, sums
+from pyro_regimes.kernels.sums import Sum
 
 # A scan over blocks does K times the arithmetic of the plain loop in about 2 sqrt(T) instead of T
 # steps. A step costs some 1e4 times what one element of it costs (measured on two cores), so the
@@ -33,36 +40,6 @@ from torch import Tensor
 _MAX_BLOCKED_STATES = 8
 _MIN_BLOCKED_STEPS = 16
 _MAX_BLOCKED_ELEMENTS = 10_000
-
-
-class _LogSumExp(torch.autograd.Function):
-    """``torch.logsumexp`` over ``dim``, with gradient 0 instead of NaN where all terms are -inf.
-
-    The backward pass is made of differentiable operations, so derivatives of any order are right.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(terms: Tensor, dim: int) -> Tensor:
-        return terms.logsumexp(dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        terms, ctx.dim = inputs
-        ctx.save_for_backward(terms, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        terms, total = ctx.saved_tensors
-        total = total.masked_fill(total == -math.inf, 0.0)  # exp(-inf - 0) = 0: no gradient
-        weights = (terms - total.unsqueeze(ctx.dim)).exp()
-        return grad.unsqueeze(ctx.dim) * weights, None
-
-
-def logsumexp(terms: Tensor, dim: int) -> Tensor:
-    """:math:`\\log \\sum \\exp` over one dim; -inf (with gradient 0) where every term is -inf."""
-    return _LogSumExp.apply(terms, dim)
 
 
 def complete_log_likelihood(
@@ -100,42 +77,44 @@ def _take(values: Tensor, states: Tensor) -> Tensor:
     return values.gather(-1, states.unsqueeze(-1)).squeeze(-1)
 
 
-def _normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the largest entry of each row; a row of -inf stays one, its shift does not matter.
-
-    The shift is a constant to autograd: added back, it leaves value and derivatives unchanged.
-    """
-    peak = rows.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).min)
-    return rows - peak, peak
-
-
 def _sweep(
-    rows: Tensor,  # (..., B, R, K)
-    transitions: list[Tensor],  # L times (..., 1 or B, K, K)
-    observations: list[Tensor],  # L times (..., B, K)
+    rows: Sum,  # (..., B, R, K)
+    transitions: list[Sum],  # L times (..., 1 or B, K, K)
+    observations: list[Sum],  # L times (..., B, K)
     valid: list[Tensor | None],  # L times (..., B), or None: all are
-    history: list[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
+    history: list[Sum] | None = None,
+) -> Sum:
     """Carry R rows in each of B blocks through L steps of the forward recursion.
 
     One row holding :math:`\\alpha` gives the filter; the K rows of the identity matrix give the
-    block's transfer matrix. Each row is normalised at every step.
+    block's transfer matrix.
 
-    :return: the rows at the end, and what was subtracted from each ``(..., B, R, 1)``.
+    :return: the rows at the end.
     """
-    shift = torch.zeros_like(rows[..., :1])
     for step, observation in enumerate(observations):
-        moved = logsumexp(rows.unsqueeze(-1) + transitions[step].unsqueeze(-3), -2)
-        moved, peak = _normalise(moved + observation.unsqueeze(-2))
+        paths = rows.map(_column).plus(transitions[step].map(lambda a: a.unsqueeze(-3)))
+        moved = sums.logsumexp(paths, -2).plus(observation.map(_row))
         keep = valid[step]
-        if keep is not None:
-            keep = keep[..., None, None]
-            moved = torch.where(keep, moved, rows)
-            peak = peak.masked_fill(~keep, 0.0)
-        rows, shift = moved, shift + peak
+        rows = moved if keep is None else sums.where(keep[..., None, None], moved, rows)
         if history is not None:
             history.append(rows)
-    return rows, shift
+    return rows
+
+
+def _row(values: Tensor) -> Tensor:
+    return values.unsqueeze(-2)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.unsqueeze(-1)
+
+
+def _blocks_of(logits: Tensor, dim: int, num_blocks: int, size: int) -> list[Sum]:
+    number = sums.exact(logits)
+    values, lives = (
+        _unbind_blocks(part, dim, num_blocks, size) for part in (number.parts[0], number.live)
+    )
+    return [Sum((value,), live) for value, live in zip(values, lives, strict=True)]
 
 
 def _unbind_blocks(steps: Tensor, dim: int, num_blocks: int, size: int) -> list[Tensor]:
@@ -153,16 +132,36 @@ def _block_size(steps: int) -> int:
     return min(range(root - root // 8, root + root // 8 + 1), key=lambda size: -steps % size)
 
 
-def _forward(
+def _without_padding(
+    transition_logits: Tensor, observation_logits: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with 0 for padding, and NaN where a length is not from 1 to T.
+
+    :return: transitions, observations, and which steps count ``(..., T)``.
+    """
+    num_steps = observation_logits.shape[-2]
+    # Under transforms and in graphs nobody could look at the lengths before.
+    wrong = (lengths < 1) | (lengths > num_steps)
+    lengths = lengths.masked_fill(wrong, num_steps)
+    valid = torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
+    observation_logits = observation_logits.masked_fill(~valid.unsqueeze(-1), 0.0)
+    observation_logits = observation_logits + torch.where(wrong, math.nan, 0.0)[..., None, None]
+    if transition_logits.shape[-3] > 1:
+        transition_logits = transition_logits.masked_fill(~valid[..., 1:, None, None], 0.0)
+    return transition_logits, observation_logits, valid
+
+
+def forward(
     initial_logits: Tensor,
     transition_logits: Tensor,
     observation_logits: Tensor,
     lengths: Tensor | None,
     history: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The forward recursion in float64.
+) -> tuple[Tensor, Sum | None]:
+    """The forward recursion.
 
-    :return: :math:`\\log p(x)`, and with ``history`` every :math:`\\alpha_t` up to a constant.
+    :return: :math:`\\log p(x)`, and with ``history`` every :math:`\\alpha_t`, ``(..., T, K)``; on
+        padding that of the last observation.
     """
     initial_logits, transition_logits, observation_logits = (
         logits.double() for logits in (initial_logits, transition_logits, observation_logits)
@@ -170,23 +169,22 @@ def _forward(
     num_steps, num_states = observation_logits.shape[-2:]
     valid = None
     if lengths is not None:
-        time = torch.arange(num_steps, device=lengths.device)
-        valid = time < lengths.unsqueeze(-1)  # (..., T)
-        observation_logits = observation_logits.masked_fill(~valid.unsqueeze(-1), 0.0)
+        transition_logits, observation_logits, valid = _without_padding(
+            transition_logits, observation_logits, lengths
+        )
         valid = valid[..., 1:]
-        if transition_logits.shape[-3] > 1:
-            transition_logits = transition_logits.masked_fill(~valid[..., None, None], 0.0)
 
-    first = initial_logits + observation_logits[..., 0, :]
-    first, total = _normalise(first)  # (..., K), (..., 1)
+    num_parts = sums.parts_needed(initial_logits, transition_logits, observation_logits)
+    first = sums.widen(sums.exact(initial_logits), num_parts)
+    first = first.plus(sums.exact(observation_logits[..., 0, :]))  # (..., K)
     steps = num_steps - 1
     if steps == 0:
-        alphas = first.unsqueeze(-2) if history else None
-        return logsumexp(first, -1) + total.squeeze(-1), alphas
+        return _total(first), first.map(_row) if history else None
 
     batch_shape = torch.broadcast_shapes(
         initial_logits.shape[:-1], transition_logits.shape[:-3], observation_logits.shape[:-2]
     )
+    first = first.map(lambda part: part.expand(batch_shape + (num_states,)))
     elements = math.prod(batch_shape) * num_states**3
     blocked = (
         num_states <= _MAX_BLOCKED_STATES
@@ -200,42 +198,47 @@ def _forward(
         keeps = list(_unbind_blocks(valid, -1, num_blocks, size))
     else:
         missing = num_blocks * size - steps  # at the end of the last block
-        last = torch.arange(num_blocks, device=first.device) == num_blocks - 1
+        device = observation_logits.device
+        last = torch.arange(num_blocks, device=device) == num_blocks - 1
         keeps = [None] * (size - missing) + [~last] * missing
-    observations = _unbind_blocks(observation_logits[..., 1:, :], -2, num_blocks, size)
+    observations = _blocks_of(observation_logits[..., 1:, :], -2, num_blocks, size)
     if transition_logits.shape[-3] == 1:
-        transitions = [transition_logits] * size
+        transitions = [sums.exact(transition_logits)] * size
     else:
-        transitions = _unbind_blocks(transition_logits, -3, num_blocks, size)
+        transitions = _blocks_of(transition_logits, -3, num_blocks, size)
 
-    if num_blocks == 1:
-        entries = first[..., None, None, :]  # (..., 1, 1, K)
-    else:
-        identity = torch.eye(num_states, dtype=first.dtype, device=first.device).log()
-        rows = identity.expand(batch_shape + (num_blocks, num_states, num_states))
-        transfer, shift = _sweep(rows, transitions, observations, keeps)
-        matrices, peaks = _normalise((transfer + shift).flatten(-2))
-        blocks = matrices.unflatten(-1, (num_states, num_states)).unbind(-3)
+    entries = first.map(lambda part: part[..., None, None, :])  # (..., 1, 1, K)
+    if num_blocks > 1:
+        identity = torch.eye(num_states, dtype=torch.float64, device=observation_logits.device)
+        rows = sums.widen(sums.exact(identity.log()), num_parts)
+        shape = batch_shape + (num_blocks, num_states, num_states)
+        matrices = _sweep(
+            rows.map(lambda part: part.expand(shape)), transitions, observations, keeps
+        )
         alpha, starts = first, []
-        for matrix, peak in zip(blocks, peaks.unbind(-2), strict=True):
-            starts.append(alpha.expand(batch_shape + (num_states,)))
-            alpha, more = _normalise(logsumexp(alpha.unsqueeze(-1) + matrix, -2))
-            total = total + peak + more
+        for block in range(num_blocks):
+            starts.append(alpha)
+            matrix = matrices.map(lambda part: part.select(-3, block))  # noqa: B023 (called here)
+            alpha = sums.logsumexp(alpha.map(_column).plus(matrix), -2)
         if not history:
-            return logsumexp(alpha, -1) + total.squeeze(-1), None
-        entries = torch.stack(starts, -2).unsqueeze(-2)  # (..., B, 1, K)
+            return _total(alpha), None
+        entries = sums.stack(starts, -2).map(_row)  # (..., B, 1, K)
 
-    passed: list[Tensor] | None = [] if history else None
-    exits, shift = _sweep(entries, transitions, observations, keeps, passed)
+    passed: list[Sum] | None = [] if history else None
+    exits = _sweep(entries, transitions, observations, keeps, passed)
     if num_blocks == 1:
-        alpha, total = exits[..., 0, 0, :], total + shift[..., 0, 0, :]
-    log_likelihood = logsumexp(alpha, -1) + total.squeeze(-1)
+        alpha = exits.map(lambda part: part[..., 0, 0, :])
     if passed is None:
-        return log_likelihood, None
-    alphas = torch.stack([rows.squeeze(-2) for rows in passed], -2)  # (..., B, L, K)
-    alphas = alphas.flatten(-3, -2)[..., :steps, :]
-    first = first.expand(alphas.shape[:-2] + first.shape[-1:])
-    return log_likelihood, torch.cat([first.unsqueeze(-2), alphas], -2)
+        return _total(alpha), None
+    later = sums.stack([rows.map(lambda part: part.squeeze(-2)) for rows in passed], -2)
+    later = later.map(lambda part: part.flatten(-3, -2)[..., :steps, :])  # of (..., B, L, K)
+    return _total(alpha), sums.cat([first.map(_row), later], -2)
+
+
+def _total(alpha: Sum) -> Tensor:
+    """:math:`\\log \\sum_j \\exp \\alpha(j)`, rounded once."""
+    total = sums.logsumexp(alpha, -1)
+    return total.estimate() + total.live
 
 
 def log_likelihood(
@@ -246,11 +249,9 @@ def log_likelihood(
 ) -> Tensor:
     """:math:`\\log p(x)`, shape ``(...)``; -inf, with gradient 0, for a sequence of probability 0.
 
-    Computed in float64 whatever the inputs' dtype, and rounded to that at the end.
+    :return: float64 whatever the inputs' dtype.
     """
-    return _forward(initial_logits, transition_logits, observation_logits, lengths, False)[0].to(
-        observation_logits.dtype
-    )
+    return forward(initial_logits, transition_logits, observation_logits, lengths, False)[0]
 
 
 def filter_logits(
@@ -264,10 +265,9 @@ def filter_logits(
     From the step at which a sequence has become impossible on, every entry is -inf. On padding
     the entries repeat those of the last observation.
     """
-    alphas = _forward(initial_logits, transition_logits, observation_logits, lengths, True)[1]
+    alphas = forward(initial_logits, transition_logits, observation_logits, lengths, True)[1]
     assert alphas is not None
-    total = logsumexp(alphas, -1).unsqueeze(-1)
-    return alphas - total.masked_fill(total == -math.inf, 0.0)
+    return sums.log_shares(alphas, -1)
 
 
 def predict_probs(
@@ -305,22 +305,43 @@ def expectations(
     batch_shape = torch.broadcast_shapes(
         initial_logits.shape[:-1], transition_logits.shape[:-3], observation_logits.shape[:-2]
     )
-    keep_graph = torch.is_grad_enabled() and any(term.requires_grad for term in logits)
-    with torch.inference_mode(False), torch.enable_grad():
-        terms = []
-        for term, event_dim in zip(logits, (1, 3, 2), strict=True):
-            # One copy for each sequence, so that the gradient is each sequence's own.
-            term = term.expand(batch_shape + term.shape[-event_dim:])
-            if not (keep_graph and term.requires_grad):
-                term = (term.clone() if term.is_inference() else term.detach()).requires_grad_()
-            terms.append(term)
-        value = log_likelihood(terms[0], terms[1], terms[2], lengths)
-        gradients = torch.autograd.grad(
-            value.sum(), terms[1:], create_graph=keep_graph, allow_unused=True
-        )
+    # One copy for each sequence, so that the gradient is each sequence's own.
+    terms = [
+        term.expand(batch_shape + term.shape[-event_dim:])
+        for term, event_dim in zip(logits, (1, 3, 2), strict=True)
+    ]
+    if not all(map(_is_plain, logits)):
+        found = torch.func.vjp(partial(log_likelihood, lengths=lengths), *terms)
+        value, pull_back = found[:2]
+        _, *gradients = pull_back(torch.ones_like(value))
+    else:
+        value, gradients = _differentiate(terms, lengths)
     moved, smoothed = gradients
-    if moved is None:  # T = 1: there is no transition
-        moved = torch.zeros_like(terms[1])
     if transition_logits.shape[-3] == 1:
         moved = moved.squeeze(-3)
-    return (value if keep_graph else value.detach()), smoothed, moved
+    return value, smoothed, moved
+
+
+def _is_plain(logits: Tensor) -> bool:
+    """Whether no transform of :mod:`torch.func` and no forward mode follows what is done to it."""
+    return not (
+        torch._C._functorch.is_functorch_wrapped_tensor(logits) or dispatch.has_tangent(logits)
+    )
+
+
+def _differentiate(
+    terms: list[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The value, and its derivatives in A and b; recorded for autograd where an input is."""
+    keep_graph = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = []
+        for term in terms:
+            if not (keep_graph and term.requires_grad):
+                term = (term.clone() if term.is_inference() else term.detach()).requires_grad_()
+            leaves.append(term)
+        value = log_likelihood(leaves[0], leaves[1], leaves[2], lengths)
+        gradients = torch.autograd.grad(  # 0 in A where T = 1 and there is no transition
+            value.sum(), leaves[1:], create_graph=keep_graph, materialize_grads=True
+        )
+    return (value if keep_graph else value.detach()), list(gradients)

@@ -1,39 +1,30 @@
 r"""The tangent recursion in plain tensor code: derivatives of gamma and xi along a direction.
 
 The score of a path is :math:`s(q) = \sum_t \dot b_t(q_t) + \sum_t \dot A_{q_t q_{t+1}}`. With the
-expected score of what came before, and of what follows,
+shares :math:`q_t(i \mid j) = p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})` and the expected
+score of what came before,
 
 .. math::
-    u_t(j) = \dot b_t(j) + \sum_i p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1})
-        (u_{t-1}(i) + \dot A_{ij}), \\
-    v_t(i) = \sum_j p(q_{t+1} = j \mid q_t = i, x_{t+1}, \dots, x_T)
-        (\dot A_{ij} + \dot b_{t+1}(j) + v_{t+1}(j)),
+    \bar u_t(j) = \sum_i q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij}), \qquad
+    u_t(j) = \dot b_t(j) + \bar u_t(j),
 
-a derivative is a covariance with the score:
+the derivatives of the shares are covariances with the score,
 
 .. math::
-    \dot\gamma_t(k) = \gamma_t(k) (u_t(k) + v_t(k) - E s), \qquad
-    \dot\xi_t(i, j) = \xi_t(i, j)
-        (u_t(i) + \dot A_{ij} + \dot b_{t+1}(j) + v_{t+1}(j) - E s).
+    \dot q_t(i \mid j) = q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij} - \bar u_t(j)), \\
+    \dot\xi_{t-1}(i, j) = \dot q_t(i \mid j) \gamma_t(j) + q_t(i \mid j) \dot\gamma_t(j), \qquad
+    \dot\gamma_{t-1}(i) = \sum_j \dot\xi_{t-1}(i, j).
 
-Only differences of u, and of v, matter; both are kept near 0, as they grow with T. This serves
-devices whose kernel has no tangents of its own; :func:`.cpu_log.tangent` is the same, compiled.
+Only differences of u matter; they are kept near 0, as u grows with T. This serves devices whose
+kernel has no tangents of its own; :func:`.cpu_log.tangent` is the same, compiled.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import reference
-
-
-def _shares(logits: Tensor, dim: int) -> Tensor:
-    """softmax; 0 where every term is -inf."""
-    total = logits.logsumexp(dim, keepdim=True)
-    return (logits - total.masked_fill(total == -math.inf, 0.0)).exp()
+from pyro_regimes.kernels import reference, sums
 
 
 @torch.no_grad()
@@ -57,69 +48,49 @@ def tangent(
         sequences of probability zero.
     """
     count, num_steps, _ = observation_logits.shape
-    alpha = reference.filter_logits(
-        initial_logits, transition_logits, observation_logits, lengths
-    ).double()
-    alpha = alpha.expand(count, -1, -1)
-    transition = transition_logits.double()
-    observation, turn = observation_logits.double(), along_observation.double()
-    moving = along_transition.double()
-    valid = None
+    _, alphas = reference.forward(
+        initial_logits, transition_logits, observation_logits, lengths, True
+    )
+    assert alphas is not None
+    transition, moving = sums.exact(transition_logits.double()), along_transition.double()
+    turn = along_observation.double()
+    valid = turn.new_ones((count, num_steps), dtype=torch.bool)
     if lengths is not None:
-        time = torch.arange(num_steps, device=lengths.device)
-        valid = time < lengths.unsqueeze(-1)  # (N, T)
-        observation, turn = (
-            part.masked_fill(~valid.unsqueeze(-1), 0.0) for part in (observation, turn)
-        )
-        if transition.shape[1] > 1:
-            transition = transition.masked_fill(~valid[:, 1:, None, None], 0.0)
+        valid = torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
+        turn = turn.masked_fill(~valid.unsqueeze(-1), 0.0)
 
-    def slices(t: int) -> tuple[Tensor, Tensor]:
-        """A and its direction from step t to the next."""
-        here = 0 if transition.shape[1] == 1 else t
-        return transition[:, here], moving[:, here]
+    def arrive(t: int) -> tuple[Tensor, Tensor]:
+        """Shares of the old states in each new one, and the scores they bring, ``(N, K, K)``."""
+        here = 0 if moving.shape[1] == 1 else t - 1
+        before = alphas.map(lambda part: part[:, t - 1].unsqueeze(-1))
+        paths = before.plus(transition.map(lambda part: part[:, here]))
+        shares = sums.log_shares(paths, -2).exp().expand(count, -1, -1)
+        arriving = scores[t - 1].unsqueeze(-1) + moving[:, here]
+        return shares, torch.where(shares == 0, 0.0, arriving)
 
-    before = [turn[:, 0]]  # u_t, (N, K)
+    scores = [turn[:, 0]]  # u_t, (N, K)
     for t in range(1, num_steps):
-        matrix, along = slices(t - 1)
-        shares = _shares(alpha[:, t - 1].unsqueeze(-1) + matrix, -2)  # (N, K, K), over old states
-        score = turn[:, t] + (shares * (before[-1].unsqueeze(-1) + along)).sum(-2)
-        score = score - (alpha[:, t].exp() * score).sum(-1, keepdim=True)
-        before.append(score)
+        shares, arriving = arrive(t)
+        score = turn[:, t] + (shares * arriving).sum(-2)
+        filtered = sums.log_shares(alphas.map(lambda part: part[:, t]), -1).exp()  # noqa: B023
+        score = score - (filtered * score).sum(-1, keepdim=True)
+        scores.append(torch.where(valid[:, t, None], score, scores[-1]))
 
-    beta = torch.zeros_like(alpha[:, 0])
-    after = torch.zeros_like(beta)
-    smoothed = torch.empty_like(alpha)
+    gamma = sums.log_shares(alphas.map(lambda part: part[:, -1]), -1).exp().expand(count, -1)
+    score = torch.where(gamma == 0, 0.0, scores[-1])
+    change = gamma * (score - (gamma * score).sum(-1, keepdim=True))  # of gamma
+    smoothed = torch.zeros_like(turn)
     moved = torch.zeros_like(moving)
-    for t in reversed(range(num_steps)):
-        if t + 1 < num_steps:
-            matrix, along = slices(t)
-            ahead = observation[:, t + 1] + beta
-            ahead = ahead - ahead.amax(-1, keepdim=True).clamp(min=torch.finfo(ahead.dtype).min)
-            paths = matrix + ahead.unsqueeze(-2)  # (N, K, K)
-            follows = along + (turn[:, t + 1] + after).unsqueeze(-2)
-            pairs = _shares((alpha[:, t].unsqueeze(-1) + paths).flatten(-2), -1).view_as(paths)
-            centred = before[t].unsqueeze(-1) + follows
-            centred = centred - (pairs * centred).sum((-2, -1), keepdim=True)
-            there, new_beta = pairs * centred, paths.logsumexp(-1)
-            new_after = (_shares(paths, -1) * follows).sum(-1)
-            if valid is not None:
-                inside = valid[:, t + 1, None]
-                there = there.masked_fill(~inside.unsqueeze(-1), 0.0)
-                new_beta, new_after = (
-                    torch.where(inside, new, old)
-                    for new, old in ((new_beta, beta), (new_after, after))
-                )
-            moved[:, 0 if moving.shape[1] == 1 else t] += there
-            beta, after = new_beta, new_after
-        gamma = _shares(alpha[:, t] + beta, -1)
-        centred = before[t] + after
-        smoothed[:, t] = gamma * (centred - (gamma * centred).sum(-1, keepdim=True))
-        after = after - (gamma * after).sum(-1, keepdim=True)
-    if valid is not None:
-        smoothed = smoothed.masked_fill(~valid.unsqueeze(-1), 0.0)
-    # A sequence of probability zero has a filter without states at its end.
-    possible = (alpha[:, -1] > -math.inf).any(-1)
-    smoothed = torch.where(possible[:, None, None], smoothed, 0.0)
-    moved = torch.where(possible[:, None, None, None], moved, 0.0)
+    smoothed[:, -1] = change
+    for t in reversed(range(1, num_steps)):
+        shares, arriving = arrive(t)
+        inside = valid[:, t, None]
+        centred = arriving - (shares * arriving).sum(-2, keepdim=True)
+        there = shares * (change.unsqueeze(-2) + gamma.unsqueeze(-2) * centred)
+        there = there.masked_fill(~inside.unsqueeze(-1), 0.0)
+        moved[:, 0 if moving.shape[1] == 1 else t - 1] += there
+        gamma = torch.where(inside, (shares * gamma.unsqueeze(-2)).sum(-1), gamma)
+        change = torch.where(inside, there.sum(-1), change)
+        smoothed[:, t - 1] = change
+    smoothed = smoothed.masked_fill(~valid.unsqueeze(-1), 0.0)
     return smoothed.to(observation_logits.dtype), moved.to(observation_logits.dtype)

@@ -26,25 +26,47 @@ from pyro_regimes.kernels.triton_algebra import (
 
 
 @triton.jit
-def smooth(alpha, beta, LOG: tl.constexpr):
-    """:math:`\\alpha / S` and the overlap :math:`S = \\sum_k \\alpha(k) \\beta(k)` of each lane."""
-    overlap = total(times(alpha, beta, LOG), 0, LOG)
-    if LOG:
-        weight = alpha - finite(overlap)[None, :]
-    else:
-        none = overlap < LEAST  # an impossible sequence, or one to be redone
-        weight = alpha * tl.where(none, 0.0, 1.0 / tl.where(none, 1.0, overlap))
-    return weight, overlap
+def shares(terms, axis: tl.constexpr):
+    """:math:`e^x / \\sum e^x` along an axis; 0 where every term is -inf.
+
+    The quotient of exponentials and not the exponential of a difference: the logarithm of the sum
+    may be lost beside the largest term.
+    """
+    size = tl.exp(terms - tl.expand_dims(finite(tl.max(terms, axis)), axis))
+    whole = tl.sum(size, axis)
+    return size / tl.expand_dims(tl.where(whole == 0.0, 1.0, whole), axis)
 
 
 @triton.jit
-def pair(weight, a, v, moves, LOG: tl.constexpr):
-    """:math:`\\xi(i, j) = \\alpha(i) A_{ij} v(j) / S`, 0 where there is no move."""
-    xi = times(times(weight[:, None, :], a, LOG), v[None, :, :], LOG)
-    xi = tl.where(moves[None, None, :], xi, NEG_INF if LOG else 0.0)
+def smooth(alpha, beta, LOG: tl.constexpr):
+    """:math:`\\gamma`, ``alpha / S``, and the overlap :math:`S = \\sum_k \\alpha(k) \\beta(k)`.
+
+    In logarithms there is no ``alpha / S`` and no overlap: nothing asks for them.
+    """
     if LOG:
-        xi = tl.exp(xi)
-    return xi
+        gamma = shares(alpha + beta, 0)
+        weight = alpha
+        overlap = tl.max(alpha, 0)
+    else:
+        overlap = total(alpha * beta, 0, False)
+        none = overlap < LEAST  # an impossible sequence, or one to be redone
+        weight = alpha * tl.where(none, 0.0, 1.0 / tl.where(none, 1.0, overlap))
+        gamma = weight * beta
+    return gamma, weight, overlap
+
+
+@triton.jit
+def pair(gamma, weight, a, v, moves, LOG: tl.constexpr):
+    """:math:`\\xi(i, j) = \\alpha(i) A_{ij} v(j) / S`, 0 where there is no move.
+
+    In logarithms it is :math:`\\gamma(i)` times the shares of :math:`A_{ij} v(j)`, so that its sums
+    over the new states are gamma however large the logits.
+    """
+    if LOG:
+        xi = gamma[:, None, :] * shares(a + v[None, :, :], 1)
+    else:
+        xi = weight[:, None, :] * a * v[None, :, :]
+    return tl.where(moves[None, None, :], xi, 0.0)
 
 
 @triton.jit
@@ -176,17 +198,14 @@ def sweep_kernel(
                 a, _, _ = load_transition(transition_ptr, move, moves, unit, K, KP, LOG)
             pushed = total(times(a, v[None, :, :], LOG), 1, LOG)
             beta = tl.where(moves[None, :], pushed, v)
-            weight, overlap = smooth(alpha, beta, LOG)
+            gamma, weight, overlap = smooth(alpha, beta, LOG)
             if not LOG:
                 small = valid & (overlap < least_overlap) & (value > NEG_INF)
                 lane_lost = tl.where(small, 1, lane_lost)
-            gamma = times(weight, beta, LOG)
-            if LOG:
-                gamma = tl.exp(gamma)
             gamma = tl.where(valid[None, :], gamma, 0.0)
             target = smoothed_ptr + vector_offset(place, unit, K, KP)
             tl.store(target, gamma, mask=(state < K) & (inside & (t < num_steps))[None, :])
-            xi = pair(weight, a, v, moves, LOG)
+            xi = pair(gamma, weight, a, v, moves, LOG)
             if VARYING:
                 written = inside & (t + 1 < num_steps) & (t + 1 < start + block_size)
                 place = (n * (num_steps - 1) + t) * K * K
@@ -208,11 +227,12 @@ def sweep_kernel(
             if VARYING:
                 move = at + (start - 1) * transition_stride_t
                 a, _, _ = load_transition(transition_ptr, move, moves, unit, K, KP, LOG)
-            weight, overlap = smooth(alpha, total(times(a, v[None, :, :], LOG), 1, LOG), LOG)
+            pushed = total(times(a, v[None, :, :], LOG), 1, LOG)
+            gamma, weight, overlap = smooth(alpha, pushed, LOG)
             if not LOG:
                 small = moves & (overlap < least_overlap) & (value > NEG_INF)
                 lane_lost = tl.where(small, 1, lane_lost)
-            xi = pair(weight, a, v, moves, LOG)
+            xi = pair(gamma, weight, a, v, moves, LOG)
             if VARYING:
                 written = inside & (start > 0) & (start < num_steps)
                 place = (n * (num_steps - 1) + start - 1) * K * K

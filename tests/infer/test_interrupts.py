@@ -214,6 +214,8 @@ def check_steps_interrupted(count: int, seed: int) -> int:
             continue
         assert surroundings() == before, moment
         after = [value.detach() for value in pyro.get_param_store().values()]
+        if moment > whole.count - 20 and all(map(torch.equal, after, expected)):
+            continue  # the step was complete
         assert all(map(torch.equal, after, between)), moment
         assert all(map(torch.equal, fit(em, batches[2:]), expected)), moment
     return hits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import autograd, cpu, dispatch, ops, tangent
+from pyro_regimes.kernels import autograd, cpu, dispatch, gaussian, ops, tangent
 from tests import seeds
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -224,7 +224,10 @@ def test_half_precision_is_computed_in_float32():
     case = random_chain(10, 3, seed=52)
     half = [part.to(torch.bfloat16) for part in case[:3]]
     single = ops.expectations(*(part.float() for part in half))
-    for actual, expected in zip(ops.expectations(*half), single, strict=True):
+    found = ops.expectations(*half)
+    assert found.log_likelihood.dtype == torch.float64
+    assert torch.equal(found.log_likelihood, single.log_likelihood)
+    for actual, expected in zip(found[1:], single[1:], strict=True):
         assert actual.dtype == torch.bfloat16
         assert torch.equal(actual, expected.to(torch.bfloat16))
 
@@ -259,3 +262,79 @@ def test_lengths_can_be_mapped(backend):
     torch.testing.assert_close(
         found, ops.log_likelihood(*chain, observation, lengths), rtol=1e-12, atol=1e-12
     )
+
+
+# torch's own, as it compiles.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.usefixtures("validation_as_it_was")
+def test_compiled_code_runs_the_backend_of_the_moment(monkeypatch):
+    """The context is read when compiled code runs, not when it is compiled."""
+    case = random_chain(12, 3, batch=(2,), seed=53)
+    loc = torch.randn(3, 1).double()
+    ran = []
+    for name in ("log_likelihood", "expectations"):
+        monkeypatch.setattr(
+            cpu,
+            name,
+            lambda *args, _name=name, _run=getattr(cpu, name): ran.append(_name) or _run(*args),
+        )
+    monkeypatch.setattr(
+        gaussian,
+        "log_density",
+        lambda *args, _run=gaussian.log_density: ran.append("density") or _run(*args),
+    )
+
+    def chain(observation: Tensor) -> Tensor:
+        return ops.log_likelihood(*case[:2], observation)
+
+    def density(loc: Tensor) -> Tensor:
+        return gaussian.log_prob(case.observation[..., :1], loc, torch.ones(3, 1, 1).double())
+
+    torch._dynamo.reset()
+    for function, at in ((chain, case.observation), (density, loc)):
+        compiled = torch.compile(function, fullgraph=True)
+        leaf = at.clone().requires_grad_()
+        results = []
+        for name in ("cpu", "reference", "cpu", "reference"):
+            ran.clear()
+            with ops.backend(name):
+                value = compiled(leaf)
+                results.append((value.detach(), *torch.autograd.grad(value.sum(), leaf)))
+            assert bool(ran) == (name == "cpu")
+        for each in results[1:]:
+            for actual, expected in zip(each, results[0], strict=True):
+                assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 10])
+@pytest.mark.parametrize("backend", ["reference", "cuda"])
+def test_a_length_out_of_range_under_a_transform_gives_nan(backend, wrong):
+    """Nobody could look at it: no kernel leaves its memory, and the neighbours are right."""
+    if backend == "cuda":
+        pytest.importorskip("triton")
+    observation, lengths = torch.randn(3, 9, 3).double(), torch.tensor([5, wrong, 9])
+    chain = torch.zeros(3).double(), torch.zeros(1, 3, 3).double()
+
+    def one(observation, length):
+        with ops.backend(backend):
+            found = ops.expectations(*chain, observation, length)
+            return (ops.log_likelihood(*chain, observation, length), *found)
+
+    found = torch.func.vmap(one)(observation, lengths)
+    assert all(part[1].isnan().all() for part in found[:2])
+    assert found[2][1].isnan().any() and found[3][1].isnan().any()
+    good = torch.tensor([0, 2])
+    value, *rest = ops.expectations(*chain, observation[good], lengths[good])
+    for actual, expected in zip(found, (value, value, *rest), strict=True):
+        assert_equal(actual[good], expected)
+
+
+def test_a_length_out_of_range_under_a_transform_is_refused_by_the_cpu_kernel():
+    chain = torch.zeros(3).double(), torch.zeros(1, 3, 3).double()
+
+    def one(observation, length):
+        return ops.log_likelihood(*chain, observation, length)
+
+    with pytest.raises(ValueError, match="expected lengths from 1 to 9, got from 5 to 10"):
+        torch.func.vmap(one)(torch.randn(2, 9, 3).double(), torch.tensor([5, 10]))

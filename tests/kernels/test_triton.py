@@ -91,8 +91,9 @@ def assert_equal(
 def assert_agrees(case: Case, **tolerance: float) -> None:
     expected = expected_of(case)
     actual = cuda.expectations(*case)
+    assert actual[0].dtype == torch.float64
+    assert actual[1].dtype == actual[2].dtype == case.observation.dtype
     for ours, other in zip(actual, expected, strict=True):
-        assert ours.dtype == case.observation.dtype
         assert ours.shape == other.shape
         assert_equal(ours, other, **tolerance)
     if case.observation.dtype == torch.float64:  # the forward sweep alone
@@ -332,3 +333,39 @@ def test_through_the_door_with_derivatives(name):
             results.append((value.detach(), *(each.detach() for each in first), *second))
     for actual, expected in zip(*results, strict=True):
         assert_equal(actual, expected.cpu())
+
+
+@pytest.mark.usefixtures("regime")
+@pytest.mark.parametrize("gap", [1e3, 1e8, 1e16, 1e300])
+def test_probabilities_sum_to_one_whatever_the_logits(gap):
+    """States that never exchange, favoured in turn; both explain the whole equally well."""
+    observation = torch.zeros(1, 6, 2, dtype=torch.float64)
+    observation[:, ::2, 0], observation[:, 1::2, 1] = -gap, -gap
+    identity = torch.eye(2, dtype=torch.float64).log().expand(1, 1, 2, 2)
+    case = Case(torch.zeros(1, 2, dtype=torch.float64), identity, observation)
+    for transition in (identity, identity.expand(1, 5, 2, 2)):
+        given = (part.to(DEVICE) for part in case._replace(transition=transition)[:3])
+        _, gamma, xi = cuda.expectations(*given)
+        half = torch.full((1, 6, 2), 0.5, dtype=torch.float64)
+        torch.testing.assert_close(gamma.cpu(), half, rtol=0.0, atol=1e-12)
+        moves = xi.cpu().sum(1).squeeze(0)
+        torch.testing.assert_close(
+            moves, 2.5 * torch.eye(2, dtype=torch.float64), rtol=0.0, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.usefixtures("regime")
+def test_lengths_out_of_range_give_nan_and_leave_the_neighbours_alone(varying):
+    case = random_chain(9, 3, batch=(4,), slices=8 if varying else 1, seed=77)
+    lengths = torch.tensor([4, 0, 10**9, 9])
+    given = [part.to(DEVICE) for part in case[:3]]
+    value, gamma, xi = cuda.expectations(*given, lengths.to(DEVICE))
+    for part in (value, gamma, xi, cuda.log_likelihood(*given, lengths.to(DEVICE))):
+        assert part[1:3].isnan().all()
+    good = torch.tensor([0, 3])
+    expected = expected_of(Case(*(part[good] for part in case[:3]), lengths[good]))
+    assert value.dtype == torch.float64
+    for actual, other in zip((value, gamma, xi), expected, strict=True):
+        actual = actual[good.to(DEVICE)].cpu()
+        torch.testing.assert_close(actual, other.reshape(actual.shape), rtol=1e-9, atol=1e-11)

@@ -1,0 +1,161 @@
+r"""Sums of logits that lose nothing, in tensor code: what the reference adds up with.
+
+A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
+lost the second. If later data cancel the first, the second decides. So a :class:`Sum` is a number
+as several float64 tensors, the *parts*, of which each holds what rounding took from the one before.
+
+To autograd the parts are constants. Derivatives run through ``live``, a tensor of value zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+#: Where numbers cannot be looked at, under a transform or in a graph: about 159 bits.
+_PARTS_UNSEEN = 3
+
+
+class Sum(NamedTuple):
+    """The number ``sum(parts) + live``."""
+
+    parts: tuple[Tensor, ...]
+    live: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Sum:
+        """The same change of shape for all tensors."""
+        return Sum(tuple(map(function, self.parts)), function(self.live))
+
+    def plus(self, other: Sum) -> Sum:
+        """The sum of two."""
+        parts = self.parts
+        for part in other.parts:
+            parts = _add(parts, part)
+        return Sum(parts, self.live + other.live)
+
+    def estimate(self) -> Tensor:
+        """The parts, added up in float64."""
+        total = self.parts[0]
+        for part in self.parts[1:]:
+            total = total + part
+        return total
+
+
+def parts_needed(
+    initial_logits: Tensor, transition_logits: Tensor, observation_logits: Tensor
+) -> int:
+    """How many parts hold every sum along a path to 2^-64."""
+    logits = (initial_logits, transition_logits, observation_logits)
+    if not can_be_seen(*logits):
+        return _PARTS_UNSEEN
+    reach = 1.0
+    for each in logits:
+        if each.numel():
+            reach += float(each.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
+    bits = math.log2(reach) + math.log2(2 * observation_logits.shape[-2])
+    return max(2, math.ceil((bits + 64) / 53))
+
+
+def can_be_seen(*tensors: Tensor) -> bool:
+    """Whether Python may look at their numbers: not under transforms, nor while a graph is made."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not any(
+        tensor.device.type == "meta"
+        or isinstance(tensor, FakeTensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+        for tensor in tensors
+    )
+
+
+def exact(logits: Tensor) -> Sum:
+    """Logits as a number of one part; the derivative at -inf is 0."""
+    return Sum((logits.detach(),), live(logits))
+
+
+def widen(number: Sum, num_parts: int) -> Sum:
+    """The same number, with room for what is to be added to it."""
+    nothing = torch.zeros_like(number.parts[0])
+    return Sum(number.parts + (nothing,) * (num_parts - len(number.parts)), number.live)
+
+
+def live(value: Tensor) -> Tensor:
+    """Zero, with the derivative of ``value``; none where that is infinite."""
+    finite = value.masked_fill(value.isinf(), 0.0)
+    return finite - finite.detach()
+
+
+def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
+    """Add to the first part, what rounding takes from that to the second, and so on."""
+    added = []
+    for part in parts:
+        total = part + term
+        back = total - part
+        rest = (part - (total - back)) + (term - back)
+        added.append(total)
+        term = torch.where(total.isfinite(), rest, 0.0)
+    return tuple(added)
+
+
+def from_largest(terms: Sum, dim: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Each term minus the largest of them along ``dim``, as a float64 tensor; -inf stays.
+
+    :return: the differences, and the largest one's parts without ``dim``; 0 where all are -inf.
+    """
+    parts, peak = terms.parts, tuple(torch.zeros_like(part.select(dim, 0)) for part in terms.parts)
+    # One pass leaves what the parts hold below the first one's rounding; the next takes that.
+    for _ in parts[1:]:
+        top = Sum(parts, terms.live).estimate().amax(dim)
+        top = torch.where(top == -math.inf, 0.0, top)
+        parts, peak = _add(parts, -top.unsqueeze(dim)), _add(peak, top)
+    return Sum(parts, terms.live).estimate(), peak
+
+
+def logsumexp(terms: Sum, dim: int) -> Sum:
+    r""":math:`\log \sum \exp` along ``dim``; -inf, with derivative 0, where every term is -inf."""
+    gaps, peak = from_largest(terms, dim)
+    none = (gaps == -math.inf).all(dim)
+    gaps = (gaps + terms.live).masked_fill(none.unsqueeze(dim), 0.0)
+    size = gaps.exp().sum(dim).log().masked_fill(none, 0.0)  # the largest gap is about 0
+    parts = _add(peak, size.detach())
+    return Sum((parts[0].masked_fill(none, -math.inf),) + parts[1:], live(size))
+
+
+def log_shares(terms: Sum, dim: int) -> Tensor:
+    """Logarithms of the shares in the sum along ``dim``; -inf where every term is -inf."""
+    gaps, _ = from_largest(terms, dim)
+    none = (gaps == -math.inf).all(dim, keepdim=True)
+    gaps = (gaps + terms.live).masked_fill(none, 0.0)
+    return (gaps - gaps.exp().sum(dim, keepdim=True).log()).masked_fill(none, -math.inf)
+
+
+def where(condition: Tensor, one: Sum, other: Sum) -> Sum:
+    """``torch.where`` for each tensor."""
+    pairs = zip(one.parts, other.parts, strict=True)
+    return Sum(
+        tuple(torch.where(condition, *pair) for pair in pairs),
+        torch.where(condition, one.live, other.live),
+    )
+
+
+def stack(terms: list[Sum], dim: int) -> Sum:
+    """``torch.stack`` for each tensor."""
+    columns = zip(*(term.parts for term in terms), strict=True)
+    return Sum(
+        tuple(torch.stack(column, dim) for column in columns),
+        torch.stack([term.live for term in terms], dim),
+    )
+
+
+def cat(terms: list[Sum], dim: int) -> Sum:
+    """``torch.cat`` for each tensor."""
+    columns = zip(*(term.parts for term in terms), strict=True)
+    return Sum(
+        tuple(torch.cat(column, dim) for column in columns),
+        torch.cat([term.live for term in terms], dim),
+    )
