@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_regimes import EM
@@ -32,6 +31,7 @@ from tests.infer.random_losses import (
     leaves_of_the_store,
     own_gradients,
     own_loss,
+    smallest_variance,
 )
 
 #: Of a loss, relative to 1 + |loss|. In float64 what sums of some hundred terms lose, with a wide
@@ -42,6 +42,9 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 3e-5}
 GAIN = {torch.float64: 1e-6, torch.float32: 1e-3}
 #: Of a gradient, relative to the largest entry of all: its terms cancel.
 GRADIENT = {torch.float64: 1e-8, torch.float32: 1e-3}
+#: A variance, of data whose own are about 1, that says nothing but that a state is on one point.
+COLLAPSED = 1e-10
+#: Of the rise in a step.
 TOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -49,7 +52,8 @@ class Report(NamedTuple):
     """What was found of one model."""
 
     description: str
-    verdict: str  #: "good", "good by optimiser", either "not converged"; "refused", or "FAILED"
+    #: "good", "good by optimiser", either "not converged"; "refused", "collapsed", or "FAILED"
+    verdict: str
     failures: list[str]
     summary: str
 
@@ -121,7 +125,7 @@ class Checker:
         self.optim: Still | None = None
         self.worst = self.gain = 0.0
         self.difference = 0.0  # the largest, of EM's loss and the model's
-        self.converged = self.refused = False
+        self.converged = self.refused = self.collapsed = False
         self.em = self._make()
 
     def _make(self) -> EM:
@@ -139,8 +143,8 @@ class Checker:
     def first_step(self) -> None:
         """Properties 4 and 1, and the gradient that the optimiser is given."""
         start = own_loss(self.drawn)
-        self.compare_loss(self.em.evaluate_loss(), start, "evaluated at the start")
         try:
+            self.compare_loss(self.em.evaluate_loss(), start, "evaluated at the start")
             told = self.em.step()
         except ValueError as error:
             self._check_refusal(str(error))
@@ -237,7 +241,12 @@ class Checker:
                 if not self.refused:
                     self.watch_steps()
                     self.converge()
-                if not any("has no maximum" in str(each.message) for each in warned):
+                # Without a floor, a state on a single point: a likelihood without a maximum.
+                self.collapsed = not self.drawn.min_eigenvalue and (
+                    smallest_variance(self.drawn) < COLLAPSED
+                )
+                said = " ".join(str(each.message) for each in warned)
+                if not self.collapsed and "has no maximum" not in said:
                     self.compare_with_lbfgs()
             except Exception as error:  # whatever it is, it is to be told
                 where = traceback.extract_tb(error.__traceback__)[-1]
@@ -245,28 +254,12 @@ class Checker:
                 self.failures.append(f"4 {type(error).__name__} at {place}: {error}")
         for each in warned:
             message = str(each.message)
-            if "has no maximum" not in message or self.drawn.min_eigenvalue:
+            if not self.collapsed and (
+                "has no maximum" not in message or self.drawn.min_eigenvalue
+            ):
                 self.failures.append(f"warned: {message[:400]}")
         self.failures += [f"5 changed: {each}" for each in before.changed(self.drawn)]
         self.failures = list(dict.fromkeys(self.failures))  # one warning may come at every step
-
-
-def smallest_variance(drawn: RandomModel) -> float:
-    """The least variance, or eigenvalue of a covariance, of any Gaussian site of the model."""
-    model, guide, found = drawn.model, drawn.guide, [math.inf]
-    if guide is not None:
-        model = poutine.replay(model, trace=poutine.trace(guide).get_trace())
-    with torch.no_grad():
-        for node in poutine.trace(model).get_trace().nodes.values():
-            base: Any = node.get("fn")
-            base = getattr(base, "observation_dist", base)
-            while hasattr(base, "base_dist"):
-                base = getattr(base.base_dist, "observation_dist", base.base_dist)
-            if hasattr(base, "covariance_matrix"):
-                found.append(float(torch.linalg.eigvalsh(base.covariance_matrix).min()))
-            elif hasattr(base, "scale"):
-                found.append(float(torch.as_tensor(base.scale).min()) ** 2)
-    return min(found)
 
 
 def check(drawn: RandomModel, num_steps: int) -> Report:
@@ -287,6 +280,7 @@ def check(drawn: RandomModel, num_steps: int) -> Report:
     verdict = "good by optimiser" if checker.optim else "good"
     verdict = verdict if checker.converged else f"{verdict}, not converged"
     verdict = "refused" if checker.refused else verdict
+    verdict = "collapsed" if checker.collapsed else verdict
     if checker.failures:
         verdict = "FAILED"
     summary = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pyro
@@ -87,3 +88,21 @@ def gain_of_lbfgs(drawn: RandomModel, names: list[str]) -> float:
     )
     write(start)
     return before - float(found.fun)
+
+
+def smallest_variance(drawn: RandomModel) -> float:
+    """The least variance, or eigenvalue of a covariance, of any Gaussian site of the model."""
+    model, guide, found = drawn.model, drawn.guide, [math.inf]
+    if guide is not None:
+        model = poutine.replay(model, trace=poutine.trace(guide).get_trace())
+    with torch.no_grad():
+        for node in poutine.trace(model).get_trace().nodes.values():
+            base: Any = node.get("fn")
+            base = getattr(base, "observation_dist", base)
+            while hasattr(base, "base_dist"):
+                base = getattr(base.base_dist, "observation_dist", base.base_dist)
+            if hasattr(base, "covariance_matrix"):
+                found.append(float(torch.linalg.eigvalsh(base.covariance_matrix).min()))
+            elif hasattr(base, "scale"):
+                found.append(float(torch.as_tensor(base.scale).min()) ** 2)
+    return min(found)
