@@ -28,13 +28,13 @@ from torch.distributions import MultivariateNormal
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
 from pyro_regimes.emissions.update import (
-    ROUNDING,
     Natural,
     Observed,
     Update,
     divide,
     divide_where_known,
     finite,
+    is_at_floor,
     shift,
     unchanged,
 )
@@ -250,7 +250,7 @@ class _Root(NamedTuple):
         if floor > 0:
             root = self.of(spread)
             values, vectors = torch.linalg.eigh(root @ root.mT)
-            at_floor = (values <= floor * (1 + ROUNDING)).unsqueeze(-2)
+            at_floor = is_at_floor(values, floor).unsqueeze(-2)
             held = (root.mT @ vectors) * (at_floor / values.clamp(min=floor).sqrt().unsqueeze(-2))
             inside, along = torch.linalg.eigh(held.mT @ score @ held)
             blocked = held @ ((along * inside.clamp(max=0.0).unsqueeze(-2)) @ along.mT) @ held.mT

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_regimes.emissions.update import (
-    ROUNDING,
     Natural,
     Observed,
     Update,
     divide,
     divide_where_known,
     finite,
+    is_at_floor,
     shift,
     unchanged,
 )
@@ -164,7 +164,8 @@ def _scale_score(statistics: tuple[Tensor, ...], scale: Tensor) -> Tensor:
 def _scale_gain(
     score: Tensor, statistics: tuple[Tensor, ...], scale: Tensor, floor: float
 ) -> Tensor:
-    blocked = (scale**2 <= floor * (1 + ROUNDING)) & (score < 0)
+    at_floor = is_at_floor((scale**2).unsqueeze(-1), floor).squeeze(-1)
+    blocked = at_floor & (score < 0)
     return divide_where_known(0.25 * score**2, statistics[0]).masked_fill(blocked, 0.0)
 
 

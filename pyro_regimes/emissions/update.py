@@ -7,9 +7,6 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-#: Relative distance from the covariance floor within which a variance counts as at the floor.
-ROUNDING = 1e-6
-
 
 class Observed(NamedTuple):
     """The data of one site with the E-step's weights, ready for a family's statistics.
@@ -69,6 +66,15 @@ class Update(NamedTuple):
 def shift(cells: Tensor, by: Tensor) -> Tensor:
     """``perturb`` of a location."""
     return cells + by
+
+
+def is_at_floor(values: Tensor, floor: float) -> Tensor:
+    """Whether variances, or the eigenvalues of covariances ``(..., D)``, are at the floor.
+
+    Rounding of the largest of them, and 1e-6 of the floor, do not count.
+    """
+    rounding = 64 * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    return values <= floor * (1 + 1e-6) + rounding
 
 
 def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:

@@ -187,10 +187,18 @@ def choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
     return chosen
 
 
+def rounding(params: Params) -> float:
+    """By how much a loss may be off, in units of 1 + itself.
+
+    Densities of a covariance of condition 1e4 lose some four digits of their last ones.
+    """
+    precision = max(torch.finfo(value.dtype).eps for value in params.values())
+    return max(64 * precision, 1e-10)
+
+
 def fallen(now: State, losses: Array) -> Flags:
     """Restarts whose loss rose by more than rounding, ``(R,)``."""
-    precision = max(torch.finfo(value.dtype).eps for value in now.params.values())
-    bound = now.losses + 64 * precision * (1 + abs(now.losses))
+    bound = now.losses + rounding(now.params) * (1 + abs(now.losses))
     return np.isfinite(now.losses) & ~(losses <= bound)
 
 
@@ -201,7 +209,7 @@ def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = Tru
         computing a covariance near singularity have.
     """
     precision = max(torch.finfo(value.dtype).eps for value in params.values())
-    bound = (precision**0.5 if beyond_rounding else 64 * precision) * (1 + abs(one))
+    bound = (precision**0.5 if beyond_rounding else rounding(params)) * (1 + abs(one))
     with np.errstate(invalid="ignore"):
         return bool(((one == other) | (abs(one - other) <= bound)).all())
 

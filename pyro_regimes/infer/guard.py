@@ -74,9 +74,8 @@ def check(call: Call, way: Climb, tol: float) -> list[Finding]:
     natural = _perturbed(problem, state.params)
     with torch.enable_grad():
         loss, gradients = _differentiate(call, natural)
-    precision = max(torch.finfo(value.dtype).eps for value in state.params.values())
     total = problem.loss(state.losses)
-    bound = max(_SLACK * tol, 64 * precision * (1 + abs(total)))
+    bound = max(_SLACK * tol, climb.rounding(state.params) * (1 + abs(total)))
     found = []
     if np.isfinite(total) and not abs(loss - total) <= bound:
         what = f"the model's own loss is {loss:.10g}, and EM's {total:.10g}"

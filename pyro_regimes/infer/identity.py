@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_regimes.infer.links import Link
+from pyro_regimes.infer.links import Link, noise
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.infer.tracing import Argument
 
@@ -54,9 +54,14 @@ def _tolerance(value: Tensor) -> float:
     return torch.finfo(value.dtype).eps ** 0.6  # 4e-10 in float64, 7e-5 in float32
 
 
-def _close(actual: Tensor, expected: Tensor) -> Tensor:
-    """Block by block, relative to the block's largest entry: ``(blocks,)``."""
-    tolerance = _tolerance(expected)
+def _close(actual: Tensor, expected: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Block by block, relative to the block's largest entry: ``(blocks,)``.
+
+    :param noise: by which blocks may differ, where that is more.
+    """
+    tolerance: Tensor | float = _tolerance(expected)
+    if noise is not None:
+        tolerance = noise.clamp(min=tolerance).unsqueeze(-1)
     actual, expected = actual.reshape(len(actual), -1), expected.reshape(len(expected), -1)
     if not actual.shape[1]:
         return torch.ones(len(actual), dtype=torch.bool, device=actual.device)
@@ -108,9 +113,13 @@ def agrees(
     held = _canonical_parameter(parameter, argument, role, link)
     if held is None:
         return False
-    cells = cells.to(parameter.device)
-    target = canonical_argument(argument, role)[cells >= 0].to(parameter.dtype)
-    return bool(_close(target, held[cells[cells >= 0]]).all())
+    used = cells.to(parameter.device)
+    used = used[used >= 0]
+    target = canonical_argument(argument, role)[cells.to(parameter.device) >= 0]
+    allowed = None
+    if not link.is_identity and argument.event_dim == 2:
+        allowed = 16 * noise(link, blocks(parameter, 2), held)[used]
+    return bool(_close(target.to(parameter.dtype), held[used], allowed).all())
 
 
 def same_derivative(

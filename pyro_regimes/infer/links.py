@@ -33,6 +33,20 @@ class Link(NamedTuple):
         return self.forward is _itself
 
 
+def noise(link: Link, cells: Tensor, held: Tensor) -> Tensor:
+    """How far rounding of its cells moves what a link makes of matrices: ``(cells,)``, relative.
+
+    A model computes it in a way of its own, and may differ by as much.
+
+    :param held: ``link.forward(cells)``.
+    """
+    eps = torch.finfo(cells.dtype).eps
+    index = torch.arange(1, cells.shape[-1] + 1, dtype=cells.dtype, device=cells.device)
+    signs = (3 * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
+    error = (link.forward(cells * (1 + 4 * eps * signs)) - held).abs()
+    return error.amax((-2, -1)) / held.abs().amax((-2, -1))
+
+
 def _itself(value: Tensor) -> Tensor:
     return value
 

@@ -25,7 +25,7 @@ from pyro_regimes.infer.e_step import Arguments, Expected
 from pyro_regimes.infer.grouping import tail_dim
 from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.jacobian import gram
-from pyro_regimes.infer.links import Link
+from pyro_regimes.infer.links import noise
 from pyro_regimes.infer.plan import Assignment, Plan, Use
 from pyro_regimes.infer.priors import Statistics
 from pyro_regimes.infer.roles import Role
@@ -145,22 +145,11 @@ def _is_sound(each: Assignment, cells: Tensor) -> Tensor:
         held = each.link.forward(cells)
         admitted = each.update.sound(held)
         if not each.link.is_identity and each.event_dim == 2:
-            admitted = admitted & _is_stable(each.link, cells, held)
+            # A plan holds as long as the model and EM agree on what the link makes of the matrix.
+            stable = noise(each.link, cells, held) <= torch.finfo(cells.dtype).eps ** 0.4
+            admitted = admitted & stable
         sound = sound & admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
     return sound.reshape(len(cells), -1).all(-1)
-
-
-def _is_stable(link: Link, cells: Tensor, held: Tensor) -> Tensor:
-    """For each matrix whether rounding leaves what a link makes of it as it is.
-
-    The model computes it in a way of its own. A plan holds while both agree to ``eps ** 0.6``.
-    """
-    eps = torch.finfo(cells.dtype).eps
-    index = torch.arange(1, cells.shape[-1] + 1, dtype=cells.dtype, device=cells.device)
-    signs = (3 * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
-    moved = link.forward(cells * (1 + 32 * eps * signs))
-    error, size = ((moved - held).abs(), held.abs())
-    return error.amax((-2, -1)) <= eps**0.6 * size.amax((-2, -1))
 
 
 def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Arguments]) -> None:

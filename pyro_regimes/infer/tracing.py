@@ -161,7 +161,11 @@ def run_model(
 def _no_site_message(trace: Any) -> str:
     """What is said of a model that observes no RegimeHMM."""
     start = "expected an observed RegimeHMM site in the model, got"
-    names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+    names = [
+        name
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
+    ]
     for name in names:
         node = trace.nodes[name]
         base = emissions.unwrap(node["fn"]).base
