@@ -126,7 +126,8 @@ def one_row_for_all_states() -> None:
 
 @case(row=1)
 def one_row_parameter_the_other_fixed() -> None:
-    observe(transition_probs=torch.stack([TRANSITION[0], probs("row", TRANSITION[1])]))
+    row = torch.tensor([0.9, 0.1])  # far from the data, which change the state every eighth step
+    observe(transition_probs=torch.stack([TRANSITION[0], probs("row", row)]))
 
 
 @case(transition=126, smooth=False)
@@ -390,8 +391,8 @@ def two_sites_that_share() -> None:
 
 @case(restarts=2, a=2, b=2)
 def two_sites_apart() -> None:
-    observe(loc=real("a", LOC))
-    observe(loc=real("b", LOC), obs=XS[0], name="second")
+    observe(loc=real("a", 2 * LOC))
+    observe(loc=real("b", 2 * LOC), obs=XS[0], name="second")
 
 
 # Weights.
@@ -475,7 +476,7 @@ def precision_of_a_series() -> None:
 
 @case(precision=1)
 def one_precision_for_all_states() -> None:
-    observe(scale=positive("precision", torch.tensor([0.7])).rsqrt().expand(2))
+    observe(scale=positive("precision", torch.tensor([0.1])).rsqrt().expand(2))
 
 
 @case(covariance=2)

@@ -9,7 +9,8 @@ from pyro.distributions import constraints
 from pyro_regimes import EM, RegimeHMM
 from tests import seeds
 
-X = torch.randn(60, generator=seeds.generator(0), dtype=torch.float64)
+#: about -2, which is outside of every interval below
+X = torch.randn(60, generator=seeds.generator(0), dtype=torch.float64) - 2
 
 
 def make_model(name: str, start: torch.Tensor, constraint: constraints.Constraint):
@@ -34,7 +35,7 @@ def make_model(name: str, start: torch.Tensor, constraint: constraints.Constrain
         ("loc", [0.5, 1.0], constraints.positive),
         ("loc", [0.4, 0.6], constraints.unit_interval),
         ("loc", [0.4, 0.6], constraints.interval(0.3, 0.7)),
-        ("scale", [2.0, 3.0], constraints.greater_than(1.9)),
+        ("scale", [3.0, 4.0], constraints.greater_than(2.5)),
     ],
     ids=str,
 )
