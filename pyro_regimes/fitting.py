@@ -79,8 +79,9 @@ class PrivateEM(EM):
 
     def _warn(self, message: str) -> None:
         # A start whose covariances are all but singular may come to its end before its maximum,
-        # for rounding. EM holds it there.
-        if "lowered the log-likelihood" not in message:
+        # for rounding. EM freezes it there. What is not confirmed has not converged, of which
+        # RegimeModel warns itself.
+        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
             super()._warn(message)
 
     def values(self) -> dict[str, Tensor]:
@@ -119,6 +120,7 @@ def fit_starts(
         result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
         losses, held = result.restart_history.reshape(-1, num_starts), em.values()
         converged = _steady(losses, tol, 1)
+        converged[result.unconfirmed] = False
     else:
         inside = raise_starts(starts, covariance_type, 2 * floor)
         climb = GradientClimb(arguments(inside, covariance_type), x, lengths, floor)

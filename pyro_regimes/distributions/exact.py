@@ -63,6 +63,9 @@ def _category_logits(distribution: Distribution) -> Tensor:
     exact = safe_log(known["probs"])
     if "logits" not in known:
         return exact
+    if known["logits"].requires_grad and not known["probs"].requires_grad:
+        given: Tensor = known["logits"]  # probs were computed later, without a graph
+        return given
     clamped = _same(known["logits"], probs_to_logits(known["probs"]))
     return torch.where(clamped, exact, known["logits"])
 
@@ -81,6 +84,9 @@ def _binary_logits(
 ) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of an event."""
     known = vars(distribution)
+    later = probs_name in known and logits_name in known and not known[probs_name].requires_grad
+    if later and known[logits_name].requires_grad:  # probs were computed without a graph
+        known = {logits_name: known[logits_name]}
     if probs_name not in known:
         return logsigmoid(known[logits_name]), logsigmoid(-known[logits_name])
     probs: Tensor = known[probs_name]

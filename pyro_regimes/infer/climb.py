@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ class EMResult(NamedTuple):
     num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the same of each independent restart
     idle: list[str]  #: parameters of which a part had no data in the last step, and kept its value
+    #: restarts of which the model's own objective does not confirm that they have converged
+    unconfirmed: list[int]
 
 
 class Problem(NamedTuple):
@@ -155,9 +158,10 @@ class OutsideConstraint(ValueError):
         )
 
 
-def step(problem: Problem, now: State) -> Maximised:
+def step(problem: Problem, now: State, held: Held) -> Maximised:
     """The M-step.
 
+    :param held: what keeps its value; what comes after it is maximised given that.
     :raises OutsideConstraint: if a maximiser does not meet its parameter's constraint.
     """
     found = maximise(
@@ -167,6 +171,7 @@ def step(problem: Problem, now: State) -> Maximised:
         now.leaves,
         problem.min_eigenvalue,
         problem.pseudo,
+        partial(keep_held, problem.groups, held),
     )
     for name, constraint in problem.constraints.items():
         if not constraint.check(found.values[name]).all():
@@ -178,13 +183,17 @@ def choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
     """The new values, but the old ones of parameters in restarts where they are held."""
     if not any(flags.any() for flags in held.values()):
         return new
-    chosen = {}
-    for name, value in new.items():
-        labels = groups.cells[name]
-        keep = torch.from_numpy(held[name]).to(labels.device)[labels].unsqueeze(-1)
-        before, after = (part.reshape(len(labels), -1) for part in (old[name], value))
-        chosen[name] = torch.where(keep, before, after).reshape(value.shape)
-    return chosen
+    return {name: keep_held(groups, held, name, old[name], each) for name, each in new.items()}
+
+
+def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -> Tensor:
+    """A new value, but the old one in restarts where its parameter is held."""
+    if not held[name].any():
+        return new
+    labels = groups.cells[name]
+    keep = torch.from_numpy(held[name]).to(labels.device)[labels].unsqueeze(-1)
+    before, after = (part.reshape(len(labels), -1) for part in (old, new))
+    return torch.where(keep, before, after).reshape(new.shape)
 
 
 def rounding(params: Params) -> float:
@@ -192,8 +201,12 @@ def rounding(params: Params) -> float:
 
     Densities of a covariance of condition 1e4 lose some four digits of their last ones.
     """
-    precision = max(torch.finfo(value.dtype).eps for value in params.values())
-    return max(64 * precision, 1e-10)
+    return max(64 * _eps(params), 1e-12)
+
+
+def _eps(params: Params) -> float:
+    """Of the least precise parameter."""
+    return max((torch.finfo(value.dtype).eps for value in params.values()), default=0.0)
 
 
 def fallen(now: State, losses: Array) -> Flags:
@@ -208,8 +221,8 @@ def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = Tru
     :param beyond_rounding: whether the loss of digits counts as agreement that two ways of
         computing a covariance near singularity have.
     """
-    precision = max(torch.finfo(value.dtype).eps for value in params.values())
-    bound = (precision**0.5 if beyond_rounding else rounding(params)) * (1 + abs(one))
+    share = max(_eps(params), 2.0**-52) ** 0.5 if beyond_rounding else rounding(params)
+    bound = share * (1 + abs(one))
     with np.errstate(invalid="ignore"):
         return bool(((one == other) | (abs(one - other) <= bound)).all())
 
@@ -274,7 +287,7 @@ class Climb:
     def advance(self) -> None:
         """One step, of which whatever lowers the likelihood is undone."""
         now = self.now
-        found = step(self.problem, now)
+        found = step(self.problem, now, self.held)
 
         def attempt(held: Held) -> State:
             self.num_e_steps += 1
@@ -408,6 +421,7 @@ class Climb:
             self.num_e_steps,
             torch.from_numpy(losses),
             self.now.idle,
+            [],
         )
 
 
@@ -425,7 +439,7 @@ def fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
     whose = f"Parameters {blamed}" if blamed else "All parameters"
     return (
         f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
-        f"{change[down].max():.3g}. {whose} were rolled back and are frozen from now on, until "
-        "EM.reset() is called. Covariances that are nearly singular do this (see min_eigenvalue), "
+        f"{change[down].max():.3g}. {whose} were rolled back and are frozen until the next "
+        "run, or EM.reset(). Covariances that are nearly singular do this (see min_eigenvalue), "
         "and models that are not the same function at every call"
     )

@@ -203,6 +203,7 @@ class EM:
         if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
         num_steps = int(num_steps)
+        self._frozen, self._warned = {}, set()
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
         call = Undisturbed()
@@ -299,7 +300,10 @@ class EM:
                 self.model, args, kwargs, values, guide=self.guide, connected=connected
             )
         except RuntimeError as error:
-            raise explained(error) from error
+            clearer = explained(error)
+            if clearer is error:
+                raise
+            raise clearer from error
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Run the model, make or check the plan, and take expectations."""
@@ -407,7 +411,8 @@ class EM:
         self._averages = {
             name: each.averages for name, each in expected.items() if each.averages is not None
         }
-        found = climb.step(problem, now._replace(expected=expected))
+        nothing = {name: np.zeros(len(now.losses), dtype=np.bool_) for name in problem.plan.names}
+        found = climb.step(problem, now._replace(expected=expected), nothing)
         write(found.values, found.leaves)
 
     def _give_up(self, names: list[str]) -> None:
@@ -470,6 +475,7 @@ class EM:
         return result._replace(
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
+            unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
         )
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> None:

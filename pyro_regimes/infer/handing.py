@@ -117,9 +117,9 @@ class SameSubsamples(Messenger):
 
 
 #: What is asked of a parameter itself: ``pyro.module`` warns of those without a gradient.
-_OF_THE_LEAF = tuple(
-    getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "is_leaf", "data")
-)
+_OF_THE_LEAF = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "is_leaf"))
+
+_PAST_AUTOGRAD = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 
 
 class Substitute(TorchFunctionMode):
@@ -135,6 +135,12 @@ class Substitute(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _PAST_AUTOGRAD and any(id(each) in self._leaves for each in args):
+            raise ValueError(
+                "expected a model that reads and changes its module's parameters where autograd "
+                "sees it, got one that uses .data of one: use .detach() to read it, or constrain "
+                "it by a function of it"
+            )
         if self._leaves and func not in _OF_THE_LEAF:
             args, kwargs = tree_map_only(Tensor, self._replace, (args, kwargs))
         return func(*args, **(kwargs or {}))

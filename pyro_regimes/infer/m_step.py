@@ -14,7 +14,7 @@ to 1 then. Those of the observations are in :mod:`pyro_regimes.emissions`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ def maximise(
     leaves: dict[str, Tensor],
     floor: float,
     pseudo: dict[str, Statistics],
+    keep: Callable[[str, Tensor, Tensor], Tensor],
 ) -> Maximised:
     """New values of all parameters, each given those before it in the plan.
 
@@ -83,11 +84,13 @@ def maximise(
     :param leaves: of the positive definite ones, what the store holds.
     :param floor: on the eigenvalues of covariances.
     :param pseudo: what conjugate priors add to the statistics of a parameter.
+    :param keep: from a name, the old and the new value, the one that is to count.
     """
     arguments = {name: dict(each.arguments) for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
     if plan.affine.names:
         values = _solve_affine(plan.affine, expected, params, arguments, pseudo)
+        values = {name: keep(name, params[name], value) for name, value in values.items()}
         fill_affine(plan.affine, values, params, arguments)
     for each in plan.order:
         old = params[each.name]
@@ -103,7 +106,7 @@ def maximise(
         leaf = leaves.get(each.name)
         if leaf is not None:
             new, stored[each.name] = _as_cells(as_stored(new.reshape(old.shape)), cells.shape)
-        missing = ~_is_sound(each, new)
+        missing = ~is_sound(each, new)
         if missing.device.type != "cpu" or bool(missing.any()):
             weight = statistics[0].reshape(len(new), -1).amax(-1)
             counted = weight > torch.finfo(weight.dtype).tiny
@@ -114,9 +117,9 @@ def maximise(
             if leaf is not None:
                 before = leaf.reshape(cells.shape)
                 stored[each.name] = torch.where(missing, before, stored[each.name])
-        values[each.name] = new.reshape(old.shape)
+        values[each.name] = keep(each.name, old, new.reshape(old.shape))
         if leaf is not None:
-            stored[each.name] = stored[each.name].reshape(old.shape)
+            stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
         fill_arguments(each, values[each.name], arguments)
     return Maximised(values, stored, arguments, unbounded, idle)
 
@@ -138,7 +141,7 @@ def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor
     return one.reshape(shape), other.reshape(shape)
 
 
-def _is_sound(each: Assignment, cells: Tensor) -> Tensor:
+def is_sound(each: Assignment, cells: Tensor) -> Tensor:
     """For each cell whether it is a number at which the model can be run."""
     sound = ~cells.isnan()
     if each.update is not None:
@@ -146,7 +149,7 @@ def _is_sound(each: Assignment, cells: Tensor) -> Tensor:
         admitted = each.update.sound(held)
         if not each.link.is_identity and each.event_dim == 2:
             # A plan holds as long as the model and EM agree on what the link makes of the matrix.
-            stable = noise(each.link, cells, held) <= torch.finfo(cells.dtype).eps ** 0.4
+            stable = noise(each.link, cells, held) <= torch.finfo(cells.dtype).eps ** 0.5
             admitted = admitted & stable
         sound = sound & admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
     return sound.reshape(len(cells), -1).all(-1)

@@ -47,6 +47,7 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
         current = read(None)
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
+        _check_starts(current)
         roles, refused = _assign_roles(current)
         runs = [current]
         for draw in (0, 1):
@@ -98,6 +99,17 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
         current.is_subsampled,
         bool(refused or affine.names or current.is_subsampled or depends),
     )
+
+
+def _check_starts(run: Run) -> None:
+    """Refuse a start outside its constraint, of which Pyro makes NaN."""
+    outside = [name for name, value in run.params.items() if bool(value.isnan().any())]
+    if outside:
+        constraints = {name: str(constraint_of(name)) for name in outside}
+        raise ValueError(
+            "expected parameters that are numbers, got NaN, which is what a start outside the "
+            f"constraint becomes, in {constraints}"
+        )
 
 
 def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) -> None:

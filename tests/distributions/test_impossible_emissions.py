@@ -640,3 +640,22 @@ def test_logits_that_torch_has_computed_differ_in_the_last_digit(name, dtype):
     expected = make_hmm(make(torch.tensor(probs, dtype=dtype)))._chain(as_value(value, dtype))[2]
     assert (expected == -INF).any()
     torch.testing.assert_close(density, expected)
+
+
+@pytest.mark.parametrize("kind", [dist.Bernoulli, dist.Geometric, dist.Categorical])
+def test_probs_computed_without_a_graph_do_not_hide_the_logits(kind: type) -> None:
+    """torch keeps what somebody has looked at in inference mode."""
+    x = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
+    shape = (2, 3) if kind is dist.Categorical else (2,)
+    logits = torch.linspace(-0.7, 0.3, torch.Size(shape).numel()).double().reshape(shape)
+    gradients = []
+    for is_seen in (False, True):
+        leaf = logits.clone().requires_grad_()
+        observed = kind(logits=leaf)
+        if is_seen:
+            with torch.inference_mode():
+                assert observed.probs is not None
+        hmm = RegimeHMM(torch.zeros(2).double(), torch.eye(2).double(), observed)
+        gradients += torch.autograd.grad(hmm.log_prob(x), leaf)
+    assert gradients[0].abs().max() > 0.01
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-12)

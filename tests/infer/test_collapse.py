@@ -141,7 +141,7 @@ def model_of(spread: Spread, x: Tensor, random: np.random.RandomState) -> Callab
 def check(em: EM, result: EMResult, model: Callable[[], None], dtype: torch.dtype) -> None:
     """The history is monotone, and ends with the loss of the model at the store."""
     history = np.array(result.history)
-    rounding = 64 * torch.finfo(dtype).eps * (1 + abs(history).max())
+    rounding = max(64 * torch.finfo(dtype).eps, 1e-12) * (1 + abs(history).max())
     assert np.isfinite(history).all()
     assert np.diff(history).max(initial=0.0) <= rounding
     with torch.no_grad():

@@ -294,6 +294,37 @@ def test_a_registered_module_is_no_reason_to_warn() -> None:
     assert plain.loc.requires_grad and plain.loc.is_leaf and plain.loc.grad is None
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_model_that_uses_data_of_its_parameters_is_refused(is_written: bool) -> None:
+    """Autograd does not see it, and neither would EM."""
+    plain = Plain()
+
+    def model() -> None:
+        locs = pyro.module("plain", plain)()
+        if is_written:
+            plain.loc.data.clamp_(-1.0, 1.0)
+        observe(observation_dist=dist.Normal(locs, SCALE), obs=X - plain.loc.data.mean())
+
+    with pytest.raises(ValueError, match=r"uses \.data of one"):
+        EM(model).step()
+
+
+def test_a_start_outside_its_constraint_is_refused_by_name() -> None:
+    above = constraints.greater_than(1.2)
+
+    def model() -> None:
+        scales = pyro.param("scale", torch.ones(2).double(), constraint=above)
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc(), scales, validate_args=False),
+        )
+        pyro.sample("x", hmm, obs=X)
+
+    with pytest.raises(ValueError, match=r"start outside the constraint.*'scale': 'GreaterThan"):
+        EM(model, optim=pyro.optim.SGD({"lr": 0.01})).run()
+
+
 @pytest.mark.parametrize("update", [False, True])
 def test_plain_parameters_of_modules_have_closed_forms(update: bool) -> None:
     regimes, plain = Regimes(), Plain()
