@@ -71,24 +71,24 @@ class RegimeModel(BaseEstimator):
             + \sum_{t=1}^T \log N(x_t; \mu_{q_t}, \Sigma_{q_t})
 
     Data are ``(T, D)``: T steps in order of time, D series. Every method that takes ``lengths``
-    takes several sequences one below the other, with the number of rows of each, or else a list
-    of arrays; results come back one below the other.
+    takes several sequences, concatenated, with the number of rows of each, or else a list
+    of arrays; results come back concatenated.
 
     :param n_regimes: K, the number of hidden states.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
     :param n_init: starts, of which the best final log-likelihood is kept: k-means and random ones
         in turn, the first by k-means.
     :param max_iter: the most iterations; steps of Adam where ``inference="svi"``.
-    :param tol: stop when an iteration raises the log-likelihood of every start by less; with SVI,
-        when ten in a row change it by less, and one of EM would raise it by less than ten times
-        that. None: run all ``max_iter``.
+    :param tol: stop when an iteration raises the log-likelihood of every start by less. With SVI,
+        stop when ten steps in a row each change it by less, and one EM step would raise it by less
+        than ``10 * tol``. None: run all ``max_iter``.
     :param regularization: added to the diagonal of every covariance after the fit, in the squared
         unit of the data.
     :param min_eigenvalue: floor of the covariances' eigenvalues (of the variances, where they are
         diagonal) during the fit, in the squared unit of the data.
     :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
         maximise the same function within the same floor, which SVI keeps to by its
-        parametrisation, the floor plus a positive part that may be zero.
+        parametrisation: a non-negative part is added to the floor.
     :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
         Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
     :param periods_per_year: by which :meth:`summary` annualises.
@@ -184,7 +184,7 @@ class RegimeModel(BaseEstimator):
 
         :param X: ``(T, D)`` array or DataFrame, or a list of such.
         :param y: ignored; a scikit-learn Pipeline passes it.
-        :param lengths: numbers of rows of the sequences that X holds one below the other.
+        :param lengths: numbers of rows of the sequences that are concatenated in X.
         :param callback: called after each iteration with its number and the log-likelihood, in the
             mean of the starts.
         :return: the model itself.

@@ -1,4 +1,4 @@
-"""Several sequences of one data set: one below the other in NumPy, padded to a batch in torch."""
+"""Several sequences of one data set: concatenated in NumPy, padded to a batch in torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pad(
 
 
 def unpad(values: Tensor, sizes: list[int]) -> Any:
-    """Results over time ``(T, ...)`` or ``(N, T, ...)``, one below the other as the data were."""
+    """Results over time ``(T, ...)`` or ``(N, T, ...)``, concatenated as the data were."""
     array = values.detach().cpu().numpy()
     if len(sizes) == 1:
         return array

@@ -99,7 +99,7 @@ def compare(
         the data.
     :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
     :param init_values: values of the sites of ``prior_model``, where all its methods start.
-    :param em_steps: at most so many steps of EM, which stops earlier by ``tol``.
+    :param em_steps: the most steps of EM, which stops earlier by ``tol``.
     :param svi_steps: steps of each SVI.
     :param nuts_steps: draws of NUTS, after as many for warming up.
     :param num_draws: of the posterior, over which held-out likelihoods are averaged.

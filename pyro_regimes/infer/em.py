@@ -186,7 +186,7 @@ class EM:
 
         Where an optimiser moves parameters, it must change by less in ten steps in a row.
 
-        :param num_steps: at most so many steps.
+        :param num_steps: the most steps.
         :param tol: in nats; None never stops early.
         :param callback: called after each step with its number, from 1, and the loss after it; the
             parameter store then holds the parameters of that step.

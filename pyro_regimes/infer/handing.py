@@ -116,7 +116,8 @@ class SameSubsamples(Messenger):
             msg["value"] = order[: plate.subsample_size].to(plate.device)
 
 
-#: What is asked of a parameter itself: ``pyro.module`` warns of those without a gradient.
+#: Properties that are read from the parameter itself: ``pyro.module`` warns where it requires no
+#: gradient.
 _OF_THE_LEAF = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "is_leaf"))
 
 _PAST_AUTOGRAD = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]

@@ -194,7 +194,7 @@ def _run_elsewhere(
     draw: int,
     mildness: tuple[bool, ...] = (False, True),
 ) -> Run:
-    """Run the model at a random admissible point, as far off as the model will bear."""
+    """Run the model at a random admissible point, as far away as the model can be evaluated."""
     failure: Exception | None = None
     for mild in mildness:
         values = {

@@ -65,7 +65,7 @@ def infer_regimes(
     align: bool = True,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
-    r"""The regimes at each HMM site, averaged over whatever is known of the parameters.
+    r"""The regimes at each HMM site, averaged over the posterior, or at the point estimate.
 
     After EM, or SVI without latent sites, the parameters of the store are one point. A guide is
     drawn from ``num_samples`` times (once if all its sites are points), samples are taken one by
