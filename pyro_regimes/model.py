@@ -369,7 +369,7 @@ class RegimeModel(BaseEstimator):
 
         :param X: ``(T, D)``, one sequence.
         :param n_steps: n, at least 1.
-        :return: a :class:`.Forecast`.
+        :return: a :class:`pyro_regimes.results.Forecast`.
         """
         check_is_fitted(self)
         n_steps = checks.integer("n_steps", n_steps, 1)
