@@ -299,8 +299,9 @@ class RegimeHMM(TorchDistribution):
             \sum_k \left(p(q_T \mid x) A^h\right)_k b_k(x_{T+h}), \qquad h = 1, \dots, n.
 
         :param num_steps: n, at least 1.
-        :return: a :class:`pyro_regimes.distributions.Forecast`, a mixture of batch shape ``(..., n)``; the regime
-            probabilities are its ``mixture_distribution.probs``, ``(..., n, K)``.
+        :return: a :class:`pyro_regimes.distributions.Forecast`, a mixture of batch shape
+            ``(..., n)``; the regime probabilities are its ``mixture_distribution.probs``,
+            ``(..., n, K)``.
         :raises ValueError: where transitions or observations vary in time, whose future is not
             known, or ``num_steps`` is not a positive integer.
         """
