@@ -264,3 +264,7 @@ def _fail(reason: object, code: int = 2) -> int:
 
 def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
     _err.print(f"note: {message}", highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,11 @@ def check_callables(model: Any, guide: Any, optim: Any, step_size: Any) -> None:
     :raises ValueError: naming the argument, with the remedy.
     """
     _check("model", model, "a function or a module", "an instance of it")
+    if isinstance(guide, (pyro.optim.PyroOptim, torch.optim.Optimizer)):
+        raise ValueError(
+            "expected guide to be a function such as AutoDelta(model), got "
+            f"{type(guide).__name__}, an optimiser: give it by name, EM(model, optim=...)"
+        )
     if guide is not None:
         _check("guide", guide, "a function such as AutoDelta(model)", "an instance of it")
     if step_size is not None:

@@ -141,6 +141,12 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     return logits.expand(data.batch_shape + (steps, site.hmm.state_dim))
 
 
+def chain_logits(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """Normalised logits ``(..., K)`` and ``(..., 1 or T-1, K, K)`` of the chain."""
+    initial, transition = (_chain_logits(arguments, name) for name in ("initial", "transition"))
+    return initial, transition if transition.dim() > 2 else transition.unsqueeze(-3)
+
+
 def _chain_logits(arguments: Arguments, name: str) -> Tensor:
     """Normalised logits of "initial" or "transition" probabilities."""
     probs = arguments.get(f"{name}_probs")
@@ -151,10 +157,8 @@ def _chain_logits(arguments: Arguments, name: str) -> Tensor:
 
 def take_expectations(data: SiteData, arguments: Arguments) -> Expected:
     """The E-step of one site."""
-    transition = _chain_logits(arguments, "transition")
     expectations = ops.expectations(
-        _chain_logits(arguments, "initial"),
-        transition if transition.dim() > 2 else transition.unsqueeze(-3),
+        *chain_logits(arguments),
         observation_logits(data, arguments),
         data.site.hmm.lengths,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 import warnings
 from contextlib import AbstractContextManager
 from numbers import Integral
@@ -51,6 +54,9 @@ from pyro_regimes.infer.tracing import (
 from pyro_regimes.infer.undisturbed import Undisturbed, check_leaves, explained
 
 __all__ = ["EM", "EMResult"]
+
+#: Files of torch and contextlib that stand between a caller and a decorated function.
+_DECORATORS = (torch.utils._contextlib.__file__, contextlib.__file__)
 
 
 class EM:
@@ -465,13 +471,19 @@ class EM:
     ) -> EMResult:
         """The result, which counts as converged only if the model's own objective confirms it."""
         result = way.result()
+        if way.converged and way.now.unbounded:
+            names = ", ".join(map(repr, way.now.unbounded))
+            return result._replace(
+                converged=False,
+                stop_reason=f"{result.stop_reason}, but {names} kept a value without a maximum",
+            )
         if tol is None or not way.converged:
             return result
         with self._pyro():
             findings = guard.check(Call(self.model, self.guide, args, kwargs), way, tol)
         if not findings:
             return result
-        self._warn(guard.message(findings))
+        self._warn(guard.message(findings, list(way.problem.plan.gradient)))
         return result._replace(
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
@@ -494,4 +506,15 @@ class EM:
         kind = message[:40]
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            warnings.warn(message, RuntimeWarning, stacklevel=_levels_to_the_caller())
+
+
+def _levels_to_the_caller() -> int:
+    """The ``stacklevel`` at which a warning of the caller points at a line outside the package."""
+    package = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename in _DECORATORS
+    ):
+        frame, level = frame.f_back, level + 1
+    return level

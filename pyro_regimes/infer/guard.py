@@ -32,7 +32,12 @@ from torch import Tensor
 from pyro_regimes.infer import climb
 from pyro_regimes.infer.affine import solve
 from pyro_regimes.infer.climb import Array, Climb, Params, Problem, State
-from pyro_regimes.infer.e_step import Arguments, read_site
+from pyro_regimes.infer.e_step import (
+    Arguments,
+    chain_logits,
+    observation_logits,
+    read_site,
+)
 from pyro_regimes.infer.gradient import log_terms
 from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.identity import blocks
@@ -42,6 +47,12 @@ from pyro_regimes.infer.tracing import run_model, trace_model
 
 #: Nats by which objectives and promises may be off, in units of ``tol``.
 _SLACK = 10.0
+
+
+_SAME_STATES = "have the same parameters, so that EM cannot tell them apart"
+
+#: The most states of which each is compared with each.
+_MOST_STATES = 32
 
 
 class Call(NamedTuple):
@@ -102,6 +113,7 @@ def _compare(call: Call, way: Climb, tol: float, every: list[int]) -> list[Findi
             f"{abs(loss - total):.3g} nats apart"
         )
         found.append(Finding("", what, every))
+    found += _same_states(state, every)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
     for name, mismatch, gain in _measure(call, way, state, gradients):
@@ -115,20 +127,67 @@ def _compare(call: Call, way: Climb, tol: float, every: list[int]) -> list[Findi
     return found
 
 
-def message(findings: list[Finding]) -> str:
-    """The warning for what was found."""
+def message(findings: list[Finding], moved: list[str]) -> str:
+    """The warning for what was found.
+
+    :param moved: parameters that an optimiser moves.
+    """
     lines = []
     for name, what, _ in findings:
         whose = f"parameter {name!r}: " if name else ""
         lines.append(f"\n  {whose}{what}")
-    return (
+    text = (
         "EM: the log-likelihood stopped rising, but the check of convergence failed:"
-        f"{''.join(lines)}\nThe result does not count as converged. Where an optimiser moves the "
-        "parameter, its steps may be too small, or tol too large. A model that is not the same "
-        "function at every call fails too, and so can covariances that are nearly singular. "
-        "Otherwise EM has misread the model: please report it. run(..., check=False) leaves the "
-        "check out"
+        f"{''.join(lines)}\nThe result does not count as converged. "
     )
+    if all(each.name in moved for each in findings):
+        text += (
+            "The optimiser has not finished: run on, or give it another learning rate, or a "
+            "smaller tol."
+        )
+    elif not any(each.name in moved or _SAME_STATES in each.what for each in findings):
+        text += (
+            "The model may not be the same function at every call, or a covariance may be nearly "
+            "singular for its dtype (use float64). Otherwise EM has misread the model: please "
+            "report it."
+        )
+    return f"{text} run(..., check=False) leaves the check out"
+
+
+def _same_states(state: State, every: list[int]) -> list[Finding]:
+    """States that may be exchanged, where more than their data holds them together.
+
+    Started alike, they stay alike: a saddle of the likelihood, with a gradient of zero.
+    """
+    found = []
+    for name, each in state.expected.items():
+        terms = [part.detach() for part in chain_logits(each.arguments)]
+        terms.append(observation_logits(each.data, each.arguments).detach())
+        number = terms[-1].shape[-1]
+        alike = [
+            (i, j)
+            for i in range(min(number, _MOST_STATES))
+            for j in range(i + 1, min(number, _MOST_STATES))
+            if _may_be_exchanged(terms, i, j)
+        ]
+        if alike:
+            states = sorted({state for pair in alike for state in pair})
+            what = f"states {states} of site {name!r} {_SAME_STATES}: start them differently"
+            found.append(Finding("", what, every))
+    return found
+
+
+def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> bool:
+    """Whether initial, transition and observation logits stay as they are, up to rounding."""
+    initial, transition, observation = terms
+    order = list(range(observation.shape[-1]))
+    order[i], order[j] = j, i
+    pairs = (
+        (observation[..., i], observation[..., j]),
+        (initial, initial[..., order]),
+        (transition, transition[..., order, :][..., order]),
+    )
+    return all(torch.allclose(*pair, rtol=1e-9, atol=1e-9, equal_nan=True) for pair in pairs)
 
 
 def _state(way: Climb) -> State:

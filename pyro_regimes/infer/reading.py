@@ -45,6 +45,7 @@ class ReadingClimb(Climb):
         self._em, self._args, self._kwargs = em, args, kwargs
         self._gradients = reading.gradients
         self._idle: list[str] = []
+        self._unbounded: list[str] = []
 
     def at(self, params: Params, leaves: Params, found: Maximised) -> State:
         """The losses alone, by one forward pass of the model; infinite where it cannot be run."""
@@ -59,6 +60,7 @@ class ReadingClimb(Climb):
             losses = np.full_like(self.now.losses, np.inf)
         unbounded = [name for name, there in found.unbounded.items() if there]
         self._idle = [name for name, there in found.idle.items() if there]
+        self._unbounded = unbounded
         return self.now._replace(
             params=params, leaves=leaves, losses=losses, unbounded=unbounded, idle=self._idle
         )
@@ -87,7 +89,7 @@ class ReadingClimb(Climb):
         reading = self._em._read(self._args, self._kwargs)
         _check_same(self.problem, reading.problem)
         self.problem, now, self._gradients = reading
-        self.now = now._replace(idle=self._idle)
+        self.now = now._replace(idle=self._idle, unbounded=self._unbounded)
         nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
 

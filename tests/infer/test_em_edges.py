@@ -242,6 +242,10 @@ WRONG_CALLABLES = {
     "multi": (lambda: {"optim": pyro.optim.multi.Newton()}, "got Newton, which takes the loss"),
     "number": (lambda: {"optim": 0.01}, r"a Pyro optimiser such as .*got float"),
     "guide class": (lambda: {"guide": AutoDelta}, "got the class AutoDelta: give an instance"),
+    "optimiser as guide": (
+        lambda: {"guide": pyro.optim.Adam({"lr": 0.01})},
+        r"got PyroOptim, an optimiser: give it by name, EM\(model, optim=",
+    ),
     "guide": (lambda: {"guide": "AutoDelta"}, r"such as AutoDelta\(model\), got str"),
     "model class": (lambda: {"model": pyro.nn.PyroModule}, "got the class .*: give an instance"),
     "step_size": (lambda: {"step_size": 0.5}, "step_size to be a function .*got float"),

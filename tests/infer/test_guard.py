@@ -226,6 +226,31 @@ def test_one_restart_of_many_is_named(monkeypatch: Any) -> None:
     assert result.unconfirmed == [1] and "parameter 'scale'" in messages[-1]
 
 
+def test_states_that_start_alike() -> None:
+    """A saddle, where the gradient is zero and nothing rises."""
+    start = torch.tensor([0.0, 0.0])
+    model = lambda: observe(  # noqa: E731
+        loc=real("loc", start),
+        scale=positive("scale", torch.ones(2)),
+        initial_probs=torch.full((2,), 0.5).double(),
+        transition_probs=probs("transition", torch.full((2, 2), 0.5)),
+    )
+    result, messages = run(model)
+    assert not result.converged and result.unconfirmed == [0]
+    assert "states [0, 1] of site 'x' have the same parameters" in messages[-1]
+    pyro.clear_param_store()
+    start = torch.tensor([-0.1, 0.1])
+    assert_silent(run(model))
+
+
+def test_the_warning_points_at_the_line_of_the_caller() -> None:
+    slow = pyro.optim.SGD({"lr": 1e-9})
+    em = EM(heavy_tails(torch.tensor([-60.0, 60.0])), optim=slow)
+    with pytest.warns(RuntimeWarning, match="check of convergence failed") as caught:
+        em.run(num_steps=50)
+    assert caught[-1].filename == __file__
+
+
 def test_a_run_may_go_unchecked(monkeypatch: Any) -> None:
     def unwanted(*args: Any) -> list:
         raise AssertionError("checked")
@@ -335,9 +360,11 @@ def test_silent_beside_zeros_frozen_parameters_and_states_without_data() -> None
         observe(loc=real("loc", torch.tensor([0.0, 1e3])), scale=scale(), obs=data)
 
     pyro.clear_param_store()
-    outcome = run(collapsing)
-    assert_silent(outcome)
-    assert any("has no maximum" in each for each in outcome[1])
+    result, messages = run(collapsing)
+    assert not [each for each in messages if "check of convergence" in each], messages
+    assert any("has no maximum" in each for each in messages)
+    # Its likelihood is unbounded: that does not count as converged either.
+    assert not result.converged and "'scale' kept a value without a maximum" in result.stop_reason
 
 
 def test_silent_with_many_restarts() -> None:
