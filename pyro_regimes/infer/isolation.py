@@ -84,6 +84,13 @@ def _remembered() -> Iterator[None]:
         del _outside[depth:]
 
 
+@contextmanager
+def _section() -> Iterator[None]:
+    """Hold :data:`PYRO_LOCK`. May be nested. An interrupt while it is entered releases it too."""
+    with PYRO_LOCK, _remembered():
+        yield
+
+
 def release_fully() -> None:
     """Release the lock as often as this thread holds it, after an interrupt between two lines."""
     while PYRO_LOCK._is_owned():  # type: ignore[attr-defined]
@@ -97,21 +104,16 @@ def isolated(store: ParamStoreDict) -> Iterator[None]:
     What the block does to the parameter store it does to ``store``. Afterwards, also after an
     error, the caller's handlers, plates and parameters are what they were, to the very objects.
     """
-    is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
-    try:
-        with PYRO_LOCK, _remembered():
-            outside = State.read()
+    with _section():
+        outside = State.read()
+        try:
             try:
-                try:
-                    State([], [], vars(store), dict(vars(store))).write()
-                    yield
-                finally:
-                    outside.write()
+                State([], [], vars(store), dict(vars(store))).write()
+                yield
             finally:
-                outside.write()  # once more, as an interrupt may have stopped the first
-    finally:
-        if not is_nested:
-            release_fully()
+                outside.write()
+        finally:
+            outside.write()  # once more, as an interrupt may have stopped the first
 
 
 def copy_of_store() -> ParamStoreDict:

@@ -79,7 +79,10 @@ def test_weights_lost_beside_unused_cells(monkeypatch: Any) -> None:
 
     def model() -> None:
         index = torch.zeros(2, dtype=torch.long)
-        observe(loc=real("loc", torch.zeros(5))[index], scale=positive("scale", SCALE * 2))
+        # Few large values: their weight in the mean is what the scales decide.
+        data = torch.where(X > 0.5, 6.0 * X, X)
+        scales = positive("scale", SCALE * torch.tensor([1.0, 5.0]))
+        observe(loc=real("loc", torch.zeros(5))[index], scale=scales, obs=data)
 
     assert_silent(run(model))
     pyro.clear_param_store()
