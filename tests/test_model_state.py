@@ -313,7 +313,7 @@ WATCHED = {
     for name in ("model.py", "fitting.py", "infer/isolation.py", "infer/em.py")
 }
 #: At its end no signal is handled: the interpreter looks for one at calls and at jumps back.
-LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK, _remembered():")
+LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK, _remembered(is_nested):")
 
 
 def run_lines(function: Callable[[], Any], last: int | None = None) -> list[tuple[str, int]]:

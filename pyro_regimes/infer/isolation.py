@@ -57,7 +57,10 @@ class Alone:
     """
 
     def __enter__(self) -> Alone:
+        is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
         PYRO_LOCK.acquire()
+        if not is_nested:
+            _outside.clear()  # of what an interrupt has left
         self._depth, self._before = len(_outside), State.read()
         _outside.append(self._before)
         return self
@@ -75,7 +78,9 @@ class Alone:
 
 
 @contextmanager
-def _remembered() -> Iterator[None]:
+def _remembered(is_nested: bool) -> Iterator[None]:
+    if not is_nested:
+        _outside.clear()  # of what an interrupt has left
     depth = len(_outside)
     try:
         _outside.append(State.read())
@@ -87,7 +92,8 @@ def _remembered() -> Iterator[None]:
 @contextmanager
 def _section() -> Iterator[None]:
     """Hold :data:`PYRO_LOCK`. May be nested. An interrupt while it is entered releases it too."""
-    with PYRO_LOCK, _remembered():
+    is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
+    with PYRO_LOCK, _remembered(is_nested):
         yield
 
 
