@@ -16,6 +16,7 @@ from pyro_regimes import RegimeHMM
 from pyro_regimes.distributions import observation
 from pyro_regimes.kernels import gaussian
 from tests import seeds
+from tests.compiler import BACKEND
 
 K, D, T = 3, 4, 70
 
@@ -220,7 +221,7 @@ def test_compiles_without_a_break(make):
 
     given = [draw(K), draw(K, K), draw(T, D), draw(K, D), positive(K, D)]
     leaves = [part.requires_grad_() for part in given]
-    compiled = torch.compile(log_prob, fullgraph=True)
+    compiled = torch.compile(log_prob, fullgraph=True, backend=BACKEND)
     expected = torch.autograd.grad(log_prob(*leaves), leaves)
     actual = torch.autograd.grad(compiled(*leaves), leaves)
     for one, other in zip(actual, expected, strict=True):

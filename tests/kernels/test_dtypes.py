@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_regimes import RegimeHMM
 from pyro_regimes.kernels import gaussian_chain, ops
 from tests import seeds
+from tests.compiler import BACKEND
 from tests.kernels.cases import random_chain
 
 
@@ -102,7 +103,7 @@ def test_compiled():
     chain = large_chain()
     torch._dynamo.reset()
     leaves = [part.clone().requires_grad_() for part in chain]
-    value = torch.compile(ops.log_likelihood, fullgraph=True)(*leaves)
+    value = torch.compile(ops.log_likelihood, fullgraph=True, backend=BACKEND)(*leaves)
     assert_exact(value.detach(), chain)
     for actual, expected in zip(
         torch.autograd.grad(value.sum(), leaves), exact(chain)[1], strict=True

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_regimes.kernels import autograd, cpu, dispatch, gaussian, ops, tangent
 from tests import seeds
+from tests.compiler import BACKEND
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
@@ -155,7 +156,7 @@ def test_jit_trace():
 @pytest.mark.usefixtures("validation_as_it_was")
 def test_compiles_as_one_graph():
     case = random_chain(30, 3, batch=(2,), seed=39)._replace(lengths=torch.tensor([30, 11]))
-    compiled = torch.compile(ops.log_likelihood, fullgraph=True)
+    compiled = torch.compile(ops.log_likelihood, fullgraph=True, backend=BACKEND)
     leaves = leaves_of(case)
     value = compiled(*leaves, case.lengths)
     assert_equal(value, ops.log_likelihood(*case))
@@ -239,7 +240,8 @@ def test_compiles_where_the_initial_logits_have_no_gradient(wanted, validation_a
     if wanted is not None:
         observation.requires_grad_()
     torch._dynamo.reset()
-    found = torch.compile(ops.log_likelihood, fullgraph=True)(initial, transition, observation)
+    compiled = torch.compile(ops.log_likelihood, fullgraph=True, backend=BACKEND)
+    found = compiled(initial, transition, observation)
     expected = ops.log_likelihood(initial, transition, observation)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     if wanted is not None:
@@ -293,7 +295,7 @@ def test_compiled_code_runs_the_backend_of_the_moment(monkeypatch):
 
     torch._dynamo.reset()
     for function, at in ((chain, case.observation), (density, loc)):
-        compiled = torch.compile(function, fullgraph=True)
+        compiled = torch.compile(function, fullgraph=True, backend=BACKEND)
         leaf = at.clone().requires_grad_()
         results = []
         for name in ("cpu", "reference", "cpu", "reference"):
