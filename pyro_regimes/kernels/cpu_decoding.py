@@ -9,9 +9,10 @@ but loses what falls below the smallest number. Such a sum is kept where it is a
 up again from logarithms, for that state at that step alone. So nothing that can be reached ever
 fades, and a state that cannot be reached stays at exactly 0.
 
-**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12, which
-later data may make the difference between states. A sequence in which that happens is reported, and
-done again by :func:`.cpu_log.filter_sweep`.
+**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12. In a
+state that has fallen that far behind the best one, this changes nothing; where data bring such a
+state back, it may make the difference between states. A sequence in which that happens is
+reported, and done again by :func:`.cpu_log.filter_sweep`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,21 @@ def _log_prediction(filtered: Any, slice_: Any, new: int) -> float:
 
 
 @compiled
+def comes_back(before: Any, raw: Any, peak: float, shift: float, large: float) -> bool:
+    """Whether a state within ``large`` of the peak was a sum, or is a difference, of larger numbers.
+
+    :param before: logarithms before the data of a step, of which transitions are ``shift`` at most.
+    :param raw: the same with the data, whose largest is ``peak``.
+    """
+    if abs(shift) > large:
+        return True
+    for k in range(len(raw)):
+        if raw[k] - peak > -large and max(abs(before[k] - shift), abs(raw[k])) > large:
+            return True
+    return False
+
+
+@compiled
 def filter_sweep(
     initial: Any,  # (N or 1, K)
     transition: Any,  # (N or 1, 1 or T-1, K, K)
@@ -98,7 +114,6 @@ def filter_sweep(
             if t == 0:
                 for k in range(num_states):
                     predicted[k] = start[k]
-                    redo[n] |= _LARGE < abs(start[k]) < np.inf
             else:
                 slice_ = transition[own, t - 1 if varying else 0]
                 if varying or filled != own:
@@ -123,7 +138,7 @@ def filter_sweep(
                     filtered[k] = predicted[k] + (observation[n, t, k] - best)
                 if filtered[k] > peak or filtered[k] != filtered[k]:
                     peak = filtered[k]
-                redo[n] |= _LARGE < abs(filtered[k]) < np.inf
+            redo[n] |= comes_back(predicted, filtered, peak, shift if t > 0 else 0.0, _LARGE)
             if peak == -np.inf:
                 steps = t
                 filtered[:] = -np.inf

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_regimes.kernels import simd
+from pyro_regimes.kernels.cpu_decoding import comes_back
 from pyro_regimes.kernels.jit import compiled
 
 _LARGE = 2.0**17  # beyond it a sum is rounded by more than 1e-11
@@ -41,10 +42,27 @@ def viterbi(num_states: int) -> Callable[..., None]:
 
     Only differences decide, and kept near 0 they keep their precision over any T. The sums are
     taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there. A sequence
-    with sums beyond ``_LARGE``, which rounding may decide, is reported for
-    :func:`.cpu_log.viterbi`.
+    in which sums beyond ``_LARGE`` count, which rounding may decide, is reported for
+    :func:`.cpu_log.viterbi`; see :func:`.cpu_decoding.comes_back`.
     """
     return _make_viterbi(lanes_of(num_states)) if num_states <= _MAX_LANES else _viterbi
+
+
+@compiled
+def _largest_move(slice_: Any) -> float:
+    """The largest logit of a transition, 0 if every one is impossible."""
+    largest = -np.inf
+    for i in range(len(slice_)):
+        for j in range(len(slice_)):
+            largest = max(largest, slice_[i, j])
+    return largest if largest > -np.inf else 0.0
+
+
+@compiled
+def _is_far(lanes: Any, nothing: Any, low: Any, high: Any) -> bool:
+    """Whether a finite lane is not within ``low`` and ``high``."""
+    finite = simd.multiply_add(lanes, nothing, lanes)  # NaN for an infinite one
+    return simd.any_less(finite, low) or simd.any_less(high, finite)
 
 
 @compiled
@@ -85,6 +103,7 @@ def _viterbi(
     varying = transition.shape[1] > 1
     score, best = np.empty(num_states), np.empty(num_states)
     origin = np.zeros(num_states, dtype=np.int64)
+    filled, shift = -1, 0.0
     for n in range(first, last):
         steps = lengths[n]
         own = n if len(transition) > 1 else 0
@@ -95,9 +114,12 @@ def _viterbi(
         for t in range(steps):
             if t == 0:
                 for k in range(num_states):
+                    best[k] = start[k]
                     score[k] = start[k] + observation[n, t, k]
             else:
                 slice_ = transition[own, t - 1 if varying else 0]
+                if varying or filled != own:
+                    shift, filled = _largest_move(slice_), own
                 for j in range(num_states):
                     best[j] = score[0] + slice_[0, j]
                     origin[j] = 0
@@ -114,7 +136,7 @@ def _viterbi(
             for k in range(num_states):
                 if score[k] > peak or score[k] != score[k]:
                     peak = score[k]
-                redo[n] |= _LARGE < abs(score[k]) < np.inf
+            redo[n] |= comes_back(best, score, peak, shift if t > 0 else 0.0, _LARGE)
             if peak == -np.inf:
                 break
         if not peak == -np.inf:
@@ -140,23 +162,26 @@ def _make_viterbi(width: int) -> Callable[..., None]:
         num_steps, num_states = observation.shape[1], observation.shape[2]
         varying = transition.shape[1] > 1
         flat_observation, flat_origins = observation.reshape(-1), origins.reshape(-1)
-        matrix, row = np.full(width * width, -np.inf), np.empty(width)
+        matrix, row, before = np.full(width * width, -np.inf), np.empty(width), np.empty(width)
+        # What may have to be looked at: half of what is compared with numbers relative to a shift.
         nothing = simd.splat(0.0, width)
-        high, low = simd.splat(_LARGE, width), simd.splat(-_LARGE, width)
-        filled = -1
+        low, high = simd.splat(-_LARGE / 2, width), simd.splat(_LARGE / 2, width)
+        filled, shift = -1, 0.0
         for n in range(first, last):
             steps = lengths[n]
             own = n if len(transition) > 1 else 0
             at = n * num_steps * num_states
             start = initial[n if len(initial) > 1 else 0]
             paths[n] = -1
-            score = simd.add(
-                simd.load_row(flat_observation, at, num_states, -np.inf, width),
-                simd.load_row(start, 0, num_states, -np.inf, width),
-            )
+            best = simd.load_row(start, 0, num_states, -np.inf, width)
+            logits = simd.load_row(flat_observation, at, num_states, -np.inf, width)
+            score = simd.add(logits, best)
             peak = simd.largest(score)
-            finite = simd.multiply_add(score, nothing, score)  # NaN for -inf
-            large = simd.any_less(finite, low) or simd.any_less(high, finite)
+            large = False
+            if _is_far(best, nothing, low, high) or _is_far(score, nothing, low, high):
+                simd.store(before, 0, best)
+                simd.store(row, 0, score)
+                large = comes_back(before, row, peak, 0.0, _LARGE)
             for t in range(1, steps):
                 if peak == -np.inf:
                     simd.store(row, 0, score)
@@ -165,6 +190,7 @@ def _make_viterbi(width: int) -> Callable[..., None]:
                     peak = np.nan  # which may hide from it
                 if varying or filled != own:
                     slice_, filled = transition[own, t - 1 if varying else 0], own
+                    shift = _largest_move(slice_)
                     for i in range(num_states):
                         for j in range(num_states):
                             matrix[i * width + j] = slice_[i, j]
@@ -174,8 +200,10 @@ def _make_viterbi(width: int) -> Callable[..., None]:
                 )
                 score = simd.add(best, simd.subtract(logits, simd.splat(peak, width)))
                 peak = simd.largest(score)
-                finite = simd.multiply_add(score, nothing, score)
-                large |= simd.any_less(finite, low) or simd.any_less(high, finite)
+                if _is_far(best, nothing, low, high) or _is_far(score, nothing, low, high):
+                    simd.store(before, 0, best)
+                    simd.store(row, 0, score)
+                    large |= comes_back(before, row, peak, shift, _LARGE)
             redo[n] = large
             simd.store(row, 0, score)
             if not _is_impossible(row, num_states):

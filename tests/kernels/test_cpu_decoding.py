@@ -188,6 +188,36 @@ def test_left_to_right(num_steps, num_states):
     assert_same(Case(initial, transition, chain.observation, lengths))
 
 
+def left_behind(num_steps: int, back: int) -> Case:
+    """Two regimes that never exchange: the second falls 800 a step behind, for ``back`` steps."""
+    gaps = torch.where(torch.arange(num_steps) < back, 800.1, -800.3).double()
+    observation = torch.stack([gaps, torch.zeros_like(gaps)], -1)
+    transition = torch.eye(2, dtype=torch.float64).log().unsqueeze(0)
+    return Case(torch.tensor([0.5, 0.5], dtype=torch.float64).log(), transition, observation)
+
+
+@pytest.mark.parametrize("back, redone", [(400, False), (300, False), (200, True)])
+@pytest.mark.parametrize("num_states", [2, 20])  # in registers, and not
+def test_exact_sums_serve_only_where_a_state_comes_back(back, redone, num_states, monkeypatch):
+    """A state that stays behind, however far, costs nothing."""
+    case, count = left_behind(400, back), []
+    more = num_states - 2  # states that cannot be reached
+    case = Case(
+        torch.nn.functional.pad(case.initial, (0, more), value=-INF),
+        torch.nn.functional.pad(case.transition, (0, more, 0, more), value=-INF),
+        torch.nn.functional.pad(case.observation, (0, more)),
+    )
+    for name in ("filter_sweep", "viterbi"):
+        kernel = getattr(cpu.cpu_log, name)
+        monkeypatch.setattr(
+            cpu.cpu_log,
+            name,
+            lambda *args, _name=name, _run=kernel: count.append(_name) or _run(*args),
+        )
+    assert_same(case)
+    assert count == (["filter_sweep", "viterbi"] if redone else [])
+
+
 def test_adversarial_chains():
     """Chains on which mass fades and comes back; some of each kind."""
     for label, case in adversarial.batches(torch.float64):
