@@ -66,7 +66,7 @@ def _log_prediction(filtered: Any, slice_: Any, new: int) -> float:
 
 @compiled
 def comes_back(before: Any, raw: Any, peak: float, shift: float, large: float) -> bool:
-    """Whether a state within ``large`` of the peak was a sum, or is a difference, of larger numbers.
+    """Whether a state within ``large`` of the peak was a sum, or is a difference, of larger ones.
 
     :param before: logarithms before the data of a step, of which transitions are ``shift`` at most.
     :param raw: the same with the data, whose largest is ``peak``.
