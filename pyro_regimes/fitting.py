@@ -23,7 +23,7 @@ from pyro_regimes.gaussian_hmm import (
     pyro_model,
     to_arguments,
 )
-from pyro_regimes.infer.em import EM
+from pyro_regimes.infer.em.em import EM
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.starts import raise_starts
 

@@ -310,7 +310,7 @@ def test_a_callback_may_fit_another_model_and_use_the_callers_store() -> None:
 PACKAGE = Path(pyro_regimes.__file__).parent
 WATCHED = {
     str(PACKAGE / name)
-    for name in ("model.py", "fitting.py", "infer/isolation.py", "infer/em.py")
+    for name in ("model.py", "fitting.py", "infer/isolation.py", "infer/em/em.py")
 }
 #: At its end no signal is handled: the interpreter looks for one at calls and at jumps back.
 LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK, _remembered(is_nested):")

@@ -20,7 +20,7 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_regimes.infer.em import EM
+from pyro_regimes.infer.em.em import EM
 from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Task
 from pyro_regimes.infer.regimes import draw_sites, find_hmm, point_values
 

@@ -94,7 +94,7 @@ def test_a_subclass_keeps_its_own_log_prob():
         def log_prob(self, value: Tensor) -> Tensor:
             return 0.5 * super().log_prob(value)
 
-    from pyro_regimes.infer.e_step import _log_prob
+    from pyro_regimes.infer.em.e_step import _log_prob
 
     hmm = Tempered(torch.zeros(2), torch.zeros(2, 2), dist.Normal(torch.zeros(2), 1.0))
     x = torch.randn(5)

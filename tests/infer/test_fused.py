@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer import climb
-from pyro_regimes.infer import em as em_module
+from pyro_regimes.infer.em import em as em_module
+from pyro_regimes.infer.em import loop as climb
 from pyro_regimes.kernels import cpu_em, ops
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from pyro_regimes import EM, EMResult, RegimeHMM, emissions
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.emissions import normal
-from pyro_regimes.infer import em as em_module
-from pyro_regimes.infer import guard, parameters, tracing
+from pyro_regimes.infer import tracing
+from pyro_regimes.infer.em import em as em_module
+from pyro_regimes.infer.em import guard
+from pyro_regimes.infer.em.recognise import find as parameters
 from tests.infer import accepted, table, test_recognition
 from tests.infer.models import (
     INITIAL,

@@ -5,8 +5,8 @@ import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch.distributions import constraints
 
-from pyro_regimes.infer.identity import random_value
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.recognise.identity import random_value
 from tests import seeds
 
 

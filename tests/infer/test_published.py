@@ -16,7 +16,7 @@ from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.emissions import multivariate_normal, normal
 from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.m_step import normalise_counts
+from pyro_regimes.infer.em.m_step import normalise_counts
 from pyro_regimes.kernels import ops
 from tests.infer.starts import KINDS, fitted, model_of, start_of
 

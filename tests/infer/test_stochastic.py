@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.stochastic import default_schedule, read_averages
+from pyro_regimes.infer.em.engines.stochastic import default_schedule, read_averages
 from tests import seeds
 
 K, D, T = 3, 2, 30

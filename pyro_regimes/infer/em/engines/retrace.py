@@ -8,18 +8,18 @@ import numpy as np
 import pyro
 import torch
 
-from pyro_regimes.infer import climb
-from pyro_regimes.infer.climb import Climb, OutsideConstraint, Params, Problem, State
-from pyro_regimes.infer.e_step import read_log_probs
-from pyro_regimes.infer.gradient import move
-from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.m_step import Maximised
-from pyro_regimes.infer.plan import Plan
-from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.em import loop as climb
+from pyro_regimes.infer.em.e_step import read_log_probs
+from pyro_regimes.infer.em.gradient import move
+from pyro_regimes.infer.em.grouping import Groups
+from pyro_regimes.infer.em.loop import Climb, OutsideConstraint, Params, Problem, State
+from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.em.recognise.priors import Statistics
 from pyro_regimes.infer.tracing import Run, write_parameter
 
 if TYPE_CHECKING:
-    from pyro_regimes.infer.em import EM
+    from pyro_regimes.infer.em.em import EM
 
 
 #: Steps in a row that must be level where an optimiser moves parameters.

@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.e_step import Expected
+from pyro_regimes.infer.em.e_step import Expected
 from pyro_regimes.infer.tracing import Run
 
 Optim = Callable[[list[Tensor]], Any]

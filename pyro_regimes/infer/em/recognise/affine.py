@@ -22,9 +22,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.jacobian import Column, Differential, Jacobian, build, read_columns
-from pyro_regimes.infer.priors import Prior, Statistics
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.recognise.jacobian import (
+    Column,
+    Differential,
+    Jacobian,
+    build,
+    read_columns,
+)
+from pyro_regimes.infer.em.recognise.priors import Prior, Statistics
 from pyro_regimes.infer.tracing import Argument, Run
 
 

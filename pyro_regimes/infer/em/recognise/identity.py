@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_regimes.infer.links import Link, noise
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.links import Link, noise
+from pyro_regimes.emissions.roles import Role
 from pyro_regimes.infer.tracing import Argument
 
 

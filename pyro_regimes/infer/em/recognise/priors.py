@@ -33,9 +33,9 @@ from torch.distributions import Distribution
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import Wishart
-from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.links import Link
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.recognise.identity import blocks
 from pyro_regimes.infer.tracing import Latent, Run
 
 Statistics = tuple[Tensor, ...]

@@ -14,13 +14,13 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_regimes.emissions.links import LINKS, Link
+from pyro_regimes.emissions.roles import Role
 from pyro_regimes.emissions.update import Update
-from pyro_regimes.infer import identity
-from pyro_regimes.infer.affine import Affine, find_affine
-from pyro_regimes.infer.links import LINKS, Link
-from pyro_regimes.infer.plan import Assignment, Plan, Use
-from pyro_regimes.infer.priors import Prior, find_prior
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.infer.em.recognise import identity
+from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.recognise.priors import Prior, find_prior
 from pyro_regimes.infer.tracing import Argument, Run, Site, constraint_of
 
 #: Runs the model at given values of its parameters, or at those of the store.

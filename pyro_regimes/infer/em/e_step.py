@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.grouping import batch_shape
-from pyro_regimes.infer.stochastic import Averages, read_averages
+from pyro_regimes.infer.em.engines.stochastic import Averages, read_averages
+from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
 from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.ops import Expectations

@@ -9,6 +9,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -16,9 +17,23 @@ import pyro
 import torch
 from torch.distributions.constraints import positive_definite
 
-from pyro_regimes.infer import climb, guard
 from pyro_regimes.infer.callables import check_callables
-from pyro_regimes.infer.climb import (
+from pyro_regimes.infer.em import guard
+from pyro_regimes.infer.em import loop as climb
+from pyro_regimes.infer.em.e_step import read_log_probs, read_site
+from pyro_regimes.infer.em.engines.fused_gaussian import find
+from pyro_regimes.infer.em.engines.retrace import (
+    Reading,
+    ReadingClimb,
+    pseudo_statistics,
+    read_losses,
+    write,
+)
+from pyro_regimes.infer.em.engines.stochastic import Averages, Schedule, default_schedule
+from pyro_regimes.infer.em.gradient import Optim, find_gradients
+from pyro_regimes.infer.em.grouping import Groups, find_groups
+from pyro_regimes.infer.em.guard import Call
+from pyro_regimes.infer.em.loop import (
     Climb,
     EMResult,
     Held,
@@ -27,24 +42,11 @@ from pyro_regimes.infer.climb import (
     Problem,
     State,
 )
-from pyro_regimes.infer.e_step import read_log_probs, read_site
-from pyro_regimes.infer.fused import find
-from pyro_regimes.infer.gradient import Optim, find_gradients
-from pyro_regimes.infer.grouping import Groups, find_groups
-from pyro_regimes.infer.guard import Call
+from pyro_regimes.infer.em.recognise.find import find_parameters
+from pyro_regimes.infer.em.recognise.identity import blocks
+from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.handing import SameSubsamples
-from pyro_regimes.infer.identity import blocks
 from pyro_regimes.infer.isolation import Alone
-from pyro_regimes.infer.parameters import find_parameters
-from pyro_regimes.infer.plan import Plan
-from pyro_regimes.infer.reading import (
-    Reading,
-    ReadingClimb,
-    pseudo_statistics,
-    read_losses,
-    write,
-)
-from pyro_regimes.infer.stochastic import Averages, Schedule, default_schedule
 from pyro_regimes.infer.tracing import (
     Run,
     constraint_of,
@@ -82,11 +84,11 @@ class EM:
     Locations that are affine in parameters are solved for by weighted least squares.
 
     With a ``guide`` that puts points at latent sites (``AutoDelta``), EM maximises the log joint:
-    conjugate priors join the closed forms (:mod:`.infer.priors`), in the space of the site that
+    conjugate priors join the closed forms (:mod:`.recognise.priors`), in the space of the site that
     carries them. With an ``optim``, a parameter without a closed form is moved by gradient steps on
     the same objective (generalised EM); without one it is refused by name.
 
-    Where a plate is subsampled, each step is one of stochastic EM (:mod:`.infer.stochastic`):
+    Where a plate is subsampled, each step is one of stochastic EM (:mod:`.engines.stochastic`):
     running averages of the minibatches' expected statistics are maximised. The loss is then the
     minibatch's estimate, and :meth:`run` makes all its steps. The averages belong to one data set:
     :meth:`reset` forgets them.
@@ -197,7 +199,7 @@ class EM:
         :param callback: called after each step with its number, from 1, and the loss after it; the
             parameter store then holds the parameters of that step.
         :param check: whether to differentiate the model's own objective once, where the run has
-            converged, and to see that it confirms an optimum (:mod:`.infer.guard`). If it does
+            converged, and to see that it confirms an optimum (:mod:`.guard`). If it does
             not, a warning names the parameters, and the result does not count as converged.
         :return: an :class:`EMResult`; other arguments go to the model.
         :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
@@ -511,7 +513,7 @@ class EM:
 
 def _levels_to_the_caller() -> int:
     """The ``stacklevel`` at which a warning of the caller points at a line outside the package."""
-    package = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    package = str(Path(__file__).parents[2]) + os.sep
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename in _DECORATORS

@@ -4,7 +4,7 @@ A standard deviation may be held as such, or as a variance, a precision, or the 
 the three; a covariance as itself, as its Cholesky factor or as a precision; probabilities as such
 or as logits. Such a parameter is maximised in the argument's own coordinates, and written back
 through the inverse: a maximum of the likelihood does not depend on coordinates. (That of a
-posterior density does: see :mod:`.priors`.)
+posterior density does: see :mod:`.recognise.priors`.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.roles import Role
 
 Map = Callable[[Tensor], Tensor]
 

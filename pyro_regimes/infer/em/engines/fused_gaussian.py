@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import multivariate_normal
-from pyro_regimes.infer.e_step import SiteData
-from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.links import LINKS, Link
-from pyro_regimes.infer.plan import Assignment, Plan
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.links import LINKS, Link
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.e_step import SiteData
+from pyro_regimes.infer.em.grouping import Groups
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.kernels import ops
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.distributions import LowerCholeskyTransform, constraints, transform_to
 
-from pyro_regimes.infer.affine import Affine, solve
-from pyro_regimes.infer.e_step import Arguments, Expected
-from pyro_regimes.infer.grouping import tail_dim
-from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.jacobian import gram
-from pyro_regimes.infer.links import noise
-from pyro_regimes.infer.plan import Assignment, Plan, Use
-from pyro_regimes.infer.priors import Statistics
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.links import noise
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.e_step import Arguments, Expected
+from pyro_regimes.infer.em.grouping import tail_dim
+from pyro_regimes.infer.em.recognise.affine import Affine, solve
+from pyro_regimes.infer.em.recognise.identity import blocks
+from pyro_regimes.infer.em.recognise.jacobian import gram
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.recognise.priors import Statistics
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.plan import Assignment, Plan, Use
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.emissions.roles import Role
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.tracing import Run, Site
 
 

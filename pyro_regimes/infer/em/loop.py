@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_regimes.infer.e_step import Arguments, Expected, SiteData, take_expectations
-from pyro_regimes.infer.fused import Fused
-from pyro_regimes.infer.grouping import Groups
-from pyro_regimes.infer.m_step import Maximised, as_stored, fill_affine, fill_arguments, maximise
-from pyro_regimes.infer.plan import Plan
-from pyro_regimes.infer.priors import Statistics
+from pyro_regimes.infer.em.e_step import Arguments, Expected, SiteData, take_expectations
+from pyro_regimes.infer.em.engines.fused_gaussian import Fused
+from pyro_regimes.infer.em.grouping import Groups
+from pyro_regimes.infer.em.m_step import Maximised, as_stored, fill_affine, fill_arguments, maximise
+from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.em.recognise.priors import Statistics
 from pyro_regimes.infer.tracing import Latent, Run
 
 Params = dict[str, Tensor]

@@ -29,20 +29,20 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer import climb
-from pyro_regimes.infer.affine import solve
-from pyro_regimes.infer.climb import Array, Climb, Params, Problem, State
-from pyro_regimes.infer.e_step import (
+from pyro_regimes.infer.em import loop as climb
+from pyro_regimes.infer.em.e_step import (
     Arguments,
     chain_logits,
     observation_logits,
     read_site,
 )
-from pyro_regimes.infer.gradient import log_terms
+from pyro_regimes.infer.em.gradient import log_terms
+from pyro_regimes.infer.em.loop import Array, Climb, Params, Problem, State
+from pyro_regimes.infer.em.m_step import is_sound, normal_equations, pooled_statistics
+from pyro_regimes.infer.em.recognise.affine import solve
+from pyro_regimes.infer.em.recognise.identity import blocks
+from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.handing import HandOut
-from pyro_regimes.infer.identity import blocks
-from pyro_regimes.infer.m_step import is_sound, normal_equations, pooled_statistics
-from pyro_regimes.infer.plan import Assignment
 from pyro_regimes.infer.tracing import run_model, trace_model
 
 #: Nats by which objectives and promises may be off, in units of ``tol``.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.roles import Role
 from pyro_regimes.emissions.update import Update
-from pyro_regimes.infer import identity
-from pyro_regimes.infer.affine import Affine
-from pyro_regimes.infer.links import Link
-from pyro_regimes.infer.priors import Prior
-from pyro_regimes.infer.roles import Role
+from pyro_regimes.infer.em.recognise import identity
+from pyro_regimes.infer.em.recognise.affine import Affine
+from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.tracing import Run
 
 

@@ -1,0 +1,1 @@
+"""Expectation-maximisation: the public class, its loop, and the parts of one iteration."""

@@ -1,0 +1,1 @@
+"""Where the expectations of an EM iteration come from."""
