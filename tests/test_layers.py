@@ -18,6 +18,7 @@ LAYERS = {
     "data": 0,
     "plotting": 0,  # arrays to figures: it imports nothing of ours, so that RegimeModel can plot
     "emissions": 1,
+    "chain": 1,
     "distributions": 1,
     "infer": 2,
     "floors": 0,

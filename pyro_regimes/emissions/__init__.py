@@ -1,15 +1,10 @@
-"""Closed-form maximisers, one file a family of observation distributions.
+"""Families of observation distributions that EM sets in closed form, one file a family.
 
-A family's module holds ``FAMILY``, the distribution classes; ``MAX_EVENT_DIM``, the most dims of
-one observation; ``arguments(distribution)``, the tensors that may be parameters;
-``log_prob(value, arguments, event_dim)``, the log density in every state; and ``UPDATES``, an
-:class:`~.update.Update` for each tensor in the order in which they are maximised. A new family is
-one such file and one entry in :data:`FAMILIES`.
+:mod:`.base` has the contract. A family that lives elsewhere joins by :func:`register`.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -17,13 +12,33 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyro_regimes.emissions import multivariate_normal, normal
+from pyro_regimes.emissions.base import Argument, Family, Natural, Observed
+from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.normal import NORMAL
 
-FAMILIES: tuple[ModuleType, ...] = (multivariate_normal, normal)
-
+#: In the order in which they are asked.
+FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL]
 
 #: What :func:`unwrap` takes off. Exactly these: a subclass may have a density of its own.
 WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)
+
+
+def register(family: Family) -> None:
+    """Make a family known to EM.
+
+    :param family: its distributions' types must not belong to another family yet.
+    :raises ValueError: if they do.
+    """
+    for known in FAMILIES:
+        both = set(known.distributions) & set(family.distributions)
+        if both and known is not family:
+            names = sorted(f"{each.__module__}.{each.__name__}" for each in both)
+            raise ValueError(
+                f"expected a family of distributions that no other family has, got {names}, which "
+                f"{type(known).__module__} has"
+            )
+    if family not in FAMILIES:
+        FAMILIES.append(family)
 
 
 class Unwrapped(NamedTuple):
@@ -52,17 +67,28 @@ def unwrap(observation_dist: Distribution) -> Unwrapped:
     return Unwrapped(inner, mask)
 
 
-def find_family(base: Distribution, event_dim: int = 0) -> ModuleType | None:
-    """The module that knows how to maximise this distribution, or None.
+def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
+    """The family of a distribution, or None.
 
     Types are matched exactly: a subclass may have a density of its own.
 
     :param event_dim: of the observation distribution that it stands in.
     """
     for family in FAMILIES:
-        if type(base) in family.FAMILY and event_dim <= family.MAX_EVENT_DIM:
+        if type(base) in family.distributions and event_dim <= family.max_event_dim:
             return family
     return None
 
 
-__all__ = ["FAMILIES", "WRAPPERS", "Unwrapped", "find_family", "unwrap"]
+__all__ = [
+    "FAMILIES",
+    "WRAPPERS",
+    "Argument",
+    "Family",
+    "Natural",
+    "Observed",
+    "Unwrapped",
+    "find_family",
+    "register",
+    "unwrap",
+]

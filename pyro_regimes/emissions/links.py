@@ -4,7 +4,7 @@ A standard deviation may be held as such, or as a variance, a precision, or the 
 the three; a covariance as itself, as its Cholesky factor or as a precision; probabilities as such
 or as logits. Such a parameter is maximised in the argument's own coordinates, and written back
 through the inverse: a maximum of the likelihood does not depend on coordinates. (That of a
-posterior density does: see :mod:`.recognise.priors`.)
+posterior density does: see :mod:`.conjugate`.)
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
-
-from pyro_regimes.emissions.roles import Role
 
 Map = Callable[[Tensor], Tensor]
 
@@ -42,9 +40,12 @@ def noise(link: Link, cells: Tensor, held: Tensor) -> Tensor:
     """
     eps = torch.finfo(cells.dtype).eps
     index = torch.arange(1, cells.shape[-1] + 1, dtype=cells.dtype, device=cells.device)
-    signs = (3 * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
-    error = (link.forward(cells * (1 + 4 * eps * signs)) - held).abs()
-    return error.amax((-2, -1)) / held.abs().amax((-2, -1))
+    worst = torch.zeros_like(held[..., 0, 0])
+    for turn in (3.0, 5.0, 7.0):  # one direction may be one that the link does not amplify
+        signs = (turn * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
+        error = (link.forward(cells * (1 + 4 * eps * signs)) - held).abs()
+        worst = torch.maximum(worst, error.amax((-2, -1)))
+    return worst / held.abs().amax((-2, -1))
 
 
 def _itself(value: Tensor) -> Tensor:
@@ -90,38 +91,50 @@ def _log_over(factor: float) -> Map:
     return lambda value: value.log() / factor
 
 
-_CHAIN = (
+def _log_of_probs(probs: Tensor) -> Tensor:
+    """With a derivative of 0, and none that is infinite, where a probability is 0."""
+    known = probs > 0
+    return torch.where(known, torch.where(known, probs, 1.0).log(), -torch.inf)
+
+
+def forward(link: Link, cells: Tensor) -> Tensor:
+    """The value of an argument whose parameter has these cells."""
+    return link.forward(cells)
+
+
+# What a parameter may be, by what the argument is: the argument itself first.
+
+PROBABILITIES = (
     Link("probabilities", _itself, _itself),
     # Of a probability, which a model's rows become before they are compared.
-    Link("logits", lambda value: value.softmax(-1), torch.log),
+    Link("logits", lambda value: value.softmax(-1), _log_of_probs),
 )
 
-#: By what an argument is: what a parameter may be, the argument itself first.
-LINKS: dict[Role, tuple[Link, ...]] = {
-    Role.INITIAL: _CHAIN,
-    Role.TRANSITION: _CHAIN,
-    Role.LOCATION: (Link("location", _itself, _itself),),
-    Role.SCALE: (
-        Link("standard deviation", _itself, _itself),
-        Link("variance", torch.sqrt, torch.square),
-        Link("precision", _power(-0.5), _power(-2.0)),
-        Link("log of standard deviation", _exp_of(1.0), _log_over(1.0)),
-        Link("log of variance", _exp_of(0.5), _log_over(0.5)),
-        Link("log of precision", _exp_of(-0.5), _log_over(-0.5)),
-    ),
-    Role.COVARIANCE: (
-        Link("covariance", _itself, _itself),
-        Link("Cholesky factor", _gram, _cholesky, True),
-        Link("precision matrix", _inverse, _inverse),
-    ),
-    Role.FACTOR: (
-        Link("Cholesky factor", _itself, _itself),
-        Link("covariance", _cholesky, _gram),
-        Link("precision matrix", _cholesky_of_inverse, _inverse_gram),
-    ),
-    Role.PRECISION: (
-        Link("precision matrix", _itself, _itself),
-        Link("covariance", _inverse, _inverse),
-        Link("Cholesky factor", _inverse_gram, _cholesky_of_inverse, True),
-    ),
-}
+LOCATION = (Link("location", _itself, _itself),)
+
+STANDARD_DEVIATION = (
+    Link("standard deviation", _itself, _itself),
+    Link("variance", torch.sqrt, torch.square),
+    Link("precision", _power(-0.5), _power(-2.0)),
+    Link("log of standard deviation", _exp_of(1.0), _log_over(1.0)),
+    Link("log of variance", _exp_of(0.5), _log_over(0.5)),
+    Link("log of precision", _exp_of(-0.5), _log_over(-0.5)),
+)
+
+COVARIANCE = (
+    Link("covariance", _itself, _itself),
+    Link("Cholesky factor", _gram, _cholesky, True),
+    Link("precision matrix", _inverse, _inverse),
+)
+
+CHOLESKY_FACTOR = (
+    Link("Cholesky factor", _itself, _itself),
+    Link("covariance", _cholesky, _gram),
+    Link("precision matrix", _cholesky_of_inverse, _inverse_gram),
+)
+
+PRECISION_MATRIX = (
+    Link("precision matrix", _itself, _itself),
+    Link("covariance", _inverse, _inverse),
+    Link("Cholesky factor", _inverse_gram, _cholesky_of_inverse, True),
+)

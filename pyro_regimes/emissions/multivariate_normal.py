@@ -24,52 +24,29 @@ from typing import Callable, NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, constraints
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
-from pyro_regimes.emissions.update import (
+from pyro_regimes.emissions import conjugate, draws, links, moments
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    Conjugate,
+    Family,
     Natural,
     Observed,
-    Update,
     divide,
     divide_where_known,
-    finite,
     is_at_floor,
-    shift,
-    unchanged,
 )
-from pyro_regimes.kernels import gaussian, gaussian_sums
-
-FAMILY = (MultivariateNormal, dist.MultivariateNormal)
-MAX_EVENT_DIM = 1
+from pyro_regimes.emissions.moments import Moments
+from pyro_regimes.emissions.statistics import Spread, WeightedSum
+from pyro_regimes.kernels import gaussian
 
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 
 
-def arguments(observation_dist: MultivariateNormal) -> dict[str, Tensor]:
-    """Location, and the one of the three matrices that the caller gave."""
-    # torch keeps that one as an attribute; the others join it, later, when somebody looks at them.
-    given = next(name for name in vars(observation_dist) if name in _SPREADS)
-    return {"loc": observation_dist.loc, given: getattr(observation_dist, given)}
-
-
-def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
-    """:math:`\\log N(x_t; \\mu_k, \\Sigma_k)`, summed over what else is of one observation.
-
-    :param value: ``(..., T, *event)``.
-    :return: ``(..., T, K)``.
-    """
-    loc, factor = given["loc"], _factor(given)
-    if event_dim == 1 and loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
-        return gaussian.log_prob(
-            value, gaussian.without_time(loc, 2), gaussian.without_time(factor, 3)
-        )
-    normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
-    each = normal.log_prob(value.unsqueeze(-1 - event_dim))
-    return each.sum(list(range(1 - event_dim, 0))) if event_dim > 1 else each
-
-
-def _factor(given: dict[str, Tensor]) -> Tensor:
+def _factor(given: Arguments) -> Tensor:
     if "scale_tril" in given:
         return given["scale_tril"]
     if "covariance_matrix" in given:
@@ -77,7 +54,7 @@ def _factor(given: dict[str, Tensor]) -> Tensor:
     return _precision_to_scale_tril(given["precision_matrix"])
 
 
-def _precision(given: dict[str, Tensor]) -> Tensor:
+def _precision(given: Arguments) -> Tensor:
     if "precision_matrix" in given:
         return given["precision_matrix"]
     if "scale_tril" in given:
@@ -85,46 +62,74 @@ def _precision(given: dict[str, Tensor]) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(given["covariance_matrix"]))
 
 
-def _location_statistics(
-    observed: Observed, given: dict[str, Tensor], shared: bool
-) -> tuple[Tensor, ...]:
-    value, weights, varies = observed  # (..., T, 1, D), (..., T, K)
-    if varies:
-        weight, total = weights.unsqueeze(-1), weights.unsqueeze(-1) * value
-    else:
-        weight, total = gaussian_sums.sums(value.squeeze(-2), weights)
-        weight, total = weight[..., None, :, None], total.unsqueeze(-3)  # (..., 1, K, 1), (.., D)
-    if not shared:
-        return weight, total
+# ---- the location ------------------------------------------------------------------------------
+
+
+def _reduce_loc(stats: Moments, given: Arguments, weighted: bool) -> WeightedSum:
+    total = moments.sums(stats)
+    if not weighted:
+        return WeightedSum(stats.weight, total, None)
     precision = _precision(given)
-    return (
-        weight,
-        (precision @ total.unsqueeze(-1)).squeeze(-1),
-        weight.unsqueeze(-1) * precision,
+    return WeightedSum(
+        stats.weight,
+        (precision @ total.to(precision.dtype).unsqueeze(-1)).squeeze(-1),
+        stats.weight.unsqueeze(-1) * precision,
     )
 
 
-def _mean(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    weight, total = statistics[:2]
-    if len(statistics) == 2:
-        return divide(total, weight)
-    factor, info = torch.linalg.cholesky_ex(statistics[2])
-    mean = torch.cholesky_solve(total.unsqueeze(-1), factor).squeeze(-1)
+def _mean(pooled: WeightedSum, now: Tensor, floor: float) -> Tensor:
+    if pooled.precision is None:
+        return divide(pooled.total, pooled.weight)
+    factor, info = torch.linalg.cholesky_ex(pooled.precision)
+    mean = torch.cholesky_solve(pooled.total.to(factor.dtype).unsqueeze(-1), factor).squeeze(-1)
     return mean.masked_fill((info != 0).unsqueeze(-1), torch.nan)
 
 
-def _scatter_statistics(
-    observed: Observed, given: dict[str, Tensor], shared: bool
-) -> tuple[Tensor, Tensor]:
-    value, weights, varies = observed
+def _shift(loc: Tensor, by: Tensor) -> Tensor:
+    return loc + by
+
+
+def _loc_score(pooled: WeightedSum, loc: Tensor) -> Tensor:
+    assert pooled.precision is not None
+    loc = loc.to(pooled.precision.dtype)
+    return pooled.total - (pooled.precision @ loc.unsqueeze(-1)).squeeze(-1)
+
+
+def _loc_gain(score: Tensor, pooled: WeightedSum, loc: Tensor, floor: float) -> Tensor:
+    assert pooled.precision is not None
+    factor, info = torch.linalg.cholesky_ex(pooled.precision)
+    right = score.to(factor.dtype).unsqueeze(-1)
+    whitened = torch.linalg.solve_triangular(factor, right, upper=False)
+    gain = 0.5 * whitened.square().sum((-2, -1))
+    unknown = torch.where((score == 0).all(-1), 0.0, torch.inf)
+    return torch.where(info == 0, gain, unknown)
+
+
+LOC = Argument(
+    name="loc",
+    kind="location of a MultivariateNormal",
+    event_dim=1,
+    elementwise=False,
+    what="weighted mean (35)",
+    links=links.LOCATION,
+    inside=(),
+    draw=draws.location,
+    reduce=_reduce_loc,
+    maximise=_mean,
+    sound=torch.isfinite,
+    natural=Natural(_shift, _loc_score, _loc_gain),
+    priors={"location": conjugate.LOCATION},
+    is_quadratic=True,
+)
+
+
+# ---- the three spreads -------------------------------------------------------------------------
+
+
+def _reduce_spread(stats: Moments, given: Arguments, weighted: bool) -> Spread:
     loc = given["loc"]
-    if varies:
-        deviation = value - loc  # (..., T, K, D)
-        weight = weights[..., None, None]
-        return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    loc = gaussian.without_time(loc, 2)
-    scatter = gaussian_sums.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
-    return weights.sum(-2)[..., None, :, None, None], scatter.unsqueeze(-4)
+    scatter = moments.scatter(stats, loc, is_full=True).to(loc.dtype)
+    return Spread(stats.weight.to(loc.dtype).unsqueeze(-1), scatter)
 
 
 def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
@@ -135,10 +140,9 @@ def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
     return torch.where(low, (raised + raised.mT) / 2, matrix)
 
 
-def _covariance(statistics: tuple[Tensor, ...], floor: float) -> tuple[Tensor, Tensor]:
+def _covariance(pooled: Spread, floor: float) -> tuple[Tensor, Tensor]:
     """The maximiser and its Cholesky factor; NaN where it is not positive definite."""
-    weight, scatter = statistics
-    covariance = divide(scatter, weight)
+    covariance = divide(pooled.scatter, pooled.weight)
     covariance = (covariance + covariance.mT) / 2
     if floor > 0 and not _exceeds(covariance, floor):
         known = covariance.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
@@ -165,16 +169,16 @@ def _exceeds(matrix: Tensor, floor: float) -> bool:
     return bool((torch.linalg.cholesky_ex(matrix - below).info == 0).all())
 
 
-def _covariance_matrix(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    return _covariance(statistics, floor)[0]
+def _covariance_matrix(pooled: Spread, now: Tensor, floor: float) -> Tensor:
+    return _covariance(pooled, floor)[0]
 
 
-def _scale_tril(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    return _covariance(statistics, floor)[1]
+def _scale_tril(pooled: Spread, now: Tensor, floor: float) -> Tensor:
+    return _covariance(pooled, floor)[1]
 
 
-def _precision_matrix(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    return torch.cholesky_inverse(_covariance(statistics, floor)[1])
+def _precision_matrix(pooled: Spread, now: Tensor, floor: float) -> Tensor:
+    return torch.cholesky_inverse(_covariance(pooled, floor)[1])
 
 
 def _feasible_scale_tril(factor: Tensor, floor: float) -> Tensor:
@@ -206,21 +210,6 @@ def _is_definite_precision(precision: Tensor) -> Tensor:
     return _is_definite(precision.flip(-2, -1)) & _is_definite(precision)
 
 
-def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
-    _, total, precision = statistics
-    return total - (precision @ loc.unsqueeze(-1)).squeeze(-1)
-
-
-def _location_gain(
-    score: Tensor, statistics: tuple[Tensor, ...], loc: Tensor, floor: float
-) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(statistics[2])
-    whitened = torch.linalg.solve_triangular(factor, score.unsqueeze(-1), upper=False)
-    gain = 0.5 * whitened.square().sum((-2, -1))
-    unknown = torch.where((score == 0).all(-1), 0.0, torch.inf)
-    return torch.where(info == 0, gain, unknown)
-
-
 class _Root(NamedTuple):
     r"""A root R of a covariance, :math:`\Sigma = R R^\top`.
 
@@ -235,17 +224,15 @@ class _Root(NamedTuple):
     def perturb(self, spread: Tensor, by: Tensor) -> Tensor:
         return self.spread(self.of(spread), (by + by.mT) / 2)
 
-    def score(self, statistics: tuple[Tensor, ...], spread: Tensor) -> Tensor:
-        weight, scatter = statistics
+    def score(self, pooled: Spread, spread: Tensor) -> Tensor:
+        weight, scatter = pooled
         root = self.of(spread)
         half = torch.linalg.solve(root, scatter)
         whitened = torch.linalg.solve(root, half.mT)
         eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
         return 0.25 * (whitened + whitened.mT) - 0.5 * weight * eye
 
-    def gain(
-        self, score: Tensor, statistics: tuple[Tensor, ...], spread: Tensor, floor: float
-    ) -> Tensor:
+    def gain(self, score: Tensor, pooled: Spread, spread: Tensor, floor: float) -> Tensor:
         score = (score + score.mT) / 2
         if floor > 0:
             root = self.of(spread)
@@ -255,7 +242,7 @@ class _Root(NamedTuple):
             inside, along = torch.linalg.eigh(held.mT @ score @ held)
             blocked = held @ ((along * inside.clamp(max=0.0).unsqueeze(-2)) @ along.mT) @ held.mT
             score = score - blocked
-        return divide_where_known(score.square().sum((-2, -1)), statistics[0][..., 0, 0])
+        return divide_where_known(score.square().sum((-2, -1)), pooled.weight[..., 0, 0])
 
 
 def _unit_plus(symmetric: Tensor) -> Tensor:
@@ -282,51 +269,107 @@ def _precision_of_root(root: Tensor, by: Tensor) -> Tensor:
 _PRECISION = _Root(_root_of_inverse, _precision_of_root)
 
 
-_SCATTER = "weighted scatter (41)"
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
 
-UPDATES = (
-    Update(
-        "loc",
-        1,
-        False,
-        _location_statistics,
-        _mean,
-        unchanged,
-        finite,
-        "weighted mean (35)",
-        Natural(shift, _location_score, _location_gain),
-    ),
-    Update(
-        "covariance_matrix",
-        2,
-        False,
-        _scatter_statistics,
-        _covariance_matrix,
-        _raise_eigenvalues,
-        _is_definite,
-        _SCATTER,
-        Natural(_COVARIANCE.perturb, _COVARIANCE.score, _COVARIANCE.gain),
-    ),
-    Update(
-        "scale_tril",
-        2,
-        False,
-        _scatter_statistics,
-        _scale_tril,
-        _feasible_scale_tril,
-        _exceeds_rounding,
-        _SCATTER,
-        Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
-    ),
-    Update(
-        "precision_matrix",
-        2,
-        False,
-        _scatter_statistics,
-        _precision_matrix,
-        _feasible_precision,
-        _is_definite_precision,
-        _SCATTER,
-        Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
-    ),
+
+_SCATTER = "weighted scatter (41)"
+_WISHART: dict[str, dict[type, Conjugate]] = {
+    "precision matrix": {dist.Wishart: conjugate.wishart}
+}
+_INSIDE = (constraints.positive_definite, constraints.lower_cholesky)
+
+COVARIANCE_MATRIX = Argument(
+    name="covariance_matrix",
+    kind="covariance of a MultivariateNormal",
+    event_dim=2,
+    elementwise=False,
+    what=_SCATTER,
+    links=links.COVARIANCE,
+    inside=_INSIDE,
+    draw=draws.matrices,
+    reduce=_reduce_spread,
+    maximise=_covariance_matrix,
+    sound=_is_definite,
+    natural=Natural(_COVARIANCE.perturb, _COVARIANCE.score, _COVARIANCE.gain),
+    feasible=_raise_eigenvalues,
+    canonical=_symmetric,
+    priors=_WISHART,
 )
+
+SCALE_TRIL = Argument(
+    name="scale_tril",
+    kind="Cholesky factor of a MultivariateNormal",
+    event_dim=2,
+    elementwise=False,
+    what=_SCATTER,
+    links=links.CHOLESKY_FACTOR,
+    inside=_INSIDE,
+    draw=draws.factors,
+    reduce=_reduce_spread,
+    maximise=_scale_tril,
+    sound=_exceeds_rounding,
+    natural=Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
+    feasible=_feasible_scale_tril,
+    canonical=torch.tril,
+    priors=_WISHART,
+)
+
+PRECISION_MATRIX = Argument(
+    name="precision_matrix",
+    kind="precision matrix of a MultivariateNormal",
+    event_dim=2,
+    elementwise=False,
+    what=_SCATTER,
+    links=links.PRECISION_MATRIX,
+    inside=_INSIDE,
+    draw=draws.matrices,
+    reduce=_reduce_spread,
+    maximise=_precision_matrix,
+    sound=_is_definite_precision,
+    natural=Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
+    feasible=_feasible_precision,
+    canonical=_symmetric,
+    priors=_WISHART,
+)
+
+
+class _Family(Family):
+    """``MultivariateNormal(loc, ...)``, by any one of the three matrices."""
+
+    distributions = (MultivariateNormal, dist.MultivariateNormal)
+    max_event_dim = 1
+    arguments = (LOC, COVARIANCE_MATRIX, SCALE_TRIL, PRECISION_MATRIX)
+
+    def read(self, distribution: MultivariateNormal) -> Arguments:
+        """Location, and the one of the three matrices that the caller gave."""
+        # torch keeps that one as an attribute; the others join it when somebody looks at them.
+        given = next(name for name in vars(distribution) if name in _SPREADS)
+        return {"loc": distribution.loc, given: getattr(distribution, given)}
+
+    def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r""":math:`\log N(x_t; \mu_k, \Sigma_k)`."""
+        loc, factor = given["loc"], _factor(given)
+        if loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
+            return gaussian.log_prob(
+                value, gaussian.without_time(loc, 2), gaussian.without_time(factor, 3)
+            )
+        normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
+        density: Tensor = normal.log_prob(value.unsqueeze(-2))
+        return density
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
+        """Moments about the present locations."""
+        with_second = not names.isdisjoint(_SPREADS)
+        return moments.take(observed, given["loc"], True, with_second)
+
+    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> bool:
+        """Whether the scatter about another location keeps enough of its digits."""
+        return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=True)
+
+    def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
+        """The sum over all sequences, about one origin."""
+        return moments.total(stats, num_batch_dims, like, is_full=True)
+
+
+MULTIVARIATE_NORMAL = _Family()

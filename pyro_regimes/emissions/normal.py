@@ -17,124 +17,77 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, constraints
 
-from pyro_regimes.emissions.update import (
+from pyro_regimes.emissions import conjugate, draws, links, moments
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    Family,
     Natural,
     Observed,
-    Update,
     divide,
     divide_where_known,
-    finite,
     is_at_floor,
-    shift,
-    unchanged,
 )
-from pyro_regimes.kernels import gaussian, gaussian_sums
-
-FAMILY = (Normal, dist.Normal)
-MAX_EVENT_DIM = math.inf
-
-
-def arguments(observation_dist: Normal) -> dict[str, Tensor]:
-    """Location and standard deviation, each ``(..., 1 or T, K, *event)``."""
-    return {"loc": observation_dist.loc, "scale": observation_dist.scale}
+from pyro_regimes.emissions.moments import Moments
+from pyro_regimes.emissions.statistics import Spread, WeightedSum
+from pyro_regimes.kernels import gaussian
 
 
-def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
-    """:math:`\\log N(x_t; \\mu_k, \\sigma_k^2)`, summed over the series of one observation.
-
-    :param value: ``(..., T, *event)``.
-    :return: ``(..., T, K)``.
-    """
-    arguments = given["loc"], given["scale"]
-    if _are_constant_series(arguments, event_dim):
-        loc, scale = (_by_series(each, event_dim) for each in arguments)
-        return gaussian.log_prob_diagonal(value if event_dim else value.unsqueeze(-1), loc, scale)
-    each = Normal(*arguments, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
-    return each.sum(list(range(-event_dim, 0))) if event_dim else each
+def _reduce_loc(stats: Moments, given: Arguments, weighted: bool) -> WeightedSum:
+    total = moments.sums(stats)
+    weight = stats.weight.expand(total.shape)
+    if weighted:
+        precision = given["scale"] ** -2
+        weight, total = weight * precision, total * precision
+    return WeightedSum(weight, total, None)
 
 
-def _are_constant_series(arguments: tuple[Tensor, ...], event_dim: int) -> bool:
-    """Whether an observation is a number or a row of them, whose arguments do not vary in time."""
-    return event_dim < 2 and all(
-        each.dim() < 2 + event_dim or each.shape[-2 - event_dim] == 1 for each in arguments
-    )
+def _reduce_scale(stats: Moments, given: Arguments, weighted: bool) -> Spread:
+    dtype = given["scale"].dtype
+    scatter = moments.scatter(stats, given["loc"], is_full=False).to(dtype)
+    return Spread(stats.weight.to(dtype).expand(scatter.shape), scatter)
 
 
-def _by_series(argument: Tensor, event_dim: int) -> Tensor:
-    """``(..., K, D)`` of an argument that does not vary in time."""
-    return gaussian.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
+def _mean(pooled: WeightedSum, now: Tensor, floor: float) -> Tensor:
+    return divide(pooled.total, pooled.weight)
 
 
-def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weight and total of the values, or of their squared distances from ``loc``.
-
-    :return: both ``(..., 1, K, *event)``.
-    """
-    event_dim = observed.value.dim() - observed.weights.dim()
-    value = observed.value.squeeze(-1 - event_dim)
-    value = value if event_dim else value.unsqueeze(-1)  # (..., T, D)
-    if loc is None:
-        weight, total = gaussian_sums.sums(value, observed.weights)
-    else:
-        weight = observed.weights.sum(-2)
-        total = gaussian_sums.scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
-    weight, total = weight.unsqueeze(-1).expand(total.shape).unsqueeze(-3), total.unsqueeze(-3)
-    return (weight, total) if event_dim else (weight.squeeze(-1), total.squeeze(-1))
-
-
-def _weights(observed: Observed) -> Tensor:
-    """``(..., T, K, *ones)``"""
-    event = observed.value.dim() - observed.weights.dim()
-    return observed.weights.reshape(observed.weights.shape + (1,) * event)
-
-
-def _over_time(terms: Tensor, observed: Observed) -> Tensor:
-    time = observed.weights.dim() - 2
-    return terms if observed.varies else terms.sum(time, keepdim=True)
-
-
-def _is_pooled(observed: Observed, given: dict[str, Tensor]) -> bool:
-    event_dim = observed.value.dim() - observed.weights.dim()
-    arguments = tuple(given.values())
-    return not observed.varies and _are_constant_series(arguments, event_dim)
-
-
-def _location_statistics(
-    observed: Observed, given: dict[str, Tensor], shared: bool
-) -> tuple[Tensor, Tensor]:
-    if _is_pooled(observed, given):
-        weight, total = _pooled_over_time(observed, None)
-        precision = given["scale"] ** -2 if shared else None
-        return (weight, total) if precision is None else (weight * precision, total * precision)
-    weights = _weights(observed)
-    if shared:
-        weights = weights / given["scale"] ** 2
-    total = _over_time(weights * observed.value, observed)
-    return _over_time(weights, observed).expand(total.shape), total
-
-
-def _scale_statistics(
-    observed: Observed, given: dict[str, Tensor], shared: bool
-) -> tuple[Tensor, Tensor]:
-    if _is_pooled(observed, given):
-        return _pooled_over_time(observed, given["loc"])
-    weights = _weights(observed)
-    total = _over_time(weights * (observed.value - given["loc"]) ** 2, observed)
-    return _over_time(weights, observed).expand(total.shape), total
-
-
-def _mean(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    weight, total = statistics
-    return divide(total, weight)
-
-
-def _standard_deviation(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-    weight, total = statistics
-    scale = divide(total, weight).clamp(min=floor).sqrt()
+def _standard_deviation(pooled: Spread, now: Tensor, floor: float) -> Tensor:
+    scale = divide(pooled.scatter, pooled.weight).clamp(min=floor).sqrt()
     # Without spread and without a floor the likelihood has no maximum.
     return scale.masked_fill(scale < torch.finfo(scale.dtype).tiny, torch.nan)
+
+
+def _shift(loc: Tensor, by: Tensor) -> Tensor:
+    return loc + by
+
+
+def _loc_score(pooled: WeightedSum, loc: Tensor) -> Tensor:
+    return pooled.total - pooled.weight * loc
+
+
+def _loc_gain(score: Tensor, pooled: WeightedSum, loc: Tensor, floor: float) -> Tensor:
+    return divide_where_known(0.5 * score**2, pooled.weight)
+
+
+LOC = Argument(
+    name="loc",
+    kind="location of a Normal",
+    event_dim=0,
+    elementwise=True,
+    what="weighted mean (35)",
+    links=links.LOCATION,
+    inside=(),
+    draw=draws.location,
+    reduce=_reduce_loc,
+    maximise=_mean,
+    sound=torch.isfinite,
+    natural=Natural(_shift, _loc_score, _loc_gain),
+    priors={"location": conjugate.LOCATION},
+    is_quadratic=True,
+)
 
 
 def _feasible(scale: Tensor, floor: float) -> Tensor:
@@ -145,55 +98,82 @@ def _is_positive(scale: Tensor) -> Tensor:
     return scale.isfinite() & (scale >= torch.finfo(scale.dtype).tiny)
 
 
-def _location_score(statistics: tuple[Tensor, ...], loc: Tensor) -> Tensor:
-    weight, total = statistics
-    return total - weight * loc
-
-
-def _location_gain(
-    score: Tensor, statistics: tuple[Tensor, ...], loc: Tensor, floor: float
-) -> Tensor:
-    return divide_where_known(0.5 * score**2, statistics[0])
-
-
-def _scale_score(statistics: tuple[Tensor, ...], scale: Tensor) -> Tensor:
-    weight, total = statistics
-    return total / scale**2 - weight
-
-
-def _scale_gain(
-    score: Tensor, statistics: tuple[Tensor, ...], scale: Tensor, floor: float
-) -> Tensor:
-    at_floor = is_at_floor((scale**2).unsqueeze(-1), floor).squeeze(-1)
-    blocked = at_floor & (score < 0)
-    return divide_where_known(0.25 * score**2, statistics[0]).masked_fill(blocked, 0.0)
-
-
 def _stretch(scale: Tensor, by: Tensor) -> Tensor:
     return scale * (1 + by)
 
 
-UPDATES = (
-    Update(
-        "loc",
-        0,
-        True,
-        _location_statistics,
-        _mean,
-        unchanged,
-        finite,
-        "weighted mean (35)",
-        Natural(shift, _location_score, _location_gain),
-    ),
-    Update(
-        "scale",
-        0,
-        True,
-        _scale_statistics,
-        _standard_deviation,
-        _feasible,
-        _is_positive,
-        "weighted sd (41)",
-        Natural(_stretch, _scale_score, _scale_gain),
-    ),
+def _scale_score(pooled: Spread, scale: Tensor) -> Tensor:
+    return pooled.scatter / scale**2 - pooled.weight
+
+
+def _scale_gain(score: Tensor, pooled: Spread, scale: Tensor, floor: float) -> Tensor:
+    at_floor = is_at_floor((scale**2).unsqueeze(-1), floor).squeeze(-1)
+    blocked = at_floor & (score < 0)
+    return divide_where_known(0.25 * score**2, pooled.weight).masked_fill(blocked, 0.0)
+
+
+SCALE = Argument(
+    name="scale",
+    kind="scale of a Normal",
+    event_dim=0,
+    elementwise=True,
+    what="weighted sd (41)",
+    links=links.STANDARD_DEVIATION,
+    inside=(constraints.positive, constraints.nonnegative),
+    draw=draws.positive,
+    reduce=_reduce_scale,
+    maximise=_standard_deviation,
+    sound=_is_positive,
+    natural=Natural(_stretch, _scale_score, _scale_gain),
+    feasible=_feasible,
+    priors={
+        "variance": {dist.InverseGamma: conjugate.inverse_gamma},
+        "precision": {dist.Gamma: conjugate.gamma},
+    },
 )
+
+
+class _Family(Family):
+    """``Normal(loc, scale)``."""
+
+    distributions = (Normal, dist.Normal)
+    max_event_dim = math.inf
+    arguments = (LOC, SCALE)
+
+    def read(self, distribution: Normal) -> Arguments:
+        """Location and standard deviation."""
+        return {"loc": distribution.loc, "scale": distribution.scale}
+
+    def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r""":math:`\log N(x_t; \mu_k, \sigma_k^2)`, summed over the series of one observation."""
+        both = given["loc"], given["scale"]
+        if event_dim < 2 and all(_is_constant(each, event_dim) for each in both):
+            loc, scale = (
+                gaussian.without_time(each if event_dim else each.unsqueeze(-1), 2)
+                for each in both
+            )
+            return gaussian.log_prob_diagonal(
+                value if event_dim else value.unsqueeze(-1), loc, scale
+            )
+        each = Normal(*both, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
+        return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
+        """Moments about the present locations."""
+        return moments.take(observed, given["loc"], False, with_second="scale" in names)
+
+    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> bool:
+        """Whether the scatter about another location keeps enough of its digits."""
+        return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=False)
+
+    def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
+        """The sum over all sequences, about one origin."""
+        return moments.total(stats, num_batch_dims, like, is_full=False)
+
+
+def _is_constant(argument: Tensor, event_dim: int) -> bool:
+    """Whether an argument does not vary in time."""
+    return argument.dim() < 2 + event_dim or argument.shape[-2 - event_dim] == 1
+
+
+NORMAL = _Family()

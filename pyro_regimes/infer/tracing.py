@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Any, Callable, NamedTuple, cast
 
 import numpy as np
@@ -19,22 +18,33 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
-from pyro_regimes import emissions
+from pyro_regimes import chain, emissions
 from pyro_regimes.distributions import RegimeHMM, observation
+from pyro_regimes.emissions.base import Argument, Family
 from pyro_regimes.infer.handing import HandOut
 
 
-class Argument(NamedTuple):
-    """A tensor that a site's log-likelihood depends on, and that may hold parameters."""
+class Slot(NamedTuple):
+    """One argument of one site in one run: a tensor that may hold parameters."""
 
     site: str
-    name: str  #: as the caller of the distribution named it
+    argument: Argument
     value: Tensor
-    event_dim: int  #: the dims of a block, which moves as one
+
+    @property
+    def name(self) -> str:
+        """The argument's name, as the caller of the distribution gave it."""
+        return self.argument.name
 
     @property
     def label(self) -> str:
+        """For messages."""
         return f"{self.site}.{self.name}"
+
+    @property
+    def event_dim(self) -> int:
+        """The dims of a block."""
+        return self.argument.event_dim
 
     @property
     def lead(self) -> torch.Size:
@@ -50,10 +60,10 @@ class Site(NamedTuple):
     value: Tensor
     scale: Tensor | float  #: of the log-likelihood, from ``poutine.scale`` or plates
     mask: Tensor | bool | None  #: which sequences count
-    family: ModuleType | None  #: of :mod:`pyro_regimes.emissions`
+    family: Family | None  #: of its observation distribution
     base: Distribution  #: the observation distribution without what is wrapped around it
     observation_mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
-    arguments: dict[str, Argument]
+    slots: dict[str, Slot]  #: by the argument's name
 
     def densities(self) -> Tensor:
         """The log density of each observation in each state, ``(..., T, K)``; unchecked."""
@@ -61,10 +71,21 @@ class Site(NamedTuple):
         return observation.log_prob(hmm.observation_dist, hmm._without_padding(self.value)[0], True)
 
     @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The values of its slots, by the argument's name."""
+        return {name: slot.value for name, slot in self.slots.items()}
+
+    @property
     def varies(self) -> bool:
         """Whether the observation distribution varies in time."""
         shape = self.hmm.observation_dist.batch_shape
         return len(shape) > 1 and shape[-2] > 1
+
+
+def num_own_dims(argument: Argument, site: Site) -> int:
+    """How many dims of an argument's blocks are not the site's batch: time, state, event."""
+    event = len(site.hmm.observation_dist.event_shape) if argument.elementwise else 0
+    return argument.num_own_dims + event
 
 
 class Latent(NamedTuple):
@@ -321,19 +342,18 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     hmm, mask = read_hmm(node), _mask_of(node)
     if hmm is None:
         return None
-    tensors = {kind: (value, 1) for kind, value in hmm.arguments.items()}
+    given = {chain.ARGUMENTS[key]: value for key, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
     family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
     if family is not None:
-        event_dims = {update.argument: update.event_dim for update in family.UPDATES}
-        for key, value in family.arguments(base).items():
-            tensors[key] = value, event_dims[key]
-    arguments = {
-        key: Argument(name, key, handed.resolve(value), event_dim)
-        for key, (value, event_dim) in tensors.items()
+        values = family.read(base)
+        given |= {each: values[each.name] for each in family.arguments if each.name in values}
+    slots = {
+        argument.name: Slot(name, argument, handed.resolve(value))
+        for argument, value in given.items()
     }
     return Site(
-        name, hmm, node["value"], node["scale"], mask, family, base, observation_mask, arguments
+        name, hmm, node["value"], node["scale"], mask, family, base, observation_mask, slots
     )
 
 

@@ -41,9 +41,6 @@ _BLOCK = 128  # steps whose moments are summed before they join the total
 #: The fewest multiplications that are worth waking another thread for.
 _GRAIN = 1_000_000
 
-#: The most weights whose sums are left to torch's matrix product.
-_SMALL = 20_000
-
 _LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -402,29 +399,7 @@ def moments_diagonal(
     return Moments(weight, first, second.squeeze(-1))
 
 
-def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\sum_t w_{tk}`, ``(N, K)``, and :math:`\sum_t w_{tk} x_t`, ``(N, K, D)``, float64.
-
-    A value that is not finite adds nothing where its weight is 0.
-
-    :param value: ``(N or 1, T, D)``.
-    :param weights: ``(N, T, K)``, float32 or float64.
-    """
-    if weights.dtype is value.dtype is torch.float64 and weights.numel() <= _SMALL:
-        # A product of small matrices starts sooner; of large ones it may wait for torch's threads.
-        total = weights.mT @ value
-        if bool(total.isfinite().all()):
-            return weights.sum(-2), total
-    nowhere = value.new_zeros((1, 1, 1, value.shape[-1]))
-    weight, first, _ = _moments(value, weights, nowhere, None, (0, 0))
+def first_moments(value: Tensor, weights: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`\sum_t w_{tk}` and :math:`\sum_t w_{tk} (x_t - \mu_k)`; see :func:`moments_full`."""
+    weight, first, _ = _moments(value, weights, loc, None, (0, 0))
     return weight, first
-
-
-def scatter_full(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(N, K, D, D)``."""
-    return moments_full(value, weights, loc).second
-
-
-def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(N, K, D)``; see :func:`moments_diagonal`."""
-    return moments_diagonal(value, weights, loc).second

@@ -5,67 +5,56 @@ A compiled kernel on the CPU, matrix products elsewhere; nothing of size (T, K, 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from pyro_regimes.kernels import gaussian
 
 
-def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\sum_t w_{tk}`, ``(..., K)``, and :math:`\sum_t w_{tk} x_t`, ``(..., K, D)``.
+def moments(
+    value: Tensor, weights: Tensor, origin: Tensor, is_full: bool, with_second: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""Weighted moments about an origin o of each state: of :math:`d_{tk} = x_t - o_k`
 
-    Not differentiable; in the dtype of the weights.
+    .. math:: \sum_t w_{tk}, \qquad \sum_t w_{tk} d_{tk}, \qquad \sum_t w_{tk} d_{tk} d_{tk}^\top.
 
-    :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
-    :param weights: ``(..., T, K)``.
-    """
-    if not gaussian.is_served(value, weights):
-        return weights.sum(-2), weights.mT @ value
-    from pyro_regimes.kernels import cpu_gaussian
-
-    batch_shape = weights.shape[:-2]
-    weight, total = cpu_gaussian.sums(
-        gaussian.flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
-    )
-    return (
-        weight.to(weights.dtype).reshape(batch_shape + weight.shape[1:]),
-        total.to(weights.dtype).reshape(batch_shape + total.shape[1:]),
-    )
-
-
-def scatter(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_t - \mu_k)(x_t - \mu_k)^\top`, ``(..., K, D, D)``.
-
-    Not differentiable; in the dtype of the weights.
+    Not differentiable; in the dtype of the weights, or float64.
 
     :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
     :param weights: ``(..., T, K)``.
-    :param loc: ``(..., K or 1, D)``, likewise.
+    :param origin: ``(..., K or 1, D)``, likewise.
+    :param is_full: whether the second moments are matrices, or their diagonals.
+    :return: ``(..., K)``, ``(..., K, D)`` and ``(..., K, D, D)`` or ``(..., K, D)``, or None where
+        they are not wanted.
     """
-    if not gaussian.is_served(value, weights, loc):
-        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)  # (..., K, T, D)
-        return (weights.mT.unsqueeze(-1) * deviation).mT @ deviation
+    if gaussian.is_served(value, weights, origin):
+        return _compiled_moments(value, weights, origin, is_full, with_second)
+    weight = weights.sum(-2)
+    if not with_second:
+        return weight, weights.mT @ value - weight.unsqueeze(-1) * origin, None
+    deviation = (value.unsqueeze(-3) - origin.unsqueeze(-2)).to(weights.dtype)  # (..., K, T, D)
+    weighted = weights.mT.unsqueeze(-1) * deviation
+    second = weighted.mT @ deviation if is_full else (weighted * deviation).sum(-2)
+    return weight, weighted.sum(-2), second
+
+
+def _compiled_moments(
+    value: Tensor, weights: Tensor, origin: Tensor, is_full: bool, with_second: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     from pyro_regimes.kernels import cpu_gaussian
 
-    return _scatter(cpu_gaussian.scatter_full, value, weights, loc)
-
-
-def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
-    r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; see :func:`scatter`."""
-    if not gaussian.is_served(value, weights, loc):
-        deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)
-        return (weights.mT.unsqueeze(-1) * deviation.square()).sum(-2)
-    from pyro_regimes.kernels import cpu_gaussian
-
-    return _scatter(cpu_gaussian.scatter_diagonal, value, weights, loc)
-
-
-def _scatter(kernel: Any, value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
     batch_shape = weights.shape[:-2]
-    found: Tensor = kernel(
+    given = (
         gaussian.flatten(value, 2, batch_shape),
         weights.reshape((-1,) + weights.shape[-2:]),
-        gaussian.flatten(loc, 2, batch_shape).unsqueeze(1),
+        gaussian.flatten(origin, 2, batch_shape).unsqueeze(1),
     )
-    return found.to(weights.dtype).reshape(batch_shape + found.shape[1:])
+
+    def in_shape(part: Tensor) -> Tensor:
+        return part.reshape(batch_shape + part.shape[1:])
+
+    if not with_second:
+        weight, first = cpu_gaussian.first_moments(*given)
+        return in_shape(weight), in_shape(first), None
+    take = cpu_gaussian.moments_full if is_full else cpu_gaussian.moments_diagonal
+    weight, first, second = map(in_shape, take(*given))
+    return weight, first, second

@@ -241,16 +241,18 @@ def test_no_weight_gives_nan_and_no_update(family: Family, shapes: Shapes) -> No
     """A family's maximiser says NaN where there is nothing to learn from."""
     values = start(family, shapes)
     base = emissions.unwrap(family.build(**values)).base
-    module = emissions.find_family(base)
-    observed = emissions.update.Observed(
+    found = emissions.find_family(base)
+    observed = emissions.Observed(
         draw(T, 1, D, seed=1), torch.zeros(T, K, dtype=torch.float64), False
     )
-    given = module.arguments(base)
-    for update in module.UPDATES:
-        if update.argument in given:
-            result = update.maximise(update.statistics(observed, given, False), 0.0)
+    given = found.read(base)
+    stats = found.statistics(observed, given, frozenset(given))
+    for argument in found.arguments:
+        if argument.name in given:
+            pooled = argument.reduce(stats, given, False)
+            result = argument.maximise(pooled, given[argument.name], 0.0)
             assert result.isnan().all()
-            assert result.shape[-1 - update.event_dim - update.elementwise] == K
+            assert result.shape[-1 - argument.event_dim - argument.elementwise] == K
 
 
 def test_unwrap_joins_masks() -> None:
@@ -271,4 +273,4 @@ def test_the_matrix_that_was_given_is_the_argument(kind: str) -> None:
     built = dist.MultivariateNormal(torch.zeros(D), **{kind: 2 * torch.eye(D)})
     for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
         assert getattr(built, name).shape == (D, D)
-    assert set(emissions.multivariate_normal.arguments(built)) == {"loc", kind}
+    assert set(emissions.find_family(built, 1).read(built)) == {"loc", kind}

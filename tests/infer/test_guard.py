@@ -6,6 +6,7 @@ Each fault is one that EM once had: with its fix taken out the run still says th
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any, Callable
 
@@ -115,7 +116,7 @@ def test_a_parameter_out_of_sight(monkeypatch: Any, model: Model) -> None:
 @pytest.mark.parametrize("model", [test_recognition.huber, test_recognition.correlated])
 def test_the_density_of_a_parent_class(monkeypatch: Any, model: Model) -> None:
     def by_inheritance(base: Any, event_dim: int) -> Any:
-        return next((each for each in emissions.FAMILIES if isinstance(base, each.FAMILY)), None)
+        return next((each for each in emissions.FAMILIES if isinstance(base, each.distributions)), None)
 
     monkeypatch.setattr(emissions, "find_family", by_inheritance)
     # The run that reads the model at every step, as its losses are another's.
@@ -160,11 +161,11 @@ def test_minibatches_drawn_by_the_model(monkeypatch: Any) -> None:
 
 
 def test_an_update_that_is_no_maximiser(monkeypatch: Any) -> None:
-    def short(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-        return 1.05 * normal._standard_deviation(statistics, floor)
+    def short(*given: Any) -> Tensor:
+        return 1.05 * normal._standard_deviation(*given)
 
-    updates = (normal.UPDATES[0], normal.UPDATES[1]._replace(maximise=short))
-    monkeypatch.setattr(normal, "UPDATES", updates)
+    arguments = (normal.LOC, replace(normal.SCALE, maximise=short))
+    monkeypatch.setattr(type(normal.NORMAL), "arguments", arguments)
     monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
     assert_spoken(run(lambda: observe(loc=loc(), scale=scale()), tol=1e-3), "parameter 'scale'")
 
@@ -211,12 +212,12 @@ def test_a_check_that_cannot_be_made_is_said(monkeypatch: Any) -> None:
 def test_one_restart_of_many_is_named(monkeypatch: Any) -> None:
     """An update that is off in one restart; the others are confirmed."""
 
-    def short(statistics: tuple[Tensor, ...], floor: float) -> Tensor:
-        found = normal._standard_deviation(statistics, floor)
+    def short(*given: Any) -> Tensor:
+        found = normal._standard_deviation(*given)
         return found * torch.tensor([1.0, 1.0, 1.05, 1.05]).double()
 
-    updates = (normal.UPDATES[0], normal.UPDATES[1]._replace(maximise=short))
-    monkeypatch.setattr(normal, "UPDATES", updates)
+    arguments = (normal.LOC, replace(normal.SCALE, maximise=short))
+    monkeypatch.setattr(type(normal.NORMAL), "arguments", arguments)
     monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
 
     def model() -> None:

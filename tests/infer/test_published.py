@@ -13,10 +13,11 @@ from pyro.distributions import constraints
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.chain import rows
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.emissions import multivariate_normal, normal
-from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.em.m_step import normalise_counts
+from pyro_regimes.emissions import Observed
+from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
 from tests.infer.starts import KINDS, fitted, model_of, start_of
 
@@ -70,22 +71,23 @@ def test_umbrella() -> None:
     assert_close(filtered, forward / forward.sum(-1, keepdim=True), rtol=0.0, atol=3e-3)
 
 
-@pytest.mark.parametrize("family", [normal, multivariate_normal], ids=["normal", "mvn"])
+@pytest.mark.parametrize("family", [NORMAL, MULTIVARIATE_NORMAL], ids=["normal", "mvn"])
 def test_weighted_means(family) -> None:
     """Eq. 35: (.9*.5 + .8*.3 - .1*.4) / 1.8 = 0.361, and (.05 + .06 - .36) / 1.2 = -0.208."""
     returns = torch.tensor([0.5, 0.3, -0.4], dtype=torch.float64)
     gamma = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]], dtype=torch.float64)
-    event = () if family is normal else (1,)
+    event = () if family is NORMAL else (1,)
     observed = Observed(returns.reshape((3, 1) + event), gamma, False)
-    update = family.UPDATES[0]
-    loc = update.maximise(update.statistics(observed, {}, False), 0.0)
+    loc, old = family.arguments[0], torch.zeros((2,) + event).double()
+    stats = family.statistics(observed, {"loc": old}, frozenset({"loc"}))
+    loc = loc.maximise(loc.reduce(stats, {"loc": old}, False), old, 0.0)
     assert loc.flatten().tolist() == pytest.approx([0.361, -0.208], abs=5e-4)
 
 
 def test_soft_counts() -> None:
     """Eq. 27: 90, 7 and 3 expected transitions of 100 that leave a state."""
     counts = torch.tensor([[90.0, 7.0, 3.0]], dtype=torch.float64)
-    assert normalise_counts(counts).tolist() == [[0.90, 0.07, 0.03]]
+    assert rows.normalise(counts).tolist() == [[0.90, 0.07, 0.03]]
 
 
 def test_row_sums_and_not_arrivals() -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.em.engines.stochastic import default_schedule, read_averages
+from pyro_regimes.emissions.base import Observed, add
+from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.infer.em.engines.stochastic import default_schedule
 from tests import seeds
 
 K, D, T = 3, 2, 30
@@ -66,34 +68,37 @@ def held_out(x: Tensor) -> float:
 
 @pytest.mark.parametrize("varies", [False, True])
 @pytest.mark.parametrize("event_shape", [(), (2,), (2, 3)])
-def test_points_have_the_moments_of_the_data(event_shape, varies) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_totals_are_the_sums_over_all_sequences(event_shape, varies, full) -> None:
+    """Of two minibatches, about the origin of the first: the moments of both together."""
+    if full and len(event_shape) != 1:
+        pytest.skip("vectors alone have a covariance")
+    family = MULTIVARIATE_NORMAL if full else NORMAL
+    names = frozenset({"loc", "covariance_matrix" if full else "scale"})
     generator = seeds.generator(0)
     value = 100 + torch.randn((4, 20, 1) + event_shape, generator=generator).double()
     weights = torch.rand((4, 20, K), generator=generator).double()
-    given = Observed(value, weights, varies)
-    averages = read_averages(
-        given,
-        torch.rand(4, K).double(),
-        torch.rand(4, 1, K, K).double(),
-        None,
-    )
-    points = averages.as_data(torch.Size(event_shape))
-    assert points.varies is varies
-
-    def moments(observed: Observed) -> tuple[Tensor, ...]:
-        """At each time, where that counts."""
-        w = observed.weights  # (..., T, K)
-        v = observed.value.reshape(w.shape[:-1] + (-1,)) - 100
-        if not varies:
-            w, v = w.reshape(-1, 1, K), v.reshape(-1, 1, v.shape[-1])
-        return (
-            w.sum(0),
-            torch.einsum("ntk,ntd->tkd", w, v),
-            torch.einsum("ntk,ntd,nte->tkde", w, v, v),
-        )
-
-    for one, other in zip(moments(points), moments(given), strict=True):
-        assert_close(one, other, rtol=1e-9, atol=1e-9)
+    loc = 100 + torch.randn((20 if varies else 1, K) + event_shape, generator=generator).double()
+    like, totals = None, []
+    for batch in (slice(0, 1), slice(1, 4)):
+        observed = Observed(value[batch], weights[batch], varies)
+        stats = family.statistics(observed, {"loc": loc}, names)
+        totals.append(family.total(stats, 1, like))
+        like = totals[0]
+    assert torch.equal(totals[0].origin, totals[1].origin)
+    both = add(totals[0], totals[1])
+    w = weights.reshape(weights.shape + (1,) * len(event_shape))
+    deviation = value - totals[0].origin
+    square = deviation**2
+    if full:
+        w, square = w.unsqueeze(-1), deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    second = (w * square).sum(0) if varies else (w * square).sum((0, 1)).unsqueeze(0)
+    w = weights.reshape(weights.shape + (1,) * len(event_shape))
+    first = (w * deviation).sum(0) if varies else (w * deviation).sum((0, 1)).unsqueeze(0)
+    weight = w.sum(0) if varies else w.sum((0, 1)).unsqueeze(0)
+    assert_close(both.weight, weight.unsqueeze(0), rtol=1e-12, atol=0.0)
+    assert_close(both.first, first.unsqueeze(0), rtol=0.0, atol=1e-10)
+    assert_close(both.second, second.unsqueeze(0), rtol=0.0, atol=1e-10)
 
 
 def test_whole_batches_are_ordinary_em() -> None:

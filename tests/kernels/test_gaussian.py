@@ -270,11 +270,12 @@ def test_moments(num_steps, shared, locs):
             expected[2] = expected[2].diagonal(dim1=-2, dim2=-1)
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    expected = kernel.moments_full(value, weights, loc)[2]
-    assert_equal(kernel.scatter_full(value, weights, loc), expected)
-    second = kernel.scatter_full(value, weights, loc)
+    weight, first, second = kernel.moments_full(value, weights, loc)
     assert torch.equal(second, second.mT)
-    assert_equal(kernel.scatter_diagonal(value, weights, loc), second.diagonal(dim1=-2, dim2=-1))
+    diagonal = kernel.moments_diagonal(value, weights, loc).second
+    assert_equal(diagonal, second.diagonal(dim1=-2, dim2=-1))
+    found = kernel.first_moments(value, weights, loc)
+    assert torch.equal(found[0], weight) and torch.equal(found[1], first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -296,8 +297,8 @@ def test_values_without_weight_add_nothing(num_steps, dtype):
             moments_of(weights, value.unsqueeze(2) - loc),
         ),
         (
-            cpu_gaussian.sums(spoiled, weights),
-            moments_of(weights, value.unsqueeze(2).expand(-1, -1, 4, -1))[:2],
+            cpu_gaussian.first_moments(spoiled, weights, loc),
+            moments_of(weights, value.unsqueeze(2) - loc)[:2],
         ),
     ]:  # fmt: skip
         for one, other in zip(actual, expected, strict=True):
@@ -317,7 +318,7 @@ def test_the_scatter_of_long_series_is_exact():
     weights = torch.rand(1, 100_000, 2, generator=generator).double()
     loc = 1e3 + torch.randn(1, 1, 2, 3, generator=generator).double()
     expected = moments_of(weights, value.unsqueeze(2) - loc)[2]
-    actual = cpu_gaussian.scatter_full(value, weights, loc).numpy()
+    actual = cpu_gaussian.moments_full(value, weights, loc).second.numpy()
     size = np.abs(expected).max()
     assert np.abs(actual - expected).max() < 2e-14 * size
 

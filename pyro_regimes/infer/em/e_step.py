@@ -12,15 +12,13 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_regimes.chain.rows import ChainCounts
 from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.emissions.update import Observed
-from pyro_regimes.infer.em.engines.stochastic import Averages, read_averages
+from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
 from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.ops import Expectations
-
-Arguments = dict[str, Tensor]
 
 
 class SiteData(NamedTuple):
@@ -36,10 +34,7 @@ class SiteData(NamedTuple):
     @property
     def arguments(self) -> Arguments:
         """The arguments at which the site was read."""
-        return {
-            name: argument.value.detach().to(self.dtype)
-            for name, argument in self.site.arguments.items()
-        }
+        return {name: value.detach().to(self.dtype) for name, value in self.site.arguments.items()}
 
     def weigh(self, values: Tensor) -> Tensor:
         """Values of each sequence, times its weight; 0 where that is, whatever the value."""
@@ -49,57 +44,66 @@ class SiteData(NamedTuple):
         return torch.where(weight == 0, 0.0, values * weight)
 
 
+class SiteStatistics(NamedTuple):
+    """Expected statistics of one site."""
+
+    chain: ChainCounts
+    emission: Stats | None  #: of the observation distribution's family; None where none are needed
+
+
 class Expected(NamedTuple):
     """A site, its arguments, and the expectations of its hidden paths at them."""
 
     data: SiteData
     arguments: Arguments
     expectations: Expectations
-    averages: Averages | None = None  #: with those of other minibatches, which count instead
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Of the statistics: averages are over all sequences, and have one dim of points."""
-        return self.data.batch_shape if self.averages is None else torch.Size([1])
+        """Of the statistics."""
+        return self.data.batch_shape
 
-    def initial_counts(self) -> Tensor:
-        """gamma at the first step, ``(..., K)``."""
-        if self.averages is not None:
-            return self.averages.initial.unsqueeze(0)
-        return self.data.weigh(self.expectations.smoothed_probs[..., 0, :])
+    def statistics(self, names: frozenset[str]) -> SiteStatistics:
+        """Expected statistics at the arguments of the E-step.
 
-    def transition_counts(self) -> Tensor:
-        """Summed xi, ``(..., 1 or T-1, K, K)``."""
-        if self.averages is not None:
-            return self.averages.moved.unsqueeze(0)
+        :param names: the arguments that are to be updated by them.
+        """
+        site = self.data.site
+        if site.family is not None and (site.varies or self.data.value.device.type != "cpu"):
+            # Those of spreads are taken when the new locations are known: there would be one for
+            # every observation, or to find out whether they may be corrected takes as long.
+            first = {each.name for each in site.family.arguments if each.is_quadratic}
+            names = names & first or names
+        return SiteStatistics(self.counts(), self.retake(self.arguments, names))
+
+    def retake(self, arguments: Arguments, names: frozenset[str]) -> Stats | None:
+        """Statistics of the observations, taken at other arguments: one more pass over the data."""
+        family = self.data.site.family
+        if family is None or names.isdisjoint(each.name for each in family.arguments):
+            return None
+        return family.statistics(self._observed(), arguments, names)
+
+    def counts(self) -> ChainCounts:
+        """Of the hidden chain."""
         moved = self.expectations.expected_transitions
         if moved.dim() == len(self.data.batch_shape) + 2:
             moved = moved.unsqueeze(-3)
-        return self.data.weigh(moved)
+        initial = self.expectations.smoothed_probs[..., 0, :]
+        return ChainCounts(self.data.weigh(initial), self.data.weigh(moved))
 
-    def observed(self) -> Observed:
+    def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""
-        data, _, expectations, averages = self
+        data, _, expectations = self
         site = data.site
-        event_shape = site.hmm.observation_dist.event_shape
-        if averages is not None:
-            return averages.as_data(event_shape)
+        event_dim = len(site.hmm.observation_dist.event_shape)
         gamma = data.weigh(expectations.smoothed_probs)
         if site.observation_mask is not None:
             mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
             gamma = torch.where(mask == 0, 0.0, gamma * mask)
-        event_dim = len(event_shape)
         value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
         # As many batch dims as the weights have: a family tells the event's dims by the difference.
         value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
         return Observed(value, gamma, site.varies)
-
-    def average(self, old: Averages | None, share: float) -> Expected:
-        """With the averages that this minibatch has moved."""
-        observed = self.observed() if self.data.site.family is not None else None
-        origin = None if old is None else old.origin
-        new = read_averages(observed, self.initial_counts(), self.transition_counts(), origin)
-        return self._replace(averages=new if old is None else old.mix(new, share))
 
 
 def read_site(site: Site) -> SiteData:

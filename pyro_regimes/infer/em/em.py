@@ -17,10 +17,11 @@ import pyro
 import torch
 from torch.distributions.constraints import positive_definite
 
+from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.callables import check_callables
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em import loop as climb
-from pyro_regimes.infer.em.e_step import read_log_probs, read_site
+from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
 from pyro_regimes.infer.em.engines.fused_gaussian import find
 from pyro_regimes.infer.em.engines.retrace import (
     Reading,
@@ -29,7 +30,7 @@ from pyro_regimes.infer.em.engines.retrace import (
     read_losses,
     write,
 )
-from pyro_regimes.infer.em.engines.stochastic import Averages, Schedule, default_schedule
+from pyro_regimes.infer.em.engines.stochastic import Schedule, average, default_schedule
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, find_groups
 from pyro_regimes.infer.em.guard import Call
@@ -43,7 +44,6 @@ from pyro_regimes.infer.em.loop import (
     State,
 )
 from pyro_regimes.infer.em.recognise.find import find_parameters
-from pyro_regimes.infer.em.recognise.identity import blocks
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.isolation import Alone
@@ -129,7 +129,7 @@ class EM:
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
         self.step_size = step_size or default_schedule
-        self._averages: dict[str, Averages] = {}
+        self._averages: dict[str, SiteStatistics] = {}
         self._num_batches = 0
         self._plan: Plan | None = None
         self._groups: Groups | None = None
@@ -413,14 +413,12 @@ class EM:
                 f"{self._num_batches}"
             )
         expected = {
-            name: each.average(self._averages.get(name), share)
+            name: average(each, problem.plan.updated(name), self._averages.get(name), share)
             for name, each in now.expected.items()
         }
-        self._averages = {
-            name: each.averages for name, each in expected.items() if each.averages is not None
-        }
+        self._averages = {name: each.averages for name, each in expected.items()}
         nothing = {name: np.zeros(len(now.losses), dtype=np.bool_) for name in problem.plan.names}
-        found = climb.step(problem, now._replace(expected=expected), nothing)
+        found = climb.step(problem, now, nothing, dict(expected))
         write(found.values, found.leaves)
 
     def _give_up(self, names: list[str]) -> None:
@@ -495,12 +493,12 @@ class EM:
     def _raise_to_floor(self, plan: Plan, params: Params) -> None:
         """Move covariances below the floor to it: EM is monotone from a feasible start only."""
         for each in plan.assignments:
-            if self.min_eigenvalue > 0 and each.update is not None:
+            if self.min_eigenvalue > 0:
                 value = params[each.name]
-                cells = each.link.forward(blocks(value, each.update.event_dim))
-                raised = each.link.inverse(each.update.feasible(cells, self.min_eigenvalue))
-                raised = raised.reshape(value.shape)
-                if not torch.equal(raised, value):
+                cells = each.link.forward(blocks(value, each.event_dim))
+                feasible = each.argument.feasible(cells, self.min_eigenvalue)
+                raised = each.link.inverse(feasible).reshape(value.shape)
+                if feasible is not cells and not torch.equal(raised, value):
                     write_parameter(each.name, raised)
 
     def _warn(self, message: str) -> None:

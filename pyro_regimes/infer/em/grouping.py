@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.roles import Role
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.tracing import Run, Site
+from pyro_regimes.infer.tracing import Run, Site, num_own_dims
 
 
 class Groups(NamedTuple):
@@ -43,18 +42,10 @@ def batch_shape(site: Site) -> torch.Size:
     return torch.broadcast_shapes(site.hmm.batch_shape, data)
 
 
-def tail_dim(assignment: Assignment, site: Site) -> int:
-    """How many dims of an argument's blocks are not the site's batch: time, state, event."""
-    if assignment.role is Role.INITIAL:
-        return 0
-    elementwise = assignment.update is not None and assignment.update.elementwise
-    return 2 + (len(site.hmm.observation_dist.event_shape) if elementwise else 0)
-
-
 def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
     """The cells that each sequence uses, ``(sequences, uses)``."""
-    tail = tail_dim(assignment, site)
-    lead = site.arguments[use.argument].lead
+    tail = num_own_dims(assignment.argument, site)
+    lead = site.slots[use.argument].lead
     lead = torch.Size([1] * (tail - len(lead))) + lead
     shape = batch_shape(site)
     uses = lead[len(lead) - tail :]

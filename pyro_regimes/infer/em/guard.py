@@ -29,18 +29,17 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em import loop as climb
 from pyro_regimes.infer.em.e_step import (
-    Arguments,
     chain_logits,
     observation_logits,
     read_site,
 )
 from pyro_regimes.infer.em.gradient import log_terms
 from pyro_regimes.infer.em.loop import Array, Climb, Params, Problem, State
-from pyro_regimes.infer.em.m_step import is_sound, normal_equations, pooled_statistics
+from pyro_regimes.infer.em.m_step import Collected, is_sound, normal_equations, pool
 from pyro_regimes.infer.em.recognise.affine import solve
-from pyro_regimes.infer.em.recognise.identity import blocks
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.tracing import run_model, trace_model
@@ -212,23 +211,12 @@ def _perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
             old = params[each.name].detach()
             cells = each.link.forward(blocks(old, each.event_dim)).detach()
             by = torch.zeros_like(cells, requires_grad=True)
-            if each.update is not None:
-                new = each.link.inverse(each.update.natural.perturb(cells, by))
-            else:
-                new = _perturb_rows(cells, by, each.link.is_identity)
+            new = each.link.inverse(each.argument.natural.perturb(cells, by))
             found[each.name] = Perturbed(by, new.to(old.dtype).reshape(old.shape))
         for name in problem.plan.affine.names:
             value = params[name].detach().clone().requires_grad_()
             found[name] = Perturbed(value, value)
     return found
-
-
-def _perturb_rows(probs: Tensor, by: Tensor, is_probs: bool) -> Tensor:
-    r""":math:`p_j e^{e_j} / \sum_k p_k e^{e_k}`, or logits of it."""
-    if not is_probs:
-        return probs.log() + by
-    raised = probs * by.exp()
-    return raised / raised.sum(-1, keepdim=True)
 
 
 def _differentiate(
@@ -267,13 +255,11 @@ def _measure(
 ) -> list[Measure]:
     """All parameters."""
     problem, number = way.problem, len(state.losses)
-    arguments = {name: dict(each.arguments) for name, each in state.expected.items()}
+    collected = Collected(problem.plan, dict(state.expected))
     measured = []
     for each in problem.plan.assignments:
         cells = each.link.forward(blocks(state.params[each.name], each.event_dim))
-        statistics = pooled_statistics(each._replace(shared=True), state.expected, arguments)
-        if each.name in problem.pseudo:
-            statistics = tuple(map(torch.add, statistics, problem.pseudo[each.name]))
+        pooled = pool(each, collected, problem.pseudo, weighted=True)
         own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
         labels = problem.groups.cells[each.name]
         frozen = torch.from_numpy(way.held[each.name]).to(labels.device)
@@ -281,7 +267,7 @@ def _measure(
             torch.zeros(number, dtype=torch.float64, device=labels.device)
             .index_add(0, labels, part.double())
             .masked_fill(frozen, 0.0)
-            for part in _measure_cells(each, own, statistics, cells, problem.min_eigenvalue)
+            for part in _measure_cells(each, own, pooled, cells, problem.min_eigenvalue)
         ]
         measured.append(Measure(each.name, *(part.cpu().numpy() for part in by_restart)))
 
@@ -291,7 +277,7 @@ def _measure(
 
     affine = problem.plan.affine
     if affine.names and not any(way.held[name].any() for name in affine.names):
-        alone(" and ".join(affine.names), *_measure_affine(way, state, arguments, gradients))
+        alone(" and ".join(affine.names), *_measure_affine(way, state, collected, gradients))
     for name in problem.plan.names:
         past = gradients.get(name + " ")  # read past pyro.param
         if past is not None and bool((past != 0).any()):
@@ -307,13 +293,11 @@ def _measure(
 
 
 def _measure_affine(
-    way: Climb, state: State, arguments: dict[str, Arguments], gradients: dict[str, Tensor]
+    way: Climb, state: State, collected: Collected, gradients: dict[str, Tensor]
 ) -> tuple[float, float]:
     """All parameters in which locations are affine, by the normal equations."""
     affine = way.problem.plan.affine
-    normal, right = normal_equations(
-        affine, state.expected, state.params, arguments, way.problem.pseudo
-    )
+    normal, right = normal_equations(affine, collected, state.params, way.problem.pseudo)
     at = affine.flat(state.params)
     score = right - normal @ at
     parts = [
@@ -332,33 +316,19 @@ def _measure_affine(
 def _measure_cells(
     each: Assignment,
     own: Tensor,
-    statistics: tuple[Tensor, ...],
+    pooled: Pooled,
     cells: Tensor,
     floor: float,
 ) -> tuple[Tensor, Tensor]:
     """Both measures for each cell of a parameter, ``(cells,)``."""
-    if each.update is None:
-        (counts,) = statistics
-        weight = counts.sum(-1, keepdim=True)
-        score = counts.to(cells.dtype) - weight * cells
-        # The gradient of a logarithm of 0 is not to be had.
-        known = (cells > 0) & own.isfinite()
-        scale = (weight * cells).masked_fill(~known, torch.inf)
-
-        def gain(gradient: Tensor) -> Tensor:
-            share = torch.where(gradient == 0, 0.0, 0.5 * gradient**2 / scale)
-            return share.masked_fill(~known, 0.0).sum(-1)
-
-        return gain(own - score), gain(own)
-    natural = each.update.natural
-    cells = cells.reshape(statistics[1].shape)
+    natural = each.argument.natural
     own = own.reshape(cells.shape)
-    score = natural.score(statistics, cells)
-    best = each.update.maximise(statistics, floor).reshape(len(cells), -1)
+    score = natural.score(pooled, cells)
+    best = each.argument.maximise(pooled, cells, floor).reshape(len(cells), -1)
     bound = best.isnan().any(-1)
     bound |= ~is_sound(each, each.link.inverse(best.reshape(cells.shape)))
-    mismatch = natural.gain(own - score, statistics, cells, 0.0)
-    promise = natural.gain(own, statistics, cells, floor)
+    mismatch = natural.gain(own - score, pooled, cells, 0.0)
+    promise = natural.gain(own, pooled, cells, floor)
     return tuple(
         part.reshape(len(cells), -1).sum(-1).masked_fill(bound, 0.0) for part in (mismatch, promise)
     )  # type: ignore[return-value]

@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_regimes.infer.em.e_step import Arguments, Expected, SiteData, take_expectations
+from pyro_regimes.emissions.base import Arguments, Pooled
+from pyro_regimes.infer.em.e_step import Expected, SiteData, take_expectations
 from pyro_regimes.infer.em.engines.fused_gaussian import Fused
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.m_step import Maximised, as_stored, fill_affine, fill_arguments, maximise
+from pyro_regimes.infer.em.m_step import (
+    Expectation,
+    Maximised,
+    as_stored,
+    fill_affine,
+    fill_arguments,
+    maximise,
+)
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.em.recognise.priors import Statistics
 from pyro_regimes.infer.tracing import Latent, Run
 
 Params = dict[str, Tensor]
@@ -48,7 +55,7 @@ class Problem(NamedTuple):
     constant: float  #: minus the log-probability of what no parameter reaches
     latents: dict[str, Latent]
     others: float  #: the log-probability of other sites, where the plan is joint
-    pseudo: dict[str, Statistics]  #: what priors add to expected statistics
+    pseudo: dict[str, Pooled]  #: what priors add to expected statistics
     #: of the parameters whose maximiser may lie outside
     constraints: dict[str, Constraint]
     min_eigenvalue: float
@@ -158,15 +165,18 @@ class OutsideConstraint(ValueError):
         )
 
 
-def step(problem: Problem, now: State, held: Held) -> Maximised:
+def step(
+    problem: Problem, now: State, held: Held, expected: dict[str, Expectation] | None = None
+) -> Maximised:
     """The M-step.
 
     :param held: what keeps its value; what comes after it is maximised given that.
+    :param expected: in place of those of the state.
     :raises OutsideConstraint: if a maximiser does not meet its parameter's constraint.
     """
     found = maximise(
         problem.plan,
-        now.expected,
+        expected or dict(now.expected),
         now.params,
         now.leaves,
         problem.min_eigenvalue,
@@ -382,7 +392,7 @@ class Climb:
         """The arguments of all sites that hold these parameters."""
         arguments = {name: dict(each.arguments) for name, each in self.now.expected.items()}
         for each in self.problem.plan.assignments:
-            fill_arguments(each, params[each.name], arguments)
+            fill_arguments(each, params[each.name], arguments, self.problem.sites)
         fill_affine(self.problem.plan.affine, params, self.now.params, arguments)
         return arguments
 

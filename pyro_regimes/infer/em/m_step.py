@@ -1,36 +1,71 @@
 """The M-step: expected statistics, pooled over what shares a parameter, and their maximisers.
 
-The updates of the chain itself are
-
-.. math::
-    \\pi_i = \\gamma_1(i), \\qquad
-    A_{ij} = \\frac{\\sum_{t=1}^{T-1} \\xi_t(i, j)}{\\sum_{t=1}^{T-1} \\sum_j \\xi_t(i, j)}
-
-(equations 28 and 27; Baum et al. 1970). The denominator is the row sum of the summed
-:math:`\\xi`: the expected number of transitions that *leave* i, at t = 1 to T - 1. A sum over
-:math:`\\gamma_t` for t = 2 to T, as sometimes printed, counts arrivals instead, and rows do not sum
-to 1 then. Those of the observations are in :mod:`pyro_regimes.emissions`.
+The updates themselves are those of the arguments: in :mod:`pyro_regimes.chain` and
+:mod:`pyro_regimes.emissions`.
 """
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import LowerCholeskyTransform, constraints, transform_to
 
+from pyro_regimes.emissions.base import Argument, Arguments, Pooled, Stats, add, apply, blocks
 from pyro_regimes.emissions.links import noise
-from pyro_regimes.emissions.roles import Role
-from pyro_regimes.infer.em.e_step import Arguments, Expected
-from pyro_regimes.infer.em.grouping import tail_dim
+from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
-from pyro_regimes.infer.em.recognise.identity import blocks
 from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.recognise.priors import Statistics
+from pyro_regimes.infer.tracing import num_own_dims
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
+
+
+class Expectation(Protocol):
+    """What the M-step asks of a site: of the data, or of averages."""
+
+    @property
+    def data(self) -> SiteData:
+        """What no step changes."""
+
+    @property
+    def arguments(self) -> Arguments:
+        """The present arguments."""
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the statistics."""
+
+    def statistics(self, names: frozenset[str]) -> SiteStatistics:
+        """Those that are needed to update some arguments."""
+
+    def retake(self, arguments: Arguments, names: frozenset[str]) -> Stats | None:
+        """Statistics of the observations at other arguments; None where there are no data."""
+
+
+class Collected:
+    """The statistics of all sites, with the arguments as the M-step moves them."""
+
+    def __init__(self, plan: Plan, expected: dict[str, Expectation]) -> None:
+        self.expected = expected
+        self.arguments = {name: dict(each.arguments) for name, each in expected.items()}
+        self._found = {
+            name: each.statistics(plan.updated(name)) for name, each in expected.items()
+        }
+
+    def reduce(self, site: str, argument: Argument, weighted: bool) -> Pooled:
+        """The pooled statistics of every block of one argument, at the present arguments."""
+        found, given = self._found[site], self.arguments[site]
+        family = self.expected[site].data.site.family
+        if family is None or argument not in family.arguments:
+            return argument.reduce(found.chain, given, weighted)
+        if not family.is_accurate(found.emission, given, argument.name):
+            again = self.expected[site].retake(given, frozenset({argument.name}))
+            if again is not None:
+                found = self._found[site] = found._replace(emission=again)
+        return argument.reduce(found.emission, given, weighted)
 
 
 class Maximised(NamedTuple):
@@ -44,34 +79,13 @@ class Maximised(NamedTuple):
     idle: dict[str, Tensor]  #: and whether it has some cell without weight, which stays as it is
 
 
-def normalise_counts(counts: Tensor) -> Tensor:
-    """Expected counts ``(cells, K)`` to probabilities; NaN for a state that was never left."""
-    total = counts.sum(-1, keepdim=True)
-    tiny = torch.finfo(counts.dtype).tiny
-    return counts / total.masked_fill(total < tiny, torch.nan)
-
-
-def update_probs(counts: Tensor, old: Tensor) -> Tensor:
-    """Probabilities from expected counts ``(cells, K)``; NaN for a state that was never left.
-
-    A probability that underflowed to 0 becomes the least number, unless it was 0 before. A zero is
-    for ever: EM never revives it, and a model that takes its logarithm gets NaN gradients.
-    """
-    tiny = torch.finfo(old.dtype).tiny
-    probs = (counts / counts.sum(-1, keepdim=True)).to(old.dtype)
-    if probs.device.type == "cpu" and bool((probs > tiny).all()):
-        return probs  # there is nothing of the kind; elsewhere to look costs more than to go on
-    probs = normalise_counts(counts).to(old.dtype)
-    return torch.where(old > 0, probs.clamp(min=tiny), probs)
-
-
 def maximise(
     plan: Plan,
-    expected: dict[str, Expected],
+    expected: dict[str, Expectation],
     params: dict[str, Tensor],
     leaves: dict[str, Tensor],
     floor: float,
-    pseudo: dict[str, Statistics],
+    pseudo: dict[str, Pooled],
     keep: Callable[[str, Tensor, Tensor], Tensor],
 ) -> Maximised:
     """New values of all parameters, each given those before it in the plan.
@@ -86,29 +100,26 @@ def maximise(
     :param pseudo: what conjugate priors add to the statistics of a parameter.
     :param keep: from a name, the old and the new value, the one that is to count.
     """
-    arguments = {name: dict(each.arguments) for name, each in expected.items()}
+    collected = Collected(plan, expected)
+    arguments = collected.arguments
+    sites = {name: each.data for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
     if plan.affine.names:
-        values = _solve_affine(plan.affine, expected, params, arguments, pseudo)
+        values = _solve_affine(plan.affine, collected, params, pseudo)
         values = {name: keep(name, params[name], value) for name, value in values.items()}
         fill_affine(plan.affine, values, params, arguments)
     for each in plan.order:
         old = params[each.name]
-        statistics = pooled_statistics(each, expected, arguments)
-        if each.name in pseudo:
-            statistics = tuple(map(torch.add, statistics, pseudo[each.name]))
+        pooled = pool(each, collected, pseudo)
         cells = blocks(old, each.event_dim)
-        if each.update is not None:
-            new = each.update.maximise(statistics, floor).reshape(cells.shape)
-        else:
-            new = update_probs(statistics[0], each.link.forward(cells))
+        new = each.argument.maximise(pooled, each.link.forward(cells), floor).reshape(cells.shape)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
             new, stored[each.name] = _as_cells(as_stored(new.reshape(old.shape)), cells.shape)
         missing = ~is_sound(each, new)
         if missing.device.type != "cpu" or bool(missing.any()):
-            weight = statistics[0].reshape(len(new), -1).amax(-1)
+            weight = pooled[0].reshape(len(new), -1).amax(-1)
             counted = weight > torch.finfo(weight.dtype).tiny
             unbounded[each.name] = (missing & counted).any()
             idle[each.name] = (missing & ~counted).any()
@@ -120,7 +131,7 @@ def maximise(
         values[each.name] = keep(each.name, old, new.reshape(old.shape))
         if leaf is not None:
             stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
-        fill_arguments(each, values[each.name], arguments)
+        fill_arguments(each, values[each.name], arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
 
 
@@ -143,32 +154,30 @@ def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor
 
 def is_sound(each: Assignment, cells: Tensor) -> Tensor:
     """For each cell whether it is a number at which the model can be run."""
-    sound = ~cells.isnan()
-    if each.update is not None:
-        held = each.link.forward(cells)
-        admitted = each.update.sound(held)
-        if not each.link.is_identity and each.event_dim == 2:
-            # A plan holds as long as the model and EM agree on what the link makes of the matrix.
-            stable = noise(each.link, cells, held) <= torch.finfo(cells.dtype).eps ** 0.5
-            admitted = admitted & stable
-        sound = sound & admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
+    held = each.link.forward(cells)
+    admitted = each.argument.sound(held)
+    if not each.link.is_identity and each.event_dim == 2:
+        # A plan holds as long as the model and EM agree on what the link makes of the matrix.
+        stable = noise(each.link, cells, held) <= torch.finfo(cells.dtype).eps ** 0.5
+        admitted = admitted & stable
+    admitted = admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
+    sound = ~cells.isnan() & admitted
     return sound.reshape(len(cells), -1).all(-1)
 
 
-def fill_arguments(each: Assignment, value: Tensor, arguments: dict[str, Arguments]) -> None:
+def fill_arguments(
+    each: Assignment, value: Tensor, arguments: dict[str, Arguments], sites: dict[str, SiteData]
+) -> None:
     """Put a parameter's cells where they stand in the arguments of the sites."""
     for use in each.uses:
-        argument = arguments[use.site][use.argument]
-        if each.role.is_chain and use.argument.endswith("_logits"):
-            new = value.log() if each.link.is_identity else value
-        else:
-            new = each.link.forward(value)
-        new = new.to(argument.dtype)
+        old = arguments[use.site][use.argument]
+        argument = sites[use.site].site.slots[use.argument].argument
+        new = argument.written(each.link, value).to(old.dtype)
         if not use.whole:
             cells, where = blocks(new, each.event_dim), use.cells.to(new.device)
-            new = blocks(argument, each.event_dim).clone()
+            new = blocks(old, each.event_dim).clone()
             new[where >= 0] = cells[where[where >= 0]]
-        arguments[use.site][use.argument] = new.reshape(argument.shape)
+        arguments[use.site][use.argument] = new.reshape(old.shape)
 
 
 def fill_affine(
@@ -189,29 +198,18 @@ def fill_affine(
 
 def normal_equations(
     affine: Affine,
-    expected: dict[str, Expected],
+    collected: Collected,
     params: dict[str, Tensor],
-    arguments: dict[str, Arguments],
-    pseudo: dict[str, Statistics],
+    pseudo: dict[str, Pooled],
 ) -> tuple[Tensor, Tensor]:
     """Of the weighted least squares: the matrix, and the right side."""
     start = affine.flat(params)
     normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
     for use in affine.uses:
-        there = expected[use.site]
-        given = arguments[use.site]
-        site = there.data.site
-        assert site.family is not None
-        update = next(each for each in site.family.UPDATES if each.argument == use.argument)
-        tail = 2 + (len(site.hmm.observation_dist.event_shape) if update.elementwise else 0)
-        lead_dim = len(there.batch_shape) + tail
-        lead = site.arguments[use.argument].lead
-        statistics = tuple(
-            _to_lead(part, lead_dim, lead)
-            for part in update.statistics(there.observed(), given, True)
-        )
-        constant = given[use.argument].double().flatten() - use.jacobian @ start
-        more_normal, more_right = gram(use.jacobian, statistics, constant)
+        pooled = _pooled_blocks(use.site, use.argument, collected, True)
+        given = collected.arguments[use.site][use.argument]
+        constant = given.double().flatten() - use.jacobian @ start
+        more_normal, more_right = gram(use.jacobian, pooled, constant)
         normal, right = normal + more_normal, right + more_right
     for name in affine.priors:
         affine.add_prior(name, pseudo[name], normal, right)
@@ -220,61 +218,53 @@ def normal_equations(
 
 def _solve_affine(
     affine: Affine,
-    expected: dict[str, Expected],
+    collected: Collected,
     params: dict[str, Tensor],
-    arguments: dict[str, Arguments],
-    pseudo: dict[str, Statistics],
+    pseudo: dict[str, Pooled],
 ) -> dict[str, Tensor]:
     """The parameters in which locations are affine, by weighted least squares."""
-    normal, right = normal_equations(affine, expected, params, arguments, pseudo)
+    normal, right = normal_equations(affine, collected, params, pseudo)
     start = affine.flat(params)
     found = solve(normal, right, start)
     return affine.unflat(torch.where(found.isfinite(), found, start), params)
 
 
-def pooled_statistics(
-    each: Assignment, expected: dict[str, Expected], arguments: dict[str, Arguments]
-) -> tuple[Tensor, ...]:
-    """Statistics of every block that a cell serves, added up: ``(cells, *block)``."""
-    total: tuple[Tensor, ...] = ()
-    for use in each.uses:
-        there = expected[use.site]
-        lead_dim = len(there.batch_shape) + tail_dim(each, there.data.site)
-        lead = there.data.site.arguments[use.argument].lead
-        pooled = tuple(
-            _pool(part, lead_dim, lead, use, each.num_cells)
-            for part in _statistics(each, there, arguments[use.site])
-        )
-        total = tuple(map(torch.add, total, pooled)) if total else pooled
-    return total
+def pool(
+    each: Assignment, collected: Collected, pseudo: dict[str, Pooled], weighted: bool = False
+) -> Pooled:
+    """Statistics of every block that a cell serves, added up: fields ``(cells, *block)``.
 
-
-def _pool(part: Tensor, lead_dim: int, lead: torch.Size, use: Use, num_cells: int) -> Tensor:
-    """One statistic of every block, added up by cells."""
-    part = _to_lead(part, lead_dim, lead)
-    block = part.shape[1:]
-    if use.whole:
-        return part
-    where = use.cells.to(part.device)
-    cells = part.new_zeros((num_cells,) + block)
-    return cells.index_add(0, where[where >= 0], part[where >= 0])
-
-
-def _to_lead(part: Tensor, lead_dim: int, lead: torch.Size) -> Tensor:
-    """One statistic of every block, ``(blocks, *block)``."""
-    block = part.shape[lead_dim:]
-    if part.numel() != lead.numel() * block.numel():
-        part = part.sum_to_size(lead + block)
-    return part.reshape((lead.numel(),) + block)
-
-
-def _statistics(each: Assignment, there: Expected, given: Arguments) -> tuple[Tensor, ...]:
-    """Expected statistics of one site for every block of one argument."""
-    if each.role is Role.INITIAL:
-        return (there.initial_counts(),)
-    if each.role is Role.TRANSITION:
-        return (there.transition_counts(),)
-    assert each.update is not None
+    :param pseudo: what conjugate priors add.
+    :param weighted: whether locations are weighted with precisions in any case.
+    """
     # A prior's precision stands beside that of the data.
-    weighted = each.shared or each.prior is not None
-    return each.update.statistics(there.observed(), given, weighted)
+    weighted = weighted or each.shared or each.prior is not None
+    total: Pooled = None
+    for use in each.uses:
+        found = _pooled_blocks(use.site, use.argument, collected, weighted)
+        if not use.whole:
+            found = apply(lambda part, use=use: _by_cells(part, use, each.num_cells), found)
+        total = found if total is None else add(total, found)
+    return add(total, pseudo[each.name]) if each.name in pseudo else total
+
+
+def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -> Pooled:
+    """The statistics of every block of an argument: fields ``(blocks, *block)``."""
+    there = collected.expected[site]
+    slot = there.data.site.slots[name]
+    lead_dim = len(there.batch_shape) + num_own_dims(slot.argument, there.data.site)
+
+    def to_lead(part: Tensor) -> Tensor:
+        block = part.shape[lead_dim:]
+        if part.numel() != slot.lead.numel() * block.numel():
+            part = part.sum_to_size(slot.lead + block)
+        return part.reshape((slot.lead.numel(),) + block)
+
+    return apply(to_lead, collected.reduce(site, slot.argument, weighted))
+
+
+def _by_cells(part: Tensor, use: Use, num_cells: int) -> Tensor:
+    """One statistic of every block, added up by cells."""
+    where = use.cells.to(part.device)
+    cells = part.new_zeros((num_cells,) + part.shape[1:])
+    return cells.index_add(0, where[where >= 0], part[where >= 0])

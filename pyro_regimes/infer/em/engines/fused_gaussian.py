@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions import multivariate_normal
-from pyro_regimes.emissions.links import LINKS, Link
-from pyro_regimes.emissions.roles import Role
+from pyro_regimes.chain import INITIAL_PROBS, TRANSITION_PROBS
+from pyro_regimes.emissions import multivariate_normal as mvn
+from pyro_regimes.emissions.base import Argument
+from pyro_regimes.emissions.links import COVARIANCE, Link
 from pyro_regimes.infer.em.e_step import SiteData
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
@@ -24,9 +25,12 @@ from pyro_regimes.kernels import ops
 if TYPE_CHECKING:
     from pyro_regimes.kernels.cpu_em import Array, GaussianEM, Parameters
 
-_ROLES = (Role.INITIAL, Role.TRANSITION, Role.LOCATION, Role.COVARIANCE)
-#: What may stand in place of the covariances, which the kernel works on.
-_SPREADS = {Role.COVARIANCE: "covariance", Role.FACTOR: "Cholesky factor"}
+_CHAIN_AND_LOC = (INITIAL_PROBS, TRANSITION_PROBS, mvn.LOC)
+#: What the kernel takes as covariances, by the links from them.
+_SPREADS: dict[Argument, Link] = {
+    argument: next(link for link in COVARIANCE if link.name == argument.links[0].name)
+    for argument in (mvn.COVARIANCE_MATRIX, mvn.SCALE_TRIL)
+}
 
 
 class Fused:
@@ -66,17 +70,19 @@ class Fused:
 
 def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -> Fused | None:
     """The kernel for a problem; None where it is another model, or on another device."""
-    if plan.is_joint or len(sites) != 1 or len(plan.assignments) != len(_ROLES):
+    if plan.is_joint or len(sites) != 1:
         return None
     (data,) = sites.values()
-    by_role = {
-        Role.COVARIANCE if each.role in _SPREADS else each.role: each for each in plan.assignments
-    }
-    if set(by_role) != set(_ROLES) or not _is_plain(data):
+    held = {each.argument: each for each in plan.assignments}
+    spread = next((argument for argument in _SPREADS if argument in held), None)
+    if spread is None or len(plan.assignments) != 4 or len(held) != 4 or not _is_plain(data):
+        return None
+    wanted = (*_CHAIN_AND_LOC, spread)
+    if set(held) != set(wanted):
         return None
     hmm = data.site.hmm
     num_states, size = hmm.state_dim, hmm.observation_dist.event_shape[0]
-    counts = {_num_models(by_role[role], data, num_states) for role in _ROLES}
+    counts = {_num_models(held[argument], data, num_states) for argument in wanted}
     if counts != {groups.num_restarts}:
         return None
     value = _flat_value(data)
@@ -91,16 +97,15 @@ def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -
     kernel = GaussianEM(value.numpy(), lengths, num_states, groups.num_restarts, floor)
     lead = (groups.num_restarts, num_states)
     shapes = [lead, (*lead, num_states), (*lead, size), (*lead, size, size)]
-    held = _SPREADS[by_role[Role.COVARIANCE].role]
-    spread = next(link for link in LINKS[Role.COVARIANCE] if link.name == held)
-    return Fused(kernel, [by_role[role].name for role in _ROLES], shapes, spread)
+    names = [held[argument].name for argument in wanted]
+    return Fused(kernel, names, shapes, _SPREADS[spread])
 
 
 def _is_plain(data: SiteData) -> bool:
     """Whether nothing is weighted or masked, and the compiled CPU kernels serve the data."""
     site = data.site
     return (
-        site.family is multivariate_normal
+        site.family is mvn.MULTIVARIATE_NORMAL
         and data.weight is None
         and site.observation_mask is None
         and not site.varies
@@ -116,11 +121,8 @@ def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None
     """How many models in turn a parameter belongs to, if it is their very argument."""
     if len(each.uses) != 1 or not each.uses[0].whole or not each.link.is_identity:
         return None
-    use = each.uses[0]
-    if use.argument.endswith("_logits"):
-        return None
-    lead = data.site.arguments[use.argument].lead
-    tail = 0 if each.role is Role.INITIAL else 1 if len(lead) < 2 else 2  # time and state
+    lead = data.site.slots[each.uses[0].argument].lead
+    tail = min(each.argument.num_own_dims, max(len(lead), 1))  # time and state
     if tail and (lead[-1] != num_states or lead[len(lead) - tail : -1].numel() != 1):
         return None
     # One for each of the first dims of the batch, or one for all.

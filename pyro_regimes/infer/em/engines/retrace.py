@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_regimes.emissions.base import Pooled
 from pyro_regimes.infer.em import loop as climb
 from pyro_regimes.infer.em.e_step import read_log_probs
 from pyro_regimes.infer.em.gradient import move
@@ -15,7 +16,6 @@ from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.loop import Climb, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.em.recognise.priors import Statistics
 from pyro_regimes.infer.tracing import Run, write_parameter
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _check_same(one: Problem, other: Problem) -> None:
         )
 
 
-def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Statistics]:
+def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
     """What conjugate priors, as they are in a run, add to the statistics of each parameter."""
     found = {}
     for each in plan.assignments:

@@ -11,20 +11,20 @@ It converges to a stationary point of the whole data's likelihood where
 :math:`\sum \rho_n = \infty` and :math:`\sum \rho_n^2 < \infty`, as for
 :math:`\rho_n = n^{-\kappa}` with :math:`\tfrac12 < \kappa \le 1`.
 
-For Gaussian observations the statistics of a state are its weight, sum and sum of squares about a
-fixed origin, at each time where the observation distribution varies in time. Here they become data
-again: 2D points about the mean with the same three, so that every closed form serves as it is.
+The statistics of a minibatch are summed over its sequences, so that those of all minibatches are
+about the same blocks: of each state, and of each time where the model varies in time.
 """
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
-from pyro_regimes.emissions.update import Observed
-from pyro_regimes.kernels import gaussian_sums
+from pyro_regimes.emissions.base import Arguments, apply, over_sequences
+from pyro_regimes.infer.em.e_step import Expected, SiteData, SiteStatistics
+
+T = TypeVar("T")
 
 #: The weight of the n-th minibatch, n = 1, 2, ...; 1 for the first.
 Schedule = Callable[[int], float]
@@ -35,76 +35,50 @@ def default_schedule(step: int) -> float:
     return float(step**-0.6)
 
 
-class Averages(NamedTuple):
-    """Expected statistics of one site, over all its sequences; float64."""
+class Averaged(NamedTuple):
+    """A site whose statistics are running averages, about one sequence that stands for all."""
 
-    initial: Tensor  #: ``(K,)``
-    moved: Tensor  #: ``(1 or T-1, K, K)``
-    origin: Tensor  #: of the values below, ``(D,)``
-    weight: Tensor  #: n, ``(1 or T, K)``
-    first: Tensor  #: ``(1 or T, K, D)``
-    second: Tensor  #: ``(1 or T, K, D, D)``
+    data: SiteData
+    arguments: Arguments
+    averages: SiteStatistics
 
-    def mix(self, new: Averages, share: float) -> Averages:
-        """Move by a share of the way to new statistics about the same origin."""
-        mixed = [old + share * (other - old) for old, other in zip(self, new)]
-        return Averages(*mixed)._replace(origin=self.origin)
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the statistics."""
+        return torch.Size([1])
 
-    def as_data(self, event_shape: torch.Size) -> Observed:
-        """Sequences of points with these moments, ``(2DK, 1 or T, 1, *event)``, and weights."""
-        num_steps, num_states, size = self.first.shape
-        weight = self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny).unsqueeze(-1)
-        mean = self.first / weight
-        covariance = self.second / weight.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
-        spread = (vectors * (size * values.clamp(min=0.0)).sqrt().unsqueeze(-2)).mT
-        about = self.origin + mean.unsqueeze(-2)
-        points = torch.cat([about + spread, about - spread], -2)  # (1 or T, K, 2D, D)
-        points = points.movedim(0, 2).reshape((-1, num_steps, 1) + event_shape)
-        own = torch.eye(num_states, dtype=weight.dtype, device=weight.device)
-        weights = self.weight.unsqueeze(-1) / (2 * size) * own  # (1 or T, K, K): of each point
-        weights = weights.transpose(0, 1).unsqueeze(1).expand(-1, 2 * size, -1, -1)
-        return Observed(points, weights.flatten(0, 1), num_steps > 1)
+    def statistics(self, names: frozenset[str]) -> SiteStatistics:
+        """The averages."""
+        return self.averages
+
+    def retake(self, arguments: Arguments, names: frozenset[str]) -> None:
+        """The data of other minibatches are gone."""
+        return None
 
 
-def read_averages(
-    observed: Observed | None, initial: Tensor, moved: Tensor, origin: Tensor | None
-) -> Averages:
-    """The statistics of one minibatch.
+def average(
+    expected: Expected, names: frozenset[str], old: SiteStatistics | None, share: float
+) -> Averaged:
+    """Move the running averages of a site by a share of the way to those of a minibatch.
 
-    :param observed: its data with the E-step's weights; None where no closed form needs them.
-    :param initial: gamma at the first step, ``(..., K)``.
-    :param moved: summed xi, ``(..., 1 or T-1, K, K)``.
-    :param origin: of the values; None for about their mean.
+    :param names: the arguments that are to be updated.
+    :param old: the averages so far; None for the first minibatch.
     """
-    initial = initial.double().reshape(-1, initial.shape[-1]).sum(0)
-    moved = moved.double().reshape((-1,) + moved.shape[-3:]).sum(0)
-    num_states = len(initial)
-    if observed is None:
-        nothing = initial.new_zeros((1, num_states, 0))
-        origin = initial.new_zeros(0)
-        second = initial.new_zeros((1, num_states, 0, 0))
-        return Averages(initial, moved, origin, initial.unsqueeze(0), nothing, second)
-    value, weights, varies = observed
-    event_dim = value.dim() - weights.dim()
-    value = value.squeeze(-1 - event_dim)
-    lead = value.shape[: value.dim() - event_dim]
-    value = value.reshape(lead + (-1,)).double()  # (..., T, D)
-    weights = weights.double()
-    if origin is None:
-        total = gaussian_sums.sums(value, weights)[1].reshape(-1, num_states, value.shape[-1])
-        origin = total.sum((0, 1)) / weights.sum()
-    # Where the distribution varies in time, each step is a sequence of its own.
-    steps = (each.unsqueeze(-2) if varies else each.unsqueeze(-3) for each in (value, weights))
-    value, weights = steps  # (..., 1 or T, T or 1, D), (..., 1 or T, T or 1, K)
-    weight, total = gaussian_sums.sums(value, weights)
-    second = gaussian_sums.scatter(value, weights, origin.expand(num_states, -1))
-    weight, total, second = (
-        part.reshape((-1, weights.shape[-3]) + shape).sum(0)
-        for part, shape in (
-            (weight, weight.shape[-1:]),
-            (total, total.shape[-2:]),
-            (second, second.shape[-3:]),
+    num_batch_dims = len(expected.batch_shape)
+    chain = apply(lambda part: over_sequences(part, num_batch_dims), expected.counts())
+    emission = expected.retake(expected.arguments, names)
+    if emission is not None:
+        family = expected.data.site.family
+        assert family is not None
+        emission = family.total(emission, num_batch_dims, None if old is None else old.emission)
+    new = SiteStatistics(chain, emission)
+    if old is not None:
+        new = SiteStatistics(
+            _mix(old.chain, chain, share),
+            None if emission is None else _mix(old.emission, emission, share),
         )
-    )
-    return Averages(initial, moved, origin, weight, total - weight.unsqueeze(-1) * origin, second)
+    return Averaged(expected.data, expected.arguments, new)
+
+
+def _mix(old: T, new: T, share: float) -> T:
+    return apply(lambda before, after: before + share * (after - before), old, new)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.roles import Role
+from pyro_regimes.emissions.statistics import WeightedSum
 from pyro_regimes.infer.em.recognise.jacobian import (
     Column,
     Differential,
@@ -30,8 +30,8 @@ from pyro_regimes.infer.em.recognise.jacobian import (
     build,
     read_columns,
 )
-from pyro_regimes.infer.em.recognise.priors import Prior, Statistics
-from pyro_regimes.infer.tracing import Argument, Run
+from pyro_regimes.infer.em.recognise.priors import Prior
+from pyro_regimes.infer.tracing import Run, Slot
 
 
 class AffineUse(NamedTuple):
@@ -72,23 +72,23 @@ class Affine(NamedTuple):
         leaves = [run.params[name] for name in self.names]
         for use in self.uses:
             site = run.sites.get(use.site)
-            argument = None if site is None else site.arguments.get(use.argument)
-            if argument is None or argument.value.numel() != use.jacobian.num_entries:
+            slot = None if site is None else site.slots.get(use.argument)
+            if slot is None or slot.value.numel() != use.jacobian.num_entries:
                 return False
             generator = torch.Generator().manual_seed(0)
             cotangent = torch.randn(
-                argument.value.shape, generator=generator, dtype=torch.float64, device="cpu"
+                slot.value.shape, generator=generator, dtype=torch.float64, device="cpu"
             )
-            cotangent = cotangent.to(argument.value)
-            if not argument.value.requires_grad:
+            cotangent = cotangent.to(slot.value)
+            if not slot.value.requires_grad:
                 return False
             found = torch.autograd.grad(
-                argument.value, leaves, cotangent, retain_graph=True, allow_unused=True
+                slot.value, leaves, cotangent, retain_graph=True, allow_unused=True
             )
             actual = _joined(found, leaves)
             expected = use.jacobian.transposed_times(cotangent.double().flatten())
             size = use.jacobian.column_sizes() + 1
-            precision = torch.finfo(argument.value.dtype).eps ** 0.6
+            precision = torch.finfo(slot.value.dtype).eps ** 0.6
             if not bool(((actual - expected).abs() <= precision * size).all()):
                 return False
         return True
@@ -125,16 +125,14 @@ class Affine(NamedTuple):
             for name, shape in zip(self.names, self.shapes, strict=True)
         }
 
-    def add_prior(self, name: str, statistics: Statistics, normal: Tensor, right: Tensor) -> None:
+    def add_prior(self, name: str, pooled: WeightedSum, normal: Tensor, right: Tensor) -> None:
         """Add a normal prior to the normal equations, in place."""
         columns = self._columns(name)
-        if len(statistics) == 2:
-            precision, total = statistics
-            normal.diagonal()[columns] += precision.flatten().to(normal)
+        if pooled.precision is None:
+            normal.diagonal()[columns] += pooled.weight.flatten().to(normal)
         else:
-            total = statistics[1]
-            normal[columns, columns] += torch.block_diag(*statistics[2].to(normal))
-        right[columns] += total.flatten().to(right)
+            normal[columns, columns] += torch.block_diag(*pooled.precision.to(normal))
+        right[columns] += pooled.total.flatten().to(right)
 
 
 def solve(normal: Tensor, right: Tensor, start: Tensor) -> Tensor:
@@ -160,10 +158,10 @@ def find_affine(
     while names:
         uses: list[AffineUse] = []
         bad: dict[str, str] = {}
-        for argument in _arguments(runs[0]):
-            if Role.of(argument.name) is not Role.LOCATION:
+        for slot in _slots(runs[0]):
+            if not slot.argument.is_quadratic:
                 continue
-            found = _read_argument(argument, names, runs, known)
+            found = _read_argument(slot, names, runs, known)
             if isinstance(found, dict):
                 bad.update(found)
             elif found is not None:
@@ -180,92 +178,92 @@ def find_affine(
 Known = dict[tuple[str, str], "list[Column] | str"]
 
 
-def _arguments(run: Run) -> list[Argument]:
-    return [argument for site in run.sites.values() for argument in site.arguments.values()]
+def _slots(run: Run) -> list[Slot]:
+    return [slot for site in run.sites.values() for slot in site.slots.values()]
 
 
 def _read_argument(
-    argument: Argument, names: list[str], runs: list[Run], known: Known
+    slot: Slot, names: list[str], runs: list[Run], known: Known
 ) -> AffineUse | dict[str, str] | None:
     """How an argument depends on the parameters; or which of them stand in the way, and why."""
-    reached = [name for name in names if any(_reach(run, argument, name) for run in runs)]
+    reached = [name for name in names if any(_reach(run, slot, name) for run in runs)]
     if not reached:
         return None
     bad = {}
     columns: list[Column] = []
     for name in names:
-        found = known.get((argument.label, name))
+        found = known.get((slot.label, name))
         if found is None:
-            found = known[argument.label, name] = _read_parameter(argument, name, runs)
+            found = known[slot.label, name] = _read_parameter(slot, name, runs)
         if isinstance(found, str):
             bad[name] = found
         else:
             columns += found
     if bad:
         return bad
-    block_size = argument.value.numel() // max(1, argument.lead.numel())
-    jacobian = build(columns, argument.value.numel(), block_size)
+    block_size = slot.value.numel() // max(1, slot.lead.numel())
+    jacobian = build(columns, slot.value.numel(), block_size)
     if jacobian is None:
-        return dict.fromkeys(reached, _too_large(argument))
+        return dict.fromkeys(reached, _too_large(slot))
     others = [name for name in runs[0].params if name not in names]
-    if not any(_reach(run, argument, name) for run in runs for name in others):
+    if not any(_reach(run, slot, name) for run in runs for name in others):
         for run in runs[1:]:
-            if not _same_constant(argument, jacobian, names, runs[0], run):
-                why = f"{argument.label} changes with it otherwise than its derivative says"
+            if not _same_constant(slot, jacobian, names, runs[0], run):
+                why = f"{slot.label} changes with it otherwise than its derivative says"
                 return dict.fromkeys(reached, why)
-    return AffineUse(argument.site, argument.name, jacobian)
+    return AffineUse(slot.site, slot.name, jacobian)
 
 
-def _too_large(argument: Argument) -> str:
-    entries = argument.value.numel()
+def _too_large(slot: Slot) -> str:
+    entries = slot.value.numel()
     return (
-        f"{argument.label}, with {entries} entries, has too large a Jacobian in it for weighted "
+        f"{slot.label}, with {entries} entries, has too large a Jacobian in it for weighted "
         "least squares; an optim can move it"
     )
 
 
-def _read_parameter(argument: Argument, name: str, runs: list[Run]) -> list[Column] | str:
+def _read_parameter(slot: Slot, name: str, runs: list[Run]) -> list[Column] | str:
     """The columns of one parameter, which are the same in every run; or why there are none.
 
     The first run tells them all; the others are asked along one random direction.
     """
     leaf = runs[0].params[name]
-    columns = read_columns(_at(runs[0], argument), leaf)
+    columns = read_columns(_at(runs[0], slot), leaf)
     if columns is None:
-        return _too_large(argument)
+        return _too_large(slot)
     generator = torch.Generator().manual_seed(2)
     direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
     direction = direction.to(leaf)
     expected, size = None, 0.0
-    precision = max(1e-9, torch.finfo(argument.value.dtype).eps ** 0.6)
+    precision = max(1e-9, torch.finfo(slot.value.dtype).eps ** 0.6)
     for run in runs:
-        found = Differential(_at(run, argument), run.params[name]).along(direction)
+        found = Differential(_at(run, slot), run.params[name]).along(direction)
         expected = found if expected is None else expected
         size = max(size, float(found.abs().max())) if found.numel() else size
         if bool(((found - expected).abs() > precision * size).any()):
-            return f"{argument.label} is no affine function of it"
+            return f"{slot.label} is no affine function of it"
     return columns
 
 
 def _same_constant(
-    argument: Argument, jacobian: Jacobian, names: list[str], here: Run, there: Run
+    slot: Slot, jacobian: Jacobian, names: list[str], here: Run, there: Run
 ) -> bool:
     constants, size = [], 1.0
     for run in (here, there):
-        value = _at(run, argument).detach().double().flatten()
+        value = _at(run, slot).detach().double().flatten()
         vector = torch.cat([run.params[name].detach().double().flatten() for name in names])
         constants.append(value - jacobian @ vector)
         size = max(size, float(value.abs().max()), float(vector.abs().max()))
-    precision = torch.finfo(argument.value.dtype).eps ** 0.6
+    precision = torch.finfo(slot.value.dtype).eps ** 0.6
     return bool(((constants[0] - constants[1]).abs() <= precision * size).all())
 
 
-def _at(run: Run, argument: Argument) -> Tensor:
-    return run.sites[argument.site].arguments[argument.name].value
+def _at(run: Run, slot: Slot) -> Tensor:
+    return run.sites[slot.site].slots[slot.name].value
 
 
-def _reach(run: Run, argument: Argument, name: str) -> bool:
-    value = _at(run, argument)
+def _reach(run: Run, slot: Slot, name: str) -> bool:
+    value = _at(run, slot)
     if not value.requires_grad:
         return False
     (found,) = torch.autograd.grad(

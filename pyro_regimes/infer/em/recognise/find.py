@@ -14,14 +14,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.links import LINKS, Link
-from pyro_regimes.emissions.roles import Role
-from pyro_regimes.emissions.update import Update
+from pyro_regimes.emissions.base import Argument, blocks
+from pyro_regimes.emissions.draws import random_value
+from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.recognise.priors import Prior, find_prior
-from pyro_regimes.infer.tracing import Argument, Run, Site, constraint_of
+from pyro_regimes.infer.em.recognise.priors import Prior, find_affine_prior, find_prior
+from pyro_regimes.infer.tracing import Run, Slot, constraint_of, num_own_dims
 
 #: Runs the model at given values of its parameters, or at those of the store.
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
@@ -33,7 +33,7 @@ _RANDOM = (
     "function at every call: give the data as arguments, or subsample by a pyro.plate"
 )
 
-_TWO_ROLES = "used in arguments that have different updates"
+_TWO_KINDS = "used in arguments that have different updates"
 
 
 def find_parameters(read: Reader, may_move: bool = False) -> Plan:
@@ -48,26 +48,26 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
-        roles, refused = _assign_roles(current)
+        held, refused = _arguments_of(current)
         runs = [current]
         for draw in (0, 1):
-            runs.append(_run_elsewhere(read, current.params, roles, draw))
+            runs.append(_run_elsewhere(read, current.params, held, draw))
         assignments = []
         for name in current.params:
-            if name in refused or name not in roles:
+            if name in refused or name not in held:
                 continue
-            found = _recognise(name, roles[name], runs)
+            found = _recognise(name, held[name][0], runs)
             if isinstance(found, str):
                 refused[name] = found
             else:
                 assignments.append(found)
         candidates = [
             name
-            for name, reason in refused.items()
-            if roles.get(name) is Role.LOCATION and not reason.startswith(_TWO_ROLES)
+            for name in refused
+            if name in held and all(each.is_quadratic for each in held[name])
         ]
         if candidates:  # a point nearby, where what saturates has not done so
-            runs.append(_run_elsewhere(read, current.params, roles, 2, (True,)))
+            runs.append(_run_elsewhere(read, current.params, held, 2, (True,)))
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         for name, reason in _other_uses(runs, priors).items():
@@ -92,8 +92,8 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
     return Plan(
         assignments,
         {name: value.shape for name, value in current.params.items()},
-        [name for name in current.params if name not in roles and name not in refused],
-        sorted(assignments, key=lambda each: each.role is not Role.LOCATION),
+        [name for name in current.params if name not in held and name not in refused],
+        sorted(assignments, key=_place(current)),
         affine,
         refused,
         current.is_subsampled,
@@ -131,13 +131,13 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     priors = {}
     here = runs[0]
     if here.is_subsampled:
-        for argument in _arguments(here):
-            if Role.of(argument.name) is Role.LOCATION and _is_of_sequences(here, argument):
-                why = f"{argument.label} holds a value for each sequence of a subsampled plate"
-                reached = _gradients(argument.value, here.params)
+        for slot in _slots(here):
+            if slot.argument.is_quadratic and _is_of_sequences(here, slot):
+                why = f"{slot.label} holds a value for each sequence of a subsampled plate"
+                reached = _gradients(slot.value, here.params)
                 reasons |= {name: why for name in found[0] if name in reached}
     for name in found[0]:
-        prior = find_prior(name, Role.LOCATION, LINKS[Role.LOCATION][0], 1, runs)
+        prior = find_affine_prior(name, runs)
         if isinstance(prior, str):
             reasons[name] = prior
         elif prior is not None:
@@ -153,8 +153,17 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     return Affine(names, shapes, uses, priors)
 
 
-def _arguments(run: Run) -> list[Argument]:
-    return [argument for site in run.sites.values() for argument in site.arguments.values()]
+def _slots(run: Run) -> list[Slot]:
+    return [slot for site in run.sites.values() for slot in site.slots.values()]
+
+
+def _place(run: Run) -> Callable[[Assignment], int]:
+    """The order of updates: of one family's arguments as it says (ECM)."""
+    places: dict[Argument, int] = {}
+    for site in run.sites.values():
+        if site.family is not None:
+            places |= {argument: place for place, argument in enumerate(site.family.arguments)}
+    return lambda each: places.get(each.argument, 1)
 
 
 def _gradients(output: Tensor, params: dict[str, Tensor], cotangent: Tensor | None = None) -> dict:
@@ -172,25 +181,27 @@ def _gradients(output: Tensor, params: dict[str, Tensor], cotangent: Tensor | No
     }
 
 
-def _assign_roles(run: Run) -> tuple[dict[str, Role], dict[str, str]]:
-    """What each parameter is for, by the arguments that depend on it; and those with two roles."""
-    labels: dict[str, dict[Role, list[str]]] = {}
-    for argument in _arguments(run):
-        for name in _gradients(argument.value, run.params):
-            role = Role.of(argument.name)
-            labels.setdefault(name, {}).setdefault(role, []).append(argument.label)
+def _arguments_of(run: Run) -> tuple[dict[str, list[Argument]], dict[str, str]]:
+    """The arguments that depend on each parameter, one of a kind; and parameters of two kinds."""
+    reached: dict[str, dict[str, list[Slot]]] = {}
+    for slot in _slots(run):
+        for name in _gradients(slot.value, run.params):
+            kinds = reached.setdefault(name, {})
+            kinds.setdefault(slot.argument.kind, []).append(slot)
     refused = {}
-    for name, found in labels.items():
-        if len(found) > 1:
-            used = " and ".join(label for several in found.values() for label in several)
-            refused[name] = f"{_TWO_ROLES}, {used}"
-    return {name: next(iter(found)) for name, found in labels.items()}, refused
+    for name, kinds in reached.items():
+        if len(kinds) > 1:
+            used = " and ".join(slot.label for slots in kinds.values() for slot in slots)
+            refused[name] = f"{_TWO_KINDS}, {used}"
+    return {
+        name: [slots[0].argument for slots in kinds.values()] for name, kinds in reached.items()
+    }, refused
 
 
 def _run_elsewhere(
     read: Reader,
     params: dict[str, Tensor],
-    roles: dict[str, Role],
+    held: dict[str, list[Argument]],
     draw: int,
     mildness: tuple[bool, ...] = (False, True),
 ) -> Run:
@@ -198,8 +209,12 @@ def _run_elsewhere(
     failure: Exception | None = None
     for mild in mildness:
         values = {
-            name: identity.random_value(
-                value, roles.get(name), constraint_of(name), seed=1_000 * draw + index, mild=mild
+            name: random_value(
+                value,
+                held[name][0].draw if name in held else None,
+                constraint_of(name),
+                seed=1_000 * draw + index,
+                mild=mild,
             ).requires_grad_()
             for index, (name, value) in enumerate(params.items())
         }
@@ -220,57 +235,50 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _recognise(name: str, role: Role, runs: list[Run]) -> Assignment | str:
-    """The assignment of a parameter, or why it has none."""
+def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | str:
+    """The assignment of a parameter that holds one kind of argument, or why it has none."""
     here = runs[0]
     uses: list[Use] = []
-    link, update, num_cells = LINKS[role][0], None, 0
-    for argument in _arguments(here):
-        everywhere = ((run, run_argument(run, argument)) for run in runs)
+    link, num_cells = argument.links[0], 0
+    for slot in _slots(here):
+        everywhere = ((run, slot_in(run, slot)) for run in runs)
         if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
             continue
-        found = _match(argument, name, role, runs)
+        if slot.argument.kind != argument.kind:
+            return f"{_TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
+        found = _match(slot, name, runs)
         if isinstance(found, str):
             return found
         cells, held = found
         if uses and held is not link:
-            return f"used as {link.name} in one place and as {held.name} in {argument.label}"
-        own = _update_of(here.sites[argument.site], argument.name)
-        if uses and own is not update and not role.is_chain:
-            return "used in arguments of different families"
-        link, update = held, own
+            return f"used as {link.name} in one place and as {held.name} in {slot.label}"
+        link = held
         num_cells = here.params[name].numel() // max(
-            1, here.params[name].shape[here.params[name].dim() - argument.event_dim :].numel()
+            1, here.params[name].shape[here.params[name].dim() - slot.event_dim :].numel()
         )
         whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
-        uses.append(Use(argument.site, argument.name, cells, whole))
-    event_dim = 1 if update is None else update.event_dim
-    reached = [here.sites[use.site].arguments[use.argument] for use in uses]
-    if here.is_subsampled and any(_is_of_sequences(here, argument) for argument in reached):
+        uses.append(Use(slot.site, slot.name, cells, whole))
+    reached = [here.sites[use.site].slots[use.argument] for use in uses]
+    if here.is_subsampled and any(_is_of_sequences(here, slot) for slot in reached):
         return "holds a value for each sequence of a subsampled plate"
-    prior = find_prior(name, role, link, event_dim, runs)
+    prior = find_prior(name, argument, link, runs)
     if isinstance(prior, str):
         return prior
-    return Assignment(
-        name, role, update, uses, num_cells, link, event_dim, _is_shared(uses, num_cells), prior
-    )
+    return Assignment(name, argument, uses, num_cells, link, _is_shared(uses, num_cells), prior)
 
 
-def _match(
-    argument: Argument, name: str, role: Role, runs: list[Run]
-) -> tuple[Tensor, Link] | str:
+def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
     """The cell that each block of an argument is, and what the parameter holds; or why not."""
-    reason = f"{argument.label} is a function of it other than itself, broadcast or selected"
-    for link in LINKS[role]:
-        far = run_argument(runs[1], argument)
-        cells = identity.find_cells(far, runs[1].params[name], role, link)
+    reason = f"{slot.label} is a function of it other than itself, broadcast or selected"
+    for link in slot.argument.links:
+        cells = identity.find_cells(slot_in(runs[1], slot), runs[1].params[name], link)
         if cells is None:
             continue
-        seen = [(run_argument(run, argument), run.params[name]) for run in runs]
-        if not all(identity.agrees(*each, role, cells, link) for each in seen):
-            reason = f"{argument.label} is not equal to it at every admissible value"
-        elif not all(identity.same_derivative(*each, role, cells, link) for each in seen):
-            reason = f"{argument.label} has another derivative in it than itself would have"
+        seen = [(slot_in(run, slot), run.params[name]) for run in runs]
+        if not all(identity.agrees(*each, cells, link) for each in seen):
+            reason = f"{slot.label} is not equal to it at every admissible value"
+        elif not all(identity.same_derivative(*each, cells, link) for each in seen):
+            reason = f"{slot.label} has another derivative in it than itself would have"
         else:
             return cells, link
     return reason
@@ -284,36 +292,25 @@ def _is_shared(uses: list[Use], num_cells: int) -> bool:
     return bool((torch.bincount(cells, minlength=num_cells) > 1).any())
 
 
-def _is_of_sequences(run: Run, argument: Argument) -> bool:
+def _is_of_sequences(run: Run, slot: Slot) -> bool:
     """Whether an argument differs between sequences."""
-    site = run.sites[argument.site]
-    role = Role.of(argument.name)
-    tail = 0 if role is Role.INITIAL else 2
-    if not role.is_chain and argument.event_dim == 0:
-        tail += len(site.hmm.observation_dist.event_shape)
-    batch = argument.lead[: max(0, len(argument.lead) - tail)]
-    return batch.numel() > 1
+    tail = num_own_dims(slot.argument, run.sites[slot.site])
+    return slot.lead[: max(0, len(slot.lead) - tail)].numel() > 1
 
 
-def run_argument(run: Run, argument: Argument) -> Argument:
+def slot_in(run: Run, slot: Slot) -> Slot:
     """The same argument in another run.
 
     :raises ValueError: if that run has no such argument.
     """
-    site = run.sites.get(argument.site)
-    found = None if site is None else site.arguments.get(argument.name)
-    if found is None or found.value.shape != argument.value.shape:
+    site = run.sites.get(slot.site)
+    found = None if site is None else site.slots.get(slot.name)
+    if found is None or found.value.shape != slot.value.shape:
         raise ValueError(
-            f"expected a model whose sites do not depend on parameter values, got {argument.label} "
-            f"of shape {tuple(argument.value.shape)} at one point and not at another"
+            f"expected a model whose sites do not depend on parameter values, got {slot.label} "
+            f"of shape {tuple(slot.value.shape)} at one point and not at another"
         )
     return found
-
-
-def _update_of(site: Site, name: str) -> Update | None:
-    if site.family is None:
-        return None
-    return next((update for update in site.family.UPDATES if update.argument == name), None)
 
 
 def _other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
@@ -345,7 +342,7 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
     """Find tensors of the store that the model read past ``pyro.param``, as a module does."""
     leaves = dict(pyro.get_param_store().named_parameters())
     leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
-    outputs = list(routes.values()) + [argument.value for argument in _arguments(run)]
+    outputs = list(routes.values()) + [slot.value for slot in _slots(run)]
     for output in outputs:
         if leaves:
             for name in _gradients(output, leaves):
@@ -368,21 +365,21 @@ def _find_hidden_dependence(
         for use in each.uses:
             free = known.setdefault((use.site, use.argument), use.cells < 0)
             known[use.site, use.argument] = free & (use.cells < 0)
-    for argument in _arguments(runs[0]):
-        if (argument.site, argument.name) in covered:
+    for slot in _slots(runs[0]):
+        if (slot.site, slot.name) in covered:
             continue
-        if any(name in refused for name in _gradients(argument.value, runs[0].params)):
+        if any(name in refused for name in _gradients(slot.value, runs[0].params)):
             continue
-        everything = torch.ones(argument.lead.numel(), dtype=torch.bool, device="cpu")
-        constant = known.get((argument.site, argument.name), everything)
+        everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
+        constant = known.get((slot.site, slot.name), everything)
         values = [
-            identity.blocks(run_argument(run, argument).value.detach(), argument.event_dim)[
-                constant.to(argument.value.device)
+            blocks(slot_in(run, slot).value.detach(), slot.event_dim)[
+                constant.to(slot.value.device)
             ]
             for run in runs
         ]
         if any(not torch.equal(values[0], value) for value in values[1:]):
-            found[argument.label] = _HIDDEN
+            found[slot.label] = _HIDDEN
     if not refused and not found:  # else these may change, and the reason is told already
         first, *others = (_surroundings(run) for run in runs)
         for label, value in first.items():
@@ -396,7 +393,7 @@ def _differs(one: Run, other: Run) -> bool:
     first, second = (_surroundings(run) for run in (one, other))
     if any(label not in second or not _same(first[label], second[label]) for label in first):
         return True
-    pairs = ((each.value, run_argument(other, each).value) for each in _arguments(one))
+    pairs = ((each.value, slot_in(other, each).value) for each in _slots(one))
     return not all(_same(*pair) for pair in pairs)
 
 

@@ -7,10 +7,12 @@ that they depend on, and each group keeps a dense matrix of these columns only.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyro_regimes.emissions.statistics import WeightedSum
 
 #: The most numbers that the Jacobian of one argument may hold: 512 MiB of them.
 MOST = 2**26
@@ -174,20 +176,19 @@ def build(columns: list[Column], num_entries: int, block_size: int) -> Jacobian 
     return Jacobian(tuple(groups), num_blocks, block_size, len(columns))
 
 
-def gram(jacobian: Jacobian, statistics: tuple[Tensor, ...], constant: Tensor) -> Any:
+def gram(jacobian: Jacobian, pooled: WeightedSum, constant: Tensor) -> tuple[Tensor, Tensor]:
     """The normal equations of one argument, with the weighted statistics of its blocks.
 
-    :param statistics: weighted with the blocks' precisions: n and s of independent series; n, s
-        and the precisions times n of correlated ones.
+    :param pooled: weighted with the blocks' precisions.
     :param constant: c, ``(entries,)``.
     :return: ``J^T W J`` and ``J^T (s - W c)``.
     """
     normal = constant.new_zeros(jacobian.num_columns, jacobian.num_columns)
     right = constant.new_zeros(jacobian.num_columns)
     constant = constant.reshape(jacobian.num_blocks, jacobian.block_size)
-    correlated = len(statistics) > 2
-    weight = (statistics[2] if correlated else statistics[0]).to(constant)
-    total = statistics[1].to(constant).reshape(constant.shape)
+    correlated = pooled.precision is not None
+    weight = (pooled.weight if pooled.precision is None else pooled.precision).to(constant)
+    total = pooled.total.to(constant).reshape(constant.shape)
     for blocks, columns, matrix in jacobian.groups:
         own = weight[blocks]
         if correlated:

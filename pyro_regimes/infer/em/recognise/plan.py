@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
-from pyro_regimes.emissions.roles import Role
-from pyro_regimes.emissions.update import Update
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.priors import Prior
@@ -31,14 +30,17 @@ class Assignment(NamedTuple):
     """A parameter that is set in closed form."""
 
     name: str
-    role: Role
-    update: Update | None  #: None for initial and transition probabilities
+    argument: Argument  #: what it holds, through the link
     uses: list[Use]
     num_cells: int
     link: Link  #: what it holds
-    event_dim: int  #: the dims of a cell
     shared: bool  #: whether some cell serves several blocks
     prior: Prior | None  #: conjugate
+
+    @property
+    def event_dim(self) -> int:
+        """The dims of a cell."""
+        return self.argument.event_dim
 
     def may_violate(self, constraint: constraints.Constraint) -> bool:
         """Whether its maximiser may lie outside a constraint.
@@ -46,13 +48,7 @@ class Assignment(NamedTuple):
         Normalised counts are on the simplex (whose check is too tight for long float32 rows), and
         a covariance that is not positive definite counts as no maximum.
         """
-        inside = {
-            Role.LOCATION: (),
-            Role.SCALE: (constraints.positive, constraints.nonnegative),
-            Role.INITIAL: (constraints.simplex, constraints.positive, constraints.nonnegative),
-            Role.TRANSITION: (constraints.simplex, constraints.positive, constraints.nonnegative),
-        }.get(self.role, (constraints.positive_definite, constraints.lower_cholesky))
-        inside = inside if self.link.is_identity else ()
+        inside = self.argument.inside if self.link.is_identity else ()
         safe = (constraints.real, constraints.real_vector, *inside)
         return not any(constraint is each for each in safe)
 
@@ -60,7 +56,7 @@ class Assignment(NamedTuple):
         """One line of the plan."""
         used = ", ".join(f"{use.site}.{use.argument}" for use in self.uses)
         blocks = sum(int((use.cells >= 0).sum()) for use in self.uses)
-        what = self.update.what if self.update else _CHAIN_UPDATES[self.role]
+        what = self.argument.what
         if not self.link.is_identity:
             what += f", as {self.link.name}"
         if self.prior is not None:
@@ -82,6 +78,12 @@ class Plan(NamedTuple):
     #: whether the objective is watched as a whole, and not restart by restart: where an optimiser
     #: moves parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
+
+    def updated(self, site: str) -> frozenset[str]:
+        """The arguments of a site that are to be updated."""
+        used = [(use.site, use.argument) for each in self.assignments for use in each.uses]
+        used += [(use.site, use.argument) for use in self.affine.uses]
+        return frozenset(name for where, name in used if where == site)
 
     @property
     def is_closed(self) -> bool:
@@ -149,15 +151,9 @@ class Plan(NamedTuple):
                 return False
             for use in each.uses:
                 site = run.sites.get(use.site)
-                argument = None if site is None else site.arguments.get(use.argument)
-                if argument is None or argument.lead.numel() != len(use.cells):
+                slot = None if site is None else site.slots.get(use.argument)
+                if slot is None or slot.lead.numel() != len(use.cells):
                     return False
-                if not identity.agrees(argument, parameter, each.role, use.cells, each.link):
+                if not identity.agrees(slot, parameter, use.cells, each.link):
                     return False
         return True
-
-
-_CHAIN_UPDATES = {
-    Role.INITIAL: "first smoothed probabilities (28)",
-    Role.TRANSITION: "row sums of expected transitions (27)",
-}

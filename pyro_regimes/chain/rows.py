@@ -1,0 +1,87 @@
+r"""Rows of probabilities and their expected counts: what initial and transition blocks share.
+
+A row's maximiser is its counts, normalised. Perturbed as :math:`p_j e^{e_j} / \sum_k p_k e^{e_k}`,
+the score of counts c with the sum n is :math:`c_j - n p_j`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import Natural
+from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.statistics import Counts
+
+
+class ChainCounts(NamedTuple):
+    """Expected counts of one site."""
+
+    initial: Tensor  #: gamma at the first step, ``(..., K)``
+    moved: Tensor  #: summed xi, ``(..., 1 or T-1, K, K)``
+
+
+def normalise(counts: Tensor) -> Tensor:
+    """Expected counts ``(cells, K)`` to probabilities; NaN for a state that was never left."""
+    total = counts.sum(-1, keepdim=True)
+    tiny = torch.finfo(counts.dtype).tiny
+    return counts / total.masked_fill(total < tiny, torch.nan)
+
+
+def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
+    """Probabilities from expected counts ``(cells, K)``; NaN for a state that was never left.
+
+    A probability that underflowed to 0 becomes the least number, unless it was 0 before. A zero is
+    for ever: EM never revives it, and a model that takes its logarithm gets NaN gradients.
+    """
+    counts = pooled.counts
+    tiny = torch.finfo(old.dtype).tiny
+    probs = (counts / counts.sum(-1, keepdim=True)).to(old.dtype)
+    if probs.device.type == "cpu" and bool((probs > tiny).all()):
+        return probs  # there is nothing of the kind; elsewhere to look costs more than to go on
+    probs = normalise(counts).to(old.dtype)
+    return torch.where(old > 0, probs.clamp(min=tiny), probs)
+
+
+def is_sound(probs: Tensor) -> Tensor:
+    """Any number will do."""
+    return ~probs.isnan()
+
+
+def of_probs(probs: Tensor) -> Tensor:
+    """The coordinates in which rows are compared: normalised probabilities, or NaN."""
+    return (probs / probs.sum(-1, keepdim=True)).masked_fill(probs < 0, torch.nan)
+
+
+def of_logits(logits: Tensor) -> Tensor:
+    """The same, of logits."""
+    return logits.softmax(-1)
+
+
+def write_logits(link: Link, cells: Tensor) -> Tensor:
+    """Logits of a parameter that holds probabilities; one that holds logits is taken as it is."""
+    return cells.log() if link.is_identity else cells
+
+
+def _perturb(probs: Tensor, by: Tensor) -> Tensor:
+    raised = probs * by.exp()
+    return raised / raised.sum(-1, keepdim=True)
+
+
+def _score(pooled: Counts, probs: Tensor) -> Tensor:
+    counts = pooled.counts.to(probs.dtype)
+    return counts - counts.sum(-1, keepdim=True) * probs
+
+
+def _gain(score: Tensor, pooled: Counts, probs: Tensor, floor: float) -> Tensor:
+    # The gradient of the logarithm of a probability that is exactly 0 is not known.
+    known = (probs > 0) & score.isfinite()
+    weight = pooled.counts.to(probs.dtype).sum(-1, keepdim=True)
+    scale = (weight * probs).masked_fill(~known, torch.inf)
+    share = torch.where(score == 0, 0.0, 0.5 * score**2 / scale)
+    return share.masked_fill(~known, 0.0).sum(-1)
+
+
+NATURAL = Natural(_perturb, _score, _gain)

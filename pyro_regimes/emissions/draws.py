@@ -1,0 +1,129 @@
+"""Random admissible values of a parameter, far from its present one.
+
+The model is run at such values to see whether an argument is a parameter everywhere, or only
+where the parameter happens to be: ``tanh(loc)`` looks like ``loc`` at 0, and a clamp is the
+identity inside its bounds. The signs and orders of magnitude of two draws, with seeds below and
+from 1,000, are opposed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+
+class Draw(NamedTuple):
+    """What a draw is made of."""
+
+    old: Tensor  #: the present value, float64 on the CPU
+    constraint: constraints.Constraint
+    dtype: torch.dtype  #: of the parameter
+    generator: torch.Generator
+    seed: int
+    mild: bool  #: whether to stay near, for a model that cannot run far away
+
+    @property
+    def sign(self) -> float:
+        """The side on which, or the direction of magnitude in which, the draw lies."""
+        return 1.0 if self.seed < 1_000 else -1.0
+
+    def normal(self, shape: torch.Size | None = None) -> Tensor:
+        """Standard normal numbers, in the shape of the value by default."""
+        shape = self.old.shape if shape is None else shape
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Uniform numbers, in the shape of the value."""
+        drawn = torch.rand(
+            self.old.shape, generator=self.generator, dtype=torch.float64, device="cpu"
+        )
+        return low + (high - low) * drawn
+
+
+def random_value(
+    value: Tensor,
+    draw_candidates: Callable[[Draw], list[Tensor]] | None,
+    constraint: constraints.Constraint,
+    seed: int,
+    mild: bool = False,
+) -> Tensor:
+    """A random admissible value, far from the present one.
+
+    :param draw_candidates: of the argument that the parameter may be: values to try, in this
+        order; the first that is finite and meets the constraint is taken. None for any step in
+        unconstrained space.
+    :param mild: stay near, for a model that cannot run far away.
+    """
+    old = value.detach().cpu().double()
+    generator = torch.Generator().manual_seed(seed)
+    draw = Draw(old, constraint, value.dtype, generator, seed, mild)
+    for candidate in draw_candidates(draw) if draw_candidates else []:
+        drawn = candidate.to(value.dtype)
+        if drawn.isfinite().all() and constraint.check(drawn).all():
+            return drawn.to(value)
+    transform = transform_to(constraint)
+    moved = transform.inv(old)
+    shift = draw.normal(moved.shape)
+    return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
+
+
+def rows(draw: Draw) -> list[Tensor]:
+    """Rows of probabilities, or what becomes one."""
+    logits = draw.normal() * (1.0 if draw.mild else 4.0)
+    if draw.sign < 0 and not draw.mild and draw.old.dim() and draw.old.shape[-1] > 1:
+        # Every row has a small entry, to meet a floor, if not so small that rounding shows.
+        low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
+        logits = logits * (-0.4 * math.log(torch.finfo(draw.dtype).eps)) / (high - low)
+    candidates = [logits.softmax(-1)]
+    if draw.constraint is not constraints.simplex:
+        candidates.insert(0, logits.exp())
+    if draw.constraint is constraints.real:
+        candidates.insert(0, logits)
+    if draw.mild:  # probabilities without a constraint can be nothing else
+        candidates.reverse()
+    return candidates
+
+
+def location(draw: Draw) -> list[Tensor]:
+    """Any real numbers."""
+    if draw.mild:
+        return [draw.old + draw.normal()]
+    sides = torch.Generator().manual_seed(draw.seed % 1_000)  # the same for both draws
+    drawn = torch.rand(draw.old.shape, generator=sides, dtype=torch.float64, device="cpu")
+    side = drawn.round() * 2 - 1
+    return [draw.sign * side * (1.0 + draw.old.abs()) * 10 ** draw.uniform(2, 4)]
+
+
+def positive(draw: Draw) -> list[Tensor]:
+    """Positive numbers, where the parameter is constrained to such."""
+    ones = torch.ones_like(draw.old)
+    if not bool(draw.constraint.check(ones).all()) or bool(draw.constraint.check(-ones).any()):
+        return []
+    size = draw.uniform(0, 0.5) if draw.mild else draw.uniform(2, 4)
+    return [draw.old * 10 ** (draw.sign * size)]
+
+
+def matrices(draw: Draw) -> list[Tensor]:
+    """A positive definite matrix and its Cholesky factor, where the value is one of the two."""
+    old = draw.old
+    if old.dim() < 2 or old.shape[-1] != old.shape[-2] or not old.numel():
+        return []
+    kinds = (constraints.positive_definite, constraints.lower_cholesky)
+    if not any(bool(kind.check(old).all()) for kind in kinds):
+        return []
+    vectors = torch.linalg.qr(draw.normal())[0]
+    exponent = draw.sign * draw.uniform(0, 0.5 if draw.mild else 2.0)[..., 0]
+    spread = 10**exponent * old.abs().amax((-1, -2)).unsqueeze(-1)
+    matrix = (vectors * spread.unsqueeze(-2)) @ vectors.mT
+    matrix = (matrix + matrix.mT) / 2
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return [] if bool(info.any()) else [matrix, factor]
+
+
+def factors(draw: Draw) -> list[Tensor]:
+    """As :func:`matrices`, the factor first."""
+    return matrices(draw)[::-1]

@@ -1,0 +1,145 @@
+r"""Expected moments of Gaussian observations about a fixed origin, and their change of origin.
+
+For the weights :math:`w_t`, about the origin o,
+
+.. math::
+    n = \sum_t w_t, \qquad f = \sum_t w_t (x_t - o), \qquad
+    S = \sum_t w_t (x_t - o)(x_t - o)^\top,
+
+and about :math:`\mu = o + d` the scatter is :math:`S - f d^\top - d f^\top + n d d^\top`. Taken
+about the old location they need one pass over the data for the new location and the new spread.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import Observed, over_sequences
+from pyro_regimes.kernels import gaussian, gaussian_sums
+
+#: A scatter about another origin must keep more than this share of itself, lest digits are lost.
+_LEAST_SHARE = 1e-3
+
+
+class Moments(NamedTuple):
+    """Of each block; ``*event`` is (D,) for vectors. They add up only about one origin."""
+
+    origin: Tensor  #: broadcasts to ``first``
+    weight: Tensor  #: ``(..., 1 or T, K)`` and a 1 for each dim of the event
+    first: Tensor  #: ``(..., 1 or T, K, *event)``
+    #: ``(..., D, D)``, or ``(..., *event)`` of independent series; None where it was not taken
+    second: Tensor | None
+
+
+def take(
+    observed: Observed, origin: Tensor, is_full: bool, with_second: bool
+) -> Moments:
+    """Moments about an origin.
+
+    :param origin: ``(..., 1 or T, K or 1, *event)``; leading dims may be left out.
+    :param is_full: whether the second moments are matrices.
+    """
+    event_dim = observed.event_dim
+    if observed.varies or origin.shape[-2 - event_dim : -1 - event_dim] not in ((), (1,)):
+        return _take_by_time(observed, origin, is_full, with_second)
+    value = observed.value.squeeze(-1 - event_dim)
+    event_shape = value.shape[value.dim() - event_dim :]
+    flat = value.reshape(value.shape[: value.dim() - event_dim] + (-1,))  # (..., T, D)
+    if event_dim == 1:
+        center = gaussian.without_time(origin, 2)
+    else:
+        lead = (1,) * max(0, 1 + event_dim - origin.dim()) + origin.shape
+        lead = lead[: len(lead) - event_dim]
+        whole = origin.expand(lead + event_shape) if event_dim else origin
+        center = gaussian.without_time(whole.reshape(lead + (-1,)), 2)
+    weight, first, second = gaussian_sums.moments(
+        flat, observed.weights, center, is_full, with_second
+    )
+    shape = weight.shape[:-1] + (1,) + weight.shape[-1:]  # (..., 1, K)
+    return Moments(
+        origin,
+        weight.reshape(shape + (1,) * event_dim),
+        first.reshape(shape + event_shape),
+        None if second is None else second.reshape(shape + event_shape + flat.shape[-1:] * is_full),
+    )
+
+
+def _take_by_time(
+    observed: Observed, origin: Tensor, is_full: bool, with_second: bool
+) -> Moments:
+    """Where the distribution, or the origin, varies in time."""
+    event_dim, varies = observed.event_dim, observed.varies
+    deviation = observed.value - origin  # (..., T, K, *event)
+    weight = observed.weights.reshape(observed.weights.shape + (1,) * event_dim)
+    first, second = weight * deviation, None
+    if with_second:
+        second = (
+            first.unsqueeze(-1) * deviation.unsqueeze(-2) if is_full else first * deviation
+        )
+
+    def over_time(part: Tensor) -> Tensor:
+        return part if varies else part.sum(observed.weights.dim() - 2, keepdim=True)
+
+    return Moments(
+        origin,
+        over_time(weight),
+        over_time(first),
+        None if second is None else over_time(second),
+    )
+
+
+def is_accurate(moments: Moments, loc: Tensor, is_full: bool) -> bool:
+    """Whether the scatter about another location keeps enough of its digits.
+
+    Asked on the CPU alone: elsewhere a look at numbers costs more than another pass.
+    """
+    if moments.second is None or loc.device.type != "cpu":
+        return False
+    square = moments.second.diagonal(dim1=-2, dim2=-1) if is_full else moments.second
+    shift = moments.weight * (loc - moments.origin).square()
+    return bool((shift * _LEAST_SHARE <= square - shift).all())
+
+
+def scatter(moments: Moments, loc: Tensor, is_full: bool) -> Tensor:
+    """The second moments about ``loc``."""
+    _, weight, first, second = moments
+    assert second is not None
+    step = loc - moments.origin
+    if not is_full:
+        return second - (2 * first - weight * step) * step
+    cross = (first - 0.5 * weight * step).unsqueeze(-1) * step.unsqueeze(-2)
+    return second - cross - cross.mT
+
+
+def sums(moments: Moments) -> Tensor:
+    """The weighted sums of the observations, ``(..., 1 or T, K, *event)``."""
+    return moments.first + moments.weight * moments.origin
+
+
+def total(
+    moments: Moments, num_batch_dims: int, like: Moments | None, is_full: bool
+) -> Moments:
+    """The sum over all sequences about one origin for all states and times, float64.
+
+    :param num_batch_dims: how many dims stand before those of time and state.
+    :param like: has that origin; None for the mean of all data.
+    """
+    doubled = (None if part is None else part.double() for part in moments)
+    given = Moments(*doubled)  # type: ignore[arg-type]
+    whole = sums(given)
+    if like is None:
+        size = given.weight.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        origin = whole.reshape((-1,) + whole.shape[num_batch_dims + 2 :]).sum(0) / size
+    else:
+        origin = like.origin
+
+    second = None if given.second is None else scatter(given, origin, is_full)
+    return Moments(
+        origin,
+        over_sequences(given.weight, num_batch_dims),
+        over_sequences(whole - given.weight * origin, num_batch_dims),
+        None if second is None else over_sequences(second, num_batch_dims),
+    )
