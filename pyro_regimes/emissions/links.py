@@ -97,6 +97,11 @@ def _log_of_probs(probs: Tensor) -> Tensor:
     return torch.where(known, torch.where(known, probs, 1.0).log(), -torch.inf)
 
 
+def identity(name: str) -> Link:
+    """A parameter that is the argument itself."""
+    return Link(name, _itself, _itself)
+
+
 def forward(link: Link, cells: Tensor) -> Tensor:
     """The value of an argument whose parameter has these cells."""
     return link.forward(cells)
@@ -105,15 +110,15 @@ def forward(link: Link, cells: Tensor) -> Tensor:
 # What a parameter may be, by what the argument is: the argument itself first.
 
 PROBABILITIES = (
-    Link("probabilities", _itself, _itself),
+    identity("probabilities"),
     # Of a probability, which a model's rows become before they are compared.
     Link("logits", lambda value: value.softmax(-1), _log_of_probs),
 )
 
-LOCATION = (Link("location", _itself, _itself),)
+LOCATION = (identity("location"),)
 
 STANDARD_DEVIATION = (
-    Link("standard deviation", _itself, _itself),
+    identity("standard deviation"),
     Link("variance", torch.sqrt, torch.square),
     Link("precision", _power(-0.5), _power(-2.0)),
     Link("log of standard deviation", _exp_of(1.0), _log_over(1.0)),
@@ -122,19 +127,19 @@ STANDARD_DEVIATION = (
 )
 
 COVARIANCE = (
-    Link("covariance", _itself, _itself),
+    identity("covariance"),
     Link("Cholesky factor", _gram, _cholesky, True),
     Link("precision matrix", _inverse, _inverse),
 )
 
 CHOLESKY_FACTOR = (
-    Link("Cholesky factor", _itself, _itself),
+    identity("Cholesky factor"),
     Link("covariance", _cholesky, _gram),
     Link("precision matrix", _cholesky_of_inverse, _inverse_gram),
 )
 
 PRECISION_MATRIX = (
-    Link("precision matrix", _itself, _itself),
+    identity("precision matrix"),
     Link("covariance", _inverse, _inverse),
     Link("Cholesky factor", _inverse_gram, _cholesky_of_inverse, True),
 )
