@@ -24,6 +24,7 @@ from pyro_regimes.gaussian_hmm import (
     to_arguments,
 )
 from pyro_regimes.infer.em.em import EM
+from pyro_regimes.infer.em.session import Session
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.starts import raise_starts
 
@@ -61,32 +62,47 @@ class Fit(NamedTuple):
         return int(np.where(sound, final, -np.inf).argmax())
 
 
-class PrivateEM(EM):
-    """EM with a parameter store of its own, which is in Pyro's place only while the model is read.
+class PrivateSession(Session):
+    """A parameter store of its own, which is in Pyro's place only while the model is run.
 
     None of the caller's handlers reach the model. Several threads may fit at once: between two
-    readings nothing is shared.
+    runs of the model nothing is shared.
     """
 
-    def __init__(self, model: PyroModel, min_eigenvalue: float) -> None:
-        super().__init__(model, min_eigenvalue=min_eigenvalue)
-        self._store = ParamStoreDict()
+    def __init__(self, min_eigenvalue: float) -> None:
+        super().__init__(None, min_eigenvalue)
+        self.store = ParamStoreDict()
 
     @contextmanager
-    def _pyro(self) -> Iterator[None]:
-        with isolated(self._store), super()._pyro():
+    def alone(self) -> Iterator[None]:
+        """Alone with Pyro, and with the store."""
+        with isolated(self.store), super().alone():
             yield
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Tell the user of what RegimeModel does not tell itself."""
         # A start whose covariances are all but singular may come to its end before its maximum,
         # for rounding. EM freezes it there. What is not confirmed has not converged, of which
         # RegimeModel warns itself.
         if "lowered the log-likelihood" not in message and "check of convergence" not in message:
-            super()._warn(message)
+            super().warn(message)
+
+
+class PrivateEM(EM):
+    """EM with a parameter store of its own."""
+
+    def __init__(
+        self,
+        model: PyroModel,
+        min_eigenvalue: float,
+        session: type[PrivateSession] = PrivateSession,
+    ) -> None:
+        super().__init__(model, min_eigenvalue=min_eigenvalue)
+        self._session: PrivateSession = session(min_eigenvalue)
 
     def values(self) -> dict[str, Tensor]:
         """The parameters."""
-        return {name: value.detach() for name, value in self._store.items()}
+        return {name: value.detach() for name, value in self._session.store.items()}
 
 
 def fit_starts(
@@ -211,15 +227,15 @@ class GradientClimb:
 
     def _is_high(self, tol: float) -> Flags:
         """Which starts a step of EM would raise by less than :data:`STEADY` times ``tol``."""
-        em = _SilentEM(pyro_model(self.values()), self._floor)
+        em = PrivateEM(pyro_model(self.values()), self._floor, _SilentSession)
         losses = em.run(*self._data, num_steps=1, tol=None).restart_history
         before, after = _to_numpy(losses).reshape(2, self._num_starts)
         high: Flags = before - after < STEADY * tol
         return high
 
 
-class _SilentEM(PrivateEM):
-    """One step of which tells how far from a maximum another method is."""
+class _SilentSession(PrivateSession):
+    """For a step of EM that tells how far from a maximum another method is."""
 
-    def _warn(self, message: str) -> None:
-        pass
+    def warn(self, message: str) -> None:
+        """Tell nobody."""

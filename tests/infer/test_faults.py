@@ -257,7 +257,7 @@ def test_what_follows_a_frozen_parameter_is_maximised_given_it() -> None:
     """A scale about the location that stays, and not about the one that was given up."""
     em = EM(lambda: observe(loc=real("loc", LOC), scale=scale()))
     em.step()
-    em._frozen = {"loc": np.array([True]), "scale": np.array([False])}
+    em._session.frozen = {"loc": np.array([True]), "scale": np.array([False])}
     held = pyro.param("loc").detach().clone()
     for _ in range(300):
         em.step()

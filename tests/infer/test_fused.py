@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.em import em as em_module
-from pyro_regimes.infer.em import loop as climb
+from pyro_regimes.infer.em.engines import fused_gaussian, tensors
+from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
 from pyro_regimes.kernels import cpu_em, ops
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
@@ -74,13 +74,13 @@ MODELS = {
 def spy(monkeypatch: pytest.MonkeyPatch, allowed: bool = True) -> list:
     """What was found, which can be forbidden."""
     found: list = []
-    find = em_module.find
+    find = fused_gaussian.find
 
     def remember(*args: object) -> object:
-        found.append(find(*args) if allowed else None)
+        found.append(find(*args) if allowed else "forbidden")
         return found[-1]
 
-    monkeypatch.setattr(em_module, "find", remember)
+    monkeypatch.setattr(fused_gaussian, "find", remember)
     return found
 
 
@@ -90,7 +90,7 @@ def test_equals_the_iterations_step_by_step(model, floor, monkeypatch):
     with monkeypatch.context() as patch:
         found = spy(patch)
         fast = EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None)
-        assert found[0] is not None
+        assert isinstance(found[0], FusedEngine)
     values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     pyro.clear_param_store()
     spy(monkeypatch, allowed=False)
@@ -115,7 +115,7 @@ def test_float32(monkeypatch):
     pyro.clear_param_store()
     found = spy(monkeypatch)
     single = EM(gaussian_model(Y.float())).run(num_steps=10, tol=None)
-    assert found[0] is not None
+    assert isinstance(found[0], FusedEngine)
     # The start and the data are rounded to 6e-8 of their size.
     assert_close(single.restart_history, exact.restart_history, rtol=2e-6, atol=0.0)
     assert all(value.dtype == torch.float32 for value in pyro.get_param_store().values())
@@ -137,16 +137,16 @@ def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatc
     history = EM(model).run(num_steps=5, tol=None).history
     pyro.clear_param_store()
     calls = []
-    sweep = climb.evaluate if forbidden else cpu_em.GaussianEM.step
+    sweep = tensors.evaluate if forbidden else cpu_em.GaussianEM.step
 
     def interrupted(*args: object) -> object:
         calls.append(args)
-        if len(calls) == 5:
+        if len(calls) == (4 if forbidden else 5):
             raise KeyboardInterrupt
         return sweep(*args)
 
     if forbidden:
-        monkeypatch.setattr(climb, "evaluate", interrupted)
+        monkeypatch.setattr(tensors, "evaluate", interrupted)
     else:
         monkeypatch.setattr(cpu_em.GaussianEM, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -180,5 +180,7 @@ def test_other_models_and_backends_are_left_alone(monkeypatch):
         }
         pyro.sample("x", RegimeHMM(observation_dist=normal, **chain), obs=Y)
 
-    EM(tied).run(num_steps=1)
-    assert found == [None, None]
+    em = EM(tied)
+    em.run(num_steps=1)
+    assert all(isinstance(each, str) for each in found) and len(found) == 2
+    assert found[1] in str(em.plan)

@@ -22,8 +22,7 @@ from pyro_regimes import EM, EMResult, RegimeHMM, emissions
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.emissions import normal
 from pyro_regimes.infer import tracing
-from pyro_regimes.infer.em import em as em_module
-from pyro_regimes.infer.em import guard
+from pyro_regimes.infer.em import ascent, guard
 from pyro_regimes.infer.em.recognise import find as parameters
 from tests.infer import accepted, table, test_recognition
 from tests.infer.models import (
@@ -90,7 +89,7 @@ def test_weights_lost_beside_unused_cells(monkeypatch: Any) -> None:
     assert_silent(run(model))
     pyro.clear_param_store()
     monkeypatch.setattr(parameters, "_is_shared", by_counting)
-    monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
+    monkeypatch.setattr(ascent, "fallen", lambda params, before, after: before > 1e9)
     assert_spoken(run(model), "parameter 'loc'")
 
 
@@ -116,7 +115,8 @@ def test_a_parameter_out_of_sight(monkeypatch: Any, model: Model) -> None:
 @pytest.mark.parametrize("model", [test_recognition.huber, test_recognition.correlated])
 def test_the_density_of_a_parent_class(monkeypatch: Any, model: Model) -> None:
     def by_inheritance(base: Any, event_dim: int) -> Any:
-        return next((each for each in emissions.FAMILIES if isinstance(base, each.distributions)), None)
+        families = emissions.FAMILIES
+        return next((each for each in families if isinstance(base, each.distributions)), None)
 
     monkeypatch.setattr(emissions, "find_family", by_inheritance)
     # The run that reads the model at every step, as its losses are another's.
@@ -166,7 +166,7 @@ def test_an_update_that_is_no_maximiser(monkeypatch: Any) -> None:
 
     arguments = (normal.LOC, replace(normal.SCALE, maximise=short))
     monkeypatch.setattr(type(normal.NORMAL), "arguments", arguments)
-    monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
+    monkeypatch.setattr(ascent, "fallen", lambda params, before, after: before > 1e9)
     assert_spoken(run(lambda: observe(loc=loc(), scale=scale()), tol=1e-3), "parameter 'scale'")
 
 
@@ -218,7 +218,7 @@ def test_one_restart_of_many_is_named(monkeypatch: Any) -> None:
 
     arguments = (normal.LOC, replace(normal.SCALE, maximise=short))
     monkeypatch.setattr(type(normal.NORMAL), "arguments", arguments)
-    monkeypatch.setattr(em_module.climb, "fallen", lambda now, losses: now.losses > 1e9)
+    monkeypatch.setattr(ascent, "fallen", lambda params, before, after: before > 1e9)
 
     def model() -> None:
         with pyro.plate("restarts", 2):

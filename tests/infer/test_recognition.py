@@ -519,7 +519,7 @@ def test_planning_leaves_the_generators_alone(monkeypatch: Any) -> None:
     torch.manual_seed(seeds.seed(0))
     before = torch.get_rng_state()
     em = EM(model)
-    em._make_plan((), {})
+    em._session.make_plan(em._call((), {}))
     assert all(torch.equal(state, before) for state in states[1:])
     assert torch.equal(torch.get_rng_state(), before)
     assert em.plan.is_subsampled and set(em.plan.names) == {"initial", "transition", "loc"}

@@ -2,63 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import sys
-import warnings
-from contextlib import AbstractContextManager
 from numbers import Integral
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-import pyro
 import torch
-from torch.distributions.constraints import positive_definite
 
-from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.callables import check_callables
 from pyro_regimes.infer.em import guard
-from pyro_regimes.infer.em import loop as climb
-from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
-from pyro_regimes.infer.em.engines.fused_gaussian import find
-from pyro_regimes.infer.em.engines.retrace import (
-    Reading,
-    ReadingClimb,
-    pseudo_statistics,
-    read_losses,
-    write,
-)
-from pyro_regimes.infer.em.engines.stochastic import Schedule, average, default_schedule
-from pyro_regimes.infer.em.gradient import Optim, find_gradients
-from pyro_regimes.infer.em.grouping import Groups, find_groups
-from pyro_regimes.infer.em.guard import Call
-from pyro_regimes.infer.em.loop import (
-    Climb,
-    EMResult,
-    Held,
-    OutsideConstraint,
-    Params,
-    Problem,
-    State,
-)
-from pyro_regimes.infer.em.recognise.find import find_parameters
+from pyro_regimes.infer.em.ascent import Ascent, agrees
+from pyro_regimes.infer.em.e_step import read_log_probs
+from pyro_regimes.infer.em.engines import fused_gaussian
+from pyro_regimes.infer.em.engines.retrace import RetraceEngine
+from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
+from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
+from pyro_regimes.infer.em.gradient import Optim
+from pyro_regimes.infer.em.loop import Engine, Loop
+from pyro_regimes.infer.em.problem import Problem, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.handing import SameSubsamples
-from pyro_regimes.infer.isolation import Alone
-from pyro_regimes.infer.tracing import (
-    Run,
-    constraint_of,
-    run_model,
-    write_parameter,
-)
-from pyro_regimes.infer.undisturbed import Undisturbed, check_leaves, explained
+from pyro_regimes.infer.em.result import EMResult
+from pyro_regimes.infer.em.session import Call, Reading, Session, read_losses
+from pyro_regimes.infer.undisturbed import Undisturbed
 
 __all__ = ["EM", "EMResult"]
-
-#: Files of torch and contextlib that stand between a caller and a decorated function.
-_DECORATORS = (torch.utils._contextlib.__file__, contextlib.__file__)
 
 
 class EM:
@@ -129,19 +96,12 @@ class EM:
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
         self.step_size = step_size or default_schedule
-        self._averages: dict[str, SiteStatistics] = {}
-        self._num_batches = 0
-        self._plan: Plan | None = None
-        self._groups: Groups | None = None
-        self._plate_sizes: dict[str, int] = {}
-        self._leaves: Params = {}
-        self._frozen: Held = {}
-        self._warned: set[str] = set()
+        self._session = Session(optim, min_eigenvalue)
 
     @property
     def plan(self) -> Plan | None:
         """How each parameter is updated; None before the first step. Prints readably."""
-        return self._plan
+        return self._session.plan
 
     def reset(self) -> None:
         """Forget everything but the parameter store.
@@ -152,32 +112,35 @@ class EM:
         where a subsampled plate has another size. A new data set of the same size, with the
         parameters of the last one as its start, needs a call.
         """
-        self._plan, self._groups, self._warned = None, None, set()
-        self._plate_sizes, self._leaves, self._frozen = {}, {}, {}
-        self._forget_averages()
+        self._session.reset()
 
-    def _forget_averages(self) -> None:
-        self._averages, self._num_batches = {}, 0
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return Call(self.model, self.guide, args, kwargs)
+
+    def _retrace(self, call: Call, reading: Reading) -> RetraceEngine:
+        return RetraceEngine(self._session, call, reading, self.step_size)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
 
         :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
         """
-        call = Undisturbed()
-        with call, call, self._pyro(), torch.no_grad():
-            call.undo = self._mark()
-            reading = self._read(args, kwargs)
-            way = ReadingClimb(self, reading, args, kwargs)
-            way.move()
-            self._frozen = way.frozen
-            return reading.problem.loss(reading.state.losses)
+        session, call = self._session, self._call(args, kwargs)
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, session.alone(), torch.no_grad():
+            undisturbed.undo = session.mark()
+            reading = session.read(call)
+            problem, state, _ = reading
+            ascent = Ascent(problem.plan.names, state.losses, session.frozen, session.warn)
+            self._retrace(call, reading).improve(state, ascent)
+            session.frozen = ascent.frozen
+            return problem.loss(state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
-        call = Undisturbed()
-        with call, call, self._pyro(), torch.no_grad():
-            run = self._run(args, kwargs)
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            run = self._session.run(self._call(args, kwargs))
             values = read_log_probs(run.sites).values()
             return -run.log_priors() - sum(float(value.double().sum()) for value in values)
 
@@ -210,311 +173,139 @@ class EM:
             )
         if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
-        num_steps = int(num_steps)
-        self._frozen, self._warned = {}, set()
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        call = Undisturbed()
-        with call, call, torch.no_grad():
-            with self._pyro():
-                call.undo = self._mark()
-                reading = self._read(args, kwargs)
-                problem, start, _ = reading
-                if not problem.plan.is_closed:
-                    way: Climb = ReadingClimb(self, reading, args, kwargs)
-                    self._run_reading(way, num_steps, tol, callback, call)
-                    return self._checked(way, tol if check else None, args, kwargs)
-                if not problem.constraints:
-                    fused = find(problem.plan, problem.groups, problem.sites, self.min_eigenvalue)
-                    problem = problem._replace(fused=fused)
-            way = Climb(problem, start, self._warn, self._frozen)
+        session, call = self._session, self._call(args, kwargs)
+        session.begin()
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            undisturbed.undo = session.mark()
+            reading = session.read(call)
+            settings = int(num_steps), tol, callback
+            if reading.problem.plan.is_closed:
+                loop = self._run_on_tensors(call, reading, undisturbed, *settings)
+            else:
+                loop = self._run_retracing(call, reading, undisturbed, *settings)
+            session.frozen = loop.ascent.frozen
+            return self._checked(loop, tol if check else None, call)
 
-            def keep() -> None:
-                if way.num_steps:
-                    with self._pyro():
-                        write(way.now.params, way.now.leaves)
-
-            def shown(number: int, loss: float) -> None:
-                keep()
-                assert callback is not None
-                callback(number, loss)
-
-            call.undo = keep  # where an error, or the user, ends it
-            try:
-                way.run(num_steps, tol, callback and shown)
-            except OutsideConstraint as error:
-                if self.optim is None:
-                    raise
-                way.blamed = [error.name]
-            keep()
-            agrees = not way.num_steps or self._agrees(way, args, kwargs)
-            if not agrees or way.blamed and problem.may_move:
-                way = self._go_on_reading(way if agrees else None, reading, args, kwargs)
-                with self._pyro():
-                    self._run_reading(way, num_steps, tol, callback, call)
-            self._frozen = way.frozen
-            return self._checked(way, tol if check else None, args, kwargs)
-
-    def _run_reading(
+    def _run_on_tensors(
         self,
-        way: Climb,
+        call: Call,
+        reading: Reading,
+        undisturbed: Undisturbed,
         num_steps: int,
         tol: float | None,
         callback: Callable[[int, float], None] | None,
-        call: Undisturbed,
-    ) -> None:
-        """Run the model at every step, and come back to the last one that was completed."""
+    ) -> Loop:
+        """Iterate on what one run of the model has shown; then see that it agrees."""
+        session = self._session
+        problem, start, _ = reading
+        engines = self._engines(problem, start)
+        loop = Loop(engines, start, session.frozen, session.warn)
+
+        def keep() -> None:
+            if loop.num_steps:
+                session.write(loop.now.params, loop.now.leaves)
+
+        def shown(number: int, loss: float) -> None:
+            keep()
+            assert callback is not None
+            callback(number, loss)
+
+        undisturbed.undo = keep  # where an error, or the user, ends it
+        try:
+            loop.run(num_steps, tol, callback and shown)
+        except OutsideConstraint as error:
+            if self.optim is None:
+                raise
+            loop.ascent.blamed = [error.name]
+        keep()
+        if loop.num_steps and not self._agrees(loop, call):
+            session.write(start.params, start.leaves)
+            return self._run_retracing(call, reading, undisturbed, num_steps, tol, callback)
+        if loop.ascent.blamed and problem.may_move:
+            session.give_up(loop.ascent.blamed)
+            again = session.read(call)
+            return self._run_retracing(call, again, undisturbed, num_steps, tol, callback, loop)
+        return loop
+
+    def _engines(self, problem: Problem, start: Any) -> list[Engine]:
+        """The engines that can serve a closed problem, the fastest first."""
+        fused = fused_gaussian.find(problem, start)
+        tensors = TensorEngine(problem)
+        if isinstance(fused, str):
+            self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
+            return [tensors]
+        self._session.describe_engine("compiled iterations of a plain Gaussian model")
+        return [fused, tensors]
+
+    def _run_retracing(
+        self,
+        call: Call,
+        reading: Reading,
+        undisturbed: Undisturbed,
+        num_steps: int,
+        tol: float | None,
+        callback: Callable[[int, float], None] | None,
+        before: Loop | None = None,
+    ) -> Loop:
+        """Run the model at every step; an error comes back to the last one that was completed.
+
+        :param before: a run whose last state is the first one here.
+        """
+        session = self._session
+        session.describe_engine(
+            f"the model is run at every step, as {reading.problem.plan.why_not_closed}"
+        )
+        loop = Loop(
+            [self._retrace(call, reading)], reading.state, session.frozen, session.warn
+        )
+        if before is not None:
+            loop.go_on_from(before)
 
         def completed(number: int, loss: float) -> None:
-            call.undo = self._mark()
+            undisturbed.undo = session.mark()
             if callback is not None:
                 callback(number, loss)
 
-        call.undo = self._mark()
-        way.run(num_steps, tol, completed)
-        self._frozen = way.frozen
+        undisturbed.undo = session.mark()
+        loop.run(num_steps, tol, completed)
+        return loop
 
-    def _pyro(self) -> AbstractContextManager[Any]:
-        """Alone with Pyro's handlers and the parameter store."""
-        return Alone()
-
-    def _mark(self) -> Callable[[], None]:
-        """What comes back to the parameters, and to what EM knows of them, as they are now."""
-        known = dict(vars(self))
-        with self._pyro():
-            leaves = dict(pyro.get_param_store().named_parameters())
-            check_leaves(leaves)
-            names = self._leaves or leaves
-            held = [leaf for name, leaf in leaves.items() if name in names]
-        kept = [(leaf, leaf.detach().clone()) for leaf in held]
-
-        def undo() -> None:
-            with torch.no_grad():
-                for leaf, value in kept:
-                    leaf.copy_(value)
-            vars(self).update(known)
-
-        return undo
-
-    def _run(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        values: Params | None = None,
-        connected: bool = False,
-    ) -> Run:
-        try:
-            return run_model(
-                self.model, args, kwargs, values, guide=self.guide, connected=connected
-            )
-        except RuntimeError as error:
-            clearer = explained(error)
-            if clearer is error:
-                raise
-            raise clearer from error
-
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
-        """Run the model, make or check the plan, and take expectations."""
-        leaves = dict(pyro.get_param_store().named_parameters())
-        if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
-            self.reset()  # what it knows is of other parameters
-        plan = self._plan or self._new_plan(args, kwargs)
-        run = self._run_as_planned(plan, args, kwargs)
-        self._check_averages(run)
-        if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
-            plan = self._new_plan(args, kwargs)
-            run = self._run_as_planned(plan, args, kwargs)
-        leaves = dict(pyro.get_param_store().named_parameters())
-        self._leaves = {name: leaves[name] for name in run.params}
-        if self._groups is None or not self._groups.fits(run):
-            self._groups = find_groups(plan, run)
-        with torch.set_grad_enabled(bool(plan.gradient)):
-            sites = {name: read_site(site) for name, site in run.sites.items()}
-        constraints = {name: constraint_of(name) for name in plan.affine.names}
-        for each in plan.assignments:
-            constraints[each.name] = constraint_of(each.name)
-        problem = Problem(
-            plan,
-            self._groups,
-            sites,
-            climb.constant_of(plan, run),
-            run.latents,
-            sum(float(value) for value in run.others.values()),
-            pseudo_statistics(plan, run),
-            {
-                name: constraint
-                for name, constraint in constraints.items()
-                if plan.may_violate(name, constraint)
-            },
-            self.min_eigenvalue,
-            None,
-            self.optim is not None,
-        )
-        params = {name: run.params[name].detach() for name in plan.names}
-        arguments = {name: data.arguments for name, data in problem.sites.items()}
-        leaves = {
-            name: self._leaves[name].detach().clone()
-            for name, constraint in constraints.items()
-            if constraint is positive_definite
-        }
-        state = climb.evaluate(problem, params, leaves, arguments)
-        gradients = {}
-        if plan.gradient:
-            gradients = find_gradients(run, state.expected, list(plan.gradient))
-        return Reading(problem, state, gradients)
-
-    def _run_as_planned(
-        self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Run:
-        connected = plan.needs_graph
-        with torch.set_grad_enabled(connected):
-            return self._run(args, kwargs, connected=connected)
-
-    def _new_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        self._frozen = {}
-        return self._make_plan(args, kwargs)
-
-    def _make_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-        def read(values: Params | None) -> Run:
-            with SameSubsamples():  # every run of a subsampled model is to see the same data
-                return self._run(args, kwargs, values)
-
-        read(None)  # which makes the parameters and the guide
-        self._plan = find_parameters(read, self.optim is not None)
-        self._groups, self._averages, self._num_batches = None, {}, 0
-        if self.min_eigenvalue > 0:
-            self._raise_to_floor(self._plan, read(None).params)
-        return self._plan
-
-    def _check_averages(self, run: Run) -> None:
-        """Forget those of another data set.
-
-        :raises ValueError: if a run has other sites than they are of.
-        """
-        known = self._plate_sizes
-        if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
-            self._forget_averages()
-        self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
-        if self._averages and set(run.sites) != set(self._averages):
-            raise ValueError(
-                "expected a model with subsampled plates to observe the same sites at every step, "
-                f"got {sorted(self._averages)} and then {sorted(run.sites)}: running averages are "
-                "kept by site. Vectorise the plate, or name its sites by their place in the "
-                "minibatch"
-            )
-
-    def _average(self, problem: Problem, now: State) -> None:
-        """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""
-        self._num_batches += 1
-        share = float(self.step_size(self._num_batches))
-        if not 0 < share <= 1:
-            raise ValueError(
-                f"expected step_size to lie above 0 and up to 1, got {share} for batch "
-                f"{self._num_batches}"
-            )
-        expected = {
-            name: average(each, problem.plan.updated(name), self._averages.get(name), share)
-            for name, each in now.expected.items()
-        }
-        self._averages = {name: each.averages for name, each in expected.items()}
-        nothing = {name: np.zeros(len(now.losses), dtype=np.bool_) for name in problem.plan.names}
-        found = climb.step(problem, now, nothing, dict(expected))
-        write(found.values, found.leaves)
-
-    def _give_up(self, names: list[str]) -> None:
-        """Leave parameters to the optimiser whose closed form is no step upwards."""
-        assert self._plan is not None
-        reason = "its closed form lowered the objective, or left its constraint"
-        self._plan = self._plan.without(names, reason)
-        self._groups = None
-
-    def _go_on_reading(
-        self,
-        way: Climb | None,
-        start: Reading,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> ReadingClimb:
-        """From where a climb on tensors has come; or from the start, where the model differs."""
-        with self._pyro():
-            if way is None:
-                write(start.state.params, start.state.leaves)
-                return ReadingClimb(self, start, args, kwargs)
-            self._give_up(way.blamed)
-            more = ReadingClimb(self, self._read(args, kwargs), args, kwargs)
-            more.losses, more.num_e_steps = way.losses, way.num_e_steps + 1
-            if not way.problem.plan.is_joint:  # what was told restart by restart is so no longer
-                more.losses = [np.array([way.problem.loss(each)]) for each in way.losses]
-            more.measured(more.now.losses)
-            return more
-
-    def _agrees(self, way: Climb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the model, read again, says what the tensors said."""
-        with self._pyro():
-            plan, groups = way.problem.plan, way.problem.groups
-            run = self._run_as_planned(plan, args, kwargs)
-            if not (plan.holds(run) and groups.fits(run)):
-                return False
-            losses = read_losses(plan, groups, run)
-            constant = climb.constant_of(plan, run)
-        params = way.now.params
-        if not climb.agrees(params, way.losses[-1], losses):
+    def _agrees(self, loop: Loop, call: Call) -> bool:
+        """Whether the model, run again, says what the tensors said."""
+        plan, groups = loop.problem.plan, loop.problem.groups
+        run = self._session.run_as_planned(plan, call)
+        if not (plan.holds(run) and groups.fits(run)):
             return False
-        if not climb.agrees(params, np.array(way.problem.constant), np.array(constant)):
+        losses = read_losses(plan, groups, run)
+        constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
+        params = loop.now.params
+        if not agrees(params, loop.losses[-1], losses) or not agrees(params, *constants):
             return False
-        if not climb.agrees(params, way.losses[-1], losses, beyond_rounding=False):
-            way.measured(losses)
+        if not agrees(params, loop.losses[-1], losses, beyond_rounding=False):
+            loop.measured(losses)
         return True
 
-    def _checked(
-        self, way: Climb, tol: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> EMResult:
+    def _checked(self, loop: Loop, tol: float | None, call: Call) -> EMResult:
         """The result, which counts as converged only if the model's own objective confirms it."""
-        result = way.result()
-        if way.converged and way.now.unbounded:
-            names = ", ".join(map(repr, way.now.unbounded))
+        result = loop.result()
+        if loop.converged and loop.now.unbounded:
+            names = ", ".join(map(repr, loop.now.unbounded))
             return result._replace(
                 converged=False,
                 stop_reason=f"{result.stop_reason}, but {names} kept a value without a maximum",
             )
-        if tol is None or not way.converged:
+        if tol is None or not loop.converged:
             return result
-        with self._pyro():
-            findings = guard.check(Call(self.model, self.guide, args, kwargs), way, tol)
+        with self._session.alone():
+            findings = guard.check(call, loop, tol)
         if not findings:
             return result
-        self._warn(guard.message(findings, list(way.problem.plan.gradient)))
+        self._session.warn(guard.message(findings, list(loop.problem.plan.gradient)))
         return result._replace(
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
         )
-
-    def _raise_to_floor(self, plan: Plan, params: Params) -> None:
-        """Move covariances below the floor to it: EM is monotone from a feasible start only."""
-        for each in plan.assignments:
-            if self.min_eigenvalue > 0:
-                value = params[each.name]
-                cells = each.link.forward(blocks(value, each.event_dim))
-                feasible = each.argument.feasible(cells, self.min_eigenvalue)
-                raised = each.link.inverse(feasible).reshape(value.shape)
-                if feasible is not cells and not torch.equal(raised, value):
-                    write_parameter(each.name, raised)
-
-    def _warn(self, message: str) -> None:
-        """Tell the user once of each kind of trouble."""
-        kind = message[:40]
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, RuntimeWarning, stacklevel=_levels_to_the_caller())
-
-
-def _levels_to_the_caller() -> int:
-    """The ``stacklevel`` at which a warning of the caller points at a line outside the package."""
-    package = str(Path(__file__).parents[2]) + os.sep
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename in _DECORATORS
-    ):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -22,7 +22,7 @@ probabilities that are exactly 0.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -30,17 +30,19 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Pooled, blocks
-from pyro_regimes.infer.em import loop as climb
+from pyro_regimes.infer.em.ascent import rounding as rounding_of
 from pyro_regimes.infer.em.e_step import (
     chain_logits,
     observation_logits,
     read_site,
 )
 from pyro_regimes.infer.em.gradient import log_terms
-from pyro_regimes.infer.em.loop import Array, Climb, Params, Problem, State
+from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.m_step import Collected, is_sound, normal_equations, pool
+from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState, complete
 from pyro_regimes.infer.em.recognise.affine import solve
 from pyro_regimes.infer.em.recognise.plan import Assignment
+from pyro_regimes.infer.em.session import Call
 from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.tracing import run_model, trace_model
 
@@ -52,15 +54,6 @@ _SAME_STATES = "have the same parameters, so that EM cannot tell them apart"
 
 #: The most states of which each is compared with each.
 _MOST_STATES = 32
-
-
-class Call(NamedTuple):
-    """A model with what it is called with."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any] | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Finding(NamedTuple):
@@ -79,30 +72,30 @@ class Measure(NamedTuple):
     gain: Array  #: ``(R,)``
 
 
-def check(call: Call, way: Climb, tol: float) -> list[Finding]:
+def check(call: Call, loop: Loop, tol: float) -> list[Finding]:
     """Compare the model's own objective with what a converged run says of it.
 
     Under the caller's lock; the parameter store holds the parameters of the run.
 
-    :param way: the run.
+    :param loop: the run.
     :param tol: at which it converged.
     :return: what does not agree by more than ten times ``tol``, or rounding.
     """
-    every = list(range(len(way.now.losses)))
+    every = list(range(len(loop.now.losses)))
     try:
-        return _compare(call, way, tol, every)
+        return _compare(call, loop, tol, every)
     except (torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
         what = f"the model's own objective could not be differentiated: {error}"
         return [Finding("", what, every)]
 
 
-def _compare(call: Call, way: Climb, tol: float, every: list[int]) -> list[Finding]:
-    problem, state = way.problem, _state(way)
+def _compare(call: Call, loop: Loop, tol: float, every: list[int]) -> list[Finding]:
+    problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
     natural = _perturbed(problem, state.params)
     with torch.enable_grad():
         loss, gradients = _differentiate(call, natural)
     total = problem.loss(state.losses)
-    rounding = climb.rounding(state.params)
+    rounding = rounding_of(state.params)
     found = []
     if np.isfinite(total) and not abs(loss - total) <= max(
         _SLACK * tol, rounding * (1 + abs(total))
@@ -115,7 +108,7 @@ def _compare(call: Call, way: Climb, tol: float, every: list[int]) -> list[Findi
     found += _same_states(state, every)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
-    for name, mismatch, gain in _measure(call, way, state, gradients):
+    for name, mismatch, gain in _measure(call, loop, state, gradients):
         apart, short = ~(mismatch <= bound), ~(gain <= bound)
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"
@@ -153,7 +146,7 @@ def message(findings: list[Finding], moved: list[str]) -> str:
     return f"{text} run(..., check=False) leaves the check out"
 
 
-def _same_states(state: State, every: list[int]) -> list[Finding]:
+def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
     """States that may be exchanged, where more than their data holds them together.
 
     Started alike, they stay alike: a saddle of the likelihood, with a gradient of zero.
@@ -187,14 +180,6 @@ def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> bool:
         (transition, transition[..., order, :][..., order]),
     )
     return all(torch.allclose(*pair, rtol=1e-9, atol=1e-9, equal_nan=True) for pair in pairs)
-
-
-def _state(way: Climb) -> State:
-    """The E-step at the last parameters, which fused iterations have not kept."""
-    if way.problem.fused is None:
-        return way.now
-    arguments = way._arguments_of(way.now.params)
-    return climb.evaluate(way.problem, way.now.params, way.now.leaves, arguments)
 
 
 class Perturbed(NamedTuple):
@@ -251,10 +236,10 @@ def _differentiate(
 
 
 def _measure(
-    call: Call, way: Climb, state: State, gradients: dict[str, Tensor]
+    call: Call, loop: Loop, state: TensorState, gradients: dict[str, Tensor]
 ) -> list[Measure]:
     """All parameters."""
-    problem, number = way.problem, len(state.losses)
+    problem, number = loop.problem, len(state.losses)
     collected = Collected(problem.plan, dict(state.expected))
     measured = []
     for each in problem.plan.assignments:
@@ -262,7 +247,7 @@ def _measure(
         pooled = pool(each, collected, problem.pseudo, weighted=True)
         own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
         labels = problem.groups.cells[each.name]
-        frozen = torch.from_numpy(way.held[each.name]).to(labels.device)
+        frozen = torch.from_numpy(loop.ascent.held[each.name]).to(labels.device)
         by_restart = [
             torch.zeros(number, dtype=torch.float64, device=labels.device)
             .index_add(0, labels, part.double())
@@ -276,8 +261,8 @@ def _measure(
         measured.append(Measure(name, np.full(number, mismatch), np.full(number, gain)))
 
     affine = problem.plan.affine
-    if affine.names and not any(way.held[name].any() for name in affine.names):
-        alone(" and ".join(affine.names), *_measure_affine(way, state, collected, gradients))
+    if affine.names and not any(loop.ascent.held[name].any() for name in affine.names):
+        alone(" and ".join(affine.names), *_measure_affine(loop, state, collected, gradients))
     for name in problem.plan.names:
         past = gradients.get(name + " ")  # read past pyro.param
         if past is not None and bool((past != 0).any()):
@@ -293,11 +278,11 @@ def _measure(
 
 
 def _measure_affine(
-    way: Climb, state: State, collected: Collected, gradients: dict[str, Tensor]
+    loop: Loop, state: TensorState, collected: Collected, gradients: dict[str, Tensor]
 ) -> tuple[float, float]:
     """All parameters in which locations are affine, by the normal equations."""
-    affine = way.problem.plan.affine
-    normal, right = normal_equations(affine, collected, state.params, way.problem.pseudo)
+    affine = loop.problem.plan.affine
+    normal, right = normal_equations(affine, collected, state.params, loop.problem.pseudo)
     at = affine.flat(state.params)
     score = right - normal @ at
     parts = [
@@ -335,7 +320,7 @@ def _measure_cells(
 
 
 def _measure_moved(
-    call: Call, state: State, names: list[str], gradients: dict[str, Tensor]
+    call: Call, state: TensorState, names: list[str], gradients: dict[str, Tensor]
 ) -> list[tuple[str, float, float]]:
     """Of parameters that an optimiser moves, by the curvature of Q along the gradient."""
     leaves = dict(pyro.get_param_store().named_parameters())

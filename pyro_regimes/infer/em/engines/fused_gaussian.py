@@ -1,12 +1,13 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
 :mod:`.kernels.cpu_em` makes the ordinary steps of this one model: initial and transition
-probabilities, locations and full covariances, each a parameter of its own. Everything else, and a
-step that is not ordinary, is left to :mod:`.climb`.
+probabilities, locations and full covariances, each a parameter of its own. Every other model, and a
+step that is not ordinary, is left to :mod:`.tensors`.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +18,16 @@ from pyro_regimes.chain import INITIAL_PROBS, TRANSITION_PROBS
 from pyro_regimes.emissions import multivariate_normal as mvn
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import COVARIANCE, Link
+from pyro_regimes.infer.em import loop
+from pyro_regimes.infer.em.ascent import Ascent, fallen
 from pyro_regimes.infer.em.e_step import SiteData
-from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
+from pyro_regimes.infer.em.m_step import as_stored
+from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, State, TensorState
+from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.kernels import ops
 
 if TYPE_CHECKING:
-    from pyro_regimes.kernels.cpu_em import Array, GaussianEM, Parameters
+    from pyro_regimes.kernels.cpu_em import GaussianEM, Parameters
 
 _CHAIN_AND_LOC = (INITIAL_PROBS, TRANSITION_PROBS, mvn.LOC)
 #: What the kernel takes as covariances, by the links from them.
@@ -33,16 +37,61 @@ _SPREADS: dict[Argument, Link] = {
 }
 
 
-class Fused:
-    """The kernel, and how it takes and gives the parameters of a problem."""
+class FusedState:
+    """The kernel's arrays at one step; tensors are made of them when somebody asks."""
+
+    unbounded: list[str] = []  # an ordinary step finds neither
+    idle: list[str] = []
 
     def __init__(
-        self, kernel: GaussianEM, names: list[str], shapes: list[tuple[int, ...]], spread: Link
+        self, engine: FusedEngine, arrays: Parameters, losses: Array, beyond: Parameters | None
     ) -> None:
-        self._kernel, self._names, self._shapes = kernel, names, shapes
-        self._spread = spread  # from what the model holds to covariances
+        self._engine, self._arrays = engine, arrays
+        self.losses = losses
+        self.beyond = beyond  # the parameters one step on; None where that is not ordinary
 
-    def read(self, params: dict[str, Tensor]) -> Parameters:
+    @cached_property
+    def _tensors(self) -> tuple[Params, Params]:
+        return self._engine.write(self._arrays)
+
+    @property
+    def params(self) -> Params:
+        """The problem's tensors."""
+        return self._tensors[0]
+
+    @property
+    def leaves(self) -> Params:
+        """What the store holds of those that are positive definite."""
+        return self._tensors[1]
+
+    def with_losses(self, losses: Array) -> FusedState:
+        """The same with losses as another computation has found them."""
+        return FusedState(self._engine, self._arrays, losses, self.beyond)
+
+
+class FusedEngine:
+    """Ordinary steps of a plain Gaussian model.
+
+    :param names: of the parameters, in the kernel's order.
+    :param shapes: in which the kernel takes them.
+    :param spread: the link from what the model holds to covariances.
+    :param start: a state of the problem.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        kernel: GaussianEM,
+        names: list[str],
+        shapes: list[tuple[int, ...]],
+        spread: Link,
+        start: TensorState,
+    ) -> None:
+        self.problem = problem
+        self._kernel, self._names, self._shapes = kernel, names, shapes
+        self._spread, self._start = spread, start
+
+    def read(self, params: Params) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
         from pyro_regimes.kernels.cpu_em import Parameters
 
@@ -53,68 +102,98 @@ class Fused:
         arrays = [*others, self._spread.forward(spread)]
         return Parameters(*(value.contiguous().numpy() for value in arrays))
 
-    def write(self, parameters: Parameters, like: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The problem's tensors of the kernel's arrays."""
-        *others, spread = (torch.from_numpy(value) for value in parameters)
+    def write(self, arrays: Parameters) -> tuple[Params, Params]:
+        """The problem's tensors of the kernel's arrays, and what the store holds of some."""
+        *others, spread = (torch.from_numpy(value) for value in arrays)
         values = [*others, self._spread.inverse(spread)]
-        return {
+        like = self._start.params
+        params = {
             name: value.to(like[name].dtype).reshape(like[name].shape)
             for name, value in zip(self._names, values, strict=True)
         }
+        leaves = {}
+        for name in self._start.leaves:
+            params[name], leaves[name] = as_stored(params[name])
+        return params, leaves
 
-    def step(self, parameters: Parameters) -> tuple[Array | None, Parameters | None]:
-        """The losses ``(R,)`` before an ordinary step, and the parameters after it, or None."""
-        likelihood, new = self._kernel.step(parameters)
-        return None if likelihood is None else -likelihood, new
+    def advance(self, now: State, ascent: Ascent) -> FusedState | None:
+        """An ordinary step, or None."""
+        if ascent.is_holding:
+            return None
+        beyond = now.beyond if isinstance(now, FusedState) else self._beyond(now)
+        if beyond is None:
+            return None
+        likelihood, after = self._kernel.step(beyond)
+        if likelihood is None or fallen(self._start.params, now.losses, -likelihood).any():
+            return None
+        ascent.num_e_steps += 1
+        return FusedState(self, beyond, -likelihood, after)
+
+    def _beyond(self, now: State) -> Parameters | None:
+        return self._kernel.step(self.read(now.params))[1]
+
+    def is_free(self, now: State, ascent: Ascent) -> Flags:
+        """Restarts in which some closed form is not frozen."""
+        return ascent.free
+
+    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
+        """Whether every free restart rose by less than ``tol``."""
+        return loop.rose_by_less(losses, free, tol)
 
 
-def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -> Fused | None:
-    """The kernel for a problem; None where it is another model, or on another device."""
+def find(problem: Problem, start: TensorState) -> FusedEngine | str:
+    """The engine for a problem; or why there is none."""
+    plan, groups, sites = problem.plan, problem.groups, problem.sites
     if plan.is_joint or len(sites) != 1:
-        return None
+        return "restarts are watched as one" if plan.is_joint else "several sites are observed"
+    if problem.constraints:
+        return "a parameter has a constraint that its maximum may not meet"
     (data,) = sites.values()
     held = {each.argument: each for each in plan.assignments}
     spread = next((argument for argument in _SPREADS if argument in held), None)
-    if spread is None or len(plan.assignments) != 4 or len(held) != 4 or not _is_plain(data):
-        return None
     wanted = (*_CHAIN_AND_LOC, spread)
-    if set(held) != set(wanted):
-        return None
+    if spread is None or len(plan.assignments) != 4 or set(held) != set(wanted):
+        return "it serves probabilities, locations and full covariances, each one parameter"
+    if any(each.prior is not None for each in plan.assignments):
+        return "it serves no priors"
+    reason = _why_not_plain(data)
+    if reason is not None:
+        return reason
     hmm = data.site.hmm
     num_states, size = hmm.state_dim, hmm.observation_dist.event_shape[0]
-    counts = {_num_models(held[argument], data, num_states) for argument in wanted}
+    counts = {_num_models(each, data, num_states) for each in held.values()}
     if counts != {groups.num_restarts}:
-        return None
+        return "parameters are shared, selected or transformed"
     value = _flat_value(data)
     if value is None:
-        return None
+        return "the data would have to be copied for every restart"
     from pyro_regimes.kernels.cpu_em import GaussianEM
 
     num_sequences, num_steps = data.batch_shape.numel(), value.shape[1]
     lengths = np.full(num_sequences, num_steps)
     if hmm.lengths is not None:
         lengths = hmm.lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
-    kernel = GaussianEM(value.numpy(), lengths, num_states, groups.num_restarts, floor)
+    kernel = GaussianEM(
+        value.numpy(), lengths, num_states, groups.num_restarts, problem.min_eigenvalue
+    )
     lead = (groups.num_restarts, num_states)
     shapes = [lead, (*lead, num_states), (*lead, size), (*lead, size, size)]
-    names = [held[argument].name for argument in wanted]
-    return Fused(kernel, names, shapes, _SPREADS[spread])
+    names = [held[argument].name for argument in (*_CHAIN_AND_LOC, spread)]
+    return FusedEngine(problem, kernel, names, shapes, _SPREADS[spread], start)
 
 
-def _is_plain(data: SiteData) -> bool:
-    """Whether nothing is weighted or masked, and the compiled CPU kernels serve the data."""
+def _why_not_plain(data: SiteData) -> str | None:
+    """Why the compiled CPU kernel does not serve the data, if it does not."""
     site = data.site
-    return (
-        site.family is mvn.MULTIVARIATE_NORMAL
-        and data.weight is None
-        and site.observation_mask is None
-        and not site.varies
-        and len(site.hmm.observation_dist.event_shape) == 1
-        and data.dtype in (torch.float32, torch.float64)
-        and data.value.dtype == data.dtype
-        and data.batch_shape.numel() > 0
-        and ops.has_fused_em(data.value, site.hmm.state_dim)
-    )
+    if site.family is not mvn.MULTIVARIATE_NORMAL or site.varies:
+        return "observations are no multivariate Gaussians that are constant in time"
+    if data.weight is not None or site.observation_mask is not None:
+        return "observations are weighted or masked"
+    if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
+        return "it serves float32 and float64"
+    if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
+        return "it serves data on the CPU, and at most 128 states"
+    return None
 
 
 def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None:

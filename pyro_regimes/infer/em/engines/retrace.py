@@ -1,110 +1,139 @@
-"""One reading of a model, and a climb that reads the model at every step."""
+"""EM that runs the model again at every step.
+
+It serves where an optimiser moves parameters too, where a prior depends on parameters, where data
+are subsampled, or where the model is not the same function at every call.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 import numpy as np
-import pyro
 import torch
 
-from pyro_regimes.emissions.base import Pooled
-from pyro_regimes.infer.em import loop as climb
-from pyro_regimes.infer.em.e_step import read_log_probs
+from pyro_regimes.infer.em import loop
+from pyro_regimes.infer.em.ascent import Ascent, Held
+from pyro_regimes.infer.em.engines.stochastic import Schedule, average
+from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, maximise_within
 from pyro_regimes.infer.em.gradient import move
-from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.loop import Climb, OutsideConstraint, Params, Problem, State
 from pyro_regimes.infer.em.m_step import Maximised
-from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.tracing import Run, write_parameter
-
-if TYPE_CHECKING:
-    from pyro_regimes.infer.em.em import EM
-
+from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.session import (
+    Call,
+    Reading,
+    Session,
+    nothing_held,
+    read_losses,
+)
 
 #: Steps in a row that must be level where an optimiser moves parameters.
 _STEADY = 10
 
 
-class Reading(NamedTuple):
-    """What one run of the model says."""
+class RetraceEngine:
+    """Steps of closed forms and of the optimiser, each on a new run of the model.
 
-    problem: Problem
-    state: State
-    gradients: Params  #: in the unconstrained tensors that the optimiser moves
-
-
-class ReadingClimb(Climb):
-    """A climb that runs the model at every step: where an optimiser moves parameters too, where a
-    prior depends on parameters, or where the model is not the same function at every call."""
+    :param reading: the first run.
+    :param schedule: of stochastic EM, where data are subsampled.
+    """
 
     def __init__(
-        self, em: EM, reading: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, session: Session, call: Call, reading: Reading, schedule: Schedule
     ) -> None:
-        super().__init__(reading.problem, reading.state, em._warn, em._frozen)
-        self._em, self._args, self._kwargs = em, args, kwargs
+        self.problem = reading.problem
+        self._session, self._call, self._schedule = session, call, schedule
         self._gradients = reading.gradients
-        self._idle: list[str] = []
-        self._unbounded: list[str] = []
+        self._found: Maximised | None = None
 
-    def at(self, params: Params, leaves: Params, found: Maximised) -> State:
+    def maximise(self, now: TensorState, held: Held) -> Maximised:
+        """The M-step."""
+        self._found = maximise_within(self.problem, now, held, dict(now.expected))
+        return self._found
+
+    def at(
+        self, now: TensorState, params: Params, leaves: Params, found: Maximised
+    ) -> TensorState:
         """The losses alone, by one forward pass of the model; infinite where it cannot be run."""
         try:
-            write(params, leaves)
-            run = self._em._run(self._args, self._kwargs)
-            losses = read_losses(self.problem.plan, self.problem.groups, run)
+            with self._session.alone():
+                self._session.write(params, leaves)
+                run = self._session.run(self._call)
+                losses = read_losses(self.problem.plan, self.problem.groups, run)
         except (torch.linalg.LinAlgError, ValueError):
-            before = self.now.params
-            if all(torch.equal(value, before[name]) for name, value in params.items()):
+            if all(torch.equal(value, now.params[name]) for name, value in params.items()):
                 raise  # it is not the step that does it
-            losses = np.full_like(self.now.losses, np.inf)
-        unbounded = [name for name, there in found.unbounded.items() if there]
-        self._idle = [name for name, there in found.idle.items() if there]
-        self._unbounded = unbounded
-        return self.now._replace(
-            params=params, leaves=leaves, losses=losses, unbounded=unbounded, idle=self._idle
+            losses = np.full_like(now.losses, np.inf)
+        return now._replace(
+            params=params, leaves=leaves, losses=losses, unbounded=_names(found.unbounded)
         )
 
-    def move(self) -> None:
+    def improve(self, now: TensorState, ascent: Ascent) -> None:
         """The closed forms, which must not lower the objective; then the optimiser."""
+        session, self._found = self._session, None
         try:
             if self.problem.plan.is_subsampled:
-                self._em._average(self.problem, self.now)
-            elif self.held and super()._free().any():
-                super().advance()
+                self._average(now)
+            elif ascent.free.any():
+                ascent.step(self, now)
         except OutsideConstraint as error:
-            if self._em.optim is None:
+            if session.optim is None:
                 raise
-            self.blamed = [error.name]
-        if self.blamed and self._em.optim is not None:
-            self._em._give_up(self.blamed)
-            self.blamed = []
+            ascent.blamed = [error.name]
+        if ascent.blamed and session.optim is not None:
+            session.give_up(ascent.blamed)
+            ascent.blamed = []
         if self._gradients:
-            assert self._em.optim is not None
-            move(self._em.optim, self._gradients)
+            assert session.optim is not None
+            with session.alone():
+                move(session.optim, self._gradients)
 
-    def advance(self) -> None:
+    def _average(self, now: TensorState) -> None:
+        """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""
+        session, plan = self._session, self.problem.plan
+        session.num_batches += 1
+        share = float(self._schedule(session.num_batches))
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"expected step_size to lie above 0 and up to 1, got {share} for batch "
+                f"{session.num_batches}"
+            )
+        expected = {
+            name: average(each, plan.updated(name), session.averages.get(name), share)
+            for name, each in now.expected.items()
+        }
+        session.averages = {name: each.averages for name, each in expected.items()}
+        nothing = nothing_held(plan, len(now.losses))
+        found = maximise_within(self.problem, now, nothing, dict(expected))
+        session.write(found.values, found.leaves)
+
+    def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, and what the model says after it."""
-        self.move()
-        reading = self._em._read(self._args, self._kwargs)
+        self.improve(now, ascent)
+        reading = self._session.read(self._call)
         _check_same(self.problem, reading.problem)
-        self.problem, now, self._gradients = reading
-        self.now = now._replace(idle=self._idle, unbounded=self._unbounded)
-        nowhere = np.zeros(len(self.now.losses), dtype=np.bool_)
-        self.held = {name: self.held.get(name, nowhere) for name in reading.problem.plan.names}
+        self.problem, after, self._gradients = reading
+        ascent.restrict(self.problem.plan.names, len(after.losses))
+        if self._found is None:
+            return after
+        return after._replace(
+            unbounded=_names(self._found.unbounded), idle=_names(self._found.idle)
+        )
 
-    def _free(self) -> climb.Flags:
-        free = super()._free() if self.held else np.zeros(len(self.now.losses), dtype=np.bool_)
-        return free | (np.isfinite(self.now.losses) & bool(self._gradients))
+    def is_free(self, now: TensorState, ascent: Ascent) -> Flags:
+        """Restarts in which a closed form is not frozen, or the optimiser moves something."""
+        return ascent.free | (np.isfinite(now.losses) & bool(self._gradients))
 
-    def _is_level(self, rise: climb.Array, tol: float) -> bool:
+    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
+        """Whether the losses have come to rest: never those of minibatches."""
         if self.problem.plan.is_subsampled:
             return False
         if not self._gradients:
-            return super()._is_level(rise, tol)
+            return loop.rose_by_less(losses, free, tol)
         # A step of the optimiser may go down, and momentum may turn within one step.
-        recent = np.stack(self.losses[-_STEADY - 1 :])
+        recent = np.stack(losses[-_STEADY - 1 :])
         return len(recent) > _STEADY and bool((abs(np.diff(recent, axis=0)) < tol).all())
+
+
+def _names(flags: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, there in flags.items() if there]
 
 
 def _check_same(one: Problem, other: Problem) -> None:
@@ -118,43 +147,3 @@ def _check_same(one: Problem, other: Problem) -> None:
             "expected a model with the same observed RegimeHMM sites, of the same batch shapes, at "
             f"every step of a run, got {first} and then {then}"
         )
-
-
-def pseudo_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
-    """What conjugate priors, as they are in a run, add to the statistics of each parameter."""
-    found = {}
-    for each in plan.assignments:
-        if each.prior is not None:
-            shape = plan.shapes[each.name]
-            latent = run.latents[each.prior.site]
-            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
-    for name, prior in plan.affine.priors.items():
-        latent = run.latents[prior.site]
-        event_dim = 0 if prior.family == "Normal" else 1
-        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
-    return found
-
-
-def read_losses(plan: Plan, groups: Groups, run: Run) -> climb.Array:
-    """The loss of each restart, by one forward pass."""
-    total = groups.total(read_log_probs(run.sites))
-    if run.latents or plan.is_joint:
-        others = sum(float(value) for value in run.others.values())
-        params = {name: run.params[name].detach() for name in plan.names}
-        total = total + climb.log_prior(plan, groups, run.latents, others, params)
-    losses: climb.Array = -total.cpu().numpy()
-    return losses
-
-
-def write(params: Params, leaves: Params) -> None:
-    """Set parameters in the store, in place.
-
-    :param leaves: of some of them, what the store is to hold, to the last digit.
-    """
-    held = dict(pyro.get_param_store().named_parameters())
-    for name, value in params.items():
-        if name in leaves:
-            with torch.no_grad():
-                held[name].copy_(leaves[name])
-        else:
-            write_parameter(name, value)

@@ -78,6 +78,7 @@ class Plan(NamedTuple):
     #: whether the objective is watched as a whole, and not restart by restart: where an optimiser
     #: moves parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
+    engine: str = ""  #: what makes the iterations of a run, and why nothing faster does
 
     def updated(self, site: str) -> frozenset[str]:
         """The arguments of a site that are to be updated."""
@@ -88,9 +89,22 @@ class Plan(NamedTuple):
     @property
     def is_closed(self) -> bool:
         """Whether tensors say all: nothing but the assignments changes from step to step."""
+        return self._reason_to_retrace() is None
+
+    @property
+    def why_not_closed(self) -> str:
+        """Why the model is run again at every step."""
+        return self._reason_to_retrace() or "it is not the same function at every call"
+
+    def _reason_to_retrace(self) -> str | None:
+        if self.gradient:
+            return "an optimiser moves parameters"
+        if self.is_subsampled:
+            return "data are subsampled"
         priors = [each.prior for each in self.assignments if each.prior is not None]
-        constant = all(prior.is_constant for prior in [*priors, *self.affine.priors.values()])
-        return constant and not self.gradient and not self.is_subsampled
+        if not all(prior.is_constant for prior in [*priors, *self.affine.priors.values()]):
+            return "a prior depends on parameters"
+        return None
 
     @property
     def needs_graph(self) -> bool:
@@ -132,6 +146,8 @@ class Plan(NamedTuple):
         for name, reason in self.gradient.items():
             lines.append(f"  {name:<20} {str(tuple(self.shapes[name])):<16} {reason}")
         lines += [f"  {name:<20} left alone: nothing uses it" for name in self.unused]
+        if self.engine:
+            lines.append(f"Engine: {self.engine}")
         return "\n".join(lines)
 
     def holds(self, run: Run) -> bool:

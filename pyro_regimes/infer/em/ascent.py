@@ -1,0 +1,192 @@
+"""The guarantee that no closed form lowers the objective of any restart."""
+
+from __future__ import annotations
+
+from typing import Callable, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_regimes.infer.em.grouping import Groups
+from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, State
+
+Held = dict[str, Flags]  # by parameter, the restarts in which it is frozen
+
+S = TypeVar("S", bound=State)
+
+
+class Stepping(Protocol[S]):
+    """An engine whose steps may be undone."""
+
+    @property
+    def problem(self) -> Problem:
+        """What no step changes."""
+
+    def maximise(self, now: S, held: Held) -> Maximised:
+        """The M-step; what is held keeps its value."""
+
+    def at(self, now: S, params: Params, leaves: Params, found: Maximised) -> S:
+        """The state at new parameters, those found, or of some restarts the ones before."""
+
+
+def rounding(params: Params) -> float:
+    """By how much a loss may be off, in units of 1 + itself.
+
+    Densities of a covariance of condition 1e4 lose some four digits of their last ones.
+    """
+    return max(64 * _eps(params), 1e-12)
+
+
+def _eps(params: Params) -> float:
+    """Of the least precise parameter."""
+    return max((torch.finfo(value.dtype).eps for value in params.values()), default=0.0)
+
+
+def fallen(params: Params, before: Array, after: Array) -> Flags:
+    """Restarts whose loss rose by more than rounding, ``(R,)``."""
+    bound = before + rounding(params) * (1 + abs(before))
+    return np.isfinite(before) & ~(after <= bound)
+
+
+def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = True) -> bool:
+    """Whether two computations of losses agree.
+
+    :param beyond_rounding: whether the loss of digits counts as agreement that two ways of
+        computing a covariance near singularity have.
+    """
+    share = max(_eps(params), 2.0**-52) ** 0.5 if beyond_rounding else rounding(params)
+    bound = share * (1 + abs(one))
+    with np.errstate(invalid="ignore"):
+        return bool(((one == other) | (abs(one - other) <= bound)).all())
+
+
+def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -> Tensor:
+    """A new value, but the old one in restarts where its parameter is held."""
+    if not held[name].any():
+        return new
+    labels = groups.cells[name]
+    keep = torch.from_numpy(held[name]).to(labels.device)[labels].unsqueeze(-1)
+    before, after = (part.reshape(len(labels), -1) for part in (old, new))
+    return torch.where(keep, before, after).reshape(new.shape)
+
+
+def _choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
+    """The new values, but the old ones of parameters in restarts where they are held."""
+    if not any(flags.any() for flags in held.values()):
+        return new
+    return {name: keep_held(groups, held, name, old[name], each) for name, each in new.items()}
+
+
+class Ascent:
+    """Makes steps, finds the parameters that lowered the objective, and freezes them.
+
+    :param names: of the parameters that are set in closed form.
+    :param losses: of the first state.
+    :param frozen: parameters that an earlier run has frozen.
+    :param warn: is told of trouble.
+    """
+
+    def __init__(
+        self, names: list[str], losses: Array, frozen: Held, warn: Callable[[str], None]
+    ) -> None:
+        self._warn = warn
+        self._hopeless = ~np.isfinite(losses)  # restarts whose likelihood is not finite
+        known = {name: flags for name, flags in frozen.items() if len(flags) == len(losses)}
+        self.held: Held = {
+            name: self._hopeless | known.get(name, self._hopeless) for name in names
+        }
+        self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
+        self.num_e_steps = 1  # that of the first state included
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether some parameter is frozen in some restart."""
+        return any(flags.any() for flags in self.held.values())
+
+    @property
+    def frozen(self) -> Held:
+        """The parameters that are held since a step lowered the likelihood."""
+        return {name: flags & ~self._hopeless for name, flags in self.held.items()}
+
+    @property
+    def free(self) -> Flags:
+        """Restarts in which some closed form is not frozen, ``(R,)``."""
+        if not self.held:
+            return np.zeros(len(self._hopeless), dtype=np.bool_)
+        every: Flags = np.all([*self.held.values()], 0)
+        return ~every
+
+    def restrict(self, names: list[str], num_restarts: int) -> None:
+        """Go on with the parameters and restarts of a model that was read anew."""
+        nowhere = np.zeros(num_restarts, dtype=np.bool_)
+        self.held = {name: self.held.get(name, nowhere) for name in names}
+        if len(self._hopeless) != num_restarts:
+            self._hopeless = nowhere
+
+    def step(self, engine: Stepping[S], now: S) -> S:
+        """One step, of which whatever lowers the likelihood is undone."""
+        found = engine.maximise(now, self.held)
+        groups = engine.problem.groups
+
+        def attempt(held: Held) -> S:
+            self.num_e_steps += 1
+            params = _choose(groups, now.params, found.values, held)
+            return engine.at(now, params, _choose(groups, now.leaves, found.leaves, held), found)
+
+        after = attempt(self.held)
+        for name in after.unbounded:
+            self._warn(_unbounded_message(name))
+        if fallen(now.params, now.losses, after.losses).any():
+            after = self._undo(now, after, attempt)
+        return after
+
+    def _undo(self, now: S, after: S, attempt: Callable[[Held], S]) -> S:
+        """Find the parameters that lowered the likelihood, and make the step with them frozen."""
+
+        def falls(state: S) -> Flags:
+            return fallen(now.params, now.losses, state.losses)
+
+        down = falls(after)
+        with np.errstate(invalid="ignore"):  # of restarts whose likelihood is not finite
+            change = after.losses - now.losses
+        names = list(self.held)
+        culprits = {name: np.zeros_like(down) for name in names}
+        if len(names) > 1:
+            for name in names:  # by itself, where the step fell
+                alone = {other: self.held[other] | (down & (other != name)) for other in names}
+                culprits[name] = falls(attempt(alone)) & down & ~self.held[name]
+        nobody = down & ~np.any([*culprits.values()], 0)
+        self._hold({name: flags | nobody for name, flags in culprits.items()})
+        after = attempt(self.held)
+        again = falls(after)
+        if again.any():
+            self._hold({name: again for name in names})
+            after = attempt(self.held)
+        self.blamed = [name for name in names if culprits[name].any()]
+        self._warn(_fall_message(down, change, self.blamed))
+        return after
+
+    def _hold(self, more: Held) -> None:
+        self.held = {name: flags | more[name] for name, flags in self.held.items()}
+
+
+def _unbounded_message(name: str) -> str:
+    """The warning for a parameter without a maximum."""
+    return (
+        f"EM: parameter {name!r} has no maximum, as a state has too little spread for a "
+        "positive definite covariance; it keeps its value there. A positive min_eigenvalue "
+        "bounds the likelihood"
+    )
+
+
+def _fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
+    """The warning for restarts whose loss rose by ``change``."""
+    whose = f"Parameters {blamed}" if blamed else "All parameters"
+    return (
+        f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
+        f"{change[down].max():.3g}. {whose} were rolled back and are frozen until the next "
+        "run, or EM.reset(). Covariances that are nearly singular do this (see min_eigenvalue), "
+        "and models that are not the same function at every call"
+    )

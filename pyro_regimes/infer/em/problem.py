@@ -1,0 +1,181 @@
+"""What one run of a model showed, and the state of its parameters from step to step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyro_regimes.emissions.base import Arguments, Pooled
+from pyro_regimes.infer.em.e_step import Expected, SiteData, take_expectations
+from pyro_regimes.infer.em.grouping import Groups
+from pyro_regimes.infer.em.m_step import Maximised, fill_affine, fill_arguments
+from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.tracing import Latent, Run
+
+Params = dict[str, Tensor]
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+class Problem(NamedTuple):
+    """What one run of the model showed, and no step changes."""
+
+    plan: Plan
+    groups: Groups
+    sites: dict[str, SiteData]
+    constant: float  #: minus the log-probability of what no parameter reaches
+    latents: dict[str, Latent]
+    others: float  #: the log-probability of other sites, where the plan is joint
+    pseudo: dict[str, Pooled]  #: what priors add to expected statistics
+    #: of the parameters whose maximiser may lie outside
+    constraints: dict[str, Constraint]
+    min_eigenvalue: float
+    may_move: bool  #: whether there is an optimiser for what has no closed form
+
+    def loss(self, losses: Array) -> float:
+        """The whole loss, of all restarts."""
+        return float(losses.sum()) + self.constant
+
+    def log_prior(self, params: Params) -> Tensor:
+        """The log density of what has no hidden path, restart by restart: ``(R,)``, float64."""
+        return log_prior(self.plan, self.groups, self.latents, self.others, params)
+
+
+def log_prior(
+    plan: Plan, groups: Groups, latents: dict[str, Latent], others: float, params: Params
+) -> Tensor:
+    """Priors at the parameters; of a joint plan all else too, which else is a constant."""
+    device = next(iter(groups.sequences.values())).device
+    total = torch.zeros(groups.num_restarts, dtype=torch.float64, device=device)
+    owned = set()
+    for each in plan.assignments:
+        if each.prior is not None:
+            owned.add(each.prior.site)
+            latent = latents[each.prior.site]
+            cells = each.prior.log_density(latent, params[each.name], each.num_cells)
+            total.index_add_(0, groups.cells[each.name], cells.detach())
+    if plan.is_joint:
+        total[0] += others
+        for name, prior in plan.affine.priors.items():
+            owned.add(prior.site)
+            latent = latents[prior.site]
+            total[0] += prior.log_density(latent, params[name], 1).sum().detach()
+        for site, latent in latents.items():
+            if site not in owned:
+                total[0] += latent.log_prob.detach().double()
+    return total
+
+
+def constant_of(plan: Plan, run: Run) -> float:
+    """Minus the log density of what no parameter of a plan reaches, unless that is joint."""
+    if plan.is_joint:
+        return 0.0
+    owned = {each.prior.site for each in plan.assignments if each.prior is not None}
+    free = [float(latent.log_prob) for name, latent in run.latents.items() if name not in owned]
+    return -sum(free) - sum(float(value) for value in run.others.values())
+
+
+class State(Protocol):
+    """Parameters, and their losses."""
+
+    @property
+    def params(self) -> Params:
+        """The parameters that are set in closed form."""
+
+    @property
+    def leaves(self) -> Params:
+        """What the store holds of those that are positive definite."""
+
+    @property
+    def losses(self) -> Array:
+        """Minus the log-likelihood of each restart, ``(R,)``."""
+
+    @property
+    def unbounded(self) -> list[str]:
+        """Parameters that had no maximum in the step that led here."""
+
+    @property
+    def idle(self) -> list[str]:
+        """Parameters of which that step found a part without any data."""
+
+    def with_losses(self, losses: Array) -> State:
+        """The same with losses as another computation has found them."""
+
+
+class TensorState(NamedTuple):
+    """A state with the expectations at it."""
+
+    params: Params
+    leaves: Params
+    expected: dict[str, Expected]
+    losses: Array
+    unbounded: list[str]
+    idle: list[str]
+
+    def with_losses(self, losses: Array) -> TensorState:
+        """The same with losses as another computation has found them."""
+        return self._replace(losses=losses)
+
+
+def evaluate(
+    problem: Problem,
+    params: Params,
+    leaves: Params,
+    arguments: dict[str, Arguments],
+    found: Maximised | None = None,
+) -> TensorState:
+    """The E-step of every site.
+
+    :param found: by the M-step before.
+    """
+    names = [] if found is None else [*found.unbounded, *found.idle]
+    flags = [] if found is None else [*found.unbounded.values(), *found.idle.values()]
+    expected = {
+        name: take_expectations(data, arguments[name]) for name, data in problem.sites.items()
+    }
+    values = {
+        name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
+    }
+    total = problem.groups.total(values)
+    if problem.latents or problem.plan.is_joint:
+        total = total + problem.log_prior(params)
+    if flags:
+        total = torch.cat([total, torch.stack(flags).to(total)])
+    # The one look at numbers in an iteration: elsewhere than on the CPU it waits for them.
+    numbers = total.cpu().numpy()
+    losses, there = -numbers[: len(numbers) - len(flags)], numbers[len(numbers) - len(flags) :]
+    raised = [name if flag else None for name, flag in zip(names, there, strict=True)]
+    count = 0 if found is None else len(found.unbounded)
+    unbounded, idle = ([name for name in part if name] for part in (raised[:count], raised[count:]))
+    return TensorState(params, leaves, expected, losses, unbounded, idle)
+
+
+def arguments_at(
+    problem: Problem, params: Params, now: dict[str, Arguments], before: Params
+) -> dict[str, Arguments]:
+    """The arguments of all sites that hold given parameters.
+
+    :param now: the arguments that hold the parameters ``before``.
+    """
+    arguments = {name: dict(each) for name, each in now.items()}
+    for each in problem.plan.assignments:
+        fill_arguments(each, params[each.name], arguments, problem.sites)
+    fill_affine(problem.plan.affine, params, before, arguments)
+    return arguments
+
+
+def complete(problem: Problem, start: TensorState, state: State) -> TensorState:
+    """A state with its expectations, which an engine may not have kept.
+
+    :param start: any state of the same problem.
+    """
+    if isinstance(state, TensorState) and state.expected:
+        return state
+    now = {name: each.arguments for name, each in start.expected.items()}
+    arguments = arguments_at(problem, state.params, now, start.params)
+    return evaluate(problem, state.params, state.leaves, arguments)

@@ -1,0 +1,315 @@
+"""What EM knows of a model from step to step, and how it runs it.
+
+Every method that runs the model or touches the parameter store holds Pyro's lock while it does so,
+and no longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch.distributions.constraints import positive_definite
+
+from pyro_regimes.emissions.base import Pooled, blocks
+from pyro_regimes.infer.em.ascent import Held
+from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
+from pyro_regimes.infer.em.gradient import Optim, find_gradients
+from pyro_regimes.infer.em.grouping import Groups, find_groups
+from pyro_regimes.infer.em.problem import (
+    Array,
+    Params,
+    Problem,
+    TensorState,
+    constant_of,
+    evaluate,
+    log_prior,
+)
+from pyro_regimes.infer.em.recognise.find import find_parameters
+from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.handing import SameSubsamples
+from pyro_regimes.infer.isolation import Alone
+from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
+from pyro_regimes.infer.undisturbed import check_leaves, explained
+
+#: Files of torch and contextlib that stand between a caller and a decorated function.
+_DECORATORS = (torch.utils._contextlib.__file__, contextlib.__file__)
+
+
+class Call(NamedTuple):
+    """A model with what it is called with."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Reading(NamedTuple):
+    """What one run of the model says."""
+
+    problem: Problem
+    state: TensorState
+    gradients: Params  #: in the unconstrained tensors that the optimiser moves
+
+
+class Session:
+    """The plan of a model, its restarts, and everything else that outlives a step.
+
+    :param optim: moves what has no closed form.
+    :param min_eigenvalue: floor on the eigenvalues of covariances.
+    """
+
+    def __init__(self, optim: Optim | None, min_eigenvalue: float) -> None:
+        self.optim, self.min_eigenvalue = optim, min_eigenvalue
+        self.plan: Plan | None = None
+        self.frozen: Held = {}
+        self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
+        self.num_batches = 0  # that they are of
+        self._groups: Groups | None = None
+        self._plate_sizes: dict[str, int] = {}
+        self._leaves: Params = {}
+        self._warned: set[str] = set()
+
+    def reset(self) -> None:
+        """Forget everything but the parameter store."""
+        self.plan, self._groups, self._warned = None, None, set()
+        self._plate_sizes, self._leaves, self.frozen = {}, {}, {}
+        self._forget_averages()
+
+    def begin(self) -> None:
+        """Begin a run: nothing is frozen, and every kind of trouble is told of once more."""
+        self.frozen, self._warned = {}, set()
+
+    def _forget_averages(self) -> None:
+        self.averages, self.num_batches = {}, 0
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Alone with Pyro's handlers and the parameter store."""
+        return Alone()
+
+    def write(self, params: Params, leaves: Params) -> None:
+        """Set parameters in the store, in place.
+
+        :param leaves: of some of them, what the store is to hold, to the last digit.
+        """
+        with self.alone():
+            held = dict(pyro.get_param_store().named_parameters())
+            for name, value in params.items():
+                if name in leaves:
+                    with torch.no_grad():
+                        held[name].copy_(leaves[name])
+                else:
+                    write_parameter(name, value)
+
+    def mark(self) -> Callable[[], None]:
+        """A function that comes back to the parameters, and to this session, as they are now."""
+        known = dict(vars(self))
+        with self.alone():
+            leaves = dict(pyro.get_param_store().named_parameters())
+            check_leaves(leaves)
+            names = self._leaves or leaves
+            held = [leaf for name, leaf in leaves.items() if name in names]
+        kept = [(leaf, leaf.detach().clone()) for leaf in held]
+
+        def undo() -> None:
+            with torch.no_grad():
+                for leaf, value in kept:
+                    leaf.copy_(value)
+            vars(self).update(known)
+
+        return undo
+
+    def run(self, call: Call, values: Params | None = None, connected: bool = False) -> Run:
+        """Run the model once.
+
+        :param values: of parameters, in place of the store's.
+        :param connected: whether the graph reaches the store's unconstrained tensors.
+        """
+        try:
+            with self.alone():
+                return run_model(
+                    call.model,
+                    call.args,
+                    call.kwargs,
+                    values,
+                    guide=call.guide,
+                    connected=connected,
+                )
+        except RuntimeError as error:
+            clearer = explained(error)
+            if clearer is error:
+                raise
+            raise clearer from error
+
+    def run_as_planned(self, plan: Plan, call: Call) -> Run:
+        """Run the model, with a graph where the plan asks for one."""
+        connected = plan.needs_graph
+        with torch.set_grad_enabled(connected):
+            return self.run(call, connected=connected)
+
+    def read(self, call: Call) -> Reading:
+        """Run the model, make or check the plan, and take expectations."""
+        with self.alone():
+            return self._read(call)
+
+    def _read(self, call: Call) -> Reading:
+        leaves = dict(pyro.get_param_store().named_parameters())
+        if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
+            self.reset()  # what it knows is of other parameters
+        plan = self.plan or self.make_plan(call)
+        run = self.run_as_planned(plan, call)
+        self._check_averages(run)
+        if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
+            plan = self.make_plan(call)
+            run = self.run_as_planned(plan, call)
+        leaves = dict(pyro.get_param_store().named_parameters())
+        self._leaves = {name: leaves[name] for name in run.params}
+        problem = self._problem(plan, run)
+        params = {name: run.params[name].detach() for name in plan.names}
+        arguments = {name: data.arguments for name, data in problem.sites.items()}
+        stored = {
+            name: self._leaves[name].detach().clone()
+            for name in plan.names
+            if constraint_of(name) is positive_definite
+        }
+        state = evaluate(problem, params, stored, arguments)
+        gradients = {}
+        if plan.gradient:
+            gradients = find_gradients(run, state.expected, list(plan.gradient))
+        return Reading(problem, state, gradients)
+
+    def _problem(self, plan: Plan, run: Run) -> Problem:
+        if self._groups is None or not self._groups.fits(run):
+            self._groups = find_groups(plan, run)
+        with torch.set_grad_enabled(bool(plan.gradient)):
+            sites = {name: read_site(site) for name, site in run.sites.items()}
+        constraints = {name: constraint_of(name) for name in plan.names}
+        return Problem(
+            plan=plan,
+            groups=self._groups,
+            sites=sites,
+            constant=constant_of(plan, run),
+            latents=run.latents,
+            others=sum(float(value) for value in run.others.values()),
+            pseudo=_prior_statistics(plan, run),
+            constraints={
+                name: constraint
+                for name, constraint in constraints.items()
+                if plan.may_violate(name, constraint)
+            },
+            min_eigenvalue=self.min_eigenvalue,
+            may_move=self.optim is not None,
+        )
+
+    def make_plan(self, call: Call) -> Plan:
+        """Find out how each parameter is set."""
+        self.frozen = {}
+
+        def read(values: Params | None) -> Run:
+            with SameSubsamples():  # every run of a subsampled model is to see the same data
+                return self.run(call, values)
+
+        read(None)  # which makes the parameters and the guide
+        self.plan = find_parameters(read, self.optim is not None)
+        self._groups = None
+        self._forget_averages()
+        if self.min_eigenvalue > 0:
+            self._raise_to_floor(self.plan, read(None).params)
+        return self.plan
+
+    def _raise_to_floor(self, plan: Plan, params: Params) -> None:
+        """Move covariances below the floor to it: EM is monotone from a feasible start only."""
+        for each in plan.assignments:
+            value = params[each.name]
+            cells = each.link.forward(blocks(value, each.event_dim))
+            feasible = each.argument.feasible(cells, self.min_eigenvalue)
+            raised = each.link.inverse(feasible).reshape(value.shape)
+            if feasible is not cells and not torch.equal(raised, value):
+                write_parameter(each.name, raised)
+
+    def _check_averages(self, run: Run) -> None:
+        """Forget those of another data set.
+
+        :raises ValueError: if a run has other sites than they are of.
+        """
+        known = self._plate_sizes
+        if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
+            self._forget_averages()
+        self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
+        if self.averages and set(run.sites) != set(self.averages):
+            raise ValueError(
+                "expected a model with subsampled plates to observe the same sites at every step, "
+                f"got {sorted(self.averages)} and then {sorted(run.sites)}: running averages are "
+                "kept by site. Vectorise the plate, or name its sites by their place in the "
+                "minibatch"
+            )
+
+    def describe_engine(self, engine: str) -> None:
+        """Say in the plan what makes the iterations."""
+        assert self.plan is not None
+        self.plan = self.plan._replace(engine=engine)
+
+    def give_up(self, names: list[str]) -> None:
+        """Leave parameters to the optimiser whose closed form is no step upwards."""
+        assert self.plan is not None
+        reason = "its closed form lowered the objective, or left its constraint"
+        self.plan = self.plan.without(names, reason)
+        self._groups = None
+
+    def warn(self, message: str) -> None:
+        """Tell the user once of each kind of trouble."""
+        kind = message[:40]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, RuntimeWarning, stacklevel=_levels_to_the_caller())
+
+
+def _levels_to_the_caller() -> int:
+    """The ``stacklevel`` at which a warning of the caller points at a line outside the package."""
+    package = str(Path(__file__).parents[2]) + os.sep
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename in _DECORATORS
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
+    """What conjugate priors, as they are in a run, add to the statistics of each parameter."""
+    found = {}
+    for each in plan.assignments:
+        if each.prior is not None:
+            shape = plan.shapes[each.name]
+            latent = run.latents[each.prior.site]
+            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
+    for name, prior in plan.affine.priors.items():
+        latent = run.latents[prior.site]
+        event_dim = 0 if prior.family == "Normal" else 1
+        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
+    return found
+
+
+def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
+    """The loss of each restart, by one forward pass."""
+    total = groups.total(read_log_probs(run.sites))
+    if run.latents or plan.is_joint:
+        others = sum(float(value) for value in run.others.values())
+        params = {name: run.params[name].detach() for name in plan.names}
+        total = total + log_prior(plan, groups, run.latents, others, params)
+    losses: Array = -total.cpu().numpy()
+    return losses
+
+
+def nothing_held(plan: Plan, num_restarts: int) -> Held:
+    """No parameter frozen in any restart."""
+    return {name: np.zeros(num_restarts, dtype=np.bool_) for name in plan.names}
