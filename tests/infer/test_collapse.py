@@ -138,10 +138,15 @@ def model_of(spread: Spread, x: Tensor, random: np.random.RandomState) -> Callab
     return model
 
 
+def share_of_rounding(dtype: torch.dtype) -> float:
+    """By how much a loss may be off, in units of 1 + itself."""
+    return max(64 * torch.finfo(dtype).eps, 1e-12)
+
+
 def check(em: EM, result: EMResult, model: Callable[[], None], dtype: torch.dtype) -> None:
     """The history is monotone, and ends with the loss of the model at the store."""
     history = np.array(result.history)
-    rounding = max(64 * torch.finfo(dtype).eps, 1e-12) * (1 + abs(history).max())
+    rounding = share_of_rounding(dtype) * (1 + abs(history).max())
     assert np.isfinite(history).all()
     assert np.diff(history).max(initial=0.0) <= rounding
     with torch.no_grad():
@@ -163,7 +168,8 @@ def fit(name: str, data: Callable, floor: float, dtype: torch.dtype, seed: int) 
         check(em, em.run(num_steps=5, tol=1e-3), model, dtype)  # from there
         for _ in range(2):
             loss = em.step()
-            assert np.isfinite(loss) and em.evaluate_loss() <= loss + 1e-6 * abs(loss)
+            assert np.isfinite(loss)
+            assert em.evaluate_loss() <= loss + share_of_rounding(dtype) * (1 + abs(loss))
 
 
 WAYS = list(itertools.product((0.0, 1e-4), (torch.float64, torch.float32)))
