@@ -109,6 +109,11 @@ class Run(NamedTuple):
     is_subsampled: bool  #: whether it saw only some of the data
     plate_sizes: dict[str, int]  #: the full size of each plate
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The arguments of all sites."""
+        return [slot for site in self.sites.values() for slot in site.slots.values()]
+
     def log_priors(self) -> float:
         """The log-probability of all that has no hidden path."""
         values = [each.log_prob for each in self.latents.values()] + list(self.others.values())

@@ -22,7 +22,7 @@ from pyro_regimes import EM, EMResult, RegimeHMM, emissions
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.emissions import normal
 from pyro_regimes.infer import tracing
-from pyro_regimes.infer.em import ascent, guard
+from pyro_regimes.infer.em import ascent, guard, measures
 from pyro_regimes.infer.em.recognise import find as parameters
 from tests.infer import accepted, table, test_recognition
 from tests.infer.models import (
@@ -155,7 +155,7 @@ def test_minibatches_drawn_by_the_model(monkeypatch: Any) -> None:
 
     calls = iter(range(10**6))
     monkeypatch.setattr(tracing, "_is_subsampled", lambda trace: False)
-    monkeypatch.setattr(parameters, "_find_hidden_dependence", lambda *args: {})
+    monkeypatch.setattr(parameters, "find_hidden_dependence", lambda *args: {})
     monkeypatch.setattr(EM, "_agrees", lambda *args: True)
     assert_spoken(run(model), "the model's own loss")
 
@@ -203,7 +203,7 @@ def test_a_check_that_cannot_be_made_is_said(monkeypatch: Any) -> None:
     def fail(*args: Any) -> Any:
         raise torch.linalg.LinAlgError("singular")
 
-    monkeypatch.setattr(guard, "_differentiate", fail)
+    monkeypatch.setattr(measures, "differentiate", fail)
     outcome = run(lambda: observe(loc=loc(), scale=scale()))
     assert outcome[0].history[-1] < outcome[0].history[0]
     assert any("could not be differentiated: singular" in each for each in outcome[1])

@@ -25,30 +25,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.base import Pooled, blocks
+from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.em.ascent import rounding as rounding_of
-from pyro_regimes.infer.em.e_step import (
-    chain_logits,
-    observation_logits,
-    read_site,
-)
-from pyro_regimes.infer.em.gradient import log_terms
+from pyro_regimes.infer.em.e_step import chain_logits, observation_logits
 from pyro_regimes.infer.em.loop import Loop
-from pyro_regimes.infer.em.m_step import Collected, is_sound, normal_equations, pool
-from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState, complete
-from pyro_regimes.infer.em.recognise.affine import solve
-from pyro_regimes.infer.em.recognise.plan import Assignment
+from pyro_regimes.infer.em.problem import TensorState, complete
 from pyro_regimes.infer.em.session import Call
-from pyro_regimes.infer.handing import HandOut
-from pyro_regimes.infer.tracing import run_model, trace_model
 
 #: Nats by which objectives and promises may be off, in units of ``tol``.
 _SLACK = 10.0
-
 
 _SAME_STATES = "have the same parameters, so that EM cannot tell them apart"
 
@@ -62,14 +50,6 @@ class Finding(NamedTuple):
     name: str  #: of the parameter; empty for the loss, and for a check that failed
     what: str
     restarts: list[int]  #: which it concerns
-
-
-class Measure(NamedTuple):
-    """Of one parameter, in nats: how far the gradients are apart, and what the model's promises."""
-
-    name: str
-    mismatch: Array  #: ``(R,)``, by restart
-    gain: Array  #: ``(R,)``
 
 
 def check(call: Call, loop: Loop, tol: float) -> list[Finding]:
@@ -91,9 +71,9 @@ def check(call: Call, loop: Loop, tol: float) -> list[Finding]:
 
 def _compare(call: Call, loop: Loop, tol: float, every: list[int]) -> list[Finding]:
     problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
-    natural = _perturbed(problem, state.params)
+    natural = measures.perturbed(problem, state.params)
     with torch.enable_grad():
-        loss, gradients = _differentiate(call, natural)
+        loss, gradients = measures.differentiate(call, natural)
     total = problem.loss(state.losses)
     rounding = rounding_of(state.params)
     found = []
@@ -108,7 +88,7 @@ def _compare(call: Call, loop: Loop, tol: float, every: list[int]) -> list[Findi
     found += _same_states(state, every)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
-    for name, mismatch, gain in _measure(call, loop, state, gradients):
+    for name, mismatch, gain in measures.measure(call, loop, state, gradients):
         apart, short = ~(mismatch <= bound), ~(gain <= bound)
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"
@@ -180,176 +160,3 @@ def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> bool:
         (transition, transition[..., order, :][..., order]),
     )
     return all(torch.allclose(*pair, rtol=1e-9, atol=1e-9, equal_nan=True) for pair in pairs)
-
-
-class Perturbed(NamedTuple):
-    """A parameter as a function of coordinates that are 0 at its present value."""
-
-    by: Tensor  #: the coordinates
-    value: Tensor
-
-
-def _perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
-    found = {}
-    with torch.enable_grad():
-        for each in problem.plan.assignments:
-            old = params[each.name].detach()
-            cells = each.link.forward(blocks(old, each.event_dim)).detach()
-            by = torch.zeros_like(cells, requires_grad=True)
-            new = each.link.inverse(each.argument.natural.perturb(cells, by))
-            found[each.name] = Perturbed(by, new.to(old.dtype).reshape(old.shape))
-        for name in problem.plan.affine.names:
-            value = params[name].detach().clone().requires_grad_()
-            found[name] = Perturbed(value, value)
-    return found
-
-
-def _differentiate(
-    call: Call, natural: dict[str, Perturbed]
-) -> tuple[float, dict[str, Tensor]]:
-    """The model's own loss, and minus its gradient: by name, in the coordinates of each parameter.
-
-    Parameters without coordinates are differentiated in the store's unconstrained tensors, and so
-    are those with, as far as the model reads them past ``pyro.param``: these as ``"name "``.
-    """
-    values = {name: each.value for name, each in natural.items()}
-    handed = HandOut(values, connected=True)
-    trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
-    with handed.substitution():
-        objective = trace.log_prob_sum()
-    if not objective.requires_grad:
-        return -float(objective), {}
-    leaves = {
-        name: leaf
-        for name, leaf in pyro.get_param_store().named_parameters()
-        if leaf.requires_grad
-    }
-    named = {name: each.by for name, each in natural.items()}
-    named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
-    found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
-    gradients = {
-        name: gradient
-        for name, gradient in zip(named, found, strict=True)
-        if gradient is not None
-    }
-    return -float(objective.detach()), gradients
-
-
-def _measure(
-    call: Call, loop: Loop, state: TensorState, gradients: dict[str, Tensor]
-) -> list[Measure]:
-    """All parameters."""
-    problem, number = loop.problem, len(state.losses)
-    collected = Collected(problem.plan, dict(state.expected))
-    measured = []
-    for each in problem.plan.assignments:
-        cells = each.link.forward(blocks(state.params[each.name], each.event_dim))
-        pooled = pool(each, collected, problem.pseudo, weighted=True)
-        own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
-        labels = problem.groups.cells[each.name]
-        frozen = torch.from_numpy(loop.ascent.held[each.name]).to(labels.device)
-        by_restart = [
-            torch.zeros(number, dtype=torch.float64, device=labels.device)
-            .index_add(0, labels, part.double())
-            .masked_fill(frozen, 0.0)
-            for part in _measure_cells(each, own, pooled, cells, problem.min_eigenvalue)
-        ]
-        measured.append(Measure(each.name, *(part.cpu().numpy() for part in by_restart)))
-
-    def alone(name: str, mismatch: float, gain: float) -> None:
-        """What is not told by restart concerns them all."""
-        measured.append(Measure(name, np.full(number, mismatch), np.full(number, gain)))
-
-    affine = problem.plan.affine
-    if affine.names and not any(loop.ascent.held[name].any() for name in affine.names):
-        alone(" and ".join(affine.names), *_measure_affine(loop, state, collected, gradients))
-    for name in problem.plan.names:
-        past = gradients.get(name + " ")  # read past pyro.param
-        if past is not None and bool((past != 0).any()):
-            alone(name, np.inf, np.inf)
-    for name in problem.plan.unused:
-        if name in gradients and bool((gradients[name] != 0).any()):
-            alone(name, np.inf, np.inf)
-    moved = [name for name in problem.plan.gradient if name in gradients]
-    if moved:
-        for found in _measure_moved(call, state, moved, gradients):
-            alone(*found)
-    return measured
-
-
-def _measure_affine(
-    loop: Loop, state: TensorState, collected: Collected, gradients: dict[str, Tensor]
-) -> tuple[float, float]:
-    """All parameters in which locations are affine, by the normal equations."""
-    affine = loop.problem.plan.affine
-    normal, right = normal_equations(affine, collected, state.params, loop.problem.pseudo)
-    at = affine.flat(state.params)
-    score = right - normal @ at
-    parts = [
-        gradients.get(name, torch.zeros_like(state.params[name])).flatten()
-        for name in affine.names
-    ]
-    own = torch.cat(parts).to(score)
-
-    def nats(gradient: Tensor) -> float:
-        step = solve(normal, normal @ at + gradient, at) - at
-        return 0.5 * float(gradient @ step)
-
-    return nats(own - score), nats(own)
-
-
-def _measure_cells(
-    each: Assignment,
-    own: Tensor,
-    pooled: Pooled,
-    cells: Tensor,
-    floor: float,
-) -> tuple[Tensor, Tensor]:
-    """Both measures for each cell of a parameter, ``(cells,)``."""
-    natural = each.argument.natural
-    own = own.reshape(cells.shape)
-    score = natural.score(pooled, cells)
-    best = each.argument.maximise(pooled, cells, floor).reshape(len(cells), -1)
-    bound = best.isnan().any(-1)
-    bound |= ~is_sound(each, each.link.inverse(best.reshape(cells.shape)))
-    mismatch = natural.gain(own - score, pooled, cells, 0.0)
-    promise = natural.gain(own, pooled, cells, floor)
-    return tuple(
-        part.reshape(len(cells), -1).sum(-1).masked_fill(bound, 0.0) for part in (mismatch, promise)
-    )  # type: ignore[return-value]
-
-
-def _measure_moved(
-    call: Call, state: TensorState, names: list[str], gradients: dict[str, Tensor]
-) -> list[tuple[str, float, float]]:
-    """Of parameters that an optimiser moves, by the curvature of Q along the gradient."""
-    leaves = dict(pyro.get_param_store().named_parameters())
-    with torch.enable_grad():
-        run = run_model(call.model, call.args, call.kwargs, guide=call.guide, connected=True)
-        expected = {
-            name: each._replace(data=read_site(run.sites[name]))
-            for name, each in state.expected.items()
-        }
-        terms = log_terms(run, expected)
-        q = torch.stack([(term * weight).sum().double() for term, weight in terms]).sum()
-        wanted = [leaves[name] for name in names]
-        first = torch.autograd.grad(q, wanted, create_graph=True, materialize_grads=True)
-    measured = []
-    for name, leaf, score in zip(names, wanted, first, strict=True):
-        own = gradients[name]
-
-        def nats(direction: Tensor, score: Tensor = score, leaf: Tensor = leaf) -> float:
-            if not bool((direction != 0).any()):
-                return 0.0
-            if not score.requires_grad or bool(direction.isnan().any()):
-                return float("inf")
-            (curved,) = torch.autograd.grad(
-                score, leaf, direction, retain_graph=True, materialize_grads=True
-            )
-            size, curvature = float((direction**2).sum()), -float((direction * curved).sum())
-            # Where Q is not concave, what a step of a hundredth of the parameter would gain.
-            least = 0.01 * size**0.5 * (1 + float(leaf.detach().norm()))
-            return 0.5 * size**2 / curvature if curvature > 0 else least
-
-        measured.append((name, nats(own - score.detach()), nats(own)))
-    return measured

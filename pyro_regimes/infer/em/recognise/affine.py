@@ -158,7 +158,7 @@ def find_affine(
     while names:
         uses: list[AffineUse] = []
         bad: dict[str, str] = {}
-        for slot in _slots(runs[0]):
+        for slot in runs[0].slots:
             if not slot.argument.is_quadratic:
                 continue
             found = _read_argument(slot, names, runs, known)
@@ -176,10 +176,6 @@ def find_affine(
 
 #: The columns of each argument in each parameter, or why it is not affine.
 Known = dict[tuple[str, str], "list[Column] | str"]
-
-
-def _slots(run: Run) -> list[Slot]:
-    return [slot for site in run.sites.values() for slot in site.slots.values()]
 
 
 def _read_argument(

@@ -8,25 +8,29 @@ looks like ``loc`` at 0, and ``loc.clamp(-10, 10)`` at every point inside.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_regimes.emissions.base import Argument, blocks
+from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.draws import random_value
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
+from pyro_regimes.infer.em.recognise.dependence import (
+    differs,
+    find_hidden_dependence,
+    gradients_of,
+    other_uses,
+    slot_in,
+)
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.recognise.priors import Prior, find_affine_prior, find_prior
+from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of, num_own_dims
 
 #: Runs the model at given values of its parameters, or at those of the store.
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
-
-_HIDDEN = "changes with the parameters, but has no derivative in them (a detach()?)"
 
 _RANDOM = (
     "changes from one run of the model to the next (random numbers of its own?); EM needs the same "
@@ -70,15 +74,15 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             runs.append(_run_elsewhere(read, current.params, held, 2, (True,)))
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
-        for name, reason in _other_uses(runs, priors).items():
+        for name, reason in other_uses(runs, priors).items():
             refused.setdefault(name, reason)
         closed = [name for name in affine.names if name not in refused]
         if closed != affine.names:
             affine = _find_affine(closed, runs, refused)
         assignments = [each for each in assignments if each.name not in refused]
         covered = {(use.site, use.argument) for use in affine.uses}
-        hidden = _find_hidden_dependence(runs, assignments, refused, covered)
-        if hidden and _differs(current, read(None)):
+        hidden = find_hidden_dependence(runs, assignments, refused, covered)
+        if hidden and differs(current, read(None)):
             hidden = dict.fromkeys(hidden, _RANDOM)
     refused |= hidden
     _check_refused(refused, list(current.params), may_move)
@@ -131,10 +135,10 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     priors = {}
     here = runs[0]
     if here.is_subsampled:
-        for slot in _slots(here):
+        for slot in here.slots:
             if slot.argument.is_quadratic and _is_of_sequences(here, slot):
                 why = f"{slot.label} holds a value for each sequence of a subsampled plate"
-                reached = _gradients(slot.value, here.params)
+                reached = gradients_of(slot.value, here.params)
                 reasons |= {name: why for name in found[0] if name in reached}
     for name in found[0]:
         prior = find_affine_prior(name, runs)
@@ -153,10 +157,6 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     return Affine(names, shapes, uses, priors)
 
 
-def _slots(run: Run) -> list[Slot]:
-    return [slot for site in run.sites.values() for slot in site.slots.values()]
-
-
 def _place(run: Run) -> Callable[[Assignment], int]:
     """The order of updates: of one family's arguments as it says (ECM)."""
     places: dict[Argument, int] = {}
@@ -166,26 +166,11 @@ def _place(run: Run) -> Callable[[Assignment], int]:
     return lambda each: places.get(each.argument, 1)
 
 
-def _gradients(output: Tensor, params: dict[str, Tensor], cotangent: Tensor | None = None) -> dict:
-    """The vector-Jacobian products in every parameter that the output depends on."""
-    if not output.requires_grad:
-        return {}
-    cotangent = torch.ones_like(output) if cotangent is None else cotangent
-    found = torch.autograd.grad(
-        output, list(params.values()), cotangent, retain_graph=True, allow_unused=True
-    )
-    return {
-        name: gradient
-        for name, gradient in zip(params, found, strict=True)
-        if gradient is not None
-    }
-
-
 def _arguments_of(run: Run) -> tuple[dict[str, list[Argument]], dict[str, str]]:
     """The arguments that depend on each parameter, one of a kind; and parameters of two kinds."""
     reached: dict[str, dict[str, list[Slot]]] = {}
-    for slot in _slots(run):
-        for name in _gradients(slot.value, run.params):
+    for slot in run.slots:
+        for name in gradients_of(slot.value, run.params):
             kinds = reached.setdefault(name, {})
             kinds.setdefault(slot.argument.kind, []).append(slot)
     refused = {}
@@ -240,9 +225,9 @@ def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | s
     here = runs[0]
     uses: list[Use] = []
     link, num_cells = argument.links[0], 0
-    for slot in _slots(here):
+    for slot in here.slots:
         everywhere = ((run, slot_in(run, slot)) for run in runs)
-        if not any(name in _gradients(there.value, run.params) for run, there in everywhere):
+        if not any(name in gradients_of(there.value, run.params) for run, there in everywhere):
             continue
         if slot.argument.kind != argument.kind:
             return f"{_TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
@@ -296,123 +281,3 @@ def _is_of_sequences(run: Run, slot: Slot) -> bool:
     """Whether an argument differs between sequences."""
     tail = num_own_dims(slot.argument, run.sites[slot.site])
     return slot.lead[: max(0, len(slot.lead) - tail)].numel() > 1
-
-
-def slot_in(run: Run, slot: Slot) -> Slot:
-    """The same argument in another run.
-
-    :raises ValueError: if that run has no such argument.
-    """
-    site = run.sites.get(slot.site)
-    found = None if site is None else site.slots.get(slot.name)
-    if found is None or found.value.shape != slot.value.shape:
-        raise ValueError(
-            f"expected a model whose sites do not depend on parameter values, got {slot.label} "
-            f"of shape {tuple(slot.value.shape)} at one point and not at another"
-        )
-    return found
-
-
-def _other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
-    """Parameters that reach the objective in any way but through a recognised argument."""
-    refused: dict[str, str] = {}
-    for run in runs:
-        for latent in run.latents.values():
-            for name in _gradients(latent.log_prob, run.params):
-                prior = priors.get(name)
-                if prior is None or prior.site != latent.name:
-                    refused.setdefault(name, f"used in the prior of site {latent.name}")
-        routes = {f"the log density of site {name}": value for name, value in run.others.items()}
-        for site in run.sites.values():
-            routes[f"the observed value of site {site.name}"] = site.value
-            if isinstance(site.scale, Tensor):
-                routes[f"the scale of site {site.name}"] = site.scale
-            if site.family is None:
-                kind = type(site.base).__name__
-                label = f"the observation distribution of site {site.name}, {kind}, which has no"
-                routes[f"{label} closed form here"] = site.densities()
-        for route, value in routes.items():
-            for name in _gradients(value, run.params):
-                refused.setdefault(name, f"used in {route}")
-        _refuse_direct_reads(run, routes, refused)
-    return refused
-
-
-def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str, str]) -> None:
-    """Find tensors of the store that the model read past ``pyro.param``, as a module does."""
-    leaves = dict(pyro.get_param_store().named_parameters())
-    leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
-    outputs = list(routes.values()) + [slot.value for slot in _slots(run)]
-    for output in outputs:
-        if leaves:
-            for name in _gradients(output, leaves):
-                refused.setdefault(name, "read by a module of its own, not through pyro.param")
-
-
-def _find_hidden_dependence(
-    runs: list[Run],
-    assignments: list[Assignment],
-    refused: dict[str, str],
-    covered: set[tuple[str, str]],
-) -> dict[str, str]:
-    """What moves with the parameters where autograd sees no dependence, and so cannot be served.
-
-    :param covered: arguments that are affine in parameters, of which this has been asked.
-    """
-    found: dict[str, str] = {}
-    known: dict[tuple[str, str], Tensor] = {}
-    for each in assignments:
-        for use in each.uses:
-            free = known.setdefault((use.site, use.argument), use.cells < 0)
-            known[use.site, use.argument] = free & (use.cells < 0)
-    for slot in _slots(runs[0]):
-        if (slot.site, slot.name) in covered:
-            continue
-        if any(name in refused for name in _gradients(slot.value, runs[0].params)):
-            continue
-        everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
-        constant = known.get((slot.site, slot.name), everything)
-        values = [
-            blocks(slot_in(run, slot).value.detach(), slot.event_dim)[
-                constant.to(slot.value.device)
-            ]
-            for run in runs
-        ]
-        if any(not torch.equal(values[0], value) for value in values[1:]):
-            found[slot.label] = _HIDDEN
-    if not refused and not found:  # else these may change, and the reason is told already
-        first, *others = (_surroundings(run) for run in runs)
-        for label, value in first.items():
-            if any(label not in other or not _same(value, other[label]) for other in others):
-                found[label] = _HIDDEN
-    return found
-
-
-def _differs(one: Run, other: Run) -> bool:
-    """Whether two runs at the same parameters show different things."""
-    first, second = (_surroundings(run) for run in (one, other))
-    if any(label not in second or not _same(first[label], second[label]) for label in first):
-        return True
-    pairs = ((each.value, slot_in(other, each).value) for each in _slots(one))
-    return not all(_same(*pair) for pair in pairs)
-
-
-def _surroundings(run: Run) -> dict[str, Any]:
-    """What else the objective depends on, and EM takes for constant."""
-    found: dict[str, Any] = {f"{name}.log_prob": value for name, value in run.others.items()}
-    for name, site in run.sites.items():
-        found[f"{name}.value"] = site.value
-        found[f"{name}.lengths"] = site.hmm.lengths
-        found[f"{name}.scale"] = site.scale
-        found[f"{name}.mask"] = site.mask
-        found[f"{name}.observation_dist.mask"] = site.observation_mask
-    return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two tensors, or two plain values, are equal; NaN equals itself."""
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return one is other or bool(one == other)
-    if one.shape != other.shape:
-        return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())

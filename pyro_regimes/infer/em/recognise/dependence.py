@@ -1,0 +1,156 @@
+"""What the objective depends on, asked of autograd and of runs at other points.
+
+A closed form may set a parameter only if all that depends on it is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import blocks
+from pyro_regimes.infer.em.recognise.plan import Assignment
+from pyro_regimes.infer.em.recognise.priors import Prior
+from pyro_regimes.infer.tracing import Run, Slot
+
+_HIDDEN = "changes with the parameters, but has no derivative in them (a detach()?)"
+
+
+def slot_in(run: Run, slot: Slot) -> Slot:
+    """The same argument in another run.
+
+    :raises ValueError: if that run has no such argument.
+    """
+    site = run.sites.get(slot.site)
+    found = None if site is None else site.slots.get(slot.name)
+    if found is None or found.value.shape != slot.value.shape:
+        raise ValueError(
+            f"expected a model whose sites do not depend on parameter values, got {slot.label} "
+            f"of shape {tuple(slot.value.shape)} at one point and not at another"
+        )
+    return found
+
+
+def gradients_of(
+    output: Tensor, params: dict[str, Tensor], cotangent: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The vector-Jacobian products in every parameter that the output depends on."""
+    if not output.requires_grad:
+        return {}
+    cotangent = torch.ones_like(output) if cotangent is None else cotangent
+    found = torch.autograd.grad(
+        output, list(params.values()), cotangent, retain_graph=True, allow_unused=True
+    )
+    return {
+        name: gradient
+        for name, gradient in zip(params, found, strict=True)
+        if gradient is not None
+    }
+
+
+def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
+    """Parameters that reach the objective in any way but through a recognised argument."""
+    refused: dict[str, str] = {}
+    for run in runs:
+        for latent in run.latents.values():
+            for name in gradients_of(latent.log_prob, run.params):
+                prior = priors.get(name)
+                if prior is None or prior.site != latent.name:
+                    refused.setdefault(name, f"used in the prior of site {latent.name}")
+        routes = {f"the log density of site {name}": value for name, value in run.others.items()}
+        for site in run.sites.values():
+            routes[f"the observed value of site {site.name}"] = site.value
+            if isinstance(site.scale, Tensor):
+                routes[f"the scale of site {site.name}"] = site.scale
+            if site.family is None:
+                kind = type(site.base).__name__
+                label = f"the observation distribution of site {site.name}, {kind}, which has no"
+                routes[f"{label} closed form here"] = site.densities()
+        for route, value in routes.items():
+            for name in gradients_of(value, run.params):
+                refused.setdefault(name, f"used in {route}")
+        _refuse_direct_reads(run, routes, refused)
+    return refused
+
+
+def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str, str]) -> None:
+    """Find tensors of the store that the model read past ``pyro.param``, as a module does."""
+    leaves = dict(pyro.get_param_store().named_parameters())
+    leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
+    outputs = list(routes.values()) + [slot.value for slot in run.slots]
+    for output in outputs:
+        if leaves:
+            for name in gradients_of(output, leaves):
+                refused.setdefault(name, "read by a module of its own, not through pyro.param")
+
+
+def find_hidden_dependence(
+    runs: list[Run],
+    assignments: list[Assignment],
+    refused: dict[str, str],
+    covered: set[tuple[str, str]],
+) -> dict[str, str]:
+    """What moves with the parameters where autograd sees no dependence, and so cannot be served.
+
+    :param covered: arguments that are affine in parameters, of which this has been asked.
+    """
+    found: dict[str, str] = {}
+    known: dict[tuple[str, str], Tensor] = {}
+    for each in assignments:
+        for use in each.uses:
+            free = known.setdefault((use.site, use.argument), use.cells < 0)
+            known[use.site, use.argument] = free & (use.cells < 0)
+    for slot in runs[0].slots:
+        if (slot.site, slot.name) in covered:
+            continue
+        if any(name in refused for name in gradients_of(slot.value, runs[0].params)):
+            continue
+        everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
+        constant = known.get((slot.site, slot.name), everything)
+        values = [
+            blocks(slot_in(run, slot).value.detach(), slot.event_dim)[
+                constant.to(slot.value.device)
+            ]
+            for run in runs
+        ]
+        if any(not torch.equal(values[0], value) for value in values[1:]):
+            found[slot.label] = _HIDDEN
+    if not refused and not found:  # else these may change, and the reason is told already
+        first, *others = (_surroundings(run) for run in runs)
+        for label, value in first.items():
+            if any(label not in other or not _same(value, other[label]) for other in others):
+                found[label] = _HIDDEN
+    return found
+
+
+def differs(one: Run, other: Run) -> bool:
+    """Whether two runs at the same parameters show different things."""
+    first, second = (_surroundings(run) for run in (one, other))
+    if any(label not in second or not _same(first[label], second[label]) for label in first):
+        return True
+    pairs = ((each.value, slot_in(other, each).value) for each in one.slots)
+    return not all(_same(*pair) for pair in pairs)
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What else the objective depends on, and EM takes for constant."""
+    found: dict[str, Any] = {f"{name}.log_prob": value for name, value in run.others.items()}
+    for name, site in run.sites.items():
+        found[f"{name}.value"] = site.value
+        found[f"{name}.lengths"] = site.hmm.lengths
+        found[f"{name}.scale"] = site.scale
+        found[f"{name}.mask"] = site.mask
+        found[f"{name}.observation_dist.mask"] = site.observation_mask
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors, or two plain values, are equal; NaN equals itself."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other or bool(one == other)
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
