@@ -13,7 +13,8 @@ from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy, safe_log
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
-from pyro_regimes.kernels import gaussian_chain, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.shapes import broadcast
 
 

@@ -38,7 +38,8 @@ from pyro_regimes.emissions.update import (
     shift,
     unchanged,
 )
-from pyro_regimes.kernels import gaussian, gaussian_sums
+from pyro_regimes.kernels.gaussian import densities
+from pyro_regimes.kernels.gaussian import sums as gaussian_sums
 
 FAMILY = (MultivariateNormal, dist.MultivariateNormal)
 MAX_EVENT_DIM = 1
@@ -61,8 +62,8 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     """
     loc, factor = given["loc"], _factor(given)
     if event_dim == 1 and loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
-        return gaussian.log_prob(
-            value, gaussian.without_time(loc, 2), gaussian.without_time(factor, 3)
+        return densities.log_prob(
+            value, densities.without_time(loc, 2), densities.without_time(factor, 3)
         )
     normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
     each = normal.log_prob(value.unsqueeze(-1 - event_dim))
@@ -122,7 +123,7 @@ def _scatter_statistics(
         deviation = value - loc  # (..., T, K, D)
         weight = weights[..., None, None]
         return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    loc = gaussian.without_time(loc, 2)
+    loc = densities.without_time(loc, 2)
     scatter = gaussian_sums.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
     return weights.sum(-2)[..., None, :, None, None], scatter.unsqueeze(-4)
 

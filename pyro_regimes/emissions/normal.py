@@ -30,7 +30,8 @@ from pyro_regimes.emissions.update import (
     shift,
     unchanged,
 )
-from pyro_regimes.kernels import gaussian, gaussian_sums
+from pyro_regimes.kernels.gaussian import densities
+from pyro_regimes.kernels.gaussian import sums as gaussian_sums
 
 FAMILY = (Normal, dist.Normal)
 MAX_EVENT_DIM = math.inf
@@ -50,7 +51,7 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     arguments = given["loc"], given["scale"]
     if _are_constant_series(arguments, event_dim):
         loc, scale = (_by_series(each, event_dim) for each in arguments)
-        return gaussian.log_prob_diagonal(value if event_dim else value.unsqueeze(-1), loc, scale)
+        return densities.log_prob_diagonal(value if event_dim else value.unsqueeze(-1), loc, scale)
     each = Normal(*arguments, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
     return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
@@ -64,7 +65,7 @@ def _are_constant_series(arguments: tuple[Tensor, ...], event_dim: int) -> bool:
 
 def _by_series(argument: Tensor, event_dim: int) -> Tensor:
     """``(..., K, D)`` of an argument that does not vary in time."""
-    return gaussian.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
+    return densities.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
 
 
 def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, Tensor]:

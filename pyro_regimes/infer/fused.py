@@ -1,6 +1,6 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
-:mod:`.kernels.cpu_em` makes the ordinary steps of this one model: initial and transition
+:mod:`.kernels.cpu.em_step` makes the ordinary steps of this one model: initial and transition
 probabilities, locations and full covariances, each a parameter of its own. Everything else, and a
 step that is not ordinary, is left to :mod:`.climb`.
 """
@@ -22,7 +22,7 @@ from pyro_regimes.infer.roles import Role
 from pyro_regimes.kernels import ops
 
 if TYPE_CHECKING:
-    from pyro_regimes.kernels.cpu_em import Array, GaussianEM, Parameters
+    from pyro_regimes.kernels.cpu.em_step import Array, GaussianEM, Parameters
 
 _ROLES = (Role.INITIAL, Role.TRANSITION, Role.LOCATION, Role.COVARIANCE)
 #: What may stand in place of the covariances, which the kernel works on.
@@ -40,7 +40,7 @@ class Fused:
 
     def read(self, params: dict[str, Tensor]) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
-        from pyro_regimes.kernels.cpu_em import Parameters
+        from pyro_regimes.kernels.cpu.em_step import Parameters
 
         *others, spread = (
             params[name].detach().double().reshape(shape)
@@ -82,7 +82,7 @@ def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -
     value = _flat_value(data)
     if value is None:
         return None
-    from pyro_regimes.kernels.cpu_em import GaussianEM
+    from pyro_regimes.kernels.cpu.em_step import GaussianEM
 
     num_sequences, num_steps = data.batch_shape.numel(), value.shape[1]
     lengths = np.full(num_sequences, num_steps)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.update import Observed
-from pyro_regimes.kernels import gaussian_sums
+from pyro_regimes.kernels.gaussian import sums as gaussian_sums
 
 #: The weight of the n-th minibatch, n = 1, 2, ...; 1 for the first.
 Schedule = Callable[[int], float]

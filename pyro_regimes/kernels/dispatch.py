@@ -76,9 +76,9 @@ def _num_forward_modes() -> int:
 
 def _of_device(device: str) -> str:
     if device == "cuda":
-        from pyro_regimes.kernels import cuda
+        from pyro_regimes.kernels.cuda import launch
 
-        return "cuda" if cuda.is_available() else "reference"
+        return "cuda" if launch.is_available() else "reference"
     return "cpu" if device == "cpu" else "reference"
 
 
@@ -90,12 +90,12 @@ def kernel(name: str, device: torch.device) -> ModuleType:
 
         return reference_kernel
     if name == "cuda":
-        from pyro_regimes.kernels import cuda
+        from pyro_regimes.kernels.cuda import launch as cuda_launch
 
-        return cuda
-    from pyro_regimes.kernels import cpu
+        return cuda_launch
+    from pyro_regimes.kernels.cpu import launch as cpu_launch
 
-    return cpu
+    return cpu_launch
 
 
 def is_reference_wanted() -> bool:

@@ -1,7 +1,7 @@
 """The one public door to the recursions: checks of shape, dtype and lengths, then the kernel.
 
-The kernel is the compiled one of the tensors' device (:mod:`.cpu`, :mod:`.cuda`) or the reference
-(:mod:`.reference`): :func:`backend` decides otherwise for a block of code.
+The kernel is the compiled one of the tensors' device (:mod:`.cpu.launch`, :mod:`.cuda.launch`) or
+the reference (:mod:`.reference`): :func:`backend` decides otherwise for a block of code.
 
 Every function takes log tensors of one hidden Markov chain, or of a batch of them:
 
@@ -414,11 +414,11 @@ def _expands_to(shape: torch.Size, wanted: torch.Size) -> bool:
 
 
 def has_fused_em(value: Tensor, num_states: int) -> bool:
-    """Whether :mod:`.cpu_em` serves Gaussian data, whose iterations it makes in one go."""
+    """Whether :mod:`.cpu.em_step` serves Gaussian data, whose iterations it makes in one go."""
     if value.device.type != "cpu" or value.is_inference():
         return False
     if dispatch.choose(value) != "cpu":
         return False
-    from pyro_regimes.kernels import cpu_scaled
+    from pyro_regimes.kernels.cpu import scaled
 
-    return num_states <= cpu_scaled.MAX_STATES
+    return num_states <= scaled.MAX_STATES

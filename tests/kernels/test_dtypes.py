@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_regimes import RegimeHMM
-from pyro_regimes.kernels import gaussian_chain, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from tests import seeds
 from tests.compiler import BACKEND
 from tests.kernels.cases import random_chain

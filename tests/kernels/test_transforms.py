@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import autograd, cpu, dispatch, gaussian, ops, tangent
+from pyro_regimes.kernels import autograd, dispatch, ops, tangent
+from pyro_regimes.kernels.cpu import launch
+from pyro_regimes.kernels.gaussian import densities
 from tests import seeds
 from tests.compiler import BACKEND
 from tests.kernels.cases import CASES, Case, random_chain
@@ -129,7 +131,7 @@ def test_tangents_in_tensor_code_are_the_compiled_ones(name):
         torch.randn(shape[:1] + parts.transition_logits.shape[1:], generator=generator).double(),
         torch.randn(shape, generator=generator).double(),
     )
-    pairs = zip(tangent.tangent(*parts, *along), cpu.tangent(*parts, *along), strict=True)
+    pairs = zip(tangent.tangent(*parts, *along), launch.tangent(*parts, *along), strict=True)
     for actual, expected in pairs:
         assert_equal(actual, expected)
 
@@ -277,21 +279,21 @@ def test_compiled_code_runs_the_backend_of_the_moment(monkeypatch):
     ran = []
     for name in ("log_likelihood", "expectations"):
         monkeypatch.setattr(
-            cpu,
+            launch,
             name,
-            lambda *args, _name=name, _run=getattr(cpu, name): ran.append(_name) or _run(*args),
+            lambda *args, _name=name, _run=getattr(launch, name): ran.append(_name) or _run(*args),
         )
     monkeypatch.setattr(
-        gaussian,
+        densities,
         "log_density",
-        lambda *args, _run=gaussian.log_density: ran.append("density") or _run(*args),
+        lambda *args, _run=densities.log_density: ran.append("density") or _run(*args),
     )
 
     def chain(observation: Tensor) -> Tensor:
         return ops.log_likelihood(*case[:2], observation)
 
     def density(loc: Tensor) -> Tensor:
-        return gaussian.log_prob(case.observation[..., :1], loc, torch.ones(3, 1, 1).double())
+        return densities.log_prob(case.observation[..., :1], loc, torch.ones(3, 1, 1).double())
 
     torch._dynamo.reset()
     for function, at in ((chain, case.observation), (density, loc)):

@@ -44,7 +44,7 @@ from numba.core.compiler import CompileResult
 
 VARIABLE = "PYRO_REGIMES_CACHE_DIR"
 
-_KERNELS = Path(__file__).parent
+_KERNELS = Path(__file__).parents[1]
 _FOLDER = re.compile(r"kernels-.+-[0-9a-f]{32}")
 _KEPT_FOLDERS = 16
 _DAY = 24 * 60 * 60.0
@@ -69,7 +69,8 @@ class KernelCache(NullCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         code = function.__code__
-        name = f"{Path(code.co_filename).stem}.{function.__qualname__}".replace(".<locals>", "")
+        file = os.path.relpath(code.co_filename, _KERNELS).removesuffix(".py").replace(os.sep, ".")
+        name = f"{file}.{function.__qualname__}".replace(".<locals>", "")
         self._name = re.sub(r"[^\w.]", "_", name)
         self._cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
         self._line = code.co_firstlineno

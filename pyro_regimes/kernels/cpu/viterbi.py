@@ -1,6 +1,6 @@
 """The Viterbi path, compiled for any number of states.
 
-Few states live in registers; arrays are as those of :mod:`.cpu_scaled`.
+Few states live in registers; arrays are as those of :mod:`.cpu.scaled`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.kernels import simd
-from pyro_regimes.kernels.cpu_decoding import comes_back
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.filtering import comes_back
+from pyro_regimes.kernels.cpu.jit import compiled
 
 _LARGE = 2.0**17  # beyond it a sum is rounded by more than 1e-11
 _MAX_LANES = 16  # the candidates for a maximum of more states do not fit into registers
@@ -43,7 +43,7 @@ def viterbi(num_states: int) -> Callable[..., None]:
     Only differences decide, and kept near 0 they keep their precision over any T. The sums are
     taken in the order of :func:`.decoding.viterbi`, so that a tie here is one there. A sequence
     in which sums beyond ``_LARGE`` count, which rounding may decide, is reported for
-    :func:`.cpu_log.viterbi`; see :func:`.cpu_decoding.comes_back`.
+    :func:`.cpu.log_space.viterbi`; see :func:`.cpu.filtering.comes_back`.
     """
     return _make_viterbi(lanes_of(num_states)) if num_states <= _MAX_LANES else _viterbi
 

@@ -15,7 +15,7 @@ Under cotangents :math:`w_{tk}` the derivatives are weighted moments of z. With
     \partial x_t = -\sum_k w_{tk} L_k^{-\top} z_{tk},
 
 since :math:`dz = -L^{-1}(d\mu + dL\, z)`. Both sums over time, the densities and the moments, are
-compiled kernels (:mod:`.cpu_gaussian`) as custom operators, each under an
+compiled kernels (:mod:`.cpu.moments`) as custom operators, each under an
 :class:`torch.autograd.Function`; the derivatives of the moments, for derivatives of higher order,
 are tensor code. The moments are of z and not of :math:`x - \mu`: with an ill-conditioned covariance
 :math:`L^{-1} S L^{-\top}` would lose twice the digits.
@@ -139,12 +139,12 @@ def plain_log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 
 def log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     """The densities of flat, plain tensors; see :class:`LogDensity`."""
-    from pyro_regimes.kernels import cpu_gaussian
+    from pyro_regimes.kernels.cpu import densities
 
     loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
     if _is_full(factor):
-        return cpu_gaussian.log_density_full(value, loc, factor)
-    return cpu_gaussian.log_density_diagonal(value, loc, factor.squeeze(-1))
+        return densities.log_density_full(value, loc, factor)
+    return densities.log_density_diagonal(value, loc, factor.squeeze(-1))
 
 
 def _log_density_wanted(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
@@ -176,14 +176,14 @@ def _log_density_like(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 def _moments(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from pyro_regimes.kernels import cpu_gaussian
+    from pyro_regimes.kernels.cpu import moments
 
     loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
     if _is_full(factor):
-        weight, first, second = cpu_gaussian.moments_full(value, weights, loc, factor)
+        weight, first, second = moments.moments_full(value, weights, loc, factor)
     else:
         scale = factor.squeeze(-1)
-        weight, first, second = cpu_gaussian.moments_diagonal(value, weights, loc, scale)
+        weight, first, second = moments.moments_diagonal(value, weights, loc, scale)
         second = second.unsqueeze(-1)
     dtype = weights.dtype
     return weight.to(dtype), first.to(dtype), second.to(dtype)
@@ -352,9 +352,9 @@ def pull_back(
 def _gradients(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    from pyro_regimes.kernels import cpu_gaussian_gradient
+    from pyro_regimes.kernels.cpu import density_gradient
 
-    return cpu_gaussian_gradient.gradients(value, weights, loc, factor)
+    return density_gradient.gradients(value, weights, loc, factor)
 
 
 def _gradients_of_many(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels.gaussian import densities
 
 
 def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,13 +20,13 @@ def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
     :param weights: ``(..., T, K)``.
     """
-    if not gaussian.is_served(value, weights):
+    if not densities.is_served(value, weights):
         return weights.sum(-2), weights.mT @ value
-    from pyro_regimes.kernels import cpu_gaussian
+    from pyro_regimes.kernels.cpu import moments
 
     batch_shape = weights.shape[:-2]
-    weight, total = cpu_gaussian.sums(
-        gaussian.flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
+    weight, total = moments.sums(
+        densities.flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
     )
     return (
         weight.to(weights.dtype).reshape(batch_shape + weight.shape[1:]),
@@ -43,29 +43,29 @@ def scatter(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
     :param weights: ``(..., T, K)``.
     :param loc: ``(..., K or 1, D)``, likewise.
     """
-    if not gaussian.is_served(value, weights, loc):
+    if not densities.is_served(value, weights, loc):
         deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)  # (..., K, T, D)
         return (weights.mT.unsqueeze(-1) * deviation).mT @ deviation
-    from pyro_regimes.kernels import cpu_gaussian
+    from pyro_regimes.kernels.cpu import moments
 
-    return _scatter(cpu_gaussian.scatter_full, value, weights, loc)
+    return _scatter(moments.scatter_full, value, weights, loc)
 
 
 def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
     r""":math:`\sum_t w_{tk} (x_{td} - \mu_{kd})^2`, ``(..., K, D)``; see :func:`scatter`."""
-    if not gaussian.is_served(value, weights, loc):
+    if not densities.is_served(value, weights, loc):
         deviation = (value.unsqueeze(-3) - loc.unsqueeze(-2)).to(weights.dtype)
         return (weights.mT.unsqueeze(-1) * deviation.square()).sum(-2)
-    from pyro_regimes.kernels import cpu_gaussian
+    from pyro_regimes.kernels.cpu import moments
 
-    return _scatter(cpu_gaussian.scatter_diagonal, value, weights, loc)
+    return _scatter(moments.scatter_diagonal, value, weights, loc)
 
 
 def _scatter(kernel: Any, value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
     batch_shape = weights.shape[:-2]
     found: Tensor = kernel(
-        gaussian.flatten(value, 2, batch_shape),
+        densities.flatten(value, 2, batch_shape),
         weights.reshape((-1,) + weights.shape[-2:]),
-        gaussian.flatten(loc, 2, batch_shape).unsqueeze(1),
+        densities.flatten(loc, 2, batch_shape).unsqueeze(1),
     )
     return found.to(weights.dtype).reshape(batch_shape + found.shape[1:])

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu_gaussian
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu.jit import compiled
+from pyro_regimes.kernels.cpu.moments import sum_moments
 
 
 @compiled
@@ -76,7 +76,7 @@ def gradients(
         )
     )
     shape = (factor.shape[-2], factor.shape[-1])
-    moments = cpu_gaussian.sum_moments(x, share, mean, own, second_shape=shape)
+    moments = sum_moments(x, share, mean, own, second_shape=shape)
     to_loc, to_factor = np.empty_like(moments[1]), np.empty_like(moments[2])
     _pull_back(*moments, own, to_loc, to_factor)
     dtype = weights.dtype

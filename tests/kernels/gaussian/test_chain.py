@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import gaussian_chain
+from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from tests import seeds
 
 T, K, D = 37, 3, 4

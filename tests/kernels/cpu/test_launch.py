@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu, cpu_scaled, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.cpu import launch, scaled
 from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import INF, Case, random_chain
@@ -23,7 +24,7 @@ from tests.kernels.test_reference import assert_equal
 def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result starts as NaN, so that an element nobody writes is seen."""
     monkeypatch.setattr(
-        cpu, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
+        launch, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
     )
 
 
@@ -120,7 +121,7 @@ def test_a_sequence_is_redone_in_log_space_where_it_must():
     observation = torch.stack([torch.stack([gaps, 0 * gaps], -1), torch.zeros(2 * half, 2)])
     redo = np.empty(2, dtype=np.bool_)
     for smoothed in (np.empty((2, 2 * half, 2)), np.empty((0, 0, 0))):
-        cpu_scaled.sweep(2)(
+        scaled.sweep(2)(
             np.zeros((1, 2)),
             torch.eye(2).double().log().reshape(1, 1, 2, 2).numpy(),
             observation.numpy(),
@@ -149,7 +150,7 @@ def test_what_fades_for_good_costs_no_second_pass(fading):
     args = initial.log()[None], transition.log()[None, None], case.observation[None]
     smoothed, moved = torch.empty(1, 4_000, 3).double(), torch.empty(1, 1, 3, 3).double()
     value = np.empty(1)
-    cpu_scaled.sweep(3)(
+    scaled.sweep(3)(
         *(part.numpy() for part in args),
         np.full(1, 4_000),
         0,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu.jit import compiled
 
 #: The width of a pair.
 PAIR = 2

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu_decoding, cpu_log, cpu_scaled, cpu_viterbi
-from pyro_regimes.kernels.jit import spread
+from pyro_regimes.kernels.cpu import filtering, log_space, sampling, scaled
+from pyro_regimes.kernels.cpu import viterbi as viterbi_kernels
+from pyro_regimes.kernels.cpu.jit import spread
 
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
 _GRAIN = 20_000
@@ -74,10 +75,10 @@ def _run(
         sweep(*given, first, last, *out)
 
     grain = _grain(chain[2])
-    if num_states <= cpu_scaled.MAX_STATES:
-        spread(partial(work, cpu_scaled.sweep(num_states)), num_sequences, grain)
+    if num_states <= scaled.MAX_STATES:
+        spread(partial(work, scaled.sweep(num_states)), num_sequences, grain)
     if redo.any():
-        spread(partial(work, cpu_log.sweep), num_sequences, grain)
+        spread(partial(work, log_space.sweep), num_sequences, grain)
     return log_likelihood
 
 
@@ -118,7 +119,7 @@ def tangent(
     along_transition: Tensor,
     along_observation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of gamma and xi along a direction; see :func:`.cpu_log.tangent`.
+    """Derivatives of gamma and xi along a direction; see :func:`.cpu.log_space.tangent`.
 
     :param along_transition: of the shape of xi.
     :param along_observation: ``(N, T, K)``.
@@ -130,7 +131,7 @@ def tangent(
     out = smoothed.numpy(), moved.numpy()
 
     def work(first: int, last: int) -> None:
-        cpu_log.tangent(*given, sizes, *along, first, last, *out)
+        log_space.tangent(*given, sizes, *along, first, last, *out)
 
     spread(work, len(smoothed), _grain(observation_logits))
     return smoothed, moved
@@ -147,7 +148,7 @@ def filter_logits(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> Tensor:
-    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`; see :func:`.cpu_decoding.filter_sweep`.
+    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`; see :func:`.cpu.filtering.filter_sweep`.
 
     :return: ``(N, T, K)``, -inf from where a sequence has become impossible on.
     """
@@ -167,10 +168,10 @@ def _filter(
     out = logits.numpy(), probs.numpy(), redo
 
     def work(first: int, last: int) -> None:
-        cpu_decoding.filter_sweep(*given, sizes, first, last, *out)
+        filtering.filter_sweep(*given, sizes, first, last, *out)
 
     def work_again(first: int, last: int) -> None:
-        cpu_log.filter_sweep(*given, sizes, first, last, out[0], redo)
+        log_space.filter_sweep(*given, sizes, first, last, out[0], redo)
 
     spread(work, len(logits), _grain(chain[2]))
     if redo.any():
@@ -187,7 +188,7 @@ def viterbi(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> Tensor:
-    """The most likely path, LongTensor ``(N, T)``; see :func:`.cpu_viterbi.viterbi`."""
+    """The most likely path, LongTensor ``(N, T)``; see :func:`.cpu.viterbi.viterbi`."""
     num_sequences, num_steps, num_states = observation_logits.shape
     paths = _empty((num_sequences, num_steps), torch.long)
     given = _arrays(initial_logits, transition_logits, observation_logits)
@@ -195,11 +196,11 @@ def viterbi(
     out = paths.numpy(), np.ones(num_sequences, dtype=np.bool_)
 
     def work(first: int, last: int) -> None:
-        origins = cpu_viterbi.back_pointers(num_steps, num_states)
-        cpu_viterbi.viterbi(num_states)(*given, sizes, first, last, origins, *out)
+        origins = viterbi_kernels.back_pointers(num_steps, num_states)
+        viterbi_kernels.viterbi(num_states)(*given, sizes, first, last, origins, *out)
 
     def work_again(first: int, last: int) -> None:
-        cpu_log.viterbi(*given, sizes, first, last, *out)
+        log_space.viterbi(*given, sizes, first, last, *out)
 
     spread(work, num_sequences, _grain(observation_logits))
     if out[1].any():
@@ -217,7 +218,7 @@ def sample_posterior(
     """Paths given the data, LongTensor ``(num_samples * N, T)``, the sequence varying fastest.
 
     One uniform number for every step comes from torch's generator; see
-    :func:`.cpu_decoding.posterior_paths`.
+    :func:`.cpu.sampling.posterior_paths`.
     """
     shape = observation_logits.shape
     logits, probs = _empty(shape, torch.float64), _empty(shape, torch.float64)
@@ -229,7 +230,7 @@ def sample_posterior(
     exact = np.where(redone, np.cumsum(redone) - 1, -1)
     shares = _origins(chain, sizes, np.flatnonzero(redone))
     return _draw_paths(
-        partial(cpu_decoding.posterior_paths, *given, sizes, exact, shares),
+        partial(sampling.posterior_paths, *given, sizes, exact, shares),
         num_samples * shape[0],
         shape[1],
     )
@@ -240,14 +241,14 @@ def _origins(
     sizes: npt.NDArray[np.int64],
     sequences: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """The shares of :func:`.cpu_log.origins`; empty, with 4 dims, where no sequence needs them."""
+    """The shares of :func:`.log_space.origins`; empty, with 4 dims, where no sequence needs it."""
     num_steps, num_states = chain[2].shape[1:]
     shares = np.empty((len(sequences), num_steps - 1, num_states, num_states))
     if len(sequences):
         given = _arrays(*chain)
 
         def work(first: int, last: int) -> None:
-            cpu_log.origins(*given, sizes, sequences, first, last, shares)
+            log_space.origins(*given, sizes, sequences, first, last, shares)
 
         spread(work, len(sequences), _grain(chain[2]))
     return shares
@@ -263,11 +264,11 @@ def sample_prior(
     """Paths without data, LongTensor ``(num_samples * N, T)``, the sequence varying fastest.
 
     One uniform number for every step comes from torch's generator; see
-    :func:`.cpu_decoding.prior_paths`.
+    :func:`.cpu.sampling.prior_paths`.
     """
     given = _arrays(initial_logits, transition_logits, _weights(transition_logits, (-1,)))
     return _draw_paths(
-        partial(cpu_decoding.prior_paths, *given, num_sequences),
+        partial(sampling.prior_paths, *given, num_sequences),
         num_samples * num_sequences,
         num_steps,
     )

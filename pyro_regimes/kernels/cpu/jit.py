@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numba
 import torch
 
-from pyro_regimes.kernels.jit_cache import KernelCache, is_kernel
+from pyro_regimes.kernels.cpu.cache import KernelCache, is_kernel
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 

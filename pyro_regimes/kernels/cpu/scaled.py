@@ -45,8 +45,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from pyro_regimes.kernels import simd
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.jit import compiled
 
 MAX_STATES = 128
 

@@ -169,7 +169,7 @@ class _Problem:
 
         :return: logarithms ``(N, number of blocks or groups, K, K)``, float64.
         """
-        from pyro_regimes.kernels.triton_blocks import transfer_kernel
+        from pyro_regimes.kernels.cuda.blocks import transfer_kernel
 
         source: tuple[Tensor | None, ...]
         strides: tuple[int, int | None]
@@ -216,7 +216,7 @@ class _Problem:
         :param matrices: ``(N, C, K, K)``.
         :param first: log alpha before the first block.
         """
-        from pyro_regimes.kernels.triton_blocks import scan_kernel
+        from pyro_regimes.kernels.cuda.blocks import scan_kernel
 
         num_blocks = matrices.shape[1]
         num_groups, size = _groups(num_blocks)
@@ -259,7 +259,7 @@ class _Problem:
         redo: bool,
     ) -> None:
         """Both sweeps of every block; without ``smoothed`` only the first."""
-        from pyro_regimes.kernels.triton_sweep import sweep_kernel
+        from pyro_regimes.kernels.cuda.sweep import sweep_kernel
 
         lanes = self.num_sequences * self.num_blocks
         entries, exits = boundaries or (self.initial, None)

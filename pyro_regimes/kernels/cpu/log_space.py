@@ -1,9 +1,9 @@
 r"""The recursions in log space, compiled for any number of states.
 
 They lose nothing however far apart the states drift, and cost an exponential where the scaled sweep
-costs a multiplication. Here go the sequences that :mod:`.cpu_scaled` and :mod:`.cpu_decoding`
-report, chains with more states than the scaled sweep takes, and the tangents, which second
-derivatives are made of. Forwards, in logarithms,
+costs a multiplication. They serve the sequences that :mod:`.scaled`, :mod:`.filtering` and
+:mod:`.viterbi` report, chains with more states than the scaled sweep takes, and the tangents, of
+which second derivatives are made. Forwards, in logarithms,
 
 .. math::
     \alpha_t(j) = b_t(j) + \log \sum_i e^{\alpha_{t-1}(i) + A_{ij}}, \qquad
@@ -17,10 +17,10 @@ and backwards, with these shares q(i | j),
     \gamma_{t-1}(i) = \sum_j \xi_{t-1}(i, j).
 
 So each :math:`\gamma_t` sums to 1 and is the marginal of :math:`\xi`, to rounding, whatever the
-logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.cpu_sums`), as a share
-is the exponential of a difference: pairs of numbers first, and parts where those do not reach. The
-results are those of the exact sum over paths, wherever its logits and their sums are finite in
-float64.
+logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.exact_sums`), as a
+share is the exponential of a difference: pairs of numbers first, and parts where those do not
+reach. The results are those of the exact sum over paths, wherever its logits and their sums are
+finite in float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu_sums import (
+from pyro_regimes.kernels.cpu.exact_sums import (
     PAIR,
     arrive_in_pairs,
     clear,
@@ -40,7 +40,7 @@ from pyro_regimes.kernels.cpu_sums import (
     shares_of,
     width_of,
 )
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu.jit import compiled
 
 
 @compiled
@@ -325,7 +325,7 @@ def filter_sweep(
     logits: Any,  # (N, T, K)
     redo: Any,  # (N,): the sequences to work on
 ) -> None:
-    """The filter's logarithms; see :func:`.cpu_decoding.filter_sweep`."""
+    """The filter's logarithms; see :func:`.cpu.filtering.filter_sweep`."""
     num_steps, num_states = observation.shape[1], observation.shape[2]
     pairs_of_alpha = np.empty((num_steps, num_states, PAIR))
     shares = np.empty(num_states)
@@ -393,7 +393,7 @@ def viterbi(
     paths: Any,  # (N, T), int64
     redo: Any,  # (N,): the sequences to work on
 ) -> None:
-    """The most likely path; see :func:`.cpu_viterbi.viterbi`. Ties are exact ones."""
+    """The most likely path; see :func:`.cpu.viterbi.viterbi`. Ties are exact ones."""
     num_steps, num_states = observation.shape[1], observation.shape[2]
     came_from = np.empty((num_steps, num_states), np.int64)
     for n in range(first, last):

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import MultivariateNormal, Normal
 
-from pyro_regimes.kernels import cpu_gaussian, gaussian, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.cpu import densities as cpu_densities
+from pyro_regimes.kernels.cpu import moments
+from pyro_regimes.kernels.gaussian import densities
 from tests import seeds
 from tests.kernels.test_reference import assert_equal
 
@@ -22,7 +25,7 @@ from tests.kernels.test_reference import assert_equal
 def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Densities start as NaN, so that an element nobody writes is seen; sums have to start at 0."""
     monkeypatch.setattr(
-        cpu_gaussian, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
+        cpu_densities, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
     )
 
 
@@ -87,11 +90,11 @@ def torch_diagonal(case: Case) -> Tensor:
 
 
 def full(case: Case) -> Tensor:
-    return gaussian.log_prob(case.value, case.loc, case.scale_tril)
+    return densities.log_prob(case.value, case.loc, case.scale_tril)
 
 
 def diagonal(case: Case) -> Tensor:
-    return gaussian.log_prob_diagonal(case.value, case.loc, case.scale)
+    return densities.log_prob_diagonal(case.value, case.loc, case.scale)
 
 
 PAIRS = {"full": (full, torch_full), "diagonal": (diagonal, torch_diagonal)}
@@ -132,7 +135,7 @@ def test_derivatives_of_both_orders(name, kind):
     value = value[..., :5, :]
     spread = factor if kind == "full" else CASES[name].scale
     leaves = [part.clone().requires_grad_() for part in (value, loc, spread)]
-    ours = gaussian.log_prob if kind == "full" else gaussian.log_prob_diagonal
+    ours = densities.log_prob if kind == "full" else densities.log_prob_diagonal
     assert gradcheck(ours, leaves)
     assert gradgradcheck(ours, leaves)
 
@@ -160,7 +163,7 @@ def test_what_lies_above_the_diagonal_is_not_read():
 
 def test_one_scale_for_all_series():
     case = CASES["odd T"]
-    actual = gaussian.log_prob_diagonal(case.value, case.loc, case.scale[..., :1])
+    actual = densities.log_prob_diagonal(case.value, case.loc, case.scale[..., :1])
     scale = case.scale[..., :1].expand_as(case.loc)
     expected = Normal(case.loc, scale).log_prob(case.value.unsqueeze(-2)).sum(-1)
     assert_equal(actual, expected)
@@ -195,12 +198,12 @@ def test_varying_in_time():
     factor = torch.randn(2, 9, 1, 3, 3, generator=generator).double().tril(-1)
     factor = factor + torch.eye(3)
     expected = MultivariateNormal(loc, scale_tril=factor).log_prob(value.unsqueeze(-2))
-    assert_equal(cpu_gaussian.log_density_full(value, loc, factor), expected)
+    assert_equal(cpu_densities.log_density_full(value, loc, factor), expected)
     expected = MultivariateNormal(loc, scale_tril=factor[:1, :1]).log_prob(value.unsqueeze(-2))
-    assert_equal(cpu_gaussian.log_density_full(value, loc, factor[:1, :1]), expected)
+    assert_equal(cpu_densities.log_density_full(value, loc, factor[:1, :1]), expected)
     scale = factor.diagonal(dim1=-2, dim2=-1)
     expected = Normal(loc, scale).log_prob(value.unsqueeze(-2)).sum(-1)
-    assert_equal(cpu_gaussian.log_density_diagonal(value, loc, scale), expected)
+    assert_equal(cpu_densities.log_density_diagonal(value, loc, scale), expected)
 
 
 def test_float32(case, pair):
@@ -258,7 +261,7 @@ def test_moments(num_steps, shared, locs):
     deviation = (value.unsqueeze(-2) - loc).expand(4, num_steps, 3, 5)
     z = torch.linalg.solve_triangular(factor, deviation.unsqueeze(-1), upper=False).squeeze(-1)
     scale = factor.diagonal(dim1=-2, dim2=-1)
-    kernel = cpu_gaussian
+    kernel = moments
     for actual, v in [
         (kernel.moments_full(value, weights, loc), deviation),
         (kernel.moments_full(value, weights, loc, factor), z),
@@ -292,11 +295,11 @@ def test_values_without_weight_add_nothing(num_steps, dtype):
     spoiled[0, 7, 1] = math.inf
     for actual, expected in [
         (
-            cpu_gaussian.moments_full(spoiled, weights, loc),
+            moments.moments_full(spoiled, weights, loc),
             moments_of(weights, value.unsqueeze(2) - loc),
         ),
         (
-            cpu_gaussian.sums(spoiled, weights),
+            moments.sums(spoiled, weights),
             moments_of(weights, value.unsqueeze(2).expand(-1, -1, 4, -1))[:2],
         ),
     ]:  # fmt: skip
@@ -307,7 +310,7 @@ def test_values_without_weight_add_nothing(num_steps, dtype):
             rtol = 1e-11 if dtype == torch.float64 else 1e-5
             torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * num_steps)
     weights[1, 3], spoiled[1, 3, 0] = 0.5, math.nan
-    assert cpu_gaussian.moments_full(spoiled, weights, loc).second[1].isnan().any()
+    assert moments.moments_full(spoiled, weights, loc).second[1].isnan().any()
 
 
 def test_the_scatter_of_long_series_is_exact():
@@ -317,7 +320,7 @@ def test_the_scatter_of_long_series_is_exact():
     weights = torch.rand(1, 100_000, 2, generator=generator).double()
     loc = 1e3 + torch.randn(1, 1, 2, 3, generator=generator).double()
     expected = moments_of(weights, value.unsqueeze(2) - loc)[2]
-    actual = cpu_gaussian.scatter_full(value, weights, loc).numpy()
+    actual = moments.scatter_full(value, weights, loc).numpy()
     size = np.abs(expected).max()
     assert np.abs(actual - expected).max() < 2e-14 * size
 
@@ -356,7 +359,7 @@ def test_no_precision_is_lost_to_the_textbook(condition, far, record_property):
     def errors(density: Tensor) -> float:
         return max(float(abs(mpmath.mpf(float(d)) - e)) for d, e in zip(density[:, 0], exact))
 
-    ours = errors(gaussian.log_prob(value, loc, factor.unsqueeze(0)))
+    ours = errors(densities.log_prob(value, loc, factor.unsqueeze(0)))
     theirs = errors(
         MultivariateNormal(loc, scale_tril=factor.unsqueeze(0)).log_prob(value.unsqueeze(-2))
     )
@@ -405,13 +408,13 @@ def test_pieces_for_several_threads(monkeypatch):
         weights = torch.rand(count, num_steps, 2, generator=generator).double()
         loc = torch.randn(count, 1, 2, 3, generator=generator).double()
         factor = torch.eye(3).double().expand(count, 1, 2, 3, 3)
-        monkeypatch.setattr(cpu_gaussian, "_GRAIN", 10**9)
-        whole = cpu_gaussian.moments_full(value, weights, loc)
-        density = cpu_gaussian.log_density_full(value, loc, factor)
-        monkeypatch.setattr(cpu_gaussian, "_GRAIN", 1)
-        for one, other in zip(cpu_gaussian.moments_full(value, weights, loc), whole, strict=True):
+        monkeypatch.setattr(cpu_densities, "_GRAIN", 10**9)
+        whole = moments.moments_full(value, weights, loc)
+        density = cpu_densities.log_density_full(value, loc, factor)
+        monkeypatch.setattr(cpu_densities, "_GRAIN", 1)
+        for one, other in zip(moments.moments_full(value, weights, loc), whole, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-12)
-        assert torch.equal(cpu_gaussian.log_density_full(value, loc, factor), density)
+        assert torch.equal(cpu_densities.log_density_full(value, loc, factor), density)
 
 
 @pytest.mark.parametrize("name", ["odd T", "shared covariance", "batch of parameters", "D=1"])
@@ -423,17 +426,17 @@ def test_operators_pass_opcheck(name, kind):
     event = (value.dim() - 2, loc.dim() - 2, factor.dim() - 3)
     flat = [part if lead else part.unsqueeze(0) for part, lead in zip((value, loc, factor), event)]
     flat = [part.clone().requires_grad_() for part in flat]
-    density = gaussian._log_density_like(*flat)
-    torch.library.opcheck(gaussian.log_density_operator, tuple(flat))
+    density = densities._log_density_like(*flat)
+    torch.library.opcheck(densities.log_density_operator, tuple(flat))
     weights = torch.rand(density.shape, dtype=density.dtype, requires_grad=True)
-    torch.library.opcheck(gaussian.moments_operator, (flat[0], weights, flat[1], flat[2]))
+    torch.library.opcheck(densities.moments_operator, (flat[0], weights, flat[1], flat[2]))
 
 
 @pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (None, None, 1), (1, 0, 0)])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_vmap_and_func_grad(kind, in_dims):
     case = random_case(9, 3, 2, 2, ((4,), (4,), (4,)))
-    ours = gaussian.log_prob if kind == "full" else gaussian.log_prob_diagonal
+    ours = densities.log_prob if kind == "full" else densities.log_prob_diagonal
     spread = case.scale_tril if kind == "full" else case.scale
     single = [
         part if dim is not None else part[0]
@@ -458,10 +461,10 @@ def test_hessian_through_func():
     case = random_case(5, 2, 2, 2)
 
     def total(factor: Tensor) -> Tensor:
-        return gaussian.log_prob(case.value, case.loc, factor).sum()
+        return densities.log_prob(case.value, case.loc, factor).sum()
 
     def plain(factor: Tensor) -> Tensor:
-        return gaussian.plain_log_prob(case.value, case.loc, factor).sum()
+        return densities.plain_log_prob(case.value, case.loc, factor).sum()
 
     hessian = torch.func.jacrev(torch.func.grad(total))(case.scale_tril)
     assert_equal(hessian, torch.autograd.functional.hessian(plain, case.scale_tril))

@@ -1,6 +1,6 @@
 r"""The log-likelihood of a chain with Gaussian observations, as one function of its parameters.
 
-It is :func:`.gaussian.log_prob` under :func:`.ops.log_likelihood`, and nothing else. On a short
+It is :func:`.densities.log_prob` under :func:`.ops.log_likelihood`, and nothing else. On a short
 series what lies between the two, and between their derivatives, would take as long as the
 recursion: here the weights that the E-step finds go to the Gaussian's moments directly.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_regimes.kernels import autograd, dispatch, gaussian, ops
+from pyro_regimes.kernels import autograd, dispatch, ops
+from pyro_regimes.kernels.gaussian import densities
 from pyro_regimes.kernels.shapes import broadcast
 
 
@@ -38,12 +39,12 @@ def log_likelihood(
     """
     tensors = (initial_logits, transition_logits, value, loc, factor)
     if not _is_served(tensors, lengths):
-        density = gaussian.log_prob(value, loc, factor)
+        density = densities.log_prob(value, loc, factor)
         return ops.log_likelihood(initial_logits, transition_logits, density, lengths)
     event_dims = (1, 3, 2, 2, 3)
     shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, event_dims)]
     batch_shape = broadcast(*shapes, *([] if lengths is None else [lengths.shape]))
-    flat = [gaussian.flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
+    flat = [densities.flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
     if lengths is not None:
         lengths = lengths.expand(batch_shape).reshape(-1)
     found: Tensor = dispatch.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
@@ -57,7 +58,7 @@ def _is_served(tensors: tuple[Tensor, ...], lengths: Tensor | None) -> bool:
     if not all(each.dtype is tensors[0].dtype for each in tensors):
         return False
     with torch.no_grad():
-        return gaussian.is_served(*tensors) and dispatch.is_plain(*tensors, lengths)
+        return densities.is_served(*tensors) and dispatch.is_plain(*tensors, lengths)
 
 
 class LogLikelihood(Function):
@@ -70,7 +71,7 @@ class LogLikelihood(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         initial, transition, value, loc, factor, lengths, count = args
-        density = gaussian.log_density(value, loc, factor)
+        density = densities.log_density(value, loc, factor)
         density = density.expand((count,) + density.shape[1:])
         kernel = dispatch.kernel("cpu", value.device)
         found, smoothed, moved = kernel.expectations(initial, transition, density, lengths)
@@ -87,9 +88,9 @@ class LogLikelihood(Function):
         weights = (cotangent[:, None, None] * smoothed).to(value.dtype)
         moved = (cotangent[:, None, None, None] * moved).to(value.dtype)
         return (
-            gaussian.sum_to(weights[:, 0], initial.shape),
-            gaussian.sum_to(moved, transition.shape),
-            *gaussian.pull_back(value, weights, loc, factor, ctx.needs_input_grad[2:5]),
+            densities.sum_to(weights[:, 0], initial.shape),
+            densities.sum_to(moved, transition.shape),
+            *densities.pull_back(value, weights, loc, factor, ctx.needs_input_grad[2:5]),
             None,
             None,
         )
@@ -101,7 +102,7 @@ def _differentiable_gradients(ctx: Any, cotangent: Tensor) -> list[Tensor | None
     # Views, so that the gradient in one does not run on through how it depends on another.
     inputs = [each.view_as(each) for each in given]
     initial, transition, value, loc, factor = inputs
-    density = gaussian.LogDensity.apply(value, loc, factor).expand(smoothed.shape)
+    density = densities.LogDensity.apply(value, loc, factor).expand(smoothed.shape)
     found = autograd.Expectations.apply(initial, transition, density, lengths, "cpu")[0]
     wanted = [each for each in inputs if each.requires_grad]
     gradients = iter(torch.autograd.grad(found, wanted, cotangent, create_graph=True))

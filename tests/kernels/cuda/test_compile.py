@@ -42,7 +42,7 @@ def compile_launches(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pyro_regimes.kernels import cuda
+    from pyro_regimes.kernels.cuda import launch
 
     names = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
     names[torch.int64] = "*i64"
@@ -75,7 +75,7 @@ def compile_launches(
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[capability], key
 
-    cuda._Problem.launch = compile_instead  # type: ignore[method-assign]
+    launch._Problem.launch = compile_instead  # type: ignore[method-assign]
     for dtype, count, num_steps, num_states, slices in problems:
         arguments = (
             torch.zeros(1, num_states, dtype=dtype),
@@ -83,8 +83,8 @@ def compile_launches(
             torch.zeros(count, num_steps, num_states, dtype=dtype),
             torch.ones(count, dtype=torch.int64) if count > 1 else None,
         )
-        cuda.expectations(*arguments)
-        cuda.log_likelihood(*arguments)
+        launch.expectations(*arguments)
+        launch.log_likelihood(*arguments)
     return len(done)
 
 
@@ -94,8 +94,8 @@ def test_kernels_compile(capability, problems, tmp_path):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)  # so that nothing compiled before counts
-    command = [sys.executable, "-m", "tests.kernels.test_triton_compile", str(capability), problems]
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.kernels.cuda.test_compile", str(capability), problems]
+    root = Path(__file__).parents[3]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.split()[0]) >= 10

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import pyro_regimes
-from pyro_regimes.kernels import cpu_scaled, jit_cache
-from pyro_regimes.kernels.jit import compiled
+from pyro_regimes.kernels.cpu import cache, scaled
+from pyro_regimes.kernels.cpu.jit import compiled
 
 RUNS_AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -25,13 +25,13 @@ def place(tmp_path, monkeypatch) -> Path:
     """Where the cache is, beside a temporary directory that is as empty."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setenv(jit_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def misses(number: type = float) -> int:
     """Call one small kernel as a new process would, and count what was compiled."""
-    add = compiled(cpu_scaled._add.py_func)
+    add = compiled(scaled._add.py_func)
     assert add(number(1.0), number(0.5), number(2.0)) == (3.0, 0.5)
     return sum(add.stats.cache_misses.values())
 
@@ -45,12 +45,12 @@ def test_is_compiled_once(place):
     assert [misses(np.float32) for _ in range(2)] == [1, 0]
     (folder,) = place.iterdir()
     assert re.fullmatch(rf"kernels-{pyro_regimes.__version__}-[0-9a-f]{{32}}", folder.name)
-    assert [path.name.partition("-")[0] for path in files(place)] == ["cpu_scaled._add"] * 2
+    assert [path.name.partition("-")[0] for path in files(place)] == ["cpu.scaled._add"] * 2
     assert not files(place.parent / "temporary")
 
 
 def resealed(content: bytes) -> bytes:
-    return jit_cache._digest(content).encode() + content
+    return cache._digest(content).encode() + content
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_full_disk(place):
 @pytest.mark.skipif(sys.platform == "win32", reason="the home directory is not in HOME")
 @pytest.mark.parametrize("home", ["directory", "file"])
 def test_without_the_variable_it_is_the_users_cache_directory(place, monkeypatch, home):
-    monkeypatch.delenv(jit_cache.VARIABLE)
+    monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     path = place.parent / "home"
     path.write_text("") if home == "file" else path.mkdir()
@@ -150,7 +150,7 @@ def test_without_the_variable_it_is_the_users_cache_directory(place, monkeypatch
 
 
 def test_a_relative_home_directory_is_none(place, monkeypatch):
-    monkeypatch.delenv(jit_cache.VARIABLE)
+    monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "home")
     monkeypatch.chdir(place.parent)
@@ -196,7 +196,7 @@ def test_old_folders_go(place):
     assert files(new)
     # One that is read is not old.
     os.utime(new, (0, 0))
-    jit_cache._used.discard(new)
+    cache._used.discard(new)
     assert misses() == 0
     assert new.stat().st_mtime > 0
 
@@ -210,7 +210,7 @@ def test_twenty_folders_of_today_stay(place):
 
 def test_recompile_compiles(place):
     misses()
-    add = compiled(cpu_scaled._add.py_func)
+    add = compiled(scaled._add.py_func)
     add(1.0, 0.5, 2.0)
     assert not add.stats.cache_misses
     add.recompile()
@@ -227,18 +227,25 @@ def test_a_function_whose_source_is_not_hashed_is_not_kept(place):
 
 CALL = """
 import numpy as np
-from pyro_regimes.kernels import simd
-from pyro_regimes.kernels.cpu_scaled import _add
+from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.scaled import _add
 print(*_add(1.0, 0.5, 2.0), sum(_add.stats.cache_misses.values()))
 """
 # A kernel in one file that calls what another file holds.
-CALLER = """
-from pyro_regimes.kernels import simd
-from pyro_regimes.kernels.jit import compiled
+CALLEE = """
+from pyro_regimes.kernels.cpu.jit import compiled
 
 @compiled
-def fold(numbers):
-    return simd.total(simd.load(numbers, 0, 4))
+def step(number):
+    return number + 1.0
+"""
+CALLER = """
+from pyro_regimes.kernels.{folder}callee import step
+from pyro_regimes.kernels.cpu.jit import compiled
+
+@compiled
+def twice(number):
+    return step(step(number))
 """
 
 
@@ -252,7 +259,6 @@ def copy(tmp_path) -> Path:
     package = tmp_path / "copy" / "pyro_regimes"
     shutil.copytree(source, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").write_text(f"__version__ = {pyro_regimes.__version__!r}\n")
-    (package / "kernels" / "caller.py").write_text(CALLER)
     return tmp_path / "copy"
 
 
@@ -260,7 +266,7 @@ def start(script: str, root: Path, **environment: str) -> subprocess.Popen[str]:
     own = {
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
-        jit_cache.VARIABLE: str(root.parent / "cache"),
+        cache.VARIABLE: str(root.parent / "cache"),
     }
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script],
@@ -288,31 +294,43 @@ def test_nothing_is_written_beside_the_sources(copy, tmp_path):
     assert len(files(tmp_path / "cache")) == 1
 
 
-FOLD = """
-import numpy as np
-from pyro_regimes.kernels.caller import fold
-print(fold(np.arange(1.0, 5.0)))
+TWICE = """
+from pyro_regimes.kernels.cpu.caller import twice
+print(twice(1.0), sum(twice.stats.cache_misses.values()))
 """
 
 
 @pytest.mark.slow
-def test_a_change_to_what_a_kernel_calls_is_seen(copy):
-    assert run(FOLD, copy) == [10.0]
+@pytest.mark.parametrize("folder", ["", "gaussian"])
+def test_a_change_to_what_a_kernel_calls_is_seen(copy, folder):
+    kernels = copy / "pyro_regimes" / "kernels"
+    callee = kernels / folder / "callee.py"
+    callee.write_text(CALLEE)
+    place = f"{folder}." if folder else ""
+    (kernels / "cpu" / "caller.py").write_text(CALLER.format(folder=place))
+    assert run(TWICE, copy) == [3.0, 1]
     edit = (
         "from pathlib import Path\n"
-        "import pyro_regimes.kernels.simd as simd\n"
-        "path = Path(simd.__file__)\n"
-        "text = path.read_text()\n"
-        "start = text.index('def total(')\n"
-        "end = text.index('@intrinsic', start)\n"
-        "assert text.count('builder.fadd', start, end) == 1\n"
-        "new = text[start:end].replace('builder.fadd', 'builder.fmul')\n"
-        "path.write_text(text[:start] + new + text[end:])\n"
+        f"path = Path({str(callee)!r})\n"
+        "path.write_text(path.read_text().replace('+ 1.0', '+ 10.0'))\n"
     )
     # Also where a process had imported the old source: it must not keep the old code as the new.
-    imported = "import pyro_regimes.kernels.caller\n" + edit
-    assert run(imported + FOLD, copy) == [10.0]
-    assert run(FOLD, copy) == [24.0]
+    imported = "import pyro_regimes.kernels.cpu.caller\n" + edit
+    assert run(imported + TWICE, copy)[0] == 3.0
+    assert run(TWICE, copy) == [21.0, 1]
+
+
+@pytest.mark.slow
+def test_kernels_of_one_name_in_two_folders_are_kept_apart(copy):
+    kernels = copy / "pyro_regimes" / "kernels"
+    for folder, number in (("cpu", "1.0"), ("gaussian", "10.0")):
+        (kernels / folder / "callee.py").write_text(CALLEE.replace("1.0", number))
+    script = (
+        "from pyro_regimes.kernels.cpu.callee import step as one\n"
+        "from pyro_regimes.kernels.gaussian.callee import step as ten\n"
+        "print(one(1.0), ten(1.0))\n"
+    )
+    assert run(script, copy) == run(script, copy) == [2.0, 11.0]
 
 
 @pytest.mark.slow
@@ -341,7 +359,7 @@ def test_other_users_of_numba_notice_nothing(copy, tmp_path):
         "import numba, os\n"
         "from numba.core import caching, config\n"
         "before = config.CACHE_DIR, list(caching.CacheImpl._locator_classes), dict(os.environ)\n"
-        "import pyro_regimes.kernels.jit\n"
+        "import pyro_regimes.kernels.cpu.jit\n"
         "assert before == (\n"
         "    config.CACHE_DIR, list(caching.CacheImpl._locator_classes), dict(os.environ)\n"
         ")\n"
@@ -376,6 +394,6 @@ print(len(recorder.buffer))
 def test_a_second_process_compiles_nothing():
     """With the user's own cache, which the first call fills where it has to."""
     root = Path(pyro_regimes.__file__).parent.parent
-    users = {jit_cache.VARIABLE: os.environ.get(jit_cache.VARIABLE, "")}
+    users = {cache.VARIABLE: os.environ.get(cache.VARIABLE, "")}
     run(EVERYTHING, root, **users)
     assert run(EVERYTHING, root, **users) == [0.0]

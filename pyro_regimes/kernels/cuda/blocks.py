@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pyro_regimes.kernels.triton_algebra import (
+from pyro_regimes.kernels.cuda.algebra import (
     NEG_INF,
     finite,
     forward_step,

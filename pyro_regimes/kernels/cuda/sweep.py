@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pyro_regimes.kernels.triton_algebra import (
+from pyro_regimes.kernels.cuda.algebra import (
     LEAST,
     NEG_INF,
     emission,

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu_scaled, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.cpu import scaled
 from tests import seeds
 from tests.kernels.cases import INF, Case
 
@@ -169,7 +170,7 @@ WAYS = {
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name, constants = request.param
     for constant, value in constants.items():
-        monkeypatch.setattr(cpu_scaled, constant, value)
+        monkeypatch.setattr(scaled, constant, value)
     with ops.backend(name):
         yield name
 

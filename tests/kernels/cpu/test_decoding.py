@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cpu, cpu_decoding, cpu_viterbi, ops
+from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.cpu import launch, sampling, viterbi
 from tests import seeds
 from tests.frequencies import assert_binomial
 from tests.kernels import adversarial
@@ -24,7 +25,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.full(shape, math.nan if dtype.is_floating_point else -9, dtype=dtype)
 
-    monkeypatch.setattr(cpu, "_empty", full)
+    monkeypatch.setattr(launch, "_empty", full)
 
 
 def by(name: str, function, *args):  # type: ignore[no-untyped-def]
@@ -53,9 +54,9 @@ def test_the_compiled_kernel_is_what_runs(monkeypatch):
     ran = []
     for name in ("filter_logits", "viterbi", "sample_posterior", "sample_prior"):
         monkeypatch.setattr(
-            cpu,
+            launch,
             name,
-            lambda *args, _name=name, _run=getattr(cpu, name): ran.append(_name) or _run(*args),
+            lambda *args, _name=name, _run=getattr(launch, name): ran.append(_name) or _run(*args),
         )
     case = random_chain(5, 3, seed=70)
     leaves = [part.clone().requires_grad_() for part in case[:3]]
@@ -138,7 +139,7 @@ def test_non_contiguous_and_expanded_input():
 
 @pytest.mark.parametrize("name", ["lengths", "batch", "padding holds anything", "impossible"])
 def test_threads_agree(name, monkeypatch):
-    monkeypatch.setattr(cpu, "_GRAIN", 0)
+    monkeypatch.setattr(launch, "_GRAIN", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -208,9 +209,9 @@ def test_exact_sums_serve_only_where_a_state_comes_back(back, redone, num_states
         torch.nn.functional.pad(case.observation, (0, more)),
     )
     for name in ("filter_sweep", "viterbi"):
-        kernel = getattr(cpu.cpu_log, name)
+        kernel = getattr(launch.log_space, name)
         monkeypatch.setattr(
-            cpu.cpu_log,
+            launch.log_space,
             name,
             lambda *args, _name=name, _run=kernel: count.append(_name) or _run(*args),
         )
@@ -273,7 +274,7 @@ def test_many_paths_come_in_turns(monkeypatch):
 
     whole = draw()
     for room in (1, 35):
-        monkeypatch.setattr(cpu, "_UNIFORMS", room)
+        monkeypatch.setattr(launch, "_UNIFORMS", room)
         for actual, expected in zip(draw(), whole, strict=True):
             assert torch.equal(actual, expected)
 
@@ -282,7 +283,7 @@ def test_many_paths_come_in_turns(monkeypatch):
 def test_the_outermost_uniform_numbers_avoid_states_of_probability_zero(uniform):
     for weights in ([0.0, 0.3, 0.0, 0.7, 0.0], [0.0, 1e-300, 0.0], [0.1] * 3 + [0.0]):
         weights = np.array(weights)
-        state = cpu_decoding._pick(weights, weights.sum(), uniform)
+        state = sampling._pick(weights, weights.sum(), uniform)
         possible = np.flatnonzero(weights)
         assert state == (possible[0] if uniform == 0.0 else possible[-1])
 
@@ -296,7 +297,7 @@ def test_back_pointers_are_of_the_smallest_integers():
         (256, 256, np.uint8),
         (257, 257, np.uint16),
     ]:
-        room = cpu_viterbi.back_pointers(5, num_states)
+        room = viterbi.back_pointers(5, num_states)
         assert room.shape == (5, width) and room.dtype == dtype
 
 

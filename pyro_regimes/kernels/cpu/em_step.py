@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.kernels import cpu, cpu_gaussian, cpu_log, cpu_scaled
-from pyro_regimes.kernels.jit import compiled, spread
+from pyro_regimes.kernels.cpu import launch as cpu_launch
+from pyro_regimes.kernels.cpu import log_space, scaled
+from pyro_regimes.kernels.cpu.densities import fill_log_density
+from pyro_regimes.kernels.cpu.jit import compiled, spread
+from pyro_regimes.kernels.cpu.moments import sum_moments
 
 Array = npt.NDArray[np.float64]
 
@@ -176,7 +179,7 @@ class GaussianEM:
 
     :param value: ``(N or 1, T, D)``, float32 or float64, finite.
     :param lengths: ``(N,)``
-    :param num_states: K, at most :data:`.cpu_scaled.MAX_STATES`.
+    :param num_states: K, at most :data:`.cpu.scaled.MAX_STATES`.
     :param num_models: P.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
     """
@@ -208,8 +211,8 @@ class GaussianEM:
         self._smoothed = np.empty_like(self._density)
         self._moved = np.empty((count, 1, num_states, num_states))
         self._redo = np.empty(count, dtype=np.bool_)
-        self._sweep = cpu_scaled.sweep(num_states)
-        self._grain = 1 + cpu._GRAIN // max(1, num_steps * num_states)
+        self._sweep = scaled.sweep(num_states)
+        self._grain = 1 + cpu_launch._GRAIN // max(1, num_steps * num_states)
         # Of one model all steps of all sequences are alike.
         alike = models == 1 and len(value) == count
         self._flat = (
@@ -228,14 +231,14 @@ class GaussianEM:
             return None, None
         log_initial, log_transition, mean, factor = self._prepared
         x, density = self._flat
-        cpu_gaussian.fill_log_density(x, mean, factor, density)
+        fill_log_density(x, mean, factor, density)
         given = (log_initial, log_transition, self._density, self._lengths)
         out = (self._log_likelihood, self._smoothed, self._moved, self._redo)
         spread(partial(_call, self._sweep, given, out), len(self._lengths), self._grain)
         if self._redo.any():
-            spread(partial(_call, cpu_log.sweep, given, out), len(self._lengths), self._grain)
+            spread(partial(_call, log_space.sweep, given, out), len(self._lengths), self._grain)
         likelihood = self._log_likelihood.reshape(self._num_models, -1).sum(-1)
-        moments = cpu_gaussian.sum_moments(self._value, self._smoothed, mean)
+        moments = sum_moments(self._value, self._smoothed, mean)
         new = Parameters(*map(np.empty_like, parameters))
         ordinary = _maximise(
             self._smoothed, self._moved, *moments, *parameters[:3], *self._bounds, *new

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import cuda, ops, reference
+from pyro_regimes.kernels import ops, reference
+from pyro_regimes.kernels.cuda import launch
 from tests import seeds
 from tests.kernels.cases import CASES, INF, Case, random_chain
 
@@ -34,7 +35,7 @@ REGIMES = {
 def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every buffer starts as NaN, so that an element nobody writes is seen."""
     monkeypatch.setattr(
-        cuda,
+        launch,
         "_empty",
         lambda shape, dtype, device: torch.full(shape, math.nan, dtype=dtype, device=device),
     )
@@ -43,12 +44,12 @@ def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=REGIMES.values(), ids=REGIMES.keys())
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in request.param.items():
-        monkeypatch.setattr(cuda, name, value)
+        monkeypatch.setattr(launch, name, value)
 
 
 def force(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
     for name, value in constants.items():
-        monkeypatch.setattr(cuda, f"_{name.upper()}", value)
+        monkeypatch.setattr(launch, f"_{name.upper()}", value)
 
 
 def flatten(case: Case) -> Case:
@@ -90,19 +91,19 @@ def assert_equal(
 
 def assert_agrees(case: Case, **tolerance: float) -> None:
     expected = expected_of(case)
-    actual = cuda.expectations(*case)
+    actual = launch.expectations(*case)
     assert actual[0].dtype == torch.float64
     assert actual[1].dtype == actual[2].dtype == case.observation.dtype
     for ours, other in zip(actual, expected, strict=True):
         assert ours.shape == other.shape
         assert_equal(ours, other, **tolerance)
     if case.observation.dtype == torch.float64:  # the forward sweep alone
-        assert_equal(cuda.log_likelihood(*case), expected[0], **tolerance)
+        assert_equal(launch.log_likelihood(*case), expected[0], **tolerance)
 
 
 def flags_of(case: Case) -> Tensor:
     """Which sequences the scaled sweeps gave up."""
-    problem = cuda._Problem(*case)
+    problem = launch._Problem(*case)
     count, steps, states = case.observation.shape
     size = problem.num_blocks * problem.block_size
     problem.solve(
@@ -215,7 +216,7 @@ def test_mass_that_fades_over_many_steps_comes_back(num_steps, min_blocks, monke
     identity = torch.eye(2, dtype=torch.float64).log().unsqueeze(0)
     initial = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     case = flatten(Case(initial, identity, observation.unsqueeze(0)))
-    value, smoothed, moved = cuda.expectations(*case)
+    value, smoothed, moved = launch.expectations(*case)
     expected = torch.tensor([-6.0 * half, 0.0]).double().logsumexp(0) + math.log(0.5)
     assert_equal(value, expected.reshape(1))
     assert_equal(smoothed, torch.tensor([0.0, 1.0]).expand(1, num_steps, 2))
@@ -252,10 +253,10 @@ def test_flags_are_for_those_who_need_them():
 def test_impossible_sequence_leaves_its_neighbours_alone():
     case = random_chain(9, 3, batch=(3,), seed=4)
     case.observation[1, 4] = -INF
-    value, smoothed, moved = cuda.expectations(*flatten(case))
+    value, smoothed, moved = launch.expectations(*flatten(case))
     assert value[1] == -INF
     assert (smoothed[1] == 0).all() and (moved[1] == 0).all()
-    alone = cuda.expectations(*flatten(Case(*(part[:1] for part in case[:3]))))
+    alone = launch.expectations(*flatten(Case(*(part[:1] for part in case[:3]))))
     for actual, other in zip((value, smoothed, moved), alone, strict=True):
         assert torch.equal(actual[:1], other)
 
@@ -267,7 +268,7 @@ def test_nan_and_infinity_give_nan(part, poison):
     case = random_chain(6, 3, batch=(2,), seed=5)
     entry = ((0, 1), (0, 0, 1, 2), (0, 3, 1))[part]
     case[part][entry] = poison
-    value, smoothed, _ = cuda.expectations(*flatten(case))
+    value, smoothed, _ = launch.expectations(*flatten(case))
     assert value[0].isnan() and smoothed[0].isnan().any()
     assert value[1].isfinite() and smoothed[1].isfinite().all()
 
@@ -275,11 +276,11 @@ def test_nan_and_infinity_give_nan(part, poison):
 def test_blocks_cover_every_step():
     for count in (1, 3, 100, 5_000, 100_000):
         for num_steps in (1, 2, 63, 64, 256, 1_000, 1_000_003, 1 << 24):
-            num_blocks, size = cuda._blocks(count, num_steps, 32_768)
+            num_blocks, size = launch._blocks(count, num_steps, 32_768)
             assert (num_blocks - 1) * size < num_steps <= num_blocks * size
             assert num_blocks == 1 or (size >= 64 and num_blocks * count <= 32_768)
     for num_blocks in (1, 2, 256, 257, 1_000, 32_768):
-        groups, size = cuda._groups(num_blocks)
+        groups, size = launch._groups(num_blocks)
         assert (groups - 1) * size < num_blocks <= groups * size
         assert groups == 1 or groups < num_blocks
 
@@ -287,21 +288,21 @@ def test_blocks_cover_every_step():
 def test_old_triton_is_refused_with_one_warning(monkeypatch):
     import triton
 
-    cuda.is_available.cache_clear()
-    assert cuda.is_available()
+    launch.is_available.cache_clear()
+    assert launch.is_available()
     try:
-        cuda.is_available.cache_clear()
+        launch.is_available.cache_clear()
         monkeypatch.setattr(triton, "__version__", "3.5.1+git1234")
         with pytest.warns(RuntimeWarning, match="older than 3.6"):
-            assert not cuda.is_available()
+            assert not launch.is_available()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not cuda.is_available()
-        cuda.is_available.cache_clear()
+            assert not launch.is_available()
+        launch.is_available.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", None)
-        assert not cuda.is_available()
+        assert not launch.is_available()
     finally:
-        cuda.is_available.cache_clear()
+        launch.is_available.cache_clear()
 
 
 @pytest.mark.cuda
@@ -309,11 +310,11 @@ def test_old_triton_is_refused_with_one_warning(monkeypatch):
 @pytest.mark.usefixtures("regime")
 def test_the_host_never_waits():
     case = flatten(adversarial(8, 20, 3, 800))
-    cuda.expectations(*case)  # compiles
+    launch.expectations(*case)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cuda.expectations(*case)
-        cuda.log_likelihood(*case)
+        launch.expectations(*case)
+        launch.log_likelihood(*case)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -345,7 +346,7 @@ def test_probabilities_sum_to_one_whatever_the_logits(gap):
     case = Case(torch.zeros(1, 2, dtype=torch.float64), identity, observation)
     for transition in (identity, identity.expand(1, 5, 2, 2)):
         given = (part.to(DEVICE) for part in case._replace(transition=transition)[:3])
-        _, gamma, xi = cuda.expectations(*given)
+        _, gamma, xi = launch.expectations(*given)
         half = torch.full((1, 6, 2), 0.5, dtype=torch.float64)
         torch.testing.assert_close(gamma.cpu(), half, rtol=0.0, atol=1e-12)
         moves = xi.cpu().sum(1).squeeze(0)
@@ -360,8 +361,8 @@ def test_lengths_out_of_range_give_nan_and_leave_the_neighbours_alone(varying):
     case = random_chain(9, 3, batch=(4,), slices=8 if varying else 1, seed=77)
     lengths = torch.tensor([4, 0, 10**9, 9])
     given = [part.to(DEVICE) for part in case[:3]]
-    value, gamma, xi = cuda.expectations(*given, lengths.to(DEVICE))
-    for part in (value, gamma, xi, cuda.log_likelihood(*given, lengths.to(DEVICE))):
+    value, gamma, xi = launch.expectations(*given, lengths.to(DEVICE))
+    for part in (value, gamma, xi, launch.log_likelihood(*given, lengths.to(DEVICE))):
         assert part[1:3].isnan().all()
     good = torch.tensor([0, 3])
     expected = expected_of(Case(*(part[good] for part in case[:3]), lengths[good]))
