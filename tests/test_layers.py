@@ -68,7 +68,7 @@ def test_no_import_points_upwards(path):
             assert LAYERS[parts[1]] <= layer_of(path), f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").rglob("*.py")), ids=lambda p: p.name)
 def test_kernels_see_tensors_only(path):
     assert not any(name.split(".")[0] == "pyro" for name in imported(ast.parse(path.read_text())))
 

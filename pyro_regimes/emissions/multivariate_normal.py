@@ -38,8 +38,7 @@ from pyro_regimes.emissions.update import (
     shift,
     unchanged,
 )
-from pyro_regimes.kernels.gaussian import densities
-from pyro_regimes.kernels.gaussian import sums as gaussian_sums
+from pyro_regimes.kernels import ops
 
 FAMILY = (MultivariateNormal, dist.MultivariateNormal)
 MAX_EVENT_DIM = 1
@@ -62,8 +61,8 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     """
     loc, factor = given["loc"], _factor(given)
     if event_dim == 1 and loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
-        return densities.log_prob(
-            value, densities.without_time(loc, 2), densities.without_time(factor, 3)
+        return ops.gaussian_log_prob(
+            value, ops.without_time(loc, 2), ops.without_time(factor, 3)
         )
     normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
     each = normal.log_prob(value.unsqueeze(-1 - event_dim))
@@ -93,7 +92,7 @@ def _location_statistics(
     if varies:
         weight, total = weights.unsqueeze(-1), weights.unsqueeze(-1) * value
     else:
-        weight, total = gaussian_sums.sums(value.squeeze(-2), weights)
+        weight, total = ops.weighted_sums(value.squeeze(-2), weights)
         weight, total = weight[..., None, :, None], total.unsqueeze(-3)  # (..., 1, K, 1), (.., D)
     if not shared:
         return weight, total
@@ -123,8 +122,8 @@ def _scatter_statistics(
         deviation = value - loc  # (..., T, K, D)
         weight = weights[..., None, None]
         return weight, weight * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    loc = densities.without_time(loc, 2)
-    scatter = gaussian_sums.scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
+    loc = ops.without_time(loc, 2)
+    scatter = ops.weighted_scatter(value.squeeze(-2), weights, loc)  # (..., K, D, D)
     return weights.sum(-2)[..., None, :, None, None], scatter.unsqueeze(-4)
 
 

@@ -30,8 +30,7 @@ from pyro_regimes.emissions.update import (
     shift,
     unchanged,
 )
-from pyro_regimes.kernels.gaussian import densities
-from pyro_regimes.kernels.gaussian import sums as gaussian_sums
+from pyro_regimes.kernels import ops
 
 FAMILY = (Normal, dist.Normal)
 MAX_EVENT_DIM = math.inf
@@ -51,7 +50,8 @@ def log_prob(value: Tensor, given: dict[str, Tensor], event_dim: int) -> Tensor:
     arguments = given["loc"], given["scale"]
     if _are_constant_series(arguments, event_dim):
         loc, scale = (_by_series(each, event_dim) for each in arguments)
-        return densities.log_prob_diagonal(value if event_dim else value.unsqueeze(-1), loc, scale)
+        value = value if event_dim else value.unsqueeze(-1)
+        return ops.gaussian_log_prob_diagonal(value, loc, scale)
     each = Normal(*arguments, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
     return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
@@ -65,7 +65,7 @@ def _are_constant_series(arguments: tuple[Tensor, ...], event_dim: int) -> bool:
 
 def _by_series(argument: Tensor, event_dim: int) -> Tensor:
     """``(..., K, D)`` of an argument that does not vary in time."""
-    return densities.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
+    return ops.without_time(argument if event_dim else argument.unsqueeze(-1), 2)
 
 
 def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,10 +77,10 @@ def _pooled_over_time(observed: Observed, loc: Tensor | None) -> tuple[Tensor, T
     value = observed.value.squeeze(-1 - event_dim)
     value = value if event_dim else value.unsqueeze(-1)  # (..., T, D)
     if loc is None:
-        weight, total = gaussian_sums.sums(value, observed.weights)
+        weight, total = ops.weighted_sums(value, observed.weights)
     else:
         weight = observed.weights.sum(-2)
-        total = gaussian_sums.scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
+        total = ops.weighted_scatter_diagonal(value, observed.weights, _by_series(loc, event_dim))
     weight, total = weight.unsqueeze(-1).expand(total.shape).unsqueeze(-3), total.unsqueeze(-3)
     return (weight, total) if event_dim else (weight.squeeze(-1), total.squeeze(-1))
 

@@ -18,7 +18,6 @@ from pyro_regimes.infer.grouping import batch_shape
 from pyro_regimes.infer.stochastic import Averages, read_averages
 from pyro_regimes.infer.tracing import Site
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.ops import Expectations
 
 Arguments = dict[str, Tensor]
 
@@ -54,7 +53,7 @@ class Expected(NamedTuple):
 
     data: SiteData
     arguments: Arguments
-    expectations: Expectations
+    expectations: ops.Expectations
     averages: Averages | None = None  #: with those of other minibatches, which count instead
 
     @property

@@ -1,13 +1,11 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
-:mod:`.kernels.cpu.em_step` makes the ordinary steps of this one model: initial and transition
+:mod:`.fused_gaussian` makes the ordinary steps of this one model: initial and transition
 probabilities, locations and full covariances, each a parameter of its own. Everything else, and a
 step that is not ordinary, is left to :mod:`.climb`.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +13,12 @@ from torch import Tensor
 
 from pyro_regimes.emissions import multivariate_normal
 from pyro_regimes.infer.e_step import SiteData
+from pyro_regimes.infer.fused_gaussian import Array, GaussianEM, Parameters
 from pyro_regimes.infer.grouping import Groups
 from pyro_regimes.infer.links import LINKS, Link
 from pyro_regimes.infer.plan import Assignment, Plan
 from pyro_regimes.infer.roles import Role
 from pyro_regimes.kernels import ops
-
-if TYPE_CHECKING:
-    from pyro_regimes.kernels.cpu.em_step import Array, GaussianEM, Parameters
 
 _ROLES = (Role.INITIAL, Role.TRANSITION, Role.LOCATION, Role.COVARIANCE)
 #: What may stand in place of the covariances, which the kernel works on.
@@ -40,8 +36,6 @@ class Fused:
 
     def read(self, params: dict[str, Tensor]) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
-        from pyro_regimes.kernels.cpu.em_step import Parameters
-
         *others, spread = (
             params[name].detach().double().reshape(shape)
             for name, shape in zip(self._names, self._shapes, strict=True)
@@ -82,8 +76,6 @@ def find(plan: Plan, groups: Groups, sites: dict[str, SiteData], floor: float) -
     value = _flat_value(data)
     if value is None:
         return None
-    from pyro_regimes.kernels.cpu.em_step import GaussianEM
-
     num_sequences, num_steps = data.batch_shape.numel(), value.shape[1]
     lengths = np.full(num_sequences, num_steps)
     if hmm.lengths is not None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.update import Observed
-from pyro_regimes.kernels.gaussian import sums as gaussian_sums
+from pyro_regimes.kernels import ops
 
 #: The weight of the n-th minibatch, n = 1, 2, ...; 1 for the first.
 Schedule = Callable[[int], float]
@@ -92,13 +92,13 @@ def read_averages(
     value = value.reshape(lead + (-1,)).double()  # (..., T, D)
     weights = weights.double()
     if origin is None:
-        total = gaussian_sums.sums(value, weights)[1].reshape(-1, num_states, value.shape[-1])
+        total = ops.weighted_sums(value, weights)[1].reshape(-1, num_states, value.shape[-1])
         origin = total.sum((0, 1)) / weights.sum()
     # Where the distribution varies in time, each step is a sequence of its own.
     steps = (each.unsqueeze(-2) if varies else each.unsqueeze(-3) for each in (value, weights))
     value, weights = steps  # (..., 1 or T, T or 1, D), (..., 1 or T, T or 1, K)
-    weight, total = gaussian_sums.sums(value, weights)
-    second = gaussian_sums.scatter(value, weights, origin.expand(num_states, -1))
+    weight, total = ops.weighted_sums(value, weights)
+    second = ops.weighted_scatter(value, weights, origin.expand(num_states, -1))
     weight, total, second = (
         part.reshape((-1, weights.shape[-3]) + shape).sum(0)
         for part, shape in (

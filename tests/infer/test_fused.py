@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.infer import climb
 from pyro_regimes.infer import em as em_module
+from pyro_regimes.infer import fused_gaussian
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.cpu import em_step
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
 SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
@@ -138,7 +138,7 @@ def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatc
     history = EM(model).run(num_steps=5, tol=None).history
     pyro.clear_param_store()
     calls = []
-    sweep = climb.evaluate if forbidden else em_step.GaussianEM.step
+    sweep = climb.evaluate if forbidden else fused_gaussian.GaussianEM.step
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -149,7 +149,7 @@ def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatc
     if forbidden:
         monkeypatch.setattr(climb, "evaluate", interrupted)
     else:
-        monkeypatch.setattr(em_step.GaussianEM, "step", interrupted)
+        monkeypatch.setattr(fused_gaussian.GaussianEM, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         EM(model).run(num_steps=50, tol=None)
     monkeypatch.undo()

@@ -1,39 +1,24 @@
-r"""EM iterations of a Gaussian hidden Markov model on arrays, with nothing allocated in between.
+r"""The loops of an EM step of a Gaussian hidden Markov model on arrays.
 
-Densities, the scaled sweep and weighted moments are the kernels that the E-step and the M-step of
-any model use; here they follow one another without a tensor operation between them, as a few
-hundred short operations take longer than the kernels do for some thousand observations.
-
-Only an ordinary step is made: every state has weight and is left, and no covariance is nearly
-singular or below the floor. (Near singularity two computations of one likelihood differ, and EM
-reports that of the model.) For any other step it returns None.
+Densities, the E-step and weighted moments are the kernels that every model uses;
+:func:`prepare` and :func:`maximise` are what comes before and after them, for P independent models
+at once. A whole step on arrays needs no tensor operation in between: a few hundred short operations
+take longer than the kernels do for some thousand observations.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pyro_regimes.kernels.cpu import launch as cpu_launch
-from pyro_regimes.kernels.cpu import log_space, scaled
 from pyro_regimes.kernels.cpu.densities import fill_log_density
-from pyro_regimes.kernels.cpu.jit import compiled, spread
+from pyro_regimes.kernels.cpu.jit import compiled
+from pyro_regimes.kernels.cpu.launch import sweep_arrays
 from pyro_regimes.kernels.cpu.moments import sum_moments
 
-Array = npt.NDArray[np.float64]
-
-
-class Parameters(NamedTuple):
-    """Of P independent models, float64."""
-
-    initial: Array  #: ``(P, K)``, probabilities
-    transition: Array  #: ``(P, K, K)``, probabilities
-    loc: Array  #: ``(P, K, D)``
-    covariance: Array  #: ``(P, K, D, D)``
+__all__ = ["fill_log_density", "maximise", "prepare", "sum_moments", "sweep_arrays"]
 
 
 @compiled
@@ -59,7 +44,7 @@ def _cholesky(matrix: Any, floor: float, least: float, factor: Any) -> bool:
 
 
 @compiled
-def _prepare(
+def prepare(
     initial: Any,  # (P, K)
     transition: Any,  # (P, K, K)
     loc: Any,  # (P, K, D)
@@ -108,7 +93,7 @@ def _share(counts: Any, old: Any, tiny: float, out: Any) -> bool:
 
 
 @compiled
-def _maximise(
+def maximise(
     smoothed: Any,  # (N, T, K)
     moved: Any,  # (N, 1, K, K)
     weight: Any,  # (N, K)
@@ -172,79 +157,3 @@ def _maximise(
             for i in range(size):
                 loc[p, k, i] += old_loc[p, k, i]
     return True
-
-
-class GaussianEM:
-    """Iterations for N sequences of P models, N / P to each in turn.
-
-    :param value: ``(N or 1, T, D)``, float32 or float64, finite.
-    :param lengths: ``(N,)``
-    :param num_states: K, at most :data:`.cpu.scaled.MAX_STATES`.
-    :param num_models: P.
-    :param min_eigenvalue: the floor of the covariances' eigenvalues.
-    """
-
-    def __init__(
-        self,
-        value: npt.NDArray[Any],
-        lengths: npt.NDArray[np.int64],
-        num_states: int,
-        num_models: int,
-        min_eigenvalue: float,
-    ) -> None:
-        count, (num_steps, size) = len(lengths), value.shape[1:]
-        self._value, self._lengths = value, lengths
-        self._num_models = num_models
-        info = np.finfo(value.dtype)
-        # Of T observations the log-likelihood loses some T eps / (2 least) nats.
-        least = float(info.eps) ** (1 / 3)
-        self._bounds = (float(info.tiny), min_eigenvalue, least)
-        models = count if num_models > 1 else 1
-        self._prepared = (
-            np.empty((models, num_states)),
-            np.empty((models, 1, num_states, num_states)),
-            np.empty((models, num_states, size)),
-            np.empty((models, num_states, size, size)),
-        )
-        self._density = np.empty((count, num_steps, num_states), value.dtype)
-        self._log_likelihood = np.empty(count)
-        self._smoothed = np.empty_like(self._density)
-        self._moved = np.empty((count, 1, num_states, num_states))
-        self._redo = np.empty(count, dtype=np.bool_)
-        self._sweep = scaled.sweep(num_states)
-        self._grain = 1 + cpu_launch._GRAIN // max(1, num_steps * num_states)
-        # Of one model all steps of all sequences are alike.
-        alike = models == 1 and len(value) == count
-        self._flat = (
-            (value.reshape(1, -1, size), self._density.reshape(1, -1, num_states))
-            if alike
-            else (value, self._density)
-        )
-
-    def step(self, parameters: Parameters) -> tuple[Array | None, Parameters | None]:
-        """One iteration.
-
-        :return: the log-likelihood of each model, ``(P,)``, before it, and the parameters after
-            it; None for what is not to be had here.
-        """
-        if not _prepare(*parameters, *self._prepared):
-            return None, None
-        log_initial, log_transition, mean, factor = self._prepared
-        x, density = self._flat
-        fill_log_density(x, mean, factor, density)
-        given = (log_initial, log_transition, self._density, self._lengths)
-        out = (self._log_likelihood, self._smoothed, self._moved, self._redo)
-        spread(partial(_call, self._sweep, given, out), len(self._lengths), self._grain)
-        if self._redo.any():
-            spread(partial(_call, log_space.sweep, given, out), len(self._lengths), self._grain)
-        likelihood = self._log_likelihood.reshape(self._num_models, -1).sum(-1)
-        moments = sum_moments(self._value, self._smoothed, mean)
-        new = Parameters(*map(np.empty_like, parameters))
-        ordinary = _maximise(
-            self._smoothed, self._moved, *moments, *parameters[:3], *self._bounds, *new
-        )
-        return likelihood, new if ordinary else None
-
-
-def _call(sweep: Any, given: tuple[Any, ...], out: tuple[Any, ...], first: int, last: int) -> None:
-    sweep(*given, first, last, *out)

@@ -9,7 +9,7 @@ in between is float64.
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from torch import Tensor
 from pyro_regimes.kernels.cpu import filtering, log_space, sampling, scaled
 from pyro_regimes.kernels.cpu import viterbi as viterbi_kernels
 from pyro_regimes.kernels.cpu.jit import spread
+
+Array = npt.NDArray[Any]
 
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
 _GRAIN = 20_000
@@ -63,23 +65,38 @@ def _run(
 
     :return: log-likelihoods ``(N,)``, float64.
     """
-    initial, transition, observation = _arrays(*chain)
-    num_sequences, num_steps, num_states = observation.shape
+    given = _arrays(*chain)
+    num_sequences, num_steps, _ = given[2].shape
     log_likelihood = _empty((num_sequences,), torch.float64)
     redo = np.ones(num_sequences, dtype=np.bool_)
     out = (log_likelihood.numpy(), smoothed.numpy(), moved.numpy(), redo)
-    sizes = _lengths(lengths, num_sequences, num_steps)
-    given = (initial, transition, observation, sizes)
-
-    def work(sweep, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
-        sweep(*given, first, last, *out)
-
-    grain = _grain(chain[2])
-    if num_states <= scaled.MAX_STATES:
-        spread(partial(work, scaled.sweep(num_states)), num_sequences, grain)
-    if redo.any():
-        spread(partial(work, log_space.sweep), num_sequences, grain)
+    sweep_arrays((*given, _lengths(lengths, num_sequences, num_steps)), out)
     return log_likelihood
+
+
+def sweep_arrays(given: tuple[Array, ...], out: tuple[Array, ...]) -> None:
+    """The E-step on arrays: the scaled sweep, then log space for the sequences that it reports.
+
+    :param given: initial, transition and observation logits, and lengths.
+    :param out: log-likelihoods, gamma, xi and the reports; see :func:`.scaled.sweep`.
+    """
+    num_sequences, num_steps, num_states = given[2].shape
+    redo = out[3]
+    grain = 1 + _GRAIN // max(1, num_steps * num_states)
+    if num_states <= scaled.MAX_STATES:
+        spread(partial(_call, scaled.sweep(num_states), given, out), num_sequences, grain)
+    if redo.any():
+        spread(partial(_call, log_space.sweep, given, out), num_sequences, grain)
+
+
+def _call(
+    sweep: Callable[..., None],
+    given: tuple[Array, ...],
+    out: tuple[Array, ...],
+    first: int,
+    last: int,
+) -> None:
+    sweep(*given, first, last, *out)
 
 
 def log_likelihood(

@@ -1,8 +1,8 @@
 r"""The log-likelihood of a chain with Gaussian observations, as one function of its parameters.
 
-It is :func:`.densities.log_prob` under :func:`.ops.log_likelihood`, and nothing else. On a short
-series what lies between the two, and between their derivatives, would take as long as the
-recursion: here the weights that the E-step finds go to the Gaussian's moments directly.
+It is :func:`.densities.log_prob` under :func:`.autograd.log_likelihood`, and nothing else. On a
+short series the operations between the two, and between their derivatives, would take as long as
+the recursion: here the weights that the E-step finds go to the Gaussian's moments directly.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_regimes.kernels import autograd, dispatch, ops
-from pyro_regimes.kernels.gaussian import densities
-from pyro_regimes.kernels.shapes import broadcast
+from pyro_regimes.kernels import autograd, dispatch, transforms
+from pyro_regimes.kernels.gaussian import densities, operators
+from pyro_regimes.kernels.shapes import broadcast, flatten
 
 
 def log_likelihood(
@@ -28,6 +28,8 @@ def log_likelihood(
 ) -> Tensor:
     r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
 
+    Only where :func:`is_served` is true.
+
     :param initial_logits: ``(..., K)``.
     :param transition_logits: ``(..., 1 or T-1, K, K)``.
     :param value: ``(..., T, D)``.
@@ -38,40 +40,36 @@ def log_likelihood(
     :return: ``(...)``, float64.
     """
     tensors = (initial_logits, transition_logits, value, loc, factor)
-    if not _is_served(tensors, lengths):
-        density = densities.log_prob(value, loc, factor)
-        return ops.log_likelihood(initial_logits, transition_logits, density, lengths)
     event_dims = (1, 3, 2, 2, 3)
     shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, event_dims)]
     batch_shape = broadcast(*shapes, *([] if lengths is None else [lengths.shape]))
-    flat = [densities.flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
+    flat = [flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
     if lengths is not None:
         lengths = lengths.expand(batch_shape).reshape(-1)
-    found: Tensor = dispatch.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
+    found: Tensor = transforms.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
     return found.reshape(batch_shape)
 
 
-def _is_served(tensors: tuple[Tensor, ...], lengths: Tensor | None) -> bool:
+def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
     """Whether there are kernels, and a gradient may come, but no transform."""
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
         return False
     if not all(each.dtype is tensors[0].dtype for each in tensors):
         return False
     with torch.no_grad():
-        return densities.is_served(*tensors) and dispatch.is_plain(*tensors, lengths)
+        return densities.is_served(*tensors) and transforms.is_plain(*tensors, lengths)
 
 
 class LogLikelihood(Function):
     """``(N,)``, and its derivatives, of flat tensors ``(N or 1, ...)``.
 
-    Transforms and forward mode do not come here: :func:`_is_served` sends them to the two functions
-    of which this is the composition.
+    Transforms and forward mode do not come here: :func:`is_served` refuses them.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         initial, transition, value, loc, factor, lengths, count = args
-        density = densities.log_density(value, loc, factor)
+        density = operators.log_density(value, loc, factor)
         density = density.expand((count,) + density.shape[1:])
         kernel = dispatch.kernel("cpu", value.device)
         found, smoothed, moved = kernel.expectations(initial, transition, density, lengths)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from tests import seeds
 
@@ -50,7 +51,7 @@ def values_and_gradients(
     parts: dict[str, Tensor], lengths: Tensor | None, wanted: tuple[str, ...] = NAMES
 ) -> list[Tensor]:
     leaves = {name: part.clone().requires_grad_(name in wanted) for name, part in parts.items()}
-    value = gaussian_chain.log_likelihood(*leaves.values(), lengths)
+    value = ops.gaussian_log_likelihood(*leaves.values(), lengths)
     cotangent = torch.linspace(-1.0, 2.0, max(value.numel(), 1), dtype=value.dtype)
     weighted = (value * cotangent[: value.numel()].reshape(value.shape)).sum()
     return [value.detach(), *torch.autograd.grad(weighted, [leaves[name] for name in wanted])]
@@ -59,7 +60,7 @@ def values_and_gradients(
 @pytest.fixture
 def apart(monkeypatch):
     """Call it, and the two functions run one above the other."""
-    return lambda: monkeypatch.setattr(gaussian_chain, "_is_served", lambda *args: False)
+    return lambda: monkeypatch.setattr(gaussian_chain, "is_served", lambda *args: False)
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_derivatives_of_both_orders(name, diagonal, calls):
     leaves = [part.requires_grad_() for part in parts.values()]
 
     def function(*args: Tensor) -> Tensor:
-        return gaussian_chain.log_likelihood(*args, lengths)
+        return ops.gaussian_log_likelihood(*args, lengths)
 
     torch.autograd.gradcheck(function, leaves)
     torch.autograd.gradgradcheck(function, leaves)
@@ -122,7 +123,7 @@ def test_second_derivatives_where_some_arguments_have_none(apart):
         parts[name].requires_grad_()
 
     def second() -> tuple[Tensor, ...]:
-        value = gaussian_chain.log_likelihood(*parts.values()).sum()
+        value = ops.gaussian_log_likelihood(*parts.values()).sum()
         wanted = [parts["loc"], parts["transition"]]
         first = torch.autograd.grad(value, wanted, create_graph=True)
         return torch.autograd.grad(first[0].square().sum() + first[1].sum(), wanted)
@@ -147,11 +148,11 @@ def test_an_impossible_sequence_has_no_gradient():
 
 def test_no_gradient_no_function(calls):
     parts, lengths = make("sequences, of several lengths")
-    gaussian_chain.log_likelihood(*parts.values(), lengths)
+    ops.gaussian_log_likelihood(*parts.values(), lengths)
     for part in parts.values():
         part.requires_grad_()
     with torch.no_grad():
-        gaussian_chain.log_likelihood(*parts.values(), lengths)
+        ops.gaussian_log_likelihood(*parts.values(), lengths)
     assert not calls
 
 
@@ -160,7 +161,7 @@ def test_no_gradient_no_function(calls):
 def test_many_cotangents_at_a_time(name, diagonal):
     parts, lengths = make(name, diagonal)
     leaves = [part.requires_grad_() for part in parts.values()]
-    value = gaussian_chain.log_likelihood(*leaves, lengths)
+    value = ops.gaussian_log_likelihood(*leaves, lengths)
     cotangents = torch.eye(5).double()
     together = torch.autograd.grad(
         value, leaves, cotangents, is_grads_batched=True, retain_graph=True

@@ -16,7 +16,7 @@ from torch.distributions import MultivariateNormal, Normal
 from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.cpu import densities as cpu_densities
 from pyro_regimes.kernels.cpu import moments
-from pyro_regimes.kernels.gaussian import densities
+from pyro_regimes.kernels.gaussian import densities, formulas, operators
 from tests import seeds
 from tests.kernels.test_reference import assert_equal
 
@@ -426,10 +426,10 @@ def test_operators_pass_opcheck(name, kind):
     event = (value.dim() - 2, loc.dim() - 2, factor.dim() - 3)
     flat = [part if lead else part.unsqueeze(0) for part, lead in zip((value, loc, factor), event)]
     flat = [part.clone().requires_grad_() for part in flat]
-    density = densities._log_density_like(*flat)
-    torch.library.opcheck(densities.log_density_operator, tuple(flat))
+    density = operators.log_density_like(*flat)
+    torch.library.opcheck(operators.log_density_operator, tuple(flat))
     weights = torch.rand(density.shape, dtype=density.dtype, requires_grad=True)
-    torch.library.opcheck(densities.moments_operator, (flat[0], weights, flat[1], flat[2]))
+    torch.library.opcheck(operators.moments_operator, (flat[0], weights, flat[1], flat[2]))
 
 
 @pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (None, None, 1), (1, 0, 0)])
@@ -464,7 +464,7 @@ def test_hessian_through_func():
         return densities.log_prob(case.value, case.loc, factor).sum()
 
     def plain(factor: Tensor) -> Tensor:
-        return densities.plain_log_prob(case.value, case.loc, factor).sum()
+        return formulas.log_prob(case.value, case.loc, factor).sum()
 
     hessian = torch.func.jacrev(torch.func.grad(total))(case.scale_tril)
     assert_equal(hessian, torch.autograd.functional.hessian(plain, case.scale_tril))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_regimes.kernels.gaussian import densities
+from pyro_regimes.kernels.shapes import flatten
 
 
 def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def sums(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     batch_shape = weights.shape[:-2]
     weight, total = moments.sums(
-        densities.flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
+        flatten(value, 2, batch_shape), weights.reshape((-1,) + weights.shape[-2:])
     )
     return (
         weight.to(weights.dtype).reshape(batch_shape + weight.shape[1:]),
@@ -64,8 +65,8 @@ def scatter_diagonal(value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
 def _scatter(kernel: Any, value: Tensor, weights: Tensor, loc: Tensor) -> Tensor:
     batch_shape = weights.shape[:-2]
     found: Tensor = kernel(
-        densities.flatten(value, 2, batch_shape),
+        flatten(value, 2, batch_shape),
         weights.reshape((-1,) + weights.shape[-2:]),
-        densities.flatten(loc, 2, batch_shape).unsqueeze(1),
+        flatten(loc, 2, batch_shape).unsqueeze(1),
     )
     return found.to(weights.dtype).reshape(batch_shape + found.shape[1:])
