@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels.cpu import filtering, log_space, sampling, scaled
+from pyro_regimes.kernels.cpu import tangent as tangents
 from pyro_regimes.kernels.cpu import viterbi as viterbi_kernels
 from pyro_regimes.kernels.cpu.jit import spread
 
@@ -136,7 +137,7 @@ def tangent(
     along_transition: Tensor,
     along_observation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of gamma and xi along a direction; see :func:`.cpu.log_space.tangent`.
+    """Derivatives of gamma and xi along a direction; see :mod:`.cpu.tangent`.
 
     :param along_transition: of the shape of xi.
     :param along_observation: ``(N, T, K)``.
@@ -148,7 +149,7 @@ def tangent(
     out = smoothed.numpy(), moved.numpy()
 
     def work(first: int, last: int) -> None:
-        log_space.tangent(*given, sizes, *along, first, last, *out)
+        tangents.tangent(*given, sizes, *along, first, last, *out)
 
     spread(work, len(smoothed), _grain(observation_logits))
     return smoothed, moved
@@ -217,7 +218,7 @@ def viterbi(
         viterbi_kernels.viterbi(num_states)(*given, sizes, first, last, origins, *out)
 
     def work_again(first: int, last: int) -> None:
-        log_space.viterbi(*given, sizes, first, last, *out)
+        viterbi_kernels.exact_viterbi(*given, sizes, first, last, *out)
 
     spread(work, num_sequences, _grain(observation_logits))
     if out[1].any():

@@ -54,7 +54,7 @@ def posterior_paths(
     transition: Any,  # (N or 1, 1 or T-1, K, K)
     matrix: Any,  # (N or 1, 1, K, K), (new, old): exp A up to a factor; or (0, 0, 0, 0), A varies
     lengths: Any,  # (N,)
-    exact: Any,  # (N,): the sequence's place in the shares of :func:`.cpu.log_space.origins`, or -1
+    exact: Any,  # (N,): the sequence's place in the shares of :func:`.log_space.origins`, or -1
     shares: Any,  # (R, T-1, K, K)
     uniforms: Any,  # (M, T), in [0, 1)
     skipped: int,  # paths drawn before these: path m is of sequence (skipped + m) mod N

@@ -41,11 +41,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
 from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.chain import array_of
 from pyro_regimes.kernels.cpu.jit import compiled
 
 MAX_STATES = 128
@@ -174,6 +175,158 @@ def sweep(num_states: int) -> Callable[..., None]:
     return _make_sweep(max(4, 1 << (num_states - 1).bit_length()))
 
 
+class _Room(NamedTuple):
+    """Arrays that the sequences of one call use in turn, for vectors of W states."""
+
+    alpha: Any  # (T or 2) * W
+    emission: Any  # T * W, or empty: E is computed again on the way back
+    matrix: Any  # W * W: M
+    transposed: Any  # W * W
+    outer: Any  # W * W: sums over time of alpha_t(i) w_{t+1}(j) / S_t
+    row: Any  # W
+    other: Any  # W
+
+
+@compiled
+def _sweep_forwards(
+    initial: Any,  # (K,)
+    transition: Any,  # (1 or T-1, K, K)
+    observation: Any,  # (T, K)
+    steps: int,
+    peak: float,
+    checked: bool,
+    both: bool,
+    room: Any,
+    ones: Any,
+    faded: Any,
+) -> tuple[float, bool, bool, float]:
+    """Fill ``room.alpha``, and ``room.emission`` unless it is empty.
+
+    :param peak: what was subtracted from the transition logits, where A does not vary in time.
+    :param checked: whether to look for states that have faded.
+    :param both: whether every alpha is kept for the way back, or only the last two.
+    :return: the log-likelihood; whether the sequence is impossible; whether a state that can be
+        reached has faded; and the size of the largest number that was added to the log-likelihood.
+    """
+    width, num_states = simd.width_of(ones), observation.shape[1]
+    varying = len(transition) > 1
+    state, suspect, here = ones, False, 0
+    shift, rest, extreme = 0.0, 0.0, 0.0 if varying else abs(peak)
+    for t in range(steps):
+        if t == 0:
+            room.row[:] = -np.inf
+            best, rest = _open(initial, observation[0], room.row)
+            logits = simd.load(room.row, 0, ones)
+        else:
+            logits = simd.load_row(observation, t * num_states, num_states, -np.inf, ones)
+            best = simd.largest(logits)
+        if best == -np.inf:
+            simd.store(room.row, 0, logits)
+            for k in range(num_states):  # NaN hides behind the padding
+                if room.row[k] != room.row[k]:
+                    return np.nan, False, suspect, extreme
+            return -np.inf, True, suspect, extreme
+        extreme = max(extreme, abs(best))
+        if t > 0:
+            shift, rest = _add(shift, rest, best)
+            logits = simd.subtract(logits, simd.splat(best, ones))
+        else:
+            shift = best
+        emitted = simd.exp(logits)
+        before, here = here, t * width if both else (t & 1) * width
+        if t == 0:
+            state = emitted
+        else:
+            if varying:
+                peak, _ = _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
+                extreme = max(extreme, abs(peak))
+            shift, rest = _add(shift, rest, peak)
+            state = simd.multiply(simd.matvec(state, room.matrix, 0), emitted)
+        if (checked or varying) and simd.any_less(state, faded):
+            simd.store(room.row, 0, state)
+            suspect |= _drop_faded(
+                room.row,
+                room.alpha[before : before + width],
+                initial,
+                transition[t - 1 if varying else 0],
+                observation[t],
+                t,
+            )
+            state = simd.load(room.row, 0, ones)
+        size = simd.total(state)
+        if size < _LOW or size > _HIGH:
+            if size == 0.0:
+                return -np.inf, True, suspect, extreme
+            state = simd.multiply(state, simd.splat(1.0 / size, ones))
+            shift, rest = _add(shift, rest, math.log(size))
+        simd.store(room.alpha, here, state)
+        if len(room.emission) > 0:
+            simd.store(room.emission, here, emitted)
+    return shift + (rest + math.log(simd.total(state))), False, suspect, extreme
+
+
+@compiled
+def _sweep_backwards(
+    transition: Any,  # (1 or T-1, K, K)
+    observation: Any,  # (T, K)
+    steps: int,
+    suspect: bool,
+    room: Any,
+    ones: Any,
+    faded: Any,
+    smoothed: Any,  # (T, K)
+    moved: Any,  # (1 or T-1, K, K)
+) -> bool:
+    """Fill gamma and xi from ``room.alpha``.
+
+    :param suspect: whether a state that can be reached has faded on the way forwards.
+    :return: whether both have to be computed again in log space.
+    """
+    width, num_states = simd.width_of(ones), observation.shape[1]
+    varying = len(transition) > 1
+    beta = ahead = ones
+    room.outer[:] = 0.0
+    for t in range(steps - 1, -1, -1):
+        state = simd.load(room.alpha, t * width, ones)
+        overlap = simd.total(simd.multiply(state, beta))
+        if overlap < _LEAST_OVERLAP:
+            return True
+        state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
+        simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
+        if t + 1 < steps:
+            simd.add_outer(room.outer, state, ahead)
+            if varying:
+                _multiply_into(moved[t], room.matrix, room.outer, width)
+                room.outer[:] = 0.0
+        if t == 0:
+            break
+        size = simd.total(beta)
+        if size < _LOW or size > _HIGH:
+            # Through memory, so that the compiler does not turn the rare branch into a selection,
+            # for which each step would wait for a division.
+            simd.store(room.row, 0, simd.multiply(beta, simd.splat(1.0 / size, ones)))
+            beta = simd.load(room.row, 0, ones)
+        if len(room.emission) > 0:
+            emitted = simd.load(room.emission, t * width, ones)
+        else:
+            logits = simd.load_row(observation, t * num_states, num_states, -np.inf, ones)
+            best = simd.largest(logits)
+            emitted = simd.exp(simd.subtract(logits, simd.splat(best, ones)))
+        ahead = simd.multiply(beta, emitted)
+        if varying:
+            _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
+        simd.store(room.row, 0, beta)
+        beta = simd.matvec(ahead, room.transposed, 0)
+        if suspect and simd.any_less(beta, faded):
+            simd.store(room.other, 0, beta)
+            slice_ = transition[t - 1 if varying else 0]
+            if _has_faded(room.other, room.row, slice_, observation[t]):
+                return True
+    if not varying and steps > 1:
+        _multiply_into(moved[0], room.matrix, room.outer, width)
+    return False
+
+
 def _make_sweep(width: int) -> Callable[..., None]:
     @compiled
     def run(
@@ -191,152 +344,45 @@ def _make_sweep(width: int) -> Callable[..., None]:
         num_steps, num_states = observation.shape[1], observation.shape[2]
         both = len(smoothed) > 0
         varying = transition.shape[1] > 1
-        flat_observation, flat_smoothed = observation.reshape(-1), smoothed.reshape(-1)
-        # Forward only, this step and the one before are kept.
-        alpha = np.empty((num_steps if both else 2) * width)
         # Of long sequences E is computed again on the way back: memory is slower than that.
         remember = both and num_steps * width <= _REMEMBERED
-        emission = np.empty(num_steps * width if remember else 0)
-        matrix, transposed = np.zeros(width * width), np.zeros(width * width)
-        outer = np.empty(width * width)
-        row, other = np.empty(width), np.empty(width)
-        least = np.full(width, -1.0)
-        least[:num_states] = _FADED
-        faded = simd.load(least, 0, width)
-        ones = simd.splat(1.0, width)
+        room = _Room(
+            np.empty((num_steps if both else 2) * width),
+            np.empty(num_steps * width if remember else 0),
+            np.zeros(width * width),
+            np.zeros(width * width),
+            np.empty(width * width),
+            np.empty(width),
+            np.full(width, -1.0),
+        )
+        room.other[:num_states] = _FADED
+        faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
         filled, peak, checked = -1, 0.0, True
-
         for n in range(first, last):
             steps = lengths[n]
             own = n if len(transition) > 1 else 0
-            start = n if len(initial) > 1 else 0
-            at = n * num_steps * num_states
+            slices = transition[own]
             if not varying and steps > 1 and own != filled:
-                peak, entry = _fill_matrix(transition[own, 0], matrix, transposed, width)
+                peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
                 checked, filled = not entry >= _MIXING, own
-            redo[n] = False
-
-            state, suspect, gone, here = ones, False, False, 0
-            shift, rest, extreme = 0.0, 0.0, 0.0 if varying else abs(peak)
-            for t in range(steps):
-                if t == 0:
-                    row[:] = -np.inf
-                    best, rest = _open(initial[start], observation[n, 0], row)
-                    logits = simd.load(row, 0, width)
-                else:
-                    logits = simd.load_row(
-                        flat_observation, at + t * num_states, num_states, -np.inf, width
-                    )
-                    best = simd.largest(logits)
-                if best == -np.inf:
-                    gone = True
-                    simd.store(row, 0, logits)
-                    for k in range(num_states):  # NaN hides behind the padding
-                        if row[k] != row[k]:
-                            gone, shift = False, np.nan
-                    break
-                extreme = max(extreme, abs(best))
-                if t > 0:
-                    shift, rest = _add(shift, rest, best)
-                    logits = simd.subtract(logits, simd.splat(best, width))
-                else:
-                    shift = best
-                emitted = simd.exp(logits)
-                before, here = here, t * width if both else (t & 1) * width
-                if t == 0:
-                    state = emitted
-                else:
-                    if varying:
-                        peak, _ = _fill_matrix(transition[own, t - 1], matrix, transposed, width)
-                        extreme = max(extreme, abs(peak))
-                    shift, rest = _add(shift, rest, peak)
-                    state = simd.multiply(simd.matvec(state, matrix, 0), emitted)
-                if (checked or varying) and simd.any_less(state, faded):
-                    simd.store(row, 0, state)
-                    suspect |= _drop_faded(
-                        row,
-                        alpha[before : before + width],
-                        initial[start],
-                        transition[own, t - 1 if varying else 0],
-                        observation[n, t],
-                        t,
-                    )
-                    state = simd.load(row, 0, width)
-                size = simd.total(state)
-                if size < _LOW or size > _HIGH:
-                    if size == 0.0:
-                        gone = True
-                        break
-                    state = simd.multiply(state, simd.splat(1.0 / size, width))
-                    shift, rest = _add(shift, rest, math.log(size))
-                simd.store(alpha, here, state)
-                if remember:
-                    simd.store(emission, here, emitted)
-            log_likelihood[n] = -np.inf if gone else shift + (rest + math.log(simd.total(state)))
+            start = array_of(initial, n)
+            value, gone, suspect, extreme = _sweep_forwards(
+                start, slices, observation[n], steps, peak, checked, both, room, ones, faded
+            )
+            log_likelihood[n] = value
             if not both:
                 redo[n] = suspect or extreme * steps > _LARGE
                 continue
             smoothed[n, 0 if gone else steps :] = 0.0
             moved[n] = 0.0
-            if gone:
-                redo[n] = suspect
-                continue
-            if log_likelihood[n] != log_likelihood[n]:
+            redo[n] = suspect if gone else extreme * steps > _LARGE
+            if value != value:
                 smoothed[n, :steps] = np.nan
                 moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
-                continue
-            if extreme * steps > _LARGE:
-                redo[n] = True
-                continue
-
-            beta = ahead = ones
-            outer[:] = 0.0
-            for t in range(steps - 1, -1, -1):
-                state = simd.load(alpha, t * width, width)
-                overlap = simd.total(simd.multiply(state, beta))
-                if overlap < _LEAST_OVERLAP:
-                    redo[n] = True
-                    break
-                state = simd.multiply(state, simd.splat(1.0 / overlap, width))
-                simd.store_row(
-                    flat_smoothed, at + t * num_states, num_states, simd.multiply(state, beta)
+                redo[n] = False
+            elif not gone and not redo[n]:
+                redo[n] = _sweep_backwards(
+                    slices, observation[n], steps, suspect, room, ones, faded, smoothed[n], moved[n]
                 )
-                if t + 1 < steps:
-                    simd.add_outer(outer, state, ahead)
-                    if varying:
-                        _multiply_into(moved[n, t], matrix, outer, width)
-                        outer[:] = 0.0
-                if t > 0:
-                    size = simd.total(beta)
-                    if size < _LOW or size > _HIGH:
-                        # Through memory, lest the compiler take the rare branch for a choice to
-                        # be made at every step, and each step wait for a division.
-                        simd.store(row, 0, simd.multiply(beta, simd.splat(1.0 / size, width)))
-                        beta = simd.load(row, 0, width)
-                    if remember:
-                        emitted = simd.load(emission, t * width, width)
-                    else:
-                        logits = simd.load_row(
-                            flat_observation, at + t * num_states, num_states, -np.inf, width
-                        )
-                        best = simd.largest(logits)
-                        emitted = simd.exp(simd.subtract(logits, simd.splat(best, width)))
-                    ahead = simd.multiply(beta, emitted)
-                    if varying:
-                        _fill_matrix(transition[own, t - 1], matrix, transposed, width)
-                    simd.store(row, 0, beta)
-                    beta = simd.matvec(ahead, transposed, 0)
-                    if suspect and simd.any_less(beta, faded):
-                        simd.store(other, 0, beta)
-                        if _has_faded(
-                            other,
-                            row,
-                            transition[own, t - 1 if varying else 0],
-                            observation[n, t],
-                        ):
-                            redo[n] = True
-                            break
-            if not varying and steps > 1:
-                _multiply_into(moved[n, 0], matrix, outer, width)
 
     return run

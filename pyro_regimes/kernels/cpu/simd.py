@@ -1,9 +1,10 @@
 """Vectors of float64 as numba values, so that the states of a chain live in registers.
 
 numba turns Python loops into scalar code and leaves it to LLVM to find vectors in it, which it
-does not for the few states of a chain whose steps depend on one another. These intrinsics say it
-outright: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register
-or to several. W is a constant known when a kernel is compiled.
+does not for the few states of a chain whose steps depend on one another. These intrinsics are
+explicit: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register
+or to several. W is a constant known when a kernel is compiled: an argument ``width`` is a literal,
+or any vector of that width.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ class Lanes(types.Type):
 class _LanesModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
         super().__init__(dmm, fe_type, ir.VectorType(_DOUBLE, fe_type.width))
+
+
+def _lanes(width: Any) -> Lanes:
+    """The type for a width, given as a literal integer or as a vector of that width."""
+    return width if isinstance(width, Lanes) else Lanes(width.literal_value)
+
+
+@intrinsic
+def width_of(typingctx: Any, lanes: Any) -> Any:
+    """W, a constant to the compiler."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_INT64, lanes.width)
+
+    return types.int64(lanes), generate
 
 
 def _constant(width: int, value: float) -> ir.Constant:
@@ -71,7 +87,7 @@ def _load(builder: Any, pointer: Any, width: int) -> Any:
 @intrinsic(prefer_literal=True)
 def load(typingctx: Any, array: Any, offset: Any, width: Any) -> Any:
     """``array[offset : offset + width]`` of a flat float64 array."""
-    lanes = Lanes(width.literal_value)
+    lanes = _lanes(width)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
@@ -107,8 +123,11 @@ def _vector_of(array_type: Any, width: int) -> Any:
 def load_row(
     typingctx: Any, array: Any, offset: Any, count: Any, padding: Any, width: Any
 ) -> Any:
-    """``array[offset : offset + count]`` of float32 or float64, and ``padding`` beyond."""
-    lanes = Lanes(width.literal_value)
+    """``array[offset : offset + count]`` of float32 or float64, and ``padding`` beyond.
+
+    The offset counts the elements of a contiguous array of any number of dims.
+    """
+    lanes = _lanes(width)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = _vector_of(array, lanes.width)
@@ -160,7 +179,7 @@ def store(typingctx: Any, array: Any, offset: Any, lanes: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def splat(typingctx: Any, scalar: Any, width: Any) -> Any:
     """A float64 in every lane."""
-    lanes = Lanes(width.literal_value)
+    lanes = _lanes(width)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _splat(builder, args[0], lanes.width)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.cpu import launch, sampling, viterbi
+from pyro_regimes.kernels.cpu import launch, log_space, sampling, viterbi
 from tests import seeds
 from tests.frequencies import assert_binomial
 from tests.kernels import adversarial
@@ -208,15 +208,15 @@ def test_exact_sums_serve_only_where_a_state_comes_back(back, redone, num_states
         torch.nn.functional.pad(case.transition, (0, more, 0, more), value=-INF),
         torch.nn.functional.pad(case.observation, (0, more)),
     )
-    for name in ("filter_sweep", "viterbi"):
-        kernel = getattr(launch.log_space, name)
+    for module, name in ((log_space, "filter_sweep"), (viterbi, "exact_viterbi")):
+        kernel = getattr(module, name)
         monkeypatch.setattr(
-            launch.log_space,
+            module,
             name,
             lambda *args, _name=name, _run=kernel: count.append(_name) or _run(*args),
         )
     assert_same(case)
-    assert count == (["filter_sweep", "viterbi"] if redone else [])
+    assert count == (["filter_sweep", "exact_viterbi"] if redone else [])
 
 
 def test_adversarial_chains():
