@@ -26,9 +26,6 @@ Array = npt.NDArray[Any]
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
 _GRAIN = 20_000
 
-#: The most uniform numbers that are drawn at a time, 128 MiB of them.
-_UNIFORMS = 2**24
-
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Every result begins here: tests fill it with NaN, and see what nobody writes."""
@@ -247,11 +244,10 @@ def sample_posterior(
     sizes = _lengths(lengths, *shape[:2])
     exact = np.where(redone, np.cumsum(redone) - 1, -1)
     shares = _origins(chain, sizes, np.flatnonzero(redone))
-    return _draw_paths(
-        partial(sampling.posterior_paths, *given, sizes, exact, shares),
-        num_samples * shape[0],
-        shape[1],
-    )
+    paths = _empty((num_samples * shape[0], shape[1]), torch.long)
+    draw = partial(sampling.posterior_paths, *given, sizes, exact, shares)
+    sampling.draw_paths(draw, paths, _GRAIN)
+    return paths
 
 
 def _origins(
@@ -285,11 +281,9 @@ def sample_prior(
     :func:`.cpu.sampling.prior_paths`.
     """
     given = _arrays(initial_logits, transition_logits, _weights(transition_logits, (-1,)))
-    return _draw_paths(
-        partial(sampling.prior_paths, *given, num_sequences),
-        num_samples * num_sequences,
-        num_steps,
-    )
+    paths = _empty((num_samples * num_sequences, num_steps), torch.long)
+    sampling.draw_paths(partial(sampling.prior_paths, *given, num_sequences), paths, _GRAIN)
+    return paths
 
 
 def _weights(transition_logits: Tensor, over: tuple[int, ...]) -> Tensor:
@@ -302,28 +296,3 @@ def _weights(transition_logits: Tensor, over: tuple[int, ...]) -> Tensor:
     logits = transition_logits.double()
     peak = logits.amax(over, keepdim=True)
     return (logits - peak.masked_fill(peak == -torch.inf, 0.0)).exp()
-
-
-def _draw_paths(draw: Callable[..., None], num_paths: int, num_steps: int) -> Tensor:
-    """Call ``draw(uniforms, skipped, first, last, paths)`` for all paths, on several threads.
-
-    The uniform numbers of very many paths come in turns, lest they need as much room as the paths.
-    """
-    paths = _empty((num_paths, num_steps), torch.long)
-    turn = max(1, _UNIFORMS // num_steps)
-    for skipped in range(0, num_paths, turn):
-        out = paths[skipped : skipped + turn].numpy()
-        uniforms = torch.rand(out.shape, dtype=torch.double, device="cpu").numpy()
-        spread(partial(_draw_some, draw, uniforms, skipped, out), len(out), 1 + _GRAIN // num_steps)
-    return paths
-
-
-def _draw_some(
-    draw: Callable[..., None],
-    uniforms: npt.NDArray[np.float64],
-    skipped: int,
-    paths: npt.NDArray[np.int64],
-    first: int,
-    last: int,
-) -> None:
-    draw(uniforms, skipped, first, last, paths)

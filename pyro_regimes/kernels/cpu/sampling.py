@@ -10,12 +10,19 @@ A sum below ``TRUSTED`` of :mod:`.filtering` is computed again from logarithms.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from pyro_regimes.kernels.cpu.filtering import TRUSTED
-from pyro_regimes.kernels.cpu.jit import compiled
+from pyro_regimes.kernels.cpu.jit import compiled, spread
+
+#: The most uniform numbers that are drawn at a time, 128 MiB of them.
+_UNIFORMS = 2**24
 
 
 @compiled
@@ -135,3 +142,32 @@ def prior_paths(
                     total += row[k]
                 state = _pick(row, total, uniforms[m, t])
             paths[m, t] = state
+
+
+def draw_paths(draw: Callable[..., None], paths: Tensor, grain: int) -> None:
+    """Call ``draw(uniforms, skipped, first, last, paths)`` for all paths, on several threads.
+
+    The uniform numbers of very many paths are drawn in turns, since they would need as much memory
+    as the paths.
+
+    :param paths: filled, ``(M, T)``.
+    :param grain: the fewest steps that are worth a thread.
+    """
+    num_paths, num_steps = paths.shape
+    turn = max(1, _UNIFORMS // num_steps)
+    for skipped in range(0, num_paths, turn):
+        out = paths[skipped : skipped + turn].numpy()
+        uniforms = torch.rand(out.shape, dtype=torch.double, device="cpu").numpy()
+        work = partial(_draw_some, draw, uniforms, skipped, out)
+        spread(work, len(out), 1 + grain // num_steps)
+
+
+def _draw_some(
+    draw: Callable[..., None],
+    uniforms: npt.NDArray[np.float64],
+    skipped: int,
+    paths: npt.NDArray[np.int64],
+    first: int,
+    last: int,
+) -> None:
+    draw(uniforms, skipped, first, last, paths)

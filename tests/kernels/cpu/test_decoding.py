@@ -274,7 +274,7 @@ def test_many_paths_come_in_turns(monkeypatch):
 
     whole = draw()
     for room in (1, 35):
-        monkeypatch.setattr(launch, "_UNIFORMS", room)
+        monkeypatch.setattr(sampling, "_UNIFORMS", room)
         for actual, expected in zip(draw(), whole, strict=True):
             assert torch.equal(actual, expected)
 
