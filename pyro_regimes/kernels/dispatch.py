@@ -75,9 +75,9 @@ def _num_forward_modes() -> int:
 
 def _of_device(device: str) -> str:
     if device == "cuda":
-        from pyro_regimes.kernels.cuda import launch
+        from pyro_regimes.kernels.cuda import availability
 
-        return "cuda" if launch.is_available() else "reference"
+        return "cuda" if availability.is_available() else "reference"
     return "cpu" if device == "cpu" else "reference"
 
 

@@ -25,93 +25,25 @@ memory, and gives its sequence NaN throughout.
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_regimes.kernels.cuda.tiling import TILES, cut_time, group_blocks
 from pyro_regimes.kernels.tangent import tangent
 
-__all__ = ["expectations", "is_available", "log_likelihood", "tangent"]
+__all__ = ["expectations", "log_likelihood", "tangent"]
 
-_LEAST_TRITON = (3, 6)
-
-
-class _Tile(NamedTuple):
-    """How the threads of one program are used, for K up to a given power of two."""
-
-    lanes: int  #: of the sweep
-    warps: int
-    rows: int  #: of a transfer matrix at a time, in log space; and scaled, unless ``dot``
-    dot: bool  #: scaled transfer matrices by tl.dot, all rows at a time
-    fill: int  #: lanes that fill a large device
-
-
-# With 16 or 32 entries of A to a thread, A and the sum of xi stay in registers.
-_TILES = {
-    1: _Tile(lanes=32, warps=1, rows=1, dot=False, fill=32768),
-    2: _Tile(lanes=32, warps=1, rows=2, dot=False, fill=32768),
-    4: _Tile(lanes=32, warps=1, rows=4, dot=False, fill=32768),
-    8: _Tile(lanes=8, warps=1, rows=2, dot=False, fill=16384),
-    16: _Tile(lanes=2, warps=1, rows=1, dot=True, fill=4096),
-    32: _Tile(lanes=1, warps=2, rows=1, dot=True, fill=2048),
-    64: _Tile(lanes=1, warps=8, rows=1, dot=True, fill=512),
-    128: _Tile(lanes=1, warps=16, rows=1, dot=False, fill=264),
-}
-# A block costs a step of the scan, and its transfer matrix K times the arithmetic of a sweep: fewer
-# than this many blocks to a sequence, or blocks shorter than this, do not pay.
-_MIN_BLOCKS = 4
-_MIN_BLOCK_SIZE = 64
-# A scan over more blocks than this goes by groups of about the square root of their number.
-_MAX_SCAN = 256
 # Flushing a stored alpha loses less than the dtype's smallest number; an overlap of alpha and beta
 # above this makes that 1e-10 or less of the whole.
 _LEAST_OVERLAP = {torch.float32: 1e-28, torch.float64: 1e-270}
 
 
-@functools.cache
-def is_available() -> bool:
-    """Whether Triton is here and new enough; an older one is warned of, once."""
-    try:
-        import triton
-    except ImportError:
-        return False
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < _LEAST_TRITON:
-        least = ".".join(map(str, _LEAST_TRITON))
-        warnings.warn(
-            f"Triton {triton.__version__} is older than {least}: on CUDA devices the recursions "
-            "run as plain tensor code, which is slower",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised memory; tests fill it with NaN, so that an unwritten element is seen."""
     return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _blocks(num_sequences: int, num_steps: int, fill: int) -> tuple[int, int]:
-    """Blocks to a sequence and steps to a block, so that lanes fill the device."""
-    count = min(fill // max(num_sequences, 1), num_steps // _MIN_BLOCK_SIZE)
-    if count < _MIN_BLOCKS:
-        return 1, num_steps
-    size = math.ceil(num_steps / count)
-    return math.ceil(num_steps / size), size
-
-
-def _groups(num_blocks: int) -> tuple[int, int]:
-    """Groups of blocks that a scan goes by, and blocks to a group."""
-    if num_blocks <= _MAX_SCAN:
-        return 1, num_blocks
-    size = max(2, math.isqrt(num_blocks))
-    return math.ceil(num_blocks / size), size
 
 
 class _Problem:
@@ -135,8 +67,8 @@ class _Problem:
         self.dtype, self.device = observation_logits.dtype, observation_logits.device
 
         self.padded = 1 << (self.num_states - 1).bit_length()  # K as a power of two
-        self.tile = _TILES[self.padded]
-        self.num_blocks, self.block_size = _blocks(
+        self.tile = TILES[self.padded]
+        self.num_blocks, self.block_size = cut_time(
             self.num_sequences, self.num_steps, self.tile.fill
         )
         self.square = self.num_states * self.num_states
@@ -179,7 +111,7 @@ class _Problem:
             num_blocks, size = self.num_blocks, self.block_size
         else:
             num_steps = matrices.shape[1]
-            num_blocks, size = _groups(num_steps)
+            num_blocks, size = group_blocks(num_steps)
             source, strides = (matrices, None, None), (num_steps * self.square, self.square)
         lanes = self.num_sequences * num_blocks
         dot = self.tile.dot and not log
@@ -219,7 +151,7 @@ class _Problem:
         from pyro_regimes.kernels.cuda.blocks import scan_kernel
 
         num_blocks = matrices.shape[1]
-        num_groups, size = _groups(num_blocks)
+        num_groups, size = group_blocks(num_blocks)
         last, whole = None, num_groups == 1
         if not whole:
             coarse = self.transfer(True, redo, matrices)

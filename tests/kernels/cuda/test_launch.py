@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import ops, reference
-from pyro_regimes.kernels.cuda import launch
+from pyro_regimes.kernels.cuda import availability, launch, tiling
 from tests import seeds
 from tests.kernels.cases import CASES, INF, Case, random_chain
 
@@ -44,12 +44,12 @@ def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=REGIMES.values(), ids=REGIMES.keys())
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in request.param.items():
-        monkeypatch.setattr(launch, name, value)
+        monkeypatch.setattr(tiling, name, value)
 
 
 def force(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
     for name, value in constants.items():
-        monkeypatch.setattr(launch, f"_{name.upper()}", value)
+        monkeypatch.setattr(tiling, f"_{name.upper()}", value)
 
 
 def flatten(case: Case) -> Case:
@@ -276,11 +276,11 @@ def test_nan_and_infinity_give_nan(part, poison):
 def test_blocks_cover_every_step():
     for count in (1, 3, 100, 5_000, 100_000):
         for num_steps in (1, 2, 63, 64, 256, 1_000, 1_000_003, 1 << 24):
-            num_blocks, size = launch._blocks(count, num_steps, 32_768)
+            num_blocks, size = tiling.cut_time(count, num_steps, 32_768)
             assert (num_blocks - 1) * size < num_steps <= num_blocks * size
             assert num_blocks == 1 or (size >= 64 and num_blocks * count <= 32_768)
     for num_blocks in (1, 2, 256, 257, 1_000, 32_768):
-        groups, size = launch._groups(num_blocks)
+        groups, size = tiling.group_blocks(num_blocks)
         assert (groups - 1) * size < num_blocks <= groups * size
         assert groups == 1 or groups < num_blocks
 
@@ -288,21 +288,21 @@ def test_blocks_cover_every_step():
 def test_old_triton_is_refused_with_one_warning(monkeypatch):
     import triton
 
-    launch.is_available.cache_clear()
-    assert launch.is_available()
+    availability.is_available.cache_clear()
+    assert availability.is_available()
     try:
-        launch.is_available.cache_clear()
+        availability.is_available.cache_clear()
         monkeypatch.setattr(triton, "__version__", "3.5.1+git1234")
         with pytest.warns(RuntimeWarning, match="older than 3.6"):
-            assert not launch.is_available()
+            assert not availability.is_available()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not launch.is_available()
-        launch.is_available.cache_clear()
+            assert not availability.is_available()
+        availability.is_available.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", None)
-        assert not launch.is_available()
+        assert not availability.is_available()
     finally:
-        launch.is_available.cache_clear()
+        availability.is_available.cache_clear()
 
 
 @pytest.mark.cuda
