@@ -3,8 +3,7 @@
 from pyro_regimes.distributions import Posterior, RegimeHMM
 from pyro_regimes.infer import EM, EMResult, infer_regimes
 from pyro_regimes.model import RegimeModel
-
-__version__ = "0.1.0"
+from pyro_regimes.version import __version__
 
 __all__ = [
     "EM",

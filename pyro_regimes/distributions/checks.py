@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.kernels.shapes import broadcast
+from pyro_regimes.kernels import ops
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -100,7 +100,7 @@ def agree_on_num_steps(
 def broadcast_batches(**batch_shapes: torch.Size) -> torch.Size:
     """The common batch shape of the named arguments."""
     try:
-        return broadcast(*batch_shapes.values())
+        return ops.broadcast(*batch_shapes.values())
     except RuntimeError as error:
         came = ", ".join(f"{name} {tuple(shape)}" for name, shape in batch_shapes.items())
         raise ValueError(f"expected batch shapes that broadcast, got {came}{TIME_SLIP}") from error

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from pyro_regimes.distributions import provenance
 from pyro_regimes.distributions.exact import exact_copy
-from pyro_regimes.kernels import dispatch, gaussian
+from pyro_regimes.kernels import ops
 
 # Exactly these: a subclass may have a density of its own.
 _MULTIVARIATE = (MultivariateNormal, dist.MultivariateNormal)
@@ -35,7 +35,7 @@ class Gaussian(NamedTuple):
 def as_gaussian(
     observation_dist: Distribution, value: Tensor, is_checked: bool = False
 ) -> Gaussian | None:
-    """The arguments of :mod:`.kernels.gaussian`, where there is a kernel for them and the value.
+    """The arguments of the Gaussian kernels, where one serves them and the value.
 
     :param is_checked: whether the value needs no check by ``observation_dist``.
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
@@ -45,19 +45,17 @@ def as_gaussian(
     if (
         family is None
         or batch_shape[-2:-1] not in ((), (1,))
-        or value.device.type != "cpu"
-        or not value.is_floating_point()
-        or dispatch.choose(value) not in ("cpu", "")
+        or not ops.has_gaussian_kernel(value)
     ):
         return None
     if family._validate_args and not is_checked:
         family._validate_sample(_beside_states(observation_dist, value))
-    loc = gaussian.without_time(_expand(family.loc, batch_shape + observation_dist.event_shape), 2)
+    loc = ops.without_time(_expand(family.loc, batch_shape + observation_dist.event_shape), 2)
     if isinstance(family, MultivariateNormal):
         # Whichever matrix was given; from another, torch has computed this one, differentiably.
-        return Gaussian(loc, gaussian.without_time(family._unbroadcasted_scale_tril, 3))
+        return Gaussian(loc, ops.without_time(family._unbroadcasted_scale_tril, 3))
     scale = _expand(family.scale, batch_shape + observation_dist.event_shape)
-    return Gaussian(loc, gaussian.without_time(scale, 2).unsqueeze(-1))
+    return Gaussian(loc, ops.without_time(scale, 2).unsqueeze(-1))
 
 
 def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = False) -> Tensor:
@@ -76,7 +74,7 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
         exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
         density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
         return density
-    density = provenance.call(gaussian.log_prob, value, *found)
+    density = provenance.call(ops.gaussian_log_prob, value, *found)
     batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density

@@ -13,8 +13,7 @@ from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy, safe_log
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
-from pyro_regimes.kernels import gaussian_chain, ops
-from pyro_regimes.kernels.shapes import broadcast
+from pyro_regimes.kernels import ops
 
 
 class _lazy(lazy_property):
@@ -220,8 +219,8 @@ class RegimeHMM(TorchDistribution):
             log_likelihood = provenance.call(ops.log_likelihood, *chain)
             return log_likelihood, ops.promoted_dtype(*chain[:3])
         given = (self.initial_logits, self.transition_logits, value, *found)
-        log_likelihood = provenance.call(gaussian_chain.log_likelihood, *given, self.lengths)
-        shape = broadcast(self.batch_shape, value.shape[: -self.event_dim])
+        log_likelihood = provenance.call(ops.gaussian_log_likelihood, *given, self.lengths)
+        shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
         if log_likelihood.shape != shape:
             log_likelihood = log_likelihood.expand(shape)
         return log_likelihood, ops.promoted_dtype(*given)
@@ -359,7 +358,7 @@ class RegimeHMM(TorchDistribution):
 
     def _chain_of(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         logits = observation.log_prob(self.observation_dist, value, self._validate_args)
-        shape = broadcast(self.batch_shape, logits.shape[:-2])
+        shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
         return self.initial_logits, self.transition_logits, logits, self.lengths
 
@@ -406,7 +405,7 @@ class RegimeHMM(TorchDistribution):
                 f"-{self.event_dim}, {came}{'' if self.duration is None else checks.TIME_SLIP}"
             )
         try:
-            broadcast(self.batch_shape, value.shape[: -self.event_dim])
+            ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
         except RuntimeError as error:
             raise ValueError(
                 f"expected value to have a batch shape that broadcasts with "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Observed, over_sequences
-from pyro_regimes.kernels import gaussian, gaussian_sums
+from pyro_regimes.kernels import ops
 
 #: A scatter about another origin must keep more than this share of itself, lest digits are lost.
 _LEAST_SHARE = 1e-3
@@ -49,13 +49,13 @@ def take(
     event_shape = value.shape[value.dim() - event_dim :]
     flat = value.reshape(value.shape[: value.dim() - event_dim] + (-1,))  # (..., T, D)
     if event_dim == 1:
-        center = gaussian.without_time(origin, 2)
+        center = ops.without_time(origin, 2)
     else:
         lead = (1,) * max(0, 1 + event_dim - origin.dim()) + origin.shape
         lead = lead[: len(lead) - event_dim]
         whole = origin.expand(lead + event_shape) if event_dim else origin
-        center = gaussian.without_time(whole.reshape(lead + (-1,)), 2)
-    weight, first, second = gaussian_sums.moments(
+        center = ops.without_time(whole.reshape(lead + (-1,)), 2)
+    weight, first, second = ops.weighted_moments(
         flat, observed.weights, center, is_full, with_second
     )
     shape = weight.shape[:-1] + (1,) + weight.shape[-1:]  # (..., 1, K)

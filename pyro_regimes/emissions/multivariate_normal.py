@@ -41,7 +41,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels import ops
 
 _SPREADS = ("covariance_matrix", "scale_tril", "precision_matrix")
 
@@ -351,8 +351,8 @@ class _Family(Family):
         r""":math:`\log N(x_t; \mu_k, \Sigma_k)`."""
         loc, factor = given["loc"], _factor(given)
         if loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
-            return gaussian.log_prob(
-                value, gaussian.without_time(loc, 2), gaussian.without_time(factor, 3)
+            return ops.gaussian_log_prob(
+                value, ops.without_time(loc, 2), ops.without_time(factor, 3)
             )
         normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
         density: Tensor = normal.log_prob(value.unsqueeze(-2))

@@ -32,7 +32,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels import ops
 
 
 def _reduce_loc(stats: Moments, given: Arguments, weighted: bool) -> WeightedSum:
@@ -149,10 +149,10 @@ class _Family(Family):
         both = given["loc"], given["scale"]
         if event_dim < 2 and all(_is_constant(each, event_dim) for each in both):
             loc, scale = (
-                gaussian.without_time(each if event_dim else each.unsqueeze(-1), 2)
+                ops.without_time(each if event_dim else each.unsqueeze(-1), 2)
                 for each in both
             )
-            return gaussian.log_prob_diagonal(
+            return ops.gaussian_log_prob_diagonal(
                 value if event_dim else value.unsqueeze(-1), loc, scale
             )
         each = Normal(*both, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))

@@ -1,8 +1,8 @@
 r"""The compiled kernels as operators that torch can differentiate, transform and compile.
 
-Each kernel call is a custom operator, opaque to torch: ``torch.compile`` and ``torch.jit.trace``
-keep it as one node. Over it lies an :class:`torch.autograd.Function`. The first derivatives are the
-kernel's own expectations (Fisher's identity),
+Each kernel call is a custom operator (:mod:`.operators`) under an
+:class:`torch.autograd.Function`. The first derivatives are the kernel's own expectations (Fisher's
+identity),
 
 .. math::
     \partial \log p / \partial b_t(k) = \gamma_t(k), \qquad
@@ -21,111 +21,13 @@ device's own.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_regimes.kernels import dispatch, reference
-
-_CHAIN = "Tensor initial, Tensor transition, Tensor observation, Tensor? lengths"
-
-
-def _log_likelihood(
-    initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
-) -> Tensor:
-    kernel = dispatch.kernel(name, observation.device)
-    value: Tensor = kernel.log_likelihood(initial, transition, observation, lengths)
-    return value
-
-
-def _expectations(
-    initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = dispatch.kernel(name, observation.device)
-    value, smoothed, moved = kernel.expectations(initial, transition, observation, lengths)
-    return value, smoothed, moved
-
-
-def _tangent(
-    initial: Tensor,
-    transition: Tensor,
-    observation: Tensor,
-    lengths: Tensor | None,
-    along_transition: Tensor,
-    along_observation: Tensor,
-    name: str,
-) -> tuple[Tensor, Tensor]:
-    chain = (initial, transition, observation, lengths)
-    smoothed, moved = dispatch.kernel(name, observation.device).tangent(
-        *chain, along_transition, along_observation
-    )
-    return smoothed, moved
-
-
-def _value_like(initial: Tensor, transition: Tensor, observation: Tensor, *rest: Any) -> Tensor:
-    return observation.new_empty(observation.shape[:1], dtype=torch.float64)
-
-
-def _posterior_like(
-    initial: Tensor, transition: Tensor, observation: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    moved = observation.new_empty(observation.shape[:1] + transition.shape[1:])
-    return observation.new_empty(observation.shape), moved
-
-
-def _expectations_like(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return (_value_like(*args), *_posterior_like(*args))
-
-
-def _define(
-    name: str,
-    arguments: str,
-    returns: str,
-    run: Callable[..., Any],
-    like: Callable[..., Any],
-) -> Any:
-    """Register an operator, with the shapes it returns and with vmap as a longer batch."""
-    schema = f"({arguments}, str name) -> {returns}"
-    operator = torch.library.custom_op(
-        f"pyro_regimes::{name}", dispatch.without_tangents(run), mutates_args=(), schema=schema
-    )
-    operator.register_fake(like)
-
-    @operator.register_vmap
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        size = info.batch_size
-        observation, dim = args[2], in_dims[2]
-        count = observation.shape[0 if dim is None or dim > 0 else 1]
-
-        def flat(argument: Any, dim: int | None) -> Any:
-            if not isinstance(argument, Tensor) or (dim is None and len(argument) == 1 < count):
-                return argument  # shared by all sequences, and by all of vmap's
-            moved = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
-            return moved.expand((size, count) + moved.shape[2:]).flatten(0, 1)
-
-        found = operator(*map(flat, args, in_dims))
-        if isinstance(found, Tensor):
-            return found.unflatten(0, (size, count)), 0
-        return tuple(each.unflatten(0, (size, count)) for each in found), (0,) * len(found)
-
-    return operator
-
-
-log_likelihood_operator = _define(
-    "log_likelihood", _CHAIN, "Tensor", _log_likelihood, _value_like
-)
-expectations_operator = _define(
-    "expectations", _CHAIN, "(Tensor, Tensor, Tensor)", _expectations, _expectations_like
-)
-tangent_operator = _define(
-    "tangent",
-    f"{_CHAIN}, Tensor along_transition, Tensor along_observation",
-    "(Tensor, Tensor)",
-    _tangent,
-    _posterior_like,
-)
+from pyro_regimes.kernels import operators, reference, transforms
 
 
 class Expectations(Function):
@@ -138,8 +40,8 @@ class Expectations(Function):
         initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         # An operator takes longer to call than a short kernel to run.
-        plain = dispatch.is_plain(initial, transition, observation, lengths)
-        run = _expectations if plain else expectations_operator
+        plain = transforms.is_plain(initial, transition, observation, lengths)
+        run = operators.run_expectations if plain else operators.expectations_operator
         found: tuple[Tensor, Tensor, Tensor] = run(initial, transition, observation, lengths, name)
         return found
 
@@ -265,7 +167,7 @@ class Tangent(Function):
         along_observation: Tensor,
         name: str,
     ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = tangent_operator(
+        found: tuple[Tensor, Tensor] = operators.tangent_operator(
             initial, transition, observation, lengths, along_transition, along_observation, name
         )
         return found
@@ -310,8 +212,8 @@ def expectations(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihood, gamma and xi, which are differentiable."""
     args = (initial, transition, observation, lengths, name)
-    found: tuple[Tensor, Tensor, Tensor] = dispatch.apply(
-        Expectations, *args, operator=expectations_operator
+    found: tuple[Tensor, Tensor, Tensor] = transforms.apply(
+        Expectations, *args, operator=operators.expectations_operator
     )
     return found
 
@@ -325,7 +227,7 @@ def log_likelihood(
     if recorded or torch.is_grad_enabled() and any(map(_may_be_differentiated, chain)):
         value: Tensor = expectations(*chain, lengths, name)[0]
         return value
-    value = log_likelihood_operator(*chain, lengths, name)
+    value = operators.log_likelihood_operator(*chain, lengths, name)
     return value
 
 
@@ -334,12 +236,12 @@ def _may_be_differentiated(tensor: Tensor) -> bool:
         return tensor.requires_grad
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return True
-    return dispatch.has_tangent(tensor)
+    return transforms.has_tangent(tensor)
 
 
 # A traced graph holds the operators without the functions above them.
 for _operator, _function in (
-    (expectations_operator, Expectations),
-    (tangent_operator, Tangent),
+    (operators.expectations_operator, Expectations),
+    (operators.tangent_operator, Tangent),
 ):
     _operator.register_autograd(_function.backward, setup_context=_function.setup_context)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import reference, sums
+from pyro_regimes.kernels import reference, sums, transforms
 from pyro_regimes.kernels.sums import Sum
 
 _LARGE = 2.0**16
@@ -41,11 +41,12 @@ def _columns(transition_logits: Tensor, states: Tensor) -> Tensor:
 
 def _parts_for_paths(chain: list[Tensor]) -> int:
     """One part, as in the compiled kernel, where float64 rounds no sum by more than 1e-11."""
-    if sums.can_be_seen(*chain):
-        largest = [each.abs().nan_to_num(0.0, 0.0, 0.0).max() for each in chain if each.numel()]
-        if all(float(each) < _LARGE for each in largest):
-            return 1
-    return sums.parts_needed(*chain)
+    if not transforms.can_be_seen(*chain):
+        return sums.parts_needed(*chain)
+    sizes = sums.sizes_of(*chain)
+    if all(size < _LARGE for size in sizes):
+        return 1
+    return sums.parts_for_sizes(sizes, chain[2].shape[-2])
 
 
 @torch.no_grad()

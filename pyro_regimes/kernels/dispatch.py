@@ -5,16 +5,15 @@ The kernels are imported when they are first needed, as numba and Triton take th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+
+from pyro_regimes.kernels import transforms
 
 BACKENDS = ("reference", "cpu", "cuda")
 
@@ -76,9 +75,9 @@ def _num_forward_modes() -> int:
 
 def _of_device(device: str) -> str:
     if device == "cuda":
-        from pyro_regimes.kernels import cuda
+        from pyro_regimes.kernels.cuda import availability
 
-        return "cuda" if cuda.is_available() else "reference"
+        return "cuda" if availability.is_available() else "reference"
     return "cpu" if device == "cpu" else "reference"
 
 
@@ -90,84 +89,28 @@ def kernel(name: str, device: torch.device) -> ModuleType:
 
         return reference_kernel
     if name == "cuda":
-        from pyro_regimes.kernels import cuda
+        from pyro_regimes.kernels.cuda import launch as cuda_launch
 
-        return cuda
-    from pyro_regimes.kernels import cpu
+        return cuda_launch
+    from pyro_regimes.kernels.cpu import launch as cpu_launch
 
-    return cpu
+    return cpu_launch
+
+
+def decoder(*chain: Tensor | None) -> ModuleType | None:
+    """The compiled CPU kernel of filter and paths; None where tensor code serves.
+
+    That is on other devices, and under transforms.
+
+    :param chain: initial, transition and observation logits, and lengths.
+    """
+    observation_logits = chain[2]
+    assert observation_logits is not None
+    if choose(observation_logits) == "cpu" and transforms.is_plain(*chain):
+        return kernel("cpu", observation_logits.device)
+    return None
 
 
 def is_reference_wanted() -> bool:
     """Whether the code that runs now is within ``backend("reference")``."""
     return _chosen.get() == "reference"
-
-
-def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
-    """``function.apply(*args)``, which otherwise looks up the names of its arguments each time.
-
-    That takes as long as a short kernel, and serves function transforms alone. A graph takes the
-    operator, with derivatives in reverse mode: torch.compile refuses a function with a ``jvp``.
-    """
-    if torch.compiler.is_compiling() and operator is not None:
-        return operator(*args)
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing records or transforms what is done to these tensors.
-
-    Then a kernel may be called as it is; otherwise it must be an operator that torch knows.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
-    if forward_ad._current_level >= 0 and any(map(has_tangent, given)):
-        return False
-    return all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not is_batched(tensor)
-        for tensor in given
-    )
-
-
-def has_tangent(tensor: Tensor) -> bool:
-    """Whether it is a dual number of ``torch.autograd.forward_ad``, outside of transforms."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator that refuses dual numbers, whose tangents it would drop without a word.
-
-    The functions above the operators have rules for them, and turn forward mode off below.
-    """
-
-    @functools.wraps(run)
-    def checked(*args: Any) -> Any:
-        if torch._C._is_fwd_grad_enabled():
-            if any(isinstance(arg, Tensor) and has_tangent(arg) for arg in args):
-                raise NotImplementedError(
-                    "expected no forward-mode tangents in a traced or compiled graph: its "
-                    "operators have derivatives in reverse mode alone; call the function that was "
-                    "traced"
-                )
-        return run(*args)
-
-    return checked
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether it is one of many cotangents (``is_grads_batched``, ``vectorize=True``)."""
-    if torch.compiler.is_compiling():
-        return False
-    found: bool = torch._C._functorch.is_legacy_batchedtensor(tensor)
-    return found

@@ -31,7 +31,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import dispatch, sums
+from pyro_regimes.kernels import sums, transforms
 from pyro_regimes.kernels.sums import Sum
 
 # A scan over blocks does K times the arithmetic of the plain loop in about 2 sqrt(T) instead of T
@@ -325,7 +325,7 @@ def expectations(
 def _is_plain(logits: Tensor) -> bool:
     """Whether no transform of :mod:`torch.func` and no forward mode follows what is done to it."""
     return not (
-        torch._C._functorch.is_functorch_wrapped_tensor(logits) or dispatch.has_tangent(logits)
+        torch._C._functorch.is_functorch_wrapped_tensor(logits) or transforms.has_tangent(logits)
     )
 
 

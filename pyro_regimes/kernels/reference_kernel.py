@@ -1,7 +1,7 @@
 """The reference with the signatures of a compiled kernel.
 
 For operators in compiled graphs: which kernel they run is decided when they run, and may be the
-reference (:func:`.dispatch.kernel`). Arguments are flat, as in :mod:`.cpu`.
+reference (:func:`.dispatch.kernel`). Arguments are flat, as in :mod:`.cpu.launch`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def expectations(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The E-step; see :func:`.cpu.expectations`."""
+    """The E-step; see :func:`.cpu.launch.expectations`."""
     value, smoothed, moved = reference.expectations(
         initial_logits, transition_logits, observation_logits, lengths
     )

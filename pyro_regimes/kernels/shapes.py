@@ -1,8 +1,9 @@
-"""Batch shapes, broadcast without more ado where they are alike."""
+"""Shapes: batch dims broadcast and flattened, with a fast path for equal shapes."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def broadcast(*shapes: torch.Size | tuple[int, ...]) -> torch.Size:
@@ -14,3 +15,22 @@ def broadcast(*shapes: torch.Size | tuple[int, ...]) -> torch.Size:
     if all(not shape or shape == longest for shape in shapes):
         return torch.Size(longest)
     return torch.broadcast_shapes(*shapes)
+
+
+def flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
+    """``(N, *event)``, or ``(1, *event)`` without a copy where the whole batch shares it."""
+    batch = tensor.shape[: tensor.dim() - event_dim]
+    event = tensor.shape[tensor.dim() - event_dim :]
+    if batch.numel() == 1:
+        return tensor.reshape((1,) + event)
+    return tensor.expand(batch_shape + event).reshape((batch_shape.numel(),) + event)
+
+
+def without_time(argument: Tensor, event_dim: int) -> Tensor:
+    """``(..., 1, K, *event)`` without the dim of size 1, or as much of it as there is.
+
+    :param event_dim: the number of dims of state and event, which come back at the least.
+    """
+    if argument.dim() < event_dim:
+        return argument.reshape((1,) * (event_dim - argument.dim()) + argument.shape)
+    return argument if argument.dim() == event_dim else argument.squeeze(-1 - event_dim)

@@ -14,7 +14,8 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
+
+from pyro_regimes.kernels import transforms
 
 #: Where numbers cannot be looked at, under a transform or in a graph: about 159 bits.
 _PARTS_UNSEEN = 3
@@ -45,32 +46,29 @@ class Sum(NamedTuple):
         return total
 
 
-def parts_needed(
-    initial_logits: Tensor, transition_logits: Tensor, observation_logits: Tensor
-) -> int:
-    """How many parts hold every sum along a path to 2^-64."""
-    logits = (initial_logits, transition_logits, observation_logits)
-    if not can_be_seen(*logits):
+def parts_needed(*chain: Tensor) -> int:
+    """How many parts hold every sum along a path to 2^-64.
+
+    :param chain: initial, transition and observation logits.
+    """
+    if not transforms.can_be_seen(*chain):
         return _PARTS_UNSEEN
-    reach = 1.0
-    for each in logits:
-        if each.numel():
-            reach += float(each.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
-    bits = math.log2(reach) + math.log2(2 * observation_logits.shape[-2])
+    return parts_for_sizes(sizes_of(*chain), chain[2].shape[-2])
+
+
+def sizes_of(*logits: Tensor) -> list[float]:
+    """The largest finite absolute value of each tensor that is not empty, looked at once."""
+    largest = [
+        each.detach().abs().nan_to_num(0.0, 0.0, 0.0).max() for each in logits if each.numel()
+    ]
+    sizes: list[float] = torch.stack(largest).tolist() if largest else []
+    return sizes
+
+
+def parts_for_sizes(sizes: list[float], num_steps: int) -> int:
+    """:func:`parts_needed` for logits of these sizes."""
+    bits = math.log2(sum(sizes, 1.0)) + math.log2(2 * num_steps)
     return max(2, math.ceil((bits + 64) / 53))
-
-
-def can_be_seen(*tensors: Tensor) -> bool:
-    """Whether Python may look at their numbers: not under transforms, nor while a graph is made."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not any(
-        tensor.device.type == "meta"
-        or isinstance(tensor, FakeTensor)
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or torch._C._functorch.is_legacy_batchedtensor(tensor)
-        for tensor in tensors
-    )
 
 
 def exact(logits: Tensor) -> Sum:

@@ -16,7 +16,7 @@ the derivatives of the shares are covariances with the score,
     \dot\gamma_{t-1}(i) = \sum_j \dot\xi_{t-1}(i, j).
 
 Only differences of u matter; they are kept near 0, as u grows with T. This serves devices whose
-kernel has no tangents of its own; :func:`.cpu_log.tangent` is the same, compiled.
+kernel has no tangents of its own; :mod:`.cpu.tangent` is the same, compiled.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.distributions import Posterior, RegimeHMM
-from pyro_regimes.kernels import cpu_scaled, ops, reference
+from pyro_regimes.kernels import ops, reference
+from pyro_regimes.kernels.cpu import scaled
 from tests import seeds
 from tests.distributions.test_against_enumeration import assert_equal
 from tests.oracles import Enumerated, enumerate_paths
@@ -31,8 +32,8 @@ SEEDS = range(5)
 WAYS = {
     "reference": ("reference", reference, {"_MIN_BLOCKED_STEPS": math.inf}),
     "reference in blocks": ("reference", reference, {"_MIN_BLOCKED_STEPS": 1}),
-    "cpu": ("cpu", cpu_scaled, {}),
-    "cpu in log space": ("cpu", cpu_scaled, {"MAX_STATES": 0}),
+    "cpu": ("cpu", scaled, {}),
+    "cpu in log space": ("cpu", scaled, {"MAX_STATES": 0}),
 }
 
 
@@ -258,7 +259,7 @@ def test_most_likely_path(seed):
 )
 def test_stability(max_states, monkeypatch):
     """``test_hmm_smoother_stability``: T = 10,000, K = 100, log-likelihoods some 100 apart."""
-    monkeypatch.setattr(cpu_scaled, "MAX_STATES", max_states)
+    monkeypatch.setattr(scaled, "MAX_STATES", max_states)
     arguments = random_arguments(0, 10_000, 100, scale=100.0)
     chain = (
         arguments.initial_probs.log(),

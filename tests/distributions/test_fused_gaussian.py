@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from pyro_regimes import RegimeHMM
 from pyro_regimes.distributions import observation
-from pyro_regimes.kernels import gaussian
+from pyro_regimes.kernels import ops
 from tests import seeds
 from tests.compiler import BACKEND
 
@@ -127,8 +127,8 @@ def test_the_kernel_is_used_where_it_can_be(name, monkeypatch):
 
         return call
 
-    for each in ("log_prob", "log_prob_diagonal"):
-        monkeypatch.setattr(gaussian, each, recorded(getattr(gaussian, each)))
+    for each in ("gaussian_log_prob", "gaussian_log_prob_diagonal"):
+        monkeypatch.setattr(ops, each, recorded(getattr(ops, each)))
     make, arguments = GAUSSIANS[name]
     density = observation.log_prob(make(*arguments), draw(T, D))
     assert len(calls) == (0 if "varying in time" in name else 1)

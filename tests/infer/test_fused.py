@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.em.engines import fused_gaussian, tensors
+from pyro_regimes.infer.em.engines import fused_gaussian, gaussian_steps, tensors
 from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
-from pyro_regimes.kernels import cpu_em, ops
+from pyro_regimes.kernels import ops
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
 SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
@@ -137,7 +137,7 @@ def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatc
     history = EM(model).run(num_steps=5, tol=None).history
     pyro.clear_param_store()
     calls = []
-    sweep = tensors.evaluate if forbidden else cpu_em.GaussianEM.step
+    sweep = tensors.evaluate if forbidden else gaussian_steps.GaussianEM.step
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -148,7 +148,7 @@ def test_what_was_reached_is_kept_when_the_user_interrupts(forbidden, monkeypatc
     if forbidden:
         monkeypatch.setattr(tensors, "evaluate", interrupted)
     else:
-        monkeypatch.setattr(cpu_em.GaussianEM, "step", interrupted)
+        monkeypatch.setattr(gaussian_steps.GaussianEM, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         EM(model).run(num_steps=50, tol=None)
     monkeypatch.undo()

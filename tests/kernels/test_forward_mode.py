@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from pyro_regimes import RegimeHMM
-from pyro_regimes.kernels import autograd, gaussian, ops
+from pyro_regimes.kernels import arguments, operators, ops
+from pyro_regimes.kernels.gaussian import densities
 from tests import seeds
 from tests.kernels.cases import CASES, Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -231,7 +232,7 @@ def test_gaussian_densities(full):
     factor = root.tril() + 3 * torch.eye(3).double() if full else root.exp()
 
     def density(*given: Tensor) -> Tensor:
-        return gaussian.log_prob(*given).sin().sum()
+        return densities.log_prob(*given).sin().sum()
 
     given, which = (value, loc, factor), (0, 1, 2)
     with ops.backend("reference"):
@@ -251,8 +252,8 @@ def test_gaussian_densities(full):
 
 def test_operators_of_a_graph_say_that_they_have_no_forward_mode():
     """Without the functions above them they would drop the tangents."""
-    flat = ops._flatten(ops._check(*CASES["batch"]))
+    flat = arguments.flatten(arguments.check(*CASES["batch"]))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(flat.observation_logits, flat.observation_logits)
         with pytest.raises(NotImplementedError, match="expected no forward-mode tangents"):
-            autograd.expectations_operator(*flat[:2], dual, None, "cpu")
+            operators.expectations_operator(*flat[:2], dual, None, "cpu")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import cpu_scaled, ops, reference
+from pyro_regimes.kernels import ops, reference
+from pyro_regimes.kernels.cpu import scaled
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.oracles import Enumerated, enumerate_paths
 
@@ -67,9 +68,9 @@ WAYS = {
     "reference": ("reference", reference, {}),
     # The scan over blocks also on sequences too short for it to pay.
     "reference in blocks": ("reference", reference, {"_MIN_BLOCKED_STEPS": 1}),
-    "cpu": ("cpu", cpu_scaled, {}),
-    "cpu, E computed twice": ("cpu", cpu_scaled, {"_REMEMBERED": 0}),
-    "cpu in log space": ("cpu", cpu_scaled, {"MAX_STATES": 0}),
+    "cpu": ("cpu", scaled, {}),
+    "cpu, E computed twice": ("cpu", scaled, {"_REMEMBERED": 0}),
+    "cpu in log space": ("cpu", scaled, {"MAX_STATES": 0}),
 }
 
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_regimes.kernels import autograd, cpu, dispatch, gaussian, ops, tangent
+from pyro_regimes.kernels import arguments, dispatch, operators, ops, tangent
+from pyro_regimes.kernels.cpu import launch
+from pyro_regimes.kernels.gaussian import densities
+from pyro_regimes.kernels.gaussian import operators as gaussian_operators
 from tests import seeds
 from tests.compiler import BACKEND
 from tests.kernels.cases import CASES, Case, random_chain
@@ -122,14 +125,14 @@ def test_posterior_has_derivatives_of_both_orders(name):
 @pytest.mark.parametrize("name", CASES)
 def test_tangents_in_tensor_code_are_the_compiled_ones(name):
     """Those of devices without a kernel for them."""
-    parts = ops._flatten(ops._check(*CASES[name]))
+    parts = arguments.flatten(arguments.check(*CASES[name]))
     generator = seeds.generator(1)
     shape = parts.observation_logits.shape
     along = (
         torch.randn(shape[:1] + parts.transition_logits.shape[1:], generator=generator).double(),
         torch.randn(shape, generator=generator).double(),
     )
-    pairs = zip(tangent.tangent(*parts, *along), cpu.tangent(*parts, *along), strict=True)
+    pairs = zip(tangent.tangent(*parts, *along), launch.tangent(*parts, *along), strict=True)
     for actual, expected in pairs:
         assert_equal(actual, expected)
 
@@ -173,11 +176,11 @@ def test_compiles_as_one_graph():
 def test_operators_pass_opcheck(lengths, requires_grad):
     case = random_chain(6, 3, batch=(2,), seed=40)
     chain = [part.clone().requires_grad_(requires_grad) for part in case[:3]]
-    torch.library.opcheck(autograd.expectations_operator, (*chain, lengths, "cpu"))
+    torch.library.opcheck(operators.expectations_operator, (*chain, lengths, "cpu"))
     along = torch.randn(2, 1, 3, 3).double(), torch.randn(2, 6, 3).double()
-    torch.library.opcheck(autograd.tangent_operator, (*chain, lengths, *along, "cpu"))
+    torch.library.opcheck(operators.tangent_operator, (*chain, lengths, *along, "cpu"))
     if not requires_grad:  # this one alone has no derivative: nobody calls it where one may come
-        torch.library.opcheck(autograd.log_likelihood_operator, (*chain, lengths, "cpu"))
+        torch.library.opcheck(operators.log_likelihood_operator, (*chain, lengths, "cpu"))
 
 
 def test_four_threads_get_the_answers_they_get_alone():
@@ -277,21 +280,21 @@ def test_compiled_code_runs_the_backend_of_the_moment(monkeypatch):
     ran = []
     for name in ("log_likelihood", "expectations"):
         monkeypatch.setattr(
-            cpu,
+            launch,
             name,
-            lambda *args, _name=name, _run=getattr(cpu, name): ran.append(_name) or _run(*args),
+            lambda *args, _name=name, _run=getattr(launch, name): ran.append(_name) or _run(*args),
         )
     monkeypatch.setattr(
-        gaussian,
+        gaussian_operators,
         "log_density",
-        lambda *args, _run=gaussian.log_density: ran.append("density") or _run(*args),
+        lambda *args, _run=gaussian_operators.log_density: ran.append("density") or _run(*args),
     )
 
     def chain(observation: Tensor) -> Tensor:
         return ops.log_likelihood(*case[:2], observation)
 
     def density(loc: Tensor) -> Tensor:
-        return gaussian.log_prob(case.observation[..., :1], loc, torch.ones(3, 1, 1).double())
+        return densities.log_prob(case.observation[..., :1], loc, torch.ones(3, 1, 1).double())
 
     torch._dynamo.reset()
     for function, at in ((chain, case.observation), (density, loc)):

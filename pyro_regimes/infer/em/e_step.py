@@ -18,7 +18,6 @@ from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.ops import Expectations
 
 
 class SiteData(NamedTuple):
@@ -56,7 +55,7 @@ class Expected(NamedTuple):
 
     data: SiteData
     arguments: Arguments
-    expectations: Expectations
+    expectations: ops.Expectations
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -1,6 +1,6 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
-:mod:`.kernels.cpu_em` makes the ordinary steps of this one model: initial and transition
+:mod:`.gaussian_steps` makes the ordinary steps of this one model: initial and transition
 probabilities, locations and full covariances, each a parameter of its own. Every other model, and a
 step that is not ordinary, is left to :mod:`.tensors`.
 """
@@ -8,7 +8,6 @@ step that is not ordinary, is left to :mod:`.tensors`.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,13 +20,11 @@ from pyro_regimes.emissions.links import COVARIANCE, Link
 from pyro_regimes.infer.em import loop
 from pyro_regimes.infer.em.ascent import Ascent, fallen
 from pyro_regimes.infer.em.e_step import SiteData
+from pyro_regimes.infer.em.engines.gaussian_steps import GaussianEM, Parameters
 from pyro_regimes.infer.em.m_step import as_stored
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, State, TensorState
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.kernels import ops
-
-if TYPE_CHECKING:
-    from pyro_regimes.kernels.cpu_em import GaussianEM, Parameters
 
 _CHAIN_AND_LOC = (INITIAL_PROBS, TRANSITION_PROBS, mvn.LOC)
 #: What the kernel takes as covariances, by the links from them.
@@ -93,8 +90,6 @@ class FusedEngine:
 
     def read(self, params: Params) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
-        from pyro_regimes.kernels.cpu_em import Parameters
-
         *others, spread = (
             params[name].detach().double().reshape(shape)
             for name, shape in zip(self._names, self._shapes, strict=True)
@@ -167,8 +162,6 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     value = _flat_value(data)
     if value is None:
         return "the data would have to be copied for every restart"
-    from pyro_regimes.kernels.cpu_em import GaussianEM
-
     num_sequences, num_steps = data.batch_shape.numel(), value.shape[1]
     lengths = np.full(num_sequences, num_steps)
     if hmm.lengths is not None:

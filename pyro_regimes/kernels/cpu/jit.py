@@ -1,0 +1,77 @@
+"""How the CPU kernels are compiled (numba), and how they share the cores.
+
+A kernel releases the GIL and is written for a range of sequences (or of time steps); :func:`spread`
+cuts the whole range and runs the pieces on a small pool of threads. numba's own ``parallel=True``
+is not used: its default threading layer ends the process when two Python threads enter it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable
+
+import numba
+import torch
+
+from pyro_regimes.kernels.cpu.cache import KernelCache, is_kernel
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, and keep the machine code for later processes.
+
+    A product and a sum may be fused. Otherwise arithmetic is as written: sums keep their order, NaN
+    and infinities their meaning.
+    """
+    dispatcher: Any = numba.njit(**_OPTIONS)(function)
+    if is_kernel(function) and hasattr(dispatcher, "enable_caching"):  # JIT is not disabled
+        dispatcher._cache = KernelCache(function)  # what enable_caching does, with numba's own
+    return dispatcher
+
+
+_LOCK = threading.Lock()
+_pool: tuple[int, ThreadPoolExecutor] | None = None  # the process that made it, and the pool
+
+
+def _forget_pool() -> None:
+    """In a forked child: the threads stayed behind, and so may have the lock's owner."""
+    global _pool, _LOCK
+    _pool, _LOCK = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    with _LOCK:
+        if _pool is None:
+            workers = max((os.cpu_count() or 2) - 1, 1)
+            _pool = (os.getpid(), ThreadPoolExecutor(workers, thread_name_prefix="pyro_regimes"))
+        return _pool[1]
+
+
+def spread(task: Callable[[int, int], Any], count: int, grain: int) -> None:
+    """Run ``task(first, last)`` over pieces of ``range(count)``, on as many threads as torch uses.
+
+    :param grain: the fewest elements that are worth a thread.
+    """
+    pieces = min(torch.get_num_threads(), count // max(grain, 1))
+    if pieces <= 1:
+        task(0, count)
+        return
+    edges = [count * piece // pieces for piece in range(pieces + 1)]
+    pool = _threads()
+    others = [pool.submit(task, edges[i], edges[i + 1]) for i in range(1, pieces)]
+    try:
+        task(0, edges[1])
+    finally:
+        # The outputs are the caller's: nothing may write them once this has returned.
+        for each in others:
+            each.exception()
+    for each in others:
+        each.result()

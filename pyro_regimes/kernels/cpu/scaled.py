@@ -1,0 +1,388 @@
+r"""The scaled forward-backward recursion, compiled for up to 128 states.
+
+With :math:`E_t(k) = e^{b_t(k) - \max b_t}` and :math:`M_{ij} = e^{A_{ij} - \max A}`, and with the
+first step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
+
+.. math::
+    \hat\alpha_t(j) \propto E_t(j) \sum_i \hat\alpha_{t-1}(i) M_{ij}, \qquad
+    w_t(j) = E_t(j) \hat\beta_t(j), \qquad
+    \hat\beta_{t-1}(i) \propto \sum_j M_{ij} w_t(j),
+
+.. math::
+    \gamma_t(k) = \hat\alpha_t(k) \hat\beta_t(k) / S_t, \qquad
+    \xi_t(i, j) = \hat\alpha_t(i) M_{ij} w_{t+1}(j) / S_t, \qquad
+    S_t = \sum_k \hat\alpha_t(k) \hat\beta_t(k).
+
+Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the
+logarithms of the scales and what was subtracted from the logits add up to the log-likelihood.
+
+**When the answer is right.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is
+set to 0. Later data may want it back. Its posterior probability would be its share times its
+:math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So where
+:math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, and no state has faded from
+:math:`\hat\beta` too, less than 1e-30 was lost. Where states have faded from
+:math:`\hat\beta` alone, the same holds with the two exchanged. Otherwise the sequence is
+reported, to be redone in log space. A state that cannot be reached has not faded. Where every
+entry of M is at least ``_MIXING``, each state is refilled at the next step, and nothing needs to
+be looked at. The forward sweep alone knows no :math:`S_t`, and reports a sequence as soon as a
+state has faded.
+
+An entry of M below ``_NOTHING`` counts as 0 in these products. It moves less than 1e-268, which is
+nothing beside a share of ``_FADED``; and it would make subnormal numbers, which cost a processor
+ten times as much. EM leaves many such entries.
+
+**Large logits.** Each step's logits count relative to their largest, so that none is too large; but
+the first step's are sums of two, and are added without rounding (:func:`_open`). The log-likelihood
+is a sum of numbers as large as the logits, with what rounding takes from it kept apart. Where
+even that rounds, beyond ``_LARGE``, the sequence is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+
+from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.chain import array_of
+from pyro_regimes.kernels.cpu.jit import compiled
+
+MAX_STATES = 128
+
+_LOW, _HIGH = 2.0**-64, 2.0**64
+_FADED = 1e-250
+_LEAST_OVERLAP = 1e-200
+_MIXING = 1e-100
+_NOTHING = 1e-290
+_LARGE = 2.0**50
+_REMEMBERED = 32_768  # numbers, which the processor's own cache holds
+
+
+@compiled
+def _fill_matrix(logits: Any, matrix: Any, transposed: Any, width: int) -> tuple[float, float]:
+    """M and its transpose in flat W x W arrays, 0 beyond the K states.
+
+    :return: what was subtracted from the logits, and the least entry of M.
+    """
+    num_states = logits.shape[0]
+    peak = -np.inf
+    for i in range(num_states):
+        for j in range(num_states):
+            value = logits[i, j]
+            if value > peak or value != value:
+                peak = value
+    if peak == -np.inf:  # every transition is impossible: M = 0, whatever is subtracted
+        peak = 0.0
+    least = 1.0
+    for i in range(num_states):
+        for j in range(num_states):
+            entry = math.exp(logits[i, j] - peak)
+            least = min(least, entry)
+            if entry < _NOTHING:
+                entry = 0.0
+            matrix[i * width + j] = entry
+            transposed[j * width + i] = entry
+    return float(peak), least
+
+
+@compiled
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """``total + term``, and the sum of what rounding has taken from it."""
+    raised = total + term
+    back = raised - total
+    return raised, rest + ((total - (raised - back)) + (term - back))
+
+
+@compiled
+def _open(initial: Any, observation: Any, logits: Any) -> tuple[float, float]:
+    r"""The logits :math:`\pi_k + b_1(k)` of the first step relative to their largest.
+
+    The sums are taken without rounding, as either may be so large that the other is lost in it.
+
+    :param logits: those of the K states, filled; others are left as they are.
+    :return: the largest as a sum of two numbers; -inf where all are, NaN where one is.
+    """
+    num_states = len(observation)
+    best, best_rest = -np.inf, 0.0
+    for k in range(num_states):
+        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
+        if value == -np.inf:
+            continue
+        if value != value:
+            logits[:num_states] = value
+            return value, 0.0
+        if best == -np.inf or (value - best) + (rest - best_rest) > 0.0:
+            best, best_rest = value, rest
+    for k in range(num_states):
+        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
+        logits[k] = (value - best) + (rest - best_rest) if value > -np.inf else -np.inf
+    return best, best_rest
+
+
+@compiled
+def _drop_faded(
+    row: Any, before: Any, initial: Any, transition: Any, observation: Any, t: int
+) -> bool:
+    """Set faded states to 0, and say whether one of them could be reached.
+
+    :param before: the states' shares before the transition.
+    """
+    num_states = len(observation)
+    reached = False
+    for j in range(num_states):
+        if row[j] < _FADED:
+            row[j] = 0.0
+            if reached or observation[j] == -np.inf:
+                continue
+            if t == 0:
+                reached = initial[j] > -np.inf
+                continue
+            for i in range(num_states):
+                if before[i] > 0.0 and transition[i, j] > -np.inf:
+                    reached = True
+                    break
+    return reached
+
+
+@compiled
+def _has_faded(row: Any, after: Any, transition: Any, observation: Any) -> bool:
+    """Whether a state has faded, on the way back, from which the rest of the data can be reached.
+
+    :param after: the states' likelihoods at the next step.
+    """
+    num_states = len(observation)
+    for i in range(num_states):
+        if row[i] < _FADED:
+            for j in range(num_states):
+                if after[j] > 0.0 and transition[i, j] > -np.inf and observation[j] > -np.inf:
+                    return True
+    return False
+
+
+@compiled
+def _multiply_into(out: Any, matrix: Any, outer: Any, width: int) -> None:
+    """The entries of ``matrix * outer`` that are no padding."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = matrix[i * width + j] * outer[i * width + j]
+
+
+@cache
+def sweep(num_states: int) -> Callable[..., None]:
+    """The kernel for at least so many states, at most :data:`MAX_STATES`."""
+    return _make_sweep(max(4, 1 << (num_states - 1).bit_length()))
+
+
+class _Room(NamedTuple):
+    """Arrays that the sequences of one call use in turn, for vectors of W states."""
+
+    alpha: Any  # (T or 2) * W
+    emission: Any  # T * W, or empty: E is computed again on the way back
+    matrix: Any  # W * W: M
+    transposed: Any  # W * W
+    outer: Any  # W * W: sums over time of alpha_t(i) w_{t+1}(j) / S_t
+    row: Any  # W
+    other: Any  # W
+
+
+@compiled
+def _sweep_forwards(
+    initial: Any,  # (K,)
+    transition: Any,  # (1 or T-1, K, K)
+    observation: Any,  # (T, K)
+    steps: int,
+    peak: float,
+    checked: bool,
+    both: bool,
+    room: Any,
+    ones: Any,
+    faded: Any,
+) -> tuple[float, bool, bool, float]:
+    """Fill ``room.alpha``, and ``room.emission`` unless it is empty.
+
+    :param peak: what was subtracted from the transition logits, where A does not vary in time.
+    :param checked: whether to look for states that have faded.
+    :param both: whether every alpha is kept for the way back, or only the last two.
+    :return: the log-likelihood; whether the sequence is impossible; whether a state that can be
+        reached has faded; and the size of the largest number that was added to the log-likelihood.
+    """
+    width, num_states = simd.width_of(ones), observation.shape[1]
+    varying = len(transition) > 1
+    state, suspect, here = ones, False, 0
+    shift, rest, extreme = 0.0, 0.0, 0.0 if varying else abs(peak)
+    for t in range(steps):
+        if t == 0:
+            room.row[:] = -np.inf
+            best, rest = _open(initial, observation[0], room.row)
+            logits = simd.load(room.row, 0, ones)
+        else:
+            logits = simd.load_row(observation, t * num_states, num_states, -np.inf, ones)
+            best = simd.largest(logits)
+        if best == -np.inf:
+            simd.store(room.row, 0, logits)
+            for k in range(num_states):  # NaN hides behind the padding
+                if room.row[k] != room.row[k]:
+                    return np.nan, False, suspect, extreme
+            return -np.inf, True, suspect, extreme
+        extreme = max(extreme, abs(best))
+        if t > 0:
+            shift, rest = _add(shift, rest, best)
+            logits = simd.subtract(logits, simd.splat(best, ones))
+        else:
+            shift = best
+        emitted = simd.exp(logits)
+        before, here = here, t * width if both else (t & 1) * width
+        if t == 0:
+            state = emitted
+        else:
+            if varying:
+                peak, _ = _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
+                extreme = max(extreme, abs(peak))
+            shift, rest = _add(shift, rest, peak)
+            state = simd.multiply(simd.matvec(state, room.matrix, 0), emitted)
+        if (checked or varying) and simd.any_less(state, faded):
+            simd.store(room.row, 0, state)
+            suspect |= _drop_faded(
+                room.row,
+                room.alpha[before : before + width],
+                initial,
+                transition[t - 1 if varying else 0],
+                observation[t],
+                t,
+            )
+            state = simd.load(room.row, 0, ones)
+        size = simd.total(state)
+        if size < _LOW or size > _HIGH:
+            if size == 0.0:
+                return -np.inf, True, suspect, extreme
+            state = simd.multiply(state, simd.splat(1.0 / size, ones))
+            shift, rest = _add(shift, rest, math.log(size))
+        simd.store(room.alpha, here, state)
+        if len(room.emission) > 0:
+            simd.store(room.emission, here, emitted)
+    return shift + (rest + math.log(simd.total(state))), False, suspect, extreme
+
+
+@compiled
+def _sweep_backwards(
+    transition: Any,  # (1 or T-1, K, K)
+    observation: Any,  # (T, K)
+    steps: int,
+    suspect: bool,
+    room: Any,
+    ones: Any,
+    faded: Any,
+    smoothed: Any,  # (T, K)
+    moved: Any,  # (1 or T-1, K, K)
+) -> bool:
+    """Fill gamma and xi from ``room.alpha``.
+
+    :param suspect: whether a state that can be reached has faded on the way forwards.
+    :return: whether both have to be computed again in log space.
+    """
+    width, num_states = simd.width_of(ones), observation.shape[1]
+    varying = len(transition) > 1
+    beta = ahead = ones
+    room.outer[:] = 0.0
+    for t in range(steps - 1, -1, -1):
+        state = simd.load(room.alpha, t * width, ones)
+        overlap = simd.total(simd.multiply(state, beta))
+        if overlap < _LEAST_OVERLAP:
+            return True
+        state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
+        simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
+        if t + 1 < steps:
+            simd.add_outer(room.outer, state, ahead)
+            if varying:
+                _multiply_into(moved[t], room.matrix, room.outer, width)
+                room.outer[:] = 0.0
+        if t == 0:
+            break
+        size = simd.total(beta)
+        if size < _LOW or size > _HIGH:
+            # Through memory, so that the compiler does not turn the rare branch into a selection,
+            # for which each step would wait for a division.
+            simd.store(room.row, 0, simd.multiply(beta, simd.splat(1.0 / size, ones)))
+            beta = simd.load(room.row, 0, ones)
+        if len(room.emission) > 0:
+            emitted = simd.load(room.emission, t * width, ones)
+        else:
+            logits = simd.load_row(observation, t * num_states, num_states, -np.inf, ones)
+            best = simd.largest(logits)
+            emitted = simd.exp(simd.subtract(logits, simd.splat(best, ones)))
+        ahead = simd.multiply(beta, emitted)
+        if varying:
+            _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
+        simd.store(room.row, 0, beta)
+        beta = simd.matvec(ahead, room.transposed, 0)
+        if suspect and simd.any_less(beta, faded):
+            simd.store(room.other, 0, beta)
+            slice_ = transition[t - 1 if varying else 0]
+            if _has_faded(room.other, room.row, slice_, observation[t]):
+                return True
+    if not varying and steps > 1:
+        _multiply_into(moved[0], room.matrix, room.outer, width)
+    return False
+
+
+def _make_sweep(width: int) -> Callable[..., None]:
+    @compiled
+    def run(
+        initial: Any,  # (N or 1, K)
+        transition: Any,  # (N or 1, 1 or T-1, K, K)
+        observation: Any,  # (N, T, K)
+        lengths: Any,  # (N,)
+        first: int,
+        last: int,
+        log_likelihood: Any,  # (N,)
+        smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
+        moved: Any,  # (N, 1 or T-1, K, K)
+        redo: Any,  # (N,)
+    ) -> None:
+        num_steps, num_states = observation.shape[1], observation.shape[2]
+        both = len(smoothed) > 0
+        varying = transition.shape[1] > 1
+        # Of long sequences E is computed again on the way back: memory is slower than that.
+        remember = both and num_steps * width <= _REMEMBERED
+        room = _Room(
+            np.empty((num_steps if both else 2) * width),
+            np.empty(num_steps * width if remember else 0),
+            np.zeros(width * width),
+            np.zeros(width * width),
+            np.empty(width * width),
+            np.empty(width),
+            np.full(width, -1.0),
+        )
+        room.other[:num_states] = _FADED
+        faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
+        filled, peak, checked = -1, 0.0, True
+        for n in range(first, last):
+            steps = lengths[n]
+            own = n if len(transition) > 1 else 0
+            slices = transition[own]
+            if not varying and steps > 1 and own != filled:
+                peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
+                checked, filled = not entry >= _MIXING, own
+            start = array_of(initial, n)
+            value, gone, suspect, extreme = _sweep_forwards(
+                start, slices, observation[n], steps, peak, checked, both, room, ones, faded
+            )
+            log_likelihood[n] = value
+            if not both:
+                redo[n] = suspect or extreme * steps > _LARGE
+                continue
+            smoothed[n, 0 if gone else steps :] = 0.0
+            moved[n] = 0.0
+            redo[n] = suspect if gone else extreme * steps > _LARGE
+            if value != value:
+                smoothed[n, :steps] = np.nan
+                moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
+                redo[n] = False
+            elif not gone and not redo[n]:
+                redo[n] = _sweep_backwards(
+                    slices, observation[n], steps, suspect, room, ones, faded, smoothed[n], moved[n]
+                )
+
+    return run

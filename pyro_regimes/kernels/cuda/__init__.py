@@ -1,0 +1,1 @@
+"""The recursions compiled for CUDA devices (Triton); :mod:`.launch` calls them."""

@@ -1,0 +1,1 @@
+"""Gaussian densities, their weighted sums, and the chain that has them as observations."""

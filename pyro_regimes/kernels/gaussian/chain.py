@@ -1,0 +1,107 @@
+r"""The log-likelihood of a chain with Gaussian observations, as one function of its parameters.
+
+It is :func:`.densities.log_prob` under :func:`.autograd.log_likelihood`, and nothing else. On a
+short series the operations between the two, and between their derivatives, would take as long as
+the recursion: here the weights that the E-step finds go to the Gaussian's moments directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pyro_regimes.kernels import autograd, dispatch, transforms
+from pyro_regimes.kernels.gaussian import densities, operators
+from pyro_regimes.kernels.shapes import broadcast, flatten
+
+
+def log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    value: Tensor,
+    loc: Tensor,
+    factor: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
+
+    Only where :func:`is_served` is true.
+
+    :param initial_logits: ``(..., K)``.
+    :param transition_logits: ``(..., 1 or T-1, K, K)``.
+    :param value: ``(..., T, D)``.
+    :param loc: ``(..., K or 1, D)``.
+    :param factor: the lower Cholesky factor ``(..., K or 1, D, D)``, or standard deviations
+        ``(..., K or 1, D, 1)``.
+    :param lengths: ``(...)``.
+    :return: ``(...)``, float64.
+    """
+    tensors = (initial_logits, transition_logits, value, loc, factor)
+    event_dims = (1, 3, 2, 2, 3)
+    shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, event_dims)]
+    batch_shape = broadcast(*shapes, *([] if lengths is None else [lengths.shape]))
+    flat = [flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
+    if lengths is not None:
+        lengths = lengths.expand(batch_shape).reshape(-1)
+    found: Tensor = transforms.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
+    return found.reshape(batch_shape)
+
+
+def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
+    """Whether there are kernels, and a gradient may come, but no transform."""
+    if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
+        return False
+    if not all(each.dtype is tensors[0].dtype for each in tensors):
+        return False
+    with torch.no_grad():
+        return densities.is_served(*tensors) and transforms.is_plain(*tensors, lengths)
+
+
+class LogLikelihood(Function):
+    """``(N,)``, and its derivatives, of flat tensors ``(N or 1, ...)``.
+
+    Transforms and forward mode do not come here: :func:`is_served` refuses them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        initial, transition, value, loc, factor, lengths, count = args
+        density = operators.log_density(value, loc, factor)
+        density = density.expand((count,) + density.shape[1:])
+        kernel = dispatch.kernel("cpu", value.device)
+        found, smoothed, moved = kernel.expectations(initial, transition, density, lengths)
+        ctx.save_for_backward(initial, transition, value, loc, factor, lengths, smoothed, moved)
+        log_likelihood: Tensor = found
+        return log_likelihood
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        initial, transition, value, loc, factor, lengths, smoothed, moved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated in its turn
+            return (*_differentiable_gradients(ctx, cotangent), None, None)
+        # The cotangent is float64, whatever the arguments are.
+        weights = (cotangent[:, None, None] * smoothed).to(value.dtype)
+        moved = (cotangent[:, None, None, None] * moved).to(value.dtype)
+        return (
+            densities.sum_to(weights[:, 0], initial.shape),
+            densities.sum_to(moved, transition.shape),
+            *densities.pull_back(value, weights, loc, factor, ctx.needs_input_grad[2:5]),
+            None,
+            None,
+        )
+
+
+def _differentiable_gradients(ctx: Any, cotangent: Tensor) -> list[Tensor | None]:
+    """By the same functions one above the other."""
+    *given, lengths, smoothed, _ = ctx.saved_tensors
+    # Views, so that the gradient in one does not run on through how it depends on another.
+    inputs = [each.view_as(each) for each in given]
+    initial, transition, value, loc, factor = inputs
+    density = densities.LogDensity.apply(value, loc, factor).expand(smoothed.shape)
+    found = autograd.Expectations.apply(initial, transition, density, lengths, "cpu")[0]
+    wanted = [each for each in inputs if each.requires_grad]
+    gradients = iter(torch.autograd.grad(found, wanted, cotangent, create_graph=True))
+    return [next(gradients) if each.requires_grad else None for each in inputs]

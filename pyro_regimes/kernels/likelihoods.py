@@ -1,0 +1,127 @@
+"""Sums over all paths, with the checks of their arguments; :mod:`.ops` says what these are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pyro_regimes.kernels import autograd, dispatch, reference, transforms
+from pyro_regimes.kernels.arguments import check, check_path, flatten
+
+
+class Expectations(NamedTuple):
+    """What the E-step knows of the hidden path."""
+
+    log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
+    smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
+    expected_transitions: Tensor  #: ``(..., K, K)``, or ``(..., T-1, K, K)`` where A varies in time
+
+
+def log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(x)`, summed over all paths; see :func:`.reference.log_likelihood`.
+
+    Without a gradient to come it is one forward sweep.
+
+    :return: ``(...)``, float64 whatever the dtype of the logits; -inf, with gradient 0, where a
+        sequence has probability 0.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    name = dispatch.choose(chain.observation_logits)
+    if name == "reference":
+        return reference.log_likelihood(*chain)
+    flat = flatten(chain)
+    if transforms.is_plain(*flat):
+        value = dispatch.kernel(name, flat.observation_logits.device).log_likelihood(*flat)
+    else:
+        value = autograd.log_likelihood(*flat, name)
+    return value.reshape(chain.observation_logits.shape[:-2])
+
+
+def expectations(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Expectations:
+    """The E-step: log-likelihood, gamma and summed xi; see :func:`.reference.expectations`.
+
+    All three are differentiable. The log-likelihood is float64; gamma and xi are of the dtype of
+    the logits.
+
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    name = dispatch.choose(chain.observation_logits)
+    if name == "reference":
+        return Expectations(*reference.expectations(*chain))
+    flat = flatten(chain)
+    if transforms.is_plain(*flat):
+        kernel = dispatch.kernel(name, flat.observation_logits.device)
+        value, smoothed, moved = kernel.expectations(*flat)
+    else:
+        value, smoothed, moved = autograd.expectations(*flat, name)
+    if transition_logits.shape[-3] == 1:
+        moved = moved.squeeze(1)
+    dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]
+    return Expectations(
+        value.reshape(batch_shape),
+        *(part.to(dtype).reshape(batch_shape + part.shape[1:]) for part in (smoothed, moved)),
+    )
+
+
+def filter_logits(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(q_t \\mid x_1, \\dots, x_t)`; on padding, that of the last observation.
+
+    :return: ``(..., T, K)``.
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    kernel = dispatch.decoder(*chain)
+    if kernel is None:
+        logits = reference.filter_logits(*chain)
+    else:
+        logits = kernel.filter_logits(*flatten(chain)).reshape(chain.observation_logits.shape)
+    return logits.to(chain.observation_logits.dtype)
+
+
+def predict_probs(
+    initial_logits: Tensor, transition_logits: Tensor, filtered_probs: Tensor
+) -> Tensor:
+    """:math:`p(q_t \\mid x_1, \\dots, x_{t-1})`, one transition after each filtered probability.
+
+    :param filtered_probs: ``(..., T, K)``, the exponential of :func:`filter_logits`.
+    :return: ``(..., T, K)``.
+    :raises ValueError: if shapes, dtypes or devices do not fit.
+    """
+    chain = check(initial_logits, transition_logits, filtered_probs, None)
+    return reference.predict_probs(*chain[:3])
+
+
+def complete_log_likelihood(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    path: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """:math:`\\log p(x, q)` of one path of states (equations 4 and 5).
+
+    :param path: LongTensor ``(..., T)``.
+    :return: ``(...)``.
+    :raises ValueError: if shapes, dtypes, devices, lengths or the path do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    check_path(path, chain.observation_logits.shape)
+    return reference.complete_log_likelihood(*chain[:3], path, chain.lengths)
