@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pyro_regimes import checks
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Array, pyro_model, to_arguments
-from pyro_regimes.gaussian_priors import prior_model, site_values
+from pyro_regimes.estimator import validation
+from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array, pyro_model, to_arguments
+from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.compare import Comparison, Progress, compare
 from pyro_regimes.infer.isolation import plain_torch
-from pyro_regimes.starts import make_starts
 
 
 def compare_on_returns(
@@ -43,8 +43,8 @@ def compare_on_returns(
     """
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
-    checks.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
-    checks.integer("n_regimes", n_regimes, 1)
+    validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    validation.integer("n_regimes", n_regimes, 1)
     values = np.asarray(returns, dtype=np.float64)
     cut = int(round((1 - held_out) * len(values)))
     if min(cut, len(values) - cut) < 2 * n_regimes:

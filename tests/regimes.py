@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_regimes.gaussian_hmm import full_covariances
+from pyro_regimes.estimator.spec import full_covariances
 from tests import seeds
 
 TRANSITIONS = np.array([[0.95, 0.04, 0.01], [0.05, 0.9, 0.05], [0.02, 0.08, 0.9]])

@@ -9,8 +9,8 @@ from torch.distributions import biject_to
 
 from pyro_regimes.comparison import compare_on_returns
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Parameters, regime_hmm, to_arguments
-from pyro_regimes.gaussian_priors import prior_model, site_values
+from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Parameters, regime_hmm, to_arguments
 from pyro_regimes.infer.compare import compare
 from tests import seeds
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.gaussian_hmm import pyro_model
+from pyro_regimes.estimator.spec import pyro_model
 from tests.infer.models import INITIAL, LOC, LOCS, SCALE, TRANSITION, XS, X, Y, observe, real
 
 

@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.floors import EigenvaluesFrom, ScalesFrom
+from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
 
 Array = npt.NDArray[np.float64]
 PyroModel = Callable[..., None]

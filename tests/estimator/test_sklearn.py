@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pyro_regimes.model import RegimeModel
+from pyro_regimes.estimator import RegimeModel
 from tests import seeds
 
 EXPECTED_FAILURES = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from pyro_regimes.checks import collapsed_variance
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, full_covariances
-from pyro_regimes.model import RegimeModel
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, full_covariances
+from pyro_regimes.estimator.validation import collapsed_variance
 from tests import seeds
 from tests.regimes import simulate
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
-from pyro_regimes.gaussian_hmm import (
+from pyro_regimes.estimator.spec import (
     Array,
     Parameters,
     PyroModel,
@@ -23,9 +23,9 @@ from pyro_regimes.gaussian_hmm import (
     pyro_model,
     to_arguments,
 )
+from pyro_regimes.estimator.starts import raise_starts
 from pyro_regimes.infer.em import EM
 from pyro_regimes.infer.isolation import isolated
-from pyro_regimes.starts import raise_starts
 
 Callback = Callable[[int, float], None]
 Flags = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, Array
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_regimes import plotting
+from pyro_regimes.estimator import plots
 from pyro_regimes.infer.compare import Comparison, MethodRun
 from pyro_regimes.infer.method_run import Interval
 
@@ -18,7 +18,7 @@ DATES = np.array(["2020-01-01", "2020-01-02", "2020-01-06", "2020-01-07"], "date
 @pytest.mark.parametrize("dates", [None, DATES], ids=["steps", "dates"])
 def test_regimes_show_the_running_sum_and_every_state(dates):
     before = dict(matplotlib.rcParams)
-    figure = plotting.plot_regimes(RETURNS, STATES, PROBS, ["Bull", "Bear"], dates)
+    figure = plots.plot_regimes(RETURNS, STATES, PROBS, ["Bull", "Bear"], dates)
     above, below = figure.axes
     np.testing.assert_allclose(above.lines[0].get_ydata(), [2.0, 1.0, 2.0, 3.0])
     (shade,) = above.collections
@@ -30,19 +30,19 @@ def test_regimes_show_the_running_sum_and_every_state(dates):
 
 
 def test_an_impossible_path_stays_unshaded():
-    figure = plotting.plot_regimes(RETURNS, np.full(4, -1), PROBS, ["Bull", "Bear"])
+    figure = plots.plot_regimes(RETURNS, np.full(4, -1), PROBS, ["Bull", "Bear"])
     assert figure.axes[0].collections[0].get_array().mask.all()
 
 
 def test_a_single_step_can_be_drawn():
-    figure = plotting.plot_regimes(RETURNS[:1], STATES[:1], PROBS[:1], ["Bull", "Bear"], DATES[:1])
+    figure = plots.plot_regimes(RETURNS[:1], STATES[:1], PROBS[:1], ["Bull", "Bear"], DATES[:1])
     figure.canvas.draw()
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0]
 
 
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="of one length, got 4, 3, 4 and 4"):
-        plotting.plot_regimes(RETURNS, STATES[:3], PROBS, ["Bull", "Bear"])
+        plots.plot_regimes(RETURNS, STATES[:3], PROBS, ["Bull", "Bear"])
 
 
 def make_run(method: str, objective: str, values: list[float], posterior=None) -> MethodRun:
@@ -73,7 +73,7 @@ def test_comparison_draws_every_method_and_its_distance_to_the_best():
         make_run("SVI, Adam(0.03)", "likelihood", [-30.0, -20.0, -12.0]),
         make_run("EM, MAP", "joint", [-40.0, -30.0, -29.0]),
     ]
-    figure = plotting.plot_comparison(Comparison(runs))
+    figure = plots.plot_comparison(Comparison(runs))
     seconds, passes, below, _ = figure.axes
     assert [line.get_label() for line in passes.lines] == ["EM", "SVI, Adam(0.03)"]
     assert seconds.lines[1].get_ydata().tolist() == [-20.0, -12.0]
@@ -88,10 +88,10 @@ def test_posteriors_stand_side_by_side():
         make_run("SVI, AutoNormal(0.03)", "ELBO", [-2.0, -1.0], posterior),
         make_run("NUTS", "draws", [-1.0], posterior),
     ]
-    figure = plotting.plot_posteriors(Comparison(runs))
+    figure = plots.plot_posteriors(Comparison(runs))
     (panel,) = figure.axes
     labels = panel.get_legend_handles_labels()[1]
     assert sorted(labels) == ["EM, MAP", "NUTS", "SVI, AutoNormal(0.03)"]
     figure.canvas.draw()
     with pytest.raises(ValueError, match="a run with a posterior"):
-        plotting.plot_posteriors(Comparison(runs[:1]))
+        plots.plot_posteriors(Comparison(runs[:1]))

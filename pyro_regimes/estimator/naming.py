@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_regimes.gaussian_hmm import Parameters, full_covariances
+from pyro_regimes.estimator.spec import Parameters, full_covariances
 
 _NAMES = {
     ("mean", 2): ["Bull", "Bear"],

@@ -12,9 +12,9 @@ from hmmlearn.hmm import GaussianHMM
 from scipy.stats import multivariate_normal
 from sklearn.exceptions import ConvergenceWarning
 
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES, full_covariances, to_arguments
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, full_covariances, to_arguments
 from pyro_regimes.infer.em import EM
-from pyro_regimes.model import RegimeModel
 from tests.frequencies import assert_binomial
 from tests.regimes import COVARIANCES, MEANS, TRANSITIONS, simulate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.cluster import KMeans
 
-from pyro_regimes.gaussian_hmm import Array, Parameters
+from pyro_regimes.estimator.spec import Array, Parameters
 
 STAY = 0.9  # the probability of staying in a state, in a start from k-means
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import transform_to
 from torch.testing import assert_close
 
-from pyro_regimes.floors import EigenvaluesFrom, ScalesFrom
+from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
 from tests import seeds
 
 

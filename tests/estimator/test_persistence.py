@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_regimes.gaussian_hmm import COVARIANCE_TYPES
-from pyro_regimes.model import RegimeModel
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
 from tests.regimes import simulate
 
 

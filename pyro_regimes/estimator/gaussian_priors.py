@@ -61,7 +61,7 @@ def prior_model(
 def site_values(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     """Values of the sites of :func:`prior_model` at parameters of the likelihood.
 
-    :param arguments: as :func:`.gaussian_hmm.to_arguments` makes them of one set of parameters.
+    :param arguments: as :func:`.spec.to_arguments` makes them of one set of parameters.
     """
     values = dict(arguments)
     if "covariance_matrix" in values:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from pyro_regimes.checks import check_parameters
-from pyro_regimes.gaussian_hmm import full_covariances
+from pyro_regimes.estimator.spec import full_covariances
+from pyro_regimes.estimator.validation import check_parameters
 
 FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 1

@@ -18,10 +18,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes import checks, persistence, plotting
 from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.fitting import fit_starts
-from pyro_regimes.gaussian_hmm import (
+from pyro_regimes.estimator import persistence, plots, validation
+from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator.naming import sort_regimes
+from pyro_regimes.estimator.report import Forecast, Summary, summarise
+from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.spec import (
     Array,
     Parameters,
     PyroModel,
@@ -33,12 +36,9 @@ from pyro_regimes.gaussian_hmm import (
     regime_hmm,
     to_arguments,
 )
+from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
-from pyro_regimes.naming import sort_regimes
-from pyro_regimes.results import Forecast, Summary, summarise
-from pyro_regimes.sequences import pad, unpad
-from pyro_regimes.starts import make_starts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,14 +190,14 @@ class RegimeModel(BaseEstimator):
         :return: the model itself.
         :raises ValueError: naming the parameter or the property of X that does not fit.
         """
-        checks.check_parameters(self)
+        validation.check_parameters(self)
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = copy.copy(self)
         for name in FITTED & vars(fresh).keys():
             delattr(fresh, name)
-        data, sizes = checks.check_data(fresh, X, lengths, reset=True)
-        checks.check_fittable(fresh, data)
+        data, sizes = validation.check_data(fresh, X, lengths, reset=True)
+        validation.check_fittable(fresh, data)
         with fresh._computing():
             for message in fresh._fit(data, sizes, callback):
                 warnings.warn(message, ConvergenceWarning, stacklevel=2)
@@ -210,7 +210,7 @@ class RegimeModel(BaseEstimator):
     def _fit(
         self, data: Array, sizes: list[int], callback: Callable[[int, float], None] | None
     ) -> list[str]:
-        """Set all that :meth:`fit` sets, but what :mod:`.checks` has.
+        """Set all that :meth:`fit` sets, but what :mod:`.validation` has.
 
         :return: warnings.
         """
@@ -221,14 +221,15 @@ class RegimeModel(BaseEstimator):
         units = Units.of(data.mean(0), data.var(0), equal=equal)
         z = units.scale(data)
         min_eigenvalue = self.min_eigenvalue / units.unit[0] ** 2
-        least = checks.collapsed_variance(z, self.covariance_type, checks.torch_dtype(self.dtype))
+        dtype = validation.torch_dtype(self.dtype)
+        least = validation.collapsed_variance(z, self.covariance_type, dtype)
         starts = make_starts(
             z,
             self.n_regimes,
             self.n_init if self.n_regimes > 1 else 1,  # where all starts are one
             self.covariance_type,
             max(least, min_eigenvalue),
-            checks.random_state(self.random_state),
+            validation.random_state(self.random_state),
         )
         offset = units.log_jacobian(len(data))
 
@@ -290,8 +291,8 @@ class RegimeModel(BaseEstimator):
         :return: ``(T, K)``.
         """
         check_is_fitted(self)
-        checks.one_of("kind", kind, ("smoothed", "filtered"))
-        return self._posterior(*checks.check_data(self, X, lengths), kind)[1]
+        validation.one_of("kind", kind, ("smoothed", "filtered"))
+        return self._posterior(*validation.check_data(self, X, lengths), kind)[1]
 
     def decode(
         self, X: Any, algorithm: str = "viterbi", *, lengths: npt.ArrayLike | None = None
@@ -303,8 +304,8 @@ class RegimeModel(BaseEstimator):
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         """
         check_is_fitted(self)
-        checks.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        data, sizes = checks.check_data(self, X, lengths)
+        validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
+        data, sizes = validation.check_data(self, X, lengths)
         with self._computing():
             hmm, x, padded, offset = self._scaled(data, sizes)
             if algorithm == "viterbi":
@@ -323,7 +324,7 @@ class RegimeModel(BaseEstimator):
     def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         """The log-likelihood of X, summed over all steps and sequences."""
         check_is_fitted(self)
-        return self._log_likelihood(*checks.check_data(self, X, lengths))
+        return self._log_likelihood(*validation.check_data(self, X, lengths))
 
     def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; the lower the better.
@@ -340,7 +341,7 @@ class RegimeModel(BaseEstimator):
         T counts the observations of all sequences.
         """
         check_is_fitted(self)
-        data, sizes = checks.check_data(self, X, lengths)
+        data, sizes = validation.check_data(self, X, lengths)
         penalty = self.n_parameters_ * float(np.log(len(data)))
         return -2 * self._log_likelihood(data, sizes) + penalty
 
@@ -359,9 +360,9 @@ class RegimeModel(BaseEstimator):
         :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
         """
         check_is_fitted(self)
-        n_samples = checks.integer("n_samples", n_samples, 1)
+        n_samples = validation.integer("n_samples", n_samples, 1)
         seed = self.random_state if random_state is None else random_state
-        rng = checks.random_state(seed)
+        rng = validation.random_state(seed)
         return draw(self._fitted()[0], self._full_covariances(), n_samples, rng)
 
     def forecast(self, X: Any, n_steps: int) -> Forecast:
@@ -369,11 +370,11 @@ class RegimeModel(BaseEstimator):
 
         :param X: ``(T, D)``, one sequence.
         :param n_steps: n, at least 1.
-        :return: a :class:`pyro_regimes.results.Forecast`.
+        :return: a :class:`pyro_regimes.estimator.report.Forecast`.
         """
         check_is_fitted(self)
-        n_steps = checks.integer("n_steps", n_steps, 1)
-        data, sizes = checks.check_data(self, X, None)
+        n_steps = validation.integer("n_steps", n_steps, 1)
+        data, sizes = validation.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
         with self._computing():
@@ -414,14 +415,14 @@ class RegimeModel(BaseEstimator):
 
         :param X: ``(T, D)``, one sequence.
         :param dates: ``(T,)``; None: the index of X, where it is a DataFrame's and holds dates.
-        :return: a matplotlib figure, see :func:`.plotting.plot_regimes`.
+        :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
         :raises ImportError: if matplotlib is not installed.
         """
         index = getattr(X, "index", None)
         if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
             dates = np.asarray(index)
         path, probs = self.predict(X), self.predict_proba(X)
-        return plotting.plot_regimes(np.asarray(X), path, probs, self.regime_names_, dates)
+        return plots.plot_regimes(np.asarray(X), path, probs, self.regime_names_, dates)
 
     @property
     def model(self) -> PyroModel:
@@ -456,10 +457,10 @@ class RegimeModel(BaseEstimator):
 
     def _computing(self) -> AbstractContextManager[None]:
         """A context for all computation with torch, without the caller's modes."""
-        return plain_torch(checks.present_device(self.device))
+        return plain_torch(validation.present_device(self.device))
 
     def _where(self) -> dict[str, Any]:
-        dtype, device = checks.torch_dtype(self.dtype), checks.present_device(self.device)
+        dtype, device = validation.torch_dtype(self.dtype), validation.present_device(self.device)
         return {"dtype": dtype, "device": device}
 
     def _fitted(self) -> tuple[Parameters, str]:

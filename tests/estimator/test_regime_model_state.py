@@ -25,8 +25,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 import pyro_regimes
+from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.infer.isolation import PYRO_LOCK
-from pyro_regimes.model import RegimeModel
 from tests.regimes import simulate
 
 SETTINGS: dict[str, Any] = dict(n_regimes=2, n_init=2, max_iter=12, tol=None, random_state=0)
@@ -310,7 +310,12 @@ def test_a_callback_may_fit_another_model_and_use_the_callers_store() -> None:
 PACKAGE = Path(pyro_regimes.__file__).parent
 WATCHED = {
     str(PACKAGE / name)
-    for name in ("model.py", "fitting.py", "infer/isolation.py", "infer/em.py")
+    for name in (
+        "estimator/regime_model.py",
+        "estimator/fitting.py",
+        "infer/isolation.py",
+        "infer/em.py",
+    )
 }
 #: At its end no signal is handled: the interpreter looks for one at calls and at jumps back.
 LOCK = (str(PACKAGE / "infer" / "isolation.py"), "    with PYRO_LOCK, _remembered(is_nested):")

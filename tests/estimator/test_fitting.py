@@ -11,16 +11,16 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from pyro_regimes import EM, fitting
-from pyro_regimes.fitting import fit_starts
-from pyro_regimes.gaussian_hmm import (
+from pyro_regimes import EM
+from pyro_regimes.estimator import RegimeModel, fitting
+from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator.spec import (
     COVARIANCE_TYPES,
     least_variance,
     pyro_model,
     to_arguments,
 )
-from pyro_regimes.model import RegimeModel
-from pyro_regimes.starts import make_starts
+from pyro_regimes.estimator.starts import make_starts
 from tests import seeds
 from tests.regimes import simulate
 
