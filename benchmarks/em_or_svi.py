@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_regimes import RegimeHMM
-from pyro_regimes.comparison import compare_on_returns
-from pyro_regimes.comparison_tables import speed_up_line, tables
-from pyro_regimes.infer.compare import LIKELIHOOD_METHODS, Comparison
+from pyro_regimes.comparison import LIKELIHOOD_METHODS, Comparison, compare_on_returns
+from pyro_regimes.comparison.tables import speed_up_line, tables
 
 K, D = 3, 3
 #: name: steps, distance of the regimes' means from one another, methods

@@ -21,7 +21,6 @@ LAYERS = {
     "infer": 2,
     "estimator": 3,
     "comparison": 4,
-    "comparison_tables": 4,
     "cli": 5,
     "__init__": 5,
 }

@@ -1,12 +1,12 @@
-"""Pictures of fitted regimes and of comparisons, with matplotlib (the ``app`` extra).
+"""Plots of fitted regimes, with matplotlib (the ``app`` extra).
 
-Functions take plain arrays and return a figure that belongs to the caller: nothing is shown, and
-neither pyplot's state nor matplotlib's settings are touched.
+The functions take plain arrays and return a figure that belongs to the caller: nothing is shown,
+and neither pyplot's state nor matplotlib's settings are touched.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,15 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pyro_regimes.infer.compare import Comparison
-
 # From good to bad for up to three regimes, distinct in grey and to colour-blind eyes.
 _COLORS = ["#2a9d8f", "#e9c46a", "#c8553d", "#6d597a", "#577590", "#90be6d", "#b56576", "#4d4d4d"]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    :raises ImportError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -59,7 +61,7 @@ def plot_regimes(
             "expected returns, states, probs and dates of one length, got "
             f"{len(values)}, {len(path)}, {len(shares)} and {len(time)}"
         )
-    figure = _figure(11, 6)
+    figure = new_figure(11, 6)
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -95,95 +97,4 @@ def plot_regimes(
     below.set(
         ylim=(0, 1), ylabel="smoothed\nprobability", xlabel="" if dates is not None else "step"
     )
-    return figure
-
-
-def plot_comparison(comparison: Comparison) -> Figure:
-    """The log-likelihood that each method has reached, against seconds and against passes."""
-    figure = _figure(11, 7)
-    runs = [run for run in comparison.runs if len(run.values) > 1]
-    best = max(max(run.values) for run in runs if run.objective == "likelihood" or len(runs) == 1)
-    panels = figure.subplots(2, 2, sharex="col")
-    lowest = []
-    for run in runs:
-        drawn = _style(run.method)
-        values = np.array(run.values)
-        if run.objective == "joint":
-            continue  # another objective, which has another best
-        for column, place in enumerate((np.array(run.times), np.array(run.passes))):
-            panels[0, column].plot(place[1:], values[1:], **drawn)
-            panels[1, column].plot(place[1:], np.maximum(best - values[1:], 1e-3), **drawn)
-        lowest.append(np.quantile(values[1:], 0.1))
-    spread = best - min(lowest)
-    for column, label in enumerate(("seconds", "passes over the data")):
-        above, below = panels[0, column], panels[1, column]
-        above.set(xscale="log", ylabel="log-likelihood")
-        above.set_ylim(best - 1.3 * spread, best + 0.1 * spread)
-        below.axhline(0.1, color="grey", linewidth=0.8)
-        below.text(
-            0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=below.get_yaxis_transform()
-        )
-        below.set(xscale="log", yscale="log", xlabel=label, ylabel="nats below the best")
-    panels[0, 0].set_title("Against seconds")
-    panels[0, 1].set_title("Against passes")
-    panels[0, 1].legend(loc="lower right", fontsize="small", framealpha=0.9)
-    return figure
-
-
-_FAMILIES = {
-    "EM": "#c8553d",
-    "Adam": "#577590",
-    "ClippedAdam": "#90a8b8",
-    "AutoDelta": "#b56576",
-    "AutoNormal": "#2a9d8f",
-    "AutoMultivariateNormal": "#8ab17d",
-    "AutoLowRank": "#e9c46a",
-    "NUTS": "#222222",
-}
-
-
-def _style(method: str) -> dict[str, Any]:
-    """One colour a family; EM stands out."""
-    name = method.removeprefix("SVI, ").split("(")[0].split(",")[0]
-    rate = float(method.split("(")[1].rstrip(")")) if "(" in method else 0.0
-    line = ":" if rate >= 0.1 else "--" if rate >= 0.03 else "-"
-    width = 2.2 if name == "EM" else 1.2
-    color = _FAMILIES.get(name, "#6d597a")
-    return {"color": color, "linestyle": line, "linewidth": width, "label": method}
-
-
-def plot_posteriors(comparison: Comparison) -> Figure:
-    """Mean and two standard deviations of every parameter, method beside method, by site."""
-    runs = [run for run in comparison.runs if run.posterior is not None]
-    if not runs:
-        raise ValueError("expected a run with a posterior, got none")
-    first = runs[0].posterior
-    assert first is not None
-    figure = _figure(11, 1 + 2.2 * len(first))
-    panels = np.atleast_1d(figure.subplots(len(first), 1))
-    point = next((run for run in comparison.runs if run.method == "EM, MAP"), None)
-    for panel, site in zip(panels, first, strict=True):
-        for index, run in enumerate(runs):
-            assert run.posterior is not None
-            mean, deviation = (np.asarray(part).ravel() for part in run.posterior[site])
-            shift = 0.7 * ((index + 0.5) / len(runs) - 0.5)
-            style = _style(run.method)
-            panel.errorbar(
-                np.arange(len(mean)) + shift,
-                mean,
-                2 * deviation,
-                fmt="o",
-                markersize=2,
-                linewidth=1,
-                color=style["color"],
-                label=run.method,
-            )
-        if point is not None:
-            values = np.asarray(point.point[site]).ravel()
-            place = np.arange(len(values))
-            panel.plot(place, values, "_", color=_FAMILIES["EM"], markersize=9, label="EM, MAP")
-        panel.set(ylabel=site, xticks=[])
-        panel.margins(x=0.01)
-    panels[0].legend(loc="upper right", fontsize="small", ncols=len(runs) + 1)
-    panels[0].set_title("Posterior means and two standard deviations (scaled data)")
     return figure

@@ -16,9 +16,9 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_regimes.infer import compare_methods as methods_
+from pyro_regimes.comparison import methods as methods_
+from pyro_regimes.comparison.runs import Interval, MethodRun, Model, Progress, Task
 from pyro_regimes.infer.isolation import isolated
-from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Progress, Task
 
 __all__ = ["ALL_METHODS", "Comparison", "MethodRun", "Progress", "compare"]
 

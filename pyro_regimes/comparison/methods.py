@@ -20,8 +20,8 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
+from pyro_regimes.comparison.runs import Interval, MethodRun, Model, Task
 from pyro_regimes.infer.em import EM
-from pyro_regimes.infer.method_run import Interval, MethodRun, Model, Task
 from pyro_regimes.infer.regimes import draw_sites, find_hmm, point_values
 
 # The plug-in log-likelihood of a variational fit is looked at, off the clock, so many times a run.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from pyro_regimes.infer.compare import Comparison, MethodRun
+from pyro_regimes.comparison.on_model import Comparison
+from pyro_regimes.comparison.runs import MethodRun
 
 
 def tables(comparison: Comparison, title: str) -> list[Table]:

@@ -11,7 +11,6 @@ from pyro_regimes.comparison import compare_on_returns
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Parameters, regime_hmm, to_arguments
-from pyro_regimes.infer.compare import compare
 from tests import seeds
 
 RETURNS = load_sector_returns().values[-240:, :3]
@@ -217,8 +216,3 @@ def test_wrong_options(wrong, message):
 def test_a_constant_series_is_refused():
     with pytest.raises(ValueError, match="expected no constant series"):
         compare_on_returns(np.column_stack([RETURNS, np.ones(len(RETURNS))]))
-
-
-def test_methods_that_need_priors():
-    with pytest.raises(ValueError, match=r"a prior_model for the methods \['AutoNormal'\]"):
-        compare(lambda data: None, torch.zeros(3, 1), methods=["EM", "AutoNormal"])

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pyro_regimes.comparison.on_model import Comparison, Progress, compare
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array, pyro_model, to_arguments
 from pyro_regimes.estimator.starts import make_starts
-from pyro_regimes.infer.compare import Comparison, Progress, compare
 from pyro_regimes.infer.isolation import plain_torch
 
 
@@ -30,7 +30,7 @@ def compare_on_returns(
     random_state: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Fit one Gaussian regime model by every method of :func:`.infer.compare.compare`.
+    """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
     All start at the same k-means clusters. The series are scaled to unit variance first, which is
     nothing to EM and suits Adam. Log-likelihoods are told in the units of the data; the densities
