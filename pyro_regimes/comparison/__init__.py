@@ -7,12 +7,12 @@ from pyro_regimes.comparison.on_model import (
     ALL_METHODS,
     LIKELIHOOD_METHODS,
     PRIOR_METHODS,
-    Comparison,
     compare,
 )
 from pyro_regimes.comparison.on_returns import compare_on_returns
 from pyro_regimes.comparison.plots import plot_comparison, plot_posteriors
-from pyro_regimes.comparison.runs import Interval, MethodRun, Progress
+from pyro_regimes.comparison.runs import Comparison, Interval, MethodRun
+from pyro_regimes.comparison.task import Progress
 
 __all__ = [
     "ALL_METHODS",

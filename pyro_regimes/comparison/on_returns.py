@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pyro_regimes.comparison.on_model import Comparison, Progress, compare
+from pyro_regimes.comparison.on_model import compare
+from pyro_regimes.comparison.runs import Comparison
+from pyro_regimes.comparison.task import Progress
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array, pyro_model, to_arguments

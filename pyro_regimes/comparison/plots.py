@@ -6,43 +6,53 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_regimes.comparison.on_model import Comparison
+from pyro_regimes.comparison.runs import Comparison
 from pyro_regimes.estimator.plots import new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
-    """The log-likelihood that each method has reached, against seconds and against passes."""
+    """The log-likelihood that each method has reached, against seconds and against passes.
+
+    The log joint, another objective, is not drawn. Runs that diverged are drawn as far as they
+    came, and do not count for the axes or the best.
+    """
     figure = new_figure(11, 7)
-    runs = [run for run in comparison.runs if len(run.values) > 1]
-    best = max(max(run.values) for run in runs if run.objective == "likelihood" or len(runs) == 1)
     panels = figure.subplots(2, 2, sharex="col")
-    lowest = []
-    for run in runs:
-        drawn = _style(run.method)
-        values = np.array(run.values)
-        if run.objective == "joint":
-            continue  # another objective, which has another best
+    drawn = [run for run in comparison.runs if run.objective != "joint" and len(run.values) > 1]
+    sound = [run for run in drawn if not run.diverged] or drawn
+    reference = [run for run in sound if run.objective == "likelihood"] or sound
+    best = max((max(run.values) for run in reference), default=0.0)
+    lowest = min((np.quantile(run.values[1:], 0.1) for run in sound), default=best)
+    for run in drawn:
+        values, style = np.array(run.values), _style(run.method)
+        if run.diverged:
+            style["label"] += ", diverged"
         for column, place in enumerate((np.array(run.times), np.array(run.passes))):
-            panels[0, column].plot(place[1:], values[1:], **drawn)
-            panels[1, column].plot(place[1:], np.maximum(best - values[1:], 1e-3), **drawn)
-        lowest.append(np.quantile(values[1:], 0.1))
-    spread = best - min(lowest)
+            panels[0, column].plot(place[1:], values[1:], **style)
+            panels[1, column].plot(place[1:], np.maximum(best - values[1:], 1e-3), **style)
+    spread = best - lowest or 1.0
     for column, label in enumerate(("seconds", "passes over the data")):
         above, below = panels[0, column], panels[1, column]
         above.set(xscale="log", ylabel="log-likelihood")
         above.set_ylim(best - 1.3 * spread, best + 0.1 * spread)
-        below.axhline(0.1, color="grey", linewidth=0.8)
-        below.text(
-            0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=below.get_yaxis_transform()
-        )
         below.set(xscale="log", yscale="log", xlabel=label, ylabel="nats below the best")
+        if drawn:
+            _mark_goal(below)
     panels[0, 0].set_title("Against seconds")
     panels[0, 1].set_title("Against passes")
-    panels[0, 1].legend(loc="lower right", fontsize="small", framealpha=0.9)
+    if drawn:
+        panels[0, 1].legend(loc="lower right", fontsize="small", framealpha=0.9)
     return figure
+
+
+def _mark_goal(panel: Axes) -> None:
+    panel.axhline(0.1, color="grey", linewidth=0.8)
+    place = panel.get_yaxis_transform()
+    panel.text(0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=place)
 
 
 _FAMILIES = {

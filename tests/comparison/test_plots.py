@@ -6,32 +6,10 @@ import torch
 from pyro_regimes.comparison import (
     Comparison,
     Interval,
-    MethodRun,
     plot_comparison,
     plot_posteriors,
 )
-
-
-def make_run(method: str, objective: str, values: list[float], posterior=None) -> MethodRun:
-    count = len(values)
-    return MethodRun(
-        method=method,
-        objective=objective,
-        log_likelihood=values[-1],
-        log_joint=None,
-        elbo=None,
-        held_out=None,
-        held_out_averaged=None,
-        num_steps=count - 1,
-        num_passes=count,
-        seconds=float(count - 1),
-        times=[float(step) for step in range(count)],
-        passes=list(range(count)),
-        values=values,
-        gradient_norm=None,
-        point={"loc": torch.zeros(2, 3)},
-        posterior=posterior,
-    )
+from tests.comparison.made_runs import make_run
 
 
 def test_comparison_draws_every_method_and_its_distance_to_the_best():
@@ -46,6 +24,26 @@ def test_comparison_draws_every_method_and_its_distance_to_the_best():
     assert seconds.lines[1].get_ydata().tolist() == [-20.0, -12.0]
     assert below.lines[1].get_ydata().tolist() == [10.0, 2.0]
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize("with_em", [True, False])
+def test_a_run_that_diverged_is_drawn_as_such(with_em):
+    """And does not decide what the best is, unless there is no other."""
+    em = make_run("EM", "likelihood", [-30.0, -11.0, -10.0])
+    diverged = make_run("SVI, Adam(1)", "likelihood", [-30.0, -5.0, -90.0], diverged=True)
+    at_once = make_run("SVI, Adam(9)", "likelihood", [-30.0], diverged=True)
+    figure = plot_comparison(Comparison([em] * with_em + [diverged, at_once]))
+    labels = [line.get_label() for line in figure.axes[1].lines]
+    assert labels == ["EM"] * with_em + ["SVI, Adam(1), diverged"]
+    best = -10.0 if with_em else -5.0
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(best, abs=10)
+    assert figure.axes[2].lines[0].get_ydata()[-1] == (1e-3 if with_em else 85.0)
+    figure.canvas.draw()
+
+
+def test_a_comparison_without_a_single_step_can_be_drawn():
+    at_once = make_run("SVI, Adam(9)", "likelihood", [-30.0], diverged=True)
+    plot_comparison(Comparison([at_once])).canvas.draw()
 
 
 def test_posteriors_stand_side_by_side():
