@@ -62,7 +62,6 @@ def test_compare_takes_a_model_with_latent_sites() -> None:
 def test_posteriors_and_held_out_data_against_quadrature() -> None:
     """The posterior of two locations on a grid: its evidence, moments and predictive density."""
 
-
     def column(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
         hmm = RegimeHMM(
