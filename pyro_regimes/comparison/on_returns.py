@@ -11,8 +11,14 @@ from pyro_regimes.comparison.on_model import compare
 from pyro_regimes.comparison.runs import Comparison
 from pyro_regimes.comparison.task import Progress
 from pyro_regimes.estimator import validation
-from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array, pyro_model, to_arguments
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.pyro_model import (
+    prior_model,
+    pyro_model,
+    site_values,
+    to_arguments,
+)
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.isolation import plain_torch
 
@@ -59,19 +65,18 @@ def compare_on_returns(
         raise ValueError(f"expected no constant series, got standard deviations {unit.tolist()}")
     z = (values - center) / unit
     rng = np.random.RandomState(random_state)
-    starts = make_starts(z[:cut], n_regimes, 1, covariance_type, 1e-6, rng)
-    arguments = to_arguments(starts.select(0), covariance_type)
+    spec = find_spec(covariance_type)
+    start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
+    arguments = to_arguments(start, spec)
     with plain_torch(torch.device("cpu")):
         zeros = torch.zeros(values.shape[1], dtype=torch.float64)
         found = compare(
-            pyro_model(arguments),
+            pyro_model(arguments, spec),
             torch.from_numpy(z[:cut]),
             torch.from_numpy(z[cut:]),
             methods,
-            prior_model=prior_model(
-                n_regimes, values.shape[1], covariance_type, zeros, torch.ones_like(zeros)
-            ),
-            init_values=site_values(arguments),
+            prior_model=prior_model(n_regimes, spec, zeros, torch.ones_like(zeros)),
+            init_values=site_values(arguments, spec),
             em_steps=em_steps,
             tol=tol,
             svi_steps=svi_steps,

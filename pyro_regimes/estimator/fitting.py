@@ -2,39 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from pyro import poutine
-from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
-from pyro_regimes.estimator.spec import (
-    Array,
-    Parameters,
-    PyroModel,
-    from_arguments,
-    least_variance,
-    pyro_model,
-    to_arguments,
+from pyro_regimes.estimator.gradient_ascent import (
+    Callback,
+    Flags,
+    GradientAscent,
+    steady_starts,
+    to_numpy,
 )
-from pyro_regimes.estimator.starts import raise_starts
-from pyro_regimes.infer.em import EM
-from pyro_regimes.infer.isolation import isolated
-
-Callback = Callable[[int, float], None]
-Flags = npt.NDArray[np.bool_]
-
-LEARNING_RATE = 0.05  # of Adam, for data of unit variance
-STEADY = 10  # the steps over which SVI's log-likelihood must not move: Adam's may pause at a turn
+from pyro_regimes.estimator.isolated_em import IsolatedEM
+from pyro_regimes.estimator.naming import sort_regimes
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import from_arguments, pyro_model, to_arguments
+from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.starts import make_starts
 
 
-class Fit(NamedTuple):
+class Settings(NamedTuple):
+    """How to fit; the arguments of :class:`.RegimeModel`, checked."""
+
+    n_regimes: int
+    n_init: int
+    max_iter: int
+    tol: float | None
+    regularization: float
+    min_eigenvalue: float
+    inference: str
+    order_by: str
+    dtype: torch.dtype
+    device: torch.device
+    verbose: bool
+
+
+class FittedRegimes(NamedTuple):
+    """The best start, in the units of the data, with its regimes in order."""
+
+    parameters: Parameters
+    regime_names: list[str]
+    history: Array  #: log-likelihood before each iteration, and the final one
+    converged: bool
+    collapsed: bool  #: a regime onto a few points, in every start
+
+    def warning(self, max_iter: int) -> str | None:
+        """What to warn the user of."""
+        if self.collapsed:
+            return (
+                "A regime collapsed onto a few points in every start. Use fewer regimes, another "
+                "covariance_type or min_eigenvalue."
+            )
+        if not self.converged and max_iter > 0:
+            return (
+                f"The best start did not converge in {len(self.history) - 1} iterations. Increase "
+                "max_iter or tol."
+            )
+        return None
+
+
+def fit_regimes(
+    data: Array,
+    sizes: list[int],
+    spec: Spec,
+    settings: Settings,
+    rng: np.random.RandomState,
+    callback: Callback | None,
+) -> FittedRegimes:
+    """The whole fit, from the data to the regimes.
+
+    It computes in units of the data's spread, about their center: Adam's steps suit any data then,
+    and float32 suffices.
+
+    :param data: ``(T, D)``, of all sequences.
+    :param sizes: the numbers of rows of the sequences.
+    :param callback: as that of :meth:`.RegimeModel.fit`.
+    """
+    units = spec.units(data, settings.min_eigenvalue)
+    z = units.scale(data)
+    min_eigenvalue = settings.min_eigenvalue / units.unit[0] ** 2
+    least = spec.collapsed_variance(z, settings.dtype)
+    num_starts = settings.n_init if settings.n_regimes > 1 else 1  # where all starts are one
+    starts = make_starts(
+        z, settings.n_regimes, num_starts, spec, max(least, min_eigenvalue), rng
+    )
+    offset = units.log_jacobian(len(data))
+
+    def report(step: int, loss: float) -> None:
+        mean = -loss / num_starts - offset
+        if settings.verbose:
+            print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
+        if callback is not None:
+            callback(step, mean)
+
+    fit = fit_starts(
+        starts,
+        spec,
+        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        inference=settings.inference,
+        max_iter=settings.max_iter,
+        tol=settings.tol,
+        min_eigenvalue=min_eigenvalue,
+        least=least,
+        callback=report if settings.verbose or callback is not None else None,
+    )
+    best = fit.best()
+    kept = fit.parameters.select(best)
+    emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
+    ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
+    return FittedRegimes(
+        parameters=ordered,
+        regime_names=names,
+        history=fit.history[:, best] - offset,
+        converged=bool(fit.converged[best]),
+        collapsed=bool(fit.degenerate[best]),
+    )
+
+
+class FittedStarts(NamedTuple):
     """The outcome of every start."""
 
     parameters: Parameters  #: with the R starts in front
@@ -61,37 +150,9 @@ class Fit(NamedTuple):
         return int(np.where(sound, final, -np.inf).argmax())
 
 
-class PrivateEM(EM):
-    """EM with a parameter store of its own, which is in Pyro's place only while the model is read.
-
-    None of the caller's handlers reach the model. Several threads may fit at once: between two
-    readings nothing is shared.
-    """
-
-    def __init__(self, model: PyroModel, min_eigenvalue: float) -> None:
-        super().__init__(model, min_eigenvalue=min_eigenvalue)
-        self._store = ParamStoreDict()
-
-    @contextmanager
-    def _pyro(self) -> Iterator[None]:
-        with isolated(self._store), super()._pyro():
-            yield
-
-    def _warn(self, message: str) -> None:
-        # A start whose covariances are all but singular may come to its end before its maximum,
-        # for rounding. EM freezes it there. What is not confirmed has not converged, of which
-        # RegimeModel warns itself.
-        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
-            super()._warn(message)
-
-    def values(self) -> dict[str, Tensor]:
-        """The parameters."""
-        return {name: value.detach() for name, value in self._store.items()}
-
-
 def fit_starts(
     starts: Parameters,
-    covariance_type: str,
+    spec: Spec,
     x: Tensor,
     lengths: Tensor | None,
     *,
@@ -101,7 +162,7 @@ def fit_starts(
     min_eigenvalue: float,
     least: float,
     callback: Callback | None = None,
-) -> Fit:
+) -> FittedStarts:
     """Run all starts together, in a parameter store of their own.
 
     :param starts: parameters with R starts in front.
@@ -112,114 +173,35 @@ def fit_starts(
         alive when one collapses.
     :param callback: called after each step with its number, from 1, and the loss of all starts.
     """
-    arguments = partial(to_arguments, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device)
+    arguments = partial(
+        to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
+    )
     num_starts = len(starts.initial_probs)
     floor = max(min_eigenvalue, least)
     if inference == "em":
-        em = PrivateEM(pyro_model(arguments(starts, covariance_type)), floor)
+        em = _FitEM(pyro_model(arguments(starts), spec), min_eigenvalue=floor)
         result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
         losses, held = result.restart_history.reshape(-1, num_starts), em.values()
-        converged = _steady(losses, tol, 1)
+        converged = steady_starts(losses, tol, 1)
         converged[result.unconfirmed] = False
     else:
-        inside = raise_starts(starts, covariance_type, 2 * floor)
-        climb = GradientClimb(arguments(inside, covariance_type), x, lengths, floor)
-        losses, converged = climb.run(max_iter, tol, callback)
-        held = climb.values()
-    parameters = from_arguments(held, starts, covariance_type)
-    history = -_to_numpy(losses)
+        inside = starts._replace(emission=spec.raised(starts.emission, 2 * floor))
+        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor)
+        losses, converged = ascent.run(max_iter, tol, callback)
+        held = ascent.values()
+    parameters = from_arguments(held, starts, spec)
+    history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
-    variance = least_variance(np.nan_to_num(parameters.covariances), covariance_type, num_starts)
+    variance = spec.least_variance(parameters.emission, num_starts)
     collapsed = (variance < 2 * least) & (min_eigenvalue < least)
-    return Fit(parameters, history, converged, ~finite | collapsed)
+    return FittedStarts(parameters, history, converged, ~finite | collapsed)
 
 
-def _to_numpy(losses: Tensor) -> Array:
-    array: Array = losses.detach().cpu().double().numpy()
-    return array
-
-
-def _steady(losses: Tensor, tol: float | None, window: int) -> Flags:
-    """Which starts moved by less than ``tol`` in each of the last ``window`` steps."""
-    if tol is None or len(losses) <= window:
-        return np.zeros(losses.shape[1], dtype=bool)
-    steady: Flags = np.abs(np.diff(_to_numpy(losses[-window - 1 :]), axis=0)) < tol
-    return np.all(steady, axis=0)
-
-
-class GradientClimb:
-    """Adam on the log-likelihood: what :class:`~pyro.infer.SVI` does with an empty guide.
-
-    The floor of covariances is one of their parametrisation (:mod:`.floors`), in which
-    the maximum within the floor is an ordinary one: that of EM with the same floor.
-
-    A start has converged when its log-likelihood changes by less than ``tol`` in each of
-    :data:`STEADY` steps in a row, and one step of EM from there would raise it by less than these
-    steps may have together. Adam may pause, or make steps too small to tell, far below a maximum;
-    to first order a step of EM gains what the gradient promises, half of g' I^-1 g with I the
-    information of the complete data.
-    """
-
-    def __init__(
-        self, arguments: dict[str, Tensor], x: Tensor, lengths: Tensor | None, floor: float
-    ) -> None:
-        self._num_starts = len(arguments["initial_probs"])
-        self._model, self._data = pyro_model(arguments, floor), (x, lengths)
-        self._floor = floor
-        self._store = ParamStoreDict()
-
-    def values(self) -> dict[str, Tensor]:
-        """The parameters, constrained."""
-        return {name: value.detach() for name, value in self._store.items()}
-
-    def run(
-        self, max_iter: int, tol: float | None, callback: Callback | None
-    ) -> tuple[Tensor, Flags]:
-        """Climb until all starts have converged, or for ``max_iter`` steps.
-
-        :return: the loss of each start before each step, and the final one, ``(steps + 1, R)``;
-            and which starts have converged.
-        """
-        history: list[Tensor] = []
-        optim = None
-        for step in range(max_iter + 1):
-            loss = self._loss()
-            history.append(loss.detach())
-            if callback is not None and step:
-                callback(step, float(history[-1].sum()))
-            recent = torch.stack(history[-STEADY - 1 :])
-            steady = _steady(recent, tol, STEADY)
-            if step == max_iter or step % STEADY == 0 and steady.all():
-                converged = steady
-                if tol is not None and steady.any():
-                    converged = steady & self._is_high(tol)
-                if step == max_iter or converged.all():
-                    break
-            leaves = [leaf for _, leaf in self._store.named_parameters()]
-            for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
-                # A start that is not finite stays where it is, for the sake of the others.
-                leaf.grad = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
-            optim = optim or torch.optim.Adam(leaves, LEARNING_RATE)
-            optim.step()
-        return torch.stack(history), converged
-
-    def _loss(self) -> Tensor:
-        with isolated(self._store):
-            site: Any = poutine.trace(self._model).get_trace(*self._data).nodes["observations"]
-            log_prob: Tensor = site["fn"].log_prob(site["value"])
-        return -log_prob.reshape(self._num_starts, -1).sum(-1)
-
-    def _is_high(self, tol: float) -> Flags:
-        """Which starts a step of EM would raise by less than :data:`STEADY` times ``tol``."""
-        em = _SilentEM(pyro_model(self.values()), self._floor)
-        losses = em.run(*self._data, num_steps=1, tol=None).restart_history
-        before, after = _to_numpy(losses).reshape(2, self._num_starts)
-        high: Flags = before - after < STEADY * tol
-        return high
-
-
-class _SilentEM(PrivateEM):
-    """One step of which tells how far from a maximum another method is."""
+class _FitEM(IsolatedEM):
+    """EM that leaves it to :class:`.RegimeModel` to warn of starts that have not converged."""
 
     def _warn(self, message: str) -> None:
-        pass
+        # A start whose covariances are all but singular may end before its maximum, because of
+        # rounding. EM freezes it there. What is not confirmed has not converged.
+        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
+            super()._warn(message)

@@ -16,26 +16,32 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from pyro_regimes.estimator.spec import full_covariances
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
 
 FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 1
 
-_ARRAYS = ("initial_probs_", "transition_matrix_", "means_", "covariances_", "share_of_time_")
 _SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool}
 _ROUNDING = 1e-4  # of probabilities that float32 sums to one
 
 
-def write_model(path: str | os.PathLike[str], model: BaseEstimator) -> None:
+def _arrays(spec: Spec) -> tuple[str, ...]:
+    """The attributes that are arrays, in the order of the file."""
+    emission = (f"{name}_" for name in spec.attributes)
+    return ("initial_probs_", "transition_matrix_", *emission, "share_of_time_", "history_")
+
+
+def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) -> None:
     """Write all of a fitted model or nothing: a file already at ``path`` is replaced in one move.
 
     :raises OSError: if the file cannot be written.
     """
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
     # What was set after the fit is of the next one.
-    parameters |= {"n_regimes": len(model.means_), "covariance_type": model.covariance_type_}
-    fitted = {name: getattr(model, name).tolist() for name in (*_ARRAYS, "history_")}
+    n_regimes = len(model.initial_probs_)
+    parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
+    fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     fitted["regime_names_"] = list(model.regime_names_)
     names = getattr(model, "feature_names_in_", None)
@@ -80,18 +86,19 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
     try:
         model = kind(**content["parameters"])
         check_parameters(model)
-        fitted = content["fitted"]
-        for name in (*_ARRAYS, "history_"):
+        spec, fitted = model._spec(model.covariance_type), content["fitted"]
+        for name in _arrays(spec):
             setattr(model, name, np.array(fitted[name], dtype=np.float64))
         for name, scalar in _SCALARS.items():
             if type(fitted[name]) is not scalar:
                 raise ValueError(f"{name} that is no {scalar.__name__}: {fitted[name]!r}")
             setattr(model, name, fitted[name])
         model.covariance_type_ = model.covariance_type
-        _check_shapes(model)
-        _check_values(model)
-        states, model.n_features_in_ = model.means_.shape
-        model.regime_names_ = _names("regime_names_", fitted["regime_names_"], states)
+        model.n_features_in_ = _num_series(model, spec)
+        _check_shapes(model, spec)
+        _check_values(model, spec)
+        names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
+        model.regime_names_ = names
         if fitted["feature_names_in_"] is not None:
             names = _names("feature_names_in_", fitted["feature_names_in_"], model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
@@ -107,23 +114,24 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     return list(value)
 
 
-def _check_shapes(model: BaseEstimator) -> None:
+def _num_series(model: BaseEstimator, spec: Spec) -> int:
+    """The last dim of the first array of the emission: means, or rates, are ``(K, D)``."""
+    name = f"{spec.attributes[0]}_"
+    first = getattr(model, name)
+    if first.ndim != 2 or not first.shape[-1]:
+        raise ValueError(f"{name} of shape {first.shape}")
+    return int(first.shape[-1])
+
+
+def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
     if model.n_iter_ < 0:
         raise ValueError(f"n_iter_ below zero: {model.n_iter_}")
     states = model.n_regimes
-    if model.means_.ndim != 2 or not model.means_.shape[-1]:
-        raise ValueError(f"means_ of shape {model.means_.shape}")
-    series = model.means_.shape[-1]
+    emission = spec.shapes(states, model.n_features_in_)
     shapes = {
         "initial_probs_": (states,),
         "transition_matrix_": (states, states),
-        "means_": (states, series),
-        "covariances_": {
-            "full": (states, series, series),
-            "diag": (states, series),
-            "spherical": (states,),
-            "tied": (series, series),
-        }[model.covariance_type],
+        **{f"{name}_": shape for name, shape in emission.items()},
         "share_of_time_": (states,),
         "history_": (model.n_iter_ + 1,),
     }
@@ -132,24 +140,15 @@ def _check_shapes(model: BaseEstimator) -> None:
             raise ValueError(f"{name} of shape {getattr(model, name).shape}, not {shape}")
 
 
-def _check_values(model: BaseEstimator) -> None:
-    for name in (*_ARRAYS, "history_", "log_likelihood_"):
+def _check_values(model: BaseEstimator, spec: Spec) -> None:
+    for name in (*_arrays(spec), "log_likelihood_"):
         if not np.isfinite(getattr(model, name)).all():
             raise ValueError(f"{name} that is not finite")
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
             raise ValueError(f"{name} that are not probabilities: {probs.tolist()}")
-    full = full_covariances(model.covariances_, model.covariance_type, model.means_.shape)
-    deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
-    scale = deviations[:, :, None] * deviations[:, None]
-    try:
-        np.linalg.cholesky(full)  # which reads one triangle only
-        regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
-    except np.linalg.LinAlgError:
-        regular = False
-    if not regular:
-        raise ValueError("covariances_ that are not symmetric and positive definite")
+    spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

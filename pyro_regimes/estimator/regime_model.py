@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -15,35 +14,21 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
-from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.estimator import persistence, plots, validation
-from pyro_regimes.estimator.fitting import fit_starts
-from pyro_regimes.estimator.naming import sort_regimes
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.fitting import Settings, fit_regimes
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
-from pyro_regimes.estimator.sequences import pad, unpad
-from pyro_regimes.estimator.spec import (
-    Array,
-    Parameters,
-    PyroModel,
-    Units,
-    draw,
-    full_covariances,
-    num_free_parameters,
-    pyro_model,
-    regime_hmm,
-    to_arguments,
-)
-from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.sampling import draw
+from pyro_regimes.estimator.spec import SPECS, Spec, find_spec
 from pyro_regimes.infer.isolation import plain_torch
-from pyro_regimes.kernels import ops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: The attributes that a fit sets.
+#: The attributes that a fit sets, beside those of the emission.
 FITTED = frozenset(
     {
         "n_features_in_",
@@ -52,8 +37,6 @@ FITTED = frozenset(
         "regime_names_",
         "initial_probs_",
         "transition_matrix_",
-        "means_",
-        "covariances_",
         "history_",
         "n_iter_",
         "converged_",
@@ -194,86 +177,42 @@ class RegimeModel(BaseEstimator):
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = copy.copy(self)
-        for name in FITTED & vars(fresh).keys():
+        names = self._fitted_names()
+        for name in names & vars(fresh).keys():
             delattr(fresh, name)
         data, sizes = validation.check_data(fresh, X, lengths, reset=True)
-        validation.check_fittable(fresh, data)
-        with fresh._computing():
-            for message in fresh._fit(data, sizes, callback):
-                warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        validation.check_fittable(fresh, data, self._spec(self.covariance_type))
+        warning = fresh._fit(data, sizes, callback)
+        if warning is not None:
+            warnings.warn(warning, ConvergenceWarning, stacklevel=2)
         # In one move, and only after all that may raise, as a warning may.
-        others = {name: value for name, value in vars(self).items() if name not in FITTED}
-        found = {name: value for name, value in vars(fresh).items() if name in FITTED}
+        others = {name: value for name, value in vars(self).items() if name not in names}
+        found = {name: value for name, value in vars(fresh).items() if name in names}
         self.__dict__ = others | found
         return self
 
     def _fit(
         self, data: Array, sizes: list[int], callback: Callable[[int, float], None] | None
-    ) -> list[str]:
-        """Set all that :meth:`fit` sets, but what :mod:`.validation` has.
+    ) -> str | None:
+        """Set all that :meth:`fit` sets, except what :mod:`.validation` sets.
 
-        :return: warnings.
+        :return: a warning, or None.
         """
-        where = self._where()
-        # Centred and in units of their spread: Adam's steps suit any data, and float32 suffices.
-        # A sphere stays one in equal units only, and a floor of eigenvalues stays a floor.
-        equal = self.covariance_type == "spherical" or self.min_eigenvalue > 0
-        units = Units.of(data.mean(0), data.var(0), equal=equal)
-        z = units.scale(data)
-        min_eigenvalue = self.min_eigenvalue / units.unit[0] ** 2
-        dtype = validation.torch_dtype(self.dtype)
-        least = validation.collapsed_variance(z, self.covariance_type, dtype)
-        starts = make_starts(
-            z,
-            self.n_regimes,
-            self.n_init if self.n_regimes > 1 else 1,  # where all starts are one
-            self.covariance_type,
-            max(least, min_eigenvalue),
-            validation.random_state(self.random_state),
-        )
-        offset = units.log_jacobian(len(data))
-
-        def report(step: int, loss: float) -> None:
-            mean = -loss / len(starts.initial_probs) - offset
-            if self.verbose:
-                print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
-            if callback is not None:
-                callback(step, mean)
-
-        fit = fit_starts(
-            starts,
-            self.covariance_type,
-            *pad(z, sizes, **where),
-            inference=self.inference,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            min_eigenvalue=min_eigenvalue,
-            least=least,
-            callback=report if self.verbose or callback is not None else None,
-        )
-        best = fit.best()
-        kept = units.unscale_parameters(fit.parameters.select(best), self.covariance_type)
-        diagonal = np.eye(data.shape[1]) if self.covariance_type in {"full", "tied"} else 1.0
-        kept = kept._replace(covariances=kept.covariances + self.regularization * diagonal)
+        spec, settings = self._spec(self.covariance_type), self._settings()
+        rng = validation.random_state(self.random_state)
+        with plain_torch(settings.device):
+            fitted = fit_regimes(data, sizes, spec, settings, rng, callback)
         self.covariance_type_ = self.covariance_type
-        kept, self.regime_names_ = sort_regimes(kept, self.covariance_type, self.order_by)
-        self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_ = kept
-        self.history_ = fit.history[:, best] - offset
-        self.n_iter_ = len(fit.history) - 1
-        self.converged_ = bool(fit.converged[best])
-        self.log_likelihood_, smoothed_probs = self._posterior(data, sizes, "smoothed")
+        self.regime_names_ = fitted.regime_names
+        self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
+        for name in spec.attributes:
+            setattr(self, f"{name}_", emission[name])
+        self.history_ = fitted.history
+        self.n_iter_ = len(fitted.history) - 1
+        self.converged_ = fitted.converged
+        self.log_likelihood_, smoothed_probs = self._hmm().posterior(data, sizes, "smoothed")
         self.share_of_time_ = smoothed_probs.mean(0)
-        if fit.degenerate[best]:
-            return [
-                "A regime collapsed onto a few points in every start. Use fewer regimes, another "
-                "covariance_type or min_eigenvalue."
-            ]
-        if not self.converged_ and self.max_iter > 0:
-            return [
-                f"The best start did not converge in {self.n_iter_} iterations. Increase max_iter "
-                "or tol."
-            ]
-        return []
+        return fitted.warning(self.max_iter)
 
     def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), which looks ahead.
@@ -292,7 +231,7 @@ class RegimeModel(BaseEstimator):
         """
         check_is_fitted(self)
         validation.one_of("kind", kind, ("smoothed", "filtered"))
-        return self._posterior(*validation.check_data(self, X, lengths), kind)[1]
+        return self._hmm().posterior(*validation.check_data(self, X, lengths), kind)[1]
 
     def decode(
         self, X: Any, algorithm: str = "viterbi", *, lengths: npt.ArrayLike | None = None
@@ -305,26 +244,12 @@ class RegimeModel(BaseEstimator):
         """
         check_is_fitted(self)
         validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        data, sizes = validation.check_data(self, X, lengths)
-        with self._computing():
-            hmm, x, padded, offset = self._scaled(data, sizes)
-            if algorithm == "viterbi":
-                path = hmm.viterbi(x)
-            else:
-                path = hmm.posterior(x).smoothed_probs.argmax(-1)
-            log_prob = ops.complete_log_likelihood(
-                hmm.initial_logits,
-                hmm.transition_logits,
-                hmm.observation_dist.log_prob(x.unsqueeze(-2)),
-                path.clamp(min=0),
-                padded,
-            )
-            return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+        return self._hmm().decode(*validation.check_data(self, X, lengths), algorithm)
 
     def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         """The log-likelihood of X, summed over all steps and sequences."""
         check_is_fitted(self)
-        return self._log_likelihood(*validation.check_data(self, X, lengths))
+        return self._hmm().log_likelihood(*validation.check_data(self, X, lengths))
 
     def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; the lower the better.
@@ -343,13 +268,15 @@ class RegimeModel(BaseEstimator):
         check_is_fitted(self)
         data, sizes = validation.check_data(self, X, lengths)
         penalty = self.n_parameters_ * float(np.log(len(data)))
-        return -2 * self._log_likelihood(data, sizes) + penalty
+        return -2 * self._hmm().log_likelihood(data, sizes) + penalty
 
     @property
     def n_parameters_(self) -> int:
         """The number of free parameters; see :meth:`aic`."""
-        check_is_fitted(self, "means_")
-        return num_free_parameters(self.means_.shape, self.covariance_type_)
+        check_is_fitted(self, "initial_probs_")
+        n_regimes = len(self.initial_probs_)
+        spec = self._spec(self.covariance_type_)
+        return n_regimes**2 - 1 + spec.num_free_parameters(n_regimes, self.n_features_in_)
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
@@ -363,31 +290,22 @@ class RegimeModel(BaseEstimator):
         n_samples = validation.integer("n_samples", n_samples, 1)
         seed = self.random_state if random_state is None else random_state
         rng = validation.random_state(seed)
-        return draw(self._fitted()[0], self._full_covariances(), n_samples, rng)
+        hmm = self._hmm()
+        return draw(hmm.parameters, hmm.spec, n_samples, rng)
 
     def forecast(self, X: Any, n_steps: int) -> Forecast:
         """What follows one sequence: the marginal distribution of each of the next observations.
 
         :param X: ``(T, D)``, one sequence.
         :param n_steps: n, at least 1.
-        :return: a :class:`pyro_regimes.estimator.report.Forecast`.
+        :return: a :class:`pyro_regimes.estimator.Forecast`.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
         data, sizes = validation.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
-        with self._computing():
-            hmm, x, _, _ = self._scaled(data, sizes)
-            weights = hmm.forecast(x, n_steps).mixture_distribution
-            density = regime_hmm(to_arguments(*self._fitted(), **self._where())).observation_dist
-            mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
-            probs = weights.probs.cpu().double().numpy()
-        mean = probs @ self.means_
-        deviations = self.means_ - mean[:, None]  # (n, K, D)
-        within = np.tensordot(probs, self._full_covariances(), 1)
-        between = np.einsum("nk,nki,nkj->nij", probs, deviations, deviations)
-        return Forecast(probs, mean, within + between, mixture)
+        return self._hmm().forecast(data, n_steps)
 
     def summary(self) -> Summary:
         """Mean and volatility (annualised), durations, shares of time and transitions.
@@ -398,15 +316,17 @@ class RegimeModel(BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         if names is None:
             names = [f"series {i + 1}" for i in range(self.n_features_in_)]
+        hmm = self._hmm()
+        means, covariances = hmm.spec.moments(hmm.parameters.emission)
         return summarise(
             self.regime_names_,
             list(names),
-            self.means_,
-            self._full_covariances(),
+            means,
+            covariances,
             self.transition_matrix_,
             self.share_of_time_,
             self.periods_per_year,
-            f"{len(self.means_)} regimes of {len(names)} series, {self.covariance_type_} "
+            f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
             f"covariances, log-likelihood {self.log_likelihood_:.2f}",
         )
 
@@ -434,7 +354,7 @@ class RegimeModel(BaseEstimator):
         The site is "observations".
         """
         check_is_fitted(self)
-        return pyro_model(to_arguments(*self._fitted(), **self._where()))
+        return self._hmm().pyro_model()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model as JSON, exactly; an existing file is replaced in one move.
@@ -444,7 +364,7 @@ class RegimeModel(BaseEstimator):
         :raises OSError: if the file cannot be written.
         """
         check_is_fitted(self)
-        persistence.write_model(path, self)
+        persistence.write_model(path, self, self._spec(self.covariance_type_))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
@@ -455,46 +375,25 @@ class RegimeModel(BaseEstimator):
         """
         return persistence.read_model(path, cls)
 
-    def _computing(self) -> AbstractContextManager[None]:
-        """A context for all computation with torch, without the caller's modes."""
-        return plain_torch(validation.present_device(self.device))
+    def _spec(self, covariance_type: str) -> Spec:
+        """All that depends on the emission and the covariance type."""
+        return find_spec(covariance_type)
 
-    def _where(self) -> dict[str, Any]:
-        dtype, device = validation.torch_dtype(self.dtype), validation.present_device(self.device)
-        return {"dtype": dtype, "device": device}
+    def _fitted_names(self) -> set[str]:
+        """The attributes that a fit of any kind sets."""
+        specs = [*SPECS.values(), self._spec(self.covariance_type)]
+        return {*FITTED, *(f"{name}_" for spec in specs for name in spec.attributes)}
 
-    def _fitted(self) -> tuple[Parameters, str]:
-        parameters = Parameters(
-            self.initial_probs_, self.transition_matrix_, self.means_, self.covariances_
-        )
-        return parameters, self.covariance_type_
+    def _settings(self) -> Settings:
+        own = {name: getattr(self, name) for name in Settings._fields}
+        own["dtype"] = validation.torch_dtype(self.dtype)
+        own["device"] = validation.present_device(self.device)
+        return Settings(**own)
 
-    def _full_covariances(self) -> Array:
-        return full_covariances(self.covariances_, self.covariance_type_, self.means_.shape)
-
-    def _scaled(
-        self, data: Array, sizes: list[int]
-    ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
-        """The model and the data in units that suit any dtype, and log p(z) - log p(x).
-
-        Between them the lengths, as :func:`.pad` has them.
-        """
-        parameters, covariance_type = self._fitted()
-        units, where = Units.of_parameters(parameters, covariance_type), self._where()
-        x, lengths = pad(units.scale(data), sizes, **where)
-        scaled = units.scale_parameters(parameters, covariance_type)
-        hmm = regime_hmm(to_arguments(scaled, covariance_type, **where), lengths)
-        return hmm, x, lengths, units.log_jacobian(len(data))
-
-    def _log_likelihood(self, data: Array, sizes: list[int]) -> float:
-        with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            return float(hmm.log_prob(x).double().sum()) - offset
-
-    def _posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
-        """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
-        with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            posterior = hmm.posterior(x)
-            probs = getattr(posterior, f"{kind}_probs").double()
-            return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)
+    def _hmm(self) -> FittedHMM:
+        """The fitted model, to compute with."""
+        spec = self._spec(self.covariance_type_)
+        emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
+        parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
+        dtype = validation.torch_dtype(self.dtype)
+        return FittedHMM(parameters, spec, dtype, validation.present_device(self.device))

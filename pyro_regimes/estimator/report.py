@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.estimator.spec import Array
+from pyro_regimes.estimator.parameters import Array
 
 
 class Forecast(NamedTuple):

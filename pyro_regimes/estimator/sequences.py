@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.spec import Array
+from pyro_regimes.estimator.parameters import Array
 
 
 def pad(

@@ -13,7 +13,8 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Array
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -70,7 +71,7 @@ def present_device(device: Any) -> torch.device:
 
 
 def random_state(value: Any) -> np.random.RandomState:
-    """A generator that is nobody else's, unless the caller gave his own.
+    """A private random generator, or the caller's own where one is given.
 
     scikit-learn takes None for NumPy's global generator, which this package leaves alone.
 
@@ -104,7 +105,7 @@ def check_parameters(model: BaseEstimator) -> None:
 def check_data(
     model: BaseEstimator, X: Any, lengths: npt.ArrayLike | None, *, reset: bool = False
 ) -> tuple[Array, list[int]]:
-    """The observations ``(T, D)`` of all sequences, one below the other, and their lengths.
+    """The observations ``(T, D)`` of all sequences, concatenated, and their lengths.
 
     :param reset: whether X decides ``n_features_in_`` (in a fit), or must agree with it.
     :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
@@ -136,7 +137,7 @@ def check_data(
     return data, given.tolist()
 
 
-def check_fittable(model: BaseEstimator, data: Array) -> None:
+def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
     """Refuse data for which the likelihood has no maximum whatever the start.
 
     :raises ValueError: if there are too few observations, or the covariance of all is singular
@@ -159,38 +160,5 @@ def check_fittable(model: BaseEstimator, data: Array) -> None:
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0:  # with which any covariance can be made regular
-        return
-    constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
-    if len(constant) and (model.covariance_type != "spherical" or len(constant) == data.shape[1]):
-        names = getattr(model, "feature_names_in_", None)
-        column = constant[0] if names is None else repr(names[constant[0]])
-        raise ValueError(
-            f"expected every column of X to vary, got the constant {data[0, constant[0]]} in "
-            f"column {column}; drop it, or set min_eigenvalue"
-        )
-    if model.covariance_type not in {"full", "tied"}:
-        return
-    rank = np.linalg.matrix_rank((data - data.mean(0)) / data.std(0), tol=None)
-    if rank < data.shape[1]:
-        raise ValueError(
-            f"expected the {data.shape[1]} columns of X to be linearly independent for "
-            f"covariance_type={model.covariance_type!r}, got rank {rank} from {len(data)} "
-            "observations; use 'diag' or 'spherical', fewer series, or set min_eigenvalue"
-        )
-
-
-def collapsed_variance(z: Array, covariance_type: str, dtype: torch.dtype) -> float:
-    """The variance, in any direction, at which a regime counts as collapsed onto a few points.
-
-    A millionth of what the data have in their own least direction, which real regimes keep far
-    away from, and what a Cholesky decomposition in this precision needs.
-
-    :param z: observations ``(T, D)``.
-    """
-    if covariance_type == "diag":
-        return 1e-6 * float(z.var(0).min())
-    if covariance_type == "spherical":
-        return 1e-6 * float(z.var(0).mean())
-    values = np.linalg.eigvalsh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
-    return max(1e-6 * float(values[0]), 100 * torch.finfo(dtype).eps * float(values[-1]))
+    if model.min_eigenvalue == 0:  # a floor makes any covariance regular
+        spec.check_data(data, getattr(model, "feature_names_in_", None))

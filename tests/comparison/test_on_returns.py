@@ -5,13 +5,10 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from torch.distributions import biject_to
 
 from pyro_regimes.comparison import compare_on_returns
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.estimator.gaussian_priors import prior_model, site_values
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Parameters, regime_hmm, to_arguments
-from tests import seeds
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
 
 RETURNS = load_sector_returns().values[-240:, :3]
 
@@ -160,32 +157,6 @@ def test_seconds_to_the_best():
     run = compare_on_returns(RETURNS, n_regimes=2, methods=["EM"], em_steps=3).runs[0]
     assert run.seconds_to(run.values[2]) == run.times[2]
     assert run.seconds_to(run.values[-1] + 1) is None
-
-
-@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_the_prior_model_has_the_same_likelihood(covariance_type):
-    rng = np.random.default_rng(seeds.seed(1))
-    spread = {
-        "full": np.stack([np.cov(rng.normal(size=(9, 3)).T) for _ in range(2)]),
-        "tied": np.cov(rng.normal(size=(9, 3)).T),
-        "diag": rng.uniform(0.5, 2.0, size=(2, 3)),
-        "spherical": rng.uniform(0.5, 2.0, size=2),
-    }[covariance_type]
-    parameters = Parameters(
-        np.array([0.3, 0.7]), np.array([[0.9, 0.1], [0.2, 0.8]]), rng.normal(size=(2, 3)), spread
-    )
-    arguments = to_arguments(parameters, covariance_type)
-    x = torch.as_tensor(RETURNS[:20])
-    model = prior_model(2, 3, covariance_type, x.mean(0), x.std(0))
-    conditioned = pyro.poutine.condition(model, data=site_values(arguments))
-    trace = pyro.poutine.trace(conditioned).get_trace(x)
-    trace.compute_log_prob()
-    actual = trace.nodes["observations"]["log_prob_sum"]
-    torch.testing.assert_close(actual, regime_hmm(arguments).log_prob(x), rtol=1e-10, atol=0.0)
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and name != "observations":
-            assert torch.isfinite(node["log_prob_sum"])
-            biject_to(node["fn"].support).inv(node["value"])
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,18 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from pyro_regimes import EM
-from pyro_regimes.estimator import RegimeModel, fitting
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.estimator import RegimeModel, gradient_ascent
 from pyro_regimes.estimator.fitting import fit_starts
-from pyro_regimes.estimator.spec import (
-    COVARIANCE_TYPES,
-    least_variance,
-    pyro_model,
-    to_arguments,
-)
+from pyro_regimes.estimator.parameters import Parameters
+from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests import seeds
 from tests.regimes import simulate
+
+FULL = find_spec("full")
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -30,21 +30,26 @@ from tests.regimes import simulate
 @pytest.mark.parametrize("ragged", [False, True])
 def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged):
     x, _ = simulate(covariance_type, 120)
-    starts = make_starts(x, 3, 3, covariance_type, 1e-6, seeds.rng(0))
+    spec = find_spec(covariance_type)
+    starts = make_starts(x, 3, 3, spec, 1e-6, seeds.rng(0))
     data, lengths = torch.tensor(x), None
     if ragged:
         data = torch.stack([data[:60], data[60:]])
         data[1, 40:] = torch.nan  # padding
         lengths = torch.tensor([60, 40])
     settings = dict(inference=inference, max_iter=6, tol=None, min_eigenvalue=0.0, least=1e-6)
-    batch = fit_starts(starts, covariance_type, data, lengths, **settings)
+    batch = fit_starts(starts, spec, data, lengths, **settings)
     assert batch.history.shape == (7, 3)
     for i in range(3):
-        one = type(starts)(*(value[i : i + 1] for value in starts))
-        alone = fit_starts(one, covariance_type, data, lengths, **settings)
+        one = Parameters.stack([starts.select(i)])
+        alone = fit_starts(one, spec, data, lengths, **settings)
         np.testing.assert_allclose(batch.history[:, i], alone.history[:, 0], rtol=1e-10)
-        for both, single in zip(batch.parameters, alone.parameters, strict=True):
-            np.testing.assert_allclose(both[i], single[0], rtol=1e-8, atol=1e-10)
+        both, single = batch.parameters.select(i), alone.parameters.select(0)
+        for found, expected in [
+            *zip(both[:2], single[:2], strict=True),
+            *((both.emission[name], single.emission[name]) for name in spec.attributes),
+        ]:
+            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_a_collapsed_start_does_not_win():
@@ -53,16 +58,16 @@ def test_a_collapsed_start_does_not_win():
     x = np.concatenate(
         [rng.standard_normal((60, 1)), np.full((6, 1), 9.0), rng.standard_normal((60, 1))]
     )
-    starts = make_starts(x, 2, 2, "full", 1e-6, seeds.rng(0))
+    starts = make_starts(x, 2, 2, FULL, 1e-6, seeds.rng(0))
     # Start 0 is about to collapse onto the repeated point, start 1 splits the noise by its sign.
-    starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[[1.0]], [[0.01]]]
-    starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[[1.0]], [[9.0]]]
+    starts.emission["means"][:] = [[[0.0], [9.0]], [[-1.0], [1.0]]]
+    starts.emission["covariances"][:, :, 0, 0] = [[1.0, 0.01], [1.0, 9.0]]
     settings = dict(inference="em", max_iter=5, tol=None, min_eigenvalue=0.0, least=1e-6)
-    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings)
+    fit = fit_starts(starts, FULL, torch.tensor(x), None, **settings)
     assert fit.degenerate.tolist() == [True, False]
     assert fit.history[-1, 0] > fit.history[-1, 1] and fit.best() == 1
     # A floor that the user asked for is the user's to reach.
-    fit = fit_starts(starts, "full", torch.tensor(x), None, **settings | {"min_eigenvalue": 1e-4})
+    fit = fit_starts(starts, FULL, torch.tensor(x), None, **settings | {"min_eigenvalue": 1e-4})
     assert not fit.degenerate.any() and fit.best() == 0
     nan = fit._replace(history=np.array([[-1.0, np.nan], [np.nan, -5.0]]))
     assert nan.best() == 1
@@ -82,7 +87,8 @@ def test_a_floor_binds(covariance_type, inference):
     settings = dict(n_init=10, random_state=0, tol=1e-2, regularization=0.0, max_iter=600)
     model = RegimeModel(2, covariance_type, min_eigenvalue=0.5, inference=inference, **settings)
     model.fit(x)  # without a warning: what the user asked for is no collapse
-    least = least_variance(model.covariances_, covariance_type, 1)[0]
+    fitted = {"covariances": model.covariances_}
+    (least,) = find_spec(covariance_type).least_variance(fitted, 1)
     assert least >= 0.5 * (1 - 1e-12)
     if covariance_type != "spherical":
         np.testing.assert_allclose(least, 0.5, rtol=1e-3)
@@ -98,15 +104,15 @@ def test_a_collapse_is_flagged(inference, min_eigenvalue):
     """Also where the user's floor is below the variance at which a regime counts as collapsed."""
     rng = seeds.rng(0)
     x = np.concatenate([rng.standard_normal((60, 1)), np.full((6, 1), 9.0)])
-    starts = make_starts(x, 2, 2, "diag", 1e-6, seeds.rng(0))
-    starts.means[0], starts.covariances[0] = [[0.0], [9.0]], [[1.0], [0.01]]
-    starts.means[1], starts.covariances[1] = [[-1.0], [1.0]], [[1.0], [9.0]]
+    starts = make_starts(x, 2, 2, find_spec("diag"), 1e-6, seeds.rng(0))
+    starts.emission["means"][:] = [[[0.0], [9.0]], [[-1.0], [1.0]]]
+    starts.emission["covariances"][:, :, 0] = [[1.0, 0.01], [1.0, 9.0]]
     fit = fit_starts(
-        starts, "diag", torch.tensor(x), None, inference=inference,
+        starts, find_spec("diag"), torch.tensor(x), None, inference=inference,
         max_iter=5 if inference == "em" else 250, tol=None, min_eigenvalue=min_eigenvalue,
         least=1e-6,
     )  # fmt: skip
-    assert (fit.parameters.covariances >= 1e-6 * (1 - 1e-12)).all()
+    assert (fit.parameters.emission["covariances"] >= 1e-6 * (1 - 1e-12)).all()
     assert fit.degenerate.tolist() == [True, False]
     assert fit.history[-1, 0] > fit.history[-1, 1] and fit.best() == 1
 
@@ -114,15 +120,15 @@ def test_a_collapse_is_flagged(inference, min_eigenvalue):
 def test_svi_raises_a_start_below_the_floor():
     """As EM does; were it left there, the batch would have no value at all."""
     x, _ = simulate("full", 60)
-    starts = make_starts(x, 2, 2, "full", 1e-6, seeds.rng(0))
-    starts.covariances[0, 0] = 1e-7 * np.eye(2)
+    starts = make_starts(x, 2, 2, FULL, 1e-6, seeds.rng(0))
+    starts.emission["covariances"][0, 0] = 1e-7 * np.eye(2)
     for min_eigenvalue in (0.0, 0.3):
         fit = fit_starts(
-            starts, "full", torch.tensor(x), None, inference="svi",
+            starts, FULL, torch.tensor(x), None, inference="svi",
             max_iter=3, tol=None, min_eigenvalue=min_eigenvalue, least=1e-6,
         )  # fmt: skip
         assert np.isfinite(fit.history).all()
-        least = least_variance(fit.parameters.covariances, "full", 2)
+        least = FULL.least_variance(fit.parameters.emission, 2)
         assert (least >= max(min_eigenvalue, 1e-6) * (1 - 1e-12)).all()
         assert (np.diff(fit.history[:, 1]) > 0).all()
 
@@ -130,14 +136,15 @@ def test_svi_raises_a_start_below_the_floor():
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_svi_takes_the_steps_of_pyros_own(covariance_type):
     x, _ = simulate(covariance_type, 60)
-    starts = make_starts(x, 3, 2, covariance_type, 0.1, seeds.rng(0))
+    spec = find_spec(covariance_type)
+    starts = make_starts(x, 3, 2, spec, 0.1, seeds.rng(0))
     data = torch.tensor(x)
     fit = fit_starts(
-        starts, covariance_type, data, None, inference="svi",
+        starts, spec, data, None, inference="svi",
         max_iter=8, tol=None, min_eigenvalue=0.01, least=1e-6,
     )  # fmt: skip
-    model = pyro_model(to_arguments(starts, covariance_type), 0.01)
-    optim = pyro.optim.Adam({"lr": fitting.LEARNING_RATE})
+    model = pyro_model(to_arguments(starts, spec), spec, 0.01)
+    optim = pyro.optim.Adam({"lr": gradient_ascent.LEARNING_RATE})
     svi = pyro.infer.SVI(model, lambda x: None, optim, pyro.infer.Trace_ELBO())
     losses = [svi.step(data) for _ in range(8)] + [svi.evaluate_loss(data)]
     np.testing.assert_allclose(-fit.history.sum(-1), losses, rtol=1e-10)
@@ -163,7 +170,7 @@ def test_the_history_ends_at_the_fit(inference, tol):
 
 def test_svi_that_does_not_move_has_not_converged(monkeypatch):
     x, _ = simulate("full", 80)
-    monkeypatch.setattr(fitting, "LEARNING_RATE", 1e-9)
+    monkeypatch.setattr(gradient_ascent, "LEARNING_RATE", 1e-9)
     model = RegimeModel(2, n_init=1, max_iter=30, inference="svi", random_state=0)
     with pytest.warns(ConvergenceWarning, match="did not converge in 30 iterations"):
         model.fit(x)
@@ -182,10 +189,10 @@ def test_svi_that_has_converged_has_nothing_left_for_em():
 def test_the_store_is_restored_after_an_error():
     with pyro.get_param_store().scope():
         pyro.param("mine", torch.tensor(1.0))
-        starts = make_starts(np.arange(6.0)[:, None], 2, 1, "full", 1e-6, seeds.rng(0))
+        starts = make_starts(np.arange(6.0)[:, None], 2, 1, FULL, 1e-6, seeds.rng(0))
         with pytest.raises(ValueError):
             fit_starts(
-                starts, "full", torch.zeros(6, 5), None,
+                starts, FULL, torch.zeros(6, 5), None,
                 inference="em", max_iter=1, tol=None, min_eigenvalue=0.0, least=0.0,
             )  # fmt: skip
         assert list(pyro.get_param_store().keys()) == ["mine"]
@@ -250,3 +257,23 @@ def test_four_threads_fit_what_they_fit_alone() -> None:
         # k-means adds up in another order where torch and OpenMP count threads anew.
         assert results[number] == pytest.approx(expected, rel=1e-10)
     assert list(pyro.get_param_store()) == ["mine"]
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_the_lock_is_free_while_a_fit_computes(inference, monkeypatch) -> None:
+    """Held while the model runs and not while a step is computed, which takes longer."""
+    computed, stepped = [], []
+    log_prob = RegimeHMM.log_prob
+
+    def watched(self: RegimeHMM, value: torch.Tensor) -> torch.Tensor:
+        computed.append(PYRO_LOCK._is_owned())
+        return log_prob(self, value)
+
+    monkeypatch.setattr(RegimeHMM, "log_prob", watched)
+    x, _ = simulate("full", 80)
+    model = RegimeModel(2, n_init=2, max_iter=5, tol=None, inference=inference, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(x, callback=lambda step, value: stepped.append(PYRO_LOCK._is_owned()))
+    assert stepped == [False] * 5
+    if inference == "svi":
+        assert computed[:5] == [False] * 5

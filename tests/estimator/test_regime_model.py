@@ -13,7 +13,8 @@ from scipy.stats import multivariate_normal
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator import RegimeModel
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, full_covariances, to_arguments
+from pyro_regimes.estimator.pyro_model import to_arguments
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
 from pyro_regimes.infer.em import EM
 from tests.frequencies import assert_binomial
 from tests.regimes import COVARIANCES, MEANS, TRANSITIONS, simulate
@@ -39,6 +40,17 @@ def hmmlearn_twin(model: RegimeModel) -> GaussianHMM:
     twin.startprob_, twin.transmat_ = model.initial_probs_, model.transition_matrix_
     twin.means_, twin.covars_ = model.means_, model.covariances_
     return twin
+
+
+def matrices(model: RegimeModel) -> np.ndarray:
+    """The fitted covariances as matrices, written out for each type."""
+    covariances = model.covariances_
+    return {
+        "full": lambda: covariances,
+        "tied": lambda: np.stack([covariances] * 3),
+        "diag": lambda: np.stack([np.diag(each) for each in covariances]),
+        "spherical": lambda: np.stack([each * np.eye(2) for each in covariances]),
+    }[model.covariance_type]()
 
 
 # ---- the fit ---------------------------------------------------------------------------------
@@ -74,7 +86,8 @@ def test_the_fit_is_a_fixed_point_of_em_on_the_model(fitted):
         em = EM(model.model)
         loss = em.step(torch.tensor(x))
         np.testing.assert_allclose(loss, -model.log_likelihood_, rtol=1e-12)
-        arguments = to_arguments(*model._fitted())
+        hmm = model._hmm()
+        arguments = to_arguments(hmm.parameters, hmm.spec)
         assert set(pyro.get_param_store().keys()) == set(arguments)
         for name, value in arguments.items():
             assert pyro.param(name).shape == value.shape
@@ -335,7 +348,7 @@ def test_sample(fitted):
     model, _, _ = fitted
     x, states = model.sample(20_000, random_state=3)
     assert x.shape == (20_000, 2) and states.shape == (20_000,)
-    full = full_covariances(model.covariances_, model.covariance_type, (3, 2))
+    full = matrices(model)
     for k in range(3):
         drawn = x[states == k]
         variances = full[k].diagonal()
@@ -355,7 +368,7 @@ def test_forecast(fitted):
     model, x, _ = fitted
     forecast = model.forecast(x, 3)
     probs = model.predict_proba(x, "filtered")[-1]
-    full = full_covariances(model.covariances_, model.covariance_type, (3, 2))
+    full = matrices(model)
     for step in range(3):
         probs = probs @ model.transition_matrix_
         np.testing.assert_allclose(forecast.regime_probs[step], probs, rtol=1e-10)

@@ -313,6 +313,8 @@ WATCHED = {
     for name in (
         "estimator/regime_model.py",
         "estimator/fitting.py",
+        "estimator/gradient_ascent.py",
+        "estimator/isolated_em.py",
         "infer/isolation.py",
         "infer/em.py",
     )

@@ -12,8 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from pyro_regimes.estimator import RegimeModel
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, full_covariances
-from pyro_regimes.estimator.validation import collapsed_variance
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from tests import seeds
 from tests.regimes import simulate
 
@@ -148,8 +147,9 @@ def test_data_without_spread_are_fitted_where_their_type_or_a_floor_allows_it():
                 covariance_type=covariance_type, min_eigenvalue=0.01, regularization=0.0, **settings
             )
             for x in (CONSTANT, COLLINEAR):
-                full = full_covariances(model.fit(x).covariances_, covariance_type, (2, x.shape[1]))
-                assert np.linalg.eigvalsh(full).min() >= 0.01 * (1 - 1e-9)
+                fitted = {"covariances": model.fit(x).covariances_}
+                (least,) = find_spec(covariance_type).least_variance(fitted, 1)
+                assert least >= 0.01 * (1 - 1e-9)
         RegimeModel(1, min_eigenvalue=0.01, max_iter=2).fit(np.ones((5, 1)))
 
 
@@ -167,7 +167,7 @@ def test_min_eigenvalue_is_in_the_datas_units():
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_a_collapsed_covariance_can_still_be_inverted(covariance_type, dtype):
     z = (GOOD - GOOD.mean(0)) / GOOD.std(0) * [1.0, 1e-3]
-    least = collapsed_variance(z, covariance_type, dtype)
+    least = find_spec(covariance_type).collapsed_variance(z, dtype)
     assert 0 < least <= 2e-5
     torch.linalg.cholesky(torch.diag(torch.tensor([2.0, least], dtype=dtype)))
 
