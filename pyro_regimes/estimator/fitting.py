@@ -6,16 +6,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.gradient_ascent import (
-    Callback,
-    Flags,
-    GradientAscent,
-    steady_starts,
-    to_numpy,
-)
+from pyro_regimes.estimator.convergence import Flags, steady_starts, to_numpy
+from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
 from pyro_regimes.estimator.isolated_em import IsolatedEM
 from pyro_regimes.estimator.naming import sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
@@ -23,22 +17,7 @@ from pyro_regimes.estimator.pyro_model import from_arguments, pyro_model, to_arg
 from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
-
-
-class Settings(NamedTuple):
-    """How to fit; the arguments of :class:`.RegimeModel`, checked."""
-
-    n_regimes: int
-    n_init: int
-    max_iter: int
-    tol: float | None
-    regularization: float
-    min_eigenvalue: float
-    inference: str
-    order_by: str
-    dtype: torch.dtype
-    device: torch.device
-    verbose: bool
+from pyro_regimes.estimator.validation import Settings
 
 
 class FittedRegimes(NamedTuple):
@@ -48,21 +27,7 @@ class FittedRegimes(NamedTuple):
     regime_names: list[str]
     history: Array  #: log-likelihood before each iteration, and the final one
     converged: bool
-    collapsed: bool  #: a regime onto a few points, in every start
-
-    def warning(self, max_iter: int) -> str | None:
-        """What to warn the user of."""
-        if self.collapsed:
-            return (
-                "A regime collapsed onto a few points in every start. Use fewer regimes, another "
-                "covariance_type or min_eigenvalue."
-            )
-        if not self.converged and max_iter > 0:
-            return (
-                f"The best start did not converge in {len(self.history) - 1} iterations. Increase "
-                "max_iter or tol."
-            )
-        return None
+    warning: str | None  #: what the user is to be told
 
 
 def fit_regimes(
@@ -114,13 +79,19 @@ def fit_regimes(
     kept = fit.parameters.select(best)
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
-    return FittedRegimes(
-        parameters=ordered,
-        regime_names=names,
-        history=fit.history[:, best] - offset,
-        converged=bool(fit.converged[best]),
-        collapsed=bool(fit.degenerate[best]),
-    )
+    history = fit.history[:, best] - offset
+    warning = None
+    if fit.degenerate[best]:
+        warning = (
+            "A regime collapsed onto a few points in every start. Use fewer regimes, another "
+            "covariance_type or min_eigenvalue."
+        )
+    elif not fit.converged[best] and settings.max_iter > 0:
+        warning = (
+            f"The best start did not converge in {len(history) - 1} iterations. Increase max_iter "
+            "or tol."
+        )
+    return FittedRegimes(ordered, names, history, bool(fit.converged[best]), warning)
 
 
 class FittedStarts(NamedTuple):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pyro import poutine
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
+from pyro_regimes.estimator.convergence import Flags, steady_starts, to_numpy
 from pyro_regimes.estimator.isolated_em import IsolatedEM
 from pyro_regimes.estimator.pyro_model import pyro_model
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import isolated
 
 Callback = Callable[[int, float], None]
-Flags = npt.NDArray[np.bool_]
 
 LEARNING_RATE = 0.05  # of Adam, for data of unit variance
 STEADY = 10  # the steps over which the log-likelihood must not move: Adam's may pause at a turn
@@ -98,20 +96,6 @@ class GradientAscent:
         before, after = to_numpy(losses).reshape(2, self._num_starts)
         high: Flags = before - after < STEADY * tol
         return high
-
-
-def steady_starts(losses: Tensor, tol: float | None, window: int) -> Flags:
-    """Which starts moved by less than ``tol`` in each of the last ``window`` steps."""
-    if tol is None or len(losses) <= window:
-        return np.zeros(losses.shape[1], dtype=bool)
-    steady: Flags = np.abs(np.diff(to_numpy(losses[-window - 1 :]), axis=0)) < tol
-    return np.all(steady, axis=0)
-
-
-def to_numpy(losses: Tensor) -> npt.NDArray[np.float64]:
-    """In float64."""
-    array: npt.NDArray[np.float64] = losses.detach().cpu().double().numpy()
-    return array
 
 
 class _SilentEM(IsolatedEM):

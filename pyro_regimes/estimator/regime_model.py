@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from typing import TYPE_CHECKING, Any, Callable
@@ -17,33 +16,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import persistence, plots, validation
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
-from pyro_regimes.estimator.fitting import Settings, fit_regimes
+from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
-from pyro_regimes.estimator.spec import SPECS, Spec, find_spec
+from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.infer.isolation import plain_torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: The attributes that a fit sets, beside those of the emission.
-FITTED = frozenset(
-    {
-        "n_features_in_",
-        "feature_names_in_",
-        "covariance_type_",
-        "regime_names_",
-        "initial_probs_",
-        "transition_matrix_",
-        "history_",
-        "n_iter_",
-        "converged_",
-        "log_likelihood_",
-        "share_of_time_",
-    }
-)
 
 
 class RegimeModel(BaseEstimator):
@@ -176,32 +158,26 @@ class RegimeModel(BaseEstimator):
         validation.check_parameters(self)
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
-        fresh = copy.copy(self)
-        names = self._fitted_names()
-        for name in names & vars(fresh).keys():
-            delattr(fresh, name)
+        fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, reset=True)
-        validation.check_fittable(fresh, data, self._spec(self.covariance_type))
-        warning = fresh._fit(data, sizes, callback)
-        if warning is not None:
-            warnings.warn(warning, ConvergenceWarning, stacklevel=2)
-        # In one move, and only after all that may raise, as a warning may.
-        others = {name: value for name, value in vars(self).items() if name not in names}
-        found = {name: value for name, value in vars(fresh).items() if name in names}
-        self.__dict__ = others | found
-        return self
-
-    def _fit(
-        self, data: Array, sizes: list[int], callback: Callable[[int, float], None] | None
-    ) -> str | None:
-        """Set all that :meth:`fit` sets, except what :mod:`.validation` sets.
-
-        :return: a warning, or None.
-        """
-        spec, settings = self._spec(self.covariance_type), self._settings()
+        spec, settings = self._spec(self.covariance_type), validation.read_settings(self)
+        validation.check_fittable(fresh, data, spec)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             fitted = fit_regimes(data, sizes, spec, settings, rng, callback)
+        fresh._set_fitted(fitted, spec, data, sizes)
+        if fitted.warning is not None:
+            warnings.warn(fitted.warning, ConvergenceWarning, stacklevel=2)
+        # In one move, and only after all that may raise, as a warning may.
+        others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
+        found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
+        self.__dict__ = others | found
+        return self
+
+    def _set_fitted(
+        self, fitted: FittedRegimes, spec: Spec, data: Array, sizes: list[int]
+    ) -> None:
+        """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
         self.covariance_type_ = self.covariance_type
         self.regime_names_ = fitted.regime_names
         self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
@@ -212,7 +188,6 @@ class RegimeModel(BaseEstimator):
         self.converged_ = fitted.converged
         self.log_likelihood_, smoothed_probs = self._hmm().posterior(data, sizes, "smoothed")
         self.share_of_time_ = smoothed_probs.mean(0)
-        return fitted.warning(self.max_iter)
 
     def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), which looks ahead.
@@ -379,17 +354,6 @@ class RegimeModel(BaseEstimator):
         """All that depends on the emission and the covariance type."""
         return find_spec(covariance_type)
 
-    def _fitted_names(self) -> set[str]:
-        """The attributes that a fit of any kind sets."""
-        specs = [*SPECS.values(), self._spec(self.covariance_type)]
-        return {*FITTED, *(f"{name}_" for spec in specs for name in spec.attributes)}
-
-    def _settings(self) -> Settings:
-        own = {name: getattr(self, name) for name in Settings._fields}
-        own["dtype"] = validation.torch_dtype(self.dtype)
-        own["device"] = validation.present_device(self.device)
-        return Settings(**own)
-
     def _hmm(self) -> FittedHMM:
         """The fitted model, to compute with."""
         spec = self._spec(self.covariance_type_)
@@ -397,3 +361,8 @@ class RegimeModel(BaseEstimator):
         parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
         dtype = validation.torch_dtype(self.dtype)
         return FittedHMM(parameters, spec, dtype, validation.present_device(self.device))
+
+
+def _is_fitted(name: str) -> bool:
+    """Whether an attribute is one that a fit sets, by scikit-learn's convention."""
+    return name.endswith("_") and not name.startswith("_")

@@ -15,8 +15,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.estimator.covariances import Matrices, Variances
-from pyro_regimes.estimator.gaussian import Gaussian
+from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 from pyro_regimes.estimator.parameters import Array, Emission
 from pyro_regimes.estimator.units import Units
 
@@ -119,10 +118,10 @@ class Spec(Protocol):
 
 #: By emission and covariance type.
 SPECS: dict[tuple[str, str], Spec] = {
-    ("gaussian", "full"): Gaussian("full", Matrices(shared=False)),
-    ("gaussian", "diag"): Gaussian("diag", Variances(equal=False)),
-    ("gaussian", "spherical"): Gaussian("spherical", Variances(equal=True)),
-    ("gaussian", "tied"): Gaussian("tied", Matrices(shared=True)),
+    ("gaussian", "full"): MatrixGaussian("full", shared=False),
+    ("gaussian", "diag"): DiagonalGaussian("diag", equal=False),
+    ("gaussian", "spherical"): DiagonalGaussian("spherical", equal=True),
+    ("gaussian", "tied"): MatrixGaussian("tied", shared=True),
 }
 
 COVARIANCE_TYPES = tuple(covariance_type for _, covariance_type in SPECS)

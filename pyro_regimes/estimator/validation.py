@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,32 @@ def check_parameters(model: BaseEstimator) -> None:
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
+
+
+class Settings(NamedTuple):
+    """How to fit: the constructor's parameters, checked."""
+
+    n_regimes: int
+    n_init: int
+    max_iter: int
+    tol: float | None
+    regularization: float
+    min_eigenvalue: float
+    inference: str
+    order_by: str
+    dtype: torch.dtype
+    device: torch.device
+    verbose: bool
+
+
+def read_settings(model: BaseEstimator) -> Settings:
+    """After :func:`check_parameters`.
+
+    :raises ValueError: if torch does not have the device here.
+    """
+    own = {name: getattr(model, name) for name in Settings._fields}
+    own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
+    return Settings(**own)
 
 
 def check_data(
