@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,29 @@ def test_no_import_points_upwards(path):
         parts = name.split(".")
         if parts[0] == "pyro_regimes" and len(parts) > 1 and parts[1] in LAYERS:
             assert LAYERS[parts[1]] <= layer_of(path), f"{path.name} imports {name}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("room", ["estimator", "comparison"])
+def test_no_imports_in_a_circle(room):
+    """Also of names for type checking only."""
+    trees = {
+        module_of(path): ast.parse(path.read_text()) for path in (PACKAGE / room).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {module: set() for module in trees}
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                # ``from package import module`` needs that module only.
+                whole = (f"{node.module}.{alias.name}" for alias in node.names)
+                graph[module] |= {name if name in trees else node.module for name in whole}
+    edges = {module: found & trees.keys() for module, found in graph.items()}
+    assert sum(map(len, edges.values())) > 20
+    TopologicalSorter(edges).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=lambda p: p.name)
