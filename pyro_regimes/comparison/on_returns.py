@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pyro_regimes.comparison.on_model import compare
-from pyro_regimes.comparison.runs import Comparison
+from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.task import Progress
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.parameters import Array
@@ -20,6 +20,7 @@ from pyro_regimes.estimator.pyro_model import (
 )
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.units import Units
 from pyro_regimes.infer.isolation import plain_torch
 
 
@@ -40,31 +41,24 @@ def compare_on_returns(
 ) -> Comparison:
     """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
-    All start at the same k-means clusters. The series are scaled to unit variance first, which is
-    nothing to EM and suits Adam. Log-likelihoods are told in the units of the data; the densities
-    of parameters, which log joint and ELBO hold besides, are those of scaled data.
+    All start at the same k-means clusters. The series are scaled to unit variance first, which
+    does not matter to EM and suits Adam. Log-likelihoods are reported in the units of the data;
+    the densities of parameters, which log joint and ELBO contain, are those of scaled data.
 
     :param returns: ``(T, D)``.
     :param held_out: the share of the data, its end, that is not fitted.
     :param methods: as there; None for all but NUTS.
     :raises ValueError: if the data are too few or constant, or an option is not known.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
     validation.integer("n_regimes", n_regimes, 1)
     values = np.asarray(returns, dtype=np.float64)
-    cut = int(round((1 - held_out) * len(values)))
-    if min(cut, len(values) - cut) < 2 * n_regimes:
-        raise ValueError(
-            f"expected at least {2 * n_regimes} rows on either side of the split, got {cut} and "
-            f"{len(values) - cut}"
-        )
-    center, unit = values[:cut].mean(0), values[:cut].std(0)
-    if not (unit > 0).all():
-        raise ValueError(f"expected no constant series, got standard deviations {unit.tolist()}")
-    z = (values - center) / unit
-    rng = np.random.RandomState(random_state)
+    cut = _split(values, held_out, 2 * n_regimes)
+    units = Units(values[:cut].mean(0), values[:cut].std(0))
+    if not (units.unit > 0).all():
+        deviations = units.unit.tolist()
+        raise ValueError(f"expected no constant series, got standard deviations {deviations}")
+    z, rng = units.scale(values), np.random.RandomState(random_state)
     spec = find_spec(covariance_type)
     start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
@@ -85,22 +79,37 @@ def compare_on_returns(
             seed=random_state,
             progress=progress,
         )
-    shift = float(np.log(unit).sum())  # log |dz/dx| of one row, with its sign turned
-    fitted, rest = cut * shift, (len(values) - cut) * shift
+    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
+    return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])
+
+
+def _split(values: Array, held_out: float, least: int) -> int:
+    """The number of rows to fit.
+
+    :param least: the least number of rows on either side.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
+    cut = int(round((1 - held_out) * len(values)))
+    if min(cut, len(values) - cut) < least:
+        raise ValueError(
+            f"expected at least {least} rows on either side of the split, got {cut} and "
+            f"{len(values) - cut}"
+        )
+    return cut
+
+
+def _in_units_of_data(run: MethodRun, fitted: float, rest: float) -> MethodRun:
+    """log p(x) from log p(z), by log p(z) - log p(x) of the fitted rows and of the others."""
 
     def less(value: float | None, by: float) -> float | None:
         return None if value is None else value - by
 
-    return Comparison(
-        [
-            run._replace(
-                log_likelihood=run.log_likelihood - fitted,
-                log_joint=less(run.log_joint, fitted),
-                elbo=less(run.elbo, fitted),
-                held_out=less(run.held_out, rest),
-                held_out_averaged=less(run.held_out_averaged, rest),
-                values=[value - fitted for value in run.values],
-            )
-            for run in found.runs
-        ]
+    return run._replace(
+        log_likelihood=run.log_likelihood - fitted,
+        log_joint=less(run.log_joint, fitted),
+        elbo=less(run.elbo, fitted),
+        held_out=less(run.held_out, rest),
+        held_out_averaged=less(run.held_out_averaged, rest),
+        values=[value - fitted for value in run.values],
     )

@@ -80,18 +80,23 @@ def fit_regimes(
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
     history = fit.history[:, best] - offset
-    warning = None
-    if fit.degenerate[best]:
-        warning = (
+    converged = bool(fit.converged[best])
+    at_rest = converged or settings.max_iter == 0
+    warning = _warning(bool(fit.degenerate[best]), at_rest, len(history) - 1)
+    return FittedRegimes(ordered, names, history, converged, warning)
+
+
+def _warning(collapsed: bool, at_rest: bool, num_steps: int) -> str | None:
+    if collapsed:
+        return (
             "A regime collapsed onto a few points in every start. Use fewer regimes, another "
             "covariance_type or min_eigenvalue."
         )
-    elif not fit.converged[best] and settings.max_iter > 0:
-        warning = (
-            f"The best start did not converge in {len(history) - 1} iterations. Increase max_iter "
-            "or tol."
-        )
-    return FittedRegimes(ordered, names, history, bool(fit.converged[best]), warning)
+    if at_rest:
+        return None
+    return (
+        f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol."
+    )
 
 
 class FittedStarts(NamedTuple):

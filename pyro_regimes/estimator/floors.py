@@ -1,4 +1,4 @@
-"""Constraints of parameters that may reach a floor, for methods that climb by gradient."""
+"""Constraints of parameters that may reach a floor, for gradient-based methods."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.distributions.transforms import Transform
 class ScalesFrom(constraints.Constraint):
     r"""Standard deviations of at least :math:`s`, parametrised as :math:`s \cosh u`.
 
-    Far above s this is the exponential of u. The least value is that at u = 0, where a likelihood
-    that would rise further down has an ordinary maximum: what climbs by gradient arrives there.
+    Far above s this is the exponential of u. The least value is at u = 0, where a likelihood that
+    would rise further below s has an ordinary maximum, to which gradient ascent converges.
     """
 
     def __init__(self, least: float) -> None:

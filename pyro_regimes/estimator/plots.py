@@ -6,12 +6,13 @@ and neither pyplot's state nor matplotlib's settings are touched.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # From good to bad for up to three regimes, distinct in grey and to colour-blind eyes.
@@ -62,29 +63,11 @@ def plot_regimes(
             f"{len(values)}, {len(path)}, {len(shares)} and {len(time)}"
         )
     figure = new_figure(11, 6)
-    from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     colors = regime_colors(len(regime_names))
-    # One cell a step, from half-way to its neighbours, so that the shortest regime shows.
-    position = time.astype("datetime64[s]").astype(float) if time.dtype.kind == "M" else time
-    edges = np.interp(np.arange(len(time) + 1) - 0.5, np.arange(len(time)), position)
-    if time.dtype.kind == "M":
-        edges = edges.astype("datetime64[s]")
-    shade = np.ma.masked_less(path[None].astype(float), 0)
-    above.pcolormesh(
-        edges,
-        [0, 1],
-        shade,
-        cmap=ListedColormap(colors),
-        vmin=-0.5,
-        vmax=len(colors) - 0.5,
-        alpha=0.45,
-        linewidth=0,
-        transform=above.get_xaxis_transform(),
-        rasterized=True,
-    )
+    _shade(above, time, path, colors)
     above.plot(time, values.mean(-1).cumsum(), color="black", linewidth=0.8)
     patches = [
         Patch(color=color, alpha=0.45, label=name)
@@ -98,3 +81,25 @@ def plot_regimes(
         ylim=(0, 1), ylabel="smoothed\nprobability", xlabel="" if dates is not None else "step"
     )
     return figure
+
+
+def _shade(panel: Axes, time: npt.NDArray[Any], path: npt.NDArray[Any], colors: list[str]) -> None:
+    """One cell for each step, half-way to its neighbours, so that the shortest regime shows."""
+    from matplotlib.colors import ListedColormap
+
+    position = time.astype("datetime64[s]").astype(float) if time.dtype.kind == "M" else time
+    edges = np.interp(np.arange(len(time) + 1) - 0.5, np.arange(len(time)), position)
+    if time.dtype.kind == "M":
+        edges = edges.astype("datetime64[s]")
+    panel.pcolormesh(
+        edges,
+        [0, 1],
+        np.ma.masked_less(path[None].astype(float), 0),
+        cmap=ListedColormap(colors),
+        vmin=-0.5,
+        vmax=len(colors) - 0.5,
+        alpha=0.45,
+        linewidth=0,
+        transform=panel.get_xaxis_transform(),
+        rasterized=True,
+    )

@@ -164,7 +164,7 @@ def check_data(
 
 
 def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
-    """Refuse data for which the likelihood has no maximum whatever the start.
+    """Refuse data for which the likelihood has no maximum from any start.
 
     :raises ValueError: if there are too few observations, or the covariance of all is singular
         where a regime's must not be.

@@ -156,6 +156,19 @@ def test_progress_is_reported_without_the_lock_and_with_the_callers_store() -> N
     assert set(map(str, heard)) == {str((False, ["mine"], 0))}
 
 
+@pytest.mark.parametrize("method", ["EM, MAP", "AutoDelta", "AutoNormal", "NUTS"])
+def test_an_error_in_a_callback_leaves_everything_as_it_was(method) -> None:
+    pyro.param("mine", torch.tensor(1.0))
+    store, state = dict(pyro.get_param_store().named_parameters()), torch.get_rng_state()
+    settings = dict(em_steps=3, svi_steps=3, nuts_steps=2, init_values={"loc": LOC})
+    with pytest.raises(ZeroDivisionError):
+        compare(latent, X, methods=[method], progress=lambda *_: 1 / 0, **settings)
+    assert dict(pyro.get_param_store().named_parameters()) == store
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not PYRO_LOCK._is_owned() and not _PYRO_STACK
+    assert torch.distributions.Distribution._validate_args
+
+
 def test_two_threads_compare_what_they_compare_alone() -> None:
     """Each has parameters and random numbers of its own, in turns with the other's."""
 

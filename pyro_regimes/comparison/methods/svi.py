@@ -27,7 +27,7 @@ OVERFLOW = (ValueError, torch.linalg.LinAlgError)
 
 
 class Trajectory(NamedTuple):
-    """The way of an optimiser, until its last step or until it diverged."""
+    """The path of an optimiser, until its last step or until it diverged."""
 
     times: list[float]
     passes: list[int]
