@@ -57,6 +57,9 @@ def distances(
     fitted = torch.as_tensor(series[: int(round(0.8 * len(series)))])
     found = []
     for run in comparison.runs:
+        if run.diverged:
+            found.append(float("nan"))
+            continue
         own = run.point["loc"].reshape(K, D) * fitted.std(0, correction=0) + fitted.mean(0)
         orders = itertools.permutations(range(K))
         found.append(min(float((own[list(o)] - means).square().mean().sqrt()) for o in orders))

@@ -87,7 +87,8 @@ class TimedEM(EM):
 
     It does so before its first step, to plan, and after its last one, to write the parameters and
     to check them. What lies between are steps on tensors, all of the same cost. A callback would
-    time each of them, and cost more than they do.
+    time each of them, and cost more than they do. (Steps that run the model, which EM makes only
+    where a model is not the same function at every call, are not seen.)
     """
 
     def __init__(
