@@ -48,14 +48,13 @@ def fit_regimes(
     :param callback: as that of :meth:`.RegimeModel.fit`.
     """
     units = spec.units(data, settings.min_eigenvalue)
-    z = units.scale(data)
+    z, offset = units.scale(data), units.log_jacobian(len(data))
     min_eigenvalue = settings.min_eigenvalue / units.unit[0] ** 2
     least = spec.collapsed_variance(z, settings.dtype)
     num_starts = settings.n_init if settings.n_regimes > 1 else 1  # where all starts are one
     starts = make_starts(
         z, settings.n_regimes, num_starts, spec, max(least, min_eigenvalue), rng
     )
-    offset = units.log_jacobian(len(data))
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -76,14 +75,13 @@ def fit_regimes(
         callback=report if settings.verbose or callback is not None else None,
     )
     best = fit.best()
+    converged = bool(fit.converged[best])
+    at_rest = converged or settings.max_iter == 0
+    warning = _warning(bool(fit.degenerate[best]), at_rest, len(fit.history) - 1)
     kept = fit.parameters.select(best)
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
-    history = fit.history[:, best] - offset
-    converged = bool(fit.converged[best])
-    at_rest = converged or settings.max_iter == 0
-    warning = _warning(bool(fit.degenerate[best]), at_rest, len(history) - 1)
-    return FittedRegimes(ordered, names, history, converged, warning)
+    return FittedRegimes(ordered, names, fit.history[:, best] - offset, converged, warning)
 
 
 def _warning(collapsed: bool, at_rest: bool, num_steps: int) -> str | None:
@@ -117,7 +115,7 @@ class FittedStarts(NamedTuple):
         final = self.history[-1]
         if not np.isfinite(final).any():
             raise ValueError(
-                "expected X that a Gaussian hidden Markov model can be fitted to, got a "
+                "expected X to which the hidden Markov model can be fitted, got a "
                 f"log-likelihood that is not finite from each of {len(final)} starts"
             )
         sound = np.isfinite(final) & (~self.degenerate | self.degenerate.all())

@@ -29,9 +29,9 @@ def make_starts(
     for start in range(n_init):
         if start % 2 == 0:
             kmeans = KMeans(n_regimes, n_init=1, random_state=rng.randint(2**31 - 1)).fit(x)
+            transition_matrix = _sticky(n_regimes)
             responsibilities = np.eye(n_regimes)[kmeans.labels_]
             emission = spec.start_from_clusters(x, responsibilities, kmeans.cluster_centers_, floor)
-            transition_matrix = _sticky(n_regimes)
         else:
             centers = distinct[rng.choice(len(distinct), n_regimes, replace=False)]
             emission = spec.start_around(x, centers, floor)
