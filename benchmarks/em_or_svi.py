@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_regimes import RegimeHMM
-from pyro_regimes.comparison import compare_on_returns
-from pyro_regimes.comparison_tables import speed_up_line, tables
-from pyro_regimes.infer.compare import LIKELIHOOD_METHODS, Comparison
+from pyro_regimes.comparison import LIKELIHOOD_METHODS, Comparison, compare_on_returns
+from pyro_regimes.comparison.tables import speed_up_line, tables
 
 K, D = 3, 3
 #: name: steps, distance of the regimes' means from one another, methods
@@ -58,6 +57,9 @@ def distances(
     fitted = torch.as_tensor(series[: int(round(0.8 * len(series)))])
     found = []
     for run in comparison.runs:
+        if run.diverged:
+            found.append(float("nan"))
+            continue
         own = run.point["loc"].reshape(K, D) * fitted.std(0, correction=0) + fitted.mean(0)
         orders = itertools.permutations(range(K))
         found.append(min(float((own[list(o)] - means).square().mean().sqrt()) for o in orders))

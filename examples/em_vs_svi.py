@@ -21,10 +21,9 @@ from rich.console import Console
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.comparison_tables import speed_up_line, tables
+from pyro_regimes.comparison import compare, plot_comparison
+from pyro_regimes.comparison.tables import speed_up_line, tables
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.infer.compare import compare
-from pyro_regimes.plotting import plot_comparison
 
 K = 3  # regimes
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out / "model.json")
     try:
-        from pyro_regimes.plotting import plot_regimes
+        from pyro_regimes.estimator import plot_regimes
 
         figure = plot_regimes(
             values, model.predict(table), model.predict_proba(table), model.regime_names_, dates

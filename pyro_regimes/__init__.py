@@ -1,8 +1,8 @@
 """Hidden Markov models in Pyro: a distribution, EM beside SVI, and market regimes."""
 
 from pyro_regimes.distributions import Posterior, RegimeHMM
+from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.infer import EM, EMResult, infer_regimes
-from pyro_regimes.model import RegimeModel
 from pyro_regimes.version import __version__
 
 __all__ = [

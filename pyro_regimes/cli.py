@@ -17,12 +17,16 @@ except ImportError as error:
 import numpy as np
 import torch
 
-from pyro_regimes import datasets, plotting
-from pyro_regimes.comparison import compare_on_returns
-from pyro_regimes.comparison_tables import speed_up_line, tables
+from pyro_regimes import datasets
+from pyro_regimes.comparison import (
+    ALL_METHODS,
+    compare_on_returns,
+    plot_comparison,
+    plot_posteriors,
+)
+from pyro_regimes.comparison.tables import speed_up_line, tables
 from pyro_regimes.datasets import Returns
-from pyro_regimes.infer.compare import ALL_METHODS
-from pyro_regimes.model import RegimeModel
+from pyro_regimes.estimator import RegimeModel, plot_regimes
 
 app = typer.Typer(
     help="Market regimes (Bull, Sideways, Bear) from a table of returns, by hidden Markov models.",
@@ -119,7 +123,7 @@ def fit(
     states, probs = model.predict(frame), model.predict_proba(frame)
     _write_states(out / "states.csv", returns, model.regime_names_, states, probs)
     model.save(out / "model.json")
-    figure = plotting.plot_regimes(
+    figure = plot_regimes(
         returns.values, states, probs, model.regime_names_, returns.dates
     )
     figure.savefig(out / "regimes.png", dpi=150)
@@ -188,10 +192,10 @@ def compare(
     if line:
         _out.print(line, highlight=False)
     wrote = [out / "comparison.png"]
-    plotting.plot_comparison(comparison).savefig(wrote[0], dpi=150)
+    plot_comparison(comparison).savefig(wrote[0], dpi=150)
     if any(run.posterior is not None for run in comparison.runs):
         wrote.append(out / "posteriors.png")
-        plotting.plot_posteriors(comparison).savefig(wrote[1], dpi=150)
+        plot_posteriors(comparison).savefig(wrote[1], dpi=150)
     _out.print(f"Wrote {' and '.join(map(str, wrote))}", highlight=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_regimes.gaussian_hmm import full_covariances
+from pyro_regimes.estimator.spec import find_spec
 from tests import seeds
 
 TRANSITIONS = np.array([[0.95, 0.04, 0.01], [0.05, 0.9, 0.05], [0.02, 0.08, 0.9]])
@@ -23,7 +23,8 @@ COVARIANCES = {
 def simulate(covariance_type: str, num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Observations and states, from the explicit model one step at a time."""
     rng = seeds.rng(seed)
-    full = full_covariances(COVARIANCES[covariance_type], covariance_type, MEANS.shape)
+    emission = {"means": MEANS, "covariances": COVARIANCES[covariance_type]}
+    _, full = find_spec(covariance_type).moments(emission)
     states = [rng.randint(3)]
     for _ in range(num_steps - 1):
         states.append(rng.choice(3, p=TRANSITIONS[states[-1]]))

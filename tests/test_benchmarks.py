@@ -115,9 +115,11 @@ def test_growths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.isfinite(growth.exponent)
 
 
+@pytest.mark.skipif(not peer_growth._CLEAR.exists(), reason="no /proc to read it from")
 def test_extra_arrays() -> None:
     arrays = peer_growth.extra_arrays(50_000, 4)
-    assert arrays is None or arrays >= 1  # gamma, at least
+    assert arrays is not None
+    assert 1 < arrays < 4  # gamma and what the sweep keeps: the kernels' README says one array
 
 
 def test_take_turns_until_the_time_is_up() -> None:

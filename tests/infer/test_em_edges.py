@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.compare import compare
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, XS, X, observe, positive, real
 
 COVARIATE = torch.linspace(-2, 2, 64).double()
@@ -320,29 +319,6 @@ def test_floors_that_are_none(wrong) -> None:
 def test_numbers_of_numpy() -> None:
     em = EM(regression, min_eigenvalue=np.float32(0.0))
     assert em.run(X, COVARIATE, num_steps=np.int32(3), tol=np.float32(0.5)).num_steps <= 3
-
-
-def test_compare_takes_a_model_with_latent_sites() -> None:
-    """And finds the HMM under a mask."""
-
-    def model(x: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
-        hmm = RegimeHMM(
-            initial_probs=INITIAL,
-            transition_probs=TRANSITION,
-            observation_dist=dist.Normal(loc, SCALE).to_event(0),
-        )
-        pyro.sample("x", hmm.mask(torch.tensor(True)), obs=x)
-
-    start = {"loc": LOC}
-    found = compare(
-        model, X, methods=["EM, MAP", "AutoNormal"], init_values=start, svi_steps=5, num_draws=3
-    )
-    mode, variational = found.runs
-    assert mode.log_likelihood < 0 and mode.values[-1] == pytest.approx(mode.log_joint)
-    assert variational.posterior is not None
-    with pytest.raises(ValueError, match=r"a model without latent sites for \['EM'\]"):
-        compare(model, X, methods=["EM"])
 
 
 def test_a_model_that_becomes_another_within_a_run() -> None:

@@ -18,7 +18,6 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, infer_regimes
 from pyro_regimes.infer import point_values, record_regimes
-from pyro_regimes.infer.compare_methods import _sums
 from tests import seeds
 from tests.infer.models import INITIAL, LENGTHS, LOC, SCALE, TRANSITION, XS, X, normal_hmm, real
 
@@ -302,11 +301,6 @@ def test_a_subclass_with_its_own_density_is_refused_by_name(kind, batch) -> None
         found = infer_regimes(subclassed(Complete), None, x, kind=kind)["x"]
         turned = {"smoothed": expected.flip(-1), "filtered": expected, "viterbi": 1 - expected}
         assert torch.equal(found, turned[kind])
-
-
-def test_the_likelihood_of_a_subclass_is_its_own() -> None:
-    whole = _sums(subclassed(Tempered), X)
-    assert whole[0] == whole[1] == 0.5 * _sums(subclassed(RegimeHMM), X)[0] != 0
 
 
 # ---- the caller's state --------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.gaussian_hmm import pyro_model
+from pyro_regimes.estimator.pyro_model import pyro_model
+from pyro_regimes.estimator.spec import find_spec
 from tests.infer.models import INITIAL, LOC, LOCS, SCALE, TRANSITION, XS, X, Y, observe, real
 
 
@@ -169,7 +170,7 @@ def test_the_estimators_starts_pass(num_sequences) -> None:
         "loc": LOCS.expand(lead + (1, 2, 3)),
         "covariance_matrix": torch.eye(3).double().expand(lead + (1, 2, 3, 3)),
     }
-    model = pyro_model(start)
+    model = pyro_model(start, find_spec("tied"))
     loss = SVI(model, lambda *_: None, lr(), Trace_ELBO()).evaluate_loss(data)
     assert EM(model).step(data) == pytest.approx(loss, rel=1e-9)
     assert constraints.simplex.check(pyro.param("initial_probs").detach()).all()

@@ -86,11 +86,6 @@ def test_the_loss_is_minus_the_log_joint(entry: Entry) -> None:
     assert em.evaluate_loss() < loss
 
 
-def test_enough_models() -> None:
-    assert len(ENTRIES) >= 25
-    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
-
-
 def subsampled(batch: int | None) -> Model:
     def model() -> None:
         hmm = RegimeHMM(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any, Callable
 
@@ -23,6 +24,7 @@ from pyro_regimes.infer.em.problem import Problem, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Reading, Session, read_losses
+from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 
 __all__ = ["EM", "EMResult"]
@@ -96,7 +98,7 @@ class EM:
         self.model, self.guide, self.optim = model, guide, optim
         self.min_eigenvalue = min_eigenvalue
         self.step_size = step_size or default_schedule
-        self._session = Session(optim, min_eigenvalue)
+        self._session = Session(optim, min_eigenvalue, self._pyro)
 
     @property
     def plan(self) -> Plan | None:
@@ -114,6 +116,14 @@ class EM:
         """
         self._session.reset()
 
+    def _pyro(self) -> AbstractContextManager[Any]:
+        """Alone with Pyro's handlers and the parameter store."""
+        return Alone()
+
+    def _warn(self, message: str) -> None:
+        """Tell the user once of each kind of trouble."""
+        self._session.warn(message)
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Call(self.model, self.guide, args, kwargs)
 
@@ -127,11 +137,11 @@ class EM:
         """
         session, call = self._session, self._call(args, kwargs)
         undisturbed = Undisturbed()
-        with undisturbed, undisturbed, session.alone(), torch.no_grad():
+        with undisturbed, undisturbed, self._pyro(), torch.no_grad():
             undisturbed.undo = session.mark()
             reading = session.read(call)
             problem, state, _ = reading
-            ascent = Ascent(problem.plan.names, state.losses, session.frozen, session.warn)
+            ascent = Ascent(problem.plan.names, state.losses, session.frozen, self._warn)
             self._retrace(call, reading).improve(state, ascent)
             session.frozen = ascent.frozen
             return problem.loss(state.losses)
@@ -179,8 +189,9 @@ class EM:
         session.begin()
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad():
-            undisturbed.undo = session.mark()
-            reading = session.read(call)
+            with self._pyro():
+                undisturbed.undo = session.mark()
+                reading = session.read(call)
             settings = int(num_steps), tol, callback
             if reading.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, reading, undisturbed, *settings)
@@ -202,7 +213,7 @@ class EM:
         session = self._session
         problem, start, _ = reading
         engines = self._engines(problem, start)
-        loop = Loop(engines, start, session.frozen, session.warn)
+        loop = Loop(engines, start, session.frozen, self._warn)
 
         def keep() -> None:
             if loop.num_steps:
@@ -259,7 +270,7 @@ class EM:
             f"the model is run at every step, as {reading.problem.plan.why_not_closed}"
         )
         loop = Loop(
-            [self._retrace(call, reading)], reading.state, session.frozen, session.warn
+            [self._retrace(call, reading)], reading.state, session.frozen, self._warn
         )
         if before is not None:
             loop.go_on_from(before)
@@ -299,11 +310,11 @@ class EM:
             )
         if tol is None or not loop.converged:
             return result
-        with self._session.alone():
+        with self._pyro():
             findings = guard.check(call, loop, tol)
         if not findings:
             return result
-        self._session.warn(guard.message(findings, list(loop.problem.plan.gradient)))
+        self._warn(guard.message(findings, list(loop.problem.plan.gradient)))
         return result._replace(
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",

@@ -66,10 +66,16 @@ class Session:
 
     :param optim: moves what has no closed form.
     :param min_eigenvalue: floor on the eigenvalues of covariances.
+    :param alone: a block alone with Pyro's handlers and the parameter store.
     """
 
-    def __init__(self, optim: Optim | None, min_eigenvalue: float) -> None:
-        self.optim, self.min_eigenvalue = optim, min_eigenvalue
+    def __init__(
+        self,
+        optim: Optim | None,
+        min_eigenvalue: float,
+        alone: Callable[[], AbstractContextManager[Any]] = Alone,
+    ) -> None:
+        self.optim, self.min_eigenvalue, self.alone = optim, min_eigenvalue, alone
         self.plan: Plan | None = None
         self.frozen: Held = {}
         self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
@@ -91,10 +97,6 @@ class Session:
 
     def _forget_averages(self) -> None:
         self.averages, self.num_batches = {}, 0
-
-    def alone(self) -> AbstractContextManager[Any]:
-        """Alone with Pyro's handlers and the parameter store."""
-        return Alone()
 
     def write(self, params: Params, leaves: Params) -> None:
         """Set parameters in the store, in place.

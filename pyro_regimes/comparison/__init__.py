@@ -1,0 +1,29 @@
+"""EM beside SVI, variational inference and NUTS, on one model or on a table of returns.
+
+:mod:`.comparison.tables` prints a comparison (it needs rich), :mod:`.comparison.plots` draws it.
+"""
+
+from pyro_regimes.comparison.on_model import (
+    ALL_METHODS,
+    LIKELIHOOD_METHODS,
+    PRIOR_METHODS,
+    compare,
+)
+from pyro_regimes.comparison.on_returns import compare_on_returns
+from pyro_regimes.comparison.plots import plot_comparison, plot_posteriors
+from pyro_regimes.comparison.runs import Comparison, Interval, MethodRun
+from pyro_regimes.comparison.task import Progress
+
+__all__ = [
+    "ALL_METHODS",
+    "LIKELIHOOD_METHODS",
+    "PRIOR_METHODS",
+    "Comparison",
+    "Interval",
+    "MethodRun",
+    "Progress",
+    "compare",
+    "compare_on_returns",
+    "plot_comparison",
+    "plot_posteriors",
+]

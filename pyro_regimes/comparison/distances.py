@@ -1,0 +1,49 @@
+"""How far the methods have ended from one another."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.comparison.runs import Interval, MethodRun
+
+
+def with_distances(runs: list[MethodRun]) -> list[MethodRun]:
+    """The runs with their distance to EM's solution, and to the posterior that NUTS found."""
+    points = {run.objective: run.point for run in runs if run.method.startswith("EM")}
+    exact = next((run.posterior for run in runs if run.method == "NUTS"), None)
+    measured = []
+    for run in runs:
+        reference = points.get("joint" if run.objective in ("ELBO", "draws") else run.objective)
+        if reference is not None and not run.method.startswith("EM"):
+            run = run._replace(distance_to_em=_distance(run.point, reference))
+        if exact is not None and run.posterior is not None and run.method != "NUTS":
+            run = run._replace(posterior_errors=_posterior_errors(run.posterior, exact))
+        measured.append(run)
+    return measured
+
+
+def _distance(point: dict[str, Tensor], reference: dict[str, Tensor]) -> float | None:
+    """Of all parameters together, relative to their size."""
+    if set(point) != set(reference):
+        return None
+    moved = sum(float((point[name] - reference[name]).square().sum()) for name in point)
+    size = sum(float(value.square().sum()) for value in reference.values())
+    return math.sqrt(moved / size)
+
+
+def _posterior_errors(
+    found: dict[str, Interval], exact: dict[str, Interval]
+) -> tuple[float, float]:
+    """Root mean squares of the errors of means and deviations, in standard deviations."""
+    means, spreads = [], []
+    for name, interval in exact.items():
+        deviation = interval.deviation.clamp(min=torch.finfo(interval.deviation.dtype).tiny)
+        means.append(((found[name].mean - interval.mean) / deviation).flatten())
+        spreads.append((found[name].deviation / deviation - 1).flatten())
+    return (
+        float(torch.cat(means).square().mean().sqrt()),
+        float(torch.cat(spreads).square().mean().sqrt()),
+    )

@@ -1,0 +1,16 @@
+"""One file for each kind of method. Every function runs one method from the common start."""
+
+from pyro_regimes.comparison.methods.em import run_em, run_em_map
+from pyro_regimes.comparison.methods.nuts import run_nuts
+from pyro_regimes.comparison.methods.svi import run_auto_delta, run_svi
+from pyro_regimes.comparison.methods.variational import GUIDES, run_guide
+
+__all__ = [
+    "GUIDES",
+    "run_auto_delta",
+    "run_em",
+    "run_em_map",
+    "run_guide",
+    "run_nuts",
+    "run_svi",
+]

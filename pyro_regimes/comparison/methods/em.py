@@ -1,0 +1,129 @@
+"""EM on the likelihood, and on the log joint of a model with priors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta
+
+from pyro_regimes.comparison.methods.at_point import mode_scores, restored
+from pyro_regimes.comparison.runs import MethodRun
+from pyro_regimes.comparison.scores import (
+    gradient_norm,
+    held_out,
+    log_densities,
+    parameter_values,
+)
+from pyro_regimes.comparison.task import Model, Task, Workspace
+from pyro_regimes.infer import EM, EMResult
+
+
+def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
+    """EM on the likelihood."""
+    workspace = task.workspace()
+    with workspace.entered():
+        poutine.trace(model).get_trace(task.data)  # makes the parameters
+    trajectory = _run("EM", model, None, task, workspace, num_steps)
+    with workspace.entered():
+        likelihood, _ = log_densities(model, task.data)
+        return MethodRun(
+            method="EM",
+            objective="likelihood",
+            log_likelihood=likelihood,
+            held_out=held_out(model, task, likelihood),
+            gradient_norm=gradient_norm(model, task.data),
+            point=parameter_values(),
+            **trajectory,
+        )
+
+
+def run_em_map(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
+    """EM on the log joint, with the points of AutoDelta."""
+    workspace = task.workspace()
+    with workspace.entered():
+        guide = AutoDelta(prior_model, init_loc_fn=task.start())
+        guide(task.data)  # makes the parameters, at the start
+    trajectory = _run("EM, MAP", prior_model, guide, task, workspace, num_steps)
+    with workspace.entered():
+        return MethodRun(
+            method="EM, MAP",
+            objective="joint",
+            **mode_scores(prior_model, guide, task),
+            **trajectory,
+        )
+
+
+def _run(
+    method: str,
+    model: Model,
+    guide: Callable[..., Any] | None,
+    task: Task,
+    workspace: Workspace,
+    num_steps: int,
+) -> dict[str, Any]:
+    """The fields of :class:`.MethodRun` that tell how EM came to its end."""
+    with restored(workspace):  # compiles the kernels
+        TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=None)
+    em = TimedEM(model, guide, workspace)
+    result = em.run(task.data, num_steps=num_steps, tol=task.tol)
+    seconds = em.seconds
+    task.tell(method, result.num_steps, num_steps)
+    return {
+        "num_steps": result.num_steps,
+        "num_passes": result.num_e_steps,
+        "seconds": seconds,
+        "times": em.times(result),
+        "passes": list(range(1, result.num_steps + 2)),  # the start is known after an E-step
+        "values": [-loss for loss in result.history],
+    }
+
+
+class TimedEM(EM):
+    """EM in a workspace, which notes when it uses Pyro.
+
+    It does so before its first step, to plan, and after its last one, to write the parameters and
+    to check them. What lies between are steps on tensors, all of the same cost. A callback would
+    time each of them, and cost more than they do. (Steps that run the model, which EM makes only
+    where a model is not the same function at every call, are not seen.)
+    """
+
+    def __init__(
+        self, model: Model, guide: Callable[..., Any] | None, workspace: Workspace
+    ) -> None:
+        super().__init__(model, guide)
+        self._workspace = workspace
+        self._depth = 0
+        self._sections: list[tuple[float, float]] = []  # of its use of Pyro: begin and end
+
+    def run(self, *args: Any, **kwargs: Any) -> EMResult:
+        """As :meth:`.EM.run`, timed."""
+        self._sections = []
+        self._began = time.perf_counter()
+        result = super().run(*args, **kwargs)
+        self.seconds = time.perf_counter() - self._began
+        return result
+
+    def times(self, result: EMResult) -> list[float]:
+        """Seconds from the beginning of the run to each value of its history.
+
+        The first is that of the start; the first step contains the planning.
+        """
+        planned = self._sections[0][1] - self._began
+        done = self._sections[min(1, len(self._sections) - 1)][0] - self._began
+        each = max(0.0, done - planned) / max(1, result.num_steps)
+        return [0.0, *(planned + each * step for step in range(1, result.num_steps + 1))]
+
+    @contextmanager
+    def _pyro(self) -> Iterator[None]:
+        with self._workspace.pyro(), super()._pyro():
+            began, self._depth = time.perf_counter(), self._depth + 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self._sections.append((began, time.perf_counter()))

@@ -1,0 +1,143 @@
+"""EM, SVI, VI and NUTS on one Pyro model: the same function, the same start, the same data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any, Sequence
+
+import numpy as np
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_regimes.comparison.distances import with_distances
+from pyro_regimes.comparison.methods import (
+    run_auto_delta,
+    run_em,
+    run_em_map,
+    run_guide,
+    run_nuts,
+    run_svi,
+)
+from pyro_regimes.comparison.runs import Comparison, MethodRun
+from pyro_regimes.comparison.task import Model, Progress, Task
+
+#: Of the likelihood, without priors.
+LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
+#: Of the model with priors.
+PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
+ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
+
+
+def compare(
+    model: Model,
+    data: Tensor,
+    held_out: Tensor | None = None,
+    methods: Sequence[str] | None = None,
+    *,
+    prior_model: Model | None = None,
+    init_values: dict[str, Tensor] | None = None,
+    em_steps: int = 200,
+    tol: float | None = 1e-4,
+    svi_steps: int = 2000,
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1),
+    nuts_steps: int = 200,
+    num_draws: int = 50,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    r"""Fit one model by EM, SVI, variational inference and NUTS, all from one start.
+
+    On the likelihood alone: EM, and SVI with an empty guide, by Adam and by ClippedAdam at each
+    learning rate. On ``prior_model``, the same likelihood with its parameters sampled from priors:
+    EM and SVI (``AutoDelta``) to the maximum of the log joint; SVI with ``AutoNormal``,
+    ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``; and NUTS. Variational guides
+    and AutoDelta take the middle one of the learning rates. A run of SVI that diverges is one of
+    the runs, and says so. Whatever must be compiled is compiled before the clock starts. The
+    caller's parameter store and random state stay as they are.
+
+    :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
+        one with latent sites, which then is the ``prior_model`` too.
+    :param data: what is fitted, with time at dimension -2: ``(..., T, D)``.
+    :param held_out: what follows it in time, ``(..., T', D)``: its log-likelihood is that given
+        the data.
+    :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
+    :param init_values: values of the sites of ``prior_model``, where all its methods start.
+    :param em_steps: the most steps of EM, which stops earlier by ``tol``.
+    :param svi_steps: steps of each SVI.
+    :param nuts_steps: draws of NUTS, after as many for warming up.
+    :param num_draws: of the posterior, over which held-out likelihoods are averaged.
+    :param seed: of the variational draws and NUTS.
+    :param progress: called with the method, the number of a step, and the number of steps.
+    :raises ValueError: if a method is not known, a number of steps or a learning rate is not
+        positive, or the model fails at its start.
+    """
+    _check_counts(
+        em_steps=em_steps, svi_steps=svi_steps, nuts_steps=nuts_steps, num_draws=num_draws
+    )
+    rates = _check_rates(learning_rates)
+    middle = rates[len(rates) // 2]
+    task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress)
+    has_priors = _is_latent(model, task)
+    if has_priors and prior_model is None:
+        prior_model = model
+    runs: list[MethodRun] = []
+    for name in _choose(methods, not has_priors, prior_model is not None):
+        if name == "EM":
+            runs.append(run_em(model, task, em_steps))
+        elif name in LIKELIHOOD_METHODS:
+            runs += [run_svi(name, model, task, svi_steps, rate) for rate in rates]
+        else:
+            assert prior_model is not None
+            if name == "EM, MAP":
+                runs.append(run_em_map(prior_model, task, em_steps))
+            elif name == "AutoDelta":
+                runs.append(run_auto_delta(prior_model, task, svi_steps, middle))
+            elif name == "NUTS":
+                runs.append(run_nuts(prior_model, task, nuts_steps))
+            else:
+                runs.append(run_guide(name, prior_model, task, svi_steps, middle))
+    return Comparison(with_distances(runs))
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
+
+
+def _check_rates(learning_rates: Any) -> list[float]:
+    """The learning rates, in ascending order."""
+    rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
+    numbers = all(isinstance(rate, (int, float, np.number)) for rate in rates)
+    if not rates or not numbers or not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
+    return rates
+
+
+def _is_latent(model: Model, task: Task) -> bool:
+    """Whether a model has latent sites; the caller's store gets none of its parameters."""
+    with task.workspace().entered():
+        nodes = poutine.trace(model).get_trace(task.data).nodes.values()
+        return any(
+            node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+            for node in nodes
+        )
+
+
+def _choose(methods: Sequence[str] | None, has_likelihood: bool, has_priors: bool) -> list[str]:
+    if methods is None:
+        likelihood = LIKELIHOOD_METHODS if has_likelihood else ()
+        return [*likelihood, *(PRIOR_METHODS if has_priors else ())]
+    unknown = [name for name in methods if name not in ALL_METHODS]
+    if unknown or not methods:
+        raise ValueError(f"expected methods from {list(ALL_METHODS)}, got {list(methods)}")
+    needy = [name for name in methods if name not in LIKELIHOOD_METHODS]
+    if needy and not has_priors:
+        raise ValueError(f"expected a prior_model for the methods {needy}, got None")
+    if len(needy) < len(methods) and not has_likelihood:
+        plain = [name for name in methods if name not in needy]
+        raise ValueError(f"expected a model without latent sites for {plain}, got one with some")
+    return list(methods)

@@ -1,0 +1,115 @@
+"""The comparison that a practitioner asks for: EM against SVI on a table of returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pyro_regimes.comparison.on_model import compare
+from pyro_regimes.comparison.runs import Comparison, MethodRun
+from pyro_regimes.comparison.task import Progress
+from pyro_regimes.estimator import validation
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.pyro_model import (
+    prior_model,
+    pyro_model,
+    site_values,
+    to_arguments,
+)
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
+from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.units import Units
+from pyro_regimes.infer.isolation import plain_torch
+
+
+def compare_on_returns(
+    returns: Array,
+    *,
+    n_regimes: int = 3,
+    covariance_type: str = "full",
+    held_out: float = 0.2,
+    methods: Sequence[str] | None = None,
+    em_steps: int = 200,
+    tol: float = 1e-4,
+    svi_steps: int = 2000,
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1),
+    nuts_steps: int = 200,
+    random_state: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
+
+    All start at the same k-means clusters. The series are scaled to unit variance first, which
+    does not matter to EM and suits Adam. Log-likelihoods are reported in the units of the data;
+    the densities of parameters, which log joint and ELBO contain, are those of scaled data.
+
+    :param returns: ``(T, D)``.
+    :param held_out: the share of the data, its end, that is not fitted.
+    :param methods: as there; None for all but NUTS.
+    :raises ValueError: if the data are too few or constant, or an option is not known.
+    """
+    validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    validation.integer("n_regimes", n_regimes, 1)
+    values = np.asarray(returns, dtype=np.float64)
+    cut = _split(values, held_out, 2 * n_regimes)
+    units = Units(values[:cut].mean(0), values[:cut].std(0))
+    if not (units.unit > 0).all():
+        deviations = units.unit.tolist()
+        raise ValueError(f"expected no constant series, got standard deviations {deviations}")
+    z, rng = units.scale(values), np.random.RandomState(random_state)
+    spec = find_spec(covariance_type)
+    start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
+    arguments = to_arguments(start, spec)
+    with plain_torch(torch.device("cpu")):
+        zeros = torch.zeros(values.shape[1], dtype=torch.float64)
+        found = compare(
+            pyro_model(arguments, spec),
+            torch.from_numpy(z[:cut]),
+            torch.from_numpy(z[cut:]),
+            methods,
+            prior_model=prior_model(n_regimes, spec, zeros, torch.ones_like(zeros)),
+            init_values=site_values(arguments, spec),
+            em_steps=em_steps,
+            tol=tol,
+            svi_steps=svi_steps,
+            learning_rates=learning_rates,
+            nuts_steps=nuts_steps,
+            seed=random_state,
+            progress=progress,
+        )
+    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
+    return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])
+
+
+def _split(values: Array, held_out: float, least: int) -> int:
+    """The number of rows to fit.
+
+    :param least: the least number of rows on either side.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
+    cut = int(round((1 - held_out) * len(values)))
+    if min(cut, len(values) - cut) < least:
+        raise ValueError(
+            f"expected at least {least} rows on either side of the split, got {cut} and "
+            f"{len(values) - cut}"
+        )
+    return cut
+
+
+def _in_units_of_data(run: MethodRun, fitted: float, rest: float) -> MethodRun:
+    """log p(x) from log p(z), by log p(z) - log p(x) of the fitted rows and of the others."""
+
+    def less(value: float | None, by: float) -> float | None:
+        return None if value is None else value - by
+
+    return run._replace(
+        log_likelihood=run.log_likelihood - fitted,
+        log_joint=less(run.log_joint, fitted),
+        elbo=less(run.elbo, fitted),
+        held_out=less(run.held_out, rest),
+        held_out_averaged=less(run.held_out_averaged, rest),
+        values=[value - fitted for value in run.values],
+    )

@@ -1,0 +1,143 @@
+"""A comparison as tables of text (rich)."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from pyro_regimes.comparison.runs import Comparison, MethodRun
+
+
+def tables(comparison: Comparison, title: str) -> list[Table]:
+    """One for methods that maximise the likelihood, one for those with priors, one against NUTS."""
+    found = []
+    if comparison.of("likelihood"):
+        found.append(_likelihood_table(comparison, title))
+    if len(comparison.of("likelihood")) < len(comparison.runs):
+        found.append(_prior_table(comparison, title))
+    if any(run.posterior_errors for run in comparison.runs):
+        found.append(_error_table(comparison))
+    return found
+
+
+def speed_up_line(comparison: Comparison, within: float = 0.1) -> str:
+    """A sentence on how much sooner EM came close to the best; empty without EM and another."""
+    runs = comparison.of("likelihood")
+    em = next((run for run in runs if run.method == "EM"), None)
+    others = [run for run in runs if run is not em]
+    reached = None if em is None else comparison.seconds_to_best(em, within)
+    if reached is None or not others:
+        return ""
+    goal = f"EM came within {within:g} nats of the best log-likelihood"
+    times = [comparison.seconds_to_best(run, within) for run in others]
+    fastest = min((time for time in times if time is not None), default=None)
+    if fastest is None:
+        longest = max(run.seconds for run in others)
+        multiple = f", {longest / reached:.0f} times as long" if reached else ""
+        return f"{goal} in {reached:.2f} s; no SVI did, in up to {longest:.2f} s{multiple}."
+    if 0.0 < 1.5 * reached < fastest:
+        return f"{goal} {fastest / reached:.0f} times sooner than the fastest SVI."
+    return f"{goal} in {reached:.2f} s, the fastest SVI in {fastest:.2f} s."
+
+
+def _new(title: str, caption: str, *headers: str) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("method", no_wrap=True)
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _likelihood_table(comparison: Comparison, title: str) -> Table:
+    table = _new(
+        f"Likelihood: {title}",
+        "nats; held out: of the last rows given the others; passes: over the data;\n"
+        "to best: until within 0.1 of the best; distance: of parameters, to EM's",
+        "log-\nlikelihood",
+        "held out",
+        "passes",
+        "seconds",
+        "seconds\nto best",
+        "gradient\nnorm",
+        "dist-\nance",
+    )
+    for run in comparison.of("likelihood"):
+        table.add_row(
+            run.method.removeprefix("SVI, "),
+            _log_likelihood(run, 2),
+            _fixed(run.held_out),
+            str(run.num_passes),
+            f"{run.seconds:.2f}",
+            _seconds_to_best(comparison, run),
+            _short(run.gradient_norm),
+            _short(run.distance_to_em),
+        )
+    return table
+
+
+def _prior_table(comparison: Comparison, title: str) -> Table:
+    runs = [run for run in comparison.runs if run.objective != "likelihood"]
+    rates = sorted({run.method.split("(")[1] for run in runs if "(" in run.method})
+    by_adam = f"; guides by Adam({rates[0]}" if rates else ""
+    table = _new(
+        f"With priors: {title}",
+        "likelihoods at the mode, the medians (VI) or the means (NUTS), and averaged\n"
+        f"over the posterior; to best: of the log joint{by_adam}",
+        "log-\nlikelihood",
+        "log\njoint",
+        "ELBO",
+        "held\nout",
+        "aver-\naged",
+        "sec-\nonds",
+        "to\nbest",
+    )
+    for run in runs:
+        table.add_row(
+            _name(run),
+            _log_likelihood(run, 1),
+            _fixed(run.log_joint, 1),
+            _fixed(run.elbo, 1),
+            _fixed(run.held_out, 1),
+            _fixed(run.held_out_averaged, 1),
+            f"{run.seconds:.2f}",
+            _seconds_to_best(comparison, run),
+        )
+    return table
+
+
+def _name(run: MethodRun) -> str:
+    """Without its learning rate."""
+    name = run.method.removeprefix("SVI, ").split("(")[0]
+    return name.replace("MultivariateN", "Multivariate-\nN")
+
+
+def _error_table(comparison: Comparison) -> Table:
+    table = _new(
+        "Against NUTS",
+        "root mean square over all parameters; of means, in standard deviations",
+        "error of means",
+        "relative error of deviations",
+    )
+    for run in comparison.runs:
+        if run.posterior_errors is not None:
+            table.add_row(_name(run), *(f"{value:.2f}" for value in run.posterior_errors))
+    return table
+
+
+def _seconds_to_best(comparison: Comparison, run: MethodRun) -> str:
+    if run.objective not in ("likelihood", "joint"):
+        return ""
+    reached = comparison.seconds_to_best(run)
+    return "never" if reached is None else f"{reached:.2f}"
+
+
+def _log_likelihood(run: MethodRun, digits: int) -> str:
+    return "diverged" if run.diverged else _fixed(run.log_likelihood, digits)
+
+
+def _fixed(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"

@@ -1,0 +1,108 @@
+"""What every method is given, and the place in which it works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, NamedTuple
+
+import torch
+from pyro.infer.autoguide import init_to_value
+from pyro.params.param_store import ParamStoreDict
+from torch import Tensor
+
+from pyro_regimes.infer.isolation import isolated
+
+Model = Callable[[Tensor], Any]
+Progress = Callable[[str, int, int], None]  # method, step, number of steps
+
+
+class Task(NamedTuple):
+    """The data, the start and the options that all methods share."""
+
+    data: Tensor
+    held_out: Tensor | None
+    tol: float | None
+    num_draws: int
+    init_values: dict[str, Tensor]
+    seed: int
+    progress: Progress | None
+
+    def start(self) -> Callable[..., Any]:
+        """Initial values of the latent sites: copies, as a guide may keep the very tensors."""
+        return init_to_value(values={n: value.clone() for n, value in self.init_values.items()})
+
+    def workspace(self) -> Workspace:
+        """A new place to work in."""
+        return Workspace(self.seed, self.data.device)
+
+    def tell(self, method: str, step: int, total: int) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(method, step, total)
+
+
+class Workspace:
+    """A parameter store and random numbers of one method's own.
+
+    They take the place of Pyro's store and torch's random state, under Pyro's lock, for each piece
+    of work: a step, a draw, an evaluation. Between two pieces the caller's are in place, and other
+    threads can work.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.store = ParamStoreDict()
+        self._devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+        generators = [torch.Generator(device).manual_seed(seed) for device in self._devices]
+        self._random = [generator.get_state() for generator in generators]
+        self._depth = 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work here: no handlers, own parameters and random numbers, gradients recorded."""
+        with ExitStack() as modes:
+            modes.enter_context(self.pyro())
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.enable_grad())
+            yield
+
+    @contextmanager
+    def pyro(self) -> Iterator[None]:
+        """The same, with torch's modes as they are. May be nested."""
+        with isolated(self.store):
+            if self._depth:
+                yield
+                return
+            self._depth += 1
+            try:
+                with torch.random.fork_rng(devices=self._devices[1:]):
+                    self._set_random_state()
+                    try:
+                        yield
+                    finally:
+                        self._random = self._random_state()
+            finally:
+                self._depth -= 1
+
+    def _random_state(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices[1:])]
+
+    def _set_random_state(self) -> None:
+        torch.set_rng_state(self._random[0])
+        for state, device in zip(self._random[1:], self._devices[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+class Stopwatch:
+    """The seconds spent in its ``with`` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._began

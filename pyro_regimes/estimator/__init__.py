@@ -1,0 +1,7 @@
+"""RegimeModel, the scikit-learn estimator of market regimes, and what it is made of."""
+
+from pyro_regimes.estimator.plots import plot_regimes
+from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.report import Forecast, Summary
+
+__all__ = ["Forecast", "RegimeModel", "Summary", "plot_regimes"]

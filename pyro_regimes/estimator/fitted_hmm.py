@@ -1,0 +1,104 @@
+"""A fitted model at work: likelihoods, probabilities, paths and forecasts."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
+from pyro_regimes.estimator.report import Forecast
+from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.infer.isolation import plain_torch
+from pyro_regimes.kernels import ops
+
+
+class FittedHMM(NamedTuple):
+    """Parameters, and where to compute. Data are ``(T, D)``, with the sizes of the sequences."""
+
+    parameters: Parameters
+    spec: Spec
+    dtype: torch.dtype
+    device: torch.device
+
+    def log_likelihood(self, data: Array, sizes: list[int]) -> float:
+        """Over all sequences."""
+        with self._computing():
+            hmm, x, _, offset = self._scaled(data, sizes)
+            return float(hmm.log_prob(x).double().sum()) - offset
+
+    def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
+        """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
+        with self._computing():
+            hmm, x, _, offset = self._scaled(data, sizes)
+            posterior = hmm.posterior(x)
+            probs = getattr(posterior, f"{kind}_probs").double()
+            return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)
+
+    def decode(
+        self, data: Array, sizes: list[int], algorithm: str
+    ) -> tuple[float, npt.NDArray[np.int64]]:
+        """The path by "viterbi" or "smoothing", and its log-probability with the data."""
+        with self._computing():
+            hmm, x, lengths, offset = self._scaled(data, sizes)
+            if algorithm == "viterbi":
+                path = hmm.viterbi(x)
+            else:
+                path = hmm.posterior(x).smoothed_probs.argmax(-1)
+            log_prob = ops.complete_log_likelihood(
+                hmm.initial_logits,
+                hmm.transition_logits,
+                hmm.observation_dist.log_prob(x.unsqueeze(-2)),
+                path.clamp(min=0),
+                lengths,
+            )
+            return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+
+    def forecast(self, data: Array, n_steps: int) -> Forecast:
+        """The marginal distribution of each of the next observations of one sequence."""
+        with self._computing():
+            hmm, x, _, _ = self._scaled(data, [len(data)])
+            weights = hmm.forecast(x, n_steps).mixture_distribution
+            density = self.spec.observation_dist(self._arguments(self.parameters))
+            mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
+            probs = weights.probs.cpu().double().numpy()
+        means, covariances = self.spec.moments(self.parameters.emission)
+        mean = probs @ means
+        deviations = means - mean[:, None]  # (n, K, D)
+        within = np.tensordot(probs, covariances, 1)
+        between = np.einsum("nk,nki,nkj->nij", probs, deviations, deviations)
+        return Forecast(probs, mean, within + between, mixture)
+
+    def pyro_model(self) -> PyroModel:
+        """A Pyro model function whose parameters start here."""
+        return pyro_model(self._arguments(self.parameters), self.spec)
+
+    def _computing(self) -> AbstractContextManager[None]:
+        """A context for computation with torch, without the caller's modes."""
+        return plain_torch(self.device)
+
+    def _arguments(self, parameters: Parameters) -> dict[str, Tensor]:
+        where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        return to_arguments(parameters, self.spec, **where)
+
+    def _scaled(
+        self, data: Array, sizes: list[int]
+    ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
+        """The model and the data in units that suit any dtype, and log p(z) - log p(x).
+
+        Between them the lengths, as :func:`.pad` has them.
+        """
+        emission = self.parameters.emission
+        units = self.spec.units_of(emission)
+        x, lengths = pad(units.scale(data), sizes, dtype=self.dtype, device=self.device)
+        scaled = self.parameters._replace(emission=self.spec.scale(emission, units))
+        hmm = regime_hmm(self._arguments(scaled), self.spec, lengths)
+        return hmm, x, lengths, units.log_jacobian(len(data))

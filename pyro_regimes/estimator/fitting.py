@@ -1,0 +1,181 @@
+"""Maximum likelihood from many starts in one batch: by EM, or by SVI on the same Pyro model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from pyro_regimes.estimator.convergence import Flags, steady_starts, to_numpy
+from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
+from pyro_regimes.estimator.isolated_em import IsolatedEM
+from pyro_regimes.estimator.naming import sort_regimes
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import from_arguments, pyro_model, to_arguments
+from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.validation import Settings
+
+
+class FittedRegimes(NamedTuple):
+    """The best start, in the units of the data, with its regimes in order."""
+
+    parameters: Parameters
+    regime_names: list[str]
+    history: Array  #: log-likelihood before each iteration, and the final one
+    converged: bool
+    warning: str | None  #: what the user is to be told
+
+
+def fit_regimes(
+    data: Array,
+    sizes: list[int],
+    spec: Spec,
+    settings: Settings,
+    rng: np.random.RandomState,
+    callback: Callback | None,
+) -> FittedRegimes:
+    """The whole fit, from the data to the regimes.
+
+    It computes in units of the data's spread, about their center: Adam's steps suit any data then,
+    and float32 suffices.
+
+    :param data: ``(T, D)``, of all sequences.
+    :param sizes: the numbers of rows of the sequences.
+    :param callback: as that of :meth:`.RegimeModel.fit`.
+    """
+    units = spec.units(data, settings.min_eigenvalue)
+    z, offset = units.scale(data), units.log_jacobian(len(data))
+    min_eigenvalue = settings.min_eigenvalue / units.unit[0] ** 2
+    least = spec.collapsed_variance(z, settings.dtype)
+    num_starts = settings.n_init if settings.n_regimes > 1 else 1  # where all starts are one
+    starts = make_starts(
+        z, settings.n_regimes, num_starts, spec, max(least, min_eigenvalue), rng
+    )
+
+    def report(step: int, loss: float) -> None:
+        mean = -loss / num_starts - offset
+        if settings.verbose:
+            print(f"step {step}: log-likelihood {mean:.4f} (mean of the starts)")
+        if callback is not None:
+            callback(step, mean)
+
+    fit = fit_starts(
+        starts,
+        spec,
+        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        inference=settings.inference,
+        max_iter=settings.max_iter,
+        tol=settings.tol,
+        min_eigenvalue=min_eigenvalue,
+        least=least,
+        callback=report if settings.verbose or callback is not None else None,
+    )
+    best = fit.best()
+    converged = bool(fit.converged[best])
+    at_rest = converged or settings.max_iter == 0
+    warning = _warning(bool(fit.degenerate[best]), at_rest, len(fit.history) - 1)
+    kept = fit.parameters.select(best)
+    emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
+    ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
+    return FittedRegimes(ordered, names, fit.history[:, best] - offset, converged, warning)
+
+
+def _warning(collapsed: bool, at_rest: bool, num_steps: int) -> str | None:
+    if collapsed:
+        return (
+            "A regime collapsed onto a few points in every start. Use fewer regimes, another "
+            "covariance_type or min_eigenvalue."
+        )
+    if at_rest:
+        return None
+    return (
+        f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol."
+    )
+
+
+class FittedStarts(NamedTuple):
+    """The outcome of every start."""
+
+    parameters: Parameters  #: with the R starts in front
+    history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
+    converged: Flags  #: ``(R,)``
+    degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
+
+    def best(self) -> int:
+        """The start with the highest final log-likelihood, sound ones first.
+
+        A collapsed regime's likelihood grows without bound and says nothing about the data.
+
+        :raises ValueError: if no start has a finite log-likelihood.
+        """
+        final = self.history[-1]
+        if not np.isfinite(final).any():
+            raise ValueError(
+                "expected X to which the hidden Markov model can be fitted, got a "
+                f"log-likelihood that is not finite from each of {len(final)} starts"
+            )
+        sound = np.isfinite(final) & (~self.degenerate | self.degenerate.all())
+        if not sound.any():
+            sound = np.isfinite(final)
+        return int(np.where(sound, final, -np.inf).argmax())
+
+
+def fit_starts(
+    starts: Parameters,
+    spec: Spec,
+    x: Tensor,
+    lengths: Tensor | None,
+    *,
+    inference: str,
+    max_iter: int,
+    tol: float | None,
+    min_eigenvalue: float,
+    least: float,
+    callback: Callback | None = None,
+) -> FittedStarts:
+    """Run all starts together, in a parameter store of their own.
+
+    :param starts: parameters with R starts in front.
+    :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
+    :param min_eigenvalue: the least variance that a user asked for.
+    :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
+        larger. The larger of both is a floor that the fit keeps to, which keeps the other starts
+        alive when one collapses.
+    :param callback: called after each step with its number, from 1, and the loss of all starts.
+    """
+    arguments = partial(
+        to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
+    )
+    num_starts = len(starts.initial_probs)
+    floor = max(min_eigenvalue, least)
+    if inference == "em":
+        em = _FitEM(pyro_model(arguments(starts), spec), min_eigenvalue=floor)
+        result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
+        losses, held = result.restart_history.reshape(-1, num_starts), em.values()
+        converged = steady_starts(losses, tol, 1)
+        converged[result.unconfirmed] = False
+    else:
+        inside = starts._replace(emission=spec.raised(starts.emission, 2 * floor))
+        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor)
+        losses, converged = ascent.run(max_iter, tol, callback)
+        held = ascent.values()
+    parameters = from_arguments(held, starts, spec)
+    history = -to_numpy(losses)
+    finite = np.isfinite(history[-1])
+    variance = spec.least_variance(parameters.emission, num_starts)
+    collapsed = (variance < 2 * least) & (min_eigenvalue < least)
+    return FittedStarts(parameters, history, converged, ~finite | collapsed)
+
+
+class _FitEM(IsolatedEM):
+    """EM that leaves it to :class:`.RegimeModel` to warn of starts that have not converged."""
+
+    def _warn(self, message: str) -> None:
+        # A start whose covariances are all but singular may end before its maximum, because of
+        # rounding. EM freezes it there. What is not confirmed has not converged.
+        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
+            super()._warn(message)

@@ -1,0 +1,344 @@
+"""Gaussian observations: what :class:`.RegimeModel` asks of an emission, for each covariance type.
+
+:class:`MatrixGaussian` has one covariance matrix for each regime ("full") or one for all ("tied");
+:class:`DiagonalGaussian` has a variance for each series ("diag") or one for all ("spherical").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_regimes.distributions import Wishart
+from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
+from pyro_regimes.estimator.parameters import Array, Emission
+from pyro_regimes.estimator.units import Units
+
+#: A cluster with less than this share of the overall variance gets the overall covariance.
+_SINGULAR = 1e-3
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """``means`` ``(..., K, D)`` and ``covariances``: what the types of :class:`.Spec` share."""
+
+    covariance_type: str
+    attributes: tuple[str, ...] = field(default=("means", "covariances"), init=False)
+
+    # ---- what a subclass decides
+
+    _equal_units = False  # whether covariances keep their form only if all series have one unit
+
+    def _squares(self, unit: Array) -> Array:
+        """By which a change of unit multiplies the covariances."""
+        raise NotImplementedError
+
+    def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
+        """Covariances of clusters, the overall one in place of any that is nearly singular.
+
+        :param scatters: the covariance matrix of each cluster, ``(K, D, D)``.
+        :param counts: the number of observations of each cluster, ``(K,)``.
+        :param overall: the covariance matrix of all observations, ``(D, D)``.
+        """
+        raise NotImplementedError
+
+    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
+        """Covariance matrices ``(K, D, D)``."""
+        raise NotImplementedError
+
+    # ---- fitted regimes
+
+    def moments(self, emission: Emission) -> tuple[Array, Array]:
+        means = emission["means"]
+        return means, self._full(emission["covariances"], *means.shape)
+
+    def check_values(self, emission: Emission) -> None:
+        _, full = self.moments(emission)
+        deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
+        scale = deviations[:, :, None] * deviations[:, None]
+        try:
+            np.linalg.cholesky(full)  # which reads one triangle only
+            regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
+        except np.linalg.LinAlgError:
+            regular = False
+        if not regular:
+            raise ValueError("covariances_ that are not symmetric and positive definite")
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        means, covariances = self.moments(emission)
+        noise = rng.standard_normal((len(states), means.shape[1]))
+        roots = np.linalg.cholesky(covariances)
+        return means[states] + np.einsum("tij,tj->ti", roots[states], noise)
+
+    # ---- units
+
+    def units(self, data: Array, min_eigenvalue: float) -> Units:
+        # A floor of eigenvalues is one in other units only if these are equal.
+        equal = self._equal_units or min_eigenvalue > 0
+        return Units.of(data.mean(0), data.var(0), equal=equal)
+
+    def units_of(self, emission: Emission) -> Units:
+        means, full = self.moments(emission)
+        variances = np.diagonal(full, axis1=-2, axis2=-1).mean(0) + means.var(0)
+        return Units.of(means.mean(0), variances, equal=self._equal_units)
+
+    def scale(self, emission: Emission, units: Units) -> Emission:
+        covariances = emission["covariances"] / self._squares(units.unit)
+        return {"means": units.scale(emission["means"]), "covariances": covariances}
+
+    def unscale(self, emission: Emission, units: Units) -> Emission:
+        covariances = emission["covariances"] * self._squares(units.unit)
+        return {"means": units.unscale(emission["means"]), "covariances": covariances}
+
+    # ---- data and starts
+
+    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
+        constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
+        if len(constant) and (not self._equal_units or len(constant) == data.shape[1]):
+            column = constant[0] if feature_names is None else repr(feature_names[constant[0]])
+            raise ValueError(
+                f"expected every column of X to vary, got the constant {data[0, constant[0]]} in "
+                f"column {column}; drop it, or set min_eigenvalue"
+            )
+
+    def start_from_clusters(
+        self, x: Array, responsibilities: Array, centers: Array, floor: float
+    ) -> Emission:
+        counts = responsibilities.sum(0)
+        scatters = np.stack([_scatter(x, weights) for weights in responsibilities.T])
+        overall = _overall(x, floor)
+        covariances = self._from_scatters(scatters, counts, overall, floor)
+        return {"means": centers, "covariances": covariances}
+
+    def start_around(self, x: Array, centers: Array, floor: float) -> Emission:
+        overall = _overall(x, floor)
+        scatters = np.broadcast_to(overall, (len(centers),) + overall.shape)
+        counts = np.ones(len(centers))
+        covariances = self._from_scatters(scatters, counts, overall, floor)
+        return {"means": centers, "covariances": covariances}
+
+    # ---- the distribution
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.real if name == "loc" else self._covariance_constraint(floor)
+
+    def _covariance_constraint(self, floor: float) -> constraints.Constraint:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MatrixGaussian(_Gaussian):
+    """Covariance matrices ``(..., K, D, D)``, or one for all regimes ``(..., D, D)``."""
+
+    shared: bool  #: whether one matrix serves all regimes
+
+    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
+        matrix = (num_series, num_series)
+        covariances = matrix if self.shared else (num_regimes, *matrix)
+        return {"means": (num_regimes, num_series), "covariances": covariances}
+
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
+        matrix = num_series * (num_series + 1) // 2
+        return num_regimes * num_series + (1 if self.shared else num_regimes) * matrix
+
+    def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
+        covariances = emission["covariances"]
+        kept = covariances if self.shared else covariances[order]
+        return {"means": emission["means"][order], "covariances": kept}
+
+    def regularized(self, emission: Emission, amount: float) -> Emission:
+        covariances = emission["covariances"]
+        return {**emission, "covariances": covariances + amount * np.eye(covariances.shape[-1])}
+
+    def raised(self, emission: Emission, floor: float) -> Emission:
+        covariances = emission["covariances"]
+        each = covariances.reshape(-1, *covariances.shape[-2:])
+        raised = np.stack([_raise_eigenvalues(one, floor) for one in each])
+        return {**emission, "covariances": raised.reshape(covariances.shape)}
+
+    def least_variance(self, emission: Emission, num_starts: int) -> Array:
+        eigenvalues = np.linalg.eigvalsh(np.nan_to_num(emission["covariances"]))
+        return eigenvalues.reshape(num_starts, -1).min(-1)
+
+    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
+        values = np.linalg.eigvalsh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
+        return max(1e-6 * float(values[0]), 100 * torch.finfo(dtype).eps * float(values[-1]))
+
+    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
+        super().check_data(data, feature_names)
+        rank = np.linalg.matrix_rank((data - data.mean(0)) / data.std(0), tol=None)
+        if rank < data.shape[1]:
+            raise ValueError(
+                f"expected the {data.shape[1]} columns of X to be linearly independent for "
+                f"covariance_type={self.covariance_type!r}, got rank {rank} from {len(data)} "
+                "observations; use 'diag' or 'spherical', fewer series, or set min_eigenvalue"
+            )
+
+    def to_arguments(self, emission: Emission) -> dict[str, Array]:
+        covariances = emission["covariances"]
+        if self.shared and covariances.ndim > 2:  # among several starts: a dim of one regime
+            covariances = np.expand_dims(covariances, -3)
+        return {"loc": emission["means"], "covariance_matrix": covariances}
+
+    def from_arguments(self, arguments: Mapping[str, Array], like: Emission) -> Emission:
+        return {
+            "means": arguments["loc"].reshape(like["means"].shape),
+            "covariances": arguments["covariance_matrix"].reshape(like["covariances"].shape),
+        }
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        covariance_matrix = arguments["covariance_matrix"]
+        return dist.MultivariateNormal(arguments["loc"], covariance_matrix=covariance_matrix)
+
+    def sample_observation_dist(
+        self, num_regimes: int, mean: Tensor, scale: Tensor
+    ) -> dist.TorchDistribution:
+        loc = _sample_loc(num_regimes, mean, scale)
+        regimes = () if self.shared else (num_regimes,)
+        freedom = torch.full_like(mean[0], len(mean) + 2)
+        inverse = torch.diag(1 / scale.square()) / (len(mean) + 2)
+        wishart = Wishart(freedom, covariance_matrix=inverse).expand(regimes)
+        precision = pyro.sample("precision_matrix", wishart.to_event(len(regimes)))
+        return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    def site_values(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        factor = torch.linalg.cholesky(arguments["covariance_matrix"])
+        return {"loc": arguments["loc"], "precision_matrix": torch.cholesky_inverse(factor)}
+
+    def _squares(self, unit: Array) -> Array:
+        return np.outer(unit, unit)
+
+    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
+        return np.broadcast_to(covariances, (num_regimes, num_series, num_series))
+
+    def _covariance_constraint(self, floor: float) -> constraints.Constraint:
+        return EigenvaluesFrom(floor) if floor else constraints.positive_definite
+
+    def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
+        if self.shared:
+            scatters = np.average(scatters, axis=0, weights=counts)[None]
+        least = np.linalg.eigvalsh(scatters)[:, 0]
+        singular = least < _SINGULAR * np.linalg.eigvalsh(overall)[0]
+        chosen = np.where(singular[:, None, None], overall, scatters)
+        raised = np.stack([_raise_eigenvalues(each, floor) for each in chosen])
+        return raised[0] if self.shared else raised
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian(_Gaussian):
+    """Variances of independent series ``(..., K, D)``, or one for all series ``(..., K)``."""
+
+    equal: bool  #: whether all series of a regime have the same variance
+
+    @property
+    def _equal_units(self) -> bool:  # type: ignore[override]
+        return self.equal
+
+    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
+        variances = (num_regimes,) if self.equal else (num_regimes, num_series)
+        return {"means": (num_regimes, num_series), "covariances": variances}
+
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
+        return num_regimes * num_series + num_regimes * (1 if self.equal else num_series)
+
+    def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
+        return {name: value[order] for name, value in emission.items()}
+
+    def regularized(self, emission: Emission, amount: float) -> Emission:
+        return {**emission, "covariances": emission["covariances"] + amount}
+
+    def raised(self, emission: Emission, floor: float) -> Emission:
+        return {**emission, "covariances": np.maximum(emission["covariances"], floor)}
+
+    def least_variance(self, emission: Emission, num_starts: int) -> Array:
+        return np.nan_to_num(emission["covariances"]).reshape(num_starts, -1).min(-1)
+
+    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
+        variances = z.var(0)
+        return 1e-6 * float(variances.mean() if self.equal else variances.min())
+
+    def to_arguments(self, emission: Emission) -> dict[str, Array]:
+        scale = np.sqrt(emission["covariances"])
+        return {"loc": emission["means"], "scale": scale[..., None] if self.equal else scale}
+
+    def from_arguments(self, arguments: Mapping[str, Array], like: Emission) -> Emission:
+        return {
+            "means": arguments["loc"].reshape(like["means"].shape),
+            "covariances": arguments["scale"].reshape(like["covariances"].shape) ** 2,
+        }
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.Normal(arguments["loc"], arguments["scale"]).to_event(1)
+
+    def sample_observation_dist(
+        self, num_regimes: int, mean: Tensor, scale: Tensor
+    ) -> dist.TorchDistribution:
+        loc = _sample_loc(num_regimes, mean, scale)
+        rate = scale.square().mean() if self.equal else scale.square()
+        gamma = dist.Gamma(torch.full_like(rate, 2.0), rate)
+        gamma = gamma.expand([num_regimes, 1 if self.equal else len(mean)])
+        precision = pyro.sample("precision", gamma.to_event(2))
+        return dist.Normal(loc, precision.rsqrt()).to_event(1)
+
+    def site_values(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"loc": arguments["loc"], "precision": arguments["scale"] ** -2}
+
+    def _squares(self, unit: Array) -> Array:
+        return np.square(unit[0] if self.equal else unit)
+
+    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
+        variances = covariances[:, None] if self.equal else covariances
+        full = np.broadcast_to(variances, (num_regimes, num_series))
+        return full[:, :, None] * np.eye(num_series)
+
+    def _covariance_constraint(self, floor: float) -> constraints.Constraint:
+        return ScalesFrom(floor**0.5) if floor else constraints.positive
+
+    def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
+        variances = np.diagonal(scatters, axis1=-2, axis2=-1)  # (K, D)
+        reference = np.diagonal(overall)
+        if self.equal:
+            variances, reference = variances.mean(-1), reference.mean()
+        return np.maximum(np.where(variances < _SINGULAR * reference, reference, variances), floor)
+
+
+def _sample_loc(num_regimes: int, mean: Tensor, scale: Tensor) -> Tensor:
+    about = dist.Normal(mean, 3 * scale).expand([num_regimes, len(mean)])
+    loc: Tensor = pyro.sample("loc", about.to_event(2))
+    return loc
+
+
+def _raise_eigenvalues(covariance: Array, floor: float) -> Array:
+    """A covariance matrix with every eigenvalue at least ``floor``."""
+    values, vectors = np.linalg.eigh(covariance)
+    if values[0] >= floor:
+        return covariance
+    raised = (vectors * np.maximum(values, floor)) @ vectors.T
+    return (raised + raised.T) / 2
+
+
+def _overall(x: Array, floor: float) -> Array:
+    """The covariance matrix of all observations, with eigenvalues of at least ``floor``."""
+    return _raise_eigenvalues(np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1), floor)
+
+
+def _scatter(x: Array, weights: Array) -> Array:
+    """The weighted covariance matrix of observations; zero where all weights are."""
+    members = weights > 0
+    if not members.any():
+        return np.zeros((x.shape[1], x.shape[1]))
+    x, weights = x[members], weights[members]
+    deviations = x - np.average(x, axis=0, weights=weights)
+    weighted = deviations * np.sqrt(weights)[:, None]
+    found: Array = weighted.T @ weighted / weights.sum()
+    return found

@@ -1,0 +1,152 @@
+"""The hidden Markov model that :class:`.RegimeModel` fits, as a Pyro model function.
+
+:func:`pyro_model` serves the fit of many starts in one batch and the fitted model alone; they
+differ in the shapes of their arguments only. :class:`.Parameters` are what the user sees;
+:func:`to_arguments` makes of them what ``pyro.param`` holds.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Callable, Mapping
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.spec import Spec
+
+PyroModel = Callable[..., None]
+
+CHAIN = ("initial_probs", "transition_probs")
+
+
+def to_arguments(
+    parameters: Parameters,
+    spec: Spec,
+    *,
+    data_dims: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """The tensors that :func:`pyro_model` takes.
+
+    Several starts become the leftmost batch dim, to the left of the data's own and of time. A
+    single set of parameters needs neither: it broadcasts over any data.
+
+    :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
+    :param device: None for the CPU, whatever torch's default device.
+    """
+    device = torch.device("cpu") if device is None else device
+    starts = parameters.initial_probs.shape[:-1]
+    data = (1,) * data_dims if starts else ()
+    time = (1,) if starts else ()
+
+    def tensor(value: Array, *inserted: int) -> Tensor:
+        shape = starts + inserted + value.shape[len(starts) :]
+        return torch.tensor(value.reshape(shape), dtype=dtype, device=device)
+
+    arguments = {
+        "initial_probs": tensor(parameters.initial_probs, *data),
+        "transition_probs": tensor(parameters.transition_matrix, *data, *time),
+    }
+    for name, value in spec.to_arguments(parameters.emission).items():
+        arguments[name] = tensor(value, *data, *time)
+    return arguments
+
+
+def from_arguments(arguments: Mapping[str, Tensor], like: Parameters, spec: Spec) -> Parameters:
+    """The inverse of :func:`to_arguments`.
+
+    :param like: parameters of the shapes to return.
+    """
+    arrays = {
+        name: value.detach().cpu().double().numpy().copy() for name, value in arguments.items()
+    }
+    return Parameters(
+        arrays["initial_probs"].reshape(like.initial_probs.shape),
+        arrays["transition_probs"].reshape(like.transition_matrix.shape),
+        spec.from_arguments(arrays, like.emission),
+    )
+
+
+def regime_hmm(
+    arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
+) -> RegimeHMM:
+    """The distribution of whole sequences."""
+    return RegimeHMM(
+        initial_probs=arguments["initial_probs"],
+        transition_probs=arguments["transition_probs"],
+        observation_dist=spec.observation_dist(arguments),
+        lengths=lengths,
+    )
+
+
+def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) -> PyroModel:
+    """A Pyro model function ``model(x, lengths=None)`` with a ``pyro.param`` for each argument.
+
+    :param arguments: starting values, as :func:`to_arguments` makes them; never written to.
+    :param floor: the least variance, or eigenvalue of a covariance, by the constraints of their
+        parameters; 0 for all positive ones.
+    :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
+        true ``lengths`` ``(N,)``. Its one sample site is "observations".
+    """
+    arguments = dict(arguments)
+
+    def constraint(name: str) -> constraints.Constraint:
+        return constraints.simplex if name in CHAIN else spec.constraint(name, floor)
+
+    def model(x: Tensor, lengths: Tensor | None = None) -> None:
+        # A copy, because the store keeps and changes the very tensor that it is given.
+        held = {
+            name: pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
+            for name, value in arguments.items()
+        }
+        hmm = regime_hmm(held, spec, lengths)
+        data_dims = x.dim() - 2
+        with ExitStack() as plates:
+            batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
+            for dim in range(-len(batch_shape), 0):
+                name = "sequences" if dim >= -data_dims else "starts"
+                plates.enter_context(pyro.plate(name, batch_shape[dim], dim=dim))
+            pyro.sample("observations", hmm, obs=x)
+
+    return model
+
+
+def prior_model(
+    num_regimes: int, spec: Spec, mean: Tensor, scale: Tensor
+) -> Callable[[Tensor], None]:
+    """The same model with a latent site for each parameter: for MAP, VI and NUTS.
+
+    Initial and transition probabilities are uniform on the simplex. Of a Gaussian, locations are
+    ``Normal(mean, 3 scale)``; precisions ``Gamma(2, scale^2)``, and precision matrices
+    ``Wishart(D + 2, diag(scale^-2) / (D + 2))``, whose mean is that of independent series.
+
+    :param mean: of each series, ``(D,)``.
+    :param scale: standard deviation of each series, ``(D,)``.
+    """
+    simplex = torch.ones(num_regimes, dtype=mean.dtype, device=mean.device)
+
+    def model(x: Tensor) -> None:
+        initial_probs = pyro.sample("initial_probs", dist.Dirichlet(simplex))
+        rows = dist.Dirichlet(simplex.expand(num_regimes, num_regimes)).to_event(1)
+        transition_probs = pyro.sample("transition_probs", rows)
+        hmm = RegimeHMM(
+            initial_probs=initial_probs,
+            transition_probs=transition_probs,
+            observation_dist=spec.sample_observation_dist(num_regimes, mean, scale),
+        )
+        pyro.sample("observations", hmm, obs=x)
+
+    return model
+
+
+def site_values(arguments: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+    """Values of the sites of :func:`prior_model` at the arguments of one set of parameters."""
+    return {**{name: arguments[name] for name in CHAIN}, **spec.site_values(arguments)}

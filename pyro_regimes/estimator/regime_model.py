@@ -1,0 +1,368 @@
+"""RegimeModel: market regimes from returns, with the face of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from pyro_regimes.estimator import persistence, plots, validation
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import PyroModel
+from pyro_regimes.estimator.report import Forecast, Summary, summarise
+from pyro_regimes.estimator.sampling import draw
+from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.infer.isolation import plain_torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class RegimeModel(BaseEstimator):
+    r"""Gaussian hidden Markov model of returns, fitted by EM from many starts in one batch.
+
+    .. math::
+        \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
+            + \sum_{t=1}^T \log N(x_t; \mu_{q_t}, \Sigma_{q_t})
+
+    Data are ``(T, D)``: T steps in order of time, D series. Every method that takes ``lengths``
+    takes several sequences, concatenated, with the number of rows of each, or else a list
+    of arrays; results come back concatenated.
+
+    :param n_regimes: K, the number of hidden states.
+    :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
+    :param n_init: starts, of which the best final log-likelihood is kept: k-means and random ones
+        in turn, the first by k-means.
+    :param max_iter: the most iterations; steps of Adam where ``inference="svi"``.
+    :param tol: stop when an iteration raises the log-likelihood of every start by less. With SVI,
+        stop when ten steps in a row each change it by less, and one EM step would raise it by less
+        than ``10 * tol``. None: run all ``max_iter``.
+    :param regularization: added to the diagonal of every covariance after the fit, in the squared
+        unit of the data.
+    :param min_eigenvalue: floor of the covariances' eigenvalues (of the variances, where they are
+        diagonal) during the fit, in the squared unit of the data.
+    :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
+        maximise the same function within the same floor, which SVI keeps to by its
+        parametrisation: a non-negative part is added to the floor.
+    :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
+        Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
+    :param periods_per_year: by which :meth:`summary` annualises.
+    :param dtype: "float64" or "float32", or the torch dtype, of all computation.
+    :param device: a torch device.
+    :param random_state: seeds the starts and :meth:`sample`: an integer, a NumPy ``RandomState``,
+        or None for another seed at every call. No global generator is used or changed.
+    :param verbose: whether to print the log-likelihood at every iteration.
+
+    After :meth:`fit`, all NumPy, float64, regimes in their order:
+
+    ======================  =================================================================
+    ``initial_probs_``      ``(K,)``
+    ``transition_matrix_``  ``(K, K)``, (old, new)
+    ``means_``              ``(K, D)``
+    ``covariances_``        "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
+                            ``(D, D)``; variances where diagonal
+    ``regime_names_``       list of K names
+    ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
+    ``log_likelihood_``     of the training data, after ``regularization``
+    ``history_``            log-likelihood of the kept start before each iteration, and the final
+                            one, before ``regularization``
+    ``covariance_type_``    the ``covariance_type`` of the fit
+    ``n_iter_``             number of iterations
+    ``converged_``          whether the kept start had converged
+    ``n_parameters_``       number of free parameters, which :meth:`aic` and :meth:`bic` count
+    ``n_features_in_``      D; and ``feature_names_in_``, where X named its columns
+    ======================  =================================================================
+
+    >>> import numpy as np
+    >>> rng = np.random.RandomState(0)
+    >>> calm, wild = rng.normal(0.1, 1.0, (300, 2)), rng.normal(-0.2, 4.0, (100, 2))
+    >>> model = RegimeModel(n_regimes=2, n_init=2, order_by="volatility", random_state=0)
+    >>> model.fit(np.concatenate([calm, wild])).regime_names_
+    ['Calm', 'Turbulent']
+    >>> model.predict_proba(calm).shape
+    (300, 2)
+
+    A regime that collapses onto a few points has a likelihood without bound. A start in which that
+    happens is kept only if it happens in all, and then with a warning.
+    """
+
+    def __init__(
+        self,
+        n_regimes: int = 3,
+        covariance_type: str = "full",
+        n_init: int = 10,
+        max_iter: int = 100,
+        tol: float | None = 1e-4,
+        regularization: float = 1e-6,
+        min_eigenvalue: float = 0.0,
+        inference: str = "em",
+        order_by: str = "mean",
+        periods_per_year: float = 252,
+        dtype: str | torch.dtype = "float64",
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.n_regimes = n_regimes
+        self.covariance_type = covariance_type
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.regularization = regularization
+        self.min_eigenvalue = min_eigenvalue
+        self.inference = inference
+        self.order_by = order_by
+        self.periods_per_year = periods_per_year
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "density_estimator"
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        callback: Callable[[int, float], None] | None = None,
+    ) -> RegimeModel:
+        """Fit by maximum likelihood, in a parameter store of its own.
+
+        The fit is all or nothing: should it raise or be interrupted, a model that was fitted before
+        stays as it was. Pyro's handlers, parameters and random states, and the modes of torch
+        (gradients, autocast, default device) neither change it nor are changed.
+
+        :param X: ``(T, D)`` array or DataFrame, or a list of such.
+        :param y: ignored; a scikit-learn Pipeline passes it.
+        :param lengths: numbers of rows of the sequences that are concatenated in X.
+        :param callback: called after each iteration with its number and the log-likelihood, in the
+            mean of the starts.
+        :return: the model itself.
+        :raises ValueError: naming the parameter or the property of X that does not fit.
+        """
+        validation.check_parameters(self)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"expected callback to be a function or None, got {callback!r}")
+        fresh = type(self)(**self.get_params(deep=False))
+        data, sizes = validation.check_data(fresh, X, lengths, reset=True)
+        spec, settings = self._spec(self.covariance_type), validation.read_settings(self)
+        validation.check_fittable(fresh, data, spec)
+        rng = validation.random_state(self.random_state)
+        with plain_torch(settings.device):
+            fitted = fit_regimes(data, sizes, spec, settings, rng, callback)
+        fresh._set_fitted(fitted, spec, data, sizes)
+        if fitted.warning is not None:
+            warnings.warn(fitted.warning, ConvergenceWarning, stacklevel=2)
+        # In one move, and only after all that may raise, as a warning may.
+        others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
+        found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
+        self.__dict__ = others | found
+        return self
+
+    def _set_fitted(
+        self, fitted: FittedRegimes, spec: Spec, data: Array, sizes: list[int]
+    ) -> None:
+        """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
+        self.covariance_type_ = self.covariance_type
+        self.regime_names_ = fitted.regime_names
+        self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
+        for name in spec.attributes:
+            setattr(self, f"{name}_", emission[name])
+        self.history_ = fitted.history
+        self.n_iter_ = len(fitted.history) - 1
+        self.converged_ = fitted.converged
+        self.log_likelihood_, smoothed_probs = self._hmm().posterior(data, sizes, "smoothed")
+        self.share_of_time_ = smoothed_probs.mean(0)
+
+    def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """The most likely path of regimes (Viterbi), which looks ahead.
+
+        :return: ``(T,)``; -1 throughout a sequence that has probability zero.
+        """
+        return self.decode(X, lengths=lengths)[1]
+
+    def predict_proba(
+        self, X: Any, kind: str = "smoothed", *, lengths: npt.ArrayLike | None = None
+    ) -> Array:
+        """Probability of each regime at each step.
+
+        :param kind: "smoothed" given the whole sequence, "filtered" given the past and present.
+        :return: ``(T, K)``.
+        """
+        check_is_fitted(self)
+        validation.one_of("kind", kind, ("smoothed", "filtered"))
+        return self._hmm().posterior(*validation.check_data(self, X, lengths), kind)[1]
+
+    def decode(
+        self, X: Any, algorithm: str = "viterbi", *, lengths: npt.ArrayLike | None = None
+    ) -> tuple[float, npt.NDArray[np.int64]]:
+        """A path of regimes and its log-probability together with the data, log p(x, q).
+
+        :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
+            of each step on its own, which errs least often, and as a path may even be impossible.
+        :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
+        """
+        check_is_fitted(self)
+        validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
+        return self._hmm().decode(*validation.check_data(self, X, lengths), algorithm)
+
+    def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+        """The log-likelihood of X, summed over all steps and sequences."""
+        check_is_fitted(self)
+        return self._hmm().log_likelihood(*validation.check_data(self, X, lengths))
+
+    def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; the lower the better.
+
+        The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` and, for
+        the covariances, full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
+        :math:`D(D+1)/2`.
+        """
+        return -2 * self.score(X, lengths=lengths) + 2 * self.n_parameters_
+
+    def bic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, p as in :meth:`aic`.
+
+        T counts the observations of all sequences.
+        """
+        check_is_fitted(self)
+        data, sizes = validation.check_data(self, X, lengths)
+        penalty = self.n_parameters_ * float(np.log(len(data)))
+        return -2 * self._hmm().log_likelihood(data, sizes) + penalty
+
+    @property
+    def n_parameters_(self) -> int:
+        """The number of free parameters; see :meth:`aic`."""
+        check_is_fitted(self, "initial_probs_")
+        n_regimes = len(self.initial_probs_)
+        spec = self._spec(self.covariance_type_)
+        return n_regimes**2 - 1 + spec.num_free_parameters(n_regimes, self.n_features_in_)
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Draw one sequence from the fitted model.
+
+        :param random_state: None: that of the model.
+        :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
+        """
+        check_is_fitted(self)
+        n_samples = validation.integer("n_samples", n_samples, 1)
+        seed = self.random_state if random_state is None else random_state
+        rng = validation.random_state(seed)
+        hmm = self._hmm()
+        return draw(hmm.parameters, hmm.spec, n_samples, rng)
+
+    def forecast(self, X: Any, n_steps: int) -> Forecast:
+        """What follows one sequence: the marginal distribution of each of the next observations.
+
+        :param X: ``(T, D)``, one sequence.
+        :param n_steps: n, at least 1.
+        :return: a :class:`pyro_regimes.estimator.Forecast`.
+        """
+        check_is_fitted(self)
+        n_steps = validation.integer("n_steps", n_steps, 1)
+        data, sizes = validation.check_data(self, X, None)
+        if len(sizes) > 1:
+            raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
+        return self._hmm().forecast(data, n_steps)
+
+    def summary(self) -> Summary:
+        """Mean and volatility (annualised), durations, shares of time and transitions.
+
+        :return: a :class:`.Summary`, whose ``str`` is a table.
+        """
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            names = [f"series {i + 1}" for i in range(self.n_features_in_)]
+        hmm = self._hmm()
+        means, covariances = hmm.spec.moments(hmm.parameters.emission)
+        return summarise(
+            self.regime_names_,
+            list(names),
+            means,
+            covariances,
+            self.transition_matrix_,
+            self.share_of_time_,
+            self.periods_per_year,
+            f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
+            f"covariances, log-likelihood {self.log_likelihood_:.2f}",
+        )
+
+    def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
+        """Cumulative return shaded by the most likely path, and smoothed probabilities below.
+
+        :param X: ``(T, D)``, one sequence.
+        :param dates: ``(T,)``; None: the index of X, where it is a DataFrame's and holds dates.
+        :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
+        :raises ImportError: if matplotlib is not installed.
+        """
+        index = getattr(X, "index", None)
+        if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
+            dates = np.asarray(index)
+        path, probs = self.predict(X), self.predict_proba(X)
+        return plots.plot_regimes(np.asarray(X), path, probs, self.regime_names_, dates)
+
+    @property
+    def model(self) -> PyroModel:
+        """The fitted model as a Pyro function ``model(x, lengths=None)``, to be carried on with.
+
+        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
+        (or ``scale``) start at the fitted values where the caller's parameter store has none of
+        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        The site is "observations".
+        """
+        check_is_fitted(self)
+        return self._hmm().pyro_model()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model as JSON, exactly; an existing file is replaced in one move.
+
+        A ``random_state`` that is a generator is not written, and loads as None.
+
+        :raises OSError: if the file cannot be written.
+        """
+        check_is_fitted(self)
+        persistence.write_model(path, self, self._spec(self.covariance_type_))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
+        """Read a model that :meth:`save` wrote. Nothing in the file is run.
+
+        :raises ValueError: if it is not such a file, or of a version that is not known.
+        :raises OSError: if it cannot be read.
+        """
+        return persistence.read_model(path, cls)
+
+    def _spec(self, covariance_type: str) -> Spec:
+        """All that depends on the emission and the covariance type."""
+        return find_spec(covariance_type)
+
+    def _hmm(self) -> FittedHMM:
+        """The fitted model, to compute with."""
+        spec = self._spec(self.covariance_type_)
+        emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
+        parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
+        dtype = validation.torch_dtype(self.dtype)
+        return FittedHMM(parameters, spec, dtype, validation.present_device(self.device))
+
+
+def _is_fitted(name: str) -> bool:
+    """Whether an attribute is one that a fit sets, by scikit-learn's convention."""
+    return name.endswith("_") and not name.startswith("_")

@@ -1,0 +1,190 @@
+"""What :class:`.RegimeModel` accepts: its parameters, its data, and data it can be fitted to."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """:raises ValueError: if the value is not one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"expected {name} to be one of {listed}, got {value!r}")
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """:raises ValueError: if the value is not an integer of at least ``least``."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"expected {name} to be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"expected {name} to be at least {least}, got {value}")
+    return operator.index(value)
+
+
+def _number(name: str, value: Any, *, positive: bool = False) -> None:
+    real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    if not real or not math.isfinite(value) or value < 0 or (positive and value == 0):
+        sign = "positive" if positive else "non-negative"
+        raise ValueError(f"expected {name} to be a {sign} finite number, got {value!r}")
+
+
+def torch_dtype(dtype: object) -> torch.dtype:
+    """:raises ValueError: if it is not float32 or float64, as a name or a torch dtype."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(f"expected dtype to be 'float32' or 'float64', got {dtype!r}")
+    return _DTYPES[name]
+
+
+def torch_device(device: Any) -> torch.device:
+    """:raises ValueError: if torch does not know the device; None is the CPU."""
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"expected device to be a torch device, got {device!r}") from error
+
+
+def present_device(device: Any) -> torch.device:
+    """:raises ValueError: if there is no such device, or torch was built without it."""
+    found = torch_device(device)
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected device to be one that torch has here, got {str(device)!r}: {error}"
+        ) from error
+    return found
+
+
+def random_state(value: Any) -> np.random.RandomState:
+    """A private random generator, or the caller's own where one is given.
+
+    scikit-learn takes None for NumPy's global generator, which this package leaves alone.
+
+    :raises ValueError: if it is neither None, an integer from 0 to 2^32 - 1 nor a RandomState.
+    """
+    if isinstance(value, np.random.RandomState):
+        return value
+    if value is not None and not 0 <= integer("random_state", value, 0) < 2**32:
+        raise ValueError(f"expected random_state to be below 2**32, got {value}")
+    return np.random.RandomState(value)
+
+
+def check_parameters(model: BaseEstimator) -> None:
+    """:raises ValueError: naming the constructor's parameter, what was expected and what came."""
+    integer("n_regimes", model.n_regimes, 1)
+    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
+    integer("n_init", model.n_init, 1)
+    integer("max_iter", model.max_iter, 0)
+    if model.tol is not None:
+        _number("tol", model.tol, positive=True)
+    _number("regularization", model.regularization)
+    _number("min_eigenvalue", model.min_eigenvalue)
+    one_of("inference", model.inference, ("em", "svi"))
+    one_of("order_by", model.order_by, ("mean", "volatility"))
+    _number("periods_per_year", model.periods_per_year, positive=True)
+    torch_dtype(model.dtype)
+    torch_device(model.device)
+    random_state(model.random_state)
+
+
+class Settings(NamedTuple):
+    """How to fit: the constructor's parameters, checked."""
+
+    n_regimes: int
+    n_init: int
+    max_iter: int
+    tol: float | None
+    regularization: float
+    min_eigenvalue: float
+    inference: str
+    order_by: str
+    dtype: torch.dtype
+    device: torch.device
+    verbose: bool
+
+
+def read_settings(model: BaseEstimator) -> Settings:
+    """After :func:`check_parameters`.
+
+    :raises ValueError: if torch does not have the device here.
+    """
+    own = {name: getattr(model, name) for name in Settings._fields}
+    own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
+    return Settings(**own)
+
+
+def check_data(
+    model: BaseEstimator, X: Any, lengths: npt.ArrayLike | None, *, reset: bool = False
+) -> tuple[Array, list[int]]:
+    """The observations ``(T, D)`` of all sequences, concatenated, and their lengths.
+
+    :param reset: whether X decides ``n_features_in_`` (in a fit), or must agree with it.
+    :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
+    """
+    for each in X if isinstance(X, (list, tuple)) else [X]:
+        if np.ma.is_masked(each):  # what lies under the mask is no observation
+            raise ValueError(
+                "expected X to have no missing values, got a masked array with "
+                f"{np.ma.count_masked(each)} masked; drop these rows or fill them"
+            )
+    if isinstance(X, (list, tuple)) and len(X) and all(np.ndim(each) == 2 for each in X):
+        if lengths is not None:
+            raise ValueError("expected lengths to be None where X is a list of arrays, got both")
+        parts = [
+            validate_data(model, each, dtype=np.float64, reset=reset and i == 0)
+            for i, each in enumerate(X)
+        ]
+        return np.concatenate(parts), [len(part) for part in parts]
+    data = validate_data(model, X, dtype=np.float64, reset=reset)
+    if lengths is None:
+        return data, [len(data)]
+    given = np.asarray(lengths)
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 1:
+        raise ValueError(f"expected lengths to be a list of positive integers, got {lengths!r}")
+    if given.sum() != len(data):
+        raise ValueError(
+            f"expected lengths to sum to the {len(data)} rows of X, got a sum of {given.sum()}"
+        )
+    return data, given.tolist()
+
+
+def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
+    """Refuse data for which the likelihood has no maximum from any start.
+
+    :raises ValueError: if there are too few observations, or the covariance of all is singular
+        where a regime's must not be.
+    """
+    least = max(2, model.n_regimes)
+    if len(data) < least:
+        samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
+        raise ValueError(
+            f"expected X to have at least {least} observations for n_regimes={model.n_regimes}, "
+            f"got {samples}"
+        )
+    distinct = len(np.unique(data, axis=0))
+    if distinct < model.n_regimes:
+        raise ValueError(
+            f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
+            f"{distinct}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.square(data - data.mean(0)).sum())
+    if not finite:
+        raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
+    if model.min_eigenvalue == 0:  # a floor makes any covariance regular
+        spec.check_data(data, getattr(model, "feature_names_in_", None))

@@ -1,0 +1,187 @@
+"""The comparison is of one model from one start, and leaves nothing behind."""
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_regimes.comparison import compare_on_returns
+from pyro_regimes.datasets import load_sector_returns
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
+
+RETURNS = load_sector_returns().values[-240:, :3]
+
+
+RATES = [0.02, 0.05]
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_every_method_starts_at_the_same_point(covariance_type):
+    store = dict(pyro.get_param_store().named_parameters())
+    state = torch.get_rng_state()
+    seen = []
+    found = compare_on_returns(
+        RETURNS,
+        n_regimes=2,
+        covariance_type=covariance_type,
+        em_steps=4,
+        svi_steps=3,
+        learning_rates=RATES,
+        progress=lambda method, step, total: seen.append((method, step, total)),
+    )
+    assert [run.method for run in found.runs] == [
+        "EM",
+        "SVI, Adam(0.02)",
+        "SVI, Adam(0.05)",
+        "SVI, ClippedAdam(0.02)",
+        "SVI, ClippedAdam(0.05)",
+        "EM, MAP",
+        "SVI, AutoDelta(0.05)",
+        "SVI, AutoNormal(0.05)",
+        "SVI, AutoMultivariateNormal(0.05)",
+        "SVI, AutoLowRank(0.05)",
+    ]
+    em, mode = found.runs[0], found.runs[5]
+    for run in found.runs:
+        start = mode if run.objective == "joint" else em
+        assert run.values[0] == pytest.approx(start.values[0], rel=1e-9), run.method
+        assert run.times == sorted(run.times) and len(run.times) == len(run.values)
+        assert run.passes == sorted(run.passes) and len(run.passes) == len(run.values)
+        assert run.num_steps == (4 if run.method.startswith("EM") else 3)
+        assert 0 == run.times[0] < run.times[-1] <= run.seconds
+        assert (run.gradient_norm is None) == (run.objective == "ELBO")
+    for run in (em, mode):
+        assert (np.diff(run.values) > 0).all()
+        assert run.passes == [1, 2, 3, 4, 5]
+        assert run.num_passes == 5 and run.distance_to_em is None
+    assert em.log_likelihood == pytest.approx(em.values[-1], rel=1e-12)
+    assert mode.log_joint == pytest.approx(mode.values[-1], rel=1e-12)
+    assert mode.log_joint != mode.log_likelihood
+    assert seen[0] == ("EM", 4, 4) and seen[-1][1:] == (3, 3)
+    assert dict(pyro.get_param_store().named_parameters()) == store
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        poutine.trace,
+        lambda: poutine.scale(scale=2.0),
+        lambda: poutine.condition(data={"loc": torch.zeros(2, 3).double()}),
+        lambda: pyro.plate("outer", 3),
+        lambda: torch.autocast("cpu"),
+    ],
+    ids=["no_grad", "inference_mode", "trace", "scale", "condition", "plate", "autocast"],
+)
+def test_the_callers_handlers_and_modes_change_nothing(state):
+    settings = dict(n_regimes=2, em_steps=3, svi_steps=3, learning_rates=[0.05])
+    settings |= dict(methods=["EM", "Adam", "EM, MAP", "AutoNormal"], covariance_type="diag")
+    expected = compare_on_returns(RETURNS, **settings)
+    handler = state()
+    with handler:
+        found = compare_on_returns(RETURNS, **settings)
+    for one, other in zip(found.runs, expected.runs, strict=True):
+        assert one.values == other.values and one.gradient_norm == other.gradient_norm
+        assert one.held_out == other.held_out and one.elbo == other.elbo
+        assert one.values[-1] > one.values[0]
+    assert not getattr(getattr(handler, "trace", None), "nodes", None)
+
+
+def test_with_nuts():
+    found = compare_on_returns(
+        RETURNS[-80:, :1],
+        n_regimes=2,
+        methods=["EM, MAP", "AutoNormal", "NUTS"],
+        em_steps=5,
+        svi_steps=20,
+        learning_rates=[0.03],
+        nuts_steps=4,
+    )
+    mode, variational, nuts = found.runs
+    assert nuts.objective == "draws" and nuts.posterior.keys() == mode.point.keys()
+    assert nuts.num_passes > 8 and nuts.posterior_errors is None
+    means, deviations = variational.posterior_errors
+    assert means > 0 and deviations > 0 and mode.posterior_errors is None
+    for run in (variational, nuts):
+        assert run.distance_to_em > 0 and run.held_out_averaged != run.held_out
+    assert found.best() == -np.inf and found.speed_up() is None
+
+
+def test_adam_comes_to_where_em_is():
+    """The two have one likelihood: the parameters approach, and the gradient vanishes."""
+    found = compare_on_returns(
+        RETURNS, n_regimes=2, methods=["EM", "Adam"], svi_steps=400, learning_rates=[0.003, 0.05]
+    )
+    em, slow, fast = found.runs
+    assert fast.log_likelihood == pytest.approx(em.log_likelihood, abs=0.5)
+    assert fast.distance_to_em < slow.distance_to_em < 1
+    assert fast.gradient_norm < slow.gradient_norm
+    assert em.gradient_norm < 1.0
+    # Within 0.1 nats before it stops by tol, and not by its first step.
+    assert em.times[1] < found.seconds_to_best(em) < em.times[-2]
+    assert found.seconds_to_best(slow) is None
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_single_series(covariance_type):
+    found = compare_on_returns(
+        RETURNS[:, :1], n_regimes=2, covariance_type=covariance_type, em_steps=3, svi_steps=2
+    )
+    starts = [run.values[0] for run in found.runs if run.objective != "joint"]
+    np.testing.assert_allclose(starts, starts[0], rtol=1e-9)
+
+
+def test_log_likelihoods_are_in_the_units_of_the_data():
+    """A change of unit by c moves log p(x) by T D log c, held out or not."""
+    plain = compare_on_returns(RETURNS, n_regimes=2, methods=["EM"], em_steps=3).runs[0]
+    scaled = compare_on_returns(10 * RETURNS, n_regimes=2, methods=["EM"], em_steps=3).runs[0]
+    cut, rest = 192, 48
+    assert plain.log_likelihood - scaled.log_likelihood == pytest.approx(cut * 3 * np.log(10))
+    assert plain.held_out - scaled.held_out == pytest.approx(rest * 3 * np.log(10))
+
+
+def test_held_out_is_given_the_data_before_it():
+    """Against the chain rule on a fit of one regime, where it is the plain Gaussian density."""
+    run = compare_on_returns(RETURNS, n_regimes=1, methods=["EM"], em_steps=2).runs[0]
+    fitted, rest = RETURNS[:192], RETURNS[192:]
+    normal = torch.distributions.MultivariateNormal(
+        torch.as_tensor(fitted.mean(0)), torch.as_tensor(np.cov(fitted.T, bias=True))
+    )
+    assert run.held_out == pytest.approx(float(normal.log_prob(torch.as_tensor(rest)).sum()))
+
+
+def test_seconds_to_the_best():
+    run = compare_on_returns(RETURNS, n_regimes=2, methods=["EM"], em_steps=3).runs[0]
+    assert run.seconds_to(run.values[2]) == run.times[2]
+    assert run.seconds_to(run.values[-1] + 1) is None
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"held_out": 0.0}, "expected held_out to lie between 0 and 1, got 0.0"),
+        ({"covariance_type": "round"}, "covariance_type"),
+        ({"n_regimes": 0}, "n_regimes"),
+        ({"n_regimes": 40}, "rows on either side"),
+        ({"em_steps": 0}, "expected em_steps to be an integer of at least 1, got 0"),
+        ({"svi_steps": 0}, "expected svi_steps to be an integer of at least 1, got 0"),
+        ({"nuts_steps": 0}, "expected nuts_steps to be an integer of at least 1, got 0"),
+        ({"em_steps": 2.5}, "expected em_steps to be an integer of at least 1, got 2.5"),
+        ({"learning_rates": 0.1}, "expected learning_rates to be positive, got 0.1"),
+        ({"learning_rates": [0.0]}, r"expected learning_rates to be positive, got \[0.0\]"),
+        ({"learning_rates": []}, r"expected learning_rates to be positive, got \[\]"),
+        ({"methods": ["EM", "Magic"]}, "expected methods from .*'Magic'"),
+        ({"methods": []}, "expected methods from"),
+    ],
+)
+def test_wrong_options(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        compare_on_returns(RETURNS, **wrong)
+
+
+def test_a_constant_series_is_refused():
+    with pytest.raises(ValueError, match="expected no constant series"):
+        compare_on_returns(np.column_stack([RETURNS, np.ones(len(RETURNS))]))

@@ -1,0 +1,56 @@
+"""A comparison as text."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from rich.console import Console
+
+from pyro_regimes.comparison import Comparison
+from pyro_regimes.comparison.tables import speed_up_line, tables
+from tests.comparison.made_runs import make_run
+
+EM = make_run("EM", "likelihood", [-30.0, -11.0, -10.0])
+ADAM = make_run("SVI, Adam(0.03)", "likelihood", [-30.0, -20.0, -15.0, -10.05])
+GONE = dict(log_likelihood=math.nan, diverged=True)
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    console = Console(width=80)
+    with console.capture() as captured:
+        for table in tables(comparison, "made"):
+            console.print(table)
+    return [line.split() for line in captured.get().splitlines() if line.strip()]
+
+
+def test_what_diverged_has_a_row_that_says_so() -> None:
+    diverged = make_run("SVI, Adam(1)", "likelihood", [-30.0, -12.0], **GONE)
+    lost = make_run("SVI, AutoNormal(1)", "ELBO", [-40.0, -50.0], **GONE)
+    found = rows(Comparison([EM, ADAM, diverged, lost]))
+    assert ["EM", "-10.00", "3", "2.00", "2.00"] in found
+    assert ["Adam(1)", "diverged", "2", "1.00", "never"] in found
+    assert ["AutoNormal", "diverged", "1.00"] in found
+
+
+@pytest.mark.parametrize(
+    "runs, line",
+    [
+        ([EM, ADAM._replace(times=[0.0, 1.0, 2.0, 8.0])], "EM came .* 4 times sooner than"),
+        (
+            [EM, ADAM._replace(values=[-10.0] * 4)],
+            r"EM came .* in 2.00 s, the fastest SVI in 0.00 s",
+        ),
+        (
+            [EM._replace(values=[-10.0] * 3), ADAM],
+            r"EM came .* in 0.00 s, the fastest SVI in 3.00 s",
+        ),
+        ([EM, ADAM._replace(values=[-30.0] * 4)], "no SVI did, in up to 3.00 s, 2 times as long"),
+        ([EM], "^$"),
+        ([ADAM], "^$"),
+    ],
+)
+def test_the_line_about_the_speed_up(runs, line) -> None:
+    import re
+
+    assert re.search(line, speed_up_line(Comparison(runs)))

@@ -1,0 +1,190 @@
+"""Bad input: each with the message that it gives."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
+from tests import seeds
+from tests.regimes import simulate
+
+GOOD = seeds.rng(0).standard_normal((30, 2))
+CONSTANT = GOOD * [1.0, 0.0] + [0.0, 3.0]
+COLLINEAR = GOOD[:, [0, 1, 0]] + GOOD[:, [1, 0, 0]]
+BAD_PARAMETERS = [
+    (dict(n_regimes=0), "expected n_regimes to be at least 1, got 0"),
+    (dict(n_regimes=2.0), "expected n_regimes to be an integer, got 2.0"),
+    (dict(n_regimes=True), "expected n_regimes to be an integer, got True"),
+    (dict(covariance_type="round"), "expected covariance_type to be one of 'full', .* got 'round'"),
+    (dict(covariance_type=None), "expected covariance_type to be one of .* got None"),
+    (dict(n_init=0), "expected n_init to be at least 1, got 0"),
+    (dict(max_iter=-1), "expected max_iter to be at least 0, got -1"),
+    (dict(tol=0), "expected tol to be a positive finite number, got 0"),
+    (dict(tol=float("nan")), "expected tol to be a positive finite number, got nan"),
+    (dict(regularization=-1.0), "expected regularization to be a non-negative finite number"),
+    (dict(regularization="1"), "expected regularization to be a non-negative .* got '1'"),
+    (dict(min_eigenvalue=float("inf")), "expected min_eigenvalue to be a non-negative finite"),
+    (dict(inference="mcmc"), "expected inference to be one of 'em', 'svi', got 'mcmc'"),
+    (dict(order_by="name"), "expected order_by to be one of 'mean', 'volatility', got 'name'"),
+    (dict(periods_per_year=0), "expected periods_per_year to be a positive finite number, got 0"),
+    (dict(dtype="float16"), "expected dtype to be 'float32' or 'float64', got 'float16'"),
+    (dict(dtype=torch.int64), "expected dtype to be 'float32' or 'float64', got torch.int64"),
+    (dict(device="abacus"), "expected device to be a torch device, got 'abacus'"),
+    (dict(random_state="dice"), "expected random_state to be an integer, got 'dice'"),
+    (dict(random_state=2**32), "expected random_state to be below"),
+]
+BAD_DATA = [
+    ((GOOD[:2],), {}, "at least 3 observations for n_regimes=3, got 2 samples"),
+    ((GOOD[:1],), {}, "got 1 sample"),
+    ((GOOD[:0],), {}, "Found array with 0 sample"),
+    ((GOOD[:, 0],), {}, "Expected 2D array, got 1D"),
+    ((GOOD[None],), {}, "Found array with dim 3|expected X"),
+    ((np.where(GOOD == GOOD.max(), np.nan, GOOD),), {}, "contains NaN"),
+    ((np.where(GOOD == GOOD.max(), np.inf, GOOD),), {}, "contains infinity"),
+    (([["a", "b"]] * 30,), {}, "could not convert string|dtype='numeric'|Unable to convert"),
+    ((GOOD * 1e200,), {}, "finite variance"),
+    ((np.repeat(GOOD[:2], 9, axis=0),), {}, "at least n_regimes=3 distinct observations, got 2"),
+    ((CONSTANT,), {}, "every column of X to vary, got the constant 3.0 in column 1"),
+    ((pd.DataFrame(CONSTANT, columns=["a", "b"]),), {}, "constant 3.0 in column 'b'"),
+    ((COLLINEAR,), {}, "3 columns of X to be linearly independent .* got rank 2 from 30"),
+    ((np.eye(4),), {}, "to be linearly independent .* got rank 3 from 4"),
+    (
+        (GOOD,),
+        dict(lengths=[10, 10]),
+        "expected lengths to sum to the 30 rows of X, got a sum of 20",
+    ),
+    ((GOOD,), dict(lengths=[31, -1]), "expected lengths to be a list of positive integers"),
+    ((GOOD,), dict(lengths=[15.0, 15.0]), "expected lengths to be a list of positive integers"),
+    ((GOOD,), dict(lengths=[]), "expected lengths to be a list of positive integers"),
+    ((GOOD,), dict(lengths=30), "expected lengths to be a list of positive integers"),
+    (([GOOD, GOOD],), dict(lengths=[30, 30]), "expected lengths to be None where X is a list"),
+    (([GOOD, GOOD[:, :1]],), {}, "X has 1 features, but RegimeModel is expecting 2"),
+]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> RegimeModel:
+    return RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(GOOD)
+
+
+@pytest.mark.parametrize("parameters, message", BAD_PARAMETERS)
+def test_bad_parameters(parameters, message):
+    model = RegimeModel(**parameters)  # refused by fit, not before
+    with pytest.raises(ValueError, match=message):
+        model.fit(GOOD)
+
+
+@pytest.mark.parametrize("arguments, keywords, message", BAD_DATA)
+def test_bad_data(arguments, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        RegimeModel(max_iter=2).fit(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m.predict_proba(GOOD, kind="predicted"), "expected kind to be one of"),
+        (lambda m: m.decode(GOOD, algorithm="map"), "expected algorithm to be one of"),
+        (lambda m: m.predict(GOOD[:, :1]), "X has 1 features, but RegimeModel is expecting 2"),
+        (lambda m: m.score(GOOD, lengths=[3]), "expected lengths to sum to the 30 rows"),
+        (lambda m: m.bic(GOOD, lengths=[3]), "expected lengths to sum to the 30 rows"),
+        (lambda m: m.sample(0), "expected n_samples to be at least 1, got 0"),
+        (lambda m: m.sample(2.5), "expected n_samples to be an integer, got 2.5"),
+        (lambda m: m.sample(2, random_state=-1), "expected random_state to be at least 0"),
+        (lambda m: m.forecast(GOOD, 0), "expected n_steps to be at least 1, got 0"),
+        (lambda m: m.forecast([GOOD, GOOD], 1), "expected X to be one sequence .* got 2"),
+    ],
+)
+def test_bad_calls(fitted, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(fitted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there(fitted):
+    message = "expected device to be one that torch has here, got 'cuda'"
+    with pytest.raises(ValueError, match=message):
+        RegimeModel(2, device="cuda").fit(GOOD)
+    with pytest.raises(ValueError, match=message):
+        copy.deepcopy(fitted).set_params(device="cuda").score(GOOD)
+
+
+def test_nothing_works_before_the_fit():
+    model = RegimeModel()
+    for call in (
+        lambda: model.predict(GOOD),
+        lambda: model.predict_proba(GOOD),
+        lambda: model.score(GOOD),
+        lambda: model.aic(GOOD),
+        lambda: model.bic(GOOD),
+        lambda: model.sample(),
+        lambda: model.forecast(GOOD, 1),
+        lambda: model.summary(),
+        lambda: model.save("nowhere"),
+    ):
+        with pytest.raises(NotFittedError):
+            call()
+    for name in ("model", "n_parameters_"):
+        assert not hasattr(model, name)
+
+
+def test_data_without_spread_are_fitted_where_their_type_or_a_floor_allows_it():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        settings = dict(n_regimes=2, n_init=2, max_iter=3, random_state=0)
+        RegimeModel(covariance_type="diag", **settings).fit(COLLINEAR)
+        RegimeModel(covariance_type="spherical", **settings).fit(CONSTANT)
+        for covariance_type in COVARIANCE_TYPES:
+            model = RegimeModel(
+                covariance_type=covariance_type, min_eigenvalue=0.01, regularization=0.0, **settings
+            )
+            for x in (CONSTANT, COLLINEAR):
+                fitted = {"covariances": model.fit(x).covariances_}
+                (least,) = find_spec(covariance_type).least_variance(fitted, 1)
+                assert least >= 0.01 * (1 - 1e-9)
+        RegimeModel(1, min_eigenvalue=0.01, max_iter=2).fit(np.ones((5, 1)))
+
+
+def test_min_eigenvalue_is_in_the_datas_units():
+    x, _ = simulate("full", 200)
+    model = RegimeModel(
+        2, n_init=1, tol=0.1, min_eigenvalue=20.0, regularization=0.0, random_state=0
+    )
+    model.fit(10 + 3 * x)
+    values = np.linalg.eigvalsh(model.covariances_)
+    np.testing.assert_allclose(values.min(), 20.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_collapsed_covariance_can_still_be_inverted(covariance_type, dtype):
+    z = (GOOD - GOOD.mean(0)) / GOOD.std(0) * [1.0, 1e-3]
+    least = find_spec(covariance_type).collapsed_variance(z, dtype)
+    assert 0 < least <= 2e-5
+    torch.linalg.cholesky(torch.diag(torch.tensor([2.0, least], dtype=dtype)))
+
+
+@pytest.mark.parametrize("use", ["fit", "predict", "score"])
+def test_masked_values_are_refused(use):
+    """They are missing values, of which the array underneath says something all the same."""
+    x, _ = simulate("full", 40)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(x)
+    whole, masked = np.ma.masked_array(x, False), np.ma.masked_array(x, x > 1.5)
+    getattr(model, use)(whole)
+    for wrong in (masked, [x, masked]):
+        with pytest.raises(ValueError, match=r"no missing values, got a masked array with \d+"):
+            getattr(model, use)(wrong)
+
+
+def test_a_callback_that_cannot_be_called_is_refused_first():
+    x, _ = simulate("full", 40)
+    with pytest.raises(ValueError, match="callback to be a function or None, got 3"):
+        RegimeModel(2, max_iter=0).fit(x, callback=3)
