@@ -303,7 +303,7 @@ def test_other_hidden_markov_models_are_told_what_to_do(hmm, message) -> None:
 
     def model() -> None:
         value = X if found.event_dim == 1 else X.float().unsqueeze(-1)
-        pyro.param("loc", LOC)
+        pyro.param("loc", LOC.clone())
         pyro.sample("x", found.mask(True), obs=value)
 
     with pytest.raises(ValueError, match=message):

@@ -456,7 +456,7 @@ def test_tensors_on_the_cpu_where_another_device_is_the_default(optim: Any) -> N
     one = torch.ones(1).double()
 
     def model(size: int | None) -> None:
-        held = pyro.param("loc", LOC)
+        held = pyro.param("loc", LOC.clone())
         if optim is not None:
             held = torch.cat([held[:1], held[:1] + pyro.param("gap", gap).exp()])
         with pyro.plate("sequences", 4, subsample_size=size, device="cpu") as index:

@@ -71,7 +71,7 @@ def latent_outside() -> None:
 
 
 def delta_of_latent_outside() -> None:
-    pyro.sample("loc", dist.Delta(pyro.param("point", LOC)))
+    pyro.sample("loc", dist.Delta(pyro.param("point", LOC.clone())))
 
 
 def latent_event() -> None:
@@ -80,7 +80,7 @@ def latent_event() -> None:
 
 def delta_of_another_event() -> None:
     with pyro.plate("states", 2):
-        pyro.sample("loc", dist.Delta(pyro.param("point", LOC)))
+        pyro.sample("loc", dist.Delta(pyro.param("point", LOC.clone())))
 
 
 REFUSED = {

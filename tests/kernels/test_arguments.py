@@ -15,15 +15,24 @@ LOOKS = ("__bool__", "__float__", "__int__", "item", "tolist")
 
 @pytest.fixture
 def looks(monkeypatch) -> list[str]:
-    """The names of the methods by which Python looked at a tensor's values."""
+    """The names of the methods by which Python looked at a tensor's values.
+
+    One look may call another method: once torch.compile was imported, ``tolist`` is such a one.
+    """
     found: list[str] = []
+    within: list[str] = []
 
     def recorded(name: str) -> Callable[[torch.Tensor], Any]:
         run = getattr(torch.Tensor, name)
 
         def look(tensor: torch.Tensor) -> Any:
-            found.append(name)
-            return run(tensor)
+            if not within:
+                found.append(name)
+            within.append(name)
+            try:
+                return run(tensor)
+            finally:
+                within.pop()
 
         return look
 
