@@ -115,6 +115,7 @@ def test_growths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.isfinite(growth.exponent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not peer_growth._CLEAR.exists(), reason="no /proc to read it from")
 def test_extra_arrays() -> None:
     arrays = peer_growth.extra_arrays(50_000, 4)
@@ -178,6 +179,7 @@ def test_gpu_peer_that_differs_or_fails() -> None:
     assert time_peer(fail) == gpu.Peer(None, "out of memory")
 
 
+@pytest.mark.slow
 def test_em_overhead(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses agree, or it would end; a line for each method, and the ratio."""
     monkeypatch.setattr(em_overhead, "STEPS", 1)

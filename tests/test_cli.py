@@ -41,6 +41,7 @@ def write_csv(path: Path, scale: float = 1.0) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_fit_prints_regimes_and_writes_its_files(tmp_path):
     done = run(
         "fit",
@@ -70,6 +71,7 @@ def test_fit_prints_regimes_and_writes_its_files(tmp_path):
     assert list(model.feature_names_in_) == list(returns.names)
 
 
+@pytest.mark.slow
 def test_fit_reads_returns_and_prices(tmp_path):
     for name, scale, flags in [("returns.csv", 1.0, []), ("prices.csv", 100.0, ["--prices"])]:
         path = write_csv(tmp_path / name, scale)
@@ -95,6 +97,7 @@ def test_fit_reads_returns_and_prices(tmp_path):
         assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_compare_prints_the_table_and_draws_it(tmp_path):
     done = run(
         "compare",
@@ -124,6 +127,7 @@ def test_compare_prints_the_table_and_draws_it(tmp_path):
         assert (tmp_path / "c" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_compare_with_some_methods(tmp_path):
     chosen = ["--method", "EM", "--method", "Adam", "--learning-rate", "0.05"]
     steps = ["--svi-steps", "5", "--em-steps", "5"]
@@ -133,6 +137,7 @@ def test_compare_with_some_methods(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 
+@pytest.mark.slow
 def test_help_teaches(tmp_path):
     done = run("compare", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "conjugate priors" in done.stdout

@@ -77,6 +77,7 @@ def test_every_example_is_listed() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {script for script, *_ in TABLE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, settings, printed, written", TABLE, ids=[row[0] for row in TABLE])
 def test_example(
     script: str, settings: list[str], printed: str, written: set[str], tmp_path: Path
@@ -94,6 +95,7 @@ def test_example(
         assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [row[0] for row in TABLE])
 def test_help(script: str, tmp_path: Path) -> None:
     text = run(script, ["--help"], tmp_path / "out")

@@ -95,6 +95,7 @@ def test_the_walk_would_see_an_arrow_upwards():
     assert {"pyro_regimes.estimator", "pyro_regimes.cli"} <= set(imported(tree))
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_the_extras_alone():
     script = (
         "import sys, pyro_regimes\n"
@@ -113,6 +114,7 @@ def test_importing_the_package_leaves_the_extras_alone():
     assert set(ast.literal_eval(done.stdout)) <= set(ast.literal_eval(alone.stdout))
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_compiler():
     script = (
         "import sys, pyro_regimes\n"

@@ -16,6 +16,7 @@ RETURNS = load_sector_returns().values[-240:, :3]
 RATES = [0.02, 0.05]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_every_method_starts_at_the_same_point(covariance_type):
     store = dict(pyro.get_param_store().named_parameters())
@@ -63,6 +64,7 @@ def test_every_method_starts_at_the_same_point(covariance_type):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state",
     [
@@ -90,6 +92,7 @@ def test_the_callers_handlers_and_modes_change_nothing(state):
     assert not getattr(getattr(handler, "trace", None), "nodes", None)
 
 
+@pytest.mark.slow
 def test_with_nuts():
     found = compare_on_returns(
         RETURNS[-80:, :1],
@@ -110,6 +113,7 @@ def test_with_nuts():
     assert found.best() == -np.inf and found.speed_up() is None
 
 
+@pytest.mark.slow
 def test_adam_comes_to_where_em_is():
     """The two have one likelihood: the parameters approach, and the gradient vanishes."""
     found = compare_on_returns(
@@ -125,6 +129,7 @@ def test_adam_comes_to_where_em_is():
     assert found.seconds_to_best(slow) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_a_single_series(covariance_type):
     found = compare_on_returns(

@@ -265,6 +265,7 @@ def test_posterior_paths_have_the_smoothed_frequencies(name):
         assert torch.equal(paths == -1, padding.expand(paths.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name != "empty batch"])
 def test_float32_keeps_its_dtype_and_its_digits(name):
     chain = CASES[name]

@@ -289,6 +289,7 @@ def recursion_of_the_likelihood(arguments: Arguments) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_transitions_that_vary(seed):
@@ -351,6 +352,7 @@ def test_parallel_or_sequential(seed, varying):
     assert hmm_of(arguments).viterbi(data_of(arguments)).tolist() == expected.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_posterior_paths(backend):
     """``test_parallel_posterior_sample``: T = 5, K = 2; a million paths, each of the 32 counted.
@@ -425,6 +427,7 @@ def test_batch_dims_are_vmap():
     assert_all_equal(fields_of(*several), torch.func.vmap(fields_of)(*several))
 
 
+@pytest.mark.slow
 @TRANSFORMED
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -154,6 +154,7 @@ def test_a_masked_sequence_has_no_gradient():
     assert_equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2])
 def test_to_event(dims):
     hmm = hmm_of(duration=T).expand((4, N)).to_event(dims)

@@ -190,6 +190,7 @@ INITIAL = torch.zeros(K, dtype=torch.float64)
 TRANSITION = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, shapes", CASES)
 def test_update_is_the_numerical_maximiser(family: Family, shapes: Shapes) -> None:
     data = family.value(draw(N, T, D, seed=9))

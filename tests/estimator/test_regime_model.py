@@ -182,6 +182,7 @@ def test_float32(full):
             assert pyro.param("loc").dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_svi_reaches_em():
     x, _ = simulate("full", 80)
     em = RegimeModel(2, n_init=1, random_state=0).fit(x)

@@ -148,6 +148,7 @@ def test_random_state():
     assert heard[0] == heard[1] != heard[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["em", "svi"])
 def test_several_threads_fit_at_once(inference):
     data = [simulate("full", 120, seed)[0] for seed in range(4)]

@@ -76,7 +76,9 @@ def make_guide(each: Entry) -> Model | None:
     """A new one: its parameters are made at its first call."""
     if each.guide is not None or each.values is None:
         return each.guide
-    return AutoDelta(each.model, init_loc_fn=init_to_value(values=each.values))
+    # The guide keeps the very tensors that it is given, and moves them.
+    values = {name: value.clone() for name, value in each.values.items()}
+    return AutoDelta(each.model, init_loc_fn=init_to_value(values=values))
 
 
 # The chain, in the ways it can be said.

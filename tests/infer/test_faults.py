@@ -253,6 +253,7 @@ def test_frozen_parameters_stay_frozen() -> None:
         assert not torch.equal(pyro.param("loc").detach(), before)
 
 
+@pytest.mark.slow
 def test_what_follows_a_frozen_parameter_is_maximised_given_it() -> None:
     """A scale about the location that stays, and not about the one that was given up."""
     em = EM(lambda: observe(loc=real("loc", LOC), scale=scale()))

@@ -90,7 +90,7 @@ def minibatch(batch: torch.Tensor) -> None:
 
 
 def guided(model: Callable[[], None]) -> EM:
-    return EM(model, AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC})))
+    return EM(model, AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()})))
 
 
 def descend(leaves: list[torch.Tensor]) -> None:
@@ -282,6 +282,7 @@ def test_a_model_that_raises_in_a_plate() -> None:
     assert surroundings() == before and torch.equal(pyro.param("loc").detach(), held)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
 def test_signals_at_random_times() -> None:
     """As a user would do it."""

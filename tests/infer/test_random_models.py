@@ -14,6 +14,7 @@ from tests.infer.random_losses import gain_of_lbfgs, leaves_of_the_store, own_lo
 from tests.infer.random_models import draw_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(30))
 def test_what_em_promises_of_any_model(number: int) -> None:
     report = check(draw_model(seeds.seed(number)), num_steps=400)

@@ -410,6 +410,7 @@ def test_one_state(constraint: constraints.Constraint) -> None:
     assert pyro.param("loc").item() == pytest.approx(X.mean().item(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_long_switching_regression_has_a_closed_form() -> None:
     """Of its Jacobian two thirds are 0, and are not kept: 7.2 million numbers of 21.6."""
     num_steps, num_series = 300_000, 8

@@ -94,7 +94,7 @@ def test_padding_and_plates() -> None:
 
 
 def test_after_svi() -> None:
-    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"loc": LOC}), init_scale=0.05)
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}), init_scale=0.05)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     torch.manual_seed(seeds.seed(0))
     for _ in range(50):
@@ -107,7 +107,7 @@ def test_after_svi() -> None:
 
 
 def test_a_point_is_drawn_once() -> None:
-    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
     expected = build(LOC).posterior(X).smoothed_probs
     assert_close(infer_regimes(model, guide, X)["x"], expected, rtol=1e-12, atol=1e-12)
 
@@ -167,7 +167,7 @@ def test_em_then_svi_then_em_then_nuts() -> None:
     ],
 )
 def test_wrong_options(wrong, message) -> None:
-    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
     with pytest.raises(ValueError, match=message):
         infer_regimes(model, guide, X, **wrong)
 
@@ -332,7 +332,7 @@ def changed(kind: str) -> Any:
 )  # fmt: skip
 def test_the_callers_handlers_and_modes_change_nothing(name, kind) -> None:
     # It makes no tensors of its own, so that a default device is of no concern to it.
-    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
     expected = [
         infer_regimes(model, {"loc": DRAWS}, X, kind=kind)["x"],
         infer_regimes(normal_hmm, None, X, kind=kind)["x"],

@@ -154,7 +154,7 @@ def test_accepts_what_svi_accepts() -> None:
         with pyro.plate("one", 1):
             pyro.sample("w", hmm(loc, SCALE), obs=X)
 
-    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC}))
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
     svi = SVI(model, guide, lr(), Trace_ELBO())
     loss = svi.evaluate_loss()
     assert EM(model, guide).step() == pytest.approx(loss, rel=1e-12)

@@ -174,6 +174,7 @@ def test_reaches_the_full_data_in_five_passes() -> None:
     assert set(em.plan.names) == set(TRUTH)
 
 
+@pytest.mark.slow
 def test_with_priors_and_an_optimiser() -> None:
     """MAP, and a parameter without a closed form, in the same steps."""
     x = draw(400, seed=4)[..., 0]

@@ -63,6 +63,7 @@ def test_plan_and_ascent(entry: Entry) -> None:
     assert history[0] - history[-1] > 1e-3
 
 
+@pytest.mark.slow
 @table
 def test_ends_where_lbfgs_does(entry: Entry) -> None:
     """Neither gains from where the other ended: two searches may end in two modes."""
@@ -99,6 +100,7 @@ def subsampled(batch: int | None) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_subsampled_ends_near_lbfgs() -> None:
     """Half of the sequences at a time. The average of the last statistics, with steps of n^-0.6,
     still moves by about n^-0.3 of one batch's spread: 0.2 nats bound what that costs, of some 200.

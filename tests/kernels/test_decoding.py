@@ -53,6 +53,7 @@ def test_the_lowest_state_wins_a_tie():
     assert ops.viterbi(zeros[0], torch.zeros(1, 3, 3), zeros).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_viterbi_keeps_its_precision_over_long_float32_sequences():
     case = random_chain(20_000, 3, seed=40)
     case = case._replace(observation=case.observation - 1e3)

@@ -67,6 +67,7 @@ def test_gradients_are_of_the_inputs_dtype(autocast):
         torch.testing.assert_close(other, expected.float(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 def test_second_derivatives_are_of_the_inputs_dtype():
     case = random_chain(6, 3, seed=82)
@@ -83,6 +84,7 @@ def test_second_derivatives_are_of_the_inputs_dtype():
     torch.testing.assert_close(rows[0], rows[1].float(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.usefixtures("backend")

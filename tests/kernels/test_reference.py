@@ -140,6 +140,7 @@ def test_gamma_is_the_marginal_of_xi():
     assert_equal(pair.sum(-2), single[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name != "empty batch"])
 @pytest.mark.usefixtures("every_way")
 def test_gradients_of_first_and_second_order(name):
@@ -202,6 +203,7 @@ def test_impossible_sequence_leaves_its_neighbours_alone():
         assert_equal(gradient[1], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_states", [4, 9], ids=["blocked", "sequential"])
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_float32_keeps_gamma_over_20_000_steps(num_states, name):
@@ -215,6 +217,7 @@ def test_float32_keeps_gamma_over_20_000_steps(num_states, name):
     torch.testing.assert_close(single.smoothed_probs.double(), exact, rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_blocks_agree_with_the_plain_loop(monkeypatch):
     case = random_chain(1_000, 4, batch=(2,), slices=999, seed=34)
     case = case._replace(lengths=torch.tensor([1_000, 517]))

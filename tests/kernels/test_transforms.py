@@ -100,6 +100,7 @@ def test_third_derivatives_go_through_the_reference():
     assert_equal(third("cpu"), third("reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["lengths", "varying A", "shared A and start", "structural zeros, batch, lengths"]
 )

@@ -75,6 +75,7 @@ def test_the_compiled_kernel_is_what_runs(monkeypatch):
     assert len(ran) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 @pytest.mark.parametrize(
     "num_steps, num_states, slices, count",
@@ -152,6 +153,7 @@ def test_threads_agree(name, monkeypatch):
     assert torch.equal(spread, ops.sample_posterior(*CASES[name], sample_shape=torch.Size([7])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [1.0, 800.0])
 def test_a_state_that_faded_for_thousands_of_steps_comes_back(gap):
     """A = I: in state 1 the first half is unlikely, the second all the more likely."""
@@ -219,6 +221,7 @@ def test_exact_sums_serve_only_where_a_state_comes_back(back, redone, num_states
     assert count == (["filter_sweep", "exact_viterbi"] if redone else [])
 
 
+@pytest.mark.slow
 def test_adversarial_chains():
     """Chains on which mass fades and comes back; some of each kind."""
     for label, case in adversarial.batches(torch.float64):

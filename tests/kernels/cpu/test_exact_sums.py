@@ -191,6 +191,7 @@ def assert_value(actual: Tensor, expected: float) -> None:
         assert float(actual) == pytest.approx(expected, rel=1e-14, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_expectations_are_those_of_the_rational_sum(size, gaps):
@@ -288,6 +289,7 @@ def test_both_derivatives_are_those_of_the_rational_sum(size, gaps):
                 assert_close(along, expected.hessian[count + row])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("way")
 def test_posterior_paths_are_drawn_from_the_rational_sum(gaps):
     for case, answers in batches_of((2, 8), gaps):

@@ -67,6 +67,7 @@ HURT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 @pytest.mark.parametrize("size", HURT.values(), ids=HURT.keys())
 def test_equals_the_reference(size, ragged):
@@ -208,6 +209,7 @@ def run_python(script: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_threads_are_there_after_a_fork():
     script = """

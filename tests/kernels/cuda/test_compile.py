@@ -88,8 +88,9 @@ def compile_launches(
     return len(done)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
-@pytest.mark.parametrize("problems", ["PROBLEMS", pytest.param("LARGE", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("problems", ["PROBLEMS", "LARGE"])
 def test_kernels_compile(capability, problems, tmp_path):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -124,6 +124,7 @@ def test_equals_reference(name):
 SIZES = [(257, 3, 2, 1), (63, 5, 3, 62), (63, 9, 2, 1), (33, 17, 2, 32), (19, 33, 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", ["one", "several"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_that_hurt(size, num_blocks, monkeypatch):
@@ -194,6 +195,7 @@ def adversarial(count: int, num_steps: int, num_states: int, gap: float, slices:
     return flatten(Case(initial, transition, observation, lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", ["one", "several"])
 @pytest.mark.parametrize("num_states, slices", [(2, 1), (3, 1), (4, 39)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -206,6 +208,7 @@ def test_adversarial_chains(dtype, num_states, slices, num_blocks, monkeypatch):
     assert_agrees(case, **({"rtol": 2e-7, "atol": 1e-7} if single else {"rtol": 1e-11}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps, min_blocks", [(260, 1 << 30), (3_000, 2)])
 def test_mass_that_fades_over_many_steps_comes_back(num_steps, min_blocks, monkeypatch):
     """A = I with gaps of some nats: a scaled recursion alone is wrong by hundreds of nats here."""
@@ -237,6 +240,7 @@ def test_first_observation_far_from_the_initial_logits(num_steps):
     assert_agrees(flatten(case))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("regime")
 def test_flags_are_for_those_who_need_them():
     """Chains that mix are never done again, nor those whose neighbours in a tile are."""

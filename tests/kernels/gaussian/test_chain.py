@@ -101,6 +101,7 @@ def test_gradients_of_some(wanted, apart, calls):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one sequence", "sequences, of several lengths", "two dims"])
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_derivatives_of_both_orders(name, diagonal, calls):

@@ -418,6 +418,7 @@ def test_pieces_for_several_threads(monkeypatch):
         assert torch.equal(cpu_densities.log_density_full(value, loc, factor), density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["odd T", "shared covariance", "batch of parameters", "D=1"])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_operators_pass_opcheck(name, kind):
