@@ -1,8 +1,11 @@
-"""Log densities of the observations in every state, by one kernel where the family has one.
+"""Log densities of the observations in every state.
 
-Gaussian observations, constant in time, on the CPU: :class:`MultivariateNormal` and
-``Normal.to_event(1)``, expanded or not. Other distributions use their own ``log_prob``, which for
-discrete ones is that of :mod:`.exact`.
+Where EM has a family for the distribution (:mod:`pyro_regimes.emissions`), the density is the
+family's: the likelihood that SVI differentiates is the one that EM maximises. Other distributions
+use their own ``log_prob``, which for discrete ones is that of :mod:`.exact`.
+
+Gaussian observations that are constant in time have kernels for the whole chain on the CPU
+(:func:`as_gaussian`).
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
 from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.kernels import ops
@@ -69,16 +74,40 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
     """
     found = as_gaussian(observation_dist, value, is_checked)
-    if found is None:
-        # None leaves the setting as it is.
-        exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
-        density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
-        return density
-    density = provenance.call(ops.gaussian_log_prob, value, *found)
+    if found is not None:
+        density: Tensor = provenance.call(ops.gaussian_log_prob, value, *found)
+    else:
+        by_family = _by_family(observation_dist, value, is_checked)
+        if by_family is None:
+            # None leaves the setting as it is.
+            exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
+            density = exact.log_prob(_beside_states(observation_dist, value))
+            return density
+        density = by_family
     batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def _by_family(
+    observation_dist: Distribution, value: Tensor, is_checked: bool
+) -> Tensor | None:
+    """The density of the family that EM knows the distribution by; None where there is none."""
+    base, mask = emissions.unwrap(observation_dist)
+    event_dim = len(observation_dist.event_shape)
+    family = emissions.find_family(base, event_dim)
+    if family is None:
+        return None
+    if base._validate_args and not is_checked:
+        base._validate_sample(_beside_states(observation_dist, value))
+    given = family.read(base)
+
+    def compute(value: Tensor, *arguments: Tensor) -> Tensor:
+        return family.log_prob(value, dict(zip(given, arguments, strict=True)), event_dim)
+
+    density = provenance.call(compute, value, *given.values())
+    return density if mask is None else scale_and_mask(density, mask=mask)
 
 
 def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:

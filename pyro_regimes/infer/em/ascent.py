@@ -97,13 +97,15 @@ class Ascent:
         self.held: Held = {
             name: self._hopeless | known.get(name, self._hopeless) for name in names
         }
+        self.settled = np.zeros(len(losses), dtype=np.bool_)  # restarts that have converged
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self.num_e_steps = 1  # that of the first state included
 
     @property
-    def is_holding(self) -> bool:
-        """Whether some parameter is frozen in some restart."""
-        return any(flags.any() for flags in self.held.values())
+    def is_partly_holding(self) -> bool:
+        """Whether some restart has frozen parameters beside others that are free."""
+        held = np.stack([*self.held.values()])
+        return bool((held.any(0) & ~held.all(0)).any())
 
     @property
     def frozen(self) -> Held:
@@ -111,11 +113,18 @@ class Ascent:
         return {name: flags & ~self._hopeless for name, flags in self.held.items()}
 
     @property
+    def kept(self) -> Held:
+        """The restarts in which a parameter keeps its value: frozen, or converged."""
+        if not self.settled.any():
+            return self.held
+        return {name: flags | self.settled for name, flags in self.held.items()}
+
+    @property
     def free(self) -> Flags:
-        """Restarts in which some closed form is not frozen, ``(R,)``."""
+        """Restarts that have not converged and are not frozen altogether, ``(R,)``."""
         if not self.held:
             return np.zeros(len(self._hopeless), dtype=np.bool_)
-        every: Flags = np.all([*self.held.values()], 0)
+        every: Flags = np.all([*self.kept.values()], 0)
         return ~every
 
     def restrict(self, names: list[str], num_restarts: int) -> None:
@@ -123,11 +132,11 @@ class Ascent:
         nowhere = np.zeros(num_restarts, dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in names}
         if len(self._hopeless) != num_restarts:
-            self._hopeless = nowhere
+            self._hopeless = self.settled = nowhere
 
     def step(self, engine: Stepping[S], now: S) -> S:
         """One step, of which whatever lowers the likelihood is undone."""
-        found = engine.maximise(now, self.held)
+        found = engine.maximise(now, self.kept)
         groups = engine.problem.groups
 
         def attempt(held: Held) -> S:
@@ -135,7 +144,7 @@ class Ascent:
             params = _choose(groups, now.params, found.values, held)
             return engine.at(now, params, _choose(groups, now.leaves, found.leaves, held), found)
 
-        after = attempt(self.held)
+        after = attempt(self.kept)
         for name in after.unbounded:
             self._warn(_unbounded_message(name))
         if fallen(now.params, now.losses, after.losses).any():
@@ -155,15 +164,15 @@ class Ascent:
         culprits = {name: np.zeros_like(down) for name in names}
         if len(names) > 1:
             for name in names:  # by itself, where the step fell
-                alone = {other: self.held[other] | (down & (other != name)) for other in names}
+                alone = {other: self.kept[other] | (down & (other != name)) for other in names}
                 culprits[name] = falls(attempt(alone)) & down & ~self.held[name]
         nobody = down & ~np.any([*culprits.values()], 0)
         self._hold({name: flags | nobody for name, flags in culprits.items()})
-        after = attempt(self.held)
+        after = attempt(self.kept)
         again = falls(after)
         if again.any():
             self._hold({name: again for name in names})
-            after = attempt(self.held)
+            after = attempt(self.kept)
         self.blamed = [name for name in names if culprits[name].any()]
         self._warn(_fall_message(down, change, self.blamed))
         return after

@@ -25,17 +25,18 @@ class Engine(Protocol):
     def is_free(self, now: Any, ascent: Ascent) -> Flags:
         """Restarts in which something still moves, ``(R,)``."""
 
-    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
-        """Whether every free restart has come to rest."""
+    def is_level(self, losses: list[Array], tol: float) -> Flags:
+        """Which restarts have come to rest, ``(R,)``."""
 
 
-def rose_by_less(losses: list[Array], free: Flags, tol: float) -> bool:
-    """Whether the last step has raised every free restart by less than ``tol``.
+def rose_by_less(losses: list[Array], tol: float) -> Flags:
+    """Which restarts the last step has raised by less than ``tol``.
 
     A fall beyond rounding has been undone.
     """
-    rise = losses[-2][free] - losses[-1][free]
-    return bool(rise.size) and bool((rise < tol).all())
+    with np.errstate(invalid="ignore"):  # of restarts whose likelihood is not finite
+        level: Flags = losses[-2] - losses[-1] < tol
+    return level
 
 
 class Loop:
@@ -106,12 +107,19 @@ class Loop:
             self.losses.append(after.losses)
             if callback is not None:
                 callback(self.num_steps, self.problem.loss(after.losses))
-            free = self.engine.is_free(self.now, self.ascent)
-            if tol is not None and self.engine.is_level(self.losses, free, tol):
-                self.converged = True
-                self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+            if tol is not None:
+                self._settle(tol)
             if self.ascent.blamed and self.problem.may_move:
                 break  # an optimiser can take them on
+
+    def _settle(self, tol: float) -> None:
+        """Freeze restarts that have converged: none depends on how long the others take."""
+        free = self.engine.is_free(self.now, self.ascent)
+        level = free & self.engine.is_level(self.losses, tol)
+        self.ascent.settled = self.ascent.settled | level
+        if level.any() and not (free & ~level).any():
+            self.converged = True
+            self.stop_reason = f"log-likelihood rose by less than {tol:g}"
 
     def _change_engine(self) -> None:
         """Let the next engine go on from the last state, where it confirms its losses."""

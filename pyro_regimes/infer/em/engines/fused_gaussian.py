@@ -43,13 +43,13 @@ class FusedState:
     def __init__(
         self, engine: FusedEngine, arrays: Parameters, losses: Array, beyond: Parameters | None
     ) -> None:
-        self._engine, self._arrays = engine, arrays
+        self._engine, self.arrays = engine, arrays
         self.losses = losses
         self.beyond = beyond  # the parameters one step on; None where that is not ordinary
 
     @cached_property
     def _tensors(self) -> tuple[Params, Params]:
-        return self._engine.write(self._arrays)
+        return self._engine.write(self.arrays)
 
     @property
     def params(self) -> Params:
@@ -63,7 +63,7 @@ class FusedState:
 
     def with_losses(self, losses: Array) -> FusedState:
         """The same with losses as another computation has found them."""
-        return FusedState(self._engine, self._arrays, losses, self.beyond)
+        return FusedState(self._engine, self.arrays, losses, self.beyond)
 
 
 class FusedEngine:
@@ -113,27 +113,51 @@ class FusedEngine:
 
     def advance(self, now: State, ascent: Ascent) -> FusedState | None:
         """An ordinary step, or None."""
-        if ascent.is_holding:
+        free = ascent.free
+        if ascent.is_partly_holding or not free.any():
             return None
-        beyond = now.beyond if isinstance(now, FusedState) else self._beyond(now)
+        if isinstance(now, FusedState):
+            arrays, beyond = now.arrays, now.beyond
+        else:
+            arrays = self.read(now.params)
+            beyond = self._kernel.step(_in_place_of_others(arrays, free))[1]
         if beyond is None:
             return None
-        likelihood, after = self._kernel.step(beyond)
-        if likelihood is None or fallen(self._start.params, now.losses, -likelihood).any():
+        likelihood, after = self._kernel.step(_in_place_of_others(beyond, free))
+        if likelihood is None:
+            return None
+        losses = np.where(free, -likelihood, now.losses)
+        if fallen(self._start.params, now.losses, losses).any():
             return None
         ascent.num_e_steps += 1
-        return FusedState(self, beyond, -likelihood, after)
-
-    def _beyond(self, now: State) -> Parameters | None:
-        return self._kernel.step(self.read(now.params))[1]
+        for new, old in zip(beyond, arrays, strict=True):
+            new[~free] = old[~free]
+        return FusedState(self, beyond, losses, after)
 
     def is_free(self, now: State, ascent: Ascent) -> Flags:
         """Restarts in which some closed form is not frozen."""
         return ascent.free
 
-    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
-        """Whether every free restart rose by less than ``tol``."""
-        return loop.rose_by_less(losses, free, tol)
+    def is_level(self, losses: list[Array], tol: float) -> Flags:
+        """Which restarts rose by less than ``tol``."""
+        return loop.rose_by_less(losses, tol)
+
+
+def _in_place_of_others(arrays: Parameters, free: Flags) -> Parameters:
+    """Parameters of which restarts that keep theirs have those of another one.
+
+    What the kernel makes of these is not used; of their own it may have no ordinary step to make.
+    """
+    if free.all():
+        return arrays
+    some = int(free.argmax())
+    return type(arrays)(*(_filled(each, ~free, some) for each in arrays))
+
+
+def _filled(array: Array, where: Flags, index: int) -> Array:
+    filled = array.copy()
+    filled[where] = array[index]
+    return filled
 
 
 def find(problem: Problem, start: TensorState) -> FusedEngine | str:

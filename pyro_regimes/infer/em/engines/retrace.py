@@ -119,17 +119,21 @@ class RetraceEngine:
 
     def is_free(self, now: TensorState, ascent: Ascent) -> Flags:
         """Restarts in which a closed form is not frozen, or the optimiser moves something."""
-        return ascent.free | (np.isfinite(now.losses) & bool(self._gradients))
+        moved = np.isfinite(now.losses) & ~ascent.settled & bool(self._gradients)
+        return ascent.free | moved
 
-    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
-        """Whether the losses have come to rest: never those of minibatches."""
+    def is_level(self, losses: list[Array], tol: float) -> Flags:
+        """Which restarts have come to rest: never those of minibatches."""
+        nowhere = np.zeros(len(losses[-1]), dtype=np.bool_)
         if self.problem.plan.is_subsampled:
-            return False
+            return nowhere
         if not self._gradients:
-            return loop.rose_by_less(losses, free, tol)
+            return loop.rose_by_less(losses, tol)
         # A step of the optimiser may go down, and momentum may turn within one step.
         recent = np.stack(losses[-_STEADY - 1 :])
-        return len(recent) > _STEADY and bool((abs(np.diff(recent, axis=0)) < tol).all())
+        if len(recent) <= _STEADY:
+            return nowhere
+        return np.logical_and.reduce(abs(np.diff(recent, axis=0)) < tol, axis=0)
 
 
 def _names(flags: dict[str, torch.Tensor]) -> list[str]:

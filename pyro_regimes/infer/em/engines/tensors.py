@@ -89,6 +89,6 @@ class TensorEngine:
         """Restarts in which some closed form is not frozen."""
         return ascent.free
 
-    def is_level(self, losses: list[Array], free: Flags, tol: float) -> bool:
-        """Whether every free restart rose by less than ``tol``."""
-        return loop.rose_by_less(losses, free, tol)
+    def is_level(self, losses: list[Array], tol: float) -> Flags:
+        """Which restarts rose by less than ``tol``."""
+        return loop.rose_by_less(losses, tol)
