@@ -81,7 +81,8 @@ def fit_regimes(
     kept = fit.parameters.select(best)
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
-    return FittedRegimes(ordered, names, fit.history[:, best] - offset, converged, warning)
+    history = fit.history[:, best] if settings.tol is None else fit.own_history(best)
+    return FittedRegimes(ordered, names, history - offset, converged, warning)
 
 
 def _warning(collapsed: bool, at_rest: bool, num_steps: int) -> str | None:
@@ -104,6 +105,15 @@ class FittedStarts(NamedTuple):
     history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
     converged: Flags  #: ``(R,)``
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
+
+    def own_history(self, start: int) -> Array:
+        """The history of one start up to the step at which it came to rest.
+
+        From there on it waited for the others.
+        """
+        whole: Array = self.history[:, start]
+        moved = np.flatnonzero(whole[1:] != whole[:-1])
+        return whole[: moved[-1] + 2] if len(moved) else whole[:1]
 
     def best(self) -> int:
         """The start with the highest final log-likelihood, sound ones first.
