@@ -94,7 +94,8 @@ def test_padding_and_plates() -> None:
 
 
 def test_after_svi() -> None:
-    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}), init_scale=0.05)
+    start = init_to_value(values={"loc": LOC.clone()})
+    guide = AutoNormal(model, init_loc_fn=start, init_scale=0.05)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     torch.manual_seed(seeds.seed(0))
     for _ in range(50):
