@@ -133,6 +133,9 @@ SCALE = Argument(
 )
 
 
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
 class _Family(Family):
     """``Normal(loc, scale)``."""
 
@@ -147,7 +150,8 @@ class _Family(Family):
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log N(x_t; \mu_k, \sigma_k^2)`, summed over the series of one observation."""
         both = given["loc"], given["scale"]
-        if event_dim < 2 and all(_is_constant(each, event_dim) for each in both):
+        has_kernel = all(each.dtype in _KERNEL_DTYPES for each in (value, *both))
+        if event_dim < 2 and has_kernel and all(_is_constant(each, event_dim) for each in both):
             loc, scale = (
                 ops.without_time(each if event_dim else each.unsqueeze(-1), 2)
                 for each in both
