@@ -100,32 +100,35 @@ class Ascent:
         self.settled = np.zeros(len(losses), dtype=np.bool_)  # restarts that have converged
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self.num_e_steps = 1  # that of the first state included
+        self._refresh()
 
-    @property
-    def is_partly_holding(self) -> bool:
-        """Whether some restart has frozen parameters beside others that are free."""
-        held = np.stack([*self.held.values()])
-        return bool((held.any(0) & ~held.all(0)).any())
+    def _refresh(self) -> None:
+        """Work out what follows from ``held`` and ``settled``, which most steps do not change."""
+        if self.settled.any():
+            #: The restarts in which a parameter keeps its value: frozen, or converged.
+            self.kept = {name: flags | self.settled for name, flags in self.held.items()}
+        else:
+            self.kept = self.held
+        if self.held:
+            held, kept = (np.stack([*flags.values()]) for flags in (self.held, self.kept))
+            #: Restarts that have not converged and are not frozen altogether, ``(R,)``.
+            self.free: Flags = ~np.logical_and.reduce(kept)
+            #: Whether some restart has frozen parameters beside others that are free.
+            self.is_partly_holding = bool((held.any(0) & ~held.all(0)).any())
+        else:
+            self.free = np.zeros(len(self._hopeless), dtype=np.bool_)
+            self.is_partly_holding = False
+
+    def settle(self, level: Flags) -> None:
+        """Freeze restarts that have converged."""
+        if level.any():
+            self.settled = self.settled | level
+            self._refresh()
 
     @property
     def frozen(self) -> Held:
         """The parameters that are held since a step lowered the likelihood."""
         return {name: flags & ~self._hopeless for name, flags in self.held.items()}
-
-    @property
-    def kept(self) -> Held:
-        """The restarts in which a parameter keeps its value: frozen, or converged."""
-        if not self.settled.any():
-            return self.held
-        return {name: flags | self.settled for name, flags in self.held.items()}
-
-    @property
-    def free(self) -> Flags:
-        """Restarts that have not converged and are not frozen altogether, ``(R,)``."""
-        if not self.held:
-            return np.zeros(len(self._hopeless), dtype=np.bool_)
-        every: Flags = np.all([*self.kept.values()], 0)
-        return ~every
 
     def restrict(self, names: list[str], num_restarts: int) -> None:
         """Go on with the parameters and restarts of a model that was read anew."""
@@ -133,6 +136,7 @@ class Ascent:
         self.held = {name: self.held.get(name, nowhere) for name in names}
         if len(self._hopeless) != num_restarts:
             self._hopeless = self.settled = nowhere
+        self._refresh()
 
     def step(self, engine: Stepping[S], now: S) -> S:
         """One step, of which whatever lowers the likelihood is undone."""
@@ -179,6 +183,7 @@ class Ascent:
 
     def _hold(self, more: Held) -> None:
         self.held = {name: flags | more[name] for name, flags in self.held.items()}
+        self._refresh()
 
 
 def _unbounded_message(name: str) -> str:

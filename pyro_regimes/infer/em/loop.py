@@ -116,7 +116,7 @@ class Loop:
         """Freeze restarts that have converged: none depends on how long the others take."""
         free = self.engine.is_free(self.now, self.ascent)
         level = free & self.engine.is_level(self.losses, tol)
-        self.ascent.settled = self.ascent.settled | level
+        self.ascent.settle(level)
         if level.any() and not (free & ~level).any():
             self.converged = True
             self.stop_reason = f"log-likelihood rose by less than {tol:g}"

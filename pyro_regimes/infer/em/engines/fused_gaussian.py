@@ -113,25 +113,28 @@ class FusedEngine:
 
     def advance(self, now: State, ascent: Ascent) -> FusedState | None:
         """An ordinary step, or None."""
-        free = ascent.free
-        if ascent.is_partly_holding or not free.any():
+        if ascent.is_partly_holding:
             return None
+        free, all_free = ascent.free, bool(ascent.free.all())
         if isinstance(now, FusedState):
             arrays, beyond = now.arrays, now.beyond
         else:
             arrays = self.read(now.params)
-            beyond = self._kernel.step(_in_place_of_others(arrays, free))[1]
+            given = arrays if all_free else _in_place_of_others(arrays, free)
+            beyond = self._kernel.step(given)[1]
         if beyond is None:
             return None
-        likelihood, after = self._kernel.step(_in_place_of_others(beyond, free))
+        given = beyond if all_free else _in_place_of_others(beyond, free)
+        likelihood, after = self._kernel.step(given)
         if likelihood is None:
             return None
-        losses = np.where(free, -likelihood, now.losses)
+        losses = -likelihood if all_free else np.where(free, -likelihood, now.losses)
         if fallen(self._start.params, now.losses, losses).any():
             return None
         ascent.num_e_steps += 1
-        for new, old in zip(beyond, arrays, strict=True):
-            new[~free] = old[~free]
+        if not all_free:
+            for new, old in zip(beyond, arrays, strict=True):
+                new[~free] = old[~free]
         return FusedState(self, beyond, losses, after)
 
     def is_free(self, now: State, ascent: Ascent) -> Flags:
@@ -148,8 +151,6 @@ def _in_place_of_others(arrays: Parameters, free: Flags) -> Parameters:
 
     What the kernel makes of these is not used; of their own it may have no ordinary step to make.
     """
-    if free.all():
-        return arrays
     some = int(free.argmax())
     return type(arrays)(*(_filled(each, ~free, some) for each in arrays))
 
