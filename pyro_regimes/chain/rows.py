@@ -20,7 +20,7 @@ class ChainCounts(NamedTuple):
     """Expected counts of one site."""
 
     initial: Tensor  #: gamma at the first step, ``(..., K)``
-    moved: Tensor  #: summed xi, ``(..., 1 or T-1, K, K)``
+    transitions: Tensor  #: summed xi, ``(..., 1 or T-1, K, K)``
 
 
 def normalise(counts: Tensor) -> Tensor:

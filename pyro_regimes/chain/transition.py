@@ -20,7 +20,7 @@ from pyro_regimes.emissions.statistics import Counts
 
 
 def _reduce(stats: ChainCounts, given: Arguments, weighted: bool) -> Counts:
-    return Counts(stats.moved)
+    return Counts(stats.transitions)
 
 
 TRANSITION_PROBS = replace(

@@ -84,11 +84,11 @@ class Expected(NamedTuple):
 
     def counts(self) -> ChainCounts:
         """Of the hidden chain."""
-        moved = self.expectations.expected_transitions
-        if moved.dim() == len(self.data.batch_shape) + 2:
-            moved = moved.unsqueeze(-3)
+        transitions = self.expectations.expected_transitions
+        if transitions.dim() == len(self.data.batch_shape) + 2:
+            transitions = transitions.unsqueeze(-3)
         initial = self.expectations.smoothed_probs[..., 0, :]
-        return ChainCounts(self.data.weigh(initial), self.data.weigh(moved))
+        return ChainCounts(self.data.weigh(initial), self.data.weigh(transitions))
 
     def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""

@@ -23,7 +23,7 @@ from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.problem import Problem, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
-from pyro_regimes.infer.em.session import Call, Reading, Session, read_losses
+from pyro_regimes.infer.em.session import Call, Snapshot, Session, read_losses
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 
@@ -127,8 +127,8 @@ class EM:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Call(self.model, self.guide, args, kwargs)
 
-    def _retrace(self, call: Call, reading: Reading) -> RetraceEngine:
-        return RetraceEngine(self._session, call, reading, self.step_size)
+    def _retrace(self, call: Call, snapshot: Snapshot) -> RetraceEngine:
+        return RetraceEngine(self._session, call, snapshot, self.step_size)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
@@ -139,10 +139,10 @@ class EM:
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, self._pyro(), torch.no_grad():
             undisturbed.undo = session.mark()
-            reading = session.read(call)
-            problem, state, _ = reading
+            snapshot = session.read(call)
+            problem, state, _ = snapshot
             ascent = Ascent(problem.plan.names, state.losses, session.frozen, self._warn)
-            self._retrace(call, reading).improve(state, ascent)
+            self._retrace(call, snapshot).improve(state, ascent)
             session.frozen = ascent.frozen
             return problem.loss(state.losses)
 
@@ -191,19 +191,19 @@ class EM:
         with undisturbed, undisturbed, torch.no_grad():
             with self._pyro():
                 undisturbed.undo = session.mark()
-                reading = session.read(call)
+                snapshot = session.read(call)
             settings = int(num_steps), tol, callback
-            if reading.problem.plan.is_closed:
-                loop = self._run_on_tensors(call, reading, undisturbed, *settings)
+            if snapshot.problem.plan.is_closed:
+                loop = self._run_on_tensors(call, snapshot, undisturbed, *settings)
             else:
-                loop = self._run_retracing(call, reading, undisturbed, *settings)
+                loop = self._run_retracing(call, snapshot, undisturbed, *settings)
             session.frozen = loop.ascent.frozen
             return self._checked(loop, tol if check else None, call)
 
     def _run_on_tensors(
         self,
         call: Call,
-        reading: Reading,
+        snapshot: Snapshot,
         undisturbed: Undisturbed,
         num_steps: int,
         tol: float | None,
@@ -211,7 +211,7 @@ class EM:
     ) -> Loop:
         """Iterate on what one run of the model has shown; then see that it agrees."""
         session = self._session
-        problem, start, _ = reading
+        problem, start, _ = snapshot
         engines = self._engines(problem, start)
         loop = Loop(engines, start, session.frozen, self._warn)
 
@@ -234,7 +234,7 @@ class EM:
         keep()
         if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)
-            return self._run_retracing(call, reading, undisturbed, num_steps, tol, callback)
+            return self._run_retracing(call, snapshot, undisturbed, num_steps, tol, callback)
         if loop.ascent.blamed and problem.may_move:
             session.give_up(loop.ascent.blamed)
             again = session.read(call)
@@ -254,7 +254,7 @@ class EM:
     def _run_retracing(
         self,
         call: Call,
-        reading: Reading,
+        snapshot: Snapshot,
         undisturbed: Undisturbed,
         num_steps: int,
         tol: float | None,
@@ -267,10 +267,10 @@ class EM:
         """
         session = self._session
         session.describe_engine(
-            f"the model is run at every step, as {reading.problem.plan.why_not_closed}"
+            f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
         )
         loop = Loop(
-            [self._retrace(call, reading)], reading.state, session.frozen, self._warn
+            [self._retrace(call, snapshot)], snapshot.state, session.frozen, self._warn
         )
         if before is not None:
             loop.go_on_from(before)

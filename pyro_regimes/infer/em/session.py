@@ -53,7 +53,7 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class Reading(NamedTuple):
+class Snapshot(NamedTuple):
     """What one run of the model says."""
 
     problem: Problem
@@ -158,12 +158,12 @@ class Session:
         with torch.set_grad_enabled(connected):
             return self.run(call, connected=connected)
 
-    def read(self, call: Call) -> Reading:
+    def read(self, call: Call) -> Snapshot:
         """Run the model, make or check the plan, and take expectations."""
         with self.alone():
             return self._read(call)
 
-    def _read(self, call: Call) -> Reading:
+    def _read(self, call: Call) -> Snapshot:
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # what it knows is of other parameters
@@ -187,7 +187,7 @@ class Session:
         gradients = {}
         if plan.gradient:
             gradients = find_gradients(run, state.expected, list(plan.gradient))
-        return Reading(problem, state, gradients)
+        return Snapshot(problem, state, gradients)
 
     def _problem(self, plan: Plan, run: Run) -> Problem:
         if self._groups is None or not self._groups.fits(run):

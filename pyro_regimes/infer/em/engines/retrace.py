@@ -18,7 +18,7 @@ from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.session import (
     Call,
-    Reading,
+    Snapshot,
     Session,
     nothing_held,
     read_losses,
@@ -31,16 +31,16 @@ _STEADY = 10
 class RetraceEngine:
     """Steps of closed forms and of the optimiser, each on a new run of the model.
 
-    :param reading: the first run.
+    :param snapshot: the first run.
     :param schedule: of stochastic EM, where data are subsampled.
     """
 
     def __init__(
-        self, session: Session, call: Call, reading: Reading, schedule: Schedule
+        self, session: Session, call: Call, snapshot: Snapshot, schedule: Schedule
     ) -> None:
-        self.problem = reading.problem
+        self.problem = snapshot.problem
         self._session, self._call, self._schedule = session, call, schedule
-        self._gradients = reading.gradients
+        self._gradients = snapshot.gradients
         self._found: Maximised | None = None
 
     def maximise(self, now: TensorState, held: Held) -> Maximised:
@@ -107,9 +107,9 @@ class RetraceEngine:
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, and what the model says after it."""
         self.improve(now, ascent)
-        reading = self._session.read(self._call)
-        _check_same(self.problem, reading.problem)
-        self.problem, after, self._gradients = reading
+        snapshot = self._session.read(self._call)
+        _check_same(self.problem, snapshot.problem)
+        self.problem, after, self._gradients = snapshot
         ascent.restrict(self.problem.plan.names, len(after.losses))
         if self._found is None:
             return after
