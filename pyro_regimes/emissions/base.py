@@ -115,6 +115,8 @@ class Argument:
     natural: Natural  #: for the check of convergence
     #: ``(cells, floor) -> cells`` that meet the covariance floor.
     feasible: Callable[[Tensor, float], Tensor] = _unchanged
+    #: Why it may have no maximum, for the warning that says so.
+    why_unbounded: str = "the data of a state do not bound it"
     #: The coordinates in which values of the argument are compared with cells of a parameter.
     canonical: Callable[[Tensor], Tensor] = _itself
     #: ``(link, cells) -> value of the argument`` that a parameter with these cells gives.
@@ -156,12 +158,17 @@ class Family(ABC):
         :param names: the arguments that are to be updated by the statistics.
         """
 
-    def is_accurate(self, stats: Stats, given: Arguments, name: str) -> bool:
+    def is_accurate(self, stats: Stats, given: Arguments, name: str) -> Tensor | bool:
         """Whether statistics that were taken at other arguments serve to update one at these.
 
-        By default they do, because nothing in them depends on arguments.
+        By default they do, because nothing in them depends on arguments. A mask of blocks says so
+        of each; :meth:`merge` then puts others in the place of the rest.
         """
         return True
+
+    def merge(self, accurate: Tensor, stats: Stats, again: Stats) -> Stats:
+        """Statistics of the blocks that are accurate, and those that were taken again elsewhere."""
+        raise NotImplementedError(f"{type(self).__name__} says no mask of accurate blocks")
 
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """The sum over all sequences, ``(1, 1 or T, K, ...)``, float64.
@@ -209,6 +216,17 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     known = weight > 0
     ratio = total / weight.masked_fill(~known, 1.0)
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
+
+
+def without_repeats(value: Tensor, event_dim: int) -> Tensor:
+    """A tensor without the leading dims along which it was expanded: they come back as size 1.
+
+    Masks and plates expand a distribution, and what is computed of each copy is computed once.
+    """
+    for dim in range(value.dim() - event_dim):
+        if value.shape[dim] > 1 and value.stride(dim) == 0:
+            value = value.narrow(dim, 0, 1)
+    return value
 
 
 def blocks(value: Tensor, event_dim: int) -> Tensor:

@@ -20,6 +20,12 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Observed, over_sequences
 from pyro_regimes.kernels import ops
 
+#: Of a scale or a covariance.
+WHY_UNBOUNDED = (
+    "a state has too little spread for a positive definite covariance; it keeps its value there. A "
+    "positive min_eigenvalue bounds the likelihood"
+)
+
 #: A scatter about another origin must keep more than this share of itself, lest digits are lost.
 _LEAST_SHARE = 1e-3
 
@@ -91,8 +97,8 @@ def _take_by_time(
     )
 
 
-def is_accurate(moments: Moments, loc: Tensor, is_full: bool) -> bool:
-    """Whether the scatter about another location keeps enough of its digits.
+def is_accurate(moments: Moments, loc: Tensor, is_full: bool) -> Tensor | bool:
+    """Which blocks keep enough digits of the scatter about another location.
 
     Asked on the CPU alone: elsewhere a look at numbers costs more than another pass.
     """
@@ -100,7 +106,21 @@ def is_accurate(moments: Moments, loc: Tensor, is_full: bool) -> bool:
         return False
     square = moments.second.diagonal(dim1=-2, dim2=-1) if is_full else moments.second
     shift = moments.weight * (loc - moments.origin).square()
-    return bool((shift * _LEAST_SHARE <= square - shift).all())
+    accurate = shift * _LEAST_SHARE <= square - shift
+    return accurate.all(-1, keepdim=True) if is_full else accurate
+
+
+def merge(accurate: Tensor, one: Moments, other: Moments) -> Moments:
+    """The moments of accurate blocks from ``one``, and of the rest from ``other``."""
+    assert one.second is not None and other.second is not None
+    extra = one.second.dim() - one.first.dim()
+    whole = accurate.reshape(accurate.shape + (1,) * extra)
+    return Moments(
+        torch.where(accurate, one.origin, other.origin),
+        one.weight,
+        torch.where(accurate, one.first, other.first),
+        torch.where(whole, one.second, other.second),
+    )
 
 
 def scatter(moments: Moments, loc: Tensor, is_full: bool) -> Tensor:

@@ -38,6 +38,7 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
     is_at_floor,
+    without_repeats,
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
@@ -182,6 +183,7 @@ def _precision_matrix(pooled: Spread, now: Tensor, floor: float) -> Tensor:
 
 
 def _feasible_scale_tril(factor: Tensor, floor: float) -> Tensor:
+    factor = factor.tril()
     return torch.linalg.cholesky(_raise_eigenvalues(factor @ factor.mT, floor))
 
 
@@ -195,7 +197,7 @@ def _exceeds_rounding(factor: Tensor) -> Tensor:
 
     The square of a pivot is what of a variance the series before it do not explain.
     """
-    pivot, variance = factor.diagonal(dim1=-2, dim2=-1), factor.square().sum(-1)
+    pivot, variance = factor.diagonal(dim1=-2, dim2=-1), factor.tril().square().sum(-1)
     rounding = factor.shape[-1] * torch.finfo(factor.dtype).eps
     return ((pivot > 0) & variance.isfinite() & (pivot**2 > rounding * variance)).all(-1)
 
@@ -293,6 +295,7 @@ COVARIANCE_MATRIX = Argument(
     sound=_is_definite,
     natural=Natural(_COVARIANCE.perturb, _COVARIANCE.score, _COVARIANCE.gain),
     feasible=_raise_eigenvalues,
+    why_unbounded=moments.WHY_UNBOUNDED,
     canonical=_symmetric,
     priors=_WISHART,
 )
@@ -311,6 +314,7 @@ SCALE_TRIL = Argument(
     sound=_exceeds_rounding,
     natural=Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
     feasible=_feasible_scale_tril,
+    why_unbounded=moments.WHY_UNBOUNDED,
     canonical=torch.tril,
     priors=_WISHART,
 )
@@ -329,6 +333,7 @@ PRECISION_MATRIX = Argument(
     sound=_is_definite_precision,
     natural=Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
     feasible=_feasible_precision,
+    why_unbounded=moments.WHY_UNBOUNDED,
     canonical=_symmetric,
     priors=_WISHART,
 )
@@ -349,6 +354,9 @@ class _Family(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log N(x_t; \mu_k, \Sigma_k)`."""
+        given = {
+            name: without_repeats(each, 1 if name == "loc" else 2) for name, each in given.items()
+        }
         loc, factor = given["loc"], _factor(given)
         if loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
             return ops.gaussian_log_prob(
@@ -363,9 +371,13 @@ class _Family(Family):
         with_second = not names.isdisjoint(_SPREADS)
         return moments.take(observed, given["loc"], True, with_second)
 
-    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> bool:
+    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> Tensor | bool:
         """Whether the scatter about another location keeps enough of its digits."""
         return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=True)
+
+    def merge(self, accurate: Tensor, stats: Moments, again: Moments) -> Moments:
+        """Moments about two origins, block by block."""
+        return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
         """The sum over all sequences, about one origin."""

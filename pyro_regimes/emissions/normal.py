@@ -29,6 +29,7 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
     is_at_floor,
+    without_repeats,
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
@@ -126,6 +127,7 @@ SCALE = Argument(
     sound=_is_positive,
     natural=Natural(_stretch, _scale_score, _scale_gain),
     feasible=_feasible,
+    why_unbounded=moments.WHY_UNBOUNDED,
     priors={
         "variance": {dist.InverseGamma: conjugate.inverse_gamma},
         "precision": {dist.Gamma: conjugate.gamma},
@@ -149,26 +151,31 @@ class _Family(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log N(x_t; \mu_k, \sigma_k^2)`, summed over the series of one observation."""
-        both = given["loc"], given["scale"]
-        has_kernel = all(each.dtype in _KERNEL_DTYPES for each in (value, *both))
-        if event_dim < 2 and has_kernel and all(_is_constant(each, event_dim) for each in both):
+        loc, scale = (without_repeats(given[name], event_dim) for name in ("loc", "scale"))
+        has_kernel = all(each.dtype in _KERNEL_DTYPES for each in (value, loc, scale))
+        is_constant = _is_constant(loc, event_dim) and _is_constant(scale, event_dim)
+        if event_dim < 2 and has_kernel and is_constant:
             loc, scale = (
                 ops.without_time(each if event_dim else each.unsqueeze(-1), 2)
-                for each in both
+                for each in (loc, scale)
             )
             return ops.gaussian_log_prob_diagonal(
                 value if event_dim else value.unsqueeze(-1), loc, scale
             )
-        each = Normal(*both, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
+        each = Normal(loc, scale, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the present locations."""
         return moments.take(observed, given["loc"], False, with_second="scale" in names)
 
-    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> bool:
+    def is_accurate(self, stats: Moments, given: Arguments, name: str) -> Tensor | bool:
         """Whether the scatter about another location keeps enough of its digits."""
         return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=False)
+
+    def merge(self, accurate: Tensor, stats: Moments, again: Moments) -> Moments:
+        """Moments about two origins, block by block."""
+        return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
         """The sum over all sequences, about one origin."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
 from tests.infer.models import (
     COVARIANCES,
     INITIAL,
@@ -265,6 +266,50 @@ def test_what_follows_a_frozen_parameter_is_maximised_given_it() -> None:
     assert torch.equal(pyro.param("loc").detach(), held)
     fixed = EM(lambda: observe(loc=held, scale=scale()))
     assert em.evaluate_loss() - fixed.run(num_steps=300, tol=None).history[-1] < 1e-8
+
+
+@pytest.mark.parametrize("wide", [1e-20, 1.0, 1e20])
+def test_the_history_is_of_one_objective_when_an_optimiser_takes_over(wide: float) -> None:
+    """What no parameter reaches counts before as after: here a second observed site."""
+    steps = torch.arange(200)
+    noise = torch.randn(200, generator=seeds.generator(5), dtype=torch.float64)
+    x = torch.where(steps // 20 % 2 == 0, -0.1, 2.0).double() + 0.7 * noise
+
+    def model() -> None:
+        start = torch.tensor([1.0, 1.5]).double()
+        loc = pyro.param("loc", start, constraint=constraints.positive)  # the best is negative
+        pyro.sample("y", dist.Normal(0.0, torch.tensor(wide).double()), obs=torch.zeros(()))
+        observe(loc=loc, scale=0.7 * torch.ones(2).double(), obs=x)
+
+    em = EM(model, optim=pyro.optim.Adam({"lr": 0.02}))
+    with pyro.get_param_store().scope():
+        start = em.evaluate_loss()
+    history = EM(model, optim=pyro.optim.Adam({"lr": 0.02})).run(num_steps=12, tol=None).history
+    assert history[0] == pytest.approx(start, rel=1e-10)
+    assert len(history) == 13
+
+
+def test_a_masked_sequence_may_hold_nan() -> None:
+    """Whatever the family: nothing of it reaches the statistics."""
+    data = torch.stack([X, X, X])
+    data[1] = torch.nan
+
+    def model(obs: torch.Tensor, keep: torch.Tensor) -> None:
+        hmm = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.Normal(loc(), scale(), validate_args=False),
+            validate_args=False,
+        )
+        with pyro.plate("n", len(obs)), pyro.poutine.mask(mask=keep):
+            pyro.sample("x", hmm, obs=obs)
+
+    keep = torch.tensor([True, False, True])
+    found = EM(model).run(data, keep, num_steps=5, tol=None).history
+    with pyro.get_param_store().scope():
+        expected = EM(model).run(data[keep], keep[keep], num_steps=5, tol=None).history
+    assert found == pytest.approx(expected, rel=1e-10)
+    assert found[-1] < found[0] - 1e-3
 
 
 def test_an_error_of_the_model_has_its_own_cause() -> None:

@@ -136,6 +136,7 @@ class Ascent:
         self.held = {name: self.held.get(name, nowhere) for name in names}
         if len(self._hopeless) != num_restarts:
             self._hopeless = self.settled = nowhere
+            self.held = dict.fromkeys(names, nowhere)
         self._refresh()
 
     def step(self, engine: Stepping[S], now: S) -> S:
@@ -150,7 +151,8 @@ class Ascent:
 
         after = attempt(self.kept)
         for name in after.unbounded:
-            self._warn(_unbounded_message(name))
+            why = engine.problem.plan.why_unbounded(name)
+            self._warn(f"EM: parameter {name!r} has no maximum, as {why}")
         if fallen(now.params, now.losses, after.losses).any():
             after = self._undo(now, after, attempt)
         return after
@@ -184,15 +186,6 @@ class Ascent:
     def _hold(self, more: Held) -> None:
         self.held = {name: flags | more[name] for name, flags in self.held.items()}
         self._refresh()
-
-
-def _unbounded_message(name: str) -> str:
-    """The warning for a parameter without a maximum."""
-    return (
-        f"EM: parameter {name!r} has no maximum, as a state has too little spread for a "
-        "positive definite covariance; it keeps its value there. A positive min_eigenvalue "
-        "bounds the likelihood"
-    )
 
 
 def _fall_message(down: Flags, change: Array, blamed: list[str]) -> str:

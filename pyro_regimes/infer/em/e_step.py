@@ -48,6 +48,7 @@ class SiteStatistics(NamedTuple):
 
     chain: ChainCounts
     emission: Stats | None  #: of the observation distribution's family; None where none are needed
+    names: frozenset[str]  #: the arguments that ``emission`` serves to update
 
 
 class Expected(NamedTuple):
@@ -73,7 +74,7 @@ class Expected(NamedTuple):
             # every observation, or to find out whether they may be corrected takes as long.
             first = {each.name for each in site.family.arguments if each.is_quadratic}
             names = names & first or names
-        return SiteStatistics(self.counts(), self.retake(self.arguments, names))
+        return SiteStatistics(self.counts(), self.retake(self.arguments, names), names)
 
     def retake(self, arguments: Arguments, names: frozenset[str]) -> Stats | None:
         """Statistics of the observations, taken at other arguments: one more pass over the data."""
@@ -121,6 +122,10 @@ def read_site(site: Site) -> SiteData:
         value = torch.where(counted.reshape(counted.shape + (1,) * event_dim), value, 0.0)
     shape = batch_shape(site)
     weight = scale_and_mask(logits.new_ones(shape, dtype=dtype), site.scale, site.mask)
+    if not bool((weight == 1).all()):  # of a sequence that does not count, nothing may be NaN
+        event_dim = len(hmm.observation_dist.event_shape)
+        counts = (weight != 0).reshape(weight.shape + (1,) * (1 + event_dim))
+        value = torch.where(counts, value, 0.0)
     return SiteData(
         site,
         value,

@@ -23,7 +23,7 @@ from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.problem import Problem, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
-from pyro_regimes.infer.em.session import Call, Snapshot, Session, read_losses
+from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 
@@ -53,9 +53,9 @@ class EM:
     Locations that are affine in parameters are solved for by weighted least squares.
 
     With a ``guide`` that puts points at latent sites (``AutoDelta``), EM maximises the log joint:
-    conjugate priors join the closed forms (:mod:`.recognise.priors`), in the space of the site that
-    carries them. With an ``optim``, a parameter without a closed form is moved by gradient steps on
-    the same objective (generalised EM); without one it is refused by name.
+    conjugate priors join the closed forms (:mod:`~pyro_regimes.emissions.conjugate`), in the space
+    of the site that carries them. With an ``optim``, a parameter without a closed form is moved by
+    gradient steps on the same objective (generalised EM); without one it is refused by name.
 
     Where a plate is subsampled, each step is one of stochastic EM (:mod:`.engines.stochastic`):
     running averages of the minibatches' expected statistics are maximised. The loss is then the
@@ -231,6 +231,11 @@ class EM:
             if self.optim is None:
                 raise
             loop.ascent.blamed = [error.name]
+        if loop.engine is not engines[0]:
+            session.describe_engine(
+                "compiled iterations of a plain Gaussian model, then tensor operations, as a step "
+                "was not ordinary (a floor, a state without data, or a covariance near singularity)"
+            )
         keep()
         if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)

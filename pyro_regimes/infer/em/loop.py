@@ -61,6 +61,7 @@ class Loop:
         self.losses = [start.losses]
         self.converged = False
         self.stop_reason = "num_steps reached"
+        self._frozen, self._warn = frozen, warn
         self.ascent = Ascent(self.problem.plan.names, start.losses, frozen, warn)
 
     @property
@@ -80,8 +81,9 @@ class Loop:
 
     def go_on_from(self, other: Loop) -> None:
         """Take over the history of a run whose last state is the first one here."""
-        self.losses = list(other.losses)
-        if len(self.losses[-1]) != len(self.now.losses):  # all restarts count as one from here
+        if other.problem.plan.is_joint or not self.problem.plan.is_joint:
+            self.losses = list(other.losses)
+        else:  # all restarts count as one from here, and nothing is apart from them
             self.losses = [np.array([other.problem.loss(each)]) for each in other.losses]
         self.ascent.num_e_steps = other.ascent.num_e_steps + 1
         self.measured(self.now.losses)
@@ -95,6 +97,9 @@ class Loop:
         """Iterate until there are ``num_steps`` steps, or the losses have come to rest."""
         while self.num_steps < num_steps and not self.converged:
             if not self.engine.is_free(self.now, self.ascent).any():
+                if self.ascent.settled.any():  # the others were frozen after it
+                    self._converge(tol)
+                    break
                 self.stop_reason = "no ascent possible"
                 if any(flags.any() for flags in self.ascent.frozen.values()):
                     self.stop_reason += ": all parameters are frozen"
@@ -118,8 +123,11 @@ class Loop:
         level = free & self.engine.is_level(self.losses, tol)
         self.ascent.settle(level)
         if level.any() and not (free & ~level).any():
-            self.converged = True
-            self.stop_reason = f"log-likelihood rose by less than {tol:g}"
+            self._converge(tol)
+
+    def _converge(self, tol: float | None) -> None:
+        self.converged = True
+        self.stop_reason = f"log-likelihood rose by less than {tol:g}"
 
     def _change_engine(self) -> None:
         """Let the next engine go on from the last state, where it confirms its losses."""
@@ -134,6 +142,9 @@ class Loop:
         else:  # the engine computes what the model does not
             self.now = self.start
             del self.losses[1:]
+            self.ascent = Ascent(
+                self.problem.plan.names, self.start.losses, self._frozen, self._warn
+            )
 
     def measured(self, losses: Array) -> None:
         """Put the last losses as another computation has found them.

@@ -61,10 +61,16 @@ class Collected:
         family = self.expected[site].data.site.family
         if family is None or argument not in family.arguments:
             return argument.reduce(found.chain, given, weighted)
-        if not family.is_accurate(found.emission, given, argument.name):
+        accurate: Tensor | bool = argument.name in found.names
+        accurate = accurate and family.is_accurate(found.emission, given, argument.name)
+        some = bool(accurate.any()) if isinstance(accurate, Tensor) else accurate
+        if not (bool(accurate.all()) if isinstance(accurate, Tensor) else accurate):
             again = self.expected[site].retake(given, frozenset({argument.name}))
             if again is not None:
-                found = self._found[site] = found._replace(emission=again)
+                if some and isinstance(accurate, Tensor):  # no block depends on the others
+                    again = family.merge(accurate, found.emission, again)
+                found = found._replace(emission=again, names=found.names | {argument.name})
+                self._found[site] = found
         return argument.reduce(found.emission, given, weighted)
 
 

@@ -11,7 +11,7 @@ class EMResult(NamedTuple):
     """How a run of EM went."""
 
     history: list[float]  #: the loss before each step, and the final one
-    converged: bool  #: whether every restart rose by less than ``tol`` in the last step
+    converged: bool  #: whether every restart rose by less than ``tol`` in its last step
     stop_reason: str  #: in words
     num_steps: int  #: steps made
     num_e_steps: int  #: E-steps made: one more, and another one after each fall that was undone

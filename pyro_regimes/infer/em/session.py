@@ -1,13 +1,14 @@
 """What EM knows of a model from step to step, and how it runs it.
 
-Every method that runs the model or touches the parameter store holds Pyro's lock while it does so,
-and no longer.
+Every method that runs the model or touches the parameter store holds Pyro's lock meanwhile. It is
+free while the loop iterates on tensors, and in callbacks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from contextlib import AbstractContextManager
@@ -39,6 +40,9 @@ from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
 from pyro_regimes.infer.undisturbed import check_leaves, explained
+
+#: What a message names.
+QUOTED = re.compile("'([^']+)'")
 
 #: Files of torch and contextlib that stand between a caller and a decorated function.
 _DECORATORS = (torch.utils._contextlib.__file__, contextlib.__file__)
@@ -269,7 +273,7 @@ class Session:
 
     def warn(self, message: str) -> None:
         """Tell the user once of each kind of trouble."""
-        kind = message[:40]
+        kind = f"{message[:40]} {re.findall(QUOTED, message)}"
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=_levels_to_the_caller())

@@ -18,8 +18,8 @@ from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.session import (
     Call,
-    Snapshot,
     Session,
+    Snapshot,
     nothing_held,
     read_losses,
 )

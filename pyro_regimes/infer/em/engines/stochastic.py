@@ -71,11 +71,12 @@ def average(
         family = expected.data.site.family
         assert family is not None
         emission = family.total(emission, num_batch_dims, None if old is None else old.emission)
-    new = SiteStatistics(chain, emission)
+    new = SiteStatistics(chain, emission, names)
     if old is not None:
         new = SiteStatistics(
             _mix(old.chain, chain, share),
             None if emission is None else _mix(old.emission, emission, share),
+            names,
         )
     return Averaged(expected.data, expected.arguments, new)
 

@@ -116,6 +116,11 @@ class Plan(NamedTuple):
         """The parameters that are set in closed form."""
         return [*self.affine.names, *(each.name for each in self.assignments)]
 
+    def why_unbounded(self, name: str) -> str:
+        """Why a parameter may have no maximum."""
+        found = [each.argument.why_unbounded for each in self.assignments if each.name == name]
+        return found[0] if found else "the data of a state do not bound it"
+
     def may_violate(self, name: str, constraint: constraints.Constraint) -> bool:
         """Whether a parameter's maximiser may lie outside a constraint."""
         for each in self.assignments:
