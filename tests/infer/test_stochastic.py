@@ -411,3 +411,25 @@ def test_reset_forgets_everything_but_the_store() -> None:
     assert em.plan is None
     same({name: value.detach() for name, value in pyro.get_param_store().items()}, before)
     same(fit_batches(em, other), alone)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_constants_of_each_sequence_are_refused(size: int) -> None:
+    """Of one sequence a minibatch as well, whose arguments have nothing to differ from."""
+    generator = seeds.generator(3)
+    centers = 10.0 * torch.arange(6).double()
+    x = centers.unsqueeze(-1) + torch.randn((6, T), generator=generator).double()
+
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.ones(K).double(), constraint=constraints.positive)
+        with pyro.plate("sequences", 6, subsample_size=size) as index:
+            hmm = RegimeHMM(
+                initial_probs=TRUTH["initial"],
+                transition_probs=TRUTH["transition"],
+                observation_dist=dist.Normal(centers[index].reshape(-1, 1, 1), scale),
+            )
+            pyro.sample("x", hmm, obs=x[index])
+
+    torch.manual_seed(seeds.seed(0))
+    with pytest.raises(ValueError, match="x.loc to be the same|each sequence of a subsampled"):
+        EM(model).run(x, num_steps=30, tol=None)

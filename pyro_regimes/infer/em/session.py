@@ -84,6 +84,7 @@ class Session:
         self.frozen: Held = {}
         self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
         self.num_batches = 0  # that they are of
+        self._constants: Params = {}  # arguments that are the same for all minibatches
         self._groups: Groups | None = None
         self._plate_sizes: dict[str, int] = {}
         self._leaves: Params = {}
@@ -100,7 +101,7 @@ class Session:
         self.frozen, self._warned = {}, set()
 
     def _forget_averages(self) -> None:
-        self.averages, self.num_batches = {}, 0
+        self.averages, self.num_batches, self._constants = {}, 0, {}
 
     def write(self, params: Params, leaves: Params) -> None:
         """Set parameters in the store, in place.
@@ -177,6 +178,7 @@ class Session:
         if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
             plan = self.make_plan(call)
             run = self.run_as_planned(plan, call)
+        self._check_constants(plan, run)
         leaves = dict(pyro.get_param_store().named_parameters())
         self._leaves = {name: leaves[name] for name in run.params}
         problem = self._problem(plan, run)
@@ -263,6 +265,30 @@ class Session:
         """Say in the plan what makes the iterations."""
         assert self.plan is not None
         self.plan = self.plan._replace(engine=engine)
+
+    def _check_constants(self, plan: Plan, run: Run) -> None:
+        """Refuse arguments that differ between minibatches, where no parameter says how.
+
+        :raises ValueError: naming them.
+        """
+        if not run.is_subsampled:
+            return
+        for slot in run.slots:
+            family, updated = run.sites[slot.site].family, plan.updated(slot.site)
+            if family is None or updated.isdisjoint(each.name for each in family.arguments):
+                continue  # nothing is averaged that depends on it
+            if slot.argument not in family.arguments or slot.name in updated:
+                continue
+            if slot.value.requires_grad:  # the optimiser moves it
+                continue
+            value = slot.value.detach()
+            known = self._constants.setdefault(slot.label, value.clone())
+            if known.shape != value.shape or not torch.equal(known, value):
+                raise ValueError(
+                    f"expected {slot.label} to be the same for every minibatch, as no parameter "
+                    "that EM sets in closed form is its value, got another one: running averages "
+                    "are of all sequences together. Use all sequences at every step, or SVI"
+                )
 
     def give_up(self, names: list[str]) -> None:
         """Leave parameters to the optimiser whose closed form is no step upwards."""
