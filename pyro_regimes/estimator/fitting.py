@@ -81,7 +81,9 @@ def fit_regimes(
     kept = fit.parameters.select(best)
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
-    history = fit.history[:, best] if settings.tol is None else fit.own_history(best)
+    history = fit.history[:, best]
+    if settings.inference == "em" and settings.tol is not None:
+        history = fit.own_history(best, settings.tol)
     return FittedRegimes(ordered, names, history - offset, converged, warning)
 
 
@@ -106,14 +108,14 @@ class FittedStarts(NamedTuple):
     converged: Flags  #: ``(R,)``
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
 
-    def own_history(self, start: int) -> Array:
-        """The history of one start up to the step at which it came to rest.
+    def own_history(self, start: int, tol: float) -> Array:
+        """The history of one start of EM, up to the step that raised it by less than ``tol``.
 
         From there on it waited for the others.
         """
         whole: Array = self.history[:, start]
-        moved = np.flatnonzero(whole[1:] != whole[:-1])
-        return whole[: moved[-1] + 2] if len(moved) else whole[:1]
+        level = np.flatnonzero(np.diff(whole) < tol)
+        return whole[: level[0] + 2] if len(level) else whole
 
     def best(self) -> int:
         """The start with the highest final log-likelihood, sound ones first.

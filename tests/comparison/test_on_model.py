@@ -119,7 +119,7 @@ def slow_to_run(x: Tensor) -> None:
     hmm = RegimeHMM(
         initial_probs=INITIAL,
         transition_probs=TRANSITION,
-        observation_dist=dist.Normal(pyro.param("loc", LOC), SCALE),
+        observation_dist=dist.Normal(pyro.param("loc", LOC.clone()), SCALE),
     )
     pyro.sample("x", hmm, obs=x)
 
@@ -245,7 +245,7 @@ def test_a_guide_that_diverges_is_a_row(guide) -> None:
 
 def test_a_fault_of_the_model_is_no_divergence() -> None:
     def wrong(x: Tensor) -> None:
-        pyro.param("loc", LOC)
+        pyro.param("loc", LOC.clone())
         raise ValueError("expected more")
 
     with pytest.raises(ValueError, match="expected more"):

@@ -166,11 +166,12 @@ def test_few_observations():
 
 
 def test_float32(full):
-    model, x = full
+    x = full[1]
+    settings = dict(n_init=2, max_iter=20, tol=None, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model = RegimeModel(**settings).fit(x)
     for dtype in ("float32", torch.float32):
-        single = RegimeModel(
-            n_init=2, max_iter=model.n_iter_, tol=None, dtype=dtype, random_state=0
-        )
+        single = RegimeModel(**settings, dtype=dtype)
         with pytest.warns(ConvergenceWarning):
             single.fit(x)
         assert single.means_.dtype == np.float64 == single.predict_proba(x).dtype

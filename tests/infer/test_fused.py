@@ -173,7 +173,7 @@ def test_other_models_and_backends_are_left_alone(monkeypatch):
 
     def tied() -> None:
         spread = pyro.param("c", COVARIANCES[0], constraint=constraints.positive_definite)
-        normal = dist.MultivariateNormal(pyro.param("loc", LOCS), spread)
+        normal = dist.MultivariateNormal(pyro.param("loc", LOCS.clone()), spread)
         chain = {
             "initial_probs": pyro.param("i", INITIAL, constraint=constraints.simplex),
             "transition_probs": pyro.param("a", TRANSITION, constraint=constraints.simplex),
