@@ -19,6 +19,7 @@ to it: the exact maximiser under that constraint.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable, NamedTuple
 
 import pyro.distributions as dist
@@ -275,20 +276,18 @@ def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-_SCATTER = "weighted scatter (41)"
 _WISHART: dict[str, dict[type, Conjugate]] = {
     "precision matrix": {dist.Wishart: conjugate.wishart}
 }
-_INSIDE = (constraints.positive_definite, constraints.lower_cholesky)
 
 COVARIANCE_MATRIX = Argument(
     name="covariance_matrix",
     kind="covariance of a MultivariateNormal",
     event_dim=2,
     elementwise=False,
-    what=_SCATTER,
+    what="weighted scatter (41)",
     links=links.COVARIANCE,
-    inside=_INSIDE,
+    inside=(constraints.positive_definite, constraints.lower_cholesky),
     draw=draws.matrices,
     reduce=_reduce_spread,
     maximise=_covariance_matrix,
@@ -300,42 +299,28 @@ COVARIANCE_MATRIX = Argument(
     priors=_WISHART,
 )
 
-SCALE_TRIL = Argument(
+SCALE_TRIL = replace(
+    COVARIANCE_MATRIX,
     name="scale_tril",
     kind="Cholesky factor of a MultivariateNormal",
-    event_dim=2,
-    elementwise=False,
-    what=_SCATTER,
     links=links.CHOLESKY_FACTOR,
-    inside=_INSIDE,
     draw=draws.factors,
-    reduce=_reduce_spread,
     maximise=_scale_tril,
     sound=_exceeds_rounding,
     natural=Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
     feasible=_feasible_scale_tril,
-    why_unbounded=moments.WHY_UNBOUNDED,
     canonical=torch.tril,
-    priors=_WISHART,
 )
 
-PRECISION_MATRIX = Argument(
+PRECISION_MATRIX = replace(
+    COVARIANCE_MATRIX,
     name="precision_matrix",
     kind="precision matrix of a MultivariateNormal",
-    event_dim=2,
-    elementwise=False,
-    what=_SCATTER,
     links=links.PRECISION_MATRIX,
-    inside=_INSIDE,
-    draw=draws.matrices,
-    reduce=_reduce_spread,
     maximise=_precision_matrix,
     sound=_is_definite_precision,
     natural=Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
     feasible=_feasible_precision,
-    why_unbounded=moments.WHY_UNBOUNDED,
-    canonical=_symmetric,
-    priors=_WISHART,
 )
 
 

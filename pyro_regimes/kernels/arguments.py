@@ -138,6 +138,11 @@ def _broadcast_batches(
 
 
 def check_path(path: Tensor, shape: torch.Size) -> None:
+    """Refuse what is no path of states.
+
+    :param shape: of the observation logits, ``(..., T, K)``, whose batch dims it broadcasts with.
+    :raises ValueError: if the dtype, the shape or a state does not fit.
+    """
     num_steps, num_states = shape[-2:]
     if not isinstance(path, Tensor) or path.dtype != torch.long:
         came = path.dtype if isinstance(path, Tensor) else type(path).__name__

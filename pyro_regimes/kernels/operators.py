@@ -19,6 +19,7 @@ _CHAIN = "Tensor initial, Tensor transition, Tensor observation, Tensor? lengths
 def run_log_likelihood(
     initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
 ) -> Tensor:
+    """The log-likelihood ``(N,)`` by the kernel of that name."""
     kernel = dispatch.kernel(name, observation.device)
     value: Tensor = kernel.log_likelihood(initial, transition, observation, lengths)
     return value
@@ -27,6 +28,7 @@ def run_log_likelihood(
 def run_expectations(
     initial: Tensor, transition: Tensor, observation: Tensor, lengths: Tensor | None, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-likelihood, the smoothed probabilities and the expected transitions."""
     kernel = dispatch.kernel(name, observation.device)
     value, smoothed, moved = kernel.expectations(initial, transition, observation, lengths)
     return value, smoothed, moved
@@ -41,6 +43,7 @@ def run_tangent(
     along_observation: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor]:
+    """The directional derivatives of smoothed probabilities and expected transitions."""
     chain = (initial, transition, observation, lengths)
     smoothed, moved = dispatch.kernel(name, observation.device).tangent(
         *chain, along_transition, along_observation

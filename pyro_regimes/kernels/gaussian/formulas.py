@@ -15,6 +15,7 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 
 def is_full(factor: Tensor) -> bool:
+    """Whether a factor is a matrix ``(..., D, D)``, or standard deviations ``(..., D, 1)``."""
     return factor.shape[-1] == factor.shape[-2]
 
 

@@ -46,6 +46,7 @@ def _moments_wanted(
 
 
 def log_density_like(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """An empty tensor in the shape of the log densities, ``(N, T, K)``, for tracing."""
     count = max(value.shape[0], loc.shape[0], factor.shape[0])
     num_states = max(loc.shape[1], factor.shape[1])
     return value.new_empty((count, value.shape[1], num_states))
@@ -54,6 +55,7 @@ def log_density_like(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 def moments(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted moments of whitened observations by the compiled kernel."""
     from pyro_regimes.kernels.cpu import moments
 
     loc, factor = loc.unsqueeze(1), factor.unsqueeze(1)
