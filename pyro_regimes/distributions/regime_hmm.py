@@ -218,7 +218,7 @@ class RegimeHMM(TorchDistribution):
             chain = self._chain_of(value)
             log_likelihood = provenance.call(ops.log_likelihood, *chain)
             return log_likelihood, ops.promoted_dtype(*chain[:3])
-        given = (self.initial_logits, self.transition_logits, value, *found)
+        given = (self.initial_logits, self.transition_logits, *found)
         log_likelihood = provenance.call(ops.gaussian_log_likelihood, *given, self.lengths)
         shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
         if log_likelihood.shape != shape:

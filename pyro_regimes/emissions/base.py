@@ -54,6 +54,16 @@ class Observed(NamedTuple):
         return self.value.dim() - self.weights.dim()
 
 
+class Gaussian(NamedTuple):
+    """Gaussian observations that are constant in time, as the compiled kernels take them."""
+
+    value: Tensor  #: ``(..., T, D)``
+    loc: Tensor  #: ``(..., K or 1, D)``
+    #: the lower Cholesky factor ``(..., K or 1, D, D)``, or standard deviations
+    #: ``(..., K or 1, D, 1)``
+    factor: Tensor
+
+
 class Natural(NamedTuple):
     r"""How an argument's cells move, in coordinates that no unit of the data changes.
 
@@ -146,9 +156,20 @@ class Family(ABC):
     def read(self, distribution: Any) -> Arguments:
         """The tensors that may be parameters, as the caller gave them, by name."""
 
+    def read_for_density(self, distribution: Any) -> Arguments:
+        """The arguments from which :meth:`log_prob` is computed fastest.
+
+        By default those of :meth:`read`.
+        """
+        return self.read(distribution)
+
     @abstractmethod
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density in every state, ``(..., T, K)``, of values ``(..., T, *event)``."""
+
+    def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
+        """What the kernels of Gaussian chains take, where the density is theirs; or None."""
+        return None
 
     @abstractmethod
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:

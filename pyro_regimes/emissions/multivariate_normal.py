@@ -34,6 +34,7 @@ from pyro_regimes.emissions.base import (
     Arguments,
     Conjugate,
     Family,
+    Gaussian,
     Natural,
     Observed,
     divide,
@@ -54,6 +55,18 @@ def _factor(given: Arguments) -> Tensor:
     if "covariance_matrix" in given:
         return torch.linalg.cholesky(given["covariance_matrix"])
     return _precision_to_scale_tril(given["precision_matrix"])
+
+
+def _loc_and_factor(given: Arguments) -> tuple[Tensor, Tensor]:
+    spreads = {name: without_repeats(each, 2) for name, each in given.items() if name != "loc"}
+    return without_repeats(given["loc"], 1), _factor(spreads)
+
+
+def _constant(value: Tensor, loc: Tensor, factor: Tensor) -> Gaussian | None:
+    """What the kernels take, where nothing varies in time."""
+    if loc.shape[-3:-2] not in ((), (1,)) or factor.shape[-4:-3] not in ((), (1,)):
+        return None
+    return Gaussian(value, ops.without_time(loc, 2), ops.without_time(factor, 3))
 
 
 def _precision(given: Arguments) -> Tensor:
@@ -337,19 +350,23 @@ class _Family(Family):
         given = next(name for name in vars(distribution) if name in _SPREADS)
         return {"loc": distribution.loc, given: getattr(distribution, given)}
 
+    def read_for_density(self, distribution: MultivariateNormal) -> Arguments:
+        """The Cholesky factor: from another matrix, torch has computed it, differentiably."""
+        return {"loc": distribution.loc, "scale_tril": distribution._unbroadcasted_scale_tril}
+
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log N(x_t; \mu_k, \Sigma_k)`."""
-        given = {
-            name: without_repeats(each, 1 if name == "loc" else 2) for name, each in given.items()
-        }
-        loc, factor = given["loc"], _factor(given)
-        if loc.shape[-3:-2] in ((), (1,)) and factor.shape[-4:-3] in ((), (1,)):
-            return ops.gaussian_log_prob(
-                value, ops.without_time(loc, 2), ops.without_time(factor, 3)
-            )
+        loc, factor = _loc_and_factor(given)
+        gaussian = _constant(value, loc, factor)
+        if gaussian is not None:
+            return ops.gaussian_log_prob(*gaussian)
         normal = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
         density: Tensor = normal.log_prob(value.unsqueeze(-2))
         return density
+
+    def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
+        """The location and the Cholesky factor."""
+        return _constant(value, *_loc_and_factor(given))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the present locations."""

@@ -24,6 +24,7 @@ from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
     Family,
+    Gaussian,
     Natural,
     Observed,
     divide,
@@ -151,19 +152,30 @@ class _Family(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log N(x_t; \mu_k, \sigma_k^2)`, summed over the series of one observation."""
+        gaussian = self.as_gaussian(value, given, event_dim)
+        if gaussian is not None:
+            return ops.gaussian_log_prob(*gaussian)
         loc, scale = (without_repeats(given[name], event_dim) for name in ("loc", "scale"))
-        has_kernel = all(each.dtype in _KERNEL_DTYPES for each in (value, loc, scale))
-        is_constant = _is_constant(loc, event_dim) and _is_constant(scale, event_dim)
-        if event_dim < 2 and has_kernel and is_constant:
-            loc, scale = (
-                ops.without_time(each if event_dim else each.unsqueeze(-1), 2)
-                for each in (loc, scale)
-            )
-            return ops.gaussian_log_prob_diagonal(
-                value if event_dim else value.unsqueeze(-1), loc, scale
-            )
         each = Normal(loc, scale, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+    def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
+        """Standard deviations in place of a Cholesky factor; of one series, a vector of size 1."""
+        if event_dim > 1 or value.dtype not in _KERNEL_DTYPES:
+            return None
+        both = []
+        for name in ("loc", "scale"):
+            argument = without_repeats(given[name], event_dim)
+            if argument.dtype not in _KERNEL_DTYPES or not _is_constant(argument, event_dim):
+                return None
+            if not event_dim:
+                argument = argument.unsqueeze(-1)
+            both.append(ops.without_time(argument, 2))
+        loc, scale = both
+        size = value.shape[-1:] if event_dim else (1,)
+        if scale.shape[-1:] != size:
+            scale = scale.expand(scale.shape[:-1] + size)
+        return Gaussian(value if event_dim else value.unsqueeze(-1), loc, scale.unsqueeze(-1))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the present locations."""

@@ -30,7 +30,6 @@ from pyro_regimes.kernels.arguments import check_lengths, promoted_dtype
 from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
-from pyro_regimes.kernels.gaussian.densities import log_prob_diagonal as gaussian_log_prob_diagonal
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import (
     Expectations,
@@ -54,7 +53,6 @@ __all__ = [
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
-    "gaussian_log_prob_diagonal",
     "has_fused_em",
     "has_gaussian_kernel",
     "log_likelihood",

@@ -91,6 +91,14 @@ GAUSSIANS: dict[str, tuple[Callable[..., Distribution], tuple[Tensor, ...]]] = {
         lambda loc, scale: dist.Normal(loc, scale).to_event(1),
         (draw(T, K, D), positive(K, D)),
     ),
+    "one series": (dist.Normal, (draw(K), positive(K))),
+    "one series, one scale": (dist.Normal, (draw(K), positive())),
+    "one series, one of both, expanded": (
+        lambda loc, scale: dist.Normal(loc, scale).expand([K]),
+        (draw(), positive()),
+    ),
+    "one series, batch": (dist.Normal, (draw(2, 1, K), positive(K))),
+    "one series, varying in time": (dist.Normal, (draw(T, K), positive(K))),
 }
 
 
@@ -108,9 +116,10 @@ def values_and_gradients(
 @pytest.mark.parametrize("batch", [(), (2,), (5, 1)])
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_equals_the_distributions_own_density(name, batch, monkeypatch):
-    value = draw(*batch, T, D)
+    make, arguments = GAUSSIANS[name]
+    value = draw(*batch, T, *make(*arguments).event_shape)
     actual = values_and_gradients(name, value)
-    monkeypatch.setattr(observation, "as_gaussian", lambda *args: None)
+    monkeypatch.setattr(observation, "_find", lambda *args: None)
     for one, other in zip(actual, values_and_gradients(name, value), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
@@ -127,14 +136,14 @@ def test_the_kernel_is_used_where_it_can_be(name, monkeypatch):
 
         return call
 
-    for each in ("gaussian_log_prob", "gaussian_log_prob_diagonal"):
-        monkeypatch.setattr(ops, each, recorded(getattr(ops, each)))
+    monkeypatch.setattr(ops, "gaussian_log_prob", recorded(ops.gaussian_log_prob))
     make, arguments = GAUSSIANS[name]
-    density = observation.log_prob(make(*arguments), draw(T, D))
+    observation_dist = make(*arguments)
+    value = draw(T, *observation_dist.event_shape)
+    density = observation.log_prob(observation_dist, value)
     assert len(calls) == (0 if "varying in time" in name else 1)
-    torch.testing.assert_close(
-        density, generic(make(*arguments), draw(T, D)), rtol=1e-12, atol=1e-12
-    )
+    assert (observation.as_gaussian(observation_dist, value) is None) == (not calls)
+    torch.testing.assert_close(density, generic(observation_dist, value), rtol=1e-12, atol=1e-12)
 
 
 class Tempered(dist.MultivariateNormal):
@@ -175,7 +184,7 @@ def test_padding_may_hold_nan(name, monkeypatch):
     value[1, 30:] = math.nan
     actual = values_and_gradients(name, value, lengths)
     assert all(part.isfinite().all() for part in actual)
-    monkeypatch.setattr(observation, "as_gaussian", lambda *args: None)
+    monkeypatch.setattr(observation, "_find", lambda *args: None)
     for one, other in zip(actual, values_and_gradients(name, value, lengths), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 

@@ -64,17 +64,6 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     return density.reshape(batch_shape + density.shape[1:])
 
 
-def log_prob_diagonal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r""":math:`\sum_d \log N(x_{td}; \mu_{kd}, \sigma_{kd}^2)` for all states; batch dims broadcast.
-
-    :param value: ``(..., T, D)``.
-    :param loc: ``(..., K or 1, D)``.
-    :param scale: standard deviations, ``(..., K or 1, D or 1)``.
-    :return: ``(..., T, K)``.
-    """
-    return log_prob(value, loc, scale.expand(scale.shape[:-1] + value.shape[-1:]).unsqueeze(-1))
-
-
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     if transforms.is_plain(value, loc, factor):
         return operators.log_density(value, loc, factor)
