@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "pyro_regimes"
 
 # Lower numbers lie lower; a module may import what lies lower, or beside it in its own layer.
 LAYERS = {
+    "caller": 0,
     "kernels": 0,
     "version": 0,
     "datasets": 0,

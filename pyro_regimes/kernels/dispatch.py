@@ -5,6 +5,7 @@ The kernels are imported when they are first needed, as numba and Triton take th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.kernels import transforms
 
 BACKENDS = ("reference", "cpu", "cuda")
@@ -20,6 +22,8 @@ BACKENDS = ("reference", "cpu", "cuda")
 #: Above this A no longer fits the registers of a Triton program, and the reference's steps are
 #: large enough to keep a device busy by themselves.
 _MAX_CUDA_STATES = 128
+
+_warned: set[str] = set()  #: the reasons for slow recursions that a warning has named
 
 _chosen: ContextVar[str | None] = ContextVar("pyro_regimes_backend", default=None)
 
@@ -59,7 +63,7 @@ def choose(observation_logits: Tensor) -> str:
     if torch.compiler.is_compiling():
         name = "" if device in ("cpu", "cuda") else "reference"
     else:
-        name = _chosen.get() or _of_device(device)
+        name = _chosen.get() or _of_device(device, num_states)
     if num_states > _MAX_CUDA_STATES and (name or device) == "cuda":
         return "reference"
     return name
@@ -73,12 +77,44 @@ def _num_forward_modes() -> int:
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
 
 
-def _of_device(device: str) -> str:
-    if device == "cuda":
-        from pyro_regimes.kernels.cuda import availability
+def _of_device(device: str, num_states: int) -> str:
+    if device == "cpu":
+        return "cpu"
+    reason = why_no_kernel(device, num_states)
+    if not reason:
+        return device
+    if reason not in _warned and device != "meta":  # on which nothing is computed
+        _warned.add(reason)
+        warnings.warn(
+            f"the recursions run as plain tensor code, which is slow, as {reason}",
+            RuntimeWarning,
+            stacklevel=levels_to_the_caller(),
+        )
+    return "reference"
 
-        return "cuda" if availability.is_available() else "reference"
-    return "cpu" if device == "cpu" else "reference"
+
+def why_no_kernel(device: str, num_states: int) -> str:
+    """Why there is no compiled kernel for tensors on a device; empty where there is one."""
+    if device == "cpu":
+        return ""
+    if device != "cuda":
+        return f"there are no kernels for {device} devices"
+    if num_states > _MAX_CUDA_STATES:
+        return f"the kernels for CUDA devices serve at most {_MAX_CUDA_STATES} states"
+    from pyro_regimes.kernels.cuda import availability
+
+    return availability.why_not()
+
+
+def describe(device: str, num_states: int) -> str:
+    """What computes the recursions of tensors on a device, for the reader of ``em.plan``."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return f"{chosen}, as backend({chosen!r}) asks"
+    reason = why_no_kernel(device, num_states)
+    if reason:
+        return f"plain tensor code, as {reason}"
+    return f"compiled for {device}"
 
 
 def kernel(name: str, device: torch.device) -> ModuleType:

@@ -48,6 +48,7 @@ __all__ = [
     "broadcast",
     "check_lengths",
     "complete_log_likelihood",
+    "describe_kernel",
     "expectations",
     "filter_logits",
     "fused_em",
@@ -64,6 +65,11 @@ __all__ = [
     "weighted_moments",
     "without_time",
 ]
+
+
+def describe_kernel(value: Tensor, num_states: int) -> str:
+    """What computes the recursions for these observations, and why nothing faster does."""
+    return dispatch.describe(value.device.type, num_states)
 
 
 def has_gaussian_kernel(value: Tensor) -> bool:

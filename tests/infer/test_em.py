@@ -150,6 +150,7 @@ def test_plan_prints() -> None:
         "mean (35)",
         "  covariance           (2, 3, 3)        x.covariance_matrix                  weighted "
         "scatter (41)",
+        "Kernels: compiled for cpu",
     ]
 
 

@@ -120,7 +120,7 @@ def test_the_density_of_a_parent_class(monkeypatch: Any, model: Model) -> None:
         return next((each for each in families if isinstance(base, each.distributions)), None)
 
     monkeypatch.setattr(emissions, "find_family", by_inheritance)
-    monkeypatch.setattr(observation, "_by_family", lambda *args: None)  # the model's own density
+    monkeypatch.setattr(observation, "_find", lambda *args: None)  # the model's own density
     # The run that reads the model at every step, as its losses are another's.
     monkeypatch.setattr(EM, "_agrees", lambda *args: True)
     assert_spoken(run(model), "the model's own loss")

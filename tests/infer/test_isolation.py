@@ -19,8 +19,12 @@ from pyro import poutine
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import runtime
 
+from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.infer import isolation
+from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.isolation import PYRO_LOCK, Alone, isolated, plain_torch
+from pyro_regimes.kernels import ops
+from tests.infer import models
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 # From Python 3.12 on any fork of a process with threads is reported.
@@ -225,3 +229,51 @@ def test_plain_torch_is_undone() -> None:
         assert torch.empty(0).device.type == "meta" and not torch.is_grad_enabled()
     with plain_torch(cpu):
         assert torch.is_grad_enabled()
+
+
+def switching() -> None:
+    """A scale that an optimiser moves."""
+    hmm = RegimeHMM(
+        models.probs("initial", models.INITIAL).log(),
+        models.probs("transition", models.TRANSITION).log(),
+        dist.Normal(models.loc(), models.real("log_scale", models.SCALE.log()).exp() + 0.1),
+    )
+    pyro.sample("x", hmm, obs=models.X)
+
+
+def lock_is_free() -> bool:
+    """Whether another thread gets it."""
+    got = []
+
+    def work() -> None:
+        got.append(PYRO_LOCK.acquire(timeout=5))
+        PYRO_LOCK.release()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    return got == [True]
+
+
+@pytest.mark.parametrize("way", ["step", "run"])
+def test_the_lock_is_free_while_expectations_are_taken(way, monkeypatch):
+    """And while the check of convergence measures. Other threads run their models meanwhile."""
+    free = []
+
+    def recorded(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            free.append(lock_is_free())
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(ops, "expectations", recorded(ops.expectations))
+    monkeypatch.setattr(measures, "measure", recorded(measures.measure))
+    em = EM(switching, optim=pyro.optim.Adam({"lr": 0.05}))
+    if way == "step":
+        em.step()
+        assert free == [True]
+    else:
+        result = em.run(num_steps=300, tol=1e-2)
+        assert "rose by less" in result.stop_reason
+        assert len(free) == result.num_steps + 2 and all(free)

@@ -20,6 +20,7 @@ from pyro_regimes.comparison.scores import (
 )
 from pyro_regimes.comparison.task import Model, Task, Workspace
 from pyro_regimes.infer import EM, EMResult
+from pyro_regimes.infer.em.loop import Loop
 
 
 def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
@@ -83,12 +84,10 @@ def _run(
 
 
 class TimedEM(EM):
-    """EM in a workspace, which notes when it uses Pyro.
+    """EM in a workspace that measures its iterations, apart from planning and the final checks.
 
-    It does so before its first step, to plan, and after its last one, to write the parameters and
-    to check them. What lies between are steps on tensors, all of the same cost. A callback would
-    time each of them, and cost more than they do. (Steps that run the model, which EM makes only
-    where a model is not the same function at every call, are not seen.)
+    All iterations on tensors cost the same. A callback would time each of them, and cost more than
+    they do.
     """
 
     def __init__(
@@ -96,12 +95,10 @@ class TimedEM(EM):
     ) -> None:
         super().__init__(model, guide)
         self._workspace = workspace
-        self._depth = 0
-        self._sections: list[tuple[float, float]] = []  # of its use of Pyro: begin and end
 
     def run(self, *args: Any, **kwargs: Any) -> EMResult:
         """As :meth:`.EM.run`, timed."""
-        self._sections = []
+        self._iterations: list[tuple[float, float]] = []  # of each loop: begin and end
         self._began = time.perf_counter()
         result = super().run(*args, **kwargs)
         self.seconds = time.perf_counter() - self._began
@@ -112,18 +109,16 @@ class TimedEM(EM):
 
         The first is that of the start; the first step contains the planning.
         """
-        planned = self._sections[0][1] - self._began
-        done = self._sections[min(1, len(self._sections) - 1)][0] - self._began
-        each = max(0.0, done - planned) / max(1, result.num_steps)
+        planned = self._iterations[0][0] - self._began
+        each = (self._iterations[-1][1] - self._iterations[0][0]) / max(1, result.num_steps)
         return [0.0, *(planned + each * step for step in range(1, result.num_steps + 1))]
+
+    def _iterate(self, loop: Loop, *settings: Any) -> None:
+        began = time.perf_counter()
+        super()._iterate(loop, *settings)
+        self._iterations.append((began, time.perf_counter()))
 
     @contextmanager
     def _pyro(self) -> Iterator[None]:
         with self._workspace.pyro(), super()._pyro():
-            began, self._depth = time.perf_counter(), self._depth + 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                if not self._depth:
-                    self._sections.append((began, time.perf_counter()))
+            yield

@@ -137,7 +137,7 @@ class EM:
         """
         session, call = self._session, self._call(args, kwargs)
         undisturbed = Undisturbed()
-        with undisturbed, undisturbed, self._pyro(), torch.no_grad():
+        with undisturbed, undisturbed, torch.no_grad():
             undisturbed.undo = session.mark()
             snapshot = session.read(call)
             problem, state, _ = snapshot
@@ -189,9 +189,8 @@ class EM:
         session.begin()
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad():
-            with self._pyro():
-                undisturbed.undo = session.mark()
-                snapshot = session.read(call)
+            undisturbed.undo = session.mark()
+            snapshot = session.read(call)
             settings = int(num_steps), tol, callback
             if snapshot.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, snapshot, undisturbed, *settings)
@@ -199,6 +198,16 @@ class EM:
                 loop = self._run_retracing(call, snapshot, undisturbed, *settings)
             session.frozen = loop.ascent.frozen
             return self._checked(loop, tol if check else None, call)
+
+    def _iterate(
+        self,
+        loop: Loop,
+        num_steps: int,
+        tol: float | None,
+        callback: Callable[[int, float], None] | None,
+    ) -> None:
+        """Let the loop make its steps."""
+        loop.run(num_steps, tol, callback)
 
     def _run_on_tensors(
         self,
@@ -226,7 +235,7 @@ class EM:
 
         undisturbed.undo = keep  # where an error, or the user, ends it
         try:
-            loop.run(num_steps, tol, callback and shown)
+            self._iterate(loop, num_steps, tol, callback and shown)
         except OutsideConstraint as error:
             if self.optim is None:
                 raise
@@ -286,7 +295,7 @@ class EM:
                 callback(number, loss)
 
         undisturbed.undo = session.mark()
-        loop.run(num_steps, tol, completed)
+        self._iterate(loop, num_steps, tol, completed)
         return loop
 
     def _agrees(self, loop: Loop, call: Call) -> bool:
@@ -315,8 +324,7 @@ class EM:
             )
         if tol is None or not loop.converged:
             return result
-        with self._pyro():
-            findings = guard.check(call, loop, tol)
+        findings = guard.check(self._session, call, loop, tol)
         if not findings:
             return result
         self._warn(guard.message(findings, list(loop.problem.plan.gradient)))

@@ -33,7 +33,7 @@ from pyro_regimes.infer.em.ascent import rounding as rounding_of
 from pyro_regimes.infer.em.e_step import chain_logits, observation_logits
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import TensorState, complete
-from pyro_regimes.infer.em.session import Call
+from pyro_regimes.infer.em.session import Call, Session
 
 #: Nats by which objectives and promises may be off, in units of ``tol``.
 _SLACK = 10.0
@@ -52,28 +52,29 @@ class Finding(NamedTuple):
     restarts: list[int]  #: which it concerns
 
 
-def check(call: Call, loop: Loop, tol: float) -> list[Finding]:
+def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
     """Compare the model's own objective with what a converged run says of it.
 
-    Under the caller's lock; the parameter store holds the parameters of the run.
-
+    :param session: runs the model; the parameter store holds the parameters of the run.
     :param loop: the run.
     :param tol: at which it converged.
     :return: what does not agree by more than ten times ``tol``, or rounding.
     """
     every = list(range(len(loop.now.losses)))
     try:
-        return _compare(call, loop, tol, every)
+        return _compare(session, call, loop, tol, every)
     except (torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
         what = f"the model's own objective could not be differentiated: {error}"
         return [Finding("", what, every)]
 
 
-def _compare(call: Call, loop: Loop, tol: float, every: list[int]) -> list[Finding]:
+def _compare(
+    session: Session, call: Call, loop: Loop, tol: float, every: list[int]
+) -> list[Finding]:
     problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
     natural = measures.perturbed(problem, state.params)
     with torch.enable_grad():
-        loss, gradients = measures.differentiate(call, natural)
+        loss, gradients = measures.differentiate(session, call, natural)
     total = problem.loss(state.losses)
     rounding = rounding_of(state.params)
     found = []
@@ -88,7 +89,7 @@ def _compare(call: Call, loop: Loop, tol: float, every: list[int]) -> list[Findi
     found += _same_states(state, every)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
-    for name, mismatch, gain in measures.measure(call, loop, state, gradients):
+    for name, mismatch, gain in measures.measure(session, call, loop, state, gradients):
         apart, short = ~(mismatch <= bound), ~(gain <= bound)
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"

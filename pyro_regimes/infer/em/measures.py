@@ -17,9 +17,9 @@ from pyro_regimes.infer.em.m_step import Collected, is_sound, normal_equations, 
 from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.affine import solve
 from pyro_regimes.infer.em.recognise.plan import Assignment
-from pyro_regimes.infer.em.session import Call
+from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.infer.handing import HandOut
-from pyro_regimes.infer.tracing import run_model, trace_model
+from pyro_regimes.infer.tracing import trace_model
 
 
 class Measure(NamedTuple):
@@ -54,7 +54,7 @@ def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
 
 
 def differentiate(
-    call: Call, natural: dict[str, Perturbed]
+    session: Session, call: Call, natural: dict[str, Perturbed]
 ) -> tuple[float, dict[str, Tensor]]:
     """The model's own loss, and minus its gradient: by name, in the coordinates of each parameter.
 
@@ -63,16 +63,14 @@ def differentiate(
     """
     values = {name: each.value for name, each in natural.items()}
     handed = HandOut(values, connected=True)
-    trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
-    with handed.substitution():
-        objective = trace.log_prob_sum()
+    with session.alone():
+        trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
+        with handed.substitution():
+            objective = trace.log_prob_sum()
+        leaves = dict(pyro.get_param_store().named_parameters())
     if not objective.requires_grad:
         return -float(objective), {}
-    leaves = {
-        name: leaf
-        for name, leaf in pyro.get_param_store().named_parameters()
-        if leaf.requires_grad
-    }
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     named = {name: each.by for name, each in natural.items()}
     named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
     found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
@@ -85,7 +83,11 @@ def differentiate(
 
 
 def measure(
-    call: Call, loop: Loop, state: TensorState, gradients: dict[str, Tensor]
+    session: Session,
+    call: Call,
+    loop: Loop,
+    state: TensorState,
+    gradients: dict[str, Tensor],
 ) -> list[Measure]:
     """All parameters."""
     problem, number = loop.problem, len(state.losses)
@@ -121,7 +123,7 @@ def measure(
             alone(name, np.inf, np.inf)
     moved = [name for name in problem.plan.gradient if name in gradients]
     if moved:
-        for found in _measure_moved(call, state, moved, gradients):
+        for found in _measure_moved(session, call, state, moved, gradients):
             alone(*found)
     return measured
 
@@ -169,12 +171,17 @@ def _measure_cells(
 
 
 def _measure_moved(
-    call: Call, state: TensorState, names: list[str], gradients: dict[str, Tensor]
+    session: Session,
+    call: Call,
+    state: TensorState,
+    names: list[str],
+    gradients: dict[str, Tensor],
 ) -> list[tuple[str, float, float]]:
     """Of parameters that an optimiser moves, by the curvature of Q along the gradient."""
-    leaves = dict(pyro.get_param_store().named_parameters())
     with torch.enable_grad():
-        run = run_model(call.model, call.args, call.kwargs, guide=call.guide, connected=True)
+        with session.alone():
+            leaves = dict(pyro.get_param_store().named_parameters())
+            run = session.run(call, connected=True)
         expected = {
             name: each._replace(data=read_site(run.sites[name]))
             for name, each in state.expected.items()

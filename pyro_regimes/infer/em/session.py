@@ -6,13 +6,9 @@ free while the loop iterates on tensors, and in callbacks.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import sys
 import warnings
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -20,6 +16,7 @@ import pyro
 import torch
 from torch.distributions.constraints import positive_definite
 
+from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.ascent import Held
 from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
@@ -40,12 +37,10 @@ from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
 from pyro_regimes.infer.undisturbed import check_leaves, explained
+from pyro_regimes.kernels import ops
 
 #: What a message names.
 QUOTED = re.compile("'([^']+)'")
-
-#: Files of torch and contextlib that stand between a caller and a decorated function.
-_DECORATORS = (torch.utils._contextlib.__file__, contextlib.__file__)
 
 
 class Call(NamedTuple):
@@ -164,11 +159,21 @@ class Session:
             return self.run(call, connected=connected)
 
     def read(self, call: Call) -> Snapshot:
-        """Run the model, make or check the plan, and take expectations."""
-        with self.alone():
-            return self._read(call)
+        """Run the model, make or check the plan, and take expectations.
 
-    def _read(self, call: Call) -> Snapshot:
+        The lock is free while expectations are taken.
+        """
+        with self.alone():
+            run, problem, params, stored = self._observe(call)
+        arguments = {name: data.arguments for name, data in problem.sites.items()}
+        state = evaluate(problem, params, stored, arguments)
+        gradients = {}
+        if problem.plan.gradient:
+            gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
+        return Snapshot(problem, state, gradients)
+
+    def _observe(self, call: Call) -> tuple[Run, Problem, Params, Params]:
+        """A run of the model, the problem, its parameters, and what the store holds of some."""
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # what it knows is of other parameters
@@ -182,18 +187,16 @@ class Session:
         leaves = dict(pyro.get_param_store().named_parameters())
         self._leaves = {name: leaves[name] for name in run.params}
         problem = self._problem(plan, run)
+        sites = run.sites.values()
+        kernels = {ops.describe_kernel(site.value, site.hmm.state_dim) for site in sites}
+        self.plan = plan._replace(kernel="; ".join(sorted(kernels)))
         params = {name: run.params[name].detach() for name in plan.names}
-        arguments = {name: data.arguments for name, data in problem.sites.items()}
         stored = {
             name: self._leaves[name].detach().clone()
             for name in plan.names
             if constraint_of(name) is positive_definite
         }
-        state = evaluate(problem, params, stored, arguments)
-        gradients = {}
-        if plan.gradient:
-            gradients = find_gradients(run, state.expected, list(plan.gradient))
-        return Snapshot(problem, state, gradients)
+        return run, problem, params, stored
 
     def _problem(self, plan: Plan, run: Run) -> Problem:
         if self._groups is None or not self._groups.fits(run):
@@ -302,18 +305,7 @@ class Session:
         kind = f"{message[:40]} {re.findall(QUOTED, message)}"
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, RuntimeWarning, stacklevel=_levels_to_the_caller())
-
-
-def _levels_to_the_caller() -> int:
-    """The ``stacklevel`` at which a warning of the caller points at a line outside the package."""
-    package = str(Path(__file__).parents[2]) + os.sep
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename in _DECORATORS
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
+            warnings.warn(message, RuntimeWarning, stacklevel=levels_to_the_caller())
 
 
 def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
@@ -325,9 +317,7 @@ def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
             latent = run.latents[each.prior.site]
             found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
     for name, prior in plan.affine.priors.items():
-        latent = run.latents[prior.site]
-        event_dim = 0 if prior.family == "Normal" else 1
-        found[name] = prior.statistics(latent, latent.value.shape, event_dim)
+        found[name] = prior.own_statistics(run.latents[prior.site])
     return found
 
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import functools
-import warnings
 
 _LEAST_TRITON = (3, 6)
 
 
 @functools.cache
-def is_available() -> bool:
-    """Whether Triton is here and new enough; an older one is warned of, once."""
+def why_not() -> str:
+    """Why the kernels cannot be used; empty where Triton is installed and new enough."""
     try:
         import triton
     except ImportError:
-        return False
+        return "Triton is not installed"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < _LEAST_TRITON:
-        least = ".".join(map(str, _LEAST_TRITON))
-        warnings.warn(
-            f"Triton {triton.__version__} is older than {least}: on CUDA devices the recursions "
-            "run as plain tensor code, which is slower",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, _LEAST_TRITON))}"
+    return ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
 
 import pytest
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels import ops, reference
+from pyro_regimes.kernels import dispatch, ops, reference
 from pyro_regimes.kernels.cuda import availability, launch, tiling
 from tests import seeds
 from tests.kernels.cases import CASES, INF, Case, random_chain
@@ -289,24 +288,33 @@ def test_blocks_cover_every_step():
         assert groups == 1 or groups < num_blocks
 
 
-def test_old_triton_is_refused_with_one_warning(monkeypatch):
+def test_old_triton_is_refused(monkeypatch):
     import triton
 
-    availability.is_available.cache_clear()
-    assert availability.is_available()
+    availability.why_not.cache_clear()
+    assert availability.why_not() == ""
     try:
-        availability.is_available.cache_clear()
+        availability.why_not.cache_clear()
         monkeypatch.setattr(triton, "__version__", "3.5.1+git1234")
-        with pytest.warns(RuntimeWarning, match="older than 3.6"):
-            assert not availability.is_available()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert not availability.is_available()
-        availability.is_available.cache_clear()
+        assert availability.why_not() == "Triton 3.5.1+git1234 is older than 3.6"
+        availability.why_not.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", None)
-        assert not availability.is_available()
+        assert availability.why_not() == "Triton is not installed"
     finally:
-        availability.is_available.cache_clear()
+        availability.why_not.cache_clear()
+
+
+def test_slow_recursions_are_told_of_once(monkeypatch):
+    monkeypatch.setattr(dispatch, "_warned", set())
+    for device, num_states, why in [
+        ("xpu", 3, "no kernels for xpu devices"),
+        ("cuda", 129, "at most 128 states"),
+    ]:
+        with pytest.warns(RuntimeWarning, match=f"plain tensor code, .* {why}") as caught:
+            assert dispatch._of_device(device, num_states) == "reference"
+        assert [each.filename for each in caught] == [__file__]
+        assert dispatch._of_device(device, num_states) == "reference"  # warnings are errors
+    assert dispatch._of_device("cuda", 128) == "cuda"
 
 
 @pytest.mark.cuda

@@ -79,6 +79,7 @@ class Plan(NamedTuple):
     #: moves parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
     engine: str = ""  #: what makes the iterations of a run, and why nothing faster does
+    kernel: str = ""  #: what computes the recursions, and why nothing faster does
 
     def updated(self, site: str) -> frozenset[str]:
         """The arguments of a site that are to be updated."""
@@ -153,6 +154,8 @@ class Plan(NamedTuple):
         lines += [f"  {name:<20} left alone: nothing uses it" for name in self.unused]
         if self.engine:
             lines.append(f"Engine: {self.engine}")
+        if self.kernel:
+            lines.append(f"Kernels: {self.kernel}")
         return "\n".join(lines)
 
     def holds(self, run: Run) -> bool:

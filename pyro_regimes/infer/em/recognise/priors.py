@@ -40,6 +40,11 @@ class Prior(NamedTuple):
         found = self.pooled(base, latent.value.shape, shape, event_dim)
         return apply(lambda part: (scale * part).detach(), found)
 
+    def own_statistics(self, latent: Latent) -> Pooled:
+        """The same by blocks of the prior itself, for parameters in which locations are affine."""
+        event_dim = len(emissions.unwrap(latent.prior).base.event_shape)
+        return self.statistics(latent, latent.value.shape, event_dim)
+
     def log_density(self, latent: Latent, value: Tensor, num_cells: int) -> Tensor:
         """Of each cell of a parameter, ``(cells,)``, float64."""
         base = emissions.unwrap(latent.prior).base
