@@ -37,49 +37,50 @@ class EM:
         \theta' = \arg\max_\theta
             \sum_q p(q \mid x, \theta^\text{old}) \log p(x, q \mid \theta)
 
-    (Baum et al. 1970; Dempster, Laird and Rubin 1977). It is used as :class:`pyro.infer.SVI` is,
-    on the same model function, and reads and writes the same parameter store::
+    (Baum et al. 1970; Dempster, Laird and Rubin 1977). It has the interface of
+    :class:`pyro.infer.SVI`, takes the same model function, and uses the same parameter store::
 
         em = EM(model)
         loss = em.step(x)           # -log p(x) before the step
         result = em.run(x, num_steps=100, tol=1e-4)
-        print(em.plan)              # which parameter is set how
+        print(em.plan)              # how each parameter is updated
 
-    Parameters are found in the model, whatever their names: a ``pyro.param`` that is an argument
-    of an observed ``RegimeHMM`` or of its Gaussian ``observation_dist``, as probabilities or
-    logits, covariance, Cholesky factor, precision or scale. Expected statistics are pooled over
-    everything along which it was broadcast, so that a ``(D, D)`` covariance is tied, a ``(K, 1)``
-    scale spherical, and parameters with a leading dim of size R are R restarts in one batch.
-    Locations that are affine in parameters are solved for by weighted least squares.
+    Parameters are recognised by their role in the model, not by their names: a ``pyro.param`` that
+    is an argument of an observed ``RegimeHMM`` or of its Gaussian ``observation_dist``, given as
+    probabilities or logits, covariance, Cholesky factor, precision or scale. Expected statistics
+    are pooled over all dims along which a parameter is broadcast: a ``(D, D)`` covariance is tied,
+    a ``(K, 1)`` scale is spherical, and parameters with a leading dim of size R are R restarts in
+    one batch. Locations that are affine in parameters are updated by weighted least squares.
 
-    With a ``guide`` that puts points at latent sites (``AutoDelta``), EM maximises the log joint:
-    conjugate priors join the closed forms (:mod:`~pyro_regimes.emissions.conjugate`), in the space
-    of the site that carries them. With an ``optim``, a parameter without a closed form is moved by
-    gradient steps on the same objective (generalised EM); without one it is refused by name.
+    With a ``guide`` that assigns a point to each latent site (``AutoDelta``), EM maximises the log
+    joint. Conjugate priors keep the closed forms (:mod:`~pyro_regimes.emissions.conjugate`); the
+    mode is that in the space of the latent site. With an ``optim``, parameters without a closed
+    form are updated by gradient steps on the same objective (generalised EM). Without one, they
+    raise an error.
 
-    Where a plate is subsampled, each step is one of stochastic EM (:mod:`.engines.stochastic`):
-    running averages of the minibatches' expected statistics are maximised. The loss is then the
-    minibatch's estimate, and :meth:`run` makes all its steps. The averages belong to one data set:
-    :meth:`reset` forgets them.
+    If a plate is subsampled, each step is a step of stochastic EM (:mod:`.engines.stochastic`),
+    which maximises running averages of the minibatches' expected statistics. The loss is then an
+    estimate from the minibatch, and :meth:`run` does not stop before ``num_steps``. The averages
+    belong to one data set; :meth:`reset` clears them.
 
-    :meth:`run` reads the model once, iterates on tensors, writes the parameters back and reads the
-    model again, to see that it agrees; a model that does not is read anew at every step.
+    :meth:`run` runs the model once, iterates on tensors, writes the parameters back, and runs the
+    model again to verify the result. If it does not agree, the model is run at every step instead.
 
-    No closed form lowers the objective of any restart. (Where an optimiser moves parameters,
-    locations are affine, or priors depend on parameters, all restarts count as one.) Should
-    rounding or a fault of the model lower it, the responsible parameters are rolled back and
-    frozen until :meth:`reset` is called, or left to the optimiser, and a warning says so.
+    A closed form never lowers the objective of any restart. (All restarts count as one if an
+    optimiser moves parameters, locations are affine, or priors depend on parameters.) If rounding
+    or a fault of the model lowers it, the responsible parameters are rolled back and frozen until
+    the next :meth:`run` or :meth:`reset`, or handed over to the optimiser, with a warning.
 
-    :param model: a function of ``pyro.param`` and observed ``pyro.sample`` statements.
-    :param guide: called as the model; a point at each of its latent sites.
-    :param optim: a Pyro optimiser, for what has no closed form.
-    :param step_size: of stochastic EM, the weight of the n-th minibatch, n = 1, 2, ...; None for
-        :math:`n^{-0.6}`.
-    :param min_eigenvalue: floor on the eigenvalues of covariances (on variances), in squared units
-        of the data; the start is raised to it.
-    :raises ValueError: if ``min_eigenvalue`` is negative; from the first step on, if the model has
-        a latent site without a point or a subsampled one, no observed RegimeHMM, or, without an
-        ``optim``, a parameter without a closed form.
+    :param model: a model function with ``pyro.param`` and observed ``pyro.sample`` statements.
+    :param guide: takes the same arguments as the model, and assigns a point to each latent site.
+    :param optim: a Pyro optimiser for parameters without a closed form.
+    :param step_size: a function from n = 1, 2, ... to the weight of the n-th minibatch in
+        stochastic EM. Default: :math:`n^{-0.6}`.
+    :param min_eigenvalue: floor on the eigenvalues of covariances, and on variances, in squared
+        units of the data. Starting values below it are raised to it.
+    :raises ValueError: if ``min_eigenvalue`` is negative. The first step raises it if the model has
+        a latent site without a point, a subsampled latent site, or no observed RegimeHMM, or if,
+        without an ``optim``, a parameter has no closed form.
     """
 
     def __init__(
@@ -102,26 +103,26 @@ class EM:
 
     @property
     def plan(self) -> Plan | None:
-        """How each parameter is updated; None before the first step. Prints readably."""
+        """How each parameter is updated, as a printable object; None before the first step."""
         return self._session.plan
 
     def reset(self) -> None:
-        """Forget everything but the parameter store.
+        """Clear all state except the parameter store.
 
-        That is the plan, the running averages of stochastic EM, its number of minibatches, the
-        frozen parameters and the warnings given. It happens by itself where the store holds other
-        parameters than before (after ``pyro.clear_param_store()``); the averages are forgotten
-        where a subsampled plate has another size. A new data set of the same size, with the
-        parameters of the last one as its start, needs a call.
+        The state is the plan, the running averages of stochastic EM with the number of minibatches,
+        the frozen parameters, and the warnings already given. It is cleared automatically when the
+        parameter store holds new parameters (after ``pyro.clear_param_store()``), and the averages
+        are when a subsampled plate changes its size. Call it before fitting another data set of the
+        same size from the present parameters.
         """
         self._session.reset()
 
     def _pyro(self) -> AbstractContextManager[Any]:
-        """Alone with Pyro's handlers and the parameter store."""
+        """A context with exclusive use of Pyro's handlers and parameter store."""
         return Alone()
 
     def _warn(self, message: str) -> None:
-        """Tell the user once of each kind of trouble."""
+        """Warn once per run about each kind of problem."""
         self._session.warn(message)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -133,7 +134,7 @@ class EM:
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
 
-        :return: the loss :math:`-\\log p(x)` before it, as ``SVI.step``.
+        :return: the loss :math:`-\\log p(x)` before the step, as in ``SVI.step``.
         """
         session, call = self._session, self._call(args, kwargs)
         undisturbed = Undisturbed()
@@ -147,7 +148,7 @@ class EM:
             return problem.loss(state.losses)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """:math:`-\\log p(x)` at the current parameters, which stay as they are."""
+        """:math:`-\\log p(x)` at the current parameters."""
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad():
             run = self._session.run(self._call(args, kwargs))
@@ -165,17 +166,18 @@ class EM:
     ) -> EMResult:
         """Iterate until the log-likelihood of every restart rises by less than ``tol``.
 
-        Where an optimiser moves parameters, it must change by less in ten steps in a row.
+        If an optimiser moves parameters, the log-likelihood must change by less than ``tol`` in ten
+        consecutive steps. Other arguments are passed to the model.
 
-        :param num_steps: the most steps.
-        :param tol: in nats; None never stops early.
-        :param callback: called after each step with its number, from 1, and the loss after it; the
+        :param num_steps: the maximum number of steps.
+        :param tol: in nats. None runs all ``num_steps``.
+        :param callback: called after each step with its number, from 1, and the loss after it. The
             parameter store then holds the parameters of that step.
-        :param check: whether to differentiate the model's own objective once, where the run has
-            converged, and to see that it confirms an optimum (:mod:`.guard`). If it does
-            not, a warning names the parameters, and the result does not count as converged.
-        :return: an :class:`EMResult`; other arguments go to the model.
-        :raises ValueError: if ``num_steps`` is negative or ``tol`` not a positive number.
+        :param check: whether to verify convergence by one gradient of the model's own objective
+            (:mod:`.guard`). If the gradient does not confirm an optimum, a warning names the
+            parameters, and the result is not reported as converged.
+        :return: an :class:`EMResult`.
+        :raises ValueError: if ``num_steps`` is negative or ``tol`` is not a positive number.
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(
@@ -206,7 +208,7 @@ class EM:
         tol: float | None,
         callback: Callable[[int, float], None] | None,
     ) -> None:
-        """Let the loop make its steps."""
+        """Run the loop."""
         loop.run(num_steps, tol, callback)
 
     def _run_on_tensors(
@@ -218,7 +220,7 @@ class EM:
         tol: float | None,
         callback: Callable[[int, float], None] | None,
     ) -> Loop:
-        """Iterate on what one run of the model has shown; then see that it agrees."""
+        """Iterate on the tensors of one run of the model, then verify the result by another run."""
         session = self._session
         problem, start, _ = snapshot
         engines = self._engines(problem, start)
@@ -233,7 +235,7 @@ class EM:
             assert callback is not None
             callback(number, loss)
 
-        undisturbed.undo = keep  # where an error, or the user, ends it
+        undisturbed.undo = keep  # if an error or an interrupt ends the run
         try:
             self._iterate(loop, num_steps, tol, callback and shown)
         except OutsideConstraint as error:
@@ -275,9 +277,9 @@ class EM:
         callback: Callable[[int, float], None] | None,
         before: Loop | None = None,
     ) -> Loop:
-        """Run the model at every step; an error comes back to the last one that was completed.
+        """Run the model at every step. After an error, the last completed step is restored.
 
-        :param before: a run whose last state is the first one here.
+        :param before: an earlier loop that this one continues.
         """
         session = self._session
         session.describe_engine(
@@ -299,7 +301,7 @@ class EM:
         return loop
 
     def _agrees(self, loop: Loop, call: Call) -> bool:
-        """Whether the model, run again, says what the tensors said."""
+        """Whether another run of the model gives the losses that the loop has found."""
         plan, groups = loop.problem.plan, loop.problem.groups
         run = self._session.run_as_planned(plan, call)
         if not (plan.holds(run) and groups.fits(run)):
@@ -314,7 +316,7 @@ class EM:
         return True
 
     def _checked(self, loop: Loop, tol: float | None, call: Call) -> EMResult:
-        """The result, which counts as converged only if the model's own objective confirms it."""
+        """The result, reported as converged only if the model's own gradient confirms it."""
         result = loop.result()
         if loop.converged and loop.now.unbounded:
             names = ", ".join(map(repr, loop.now.unbounded))

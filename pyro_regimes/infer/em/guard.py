@@ -1,23 +1,23 @@
-r"""The check of convergence: the model's own gradient against what EM knows of the model.
+r"""The check of convergence: compares EM's result with the gradient of the model itself.
 
-EM iterates on tensors that it has read from the model. Should it have misread the model, its
-losses still fall and come to rest, at the wrong place. So where a run says that it has converged,
-the model's own objective, by the distributions' own ``log_prob``, is differentiated once. At
-EM's optimum three things hold (Dempster, Laird and Rubin 1977):
+EM iterates on tensors that it has read from the model. If it has misread the model, its losses
+still fall and converge, but to the wrong point. When a run has converged, the model's own
+objective (the ``log_prob`` of its distributions) is therefore differentiated once. At an optimum of
+EM, three things hold (Dempster, Laird and Rubin 1977):
 
 1. The objective is minus EM's loss.
 2. Its gradient g in every parameter is the gradient of Q at the same point (Fisher's identity).
-3. In the directions in which parameters are free, g is all but 0: half of
-   :math:`g^\top I_c^{-1} g`, with :math:`I_c` the information of the complete data, is the rise of
-   the objective that a step promises.
+3. In the directions in which parameters are free, g is almost 0. This is measured by the expected
+   gain of one step, :math:`\tfrac12 g^\top I_c^{-1} g`, where :math:`I_c` is the information of the
+   complete data.
 
-All are measured in nats. For a parameter with a closed form, coordinates are those of
-:class:`.Natural`; parameters in which locations are affine are taken together; for what an
-optimiser moves, the promise is that of the best step along the gradient,
-:math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is at most as large.
+All three are measured in nats. Parameters with a closed form use the coordinates of
+:class:`.Natural`. Parameters in which locations are affine are treated jointly. For parameters that
+an optimiser moves, the expected gain is that of the best step along the gradient,
+:math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is a lower bound.
 
-Directions that are not free: frozen restarts, cells without a maximum, variances at the floor, and
-probabilities that are exactly 0.
+Directions that are not free are those of frozen restarts, cells without a maximum, variances at the
+floor, and probabilities that are exactly 0.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
 
-#: Nats by which objectives and promises may be off, in units of ``tol``.
+#: Tolerance for objectives and expected gains, in units of ``tol``.
 _SLACK = 10.0
 
 _SAME_STATES = "have the same parameters, so that EM cannot tell them apart"
 
-#: The most states of which each is compared with each.
+#: The largest number of states for which all pairs are compared.
 _MOST_STATES = 32
 
 
 class Finding(NamedTuple):
-    """Something that the model and EM do not agree on."""
+    """A disagreement between the model and EM."""
 
-    name: str  #: of the parameter; empty for the loss, and for a check that failed
+    name: str  #: the parameter; empty for the loss and for a check that could not run
     what: str
-    restarts: list[int]  #: which it concerns
+    restarts: list[int]  #: the restarts concerned
 
 
 def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
-    """Compare the model's own objective with what a converged run says of it.
+    """Compare the model's own objective and gradient with those of a converged run.
 
-    :param session: runs the model; the parameter store holds the parameters of the run.
-    :param loop: the run.
-    :param tol: at which it converged.
-    :return: what does not agree by more than ten times ``tol``, or rounding.
+    :param session: runs the model; the parameter store holds the final parameters.
+    :param loop: the converged run.
+    :param tol: the tolerance with which it converged.
+    :return: the disagreements larger than ten times ``tol`` and than rounding.
     """
     every = list(range(len(loop.now.losses)))
     try:
@@ -101,7 +101,7 @@ def _compare(
 
 
 def message(findings: list[Finding], moved: list[str]) -> str:
-    """The warning for what was found.
+    """The text of the warning about some findings.
 
     :param moved: parameters that an optimiser moves.
     """
@@ -128,9 +128,9 @@ def message(findings: list[Finding], moved: list[str]) -> str:
 
 
 def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
-    """States that may be exchanged, where more than their data holds them together.
+    """States with identical parameters.
 
-    Started alike, they stay alike: a saddle of the likelihood, with a gradient of zero.
+    States that start alike stay alike: a saddle point of the likelihood, where the gradient is 0.
     """
     found = []
     for name, each in state.expected.items():
@@ -151,7 +151,7 @@ def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
 
 
 def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> bool:
-    """Whether initial, transition and observation logits stay as they are, up to rounding."""
+    """Whether swapping two states leaves all logits unchanged up to rounding."""
     initial, transition, observation = terms
     order = list(range(observation.shape[-1]))
     order[i], order[j] = j, i

@@ -1,4 +1,4 @@
-"""Measures, in nats, of how far EM and the model's own gradient are apart: see :mod:`.guard`."""
+"""The measures of :mod:`.guard`: how far EM is from the model's own gradient, in nats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyro_regimes.infer.tracing import trace_model
 
 
 class Measure(NamedTuple):
-    """Of one parameter, in nats: how far the gradients are apart, and what the model's promises."""
+    """The mismatch of a parameter's gradients, and the expected gain of a step, in nats."""
 
     name: str
     mismatch: Array  #: ``(R,)``, by restart
@@ -38,7 +38,7 @@ class Perturbed(NamedTuple):
 
 
 def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
-    """Every parameter with a closed form, about its present value."""
+    """Every parameter with a closed form, expanded about its present value."""
     found = {}
     with torch.enable_grad():
         for each in problem.plan.assignments:
@@ -56,10 +56,12 @@ def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
 def differentiate(
     session: Session, call: Call, natural: dict[str, Perturbed]
 ) -> tuple[float, dict[str, Tensor]]:
-    """The model's own loss, and minus its gradient: by name, in the coordinates of each parameter.
+    """The model's own loss, and the negative of its gradient by parameter.
 
-    Parameters without coordinates are differentiated in the store's unconstrained tensors, and so
-    are those with, as far as the model reads them past ``pyro.param``: these as ``"name "``.
+    Gradients are with respect to the coordinates of :func:`perturbed` where a parameter has them,
+    and to the store's unconstrained tensor otherwise. If the model also reads a parameter with
+    coordinates directly, not through ``pyro.param``, that part of its gradient is stored under
+    ``"name "``, with a trailing space.
     """
     values = {name: each.value for name, each in natural.items()}
     handed = HandOut(values, connected=True)
@@ -89,7 +91,7 @@ def measure(
     state: TensorState,
     gradients: dict[str, Tensor],
 ) -> list[Measure]:
-    """All parameters."""
+    """The measures of all parameters."""
     problem, number = loop.problem, len(state.losses)
     collected = Collected(problem.plan, dict(state.expected))
     measured = []
@@ -108,14 +110,14 @@ def measure(
         measured.append(Measure(each.name, *(part.cpu().numpy() for part in by_restart)))
 
     def alone(name: str, mismatch: float, gain: float) -> None:
-        """What is not told by restart concerns them all."""
+        """Record a measure that applies to all restarts together."""
         measured.append(Measure(name, np.full(number, mismatch), np.full(number, gain)))
 
     affine = problem.plan.affine
     if affine.names and not any(loop.ascent.held[name].any() for name in affine.names):
         alone(" and ".join(affine.names), *_measure_affine(loop, state, collected, gradients))
     for name in problem.plan.names:
-        past = gradients.get(name + " ")  # read past pyro.param
+        past = gradients.get(name + " ")  # read directly, not through pyro.param
         if past is not None and bool((past != 0).any()):
             alone(name, np.inf, np.inf)
     for name in problem.plan.unused:
@@ -131,7 +133,7 @@ def measure(
 def _measure_affine(
     loop: Loop, state: TensorState, collected: Collected, gradients: dict[str, Tensor]
 ) -> tuple[float, float]:
-    """All parameters in which locations are affine, by the normal equations."""
+    """The measures of the affine location parameters together, from the normal equations."""
     affine = loop.problem.plan.affine
     normal, right = normal_equations(affine, collected, state.params, loop.problem.pseudo)
     at = affine.flat(state.params)
@@ -156,7 +158,7 @@ def _measure_cells(
     cells: Tensor,
     floor: float,
 ) -> tuple[Tensor, Tensor]:
-    """Both measures for each cell of a parameter, ``(cells,)``."""
+    """Mismatch and expected gain for each cell of a parameter, ``(cells,)``."""
     natural = each.argument.natural
     own = own.reshape(cells.shape)
     score = natural.score(pooled, cells)
@@ -177,7 +179,7 @@ def _measure_moved(
     names: list[str],
     gradients: dict[str, Tensor],
 ) -> list[tuple[str, float, float]]:
-    """Of parameters that an optimiser moves, by the curvature of Q along the gradient."""
+    """The measures of parameters that an optimiser moves, from Q's curvature along the gradient."""
     with torch.enable_grad():
         with session.alone():
             leaves = dict(pyro.get_param_store().named_parameters())
@@ -203,7 +205,7 @@ def _measure_moved(
                 score, leaf, direction, retain_graph=True, materialize_grads=True
             )
             size, curvature = float((direction**2).sum()), -float((direction * curved).sum())
-            # Where Q is not concave, what a step of a hundredth of the parameter would gain.
+            # Where Q is not concave: the gain of a step of a hundredth of the parameter.
             least = 0.01 * size**0.5 * (1 + float(leaf.detach().norm()))
             return 0.5 * size**2 / curvature if curvature > 0 else least
 

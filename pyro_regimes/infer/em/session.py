@@ -1,7 +1,7 @@
-"""What EM knows of a model from step to step, and how it runs it.
+"""The state that EM keeps between steps, and the only place where it runs the model.
 
-Every method that runs the model or touches the parameter store holds Pyro's lock meanwhile. It is
-free while the loop iterates on tensors, and in callbacks.
+Methods hold Pyro's lock while they run the model or access the parameter store. The lock is free
+during the E-step, while the loop iterates on tensors, and in callbacks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ QUOTED = re.compile("'([^']+)'")
 
 
 class Call(NamedTuple):
-    """A model with what it is called with."""
+    """A model and guide, with the arguments to call them with."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any] | None
@@ -53,19 +53,19 @@ class Call(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What one run of the model says."""
+    """What one run of the model provides."""
 
     problem: Problem
     state: TensorState
-    gradients: Params  #: in the unconstrained tensors that the optimiser moves
+    gradients: Params  #: with respect to the unconstrained tensors that the optimiser moves
 
 
 class Session:
-    """The plan of a model, its restarts, and everything else that outlives a step.
+    """The plan of a model, its restarts, and all other state that is kept between steps.
 
-    :param optim: moves what has no closed form.
+    :param optim: the optimiser for parameters without a closed form.
     :param min_eigenvalue: floor on the eigenvalues of covariances.
-    :param alone: a block alone with Pyro's handlers and the parameter store.
+    :param alone: makes a context with exclusive use of Pyro's handlers and parameter store.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Session:
         self._warned: set[str] = set()
 
     def reset(self) -> None:
-        """Forget everything but the parameter store."""
+        """Clear all state except the parameter store."""
         self.plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self.frozen = {}, {}, {}
         self._forget_averages()
 
     def begin(self) -> None:
-        """Begin a run: nothing is frozen, and every kind of trouble is told of once more."""
+        """Start a new run: unfreeze all parameters, and allow every warning again."""
         self.frozen, self._warned = {}, set()
 
     def _forget_averages(self) -> None:
@@ -101,7 +101,7 @@ class Session:
     def write(self, params: Params, leaves: Params) -> None:
         """Set parameters in the store, in place.
 
-        :param leaves: of some of them, what the store is to hold, to the last digit.
+        :param leaves: for some of them, the exact unconstrained tensor that the store must hold.
         """
         with self.alone():
             held = dict(pyro.get_param_store().named_parameters())
@@ -113,7 +113,7 @@ class Session:
                     write_parameter(name, value)
 
     def mark(self) -> Callable[[], None]:
-        """A function that comes back to the parameters, and to this session, as they are now."""
+        """Return a function that restores the parameters and the session as they are now."""
         known = dict(vars(self))
         with self.alone():
             leaves = dict(pyro.get_param_store().named_parameters())
@@ -133,8 +133,8 @@ class Session:
     def run(self, call: Call, values: Params | None = None, connected: bool = False) -> Run:
         """Run the model once.
 
-        :param values: of parameters, in place of the store's.
-        :param connected: whether the graph reaches the store's unconstrained tensors.
+        :param values: parameter values to use in place of the store's.
+        :param connected: whether gradients must reach the store's unconstrained tensors.
         """
         try:
             with self.alone():
@@ -153,15 +153,15 @@ class Session:
             raise clearer from error
 
     def run_as_planned(self, plan: Plan, call: Call) -> Run:
-        """Run the model, with a graph where the plan asks for one."""
+        """Run the model, recording gradients only if the plan needs them."""
         connected = plan.needs_graph
         with torch.set_grad_enabled(connected):
             return self.run(call, connected=connected)
 
     def read(self, call: Call) -> Snapshot:
-        """Run the model, make or check the plan, and take expectations.
+        """Run the model, make or check the plan, and run the E-step.
 
-        The lock is free while expectations are taken.
+        The lock is free during the E-step.
         """
         with self.alone():
             run, problem, params, stored = self._observe(call)
@@ -173,10 +173,10 @@ class Session:
         return Snapshot(problem, state, gradients)
 
     def _observe(self, call: Call) -> tuple[Run, Problem, Params, Params]:
-        """A run of the model, the problem, its parameters, and what the store holds of some."""
+        """Run the model: the run, its problem, and parameters as values and as stored."""
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
-            self.reset()  # what it knows is of other parameters
+            self.reset()  # the store holds other parameters now
         plan = self.plan or self.make_plan(call)
         run = self.run_as_planned(plan, call)
         self._check_averages(run)
@@ -222,14 +222,14 @@ class Session:
         )
 
     def make_plan(self, call: Call) -> Plan:
-        """Find out how each parameter is set."""
+        """Determine how each parameter is updated."""
         self.frozen = {}
 
         def read(values: Params | None) -> Run:
-            with SameSubsamples():  # every run of a subsampled model is to see the same data
+            with SameSubsamples():  # every run of a subsampled model must see the same data
                 return self.run(call, values)
 
-        read(None)  # which makes the parameters and the guide
+        read(None)  # creates the parameters and sets up the guide
         self.plan = find_parameters(read, self.optim is not None)
         self._groups = None
         self._forget_averages()
@@ -238,7 +238,7 @@ class Session:
         return self.plan
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> None:
-        """Move covariances below the floor to it: EM is monotone from a feasible start only."""
+        """Raise covariances to the floor: EM is monotone only from a feasible start."""
         for each in plan.assignments:
             value = params[each.name]
             cells = each.link.forward(blocks(value, each.event_dim))
@@ -248,9 +248,9 @@ class Session:
                 write_parameter(each.name, raised)
 
     def _check_averages(self, run: Run) -> None:
-        """Forget those of another data set.
+        """Discard the running averages if a subsampled plate has changed its size.
 
-        :raises ValueError: if a run has other sites than they are of.
+        :raises ValueError: if the run observes other sites than the averages belong to.
         """
         known = self._plate_sizes
         if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
@@ -265,21 +265,21 @@ class Session:
             )
 
     def describe_engine(self, engine: str) -> None:
-        """Say in the plan what makes the iterations."""
+        """Record in the plan which engine runs the iterations."""
         assert self.plan is not None
         self.plan = self.plan._replace(engine=engine)
 
     def _check_constants(self, plan: Plan, run: Run) -> None:
-        """Refuse arguments that differ between minibatches, where no parameter says how.
+        """Check that arguments without a parameter are the same in every minibatch.
 
-        :raises ValueError: naming them.
+        :raises ValueError: naming an argument that differs.
         """
         if not run.is_subsampled:
             return
         for slot in run.slots:
             family, updated = run.sites[slot.site].family, plan.updated(slot.site)
             if family is None or updated.isdisjoint(each.name for each in family.arguments):
-                continue  # nothing is averaged that depends on it
+                continue  # no running average depends on it
             if slot.argument not in family.arguments or slot.name in updated:
                 continue
             if slot.value.requires_grad:  # the optimiser moves it
@@ -294,14 +294,14 @@ class Session:
                 )
 
     def give_up(self, names: list[str]) -> None:
-        """Leave parameters to the optimiser whose closed form is no step upwards."""
+        """Hand parameters over to the optimiser because their closed form failed."""
         assert self.plan is not None
         reason = "its closed form lowered the objective, or left its constraint"
         self.plan = self.plan.without(names, reason)
         self._groups = None
 
     def warn(self, message: str) -> None:
-        """Tell the user once of each kind of trouble."""
+        """Warn once per run about each kind of problem."""
         kind = f"{message[:40]} {re.findall(QUOTED, message)}"
         if kind not in self._warned:
             self._warned.add(kind)
@@ -309,7 +309,7 @@ class Session:
 
 
 def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
-    """What conjugate priors, as they are in a run, add to the statistics of each parameter."""
+    """What the conjugate priors of a run add to the statistics of each parameter."""
     found = {}
     for each in plan.assignments:
         if each.prior is not None:
@@ -322,7 +322,7 @@ def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
 
 
 def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
-    """The loss of each restart, by one forward pass."""
+    """The loss of each restart, from one forward pass."""
     total = groups.total(read_log_probs(run.sites))
     if run.latents or plan.is_joint:
         others = sum(float(value) for value in run.others.values())
