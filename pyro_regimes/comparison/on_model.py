@@ -23,6 +23,8 @@ from pyro_regimes.comparison.methods import (
 )
 from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.task import Model, Progress, Task
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.infer.regimes import find_hmm
 
 #: Of the likelihood, without priors.
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
@@ -60,9 +62,9 @@ def compare(
 
     :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
         one with latent sites, which then is the ``prior_model`` too.
-    :param data: what is fitted, with time at dimension -2: ``(..., T, D)``.
-    :param held_out: what follows it in time, ``(..., T', D)``: its log-likelihood is that given
-        the data.
+    :param data: the data to fit, ``(..., T, D)`` or ``(..., T)``.
+    :param held_out: the data that follow in time, of the same shape except for T. Their
+        log-likelihood is conditional on ``data``.
     :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
     :param init_values: values of the sites of ``prior_model``, where all its methods start.
     :param em_steps: the most steps of EM, which stops earlier by ``tol``.
@@ -81,6 +83,8 @@ def compare(
     middle = rates[len(rates) // 2]
     task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress)
     has_priors = _is_latent(model, task)
+    if held_out is not None:
+        task = task._replace(time_dim=_find_time(model, task))
     if has_priors and prior_model is None:
         prior_model = model
     runs: list[MethodRun] = []
@@ -125,6 +129,43 @@ def _is_latent(model: Model, task: Task) -> bool:
             node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
             for node in nodes
         )
+
+
+def _find_time(model: Model, task: Task) -> int:
+    """The dim of the data along which ``held_out`` follows.
+
+    :raises ValueError: if the model does not show it, or the shapes differ in another dim.
+    """
+    data, held_out = task.data, task.held_out
+    assert held_out is not None
+    with task.workspace().entered():
+        nodes = poutine.trace(model).get_trace(data).nodes.values()
+        sites: list[tuple[RegimeHMM, Any]] = [
+            (hmm, node["value"])
+            for node in nodes
+            if node["type"] == "sample" and (hmm := find_hmm(node)) is not None
+        ]
+    found = set()
+    for hmm, value in sites:
+        num_steps = value.shape[-hmm.event_dim]
+        every = [dim for dim in range(-data.dim(), 0) if data.shape[dim] == num_steps]
+        found.update([-hmm.event_dim] if value.shape == data.shape else every)
+    if len(found) != 1:
+        raise ValueError(
+            "expected data with one dim that is the time of the observed RegimeHMM, got data of "
+            f"shape {tuple(data.shape)} observed as "
+            f"{[tuple(value.shape) for _, value in sites]}: held_out needs to know the dim"
+        )
+    (time,) = found
+    before, after = list(data.shape), list(held_out.shape)
+    if len(before) != len(after) or any(
+        before[dim] != after[dim] for dim in range(-len(before), 0) if dim != time
+    ):
+        raise ValueError(
+            f"expected held_out to have the shape of the data {tuple(before)} except in time, "
+            f"dimension {time}, got {tuple(after)}"
+        )
+    return time
 
 
 def _choose(methods: Sequence[str] | None, has_likelihood: bool, has_priors: bool) -> list[str]:

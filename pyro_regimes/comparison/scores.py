@@ -42,7 +42,7 @@ def held_out(model: Model, task: Task, log_likelihood: float) -> float | None:
     """
     if task.held_out is None:
         return None
-    both = torch.cat([task.data, task.held_out], -2)
+    both = torch.cat([task.data, task.held_out], task.time_dim)
     return log_densities(model, both).likelihood - log_likelihood
 
 

@@ -28,6 +28,7 @@ class Task(NamedTuple):
     init_values: dict[str, Tensor]
     seed: int
     progress: Progress | None
+    time_dim: int = -2  #: of the data, from the right
 
     def start(self) -> Callable[..., Any]:
         """Initial values of the latent sites: copies, as a guide may keep the very tensors."""

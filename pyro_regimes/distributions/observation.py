@@ -64,24 +64,30 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
     """
     known = _find(observation_dist, value, is_checked)
-    density: Tensor
     if known is None:
-        # None leaves the setting as it is.
-        exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
-        density = exact.log_prob(_beside_states(observation_dist, value))
-        return density
+        return own_log_prob(observation_dist, value, is_checked)
 
     def compute(value: Tensor, *arguments: Tensor) -> Tensor:
         given = dict(zip(known.given, arguments, strict=True))
         return known.family.log_prob(value, given, known.event_dim)
 
-    density = provenance.call(compute, value, *known.given.values())
+    density: Tensor = provenance.call(compute, value, *known.given.values())
     if known.mask is not None:
         density = scale_and_mask(density, mask=known.mask)
     batch_shape = observation_dist.batch_shape
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def own_log_prob(
+    observation_dist: Distribution, value: Tensor, is_checked: bool = False
+) -> Tensor:
+    """The same by the distribution's own ``log_prob``."""
+    # None leaves the setting as it is.
+    exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
+    density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
+    return density
 
 
 def _find(observation_dist: Distribution, value: Tensor, is_checked: bool) -> _Known | None:

@@ -402,7 +402,7 @@ class RegimeHMM(TorchDistribution):
         if num_steps < 1 or self.duration not in (None, num_steps):
             raise ValueError(
                 f"expected value to have {self.duration or 'one or more'} time steps at dimension "
-                f"-{self.event_dim}, {came}{'' if self.duration is None else checks.TIME_SLIP}"
+                f"-{self.event_dim}, {came}{self._time_slip(num_steps)}"
             )
         try:
             ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
@@ -411,6 +411,17 @@ class RegimeHMM(TorchDistribution):
                 f"expected value to have a batch shape that broadcasts with "
                 f"{tuple(self.batch_shape)}, {came}{checks.TIME_SLIP}"
             ) from error
+
+    def _time_slip(self, num_steps: int) -> str:
+        """What the likely slip is, at the end of an error about the number of steps."""
+        if self.duration is None:
+            return ""
+        if self.transition_logits.shape[-3] == num_steps > 1:
+            return (
+                f"; {num_steps} observations have {num_steps - 1} transitions between them: leave "
+                "out the first slice of a DiscreteHMM's transitions"
+            )
+        return checks.TIME_SLIP
 
     def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
         """Refuse an observation, where valid, that is outside the support of every state."""

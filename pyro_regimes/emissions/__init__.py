@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyro_regimes.emissions.base import Argument, Family, Natural, Observed
+from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 
@@ -24,21 +24,54 @@ WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribut
 
 
 def register(family: Family) -> None:
-    """Make a family known to EM.
+    """Make a family known to EM and to :class:`.RegimeHMM`.
+
+    Its ``log_prob`` replaces that of its distributions in the likelihood of every RegimeHMM, for EM
+    and for SVI alike. A family of the same class (a notebook cell that is run again) replaces the
+    earlier one.
 
     :param family: its distributions' types must not belong to another family yet.
-    :raises ValueError: if they do.
+    :raises ValueError: if they do, or if an attribute of the family is missing.
     """
-    for known in FAMILIES:
+    _check(family)
+    for index, known in enumerate(FAMILIES):
         both = set(known.distributions) & set(family.distributions)
-        if both and known is not family:
+        if _class_name(known) == _class_name(family):
+            FAMILIES[index] = family
+            return
+        if both:
             names = sorted(f"{each.__module__}.{each.__name__}" for each in both)
             raise ValueError(
                 f"expected a family of distributions that no other family has, got {names}, which "
                 f"{type(known).__module__} has"
             )
-    if family not in FAMILIES:
-        FAMILIES.append(family)
+    FAMILIES.append(family)
+
+
+def _class_name(family: Family) -> str:
+    kind = type(family)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check(family: Family) -> None:
+    """Refuse a family without an attribute that EM needs."""
+    if not isinstance(family, Family):
+        raise ValueError(f"expected a Family, got {family!r} (an instance, not the class?)")
+    for name, kind in [
+        ("distributions", "a tuple of types of distributions"),
+        ("max_event_dim", "the most dims of one observation"),
+        ("arguments", "a tuple of Argument"),
+    ]:
+        if not hasattr(family, name):
+            raise ValueError(
+                f"expected {_class_name(family)} to have the attribute {name}, {kind}, got none"
+            )
+    for argument in family.arguments:
+        if not isinstance(argument, Argument):
+            raise ValueError(
+                f"expected {_class_name(family)}.arguments to hold Argument objects, got "
+                f"{argument!r}"
+            )
 
 
 class Unwrapped(NamedTuple):
@@ -91,4 +124,5 @@ __all__ = [
     "find_family",
     "register",
     "unwrap",
+    "without_update",
 ]

@@ -112,8 +112,9 @@ class Argument:
     links: tuple[Link, ...]  #: as what a parameter may hold it, the argument itself first
     #: Constraints that every maximiser meets, besides those of any real number.
     inside: tuple[Constraint, ...]
-    #: ``draw -> candidates``: admissible values far from the present one, the best first.
-    draw: Callable[[Draw], list[Tensor]]
+    #: ``draw -> candidates``: admissible values far from the present one, the best first; None if
+    #: any value within the parameter's constraint is admissible.
+    draw: Callable[[Draw], list[Tensor]] | None
     #: ``(stats, arguments now, weighted) -> pooled``, one for each block,
     #: ``(..., 1 or T, K[, *event])``. ``weighted``: a location's statistics are weighted with the
     #: precisions, as some cell serves blocks that differ in other arguments, or has a prior.
@@ -140,6 +141,36 @@ class Argument:
     num_own_dims: int = 2
 
 
+def _no_update(*args: Any) -> Any:
+    raise NotImplementedError("an argument without an update has no statistics")
+
+
+def without_update(name: str, event_dim: int = 0, elementwise: bool = True) -> Argument:
+    """An argument that the density and the statistics read, and that EM does not set.
+
+    It is a constant, such as the known shape of a gamma distribution, or a parameter that an
+    optimiser moves.
+
+    :param name: as the distribution's constructor names it.
+    :param event_dim: the dims of a block.
+    :param elementwise: see :class:`Argument`.
+    """
+    return Argument(
+        name=name,
+        kind=f"{name}, which has no closed form",
+        event_dim=event_dim,
+        elementwise=elementwise,
+        what="no update",
+        links=(),
+        inside=(),
+        draw=None,
+        reduce=_no_update,
+        maximise=_no_update,
+        sound=_no_update,
+        natural=Natural(_no_update, _no_update, _no_update),
+    )
+
+
 class Family(ABC):
     """A family of observation distributions; :func:`.find_family` finds the one of a distribution.
 
@@ -150,11 +181,15 @@ class Family(ABC):
     #: Exactly these: a subclass may have a density of its own.
     distributions: ClassVar[tuple[type[Distribution], ...]]
     max_event_dim: ClassVar[float]  #: the most dims of one observation
-    arguments: ClassVar[tuple[Argument, ...]]  #: in the order in which they are maximised (ECM)
+    #: Everything that the density depends on, in the order in which it is maximised (ECM).
+    arguments: ClassVar[tuple[Argument, ...]]
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
-        """The tensors that may be parameters, as the caller gave them, by name."""
+        """The values of :attr:`arguments`, as the caller gave them, by name.
+
+        It may leave out some: of three ways to say a covariance, one is given.
+        """
 
     def read_for_density(self, distribution: Any) -> Arguments:
         """The arguments from which :meth:`log_prob` is computed fastest.

@@ -352,6 +352,13 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
     if family is not None:
         values = family.read(base)
+        unknown = set(values) - {each.name for each in family.arguments}
+        if unknown:
+            raise ValueError(
+                f"expected {type(family).__name__}.read to return values of its arguments "
+                f"{[each.name for each in family.arguments]}, got {sorted(unknown)} too: add "
+                "emissions.without_update(name) to the arguments for what EM does not set"
+            )
         given |= {each: values[each.name] for each in family.arguments if each.name in values}
     slots = {
         argument.name: Slot(name, argument, handed.resolve(value))

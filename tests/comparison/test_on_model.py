@@ -41,6 +41,41 @@ def two_scales(x: Tensor) -> None:
     pyro.sample("x", hmm, obs=x)
 
 
+def panel(x: Tensor) -> None:
+    with pyro.plate("series", x.shape[0]):
+        two_scales(x)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (32,)])
+def test_held_out_data_of_one_number_a_step_follow_in_time(shape: tuple[int, ...]) -> None:
+    """Also where there are as many series as steps."""
+    x = X.expand(shape + X.shape) + torch.linspace(0, 1, math.prod(shape)).reshape(shape + (1,))
+    model = panel if shape else two_scales
+    settings = dict(methods=["EM"], em_steps=2, tol=None)
+    (run,) = compare(model, x[..., :32], held_out=x[..., 32:], **settings).runs
+    scale = run.point["scale"]
+    hmm = RegimeHMM(
+        initial_probs=INITIAL,
+        transition_probs=TRANSITION,
+        observation_dist=dist.Normal(LOC, scale),
+    )
+    expected = (hmm.log_prob(x) - hmm.log_prob(x[..., :32])).sum()
+    assert run.held_out == pytest.approx(float(expected), rel=1e-9)
+    with pytest.raises(ValueError, match=r"expected held_out to have the shape of the data .*got"):
+        compare(model, x[..., :32], held_out=x[..., 32:].unsqueeze(-1), **settings)
+
+
+def test_held_out_data_where_time_is_not_known() -> None:
+    def model(x: Tensor) -> None:
+        two_scales(x[:, 0])
+
+    x = torch.stack([X, X], -1)
+    (run,) = compare(model, x[:40], held_out=x[40:], methods=["EM"], em_steps=1, tol=None).runs
+    assert run.held_out is not None
+    with pytest.raises(ValueError, match="expected data with one dim that is the time"):
+        compare(model, x[:2], held_out=x[:2], methods=["EM"], em_steps=1)
+
+
 def test_methods_that_need_priors():
     with pytest.raises(ValueError, match=r"a prior_model for the methods \['AutoNormal'\]"):
         compare(lambda data: None, torch.zeros(3, 1), methods=["EM", "AutoNormal"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
+from pyro_regimes.emissions import Family, Observed
+from pyro_regimes.emissions.base import Arguments
 from tests import seeds
-from tests.emissions.exponential import EXPONENTIAL, ExponentialFamily
+from tests.emissions.exponential import EXPONENTIAL, RATE, ExponentialFamily, Waiting
 
 K, N, T = 2, 4, 60
 INITIAL = torch.tensor([0.6, 0.4]).double()
@@ -148,6 +151,141 @@ def test_stochastic_em() -> None:
 
 
 def test_a_second_family_of_the_same_distribution_is_refused() -> None:
-    emissions.register(EXPONENTIAL)  # once more is no matter
+    class Other(ExponentialFamily):
+        pass
+
     with pytest.raises(ValueError, match="no other family has, got .*Exponential"):
-        emissions.register(ExponentialFamily())
+        emissions.register(Other())
+
+
+def test_a_family_of_the_same_class_replaces_the_first() -> None:
+    """As a notebook cell does that is run again."""
+    number, again = len(emissions.FAMILIES), ExponentialFamily()
+    emissions.register(again)
+    assert len(emissions.FAMILIES) == number
+    assert emissions.find_family(dist.Exponential(1.0)) is again
+
+
+def _gamma_log_prob(value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+    shape, rate = given["concentration"], given["rate"]
+    value = value.unsqueeze(-1 - event_dim)
+    each = shape * rate.log() + (shape - 1) * value.log() - rate * value - shape.lgamma()
+    return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+
+class GammaOfKnownShape(ExponentialFamily):
+    r"""``Gamma(concentration, rate)``: :math:`\lambda = a n / s`."""
+
+    distributions = (torch.distributions.Gamma, dist.Gamma)
+    arguments = (
+        emissions.without_update("concentration"),
+        replace(RATE, kind="rate of a Gamma", priors={}),
+    )
+
+    def read(self, distribution: dist.Gamma) -> Arguments:  # type: ignore[override]
+        return {"concentration": distribution.concentration, "rate": distribution.rate}
+
+    log_prob = staticmethod(_gamma_log_prob)  # type: ignore[assignment]
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Waiting:
+        stats = super().statistics(observed, given, names)
+        return stats._replace(weight=stats.weight * given["concentration"])
+
+
+def gamma(x: Tensor, shape: Tensor | None = None) -> None:
+    if shape is None:
+        shape = pyro.param("shape", torch.full((K,), 1.5).double(), constraint=constraints.positive)
+    rate = pyro.param("rate", START, constraint=constraints.positive)
+    with pyro.plate("sequences", len(x)):
+        pyro.sample("x", hmm(dist.Gamma(shape, rate)), obs=x)
+
+
+def test_an_argument_that_is_known() -> None:
+    x, shape = data(N, T), torch.tensor([2.0, 0.7]).double()
+    emissions.register(GammaOfKnownShape())
+    found = hmm(dist.Gamma(shape, START)).posterior(x).smoothed_probs
+    em = EM(gamma)
+    em.step(x, shape)
+    expected = found.sum((0, 1)) * shape / (found * x.unsqueeze(-1)).sum((0, 1))
+    assert_close(pyro.param("rate").detach(), expected, rtol=1e-10, atol=0.0)
+    result = em.run(x, shape, num_steps=500, tol=1e-8)
+    assert result.converged and not result.unconfirmed
+
+
+def test_an_argument_without_an_update_goes_to_the_optimiser() -> None:
+    x = data(N, T)
+    emissions.register(GammaOfKnownShape())
+    with pytest.raises(ValueError, match="shape: an argument without a closed form, concentration"):
+        EM(gamma).run(x)
+    em = EM(gamma, optim=pyro.optim.Adam({"lr": 0.02}))
+    result = em.run(x, num_steps=2000, tol=1e-6)
+    assert result.converged and list(em.plan.gradient) == ["shape"]
+    assert slope("shape", x, gamma).abs().max() < 0.1
+
+
+def test_read_may_not_return_what_is_no_argument() -> None:
+    class Forgetful(GammaOfKnownShape):
+        arguments = GammaOfKnownShape.arguments[1:]
+
+    emissions.register(Forgetful())
+    with pytest.raises(ValueError, match=r"Forgetful.read .*got \['concentration'\] too"):
+        EM(gamma).run(data(N, T), torch.ones(K).double())
+
+
+def test_a_wrong_density_is_found() -> None:
+    """The likelihood of RegimeHMM is the family's too, so the loss alone does not show it."""
+
+    class Halved(ExponentialFamily):
+        def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+            return super().log_prob(value, given, event_dim) - 0.5
+
+    emissions.FAMILIES.remove(EXPONENTIAL)
+    emissions.register(Halved())
+    with pytest.warns(RuntimeWarning, match="log_prob of the family Halved .*by up to 0.5 nats"):
+        result = EM(model).run(data(N, T), num_steps=500)
+    assert not result.converged and result.unconfirmed == [0]
+
+
+def test_a_wrong_update_does_not_count_as_converged() -> None:
+    class Upside(ExponentialFamily):
+        arguments = (replace(RATE, maximise=lambda p, now, floor: 2 * p.weight / p.total),)
+
+    def chain_too(x: Tensor) -> None:
+        rate = pyro.param("rate", 3 * START, constraint=constraints.positive)
+        rows = pyro.param("rows", TRANSITION, constraint=constraints.simplex)
+        each = dist.Exponential(rate)
+        with pyro.plate("sequences", len(x)):
+            found = RegimeHMM(
+                initial_probs=INITIAL, transition_probs=rows, observation_dist=each
+            )
+            pyro.sample("x", found, obs=x)
+
+    emissions.FAMILIES.remove(EXPONENTIAL)
+    emissions.register(Upside())
+    with pytest.warns(RuntimeWarning, match="families whose maximise is wrong"):
+        result = EM(chain_too).run(data(N, T), num_steps=500)
+    assert not result.converged and result.unconfirmed == [0]
+
+
+def test_what_is_no_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a Family, got .*instance, not the class"):
+        emissions.register(ExponentialFamily)  # type: ignore[arg-type]
+
+    class Bare(Family):
+        distributions = (dist.Poisson,)
+        arguments = ()
+        read = log_prob = statistics = None  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="Bare to have the attribute max_event_dim"):
+        emissions.register(Bare())
+
+
+def test_statistics_must_be_a_named_tuple() -> None:
+    class Plain(ExponentialFamily):
+        def statistics(self, *args):  # type: ignore[no-untyped-def]
+            return tuple(super().statistics(*args))
+
+    emissions.FAMILIES.remove(EXPONENTIAL)
+    emissions.register(Plain())
+    with pytest.raises(TypeError, match="Plain.statistics to return a NamedTuple .*got tuple"):
+        EM(model).step(data(N, T))

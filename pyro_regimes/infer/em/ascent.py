@@ -92,10 +92,10 @@ class Ascent:
         self, names: list[str], losses: Array, frozen: Held, warn: Callable[[str], None]
     ) -> None:
         self._warn = warn
-        self._hopeless = ~np.isfinite(losses)  # restarts whose likelihood is not finite
+        self.hopeless = ~np.isfinite(losses)  #: restarts whose likelihood is not finite
         known = {name: flags for name, flags in frozen.items() if len(flags) == len(losses)}
         self.held: Held = {
-            name: self._hopeless | known.get(name, self._hopeless) for name in names
+            name: self.hopeless | known.get(name, self.hopeless) for name in names
         }
         self.settled = np.zeros(len(losses), dtype=np.bool_)  # restarts that have converged
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
@@ -116,7 +116,7 @@ class Ascent:
             #: Whether some restart has frozen parameters beside others that are free.
             self.is_partly_holding = bool((held.any(0) & ~held.all(0)).any())
         else:
-            self.free = np.zeros(len(self._hopeless), dtype=np.bool_)
+            self.free = np.zeros(len(self.hopeless), dtype=np.bool_)
             self.is_partly_holding = False
 
     def settle(self, level: Flags) -> None:
@@ -128,14 +128,14 @@ class Ascent:
     @property
     def frozen(self) -> Held:
         """The parameters that are held since a step lowered the likelihood."""
-        return {name: flags & ~self._hopeless for name, flags in self.held.items()}
+        return {name: flags & ~self.hopeless for name, flags in self.held.items()}
 
     def restrict(self, names: list[str], num_restarts: int) -> None:
         """Go on with the parameters and restarts of a model that was read anew."""
         nowhere = np.zeros(num_restarts, dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in names}
-        if len(self._hopeless) != num_restarts:
-            self._hopeless = self.settled = nowhere
+        if len(self.hopeless) != num_restarts:
+            self.hopeless = self.settled = nowhere
             self.held = dict.fromkeys(names, nowhere)
         self._refresh()
 
@@ -194,6 +194,7 @@ def _fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
     return (
         f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "
         f"{change[down].max():.3g}. {whose} were rolled back and are frozen until the next "
-        "run, or EM.reset(). Covariances that are nearly singular do this (see min_eigenvalue), "
-        "and models that are not the same function at every call"
+        "run, or EM.reset(). Causes are covariances that are nearly singular (see "
+        "min_eigenvalue), models that are not the same function at every call, and registered "
+        "families whose maximise is wrong"
     )

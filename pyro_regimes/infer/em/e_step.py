@@ -81,7 +81,13 @@ class Expected(NamedTuple):
         family = self.data.site.family
         if family is None or names.isdisjoint(each.name for each in family.arguments):
             return None
-        return family.statistics(self._observed(), arguments, names)
+        found = family.statistics(self._observed(), arguments, names)
+        if not hasattr(found, "_fields"):
+            raise TypeError(
+                f"expected {type(family).__name__}.statistics to return a NamedTuple of tensors, "
+                f"got {type(found).__name__}"
+            )
+        return found
 
     def counts(self) -> ChainCounts:
         """Of the hidden chain."""

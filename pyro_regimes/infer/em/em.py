@@ -329,7 +329,8 @@ class EM:
         findings = guard.check(self._session, call, loop, tol)
         if not findings:
             return result
-        self._warn(guard.message(findings, list(loop.problem.plan.gradient)))
+        if not all(each.is_told for each in findings):
+            self._warn(guard.message(findings, list(loop.problem.plan.gradient)))
         return result._replace(
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_regimes.distributions import observation
 from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.em.ascent import rounding as rounding_of
 from pyro_regimes.infer.em.e_step import chain_logits, observation_logits
@@ -38,7 +39,14 @@ from pyro_regimes.infer.em.session import Call, Session
 #: Tolerance for objectives and expected gains, in units of ``tol``.
 _SLACK = 10.0
 
-_SAME_STATES = "have the same parameters, so that EM cannot tell them apart"
+_SAME_STATES = (
+    "have the same parameters, so that EM cannot tell them apart: start them differently"
+)
+_WRONG_FAMILY = "nats in one observation: correct the family"
+_KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
+
+#: The number of time steps at which densities are compared.
+_MOST_STEPS = 64
 
 #: The largest number of states for which all pairs are compared.
 _MOST_STATES = 32
@@ -50,6 +58,7 @@ class Finding(NamedTuple):
     name: str  #: the parameter; empty for the loss and for a check that could not run
     what: str
     restarts: list[int]  #: the restarts concerned
+    is_told: bool = False  #: whether an earlier warning has told of it
 
 
 def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
@@ -86,6 +95,7 @@ def _compare(
             f"{abs(loss - total):.3g} nats apart"
         )
         found.append(Finding("", what, every))
+    found += _other_densities(state, every)
     found += _same_states(state, every)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
@@ -96,8 +106,14 @@ def _compare(
             found.append(Finding(name, what, apart.nonzero()[0].tolist()))
         elif short.any():
             what = f"by the model's own gradient a step could gain {gain[short].max():.3g} nats"
-            found.append(Finding(name, what, short.nonzero()[0].tolist()))
+            found.append(Finding(name, what, short.nonzero()[0].tolist(), _is_frozen(loop, name)))
     return found
+
+
+def _is_frozen(loop: Loop, names: str) -> bool:
+    """Whether a parameter, or one of several, was rolled back, of which a warning has told."""
+    frozen = loop.ascent.frozen
+    return any(frozen[name].any() for name in names.split(" and ") if name in frozen)
 
 
 def message(findings: list[Finding], moved: list[str]) -> str:
@@ -106,9 +122,9 @@ def message(findings: list[Finding], moved: list[str]) -> str:
     :param moved: parameters that an optimiser moves.
     """
     lines = []
-    for name, what, _ in findings:
-        whose = f"parameter {name!r}: " if name else ""
-        lines.append(f"\n  {whose}{what}")
+    for each in findings:
+        whose = f"parameter {each.name!r}: " if each.name else ""
+        lines.append(f"\n  {whose}{each.what}")
     text = (
         "EM: the log-likelihood stopped rising, but the check of convergence failed:"
         f"{''.join(lines)}\nThe result does not count as converged. "
@@ -118,13 +134,44 @@ def message(findings: list[Finding], moved: list[str]) -> str:
             "The optimiser has not finished: run on, or give it another learning rate, or a "
             "smaller tol."
         )
-    elif not any(each.name in moved or _SAME_STATES in each.what for each in findings):
+    elif not any(
+        each.name in moved or each.is_told or each.what.endswith(_KNOWN_CAUSES)
+        for each in findings
+    ):
         text += (
             "The model may not be the same function at every call, or a covariance may be nearly "
             "singular for its dtype (use float64). Otherwise EM has misread the model: please "
             "report it."
         )
     return f"{text} run(..., check=False) leaves the check out"
+
+
+def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
+    """Families whose density is not that of the distribution that they stand for.
+
+    The model's own objective cannot show it, as :class:`.RegimeHMM` uses the family's density too.
+    """
+    found = []
+    for name, each in state.expected.items():
+        site = each.data.site
+        if site.family is None or not each.data.value.numel():
+            continue
+        hmm, value = site.hmm, each.data.value
+        if not site.varies:
+            value = value.narrow(-hmm.event_dim, 0, min(_MOST_STEPS, value.shape[-hmm.event_dim]))
+        own = observation.own_log_prob(hmm.observation_dist, value, True).detach()
+        of_family = observation.log_prob(hmm.observation_dist, value, True).detach()
+        same = (own == of_family) | (own.isnan() & of_family.isnan())
+        bound = torch.finfo(own.dtype).eps ** 0.25 * (1 + own.abs())
+        wrong = ~(same | ((own - of_family).abs() <= bound))
+        if wrong.any():
+            apart = float((own - of_family)[wrong].abs().max())
+            what = (
+                f"log_prob of the family {type(site.family).__name__} is not that of "
+                f"{type(site.base).__name__} at site {name!r}, by up to {apart:.3g} {_WRONG_FAMILY}"
+            )
+            found.append(Finding("", what, every))
+    return found
 
 
 def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
@@ -145,7 +192,7 @@ def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
         ]
         if alike:
             states = sorted({state for pair in alike for state in pair})
-            what = f"states {states} of site {name!r} {_SAME_STATES}: start them differently"
+            what = f"states {states} of site {name!r} {_SAME_STATES}"
             found.append(Finding("", what, every))
     return found
 

@@ -92,7 +92,7 @@ def measure(
     gradients: dict[str, Tensor],
 ) -> list[Measure]:
     """The measures of all parameters."""
-    problem, number = loop.problem, len(state.losses)
+    problem, ascent, number = loop.problem, loop.ascent, len(state.losses)
     collected = Collected(problem.plan, dict(state.expected))
     measured = []
     for each in problem.plan.assignments:
@@ -100,22 +100,26 @@ def measure(
         pooled = pool(each, collected, problem.pseudo, weighted=True)
         own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
         labels = problem.groups.cells[each.name]
-        frozen = torch.from_numpy(loop.ascent.held[each.name]).to(labels.device)
-        by_restart = [
+        mismatch, gain = (
             torch.zeros(number, dtype=torch.float64, device=labels.device)
             .index_add(0, labels, part.double())
-            .masked_fill(frozen, 0.0)
+            .cpu()
+            .numpy()
             for part in _measure_cells(each, own, pooled, cells, problem.min_eigenvalue)
-        ]
-        measured.append(Measure(each.name, *(part.cpu().numpy() for part in by_restart)))
+        )
+        mismatch[ascent.held[each.name]] = 0.0
+        gain[ascent.hopeless] = 0.0
+        measured.append(Measure(each.name, mismatch, gain))
 
     def alone(name: str, mismatch: float, gain: float) -> None:
         """Record a measure that applies to all restarts together."""
         measured.append(Measure(name, np.full(number, mismatch), np.full(number, gain)))
 
     affine = problem.plan.affine
-    if affine.names and not any(loop.ascent.held[name].any() for name in affine.names):
-        alone(" and ".join(affine.names), *_measure_affine(loop, state, collected, gradients))
+    if affine.names and not ascent.hopeless.any():
+        apart, promised = _measure_affine(loop, state, collected, gradients)
+        is_held = any(ascent.held[name].any() for name in affine.names)
+        alone(" and ".join(affine.names), 0.0 if is_held else apart, promised)
     for name in problem.plan.names:
         past = gradients.get(name + " ")  # read directly, not through pyro.param
         if past is not None and bool((past != 0).any()):

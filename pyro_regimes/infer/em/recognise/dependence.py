@@ -55,11 +55,14 @@ def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, st
     """Parameters that reach the objective in any way but through a recognised argument."""
     refused: dict[str, str] = {}
     for run in runs:
+        own: dict[str, str] = {}  # of parameters that are a site's value: the least telling reason
         for latent in run.latents.values():
+            of_value = gradients_of(latent.value, run.params)
             for name in gradients_of(latent.log_prob, run.params):
                 prior = priors.get(name)
                 if prior is None or prior.site != latent.name:
-                    refused.setdefault(name, f"used in the prior of site {latent.name}")
+                    reasons = own if name in of_value else refused
+                    reasons.setdefault(name, f"used in the prior of site {latent.name}")
         routes = {f"the log density of site {name}": value for name, value in run.others.items()}
         for site in run.sites.values():
             routes[f"the observed value of site {site.name}"] = site.value
@@ -72,6 +75,8 @@ def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, st
         for route, value in routes.items():
             for name in gradients_of(value, run.params):
                 refused.setdefault(name, f"used in {route}")
+        for name, reason in own.items():
+            refused.setdefault(name, reason)
         _refuse_direct_reads(run, routes, refused)
     return refused
 

@@ -224,6 +224,8 @@ def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | s
     """The assignment of a parameter that holds one kind of argument, or why it has none."""
     here = runs[0]
     uses: list[Use] = []
+    if not argument.links:
+        return f"an argument without a closed form, {argument.name}"
     link, num_cells = argument.links[0], 0
     for slot in here.slots:
         everywhere = ((run, slot_in(run, slot)) for run in runs)

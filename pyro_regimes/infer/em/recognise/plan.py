@@ -140,6 +140,9 @@ class Plan(NamedTuple):
             is_joint=True,
         )
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         count = len(self.names)
         lines = [f"EM sets {count} parameter{'' if count == 1 else 's'} in closed form:"]

@@ -102,7 +102,7 @@ def _find(
     # Exactly these: a subclass may have a density of its own.
     pooled = conjugates.get(_SAME_DENSITY.get(type(base), type(base)))
     if pooled is None:
-        return f"the prior of site {site}, {kind}, is not conjugate to a {what}"
+        return f"the prior of site {site}, {kind}, has no conjugate update for a {what}"
     reason = _why_not(latent)
     if reason is not None:
         return reason
