@@ -274,17 +274,6 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
 
 
-def without_repeats(value: Tensor, event_dim: int) -> Tensor:
-    """A tensor without the leading dims along which it was expanded: they come back as size 1.
-
-    Masks and plates expand a distribution, and what is computed of each copy is computed once.
-    """
-    for dim in range(value.dim() - event_dim):
-        if value.shape[dim] > 1 and value.stride(dim) == 0:
-            value = value.narrow(dim, 0, 1)
-    return value
-
-
 def blocks(value: Tensor, event_dim: int) -> Tensor:
     """``(blocks, *block)``"""
     return value.reshape((-1,) + value.shape[value.dim() - event_dim :])

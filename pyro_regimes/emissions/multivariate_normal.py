@@ -40,7 +40,6 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
     is_at_floor,
-    without_repeats,
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
@@ -58,8 +57,8 @@ def _factor(given: Arguments) -> Tensor:
 
 
 def _loc_and_factor(given: Arguments) -> tuple[Tensor, Tensor]:
-    spreads = {name: without_repeats(each, 2) for name, each in given.items() if name != "loc"}
-    return without_repeats(given["loc"], 1), _factor(spreads)
+    spreads = {name: ops.without_repeats(each, 2) for name, each in given.items() if name != "loc"}
+    return ops.without_repeats(given["loc"], 1), _factor(spreads)
 
 
 def _constant(value: Tensor, loc: Tensor, factor: Tensor) -> Gaussian | None:

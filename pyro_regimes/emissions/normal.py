@@ -30,7 +30,6 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
     is_at_floor,
-    without_repeats,
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
@@ -155,7 +154,7 @@ class _Family(Family):
         gaussian = self.as_gaussian(value, given, event_dim)
         if gaussian is not None:
             return ops.gaussian_log_prob(*gaussian)
-        loc, scale = (without_repeats(given[name], event_dim) for name in ("loc", "scale"))
+        loc, scale = (ops.without_repeats(given[name], event_dim) for name in ("loc", "scale"))
         each = Normal(loc, scale, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
@@ -165,16 +164,15 @@ class _Family(Family):
             return None
         both = []
         for name in ("loc", "scale"):
-            argument = without_repeats(given[name], event_dim)
+            argument = ops.without_repeats(given[name], event_dim)
             if argument.dtype not in _KERNEL_DTYPES or not _is_constant(argument, event_dim):
                 return None
             if not event_dim:
                 argument = argument.unsqueeze(-1)
+            elif argument.shape[-1:] != value.shape[-1:]:
+                argument = argument.expand(argument.shape[:-1] + value.shape[-1:])
             both.append(ops.without_time(argument, 2))
         loc, scale = both
-        size = value.shape[-1:] if event_dim else (1,)
-        if scale.shape[-1:] != size:
-            scale = scale.expand(scale.shape[:-1] + size)
         return Gaussian(value if event_dim else value.unsqueeze(-1), loc, scale.unsqueeze(-1))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:

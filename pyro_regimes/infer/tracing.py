@@ -77,9 +77,16 @@ class Site(NamedTuple):
 
     @property
     def varies(self) -> bool:
-        """Whether the observation distribution varies in time."""
-        shape = self.hmm.observation_dist.batch_shape
-        return len(shape) > 1 and shape[-2] > 1
+        """Whether the observation distribution varies in time; a mask alone may."""
+        if self.family is None:
+            shape = self.hmm.observation_dist.batch_shape
+            return len(shape) > 1 and shape[-2] > 1
+        for slot in self.slots.values():
+            if slot.argument in self.family.arguments:
+                own = num_own_dims(slot.argument, self)
+                if len(slot.lead) >= own and slot.lead[len(slot.lead) - own] > 1:
+                    return True
+        return False
 
 
 def num_own_dims(argument: Argument, site: Site) -> int:
@@ -360,13 +367,32 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
                 "emissions.without_update(name) to the arguments for what EM does not set"
             )
         given |= {each: values[each.name] for each in family.arguments if each.name in values}
-    slots = {
-        argument.name: Slot(name, argument, handed.resolve(value))
-        for argument, value in given.items()
-    }
+    event_shape = hmm.observation_dist.event_shape
+    slots = {}
+    for argument, value in given.items():
+        value = handed.resolve(value)
+        if argument not in chain.ARGUMENTS.values():
+            value = _whole(argument, value, event_shape)
+        slots[argument.name] = Slot(name, argument, value)
     return Site(
         name, hmm, node["value"], node["scale"], mask, family, base, observation_mask, slots
     )
+
+
+def _whole(argument: Argument, value: Tensor, event_shape: torch.Size) -> Tensor:
+    """An argument's value with a block for each element of an observation, and for time if it
+    varies: wrappers of a distribution may have expanded the one, and not the other.
+    """
+    block = value.shape[value.dim() - argument.event_dim :]
+    if argument.elementwise:
+        block = event_shape + block
+    lead = value.dim() - len(block)
+    if lead >= 0 and value.shape[lead:] != block:
+        value = value.expand(value.shape[:lead] + block)
+    time = lead - 2
+    if time >= 0 and value.shape[time] > 1 and value.stride(time) == 0:
+        value = value.narrow(time, 0, 1)
+    return value
 
 
 def write_parameter(name: str, value: Tensor) -> None:

@@ -29,6 +29,7 @@ from pyro_regimes.kernels import dispatch
 from pyro_regimes.kernels.arguments import check_lengths, promoted_dtype
 from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
+from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import (
@@ -40,7 +41,7 @@ from pyro_regimes.kernels.likelihoods import (
     predict_probs,
 )
 from pyro_regimes.kernels.paths import sample_posterior, sample_prior, viterbi
-from pyro_regimes.kernels.shapes import broadcast, without_time
+from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 
 __all__ = [
     "Expectations",
@@ -63,6 +64,7 @@ __all__ = [
     "sample_prior",
     "viterbi",
     "weighted_moments",
+    "without_repeats",
     "without_time",
 ]
 
@@ -99,7 +101,9 @@ def gaussian_log_likelihood(
     :param factor: the lower Cholesky factor ``(..., K or 1, D, D)``, or standard deviations
         ``(..., K or 1, D, 1)``.
     :return: ``(...)``, float64.
+    :raises ValueError: if D is not the same in all.
     """
+    check_sizes(value, loc, factor)
     given = (initial_logits, transition_logits, value, loc, factor)
     if gaussian_chain.is_served(lengths, *given):
         return gaussian_chain.log_likelihood(*given, lengths)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_regimes.kernels import transforms
+
 
 def broadcast(*shapes: torch.Size | tuple[int, ...]) -> torch.Size:
     """``torch.broadcast_shapes``, which takes longer than a short recursion, where it is needed.
@@ -24,6 +26,25 @@ def flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
     if batch.numel() == 1:
         return tensor.reshape((1,) + event)
     return tensor.expand(batch_shape + event).reshape((batch_shape.numel(),) + event)
+
+
+def without_repeats(tensor: Tensor, event_dim: int) -> Tensor:
+    """A tensor without the leading dims along which it was expanded: they come back as size 1.
+
+    Masks and plates expand a distribution, and what is computed of each copy is computed once. A
+    tensor that is differentiated, traced or transformed is returned as it is: each copy has a
+    gradient of its own.
+    """
+    repeated = [
+        dim
+        for dim in range(tensor.dim() - event_dim)
+        if tensor.shape[dim] > 1 and tensor.stride(dim) == 0
+    ]
+    if not repeated or not transforms.is_plain(tensor):
+        return tensor
+    for dim in repeated:
+        tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def without_time(argument: Tensor, event_dim: int) -> Tensor:

@@ -31,6 +31,9 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=seeds.generator(len(shape))).double()
 
 
+INITIAL, TRANSITION = draw(K), draw(K, K)
+
+
 def covariance(*shape: int) -> Tensor:
     factor = 0.4 * draw(*shape, D, D) + torch.eye(D)
     return factor @ factor.mT + 0.1 * torch.eye(D)
@@ -91,6 +94,12 @@ GAUSSIANS: dict[str, tuple[Callable[..., Distribution], tuple[Tensor, ...]]] = {
         lambda loc, scale: dist.Normal(loc, scale).to_event(1),
         (draw(T, K, D), positive(K, D)),
     ),
+    "independent, one of both, expanded": (
+        lambda loc, scale: dist.ExpandedDistribution(
+            dist.Normal(loc, scale), torch.Size([K, D])
+        ).to_event(1),
+        (draw(K, 1), positive(K, 1)),
+    ),
     "one series": (dist.Normal, (draw(K), positive(K))),
     "one series, one scale": (dist.Normal, (draw(K), positive())),
     "one series, one of both, expanded": (
@@ -144,6 +153,61 @@ def test_the_kernel_is_used_where_it_can_be(name, monkeypatch):
     assert len(calls) == (0 if "varying in time" in name else 1)
     assert (observation.as_gaussian(observation_dist, value) is None) == (not calls)
     torch.testing.assert_close(density, generic(observation_dist, value), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["independent", "full"])
+@pytest.mark.parametrize("lead", [(T,), (3, 1), (3, T)], ids=str)
+def test_each_copy_of_an_expanded_argument_has_its_own_gradient(lead, kind):
+    """The score of one time step, or of one sequence."""
+    value, mask = draw(3, T, D), torch.rand(T, 1, generator=seeds.generator(1)) < 0.8
+
+    def log_prob(loc: Tensor, spread: Tensor) -> Tensor:
+        if kind == "full":
+            observations = dist.MultivariateNormal(loc, scale_tril=spread, validate_args=False)
+        else:
+            observations = dist.Normal(loc, spread, validate_args=False).to_event(1)
+        hmm = RegimeHMM(INITIAL, TRANSITION, observations.mask(mask), validate_args=False)
+        return hmm.log_prob(value).sum()
+
+    loc = draw(K, D).expand(lead + (K, D))
+    spread = torch.linalg.cholesky(covariance(K)) if kind == "full" else positive(K, D)
+    spread = spread.expand(lead + spread.shape)
+    both = [part.clone().requires_grad_() for part in (loc, spread)]
+    expected = torch.autograd.grad(log_prob(*both), both)
+    repeated = [part.expand(*part.shape).requires_grad_() for part in (loc, spread)]
+    for found in [
+        torch.autograd.grad(log_prob(*repeated), repeated),
+        torch.func.grad(log_prob, argnums=(0, 1))(loc, spread),
+    ]:
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_does_not_know_what_was_expanded():
+    def log_prob(loc: Tensor) -> Tensor:
+        observations = dist.Normal(loc, 1.0, validate_args=False).to_event(1)
+        return RegimeHMM(INITIAL, TRANSITION, observations, validate_args=False).log_prob(value)
+
+    value, dense = draw(T, D), draw(T, K, D)
+    traced = torch.jit.trace(log_prob, dense[:1].expand(T, K, D), check_trace=False)
+    torch.testing.assert_close(traced(dense), log_prob(dense), rtol=1e-12, atol=1e-12)
+
+
+def test_sizes_are_checked_at_the_door():
+    """The kernels would read beyond the end."""
+    value, loc, factor = draw(T, D), draw(K, D), positive(K, D, 1)
+    for wrong in [
+        (value, loc[:, :1], factor),
+        (value, loc, factor[:, :1]),
+        (value[:, :1], loc, factor),
+    ]:
+        with pytest.raises(ValueError, match="expected loc to end in"):
+            ops.gaussian_log_prob(*wrong)
+        with pytest.raises(ValueError, match="expected loc to end in"):
+            leaves = [part.clone().requires_grad_() for part in wrong]
+            ops.gaussian_log_likelihood(draw(K), draw(1, K, K), *leaves)
 
 
 class Tempered(dist.MultivariateNormal):

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from tests import seeds
+from tests.infer import models
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, XS, X, observe, positive, real
 
 COVARIATE = torch.linspace(-2, 2, 64).double()
@@ -210,8 +212,8 @@ def _changing(kind: str, concentration: float) -> None:
 @pytest.mark.parametrize(
     "start, first, then, message",
     [
-        ({"loc": LOC}, ("Normal", 1.0), ("Laplace", 1.0), "Laplace, is not conjugate"),
-        ({"loc": LOC}, ("Normal", 1.0), ("Tempered", 1.0), "_Tempered, is not conjugate"),
+        ({"loc": LOC}, ("Normal", 1.0), ("Laplace", 1.0), "Laplace, has no conjugate update"),
+        ({"loc": LOC}, ("Normal", 1.0), ("Tempered", 1.0), "_Tempered, has no conjugate update"),
         (
             {"transition": TRANSITION},
             ("Dirichlet", 2.0),
@@ -346,3 +348,56 @@ def test_families_without_a_closed_form() -> None:
     history = em.run(num_steps=60, tol=None).history
     assert em.plan.names == ["rows"] and set(em.plan.gradient) == {"loc", "scale"}
     assert history[-1] < history[0] - 1
+
+
+@pytest.mark.parametrize("start", ["a run without a floor", "a higher floor", "a step"])
+def test_every_start_is_raised_to_the_floor(start: str) -> None:
+    """Also where the plan is known, and another method has moved the parameters meanwhile."""
+
+    def model() -> None:
+        observation_dist = dist.MultivariateNormal(real("loc", models.LOCS), models.covariance())
+        models.observe(observation_dist=observation_dist, obs=0.1 * models.Y)
+
+    def least() -> float:
+        return float(torch.linalg.eigvalsh(pyro.param("covariance").detach()).min())
+
+    floored = EM(model, min_eigenvalue=0.5)
+    floored.run(num_steps=5)
+    assert least() == pytest.approx(0.5, rel=1e-6)
+    if start == "a higher floor":
+        floored.min_eigenvalue = 2.0
+        assert floored.min_eigenvalue == 2.0
+        floored.run(num_steps=1)
+        assert least() >= 2.0 * (1 - 1e-6)
+        with pytest.raises(ValueError, match="min_eigenvalue of at least 0, got -1"):
+            floored.min_eigenvalue = -1
+        return
+    EM(model).run(num_steps=5, tol=None)
+    assert least() < 0.1
+    if start == "a step":
+        floored.step()
+    else:
+        assert floored.run(num_steps=50).converged
+    assert least() >= 0.5 * (1 - 1e-6)
+
+
+def test_restarts_of_a_single_state_stay_apart() -> None:
+    """All their probabilities are 1, so no value tells one's from another's."""
+    locs = torch.randn(4, 1, 1, generator=seeds.generator(3)).double()
+    locs[3] = 1e200
+
+    def model() -> None:
+        with pyro.plate("restarts", 4):
+            models.observe(
+                initial_probs=models.probs("initial", torch.ones(4, 1)),
+                transition_probs=models.probs("transition", torch.ones(4, 1, 1, 1)),
+                loc=models.real("loc", locs),
+                scale=models.positive("scale", torch.ones(4, 1, 1)),
+                obs=models.X.expand(4, -1),
+            )
+
+    result = EM(model).run()
+    assert result.restart_history.shape[1] == 4
+    best = dist.Normal(models.X.mean(), models.X.std(correction=0)).log_prob(models.X).sum()
+    assert torch.allclose(result.restart_history[-1, :3], -best)
+    assert result.restart_history[-1, 3] == torch.inf

@@ -251,6 +251,25 @@ def test_states_that_start_alike() -> None:
     assert_silent(run(model))
 
 
+def test_states_that_start_alike_in_one_restart() -> None:
+    """It is named, whatever the others do, and ends as it would alone."""
+    starts = torch.tensor([[-0.1, 0.1], [0.0, 0.0]])
+
+    def model() -> None:
+        with pyro.plate("restarts", 2):
+            observe(
+                loc=real("loc", starts.unsqueeze(1)),
+                scale=positive("scale", torch.ones(2, 1, 2)),
+                initial_probs=torch.full((2,), 0.5).double(),
+                transition_probs=probs("transition", torch.full((2, 1, 2, 2), 0.5)),
+                obs=X.expand(2, -1),
+            )
+
+    result, messages = run(model)
+    assert not result.converged and result.unconfirmed == [1]
+    assert "in restarts [1], states [0, 1] of site 'x' have the same parameters" in messages[-1]
+
+
 def test_the_warning_points_at_the_line_of_the_caller() -> None:
     slow = pyro.optim.SGD({"lr": 1e-9})
     em = EM(heavy_tails(torch.tensor([-60.0, 60.0])), optim=slow)

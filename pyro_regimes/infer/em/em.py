@@ -93,13 +93,21 @@ class EM:
         step_size: Schedule | None = None,
     ) -> None:
         check_callables(model, guide, optim, step_size)
-        number = isinstance(min_eigenvalue, (int, float, np.number))
-        if not number or not 0.0 <= min_eigenvalue < math.inf:
-            raise ValueError(f"expected min_eigenvalue of at least 0, got {min_eigenvalue!r}")
         self.model, self.guide, self.optim = model, guide, optim
-        self.min_eigenvalue = min_eigenvalue
         self.step_size = step_size or default_schedule
-        self._session = Session(optim, min_eigenvalue, self._pyro)
+        self._session = Session(optim, 0.0, self._pyro)
+        self.min_eigenvalue = min_eigenvalue
+
+    @property
+    def min_eigenvalue(self) -> float:
+        """Floor on the eigenvalues of covariances."""
+        return self._session.min_eigenvalue
+
+    @min_eigenvalue.setter
+    def min_eigenvalue(self, value: float) -> None:
+        if not isinstance(value, (int, float, np.number)) or not 0.0 <= value < math.inf:
+            raise ValueError(f"expected min_eigenvalue of at least 0, got {value!r}")
+        self._session.min_eigenvalue = float(value)
 
     @property
     def plan(self) -> Plan | None:

@@ -33,7 +33,7 @@ from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.em.ascent import rounding as rounding_of
 from pyro_regimes.infer.em.e_step import chain_logits, observation_logits
 from pyro_regimes.infer.em.loop import Loop
-from pyro_regimes.infer.em.problem import TensorState, complete
+from pyro_regimes.infer.em.problem import Problem, TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
 
 #: Tolerance for objectives and expected gains, in units of ``tol``.
@@ -96,7 +96,7 @@ def _compare(
         )
         found.append(Finding("", what, every))
     found += _other_densities(state, every)
-    found += _same_states(state, every)
+    found += _same_states(problem, state)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
     for name, mismatch, gain in measures.measure(session, call, loop, state, gradients):
@@ -157,7 +157,7 @@ def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
         if site.family is None or not each.data.value.numel():
             continue
         hmm, value = site.hmm, each.data.value
-        if not site.varies:
+        if hmm.observation_dist.batch_shape[-2:-1] in ((), (1,)):
             value = value.narrow(-hmm.event_dim, 0, min(_MOST_STEPS, value.shape[-hmm.event_dim]))
         own = observation.own_log_prob(hmm.observation_dist, value, True).detach()
         of_family = observation.log_prob(hmm.observation_dist, value, True).detach()
@@ -174,8 +174,8 @@ def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
     return found
 
 
-def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
-    """States with identical parameters.
+def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
+    """States with identical parameters, restart by restart.
 
     States that start alike stay alike: a saddle point of the likelihood, where the gradient is 0.
     """
@@ -183,28 +183,38 @@ def _same_states(state: TensorState, every: list[int]) -> list[Finding]:
     for name, each in state.expected.items():
         terms = [part.detach() for part in chain_logits(each.arguments)]
         terms.append(observation_logits(each.data, each.arguments).detach())
-        number = terms[-1].shape[-1]
-        alike = [
-            (i, j)
-            for i in range(min(number, _MOST_STATES))
-            for j in range(i + 1, min(number, _MOST_STATES))
-            if _may_be_exchanged(terms, i, j)
-        ]
-        if alike:
-            states = sorted({state for pair in alike for state in pair})
-            what = f"states {states} of site {name!r} {_SAME_STATES}"
-            found.append(Finding("", what, every))
+        number = min(terms[-1].shape[-1], _MOST_STATES)
+        labels = problem.groups.sequences[name].flatten()
+        alike: dict[int, set[int]] = {}  # by restart
+        for i in range(number):
+            for j in range(i + 1, number):
+                apart = ~_may_be_exchanged(terms, i, j).expand(each.batch_shape).flatten()
+                same = set(labels.tolist()) - set(labels[apart].tolist())
+                for restart in same:
+                    if np.isfinite(state.losses[restart]):
+                        alike.setdefault(restart, set()).update((i, j))
+        by_states: dict[tuple[int, ...], list[int]] = {}
+        for restart, states in sorted(alike.items()):
+            by_states.setdefault(tuple(sorted(states)), []).append(restart)
+        for states_alike, restarts in by_states.items():
+            what = f"states {list(states_alike)} of site {name!r} {_SAME_STATES}"
+            if problem.groups.num_restarts > 1:
+                what = f"in restarts {restarts}, {what}"
+            found.append(Finding("", what, restarts))
     return found
 
 
-def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> bool:
-    """Whether swapping two states leaves all logits unchanged up to rounding."""
+def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> Tensor:
+    """Whether swapping two states leaves all logits of a sequence unchanged up to rounding."""
     initial, transition, observation = terms
     order = list(range(observation.shape[-1]))
     order[i], order[j] = j, i
-    pairs = (
-        (observation[..., i], observation[..., j]),
-        (initial, initial[..., order]),
-        (transition, transition[..., order, :][..., order]),
+
+    def same(one: Tensor, other: Tensor) -> Tensor:
+        return torch.isclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+    return (
+        same(observation[..., i], observation[..., j]).all(-1)
+        & same(initial, initial[..., order]).all(-1)
+        & same(transition, transition[..., order, :][..., order]).flatten(-3).all(-1)
     )
-    return all(torch.allclose(*pair, rtol=1e-9, atol=1e-9, equal_nan=True) for pair in pairs)

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import pyro
 import torch
+from torch import Tensor
 from torch.distributions.constraints import positive_definite
 
 from pyro_regimes.caller import levels_to_the_caller
@@ -158,13 +159,15 @@ class Session:
         with torch.set_grad_enabled(connected):
             return self.run(call, connected=connected)
 
-    def read(self, call: Call) -> Snapshot:
+    def read(self, call: Call, is_start: bool = True) -> Snapshot:
         """Run the model, make or check the plan, and run the E-step.
 
         The lock is free during the E-step.
+
+        :param is_start: whether parameters may be where EM has not put them, and below the floor.
         """
         with self.alone():
-            run, problem, params, stored = self._observe(call)
+            run, problem, params, stored = self._observe(call, is_start)
         arguments = {name: data.arguments for name, data in problem.sites.items()}
         state = evaluate(problem, params, stored, arguments)
         gradients = {}
@@ -172,16 +175,19 @@ class Session:
             gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
         return Snapshot(problem, state, gradients)
 
-    def _observe(self, call: Call) -> tuple[Run, Problem, Params, Params]:
+    def _observe(self, call: Call, is_start: bool) -> tuple[Run, Problem, Params, Params]:
         """Run the model: the run, its problem, and parameters as values and as stored."""
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # the store holds other parameters now
+        is_start = is_start or self.plan is None
         plan = self.plan or self.make_plan(call)
         run = self.run_as_planned(plan, call)
         self._check_averages(run)
         if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
-            plan = self.make_plan(call)
+            is_start, plan = True, self.make_plan(call)
+            run = self.run_as_planned(plan, call)
+        if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run.params):
             run = self.run_as_planned(plan, call)
         self._check_constants(plan, run)
         leaves = dict(pyro.get_param_store().named_parameters())
@@ -233,19 +239,23 @@ class Session:
         self.plan = find_parameters(read, self.optim is not None)
         self._groups = None
         self._forget_averages()
-        if self.min_eigenvalue > 0:
-            self._raise_to_floor(self.plan, read(None).params)
         return self.plan
 
-    def _raise_to_floor(self, plan: Plan, params: Params) -> None:
-        """Raise covariances to the floor: EM is monotone only from a feasible start."""
+    def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
+        """Raise covariances to the floor: EM is monotone only from a feasible start.
+
+        :return: whether any was below.
+        """
+        is_below = False
         for each in plan.assignments:
-            value = params[each.name]
+            value = params[each.name].detach()
             cells = each.link.forward(blocks(value, each.event_dim))
             feasible = each.argument.feasible(cells, self.min_eigenvalue)
-            raised = each.link.inverse(feasible).reshape(value.shape)
-            if feasible is not cells and not torch.equal(raised, value):
-                write_parameter(each.name, raised)
+            if feasible is cells or _is_rounding(feasible, cells):
+                continue
+            write_parameter(each.name, each.link.inverse(feasible).reshape(value.shape))
+            is_below = True
+        return is_below
 
     def _check_averages(self, run: Run) -> None:
         """Discard the running averages if a subsampled plate has changed its size.
@@ -306,6 +316,13 @@ class Session:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=levels_to_the_caller())
+
+
+def _is_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether cells differ by no more than they do on their way through the store."""
+    one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
+    bound = 1024 * torch.finfo(one.dtype).eps * other.abs().amax(-1, keepdim=True)
+    return bool(((one - other).abs() <= bound).all())
 
 
 def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:

@@ -45,7 +45,9 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, of which what is above the
         diagonal is not read; or standard deviations, ``(..., K or 1, D, 1)``.
     :return: ``(..., T, K)``.
+    :raises ValueError: if D is not the same in all.
     """
+    check_sizes(value, loc, factor)
     if not value.dtype == loc.dtype == factor.dtype:
         dtype = torch.promote_types(torch.promote_types(value.dtype, loc.dtype), factor.dtype)
         value, loc, factor = value.to(dtype), loc.to(dtype), factor.to(dtype)
@@ -54,14 +56,28 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
     batch_shape = value.shape[:-2]
     if batch_shape != loc.shape[:-2] or batch_shape != factor.shape[:-3]:
         batch_shape = broadcast(batch_shape, loc.shape[:-2], factor.shape[:-3])
-    num_steps, size = value.shape[-2:]
+    num_steps = value.shape[-2]
     loc, factor = flatten(loc, 2, batch_shape), flatten(factor, 3, batch_shape)
     if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
-        density = _density(value.reshape(1, -1, size), loc, factor)
+        density = _density(value.reshape(1, -1, value.shape[-1]), loc, factor)
         density = density.reshape(value.shape[:-1] + density.shape[-1:])
         return density.expand(batch_shape + (num_steps, density.shape[-1]))
     density = _density(flatten(value, 2, batch_shape), loc, factor)
     return density.reshape(batch_shape + density.shape[1:])
+
+
+def check_sizes(value: Tensor, loc: Tensor, factor: Tensor) -> None:
+    """Check that D is the same in all arguments, as the kernels do not.
+
+    :raises ValueError: if it is not.
+    """
+    size = value.shape[-1]
+    if not size == loc.shape[-1] == factor.shape[-2] or factor.shape[-1] not in (1, size):
+        raise ValueError(
+            f"expected loc to end in ({size},) and factor in ({size}, {size}) or ({size}, 1), as "
+            f"value has observations of size {size}, got shapes {tuple(loc.shape)} and "
+            f"{tuple(factor.shape)}"
+        )
 
 
 def _density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class RetraceEngine:
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, and what the model says after it."""
         self.improve(now, ascent)
-        snapshot = self._session.read(self._call)
+        snapshot = self._session.read(self._call, is_start=False)
         _check_same(self.problem, snapshot.problem)
         self.problem, after, self._gradients = snapshot
         ascent.restrict(self.problem.plan.names, len(after.losses))

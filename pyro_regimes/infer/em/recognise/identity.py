@@ -58,7 +58,8 @@ def _distance(actual: Tensor, expected: Tensor) -> Tensor:
 def find_cells(slot: Slot, parameter: Tensor, link: Link) -> Tensor | None:
     """Match an argument's blocks with a parameter's cells by value, at a random point.
 
-    There all cells differ, so that a match says which cell a block is.
+    There all cells differ, so that a match says which cell a block is. (The probabilities of a
+    single state do not: if there are as many blocks as cells, each is taken for its own.)
 
     :return: for each block its cell or -1, on the CPU; None where no block matches.
     """
@@ -67,6 +68,8 @@ def find_cells(slot: Slot, parameter: Tensor, link: Link) -> Tensor | None:
     if cells is None or not cells.isfinite().all():
         return None
     flat_target, flat_cells = (part.reshape(len(part), -1) for part in (target, cells))
+    if len(target) == len(cells) and _close(flat_target, flat_cells).all():
+        return torch.arange(len(cells), device="cpu")
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(
         flat_cells.shape[1], generator=generator, dtype=torch.float64, device="cpu"
