@@ -17,15 +17,7 @@ from tests.kernels import adversarial
 from tests.kernels.cases import CASES, INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
-
-@pytest.fixture(autouse=True)
-def filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result starts as NaN, or as no state, so that an element nobody writes is seen."""
-
-    def full(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.full(shape, math.nan if dtype.is_floating_point else -9, dtype=dtype)
-
-    monkeypatch.setattr(launch, "_empty", full)
+pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 
 def by(name: str, function, *args):  # type: ignore[no-untyped-def]

@@ -17,6 +17,8 @@ from pyro_regimes.kernels.cpu import scaled
 from tests import seeds
 from tests.kernels.cases import INF, Case
 
+pytestmark = pytest.mark.usefixtures("filled_buffers")
+
 SIZES = [(1, 3), (2, 1), (2, 8), (3, 6), (4, 5)]  # K, T
 GAPS: dict[str, tuple[float, ...]] = {
     "1e3": (1e3,),
