@@ -54,11 +54,11 @@ TABLE = [
 ]
 
 
-def run(script: str, settings: list[str], out: Path) -> str:
+def run_python(arguments: list[str], folder: Path) -> str:
     # A child has not the parent's working directory, warnings filters or number of threads.
     finished = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / script), *settings, f"--out={out}"],
-        cwd=out.parent,
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
         capture_output=True,
         text=True,
@@ -83,7 +83,7 @@ def test_example(
     script: str, settings: list[str], printed: str, written: set[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    output = run(script, settings, out)
+    output = run_python([str(EXAMPLES / script), *settings, f"--out={out}"], tmp_path)
     assert re.search(printed, output, re.DOTALL), output
     assert {path.name for path in out.iterdir()} == written
     assert all(path.stat().st_size > 0 for path in out.iterdir())
@@ -95,8 +95,23 @@ def test_example(
         assert losses[-1] < losses[0] - 0.1
 
 
+# All of them in one process, which is most of what each takes.
+HELP = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (script, end.code)
+    print("=" * 80)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [row[0] for row in TABLE])
-def test_help(script: str, tmp_path: Path) -> None:
-    text = run(script, ["--help"], tmp_path / "out")
-    assert "--out" in text and "usage:" in text
+def test_help(tmp_path: Path) -> None:
+    scripts = [str(EXAMPLES / script) for script, *_ in TABLE]
+    texts = run_python(["-c", HELP, *scripts], tmp_path).split("=" * 80)
+    assert len(texts) == len(TABLE) + 1
+    for (script, *_), text in zip(TABLE, texts):
+        assert "--out" in text and f"usage: {script}" in text

@@ -20,6 +20,7 @@ constant. All other shapes are as in the case.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import pyro
@@ -228,24 +229,24 @@ def assert_samples(hmm: RegimeHMM) -> None:
         assert hmm.log_prob(sample).shape == sample_shape + hmm.batch_shape
 
 
-@pytest.mark.parametrize("bridge", BRIDGES)
 @pytest.mark.parametrize("state_dim", STATE_DIMS)
 @pytest.mark.parametrize("make, event_shape", FAMILY_EVENTS)
 @pytest.mark.parametrize("shapes", GOOD_SHAPES, ids=str)
-def test_good_shapes(shapes, make, event_shape, state_dim, bridge):
+def test_good_shapes(shapes, make, event_shape, state_dim):
     """``test_discrete_hmm_shape``, its good shapes: 13 x 2 state dims x 3 events of Bernoulli."""
     asked = question(shapes, state_dim, make, event_shape)
     initial, transition, observed = shapes
     data = draw(asked.observation_dist, observed)
     num_steps = observed[-1]
-    ours, theirs = both(asked, bridge, num_steps)
     batch = torch.broadcast_shapes(initial, transition[:-1], observed[:-1])
-    assert ours.batch_shape == theirs.batch_shape == batch
-    assert ours.event_shape == (num_steps,) + event_shape
-    assert ours.support.event_dim == ours.event_dim == 1 + len(event_shape)
-    assert ours.log_prob(data).shape == batch
+    for bridge in BRIDGES:
+        ours, theirs = both(asked, bridge, num_steps)
+        assert ours.batch_shape == theirs.batch_shape == batch
+        assert ours.event_shape == (num_steps,) + event_shape
+        assert ours.support.event_dim == ours.event_dim == 1 + len(event_shape)
+        assert ours.log_prob(data).shape == batch
+        assert_both_say_the_same(ours, theirs, data, asked.leaves)
 
-    assert_both_say_the_same(ours, theirs, data, asked.leaves)
     assert_expands(ours, data)
     final = ours.filter(data)
     assert isinstance(final, dist.Categorical)
@@ -291,27 +292,26 @@ def test_as_many_slices_as_observations(shapes):
         RegimeHMM(asked.initial, asked.transition, asked.observation_dist)
 
 
-@pytest.mark.parametrize("bridge", BRIDGES)
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
 @pytest.mark.parametrize("state_dim", STATE_DIMS)
 @pytest.mark.parametrize("event_shape", EVENT_SHAPES, ids=str)
 @pytest.mark.parametrize("shapes", HOMOGENEOUS_SHAPES, ids=str)
-def test_homogeneous(shapes, event_shape, state_dim, num_steps, bridge):
+def test_homogeneous(shapes, event_shape, state_dim):
     """``test_discrete_hmm_homogeneous_trick``: 11 shapes x 2 state dims x 3 events x 3 lengths."""
     asked = question(shapes, state_dim, bernoulli, event_shape)
-    ours, theirs = both(asked, bridge, num_steps)
     initial, transition, observed = shapes
     batch = torch.broadcast_shapes(initial, transition[:-1], observed[:-1])
-    assert ours.batch_shape == theirs.batch_shape == batch
-    assert ours.event_shape == (1,) + event_shape
-    assert ours.duration is None
-    assert ours.support.event_dim == ours.event_dim
-    data = draw(asked.observation_dist, batch + (num_steps,))
-    assert data.shape == batch + (num_steps,) + event_shape
-    assert ours.log_prob(data).shape == batch
-    assert_both_say_the_same(ours, theirs, data, asked.leaves)
-    with pytest.raises(ValueError, match="expected duration to be given"):
-        ours.sample()
+    for num_steps, bridge in itertools.product([1, 2, 3], BRIDGES):
+        ours, theirs = both(asked, bridge, num_steps)
+        assert ours.batch_shape == theirs.batch_shape == batch
+        assert ours.event_shape == (1,) + event_shape
+        assert ours.duration is None
+        assert ours.support.event_dim == ours.event_dim
+        data = draw(asked.observation_dist, batch + (num_steps,))
+        assert data.shape == batch + (num_steps,) + event_shape
+        assert ours.log_prob(data).shape == batch
+        assert_both_say_the_same(ours, theirs, data, asked.leaves)
+        with pytest.raises(ValueError, match="expected duration to be given"):
+            ours.sample()
 
 
 @pytest.mark.parametrize("bridge", BRIDGES)

@@ -206,6 +206,7 @@ def test_a_subclass_of_tensor(name, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_fake_tensors(method, name):
     observation, value = OBSERVATIONS[name]
+    value = value[:, :3]  # the tensor code takes one step after another
     expected = parts(METHODS[method](build(observation, untouched, validate_args=False), value))
     with pyro.validation_enabled(False), FakeTensorMode(allow_non_fake_inputs=True) as mode:
 

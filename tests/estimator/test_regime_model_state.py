@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import random
 import sys
@@ -92,6 +93,19 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def full() -> tuple[RegimeModel, np.ndarray]:
     x, _ = simulate("full", 300, seed=1)
     return RegimeModel(n_init=2, tol=1e-3, random_state=0).fit(x), x
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """What a fit says where nothing is in its way, computed once for all tests."""
+    path = tmp_path_factory.mktemp("alone") / "model.json"
+
+    @functools.cache
+    def fit(data: str, **settings: Any) -> dict[str, Any]:
+        x, _ = simulate(data, 80)
+        return everything(quick_fit(x, **settings), x, path)
+
+    return fit
 
 
 @pytest.mark.parametrize("inference", ["em", "svi"])
@@ -184,13 +198,11 @@ MODES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("inference", ["em", "svi"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_modes_of_torch_change_nothing(mode, inference, tmp_path) -> None:
+def test_the_modes_of_torch_change_nothing(mode, inference, alone, tmp_path) -> None:
     x, _ = simulate("full", 80)
     settings = dict(inference=inference, dtype="float32")  # which autocast would round further
     for covariance_type in ("full", "diag"):
-        expected = everything(
-            quick_fit(x, covariance_type=covariance_type, **settings), x, tmp_path / "one.json"
-        )
+        expected = alone("full", covariance_type=covariance_type, **settings)
         with MODES[mode]():
             model = quick_fit(x, covariance_type=covariance_type, device="cpu", **settings)
             found = everything(model, x, tmp_path / "two.json")
@@ -233,10 +245,10 @@ HANDLERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.filterwarnings("ignore:pyro.module data did not find params")  # of substitute
 @pytest.mark.parametrize("inference", ["em", "svi"])
 @pytest.mark.parametrize("name", HANDLERS)
-def test_a_fit_sees_no_handler_of_the_callers(name, inference, tmp_path) -> None:
+def test_a_fit_sees_no_handler_of_the_callers(name, inference, alone, tmp_path) -> None:
     x, _ = simulate("diag", 80)
     settings: dict[str, Any] = dict(covariance_type="diag", inference=inference)
-    expected = everything(quick_fit(x, **settings), x, tmp_path / "one.json")
+    expected = alone("diag", **settings)
     handler = HANDLERS[name]()
     with pyro.get_param_store().scope():
         pyro.param("scale", torch.tensor(7.0))

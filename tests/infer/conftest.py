@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from torch import Tensor
 
-from tests.infer import models
+from tests.infer import models, table
 
 CONSTANTS = {name: value for name, value in vars(models).items() if isinstance(value, Tensor)}
 KEPT = {name: value.clone() for name, value in CONSTANTS.items()}
@@ -26,3 +26,11 @@ def constants_stay() -> Iterator[None]:
     for name in changed:  # so that only this test fails
         CONSTANTS[name].detach_().requires_grad_(False).copy_(KEPT[name])
     assert not changed, f"written into: {changed}; give pyro.param a clone"
+
+
+@pytest.fixture(autouse=True)
+def network_starts_anew() -> Iterator[None]:
+    """The weights of a module are the parameters themselves, and stay where a test moved them."""
+    weights = {name: value.clone() for name, value in table.NETWORK.state_dict().items()}
+    yield
+    table.NETWORK.load_state_dict(weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from tests.infer.accepted import everything_by_probs, full
+from tests.infer.table import everything_by_probs, full
 
 
 def observed_hmm(model: Callable[[], None]) -> tuple[RegimeHMM, Tensor]:

@@ -18,6 +18,8 @@ from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
 from pyro_regimes.kernels import ops
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
+pytestmark = pytest.mark.usefixtures("filled_buffers")
+
 SHIFTS = torch.tensor([0.0, 0.4, -0.3]).double()
 
 

@@ -25,7 +25,7 @@ from pyro_regimes.emissions import normal
 from pyro_regimes.infer import tracing
 from pyro_regimes.infer.em import ascent, guard, measures
 from pyro_regimes.infer.em.recognise import find as parameters
-from tests.infer import accepted, table, test_recognition
+from tests.infer import table, test_recognition
 from tests.infer.models import (
     INITIAL,
     LEFT_TO_RIGHT,
@@ -295,12 +295,20 @@ def test_a_run_may_go_unchecked(monkeypatch: Any) -> None:
 # It is silent.
 
 
-@pytest.mark.parametrize("case", accepted.CASES, ids=lambda case: case.model.__name__)
-def test_silent_on_closed_forms(case: accepted.Case) -> None:
-    assert_silent(run(case.model))
+def entries_of_the_table() -> list[Any]:
+    """Of those that an optimiser moves, which take long, two are enough for the quick tests."""
+    quick = {"one_minus_p", "neural_transitions"}
+    return [
+        pytest.param(
+            entry,
+            id=entry.name,
+            marks=pytest.mark.slow if entry.moved and entry.name not in quick else [],
+        )
+        for entry in table.ENTRIES
+    ]
 
 
-@pytest.mark.parametrize("entry", table.ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", entries_of_the_table())
 def test_silent_on_the_table(entry: table.Entry) -> None:
     optim = pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}) if entry.moved else None
     assert_silent(run(entry.model, guide=table.make_guide(entry), optim=optim))

@@ -14,7 +14,6 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from pyro_regimes import EM, RegimeHMM
-from tests.infer import accepted
 from tests.infer.models import (
     INITIAL,
     LEFT_TO_RIGHT,
@@ -28,6 +27,7 @@ from tests.infer.models import (
     probs,
     real,
 )
+from tests.infer.table import left_to_right
 
 
 class Recorder:
@@ -350,32 +350,6 @@ def assert_rises(losses) -> None:
     assert (losses[0] - losses[-1] > 1e-3).all(), "nothing was learned"
 
 
-@pytest.mark.parametrize("case", accepted.CASES, ids=lambda case: case.model.__name__)
-def test_accepted_and_monotone(case: accepted.Case) -> None:
-    em = EM(case.model)
-    result = em.run(num_steps=25, tol=None)
-    assert {each.name: each.num_cells for each in em.plan.assignments} == case.cells
-    assert_rises(result.history)
-    assert len(result.history) == 26
-    assert result.restart_history.shape == (26, case.restarts)
-    for restart in result.restart_history.unbind(-1):
-        assert_rises(restart)
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in accepted.CASES if case.smooth], ids=lambda case: case.model.__name__
-)
-def test_fixed_point_is_stationary(case: accepted.Case) -> None:
-    """Where EM stops, the gradient in every unconstrained parameter vanishes."""
-    em = EM(case.model)
-    em.run(num_steps=3000, tol=1e-11)
-    loss = objective(case.model)
-    leaves = dict(pyro.get_param_store().named_parameters())
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    for name, gradient in zip(leaves, gradients, strict=True):
-        assert gradient.abs().max() < 1e-4 * X.numel(), name
-
-
 def objective(model: Callable[[], None]) -> Tensor:
     """Minus the log joint, differentiable in the store's unconstrained tensors."""
     trace = poutine.trace(model).get_trace()
@@ -383,7 +357,7 @@ def objective(model: Callable[[], None]) -> Tensor:
 
 
 def test_structural_zeros_stay() -> None:
-    model = accepted.left_to_right
+    model = left_to_right
     em = EM(model)
     em.run(num_steps=10, tol=None)
     matrix = pyro.param("transition").detach()

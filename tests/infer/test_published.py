@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,38 +13,12 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.chain import rows
-from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.emissions import Observed
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
-from tests.infer.starts import KINDS, fitted, model_of, start_of
 
 DATA = Path(__file__).parents[1] / "data"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_traces_on_sector_returns(kind: str) -> None:
-    published = json.loads((DATA / "sector_em_traces.json").read_text())[f"sectors_{kind}"]
-    data = load_sector_returns().values
-    model = model_of(start_of(data, kind))
-    trace = -np.array(EM(model).run(torch.tensor(data), num_steps=50, tol=None).history)
-    assert len(published["loglik_before_iter"]) == 6
-    for iteration, value in published["loglik_before_iter"].items():
-        np.testing.assert_allclose(trace[int(iteration) - 1], value, rtol=1e-8, atol=0)
-    np.testing.assert_allclose(trace[50], published["loglik_after_50"], rtol=1e-8, atol=0)
-    assert np.diff(trace).min() > 0
-    actual = fitted(kind)
-    for ours, name in [
-        (actual.initial, "startprob"),
-        (actual.transition, "transmat"),
-        (actual.loc, "means"),
-        (actual.covariance, "covars"),
-    ]:
-        expected = np.array(published[name])
-        if kind == "spherical" and name == "covars":  # once for each series
-            expected = expected[:, 0]
-        np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_umbrella() -> None:

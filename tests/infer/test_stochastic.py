@@ -156,10 +156,10 @@ def test_distributions_that_vary_in_time(locations) -> None:
         em.step(batch, torch.arange(20), 200)
     ours = em.evaluate_loss(many)
     # The averages are of about as many sequences as there are. Estimates that are each off by a
-    # standard error would cost half a nat a parameter.
+    # standard error would cost half a nat a parameter (seen: 0.03 and 0.016; after one batch 9).
     count = sum(leaf.numel() for _, leaf in pyro.get_param_store().named_parameters())
     best = EM(varying).run(many, num_steps=200, tol=1e-6).history[-1]
-    assert best - 1e-6 <= ours < best + 0.1 * count
+    assert best - 1e-6 <= ours < best + 0.04 * count
 
 
 def test_reaches_the_full_data_in_five_passes() -> None:
@@ -170,7 +170,8 @@ def test_reaches_the_full_data_in_five_passes() -> None:
     torch.manual_seed(seeds.seed(0))
     em = EM(lambda x: model(x, 50))
     em.run(x, num_steps=5 * 2000 // 50)
-    assert abs(held_out(fresh) - full) < 1e-3 * abs(full)
+    # Seen: up to 6 nats of 46,600. By the statistics of the last minibatch alone it is some 80.
+    assert abs(held_out(fresh) - full) < 2.5e-4 * abs(full)
     assert set(em.plan.names) == set(TRUTH)
 
 
@@ -203,7 +204,8 @@ def test_with_priors_and_an_optimiser() -> None:
     found = em.evaluate_loss(x, None)
     best = EM(mixed, guide, adam)
     best.run(x, None, num_steps=300)
-    assert found - best.evaluate_loss(x, None) < 1e-3 * found
+    # Seen: 2 nats of 19,857. By the statistics of the last minibatch alone it would be some 30.
+    assert found - best.evaluate_loss(x, None) < 2.5e-4 * found
 
 
 def test_a_value_for_each_sequence_has_no_closed_form() -> None:

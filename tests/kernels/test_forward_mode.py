@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import pyro.distributions as dist
 import pytest
@@ -100,11 +101,25 @@ FUNCTIONS = {
 }
 
 
-@pytest.fixture(params=FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def function(request: pytest.FixtureRequest) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    make, what = request.param
-    made: tuple[Callable[[Tensor], Tensor], Tensor] = make(what)
-    return made
+class Function(NamedTuple):
+    """A function, where it is differentiated, and what the reference finds there."""
+
+    value: Callable[[Tensor], Tensor]
+    at: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+
+@functools.cache
+def made(name: str) -> Function:
+    make, what = FUNCTIONS[name]
+    value, at = make(what)
+    return Function(value, at, *expected_of(value, at))
+
+
+@pytest.fixture(params=FUNCTIONS)
+def function(request: pytest.FixtureRequest) -> Function:
+    return made(request.param)
 
 
 def expected_of(value: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,8 +136,7 @@ def expected_of(value: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, 
 
 @pytest.mark.usefixtures("backend")
 def test_first_derivatives(function):
-    value, at = function
-    gradient, _ = expected_of(value, at)
+    value, at, gradient, _ = function
     along = torch.randn(at.shape, generator=seeds.generator(0), dtype=at.dtype)
     primal, tangent = jvp(value, (at,), (along,))
     assert_equal(primal, value(at))
@@ -146,8 +160,7 @@ def test_first_derivatives(function):
     ids=["forward over reverse", "reverse over forward", "reverse twice", "forward twice"],
 )
 def test_second_derivatives(function, second):
-    value, at = function
-    assert_equal(second(value)(at), expected_of(value, at)[1])
+    assert_equal(second(function.value)(function.at), function.curvature)
 
 
 @pytest.mark.usefixtures("backend")
@@ -163,8 +176,7 @@ def test_derivatives_are_mapped(name):
 @pytest.mark.usefixtures("backend")
 def test_dual_numbers_over_the_reverse_pass(function):
     """``forward_ad`` of a gradient."""
-    value, at = function
-    _, curvature = expected_of(value, at)
+    value, at, _, curvature = function
     along = torch.randn(at.shape, generator=seeds.generator(1), dtype=at.dtype)
     with forward_ad.dual_level():
         leaf = at.clone().requires_grad_()
@@ -178,8 +190,7 @@ def test_dual_numbers_over_the_reverse_pass(function):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", CHAINS)
 def test_gradient_of_a_dual_number(name):
-    value, at = _of_chain(CASES[name])
-    _, curvature = expected_of(value, at)
+    value, at, _, curvature = made(f"logits, {name}")
     along = torch.randn(at.shape, generator=seeds.generator(1), dtype=at.dtype)
     with forward_ad.dual_level():
         leaf = at.clone().requires_grad_()

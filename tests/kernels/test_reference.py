@@ -206,8 +206,9 @@ def test_impossible_sequence_leaves_its_neighbours_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_states", [4, 9], ids=["blocked", "sequential"])
 @pytest.mark.parametrize("name", ["reference", "cpu"])
-def test_float32_keeps_gamma_over_20_000_steps(num_states, name):
-    case = random_chain(20_000, num_states, seed=33)
+def test_float32_keeps_gamma_over_thousands_of_steps(num_states, name):
+    """A loss of 6e-8 a step would be 4e-4 after those of the slow tensor code."""
+    case = random_chain(20_000 if name == "cpu" else 6_000, num_states, seed=33)
     with ops.backend(name):
         exact = ops.expectations(*case).smoothed_probs
         single = ops.expectations(*(part.float() for part in case[:3]))

@@ -238,6 +238,7 @@ def test_half_precision_is_computed_in_float32():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, as it compiles
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [None, 2])
 def test_compiles_where_the_initial_logits_have_no_gradient(wanted, validation_as_it_was):
     initial, transition, observation = torch.zeros(3), torch.zeros(1, 3, 3), torch.randn(4, 9, 3)
@@ -313,13 +314,12 @@ def test_compiled_code_runs_the_backend_of_the_moment(monkeypatch):
                 assert_equal(actual, expected)
 
 
-@pytest.mark.parametrize("wrong", [0, -3, 10])
 @pytest.mark.parametrize("backend", ["reference", "cuda"])
-def test_a_length_out_of_range_under_a_transform_gives_nan(backend, wrong):
+def test_a_length_out_of_range_under_a_transform_gives_nan(backend):
     """Nobody could look at it: no kernel leaves its memory, and the neighbours are right."""
     if backend == "cuda":
         pytest.importorskip("triton")
-    observation, lengths = torch.randn(3, 9, 3).double(), torch.tensor([5, wrong, 9])
+    observation, lengths = torch.randn(5, 9, 3).double(), torch.tensor([5, 0, -3, 10, 9])
     chain = torch.zeros(3).double(), torch.zeros(1, 3, 3).double()
 
     def one(observation, length):
@@ -328,9 +328,10 @@ def test_a_length_out_of_range_under_a_transform_gives_nan(backend, wrong):
             return (ops.log_likelihood(*chain, observation, length), *found)
 
     found = torch.func.vmap(one)(observation, lengths)
-    assert all(part[1].isnan().all() for part in found[:2])
-    assert found[2][1].isnan().any() and found[3][1].isnan().any()
-    good = torch.tensor([0, 2])
+    wrong, good = torch.tensor([1, 2, 3]), torch.tensor([0, 4])
+    assert all(part[wrong].isnan().all() for part in found[:2])
+    for n in wrong:
+        assert found[2][n].isnan().any() and found[3][n].isnan().any()
     value, *rest = ops.expectations(*chain, observation[good], lengths[good])
     for actual, expected in zip(found, (value, value, *rest), strict=True):
         assert_equal(actual[good], expected)

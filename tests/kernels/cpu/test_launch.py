@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.cpu import launch, scaled
+from pyro_regimes.kernels.cpu import scaled
 from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import INF, Case, random_chain
 from tests.kernels.test_reference import assert_equal
 
-
-@pytest.fixture(autouse=True)
-def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result starts as NaN, so that an element nobody writes is seen."""
-    monkeypatch.setattr(
-        launch, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
-    )
+pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 
 def values_and_gradients(case: Case, name: str) -> list[Tensor]:

@@ -20,13 +20,7 @@ from pyro_regimes.kernels.gaussian import densities, formulas, operators
 from tests import seeds
 from tests.kernels.test_reference import assert_equal
 
-
-@pytest.fixture(autouse=True)
-def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Densities start as NaN, so that an element nobody writes is seen; sums have to start at 0."""
-    monkeypatch.setattr(
-        cpu_densities, "_empty", lambda shape, dtype: torch.full(shape, math.nan, dtype=dtype)
-    )
+pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 
 class Case(NamedTuple):
