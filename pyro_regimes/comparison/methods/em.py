@@ -23,10 +23,10 @@ from pyro_regimes.infer import EM, EMResult
 
 
 def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
-    """EM on the likelihood."""
+    """Run EM on the likelihood."""
     workspace = task.workspace()
     with workspace.entered():
-        poutine.trace(model).get_trace(task.data)  # makes the parameters
+        poutine.trace(model).get_trace(task.data)  # creates the parameters
     trajectory = _run("EM", model, None, task, workspace, num_steps)
     with workspace.entered():
         likelihood, _ = log_densities(model, task.data)
@@ -42,11 +42,11 @@ def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
 
 
 def run_em_map(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
-    """EM on the log joint, with the points of AutoDelta."""
+    """Run EM on the log joint, with an AutoDelta guide."""
     workspace = task.workspace()
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
-        guide(task.data)  # makes the parameters, at the start
+        guide(task.data)  # creates the parameters, at the start
     trajectory = _run("EM, MAP", prior_model, guide, task, workspace, num_steps)
     with workspace.entered():
         return MethodRun(
@@ -65,7 +65,7 @@ def _run(
     workspace: Workspace,
     num_steps: int,
 ) -> dict[str, Any]:
-    """The fields of :class:`.MethodRun` that tell how EM came to its end."""
+    """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
     with restored(workspace):  # compiles the kernels
         TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=None)
     em = TimedEM(model, guide, workspace)
@@ -77,18 +77,18 @@ def _run(
         "num_passes": result.num_e_steps,
         "seconds": seconds,
         "times": em.times(result),
-        "passes": list(range(1, result.num_steps + 2)),  # the start is known after an E-step
+        "passes": list(range(1, result.num_steps + 2)),  # the first value costs an E-step
         "values": [-loss for loss in result.history],
     }
 
 
 class TimedEM(EM):
-    """EM in a workspace, which notes when it uses Pyro.
+    """EM in a workspace that records when it uses Pyro.
 
-    It does so before its first step, to plan, and after its last one, to write the parameters and
-    to check them. What lies between are steps on tensors, all of the same cost. A callback would
-    time each of them, and cost more than they do. (Steps that run the model, which EM makes only
-    where a model is not the same function at every call, are not seen.)
+    EM uses Pyro before its first step, to plan, and after its last step, to write and check the
+    parameters. The steps between run on tensors and cost the same each. A callback could time each
+    step, but would cost more than the step. (Steps that run the model are not recorded. EM makes
+    these only if the model is not the same function at every call.)
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class TimedEM(EM):
         super().__init__(model, guide)
         self._workspace = workspace
         self._depth = 0
-        self._sections: list[tuple[float, float]] = []  # of its use of Pyro: begin and end
+        self._sections: list[tuple[float, float]] = []  # begin and end of each use of Pyro
 
     def run(self, *args: Any, **kwargs: Any) -> EMResult:
-        """As :meth:`.EM.run`, timed."""
+        """Run as :meth:`.EM.run`, and measure the time."""
         self._sections = []
         self._began = time.perf_counter()
         result = super().run(*args, **kwargs)
@@ -110,7 +110,7 @@ class TimedEM(EM):
     def times(self, result: EMResult) -> list[float]:
         """Seconds from the beginning of the run to each value of its history.
 
-        The first is that of the start; the first step contains the planning.
+        The first value is that of the start; the first step includes the planning.
         """
         planned = self._sections[0][1] - self._began
         done = self._sections[min(1, len(self._sections) - 1)][0] - self._began
