@@ -1,10 +1,10 @@
-r"""Sums of logits that lose nothing, in tensor code: what the reference adds up with.
+r"""Sums of logits without rounding errors, in tensor code, for the reference.
 
-A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
-lost the second. If later data cancel the first, the second decides. So a :class:`Sum` is a number
-as several float64 tensors, the *parts*, of which each holds what rounding took from the one before.
+The sum of a logit of -1e16 and one of :math:`\log 0.3` in float64 loses the second. If later data
+cancel the first, the second decides. So a :class:`Sum` represents a number by several float64
+tensors, the *parts*. Each part holds the rounding error of the part before it.
 
-To autograd the parts are constants. Derivatives run through ``live``, a tensor of value zero.
+For autograd the parts are constants. Derivatives propagate through ``live``, a tensor of zeros.
 """
 
 from __future__ import annotations
