@@ -42,8 +42,8 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 
     :param value: ``(..., T, D)``.
     :param loc: ``(..., K or 1, D)``.
-    :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, of which what is above the
-        diagonal is not read; or standard deviations, ``(..., K or 1, D, 1)``.
+    :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, whose entries above the
+        diagonal are ignored; or standard deviations, ``(..., K or 1, D, 1)``.
     :return: ``(..., T, K)``.
     """
     if not value.dtype == loc.dtype == factor.dtype:
@@ -56,7 +56,7 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
         batch_shape = broadcast(batch_shape, loc.shape[:-2], factor.shape[:-3])
     num_steps, size = value.shape[-2:]
     loc, factor = flatten(loc, 2, batch_shape), flatten(factor, 3, batch_shape)
-    if len(loc) == len(factor) == 1:  # all sequences are alike: one long one
+    if len(loc) == len(factor) == 1:  # all sequences have the same parameters: one long sequence
         density = _density(value.reshape(1, -1, size), loc, factor)
         density = density.reshape(value.shape[:-1] + density.shape[-1:])
         return density.expand(batch_shape + (num_steps, density.shape[-1]))
@@ -174,7 +174,7 @@ def _gradients(
 def _gradients_of_many(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """In tensor code, for cotangents that are many at a time."""
+    """The gradients in tensor code, for batches of cotangents."""
     z = formulas.whiten(value, loc, factor)  # (N, K, D, T)
     share = weights.mT.unsqueeze(-2) * z
     to_loc = formulas.solve_transposed(factor, share.sum(-1, keepdim=True)).squeeze(-1)
