@@ -72,12 +72,12 @@ def parts_for_sizes(sizes: list[float], num_steps: int) -> int:
 
 
 def exact(logits: Tensor) -> Sum:
-    """Logits as a number of one part; the derivative at -inf is 0."""
+    """Convert logits to a number of one part; the derivative at -inf is 0."""
     return Sum((logits.detach(),), live(logits))
 
 
 def widen(number: Sum, num_parts: int) -> Sum:
-    """The same number, with room for what is to be added to it."""
+    """The same number with more parts, as room for additions."""
     nothing = torch.zeros_like(number.parts[0])
     return Sum(number.parts + (nothing,) * (num_parts - len(number.parts)), number.live)
 
@@ -89,7 +89,7 @@ def live(value: Tensor) -> Tensor:
 
 
 def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
-    """Add to the first part, what rounding takes from that to the second, and so on."""
+    """Add to the first part, the rounding error of that to the second, and so on."""
     added = []
     for part in parts:
         total = part + term
@@ -101,7 +101,7 @@ def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
 
 
 def _settle(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same sum, with the largest part first. Parts that cancel would take all the room."""
+    """Sort the parts, largest first, so that parts that cancel do not use up the room."""
     total, rests = parts[-1], []
     for part in reversed(parts[:-1]):
         larger = part + total

@@ -443,7 +443,7 @@ def test_a_jacobian_that_is_too_large_is_the_reason_given(monkeypatch: Any) -> N
     def model() -> None:
         observe(observation_dist=dist.Normal(X.unsqueeze(-1) * real("beta", LOC), 1.0))
 
-    with pytest.raises(ValueError, match=r"beta: x.loc, with 128 entries.*Jacobian in it that is too large"):
+    with pytest.raises(ValueError, match=r"x.loc, with 128 entries.*Jacobian .*too large"):
         EM(model).step()
 
 

@@ -28,7 +28,7 @@ _GRAIN = 20_000
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Every result begins here: tests fill it with NaN, and see what nobody writes."""
+    """Allocate results; tests fill them with NaN to detect unwritten elements."""
     return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
 
 

@@ -10,7 +10,7 @@ _LEAST_TRITON = (3, 6)
 
 @functools.cache
 def is_available() -> bool:
-    """Whether Triton is here and new enough; an older one is warned of, once."""
+    """Whether Triton is installed and new enough; warns once about an older version."""
     try:
         import triton
     except ImportError:
