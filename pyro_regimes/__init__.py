@@ -1,4 +1,4 @@
-"""Hidden Markov models in Pyro: a distribution, EM beside SVI, and market regimes."""
+"""Hidden Markov models in Pyro: a distribution, EM, and an estimator of market regimes."""
 
 from pyro_regimes.distributions import Posterior, RegimeHMM
 from pyro_regimes.estimator import RegimeModel

@@ -1,4 +1,4 @@
-"""The command ``pyro-regimes``: regimes from a table of returns, and EM beside SVI."""
+"""The command ``pyro-regimes``, which fits regimes to a table of returns and compares methods."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ class OrderBy(str, Enum):
 _CSV = Annotated[
     Optional[Path],
     typer.Argument(
-        help="CSV with a date column and one column a series. Without it: the embedded daily "
+        help="CSV file with a date column and one column per series. Default: the embedded daily "
         "returns of seven US sectors, 1990 to 2022, in percent.",
         show_default=False,
     ),
 ]
 _PRICES = Annotated[
-    bool, typer.Option("--prices", help="The CSV holds prices; take their returns in percent.")
+    bool, typer.Option("--prices", help="The CSV holds prices; use their returns in percent.")
 ]
 _ROWS = Annotated[
     Optional[int],
-    typer.Option(min=1, help="Use only the last so many rows.", show_default="all"),
+    typer.Option(min=1, help="Use only this number of last rows.", show_default="all"),
 ]
 _REGIMES = Annotated[int, typer.Option(min=1, help="Number of regimes, K.")]
 _COVARIANCE = Annotated[
     CovarianceType, typer.Option(help="Covariances: full, diagonal, spherical, or one for all.")
 ]
 _SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
-_OUT = Annotated[Path, typer.Option(help="Directory for the results; made if missing.")]
+_OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
 _RATES = [0.01, 0.03, 0.1]
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
@@ -86,15 +86,15 @@ def fit(
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
     covariance_type: _COVARIANCE = CovarianceType.full,
-    n_init: Annotated[int, typer.Option(min=1, help="Starts; the best is kept.")] = 10,
-    max_iter: Annotated[int, typer.Option(min=0, help="EM iterations at most.")] = 100,
+    n_init: Annotated[int, typer.Option(min=1, help="Number of starts; the best is kept.")] = 10,
+    max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by mean or by volatility.")
     ] = OrderBy.mean,
     seed: _SEED = 0,
     out: _OUT = _FIT_OUT,
 ) -> None:
-    """Fit regimes by EM from several starts, and print and save them.
+    """Fit regimes by EM from several starts; print and save them.
 
     Writes states.csv (date, regime, smoothed probabilities), model.json and regimes.png.
     """
@@ -116,8 +116,8 @@ def fit(
     _out.print(str(summary), highlight=False, markup=False)
     if order_by is OrderBy.mean and summary.volatility.mean(-1).argmax() == 0 < n_regimes - 1:
         _err.print(
-            f"note: {model.regime_names_[0]}, the highest mean, is the most volatile regime here; "
-            "--order-by volatility may name these regimes better",
+            f"note: {model.regime_names_[0]}, the regime with the highest mean, is also the most "
+            "volatile; --order-by volatility may give better names",
             highlight=False,
         )
     states, probs = model.predict(frame), model.predict_proba(frame)
@@ -137,26 +137,27 @@ def compare(
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
     covariance_type: _COVARIANCE = CovarianceType.full,
-    held_out: Annotated[float, typer.Option(help="Share of the data, its end, to predict.")] = 0.2,
-    em_steps: Annotated[int, typer.Option(min=1, help="EM iterations at most.")] = 200,
+    held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
+    em_steps: Annotated[int, typer.Option(min=1, help="Maximum number of EM iterations.")] = 200,
     svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 2000,
     learning_rate: Annotated[
-        list[float], typer.Option(help="Of Adam and ClippedAdam; may be given several times.")
+        list[float],
+        typer.Option(help="Learning rate of Adam and ClippedAdam; this option can be repeated."),
     ] = _RATES,
     method: Annotated[
         Optional[list[str]],
-        typer.Option(help="One of the methods; may be given several times.", show_default="all"),
+        typer.Option(help="Method to run; this option can be repeated.", show_default="all"),
     ] = None,
-    nuts: Annotated[bool, typer.Option("--nuts", help="NUTS too, which takes minutes.")] = False,
+    nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
     nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
     seed: _SEED = 0,
     out: _OUT = _COMPARE_OUT,
 ) -> None:
     """Fit one model from one start by EM, SVI and VI, and compare them.
 
-    On the likelihood alone EM and SVI, with Adam and ClippedAdam at each learning rate. With weak
-    conjugate priors EM and AutoDelta to the mode, AutoNormal, AutoMultivariateNormal and
-    AutoLowRank to the posterior, and NUTS. Writes comparison.png and posteriors.png.
+    EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
+    conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
+    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png.
     """
     returns = _read(csv, prices, num_rows)
     _make_directory(out)
@@ -202,7 +203,7 @@ def compare(
 def _read(csv: Path | None, prices: bool, num_rows: int | None) -> Returns:
     if csv is None:
         if prices:
-            raise ValueError("expected --prices together with a CSV, got no CSV")
+            raise ValueError("expected --prices together with a CSV file, got no file; name one")
         returns = datasets.load_sector_returns()
     else:
         with warnings.catch_warnings(record=True) as caught:
@@ -214,12 +215,12 @@ def _read(csv: Path | None, prices: bool, num_rows: int | None) -> Returns:
 
 
 def _make_directory(out: Path) -> None:
-    """Before the long work, so that a name that is taken is told at once."""
+    """Create the output directory before the fit, so that an invalid name fails at once."""
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _progress() -> rich.progress.Progress:
-    """On the error stream, and gone at the end: what is printed can be piped."""
+    """A transient progress bar on stderr, so that stdout can be piped."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -241,8 +242,8 @@ def _write_states(
 
 
 def main() -> NoReturn:
-    """Run the command; bad input ends with one line and exit code 2."""
-    # The tensors are small: a second thread saves nothing, and costs much on a busy machine.
+    """Run the command. Invalid input prints one line and exits with code 2."""
+    # The tensors are small: a second thread saves no time, and is slow on a busy machine.
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -253,7 +254,7 @@ def main() -> NoReturn:
         except (KeyboardInterrupt, typer.Abort):
             code = _fail("interrupted", 130)
         except Exception as error:
-            # A usage error of the parser, whose class has moved between releases of typer.
+            # A usage error of the parser; its class differs between releases of typer.
             if not hasattr(error, "format_message"):
                 raise
             code = _fail(error.format_message())
@@ -261,7 +262,7 @@ def main() -> NoReturn:
 
 
 def _fail(reason: object, code: int = 2) -> int:
-    if str(reason):  # none where the help was shown for want of a command
+    if str(reason):  # empty if the help was shown because no command was given
         _err.print(f"pyro-regimes: error: {reason}", highlight=False, markup=False, soft_wrap=True)
     return code
 

@@ -1,4 +1,4 @@
-"""Real data behind one call: the embedded sector returns, and a reader for a CSV file."""
+"""Data sets: the embedded sector returns, and a reader for CSV files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pandas as pd
 
-# What pandas.read_csv takes for a missing value.
+# The strings that pandas.read_csv reads as missing values.
 MISSING_VALUES = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"]
     + ["<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
@@ -27,7 +27,7 @@ MISSING_VALUES = frozenset(
 class Returns(NamedTuple):
     """Series of returns over time.
 
-    :param values: float64 ``(T, D)``, one column a series, without missing values.
+    :param values: float64 ``(T, D)``, one column per series, without missing values.
     :param dates: datetime64[D] ``(T,)``, strictly ascending.
     :param names: the D names of the series.
     """
@@ -37,13 +37,13 @@ class Returns(NamedTuple):
     names: tuple[str, ...]
 
     def last(self, num_rows: int) -> Returns:
-        """The last so many rows, or all where there are fewer."""
+        """The last ``num_rows`` rows, or all if there are fewer."""
         return Returns(self.values[-num_rows:], self.dates[-num_rows:], self.names)
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame with the dates as its index and the names as its columns.
 
-        :raises ImportError: if pandas, of the ``app`` extra, is not installed.
+        :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
         """
         try:
             import pandas as pd
@@ -56,15 +56,15 @@ def load_sector_returns() -> Returns:
     """Daily returns of seven US equity sectors, 1990-01-03 to 2022-12-28.
 
     Each sector is the equal-weight mean of the simple returns of one to five stocks of the S&P 500,
-    20 stocks in all. They were chosen because they survived, so the returns are biased upward and
-    are no index: see ``data/README.md``, which also has the source (skfolio) and its licence.
+    20 stocks in all. All of them survived, so the returns are biased upward and do not represent an
+    index. See ``data/README.md``, which also has the source (skfolio) and its licence.
 
     >>> values, dates, names = load_sector_returns()
     >>> values.shape, str(dates[0]), names[0]
     ((8312, 7), '1990-01-03', 'InfoTech')
 
-    :returns: :class:`Returns` with values ``(8312, 7)`` in percent, six decimals; new arrays at
-        every call.
+    :returns: :class:`Returns` with values ``(8312, 7)`` in percent, with six decimals. Every call
+        returns new arrays.
     """
     file = resources.files("pyro_regimes") / "data" / "sector_returns.csv.gz"
     header, *lines = gzip.decompress(file.read_bytes()).decode("ascii").splitlines()
@@ -81,20 +81,20 @@ def read_returns(path: str | os.PathLike[str], *, prices: bool = False) -> Retur
 
     .. math:: r_t = 100 \left(\frac{p_t}{p_{t-1}} - 1\right);
 
-    returns stay in the file's own units. The dates are in the column named ``date``, in upper or
-    lower case, or else in the first column; every other column is a series. Dates are ISO
-    (1990-01-31), or in any one format that pandas can tell from the column; what comes after the
-    day is dropped. A row with a missing value is left out, with one warning that counts them; a
-    return from prices then spans the gap.
+    returns keep the units of the file. The dates are in the column named ``date``, in upper or
+    lower case, or otherwise in the first column. Every other column is a series. Dates are ISO
+    (1990-01-31), or in one other format that pandas can infer from the column; the time of day is
+    dropped. Rows with a missing value are dropped, with one warning that counts them. A return
+    from prices then spans the gap.
 
-    :param path: a comma-separated UTF-8 file, which is only read.
+    :param path: a comma-separated UTF-8 file.
     :param prices: whether the series are prices.
-    :returns: :class:`Returns`; one row fewer than the file has, where ``prices`` is true.
-    :raises ValueError: naming file, line, column, what was expected and what came: no column of
-        series, no rows (fewer than 2 of prices), unnamed or repeated columns, rows of another
-        length than the header, anything that is not a finite (for prices, positive) number, dates
-        that are ambiguous, not dates, with a time zone, repeated or not ascending, and a series
-        that never changes.
+    :returns: :class:`Returns`; one row fewer than the file if ``prices`` is true.
+    :raises ValueError: if the file has no column of series, no rows (fewer than 2 of prices),
+        unnamed or repeated columns, or rows of another length than the header; if a value is not a
+        finite (for prices, positive) number; if dates are ambiguous, invalid, repeated, not
+        ascending or with a time zone; or if a series never changes. The message has file, line and
+        column.
     :raises OSError: if ``path`` cannot be read; :class:`FileNotFoundError` if there is no such
         file, :class:`IsADirectoryError` if it is a directory.
     :raises ImportError: if pandas >= 2.2, which reads the dates, is not installed.
@@ -128,7 +128,7 @@ def read_returns(path: str | os.PathLike[str], *, prices: bool = False) -> Retur
         )
     if num_complete < num_rows:
         warnings.warn(
-            f"{path}: left out {num_rows - num_complete} of {num_rows} rows, which have a missing "
+            f"{path}: dropped {num_rows - num_complete} of {num_rows} rows, which have a missing "
             f"value; the first is {dates[~complete][0]}",
             UserWarning,
             stacklevel=2,
@@ -145,7 +145,7 @@ def read_returns(path: str | os.PathLike[str], *, prices: bool = False) -> Retur
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the (line number, cells) of every row that is not blank, all stripped.
 
-    The csv module rather than pandas: an error can then name the line, and a float is read exactly.
+    It uses the csv module, not pandas, so that an error can name the line and floats are exact.
     """
     if path.is_dir():
         raise IsADirectoryError(f"expected path to name a CSV file, got the directory {path}")
@@ -175,7 +175,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _find_date_column(path: Path, header: list[str]) -> int:
-    """The index of the column of dates, after a check of all the names."""
+    """Check the column names and return the index of the column of dates."""
     if len(header) < 2:
         raise ValueError(
             f"{path}: expected a column of dates and at least one series, separated by commas, "
@@ -190,12 +190,12 @@ def _find_date_column(path: Path, header: list[str]) -> int:
         raise ValueError(f"{path}: expected one column of dates, got {got}")
     date_column = named_date[0] if named_date else 0
     for i, name in enumerate(header):
-        # the first column of a data frame that pandas wrote has no name
+        # pandas writes the index of a data frame as a first column without a name
         if not name and i != date_column:
             raise ValueError(
                 f"{path}: expected a name for every series, got none for column {i + 1}"
             )
-    # without this, the first row of a file that has no header would be lost in silence
+    # otherwise the first row of a file without a header would be lost silently
     if _guess_formats(header[date_column]):
         raise ValueError(f"{path}: expected a header line of column names, got the data {header}")
     return date_column
@@ -212,19 +212,19 @@ def _import_pandas() -> Any:
 
 
 def _guess_formats(text: str) -> list[str]:
-    """The formats in which pandas may read a date: none, one, or month first and day first."""
+    """The formats that pandas infers for a date: none, one, or month first and day first."""
     guess_datetime_format = _import_pandas().tseries.api.guess_datetime_format
     with warnings.catch_warnings():
-        # pandas warns that the format it found is not the one that dayfirst suggests
+        # pandas warns if the format it found contradicts dayfirst
         warnings.simplefilter("ignore")
         guesses = [guess_datetime_format(text, dayfirst=dayfirst) for dayfirst in (False, True)]
     if guesses[0] and guesses[0].startswith("%Y"):
-        guesses = guesses[:1]  # after the year comes the month, whatever dayfirst says
+        guesses = guesses[:1]  # the month follows the year, for both values of dayfirst
     return list(dict.fromkeys(guess for guess in guesses if guess))
 
 
 def _parse_dates(path: Path, column: str, cells: dict[int, str]) -> npt.NDArray[np.datetime64]:
-    """Read ``cells`` (line number -> text) in the one format that fits them all."""
+    """Parse ``cells`` (line number -> text) with one format that fits all of them."""
     pd = _import_pandas()
     lines, texts = list(cells), list(cells.values())
     formats = _guess_formats(texts[0])
@@ -258,12 +258,12 @@ def _parse_dates(path: Path, column: str, cells: dict[int, str]) -> npt.NDArray[
 
 
 def _check_ascending(path: Path, dates: npt.NDArray[np.datetime64], lines: list[int]) -> None:
-    """Repeated dates are looked for first: they say more about what went wrong."""
+    """Check that dates ascend; repeated dates first, as their message is more specific."""
     first_line: dict[np.datetime64, int] = {}
     for line, date in zip(lines, dates):
         if date in first_line:
             raise ValueError(
-                f"{path}, line {line}: expected one row a date, got {date} again "
+                f"{path}, line {line}: expected one row per date, got {date} again "
                 f"(first on line {first_line[date]})"
             )
         first_line[date] = line
@@ -277,7 +277,7 @@ def _check_ascending(path: Path, dates: npt.NDArray[np.datetime64], lines: list[
 
 
 def _parse_number(where: str, cell: str, *, positive: bool) -> float:
-    """The number in ``cell``, or NaN where it is missing."""
+    """The number in ``cell``, or NaN if it is missing."""
     if cell in MISSING_VALUES:
         return math.nan
     try:
@@ -299,7 +299,7 @@ def _check_series(
     values: npt.NDArray[np.float64],
     dates: npt.NDArray[np.datetime64],
 ) -> None:
-    """Refuse series that no model of returns can be fitted to."""
+    """Raise for series to which no model of returns can be fitted."""
     for name, series in zip(names, values.T):
         if not np.isfinite(series).all():
             date = dates[~np.isfinite(series)][0]
@@ -307,7 +307,7 @@ def _check_series(
                 f"{path}, column {name!r}: expected prices with finite returns, "
                 f"got an overflow on {date}"
             )
-        # a single row says nothing about what varies
+        # a single row cannot vary
         if len(series) > 1 and (series == series[0]).all():
             raise ValueError(
                 f"{path}, column {name!r}: expected a series that varies, "

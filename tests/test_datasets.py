@@ -251,7 +251,7 @@ def test_the_column_tells_days_from_months(days, expected, write_csv: WriteCSV):
 
 def test_rows_with_missing_values_are_left_out_with_one_warning(write_csv: WriteCSV):
     path = write_csv("date,a,b\n2020-01-01,1,1\n2020-01-02,,1\n2020-01-03,2,NA\n2020-01-04,4,5\n")
-    message = "left out 2 of 4 rows, which have a missing value; the first is 2020-01-02"
+    message = "dropped 2 of 4 rows, which have a missing value; the first is 2020-01-02"
     with pytest.warns(UserWarning, match=message) as record:
         values, dates, _ = read_returns(path)
     assert len(record) == 1 and record[0].filename == __file__
@@ -352,11 +352,11 @@ BAD_RETURNS = {
     "two-digit year": ("date,a\n03/01/20,1\n", "expected a date.*got '03/01/20'"),
     "repeated dates": (
         "date,a\n2020-01-02,1\n2020-01-03,2\n2020-01-02,3\n",
-        r"line 4: expected one row a date, got 2020-01-02 again \(first on line 2\)",
+        r"line 4: expected one row per date, got 2020-01-02 again \(first on line 2\)",
     ),
     "two times in a day": (
         "date,a\n2020-01-02 09:30,1\n2020-01-02 16:00,2\n",
-        "line 3: expected one row a date, got 2020-01-02 again",
+        "line 3: expected one row per date, got 2020-01-02 again",
     ),
     "descending dates": (
         "date,a\n2020-01-03,1\n2020-01-02,2\n",

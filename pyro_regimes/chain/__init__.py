@@ -1,13 +1,13 @@
-"""The blocks of the hidden chain: their expected counts, and their closed-form updates.
+"""The blocks of the hidden chain, with their expected counts and closed-form updates.
 
-A block says in the terms of :mod:`pyro_regimes.emissions.base` what EM needs to set it.
-Probabilities and logits are two arguments of one kind.
+A block has the interface of :mod:`pyro_regimes.emissions.base`. Probabilities and logits are two
+arguments of the same kind.
 """
 
 from pyro_regimes.chain.initial import INITIAL_LOGITS, INITIAL_PROBS
 from pyro_regimes.chain.transition import TRANSITION_LOGITS, TRANSITION_PROBS
 
-#: By the names that :class:`~pyro_regimes.RegimeHMM` gives them.
+#: The arguments by their names in :class:`~pyro_regimes.RegimeHMM`.
 ARGUMENTS = {
     argument.name: argument
     for argument in (INITIAL_PROBS, INITIAL_LOGITS, TRANSITION_PROBS, TRANSITION_LOGITS)

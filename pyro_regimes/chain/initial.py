@@ -1,4 +1,4 @@
-r"""The initial distribution.
+r"""The closed-form update of the initial distribution.
 
 .. math:: \pi_i = \gamma_1(i)
 

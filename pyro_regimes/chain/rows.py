@@ -1,7 +1,8 @@
-r"""Rows of probabilities and their expected counts: what initial and transition blocks share.
+r"""Rows of probabilities and their expected counts, for the initial and transition blocks.
 
-A row's maximiser is its counts, normalised. Perturbed as :math:`p_j e^{e_j} / \sum_k p_k e^{e_k}`,
-the score of counts c with the sum n is :math:`c_j - n p_j`.
+The maximiser of a row is its normalised counts. For the perturbation
+:math:`p_j e^{e_j} / \sum_k p_k e^{e_k}` the score of counts c with the sum n is
+:math:`c_j - n p_j`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ChainCounts(NamedTuple):
 
 
 def normalise(counts: Tensor) -> Tensor:
-    """Expected counts ``(cells, K)`` to probabilities; NaN for a state that was never left."""
+    """Normalise expected counts ``(cells, K)``; NaN for a state that was never left."""
     total = counts.sum(-1, keepdim=True)
     tiny = torch.finfo(counts.dtype).tiny
     return counts / total.masked_fill(total < tiny, torch.nan)
@@ -33,35 +34,35 @@ def normalise(counts: Tensor) -> Tensor:
 def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
     """Probabilities from expected counts ``(cells, K)``; NaN for a state that was never left.
 
-    A probability that underflowed to 0 becomes the least number, unless it was 0 before. A zero is
-    for ever: EM never revives it, and a model that takes its logarithm gets NaN gradients.
+    A probability that underflows to 0 is set to the least positive number, unless it was 0 before.
+    EM cannot change a zero, and a model that takes its logarithm gets NaN gradients.
     """
     counts = pooled.counts
     tiny = torch.finfo(old.dtype).tiny
     probs = (counts / counts.sum(-1, keepdim=True)).to(old.dtype)
     if probs.device.type == "cpu" and bool((probs > tiny).all()):
-        return probs  # there is nothing of the kind; elsewhere to look costs more than to go on
+        return probs  # no underflow; on other devices the check costs more than it saves
     probs = normalise(counts).to(old.dtype)
     return torch.where(old > 0, probs.clamp(min=tiny), probs)
 
 
 def is_sound(probs: Tensor) -> Tensor:
-    """Any number will do."""
+    """All rows are valid."""
     return ~probs.isnan()
 
 
 def of_probs(probs: Tensor) -> Tensor:
-    """The coordinates in which rows are compared: normalised probabilities, or NaN."""
+    """Canonical coordinates of rows of probabilities: normalised, or NaN."""
     return (probs / probs.sum(-1, keepdim=True)).masked_fill(probs < 0, torch.nan)
 
 
 def of_logits(logits: Tensor) -> Tensor:
-    """The same, of logits."""
+    """Canonical coordinates of rows of logits: normalised probabilities."""
     return logits.softmax(-1)
 
 
 def write_logits(link: Link, cells: Tensor) -> Tensor:
-    """Logits of a parameter that holds probabilities; one that holds logits is taken as it is."""
+    """Logits of a parameter that holds probabilities; logits are returned unchanged."""
     return cells.log() if link.is_identity else cells
 
 
@@ -76,7 +77,7 @@ def _score(pooled: Counts, probs: Tensor) -> Tensor:
 
 
 def _gain(score: Tensor, pooled: Counts, probs: Tensor, floor: float) -> Tensor:
-    # The gradient of the logarithm of a probability that is exactly 0 is not known.
+    # The gradient of the logarithm of a probability of exactly 0 is not known.
     known = (probs > 0) & score.isfinite()
     weight = pooled.counts.to(probs.dtype).sum(-1, keepdim=True)
     scale = (weight * probs).masked_fill(~known, torch.inf)

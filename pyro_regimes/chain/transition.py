@@ -1,11 +1,11 @@
-r"""The transition matrix.
+r"""The closed-form update of the transition matrix.
 
 .. math::
     A_{ij} = \frac{\sum_{t=1}^{T-1} \xi_t(i, j)}{\sum_{t=1}^{T-1} \sum_j \xi_t(i, j)}
 
-(equation 27; Baum et al. 1970). The denominator is the row sum of the summed :math:`\xi`: the
-expected number of transitions that *leave* i, at t = 1 to T - 1. A sum over :math:`\gamma_t` for
-t = 2 to T, as sometimes printed, counts arrivals instead, and rows do not sum to 1 then.
+(equation 27; Baum et al. 1970). The denominator is the row sum of the summed :math:`\xi`, which is
+the expected number of transitions that *leave* i, at t = 1 to T - 1. Some texts sum
+:math:`\gamma_t` for t = 2 to T instead. This counts arrivals, and the rows do not sum to 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""EM beside SVI, variational inference and NUTS, on one model or on a table of returns.
+"""Comparison of EM, SVI, variational inference and NUTS, on a model or on a table of returns.
 
-:mod:`.comparison.tables` prints a comparison (it needs rich), :mod:`.comparison.plots` draws it.
+:mod:`.comparison.tables` prints a comparison (requires rich), :mod:`.comparison.plots` plots it.
 """
 
 from pyro_regimes.comparison.on_model import (

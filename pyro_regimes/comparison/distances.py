@@ -1,4 +1,4 @@
-"""How far the methods have ended from one another."""
+"""Distances between the results of the methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_regimes.comparison.runs import Interval, MethodRun
 
 
 def with_distances(runs: list[MethodRun]) -> list[MethodRun]:
-    """The runs with their distance to EM's solution, and to the posterior that NUTS found."""
+    """Add to the runs their distance to EM's solution and to the posterior from NUTS."""
     points = {run.objective: run.point for run in runs if run.method.startswith("EM")}
     exact = next((run.posterior for run in runs if run.method == "NUTS"), None)
     measured = []
@@ -26,7 +26,7 @@ def with_distances(runs: list[MethodRun]) -> list[MethodRun]:
 
 
 def _distance(point: dict[str, Tensor], reference: dict[str, Tensor]) -> float | None:
-    """Of all parameters together, relative to their size."""
+    """Distance of all parameters, relative to their norm."""
     if set(point) != set(reference):
         return None
     moved = sum(float((point[name] - reference[name]).square().sum()) for name in point)
@@ -37,7 +37,7 @@ def _distance(point: dict[str, Tensor], reference: dict[str, Tensor]) -> float |
 def _posterior_errors(
     found: dict[str, Interval], exact: dict[str, Interval]
 ) -> tuple[float, float]:
-    """Root mean squares of the errors of means and deviations, in standard deviations."""
+    """Root mean square errors of the means, in standard deviations, and of the deviations."""
     means, spreads = [], []
     for name, interval in exact.items():
         deviation = interval.deviation.clamp(min=torch.finfo(interval.deviation.dtype).tiny)

@@ -1,4 +1,4 @@
-"""EM, SVI, VI and NUTS on one Pyro model: the same function, the same start, the same data."""
+"""Comparison of EM, SVI, VI and NUTS on one Pyro model, from the same start."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from pyro_regimes.comparison.task import Model, Progress, Task
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.regimes import find_hmm
 
-#: Of the likelihood, without priors.
+#: Methods that maximise the likelihood, without priors.
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
-#: Of the model with priors.
+#: Methods for the model with priors.
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
 
@@ -52,13 +52,13 @@ def compare(
 ) -> Comparison:
     r"""Fit one model by EM, SVI, variational inference and NUTS, all from one start.
 
-    On the likelihood alone: EM, and SVI with an empty guide, by Adam and by ClippedAdam at each
-    learning rate. On ``prior_model``, the same likelihood with its parameters sampled from priors:
-    EM and SVI (``AutoDelta``) to the maximum of the log joint; SVI with ``AutoNormal``,
-    ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``; and NUTS. Variational guides
-    and AutoDelta take the middle one of the learning rates. A run of SVI that diverges is one of
-    the runs, and says so. Whatever must be compiled is compiled before the clock starts. The
-    caller's parameter store and random state stay as they are.
+    EM, and SVI with an empty guide by Adam and ClippedAdam at each learning rate, maximise the
+    likelihood of ``model``. ``prior_model`` has the same likelihood, with its parameters sampled
+    from priors. EM and SVI (``AutoDelta``) maximise its log joint. SVI with ``AutoNormal``,
+    ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``, and NUTS, approximate its
+    posterior. Variational guides and AutoDelta use the middle learning rate. A run of SVI that
+    diverges is kept and marked ``diverged``. Compilation is not timed. The caller's parameter store
+    and random state do not change.
 
     :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
         one with latent sites, which then is the ``prior_model`` too.
@@ -66,14 +66,14 @@ def compare(
     :param held_out: the data that follow in time, of the same shape except for T. Their
         log-likelihood is conditional on ``data``.
     :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
-    :param init_values: values of the sites of ``prior_model``, where all its methods start.
-    :param em_steps: the most steps of EM, which stops earlier by ``tol``.
-    :param svi_steps: steps of each SVI.
-    :param nuts_steps: draws of NUTS, after as many for warming up.
-    :param num_draws: of the posterior, over which held-out likelihoods are averaged.
-    :param seed: of the variational draws and NUTS.
+    :param init_values: initial values of the sites of ``prior_model``, for all its methods.
+    :param em_steps: maximum number of EM steps; EM stops earlier by ``tol``.
+    :param svi_steps: number of steps of each SVI.
+    :param nuts_steps: number of draws of NUTS, and of its warm-up steps.
+    :param num_draws: number of posterior draws over which held-out likelihoods are averaged.
+    :param seed: seed of the variational draws and of NUTS.
     :param progress: called with the method, the number of a step, and the number of steps.
-    :raises ValueError: if a method is not known, a number of steps or a learning rate is not
+    :raises ValueError: if a method is unknown, a number of steps or a learning rate is not
         positive, or the model fails at its start.
     """
     _check_counts(
@@ -113,7 +113,7 @@ def _check_counts(**counts: Any) -> None:
 
 
 def _check_rates(learning_rates: Any) -> list[float]:
-    """The learning rates, in ascending order."""
+    """Check the learning rates and sort them in ascending order."""
     rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
     numbers = all(isinstance(rate, (int, float, np.number)) for rate in rates)
     if not rates or not numbers or not all(0 < rate < math.inf for rate in rates):
@@ -122,7 +122,7 @@ def _check_rates(learning_rates: Any) -> list[float]:
 
 
 def _is_latent(model: Model, task: Task) -> bool:
-    """Whether a model has latent sites; the caller's store gets none of its parameters."""
+    """Whether a model has latent sites. The caller's store does not change."""
     with task.workspace().entered():
         nodes = poutine.trace(model).get_trace(task.data).nodes.values()
         return any(
@@ -177,7 +177,7 @@ def _choose(methods: Sequence[str] | None, has_likelihood: bool, has_priors: boo
         raise ValueError(f"expected methods from {list(ALL_METHODS)}, got {list(methods)}")
     needy = [name for name in methods if name not in LIKELIHOOD_METHODS]
     if needy and not has_priors:
-        raise ValueError(f"expected a prior_model for the methods {needy}, got None")
+        raise ValueError(f"expected a prior_model for the methods {needy}, got None; pass one")
     if len(needy) < len(methods) and not has_likelihood:
         plain = [name for name in methods if name not in needy]
         raise ValueError(f"expected a model without latent sites for {plain}, got one with some")

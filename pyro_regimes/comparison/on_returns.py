@@ -1,4 +1,4 @@
-"""The comparison that a practitioner asks for: EM against SVI on a table of returns."""
+"""Comparison of EM with SVI on a table of returns."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def compare_on_returns(
 ) -> Comparison:
     """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
-    All start at the same k-means clusters. The series are scaled to unit variance first, which
-    does not matter to EM and suits Adam. Log-likelihoods are reported in the units of the data;
-    the densities of parameters, which log joint and ELBO contain, are those of scaled data.
+    All methods start at the same k-means clusters. The series are first scaled to unit variance,
+    which helps Adam and does not affect EM. Log-likelihoods are reported in the units of the data.
+    Log joint and ELBO contain densities of parameters, which are those for scaled data.
 
     :param returns: ``(T, D)``.
-    :param held_out: the share of the data, its end, that is not fitted.
-    :param methods: as there; None for all but NUTS.
-    :raises ValueError: if the data are too few or constant, or an option is not known.
+    :param held_out: share of the data, at the end, that is not fitted.
+    :param methods: as in :func:`.comparison.compare`; None for all but NUTS.
+    :raises ValueError: if the data are too few or constant, or an option is not valid.
     """
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
     validation.integer("n_regimes", n_regimes, 1)
@@ -57,7 +57,10 @@ def compare_on_returns(
     units = Units(values[:cut].mean(0), values[:cut].std(0))
     if not (units.unit > 0).all():
         deviations = units.unit.tolist()
-        raise ValueError(f"expected no constant series, got standard deviations {deviations}")
+        raise ValueError(
+            "expected returns without constant series, got standard deviations "
+            f"{deviations}; drop the constant series"
+        )
     z, rng = units.scale(values), np.random.RandomState(random_state)
     spec = find_spec(covariance_type)
     start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
@@ -86,7 +89,7 @@ def compare_on_returns(
 def _split(values: Array, held_out: float, least: int) -> int:
     """The number of rows to fit.
 
-    :param least: the least number of rows on either side.
+    :param least: the least number of rows on each side.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
@@ -100,7 +103,7 @@ def _split(values: Array, held_out: float, least: int) -> int:
 
 
 def _in_units_of_data(run: MethodRun, fitted: float, rest: float) -> MethodRun:
-    """log p(x) from log p(z), by log p(z) - log p(x) of the fitted rows and of the others."""
+    """Convert log p(z) to log p(x), given log p(z) - log p(x) of fitted and of held-out rows."""
 
     def less(value: float | None, by: float) -> float | None:
         return None if value is None else value - by

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
-    """The log-likelihood that each method has reached, against seconds and against passes.
+    """Plot the log-likelihood of each method against seconds and against passes.
 
-    The log joint, another objective, is not drawn. Runs that diverged are drawn as far as they
-    came, and do not count for the axes or the best.
+    Runs that maximise the log joint are not drawn. Runs that diverged are drawn up to their last
+    value; they do not affect the axes or the best value.
     """
     figure = new_figure(11, 7)
     panels = figure.subplots(2, 2, sharex="col")
@@ -68,7 +68,7 @@ _FAMILIES = {
 
 
 def _style(method: str) -> dict[str, Any]:
-    """One colour a family; EM stands out."""
+    """One colour for each family of methods; the line of EM is emphasised."""
     name = method.removeprefix("SVI, ").split("(")[0].split(",")[0]
     rate = float(method.split("(")[1].rstrip(")")) if "(" in method else 0.0
     line = ":" if rate >= 0.1 else "--" if rate >= 0.03 else "-"
@@ -78,10 +78,13 @@ def _style(method: str) -> dict[str, Any]:
 
 
 def plot_posteriors(comparison: Comparison) -> Figure:
-    """Mean and two standard deviations of every parameter, method beside method, by site."""
+    """Plot mean and two standard deviations of every parameter, for each site and method."""
     runs = [run for run in comparison.runs if run.posterior is not None]
     if not runs:
-        raise ValueError("expected a run with a posterior, got none")
+        raise ValueError(
+            "expected comparison to have a run with a posterior, got none; run a variational "
+            "method or NUTS"
+        )
     first = runs[0].posterior
     assert first is not None
     figure = new_figure(11, 1 + 2.2 * len(first))

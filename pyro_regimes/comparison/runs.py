@@ -1,4 +1,4 @@
-"""What a comparison finds: a run of each method, and all of them together."""
+"""Results of a comparison: the run of each method, and all runs together."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ class Interval(NamedTuple):
 
 
 class MethodRun(NamedTuple):
-    """The run of one method. Log-likelihoods are in nats, times in seconds from its start."""
+    """The run of one method. Log-likelihoods are in nats, times in seconds from the start."""
 
     method: str
-    objective: str  #: what it maximises: "likelihood", "joint" or "ELBO"; "draws" for NUTS
-    #: of the data, at the end: VI at the medians, NUTS at the means; NaN where it diverged
+    objective: str  #: maximised objective: "likelihood", "joint" or "ELBO"; "draws" for NUTS
+    #: final value for the data; for VI at the medians, NUTS at the means; NaN if it diverged
     log_likelihood: float
     num_steps: int
-    num_passes: int  #: passes forward and backward over the data, as an E-step is one
-    seconds: float  #: of the whole run, without what only the comparison evaluates
-    times: list[float]  #: at which each of ``values`` was reached
-    passes: list[int]  #: made by then
-    values: list[float]  #: the objective; of VI the log-likelihood at the medians
-    point: dict[str, Tensor]  #: the parameters, or sites, at the end; empty where it diverged
+    num_passes: int  #: passes forward and backward over the data; an E-step is one pass
+    seconds: float  #: time of the whole run, without evaluations for the comparison only
+    times: list[float]  #: time of each of ``values``
+    passes: list[int]  #: number of passes before each of ``values``
+    values: list[float]  #: the objective; for VI the log-likelihood at the medians
+    point: dict[str, Tensor]  #: final parameters, or sites; empty if it diverged
     log_joint: float | None = None  #: with the priors, at the same point
     elbo: float | None = None
-    held_out: float | None = None  #: log-likelihood of the data that follow, given the data
+    held_out: float | None = None  #: log-likelihood of the held-out data, given the data
     held_out_averaged: float | None = None  #: the same, averaged over the posterior
-    gradient_norm: float | None = None  #: of the objective at the end, in unconstrained parameters
+    gradient_norm: float | None = None  #: of the final objective, in unconstrained parameters
     posterior: dict[str, Interval] | None = None
-    diverged: bool = False  #: whether it ended early, at parameters without a finite objective
-    distance_to_em: float | None = None  #: of all parameters, relative to their size
-    #: against NUTS: of the means in standard deviations, and the relative error of these
+    diverged: bool = False  #: whether it ended early, because the objective was not finite
+    distance_to_em: float | None = None  #: distance of all parameters, relative to their norm
+    #: error against NUTS: of the means, in standard deviations, and relative, of the deviations
     posterior_errors: tuple[float, float] | None = None
 
     def seconds_to(self, target: float) -> float | None:
-        """The first time at which its values were at least ``target``."""
+        """The first time at which a value was at least ``target``."""
         reached = zip(self.times, self.values, strict=True)
         return next((seconds for seconds, value in reached if value >= target), None)
 
@@ -56,14 +56,14 @@ class Comparison(NamedTuple):
         return [run for run in self.runs if run.objective == objective]
 
     def best(self, objective: str = "likelihood") -> float:
-        """The highest final value of one objective, of the runs that did not diverge."""
+        """The highest final value of one objective among the runs that did not diverge."""
         values = [run.values[-1] for run in self.of(objective) if not run.diverged]
         return max(values, default=-math.inf)
 
     def seconds_to_best(self, run: MethodRun, within: float = 0.1) -> float | None:
-        """When a run first came so close to the best run with the same objective.
+        """The time at which a run was first ``within`` nats of the best one with its objective.
 
-        None where it never did or diverged, and for VI and NUTS, whose objective is not the
+        None if it never was or diverged, and for VI and NUTS, whose objective is not the
         likelihood.
         """
         if run.diverged or run.objective not in ("likelihood", "joint"):
@@ -71,10 +71,10 @@ class Comparison(NamedTuple):
         return run.seconds_to(self.best(run.objective) - within)
 
     def speed_up(self, objective: str = "likelihood", within: float = 0.1) -> float | None:
-        """How many times sooner EM came so close to the best than the first of the others.
+        """The speed-up of EM over the fastest other method, to ``within`` nats of the best value.
 
-        Infinite where EM was there at its start and the others were not. None where EM, or none of
-        the others, ever was.
+        Infinite if only EM starts this close. None if EM never gets this close, or no other method
+        does.
         """
         times = {run.method: self.seconds_to_best(run, within) for run in self.of(objective)}
         ours = [time for name, time in times.items() if name.startswith("EM")]

@@ -1,7 +1,7 @@
-"""What is evaluated at the parameters at which a method has ended.
+"""Scores of the final parameters of a method.
 
-Every function here runs a model, so it is called inside :meth:`.Workspace.entered`, except
-:func:`averaged_held_out`, which enters it once for each draw.
+The functions run a model, so call them inside :meth:`.Workspace.entered`. The exception is
+:func:`averaged_held_out`, which enters the workspace once for each draw.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pyro_regimes.infer.regimes import find_hmm
 
 
 class LogDensities(NamedTuple):
-    """Of a model at its data."""
+    """Log densities of a model at its data."""
 
-    likelihood: float  #: log p(x): of the RegimeHMM sites alone
+    likelihood: float  #: log p(x), from the RegimeHMM sites only
     joint: float  #: with the priors
 
 
 def log_densities(model: Model, data: Tensor) -> LogDensities:
-    """The log-likelihood and the log joint of a model whose latent sites have values."""
+    """The log-likelihood and the log joint of a model whose latent sites are conditioned."""
     with torch.no_grad():
         trace = poutine.trace(model).get_trace(data)
         joint = float(trace.log_prob_sum())
@@ -61,7 +61,7 @@ def averaged_held_out(
 
 
 def gradient_norm(model: Model, data: Tensor) -> float:
-    """Of the log joint, in all unconstrained parameters."""
+    """The norm of the gradient of the log joint in all unconstrained parameters."""
     loss: Any = -poutine.trace(model).get_trace(data).log_prob_sum()
     leaves = list(parameter_leaves().values())
     found = torch.autograd.grad(loss, leaves, allow_unused=True)

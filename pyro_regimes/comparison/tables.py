@@ -9,7 +9,7 @@ from pyro_regimes.comparison.runs import Comparison, MethodRun
 
 
 def tables(comparison: Comparison, title: str) -> list[Table]:
-    """One for methods that maximise the likelihood, one for those with priors, one against NUTS."""
+    """Tables of a comparison: maximum likelihood, methods with priors, and errors against NUTS."""
     found = []
     if comparison.of("likelihood"):
         found.append(_likelihood_table(comparison, title))
@@ -21,7 +21,7 @@ def tables(comparison: Comparison, title: str) -> list[Table]:
 
 
 def speed_up_line(comparison: Comparison, within: float = 0.1) -> str:
-    """A sentence on how much sooner EM came close to the best; empty without EM and another."""
+    """A sentence on the speed-up of EM; empty if EM or all other methods are missing."""
     runs = comparison.of("likelihood")
     em = next((run for run in runs if run.method == "EM"), None)
     others = [run for run in runs if run is not em]
@@ -106,7 +106,7 @@ def _prior_table(comparison: Comparison, title: str) -> Table:
 
 
 def _name(run: MethodRun) -> str:
-    """Without its learning rate."""
+    """The name of a method without its learning rate."""
     name = run.method.removeprefix("SVI, ").split("(")[0]
     return name.replace("MultivariateN", "Multivariate-\nN")
 

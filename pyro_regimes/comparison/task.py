@@ -1,4 +1,4 @@
-"""What every method is given, and the place in which it works."""
+"""The input of every method, and its own parameter store and random state."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Task(NamedTuple):
     time_dim: int = -2  #: of the data, from the right
 
     def start(self) -> Callable[..., Any]:
-        """Initial values of the latent sites: copies, as a guide may keep the very tensors."""
+        """Initial values of the latent sites. They are copied, as a guide may keep the tensors."""
         return init_to_value(values={n: value.clone() for n, value in self.init_values.items()})
 
     def workspace(self) -> Workspace:
-        """A new place to work in."""
+        """Make a new workspace."""
         return Workspace(self.seed, self.data.device)
 
     def tell(self, method: str, step: int, total: int) -> None:
@@ -45,11 +45,10 @@ class Task(NamedTuple):
 
 
 class Workspace:
-    """A parameter store and random numbers of one method's own.
+    """A private parameter store and random state of one method.
 
-    They take the place of Pyro's store and torch's random state, under Pyro's lock, for each piece
-    of work: a step, a draw, an evaluation. Between two pieces the caller's are in place, and other
-    threads can work.
+    They replace Pyro's store and torch's random state, under Pyro's lock, for one step, one draw or
+    one evaluation at a time. In between, the caller's are restored, and other threads can run.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -61,7 +60,7 @@ class Workspace:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Work here: no handlers, own parameters and random numbers, gradients recorded."""
+        """Enter the workspace: no handlers, own parameters and random state, gradients enabled."""
         with ExitStack() as modes:
             modes.enter_context(self.pyro())
             modes.enter_context(torch.inference_mode(False))
@@ -70,7 +69,7 @@ class Workspace:
 
     @contextmanager
     def pyro(self) -> Iterator[None]:
-        """The same, with torch's modes as they are. May be nested."""
+        """Enter the workspace without changing torch's modes. Calls may be nested."""
         with isolated(self.store):
             if self._depth:
                 yield
@@ -96,7 +95,7 @@ class Workspace:
 
 
 class Stopwatch:
-    """The seconds spent in its ``with`` blocks."""
+    """Measures the seconds spent in its ``with`` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,4 +1,4 @@
-"""Checks of what a caller hands to :class:`.RegimeHMM`; each error says what came."""
+"""Checks of the arguments of :class:`.RegimeHMM`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pyro_regimes.kernels import ops
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-#: The end of an error about shapes, where this is the likely slip.
+#: The remedy at the end of an error about shapes, for the most likely mistake.
 TIME_SLIP = (
     "; dimension -3 of the transitions and dimension -2 of observation_dist.batch_shape are always "
-    "time: for a batch that does not vary in time use .unsqueeze(-3) and .unsqueeze(-2)"
+    "time: for a batch that is constant in time, use .unsqueeze(-3) and .unsqueeze(-2)"
 )
 
 
 def positive_integer(name: str, value: int) -> int:
-    """The value as an int, NumPy's included, and sizes, which are tensors under torch.jit.trace."""
+    """Check and convert a value to int; NumPy integers and sizes (tensors under jit) are valid."""
     if isinstance(value, Tensor):
         is_integer = value.dim() == 0 and value.dtype in _INTEGERS
     else:
         is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    # Unlike int(), index() gives no warning while torch.jit.trace runs.
+    # Unlike int(), index() does not warn under torch.jit.trace.
     if not is_integer or index(value) < 1:
         raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
     return index(value)
 
 
 def dense(name: str, value: Tensor) -> None:
-    """Refuse sparse and other tensors for which torch lacks the operations."""
+    """Raise for sparse and other layouts for which torch lacks the operations."""
     if value.layout is not torch.strided:
         raise ValueError(
             f"expected {name} to be a dense tensor, got layout {value.layout}; use .to_dense()"
@@ -44,7 +44,7 @@ def dense(name: str, value: Tensor) -> None:
 def one_of(
     name: str, logits: Tensor | None, probs: Tensor | None, event_shape: torch.Size
 ) -> tuple[str, Tensor]:
-    """The name of the one of logits and probs that was given, and its value."""
+    """The name and the value of the given one of logits and probs."""
     if (logits is None) == (probs is None):
         came = "neither" if logits is None else "both"
         raise ValueError(f"expected exactly one of {name}_logits and {name}_probs, got {came}")
@@ -62,9 +62,9 @@ def one_of(
 
 
 def rows(name: str, value: Tensor, normalised: Tensor) -> None:
-    """Refuse rows, along the last dim, that are no distribution over states.
+    """Raise for rows, along the last dim, that are not distributions over states.
 
-    :param normalised: what became of the rows; logits that are no distribution have become NaN.
+    :param normalised: the normalised rows, which are NaN for invalid logits.
     """
     if name.endswith("logits") and not math.isnan(normalised.detach().sum().item()):
         return
@@ -82,7 +82,7 @@ def rows(name: str, value: Tensor, normalised: Tensor) -> None:
 def agree_on_num_steps(
     duration: int | None, transition_slices: int, observation_steps: tuple[int, ...]
 ) -> int | None:
-    """T from all that say it, which must not disagree; None where nothing does."""
+    """T, on which all arguments that determine it must agree; None if none does."""
     found = {}
     if duration is not None:
         found["duration"] = positive_integer("duration", duration)
@@ -93,7 +93,7 @@ def agree_on_num_steps(
         found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
-        raise ValueError(f"expected one number of time steps, got {came}{TIME_SLIP}")
+        raise ValueError(f"expected equal numbers of time steps, got {came}{TIME_SLIP}")
     return next(iter(found.values()), None)
 
 

@@ -1,13 +1,12 @@
-r"""Discrete distributions in which a probability of exactly 0 is 0.
+r"""Discrete distributions with exact log-probabilities, -inf for a probability of 0.
 
-torch computes the log densities of its discrete distributions from probabilities that it clamps to
-:math:`[\epsilon, 1 - \epsilon]`. In a hidden Markov model that makes an impossible path possible.
-The classes here are torch's and Pyro's own with another ``log_prob``, computed from the
-probabilities as they are: it is -inf where the probability is 0, and the derivative of the
-logarithm is taken to be 0 there. For other probabilities the two agree to rounding, except where
-torch clamps.
+torch clamps the probabilities of its discrete distributions to :math:`[\epsilon, 1 - \epsilon]`.
+In a hidden Markov model this makes an impossible path possible. The classes here subclass those of
+torch and Pyro and compute ``log_prob`` from the unclamped probabilities. It is -inf for a
+probability of 0, and the derivative of the logarithm is defined as 0 there. For other
+probabilities both versions agree up to rounding, except where torch clamps.
 
-:func:`exact_copy` puts these classes in the place of torch's and Pyro's.
+:func:`exact_copy` replaces the classes of torch and Pyro by these.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from torch.nn.functional import logsigmoid
 
 
 def safe_log(probs: Tensor) -> Tensor:
-    """log, with -inf at 0 and there a derivative of 0 instead of a division by it."""
+    """The logarithm, with value -inf and derivative 0 at 0."""
     impossible = probs == 0
     return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
 
 
 def exact_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
-    """A copy of a distribution and of those inside it, by the classes of this module.
+    """Copy a distribution and those it contains, with the classes of this module.
 
-    Types are matched exactly, as a subclass may have a density of its own. The copy is safe to
-    expand: Pyro's ``ExpandedDistribution.expand`` changes the object itself.
+    Types are matched exactly, as a subclass may override the density. The copy can be expanded
+    safely: Pyro's ``ExpandedDistribution.expand`` modifies the object.
 
-    :param validate_args: where given, whether the copy validates its values.
+    :param validate_args: whether the copy validates its values; None keeps the setting.
     """
-    # torch.compile knows neither copy.copy nor an assignment to __class__.
+    # torch.compile supports neither copy.copy nor an assignment to __class__.
     kind: type[Distribution] = _EXACT.get(type(distribution), type(distribution))
     copied = kind.__new__(kind)
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
             value = exact_copy(value, validate_args)
         copied.__dict__[name] = value
-    # After the copies, as the setting of Pyro's Independent is that of the distribution inside.
+    # After the copies, as Pyro's Independent has the setting of the distribution inside.
     if validate_args is not None:
         copied._validate_args = validate_args
     if type(distribution) in _CATEGORICALS:
@@ -71,9 +70,9 @@ def _category_logits(distribution: Distribution) -> Tensor:
 
 
 def _same(logits: Tensor, clamped: Tensor) -> Tensor:
-    """Whether torch has computed the logits from probabilities, or these from the logits.
+    """Whether logits and probabilities were computed from each other by torch.
 
-    Up to the last digits, which depend on how the tensors lie in memory.
+    They are compared up to the last digits, which depend on the memory layout of the tensors.
     """
     tolerance = 8 * torch.finfo(logits.dtype).eps
     return (logits - clamped).abs() <= tolerance * clamped.abs()
@@ -104,21 +103,21 @@ def _binary_logits(
 
 
 def _times(count: Tensor, logits: Tensor) -> Tensor:
-    """``count * logits``, where no event of probability 0 has the probability 1."""
+    """``count * logits``, with 0 for a count of 0 of an event of probability 0."""
     impossible = logits == -torch.inf
     finite = count * logits.masked_fill(impossible, 0.0)
     return finite.masked_fill(impossible & ((count < 0) | (count > 0)), -torch.inf)
 
 
 def _logsumexp(terms: Tensor) -> Tensor:
-    """Over the last dim; the gradient is 0 where all terms are -inf."""
+    """logsumexp over the last dim, with gradient 0 if all terms are -inf."""
     peak = terms.detach().amax(-1, keepdim=True)
     peak = peak.masked_fill(peak.isinf(), 0.0)
     return safe_log((terms - peak).exp().sum(-1)) + peak.squeeze(-1)
 
 
 def _as_float(value: Tensor, like: Tensor) -> Tensor:
-    """A count: the logarithm of the factorial of an integer has single precision in torch."""
+    """Convert a count, as torch computes log factorials of integers in single precision."""
     if value.is_floating_point():
         return value
     return value.to(torch.promote_types(like.dtype, torch.float32))
@@ -135,7 +134,7 @@ class _Exact:
 
 
 class _Categorical(_Exact):
-    """Its logits have been made exact; Pyro's own ``log_prob`` does not compile."""
+    """A Categorical with exact logits; Pyro's ``log_prob`` cannot be compiled."""
 
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         index, logits = torch.broadcast_tensors(value.long().unsqueeze(-1), self.logits)
@@ -153,7 +152,7 @@ class _Binomial(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         success, failure = _binary_logits(self)
         value = _as_float(value, success)
-        tolerance = getattr(self, "approx_log_prob_tol", 0.0)  # a setting of Pyro's
+        tolerance = getattr(self, "approx_log_prob_tol", 0.0)  # a setting of Pyro
         return (
             log_binomial(self.total_count, value, tol=tolerance)
             + _times(value, success)
@@ -172,7 +171,7 @@ class _NegativeBinomial(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         success, failure = _binary_logits(self)
         value = _as_float(value, success)
-        nothing = self.total_count == 0  # then 0 is the only value
+        nothing = self.total_count == 0  # then 0 is the only possible value
         total_count = self.total_count.masked_fill(nothing, 1.0)
         ways = (total_count + value).lgamma() - (value + 1).lgamma() - total_count.lgamma()
         density = ways + _times(total_count, failure) + _times(value, success)
@@ -193,7 +192,7 @@ class _Multinomial(_Exact):
 
 
 class ExactMixture(_Exact):
-    """The density of ``MixtureSameFamily``, for a copy of such a mixture."""
+    """A ``MixtureSameFamily`` with an exact density."""
 
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         weights = self.mixture_distribution.logits.log_softmax(-1)
@@ -201,7 +200,7 @@ class ExactMixture(_Exact):
 
 
 class _Independent:
-    """torch's takes no batch of size 0."""
+    """An Independent that supports a batch of size 0, unlike torch's."""
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
         density: Tensor = self.base_dist.log_prob(value)
@@ -217,10 +216,10 @@ class _ZeroInflated(_Exact):
         return torch.where(value == 0, _logsumexp(both), density)
 
 
-#: These hold the logits of others, such as mixtures, too: a copy has exact ones.
+#: Other distributions, such as mixtures, contain these; a copy has exact logits.
 _CATEGORICALS = (torch_dist.Categorical, dist.Categorical)
 
-#: The class that takes the place of another.
+#: The class that replaces another.
 _EXACT: dict[type[Distribution], type[Distribution]] = {}
 
 for _mixin, _names in {

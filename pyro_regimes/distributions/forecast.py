@@ -1,4 +1,4 @@
-"""What a forecast returns."""
+"""The result of a forecast, a mixture of observation distributions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_regimes.distributions.exact import ExactMixture
 
 
 class _OfOneComponent(constraints.Constraint):
-    """The union of the supports of the components, which are the last batch dim."""
+    """The union of the supports of the components along the last batch dim."""
 
     def __init__(self, components: constraints.Constraint) -> None:
         self.components = components
@@ -36,8 +36,8 @@ class _OfOneComponent(constraints.Constraint):
 class Forecast(ExactMixture, dist.MixtureSameFamily):
     """A mixture of the states' observation distributions.
 
-    It differs from Pyro's mixture in two ways: a value may lie in the support of one component
-    only, and a probability of exactly 0 is 0.
+    It differs from Pyro's mixture in two ways. A value may lie in the support of only some
+    components, and the log-probability of an event of probability 0 is -inf.
     """
 
     @constraints.dependent_property

@@ -1,8 +1,8 @@
 """Log densities of the observations in every state.
 
-Where EM has a family for the distribution (:mod:`pyro_regimes.emissions`), the density is the
-family's: the likelihood that SVI differentiates is the one that EM maximises. Other distributions
-use their own ``log_prob``, which for discrete ones is that of :mod:`.exact`.
+If EM has a family for the distribution (:mod:`pyro_regimes.emissions`), the density is computed by
+the family. So SVI differentiates the same likelihood that EM maximises. Other distributions use
+their own ``log_prob``, discrete ones that of :mod:`.exact`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_regimes.kernels import ops
 
 
 class _Known(NamedTuple):
-    """An observation distribution that a family serves."""
+    """An observation distribution with the family that handles it."""
 
     family: Family
     given: Arguments
@@ -33,7 +33,7 @@ class _Known(NamedTuple):
 def as_gaussian(
     observation_dist: Distribution, value: Tensor, is_checked: bool = False
 ) -> Gaussian | None:
-    """What a compiled kernel for the whole chain takes, where one serves the observations.
+    """The arguments of a compiled kernel for the whole chain, or None if there is no such kernel.
 
     :param is_checked: whether the value needs no check by ``observation_dist``.
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
@@ -58,8 +58,8 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
 
     :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
     :param value: ``(..., T) + observation_dist.event_shape``.
-    :param is_checked: whether the value needs no check by ``observation_dist``, which would refuse
-        one that only some of the states can emit.
+    :param is_checked: whether the value needs no check by ``observation_dist``, which would reject
+        values that only some of the states can emit.
     :return: ``(..., T, K)``.
     :raises ValueError: if ``observation_dist`` validates and does not support the value.
     """
@@ -91,7 +91,7 @@ def own_log_prob(
 
 
 def _find(observation_dist: Distribution, value: Tensor, is_checked: bool) -> _Known | None:
-    """The family that EM knows the distribution by, and what it reads; the value is checked."""
+    """Find the family of the distribution and read its arguments; check the value."""
     base, mask = emissions.unwrap(observation_dist)
     event_dim = len(observation_dist.event_shape)
     family = emissions.find_family(base, event_dim)
@@ -103,12 +103,12 @@ def _find(observation_dist: Distribution, value: Tensor, is_checked: bool) -> _K
 
 
 def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
-    """``(..., T, 1) + event``: to be measured against the K components."""
+    """Insert a dim for the K components: ``(..., T, 1) + event``."""
     return value.unsqueeze(-1 - len(observation_dist.event_shape))
 
 
 def _broadcasts_to(shape: torch.Size, wanted: torch.Size) -> bool:
-    """What ``torch.broadcast_shapes`` takes longer to say than a short series takes to measure."""
+    """Whether shapes broadcast; ``torch.broadcast_shapes`` is slow for a short series."""
     if len(shape) > len(wanted):
         return False
     return all(one in (1, other) for one, other in zip(reversed(shape), reversed(wanted)))

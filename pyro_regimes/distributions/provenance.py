@@ -1,7 +1,7 @@
-"""Kernels on tensors that carry Pyro's provenance.
+"""Calls of kernels with tensors that carry Pyro's provenance.
 
-Pyro finds the dependencies of a model by running it on a subclass of Tensor that records where its
-values come from. Kernels take plain tensors only.
+Pyro finds the dependencies of a model by running it on a subclass of Tensor that records the origin
+of its values. Kernels accept plain tensors only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _Result = TypeVar("_Result")
 
 
 def call(kernel: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
-    """``kernel(*args, **kwargs)``, whose tensors carry the provenance of all tensors given.
+    """Call ``kernel(*args, **kwargs)``; its results carry the provenance of all its arguments.
 
-    :param kernel: a function of tensors, and of anything else that carries no provenance.
+    :param kernel: a function of tensors and of other objects without provenance.
     """
     if not any(isinstance(each, ProvenanceTensor) for each in args):
         return kernel(*args, **kwargs)

@@ -17,7 +17,7 @@ from pyro_regimes.kernels import ops
 
 
 class _lazy(lazy_property):
-    """Computed once, with its graph also where the first look comes without gradients."""
+    """A cached property, computed with its graph even if first read without gradients."""
 
     def __get__(self, instance, obj_type=None):  # type: ignore[no-untyped-def]
         if instance is not None and torch.is_inference_mode_enabled():
@@ -36,34 +36,33 @@ class RegimeHMM(TorchDistribution):
 
     **The first observation is emitted by the initial state** (Rabiner 1989), as in hmmlearn,
     dynamax and the textbooks. Pyro's :class:`~pyro.distributions.DiscreteHMM` makes one
-    transition *before* its first observation: the same arguments give another value there. A
-    ``DiscreteHMM`` with T transition slices, slice 0 holding our ``initial_logits`` in every row,
-    agrees exactly.
+    transition *before* its first observation, so its log-probability differs for the same
+    arguments. A ``DiscreteHMM`` with T transition slices, with ``initial_logits`` in every row of
+    slice 0, agrees exactly.
 
-    Time and batch are never guessed: dimension -3 of the transitions and dimension -2 of
-    ``observation_dist.batch_shape`` are always time, and size 1 there means constant in time.
-    ``(K, K)`` and ``(K,)`` alone are promoted. With T observations, transitions that vary in time
-    have T - 1 slices. The event is a whole sequence: ``event_shape`` is T and then that of
-    ``observation_dist``, with 1 in place of T where T is not known before the data come.
+    Dimension -3 of the transitions and dimension -2 of ``observation_dist.batch_shape`` are always
+    time; size 1 means constant in time. Only the shapes ``(K, K)`` and ``(K,)`` are promoted. With
+    T observations, transitions that vary in time have T - 1 slices. The event is a whole sequence:
+    ``event_shape`` is T followed by that of ``observation_dist``, with 1 for T if T is not known
+    in advance.
 
     :param Tensor initial_logits: unnormalised log initial probabilities, ``(..., K)``.
     :param Tensor transition_logits: unnormalised log transition probabilities, (old, new),
         ``(K, K)`` or ``(..., 1 or T-1, K, K)``.
-    :param Distribution observation_dist: one component a state; batch shape ``(K,)`` or
-        ``(..., 1 or T, K)``, any event shape. A discrete observation of probability exactly 0 is
-        impossible, where torch's own ``log_prob`` clamps; the derivative of the logarithm is taken
-        to be 0 there. NaN is refused, unless ``observation_dist`` takes it as missing, such as
-        Pyro's ``NanMaskedNormal``.
+    :param Distribution observation_dist: one component per state; batch shape ``(K,)`` or
+        ``(..., 1 or T, K)``, any event shape. A discrete observation of probability 0 is
+        impossible, unlike in torch, which clamps probabilities; the derivative of its logarithm
+        is defined as 0. NaN raises an error, unless ``observation_dist`` treats it as missing, as
+        Pyro's ``NanMaskedNormal`` does.
     :param bool validate_args: whether to check arguments and values.
-    :param int duration: T, where it is to be fixed before the data come. :meth:`sample` needs it
-        unless transitions or observations vary in time.
-    :param Tensor initial_probs: in place of ``initial_logits``; rows sum to 1.
-    :param Tensor transition_probs: in place of ``transition_logits``; rows sum to 1. A zero is a
-        transition that cannot happen; the derivative of its logarithm is taken to be 0.
-    :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. What
-        a sequence holds after its length is ignored, NaN included; a sample goes on to T.
-    :raises ValueError: where arguments do not fit together, naming what was expected and what
-        came.
+    :param int duration: T, to fix it in advance. :meth:`sample` needs it unless transitions or
+        observations vary in time.
+    :param Tensor initial_probs: alternative to ``initial_logits``; rows sum to 1.
+    :param Tensor transition_probs: alternative to ``transition_logits``; rows sum to 1. A zero is
+        an impossible transition; the derivative of its logarithm is defined as 0.
+    :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
+        after the length are ignored, including NaN. Samples have length T.
+    :raises ValueError: if arguments are invalid or do not match.
 
     >>> import pyro.distributions as dist
     >>> hmm = RegimeHMM(
@@ -74,7 +73,7 @@ class RegimeHMM(TorchDistribution):
     >>> hmm.viterbi(torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]))
     tensor([0, 0, 1, 0, 0])
 
-    The arguments as the caller gave them are kept in :attr:`arguments`.
+    :attr:`arguments` holds the arguments as the caller passed them.
     """
 
     arg_constraints = {
@@ -133,8 +132,8 @@ class RegimeHMM(TorchDistribution):
             lengths=torch.Size() if lengths is None else lengths.shape,
         )
         event_shape = torch.Size([self._duration or 1]) + observation_dist.event_shape
-        super().__init__(batch_shape, event_shape, validate_args=False)  # as has been done
-        del self._validate_args  # the class's again, unless the caller decided
+        super().__init__(batch_shape, event_shape, validate_args=False)  # already validated
+        del self._validate_args  # the default of the class, unless the caller set it
         if validate_args is not None:
             self._validate_args = validate_args
 
@@ -165,17 +164,17 @@ class RegimeHMM(TorchDistribution):
 
     @property
     def duration(self) -> int | None:
-        """T, or None where it is not known before the data come."""
+        """T, or None if it is not known in advance."""
         return self._duration
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """That of ``observation_dist``, at every time."""
+        """The support of ``observation_dist`` at every time."""
         return constraints.independent(self.observation_dist.support, 1)
 
     def expand(self, batch_shape: _size, _instance: RegimeHMM | None = None) -> RegimeHMM:
-        """The same distribution over a larger batch; arguments are shared, not copied."""
-        # Everything is copied, so that a subclass needs no expand() of its own.
+        """Expand the distribution to a larger batch; arguments are shared, not copied."""
+        # All attributes are copied, so that a subclass need not implement expand().
         new = type(self).__new__(type(self)) if _instance is None else _instance
         batch_shape = torch.Size(batch_shape)
         try:
@@ -184,7 +183,7 @@ class RegimeHMM(TorchDistribution):
             fits = False
         if not fits:
             raise ValueError(
-                f"expected a batch shape that {tuple(self.batch_shape)} expands to, got "
+                f"expected batch_shape to be one that {tuple(self.batch_shape)} expands to, got "
                 f"{tuple(batch_shape)}"
             )
         new.__dict__.update(self.__dict__)
@@ -195,23 +194,23 @@ class RegimeHMM(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""The log-likelihood :math:`\log p(x)`, summed over all paths of states.
 
-        Its gradient is the E-step (Fisher's identity). Derivatives of any order are right, in
-        reverse mode and in forward mode, with :mod:`torch.func` or without.
+        Its gradient is the E-step (Fisher's identity). It supports derivatives of any order, in
+        reverse mode and in forward mode, with and without :mod:`torch.func`.
 
         :param value: ``(..., T) + observation_dist.event_shape``.
         :return: ``(...)``, in the dtype that the arguments and the value promote to; -inf, with
             gradient 0, for a sequence of probability zero.
-        :raises ValueError: if the value's shape, length or support does not fit.
+        :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
         """
         log_likelihood, dtype = self._evaluate(value)
         return log_likelihood.to(dtype)
 
     def _log_likelihood(self, value: Tensor) -> Tensor:
-        """:meth:`log_prob` before it is rounded: float64 whatever the dtype of the arguments."""
+        """:meth:`log_prob` in float64, before rounding to the dtype of the arguments."""
         return self._evaluate(value)[0]
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, torch.dtype]:
-        """The log-likelihood in float64, and the dtype that it is to be rounded to."""
+        """The log-likelihood in float64, and the dtype of the result."""
         value = self._check(value)
         found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
@@ -228,9 +227,9 @@ class RegimeHMM(TorchDistribution):
     def filter(self, value: Tensor) -> Categorical:
         r"""The last state given the data, :math:`p(q_T \mid x_1, \dots, x_T)`.
 
-        With ``lengths``, the state at each sequence's last observation. Unlike with Pyro's
-        ``DiscreteHMM``, feeding its logits back as ``initial_logits`` for the data that follow is
-        off by one transition here: the initial state emits, so make the transition first.
+        With ``lengths``, this is the state at each sequence's last observation. To filter the data
+        that follow, multiply by the transition matrix before passing the result as the initial
+        distribution, because the initial state emits. (Pyro's ``DiscreteHMM`` needs no such step.)
 
         :return: a Categorical of batch shape ``(...)``.
         :raises ValueError: for a sequence of probability zero; without validation its
@@ -243,7 +242,7 @@ class RegimeHMM(TorchDistribution):
                 "expected value to have positive probability, got probability 0 for "
                 f"{int(impossible.sum())} of {impossible.numel()} sequences"
             )
-        # torch's own check cannot take an empty batch.
+        # torch's check does not support an empty batch.
         validate_args = self._validate_args and logits.numel() > 0
         return Categorical(logits=logits, validate_args=validate_args)
 
@@ -282,7 +281,7 @@ class RegimeHMM(TorchDistribution):
         value: Tensor,
         sample_shape: _size = torch.Size(),  # noqa: B008 (immutable)
     ) -> Tensor:
-        r"""Paths drawn from :math:`p(q \mid x)` by filtering forwards and sampling backwards.
+        r"""Draw paths from :math:`p(q \mid x)` by forward filtering and backward sampling.
 
         :return: LongTensor ``sample_shape + (..., T)``; -1 on padding and for a sequence of
             probability zero.
@@ -297,12 +296,12 @@ class RegimeHMM(TorchDistribution):
         .. math:: p(x_{T+h} \mid x_1, \dots, x_T) =
             \sum_k \left(p(q_T \mid x) A^h\right)_k b_k(x_{T+h}), \qquad h = 1, \dots, n.
 
-        :param num_steps: n, at least 1.
+        :param num_steps: the number of steps n, at least 1.
         :return: a :class:`pyro_regimes.distributions.Forecast`, a mixture of batch shape
             ``(..., n)``; the regime probabilities are its ``mixture_distribution.probs``,
             ``(..., n, K)``.
-        :raises ValueError: where transitions or observations vary in time, whose future is not
-            known, or ``num_steps`` is not a positive integer.
+        :raises ValueError: if transitions or observations vary in time, as their future values are
+            unknown, or if ``num_steps`` is not a positive integer.
         """
         num_steps = checks.positive_integer("num_steps", num_steps)
         transition = self.transition_probs  # (..., 1, K, K)
@@ -311,7 +310,7 @@ class RegimeHMM(TorchDistribution):
             raise ValueError(
                 "expected transitions and observations that are constant in time, got "
                 f"transitions of shape {tuple(transition.shape)} and observation_dist of batch "
-                f"shape {tuple(sizes)}: what they are after the data is not known"
+                f"shape {tuple(sizes)}; their values after the data are not known"
             )
         probs = self.filter(value).probs.unsqueeze(-2)  # (..., 1, K)
         transition = transition.squeeze(-3).to(probs.dtype)
@@ -324,7 +323,7 @@ class RegimeHMM(TorchDistribution):
         validate_args = self._validate_args and weights.numel() > 0
         return Forecast(
             exact_copy(Categorical(weights, validate_args=validate_args)),
-            # As in log_prob, a value need not lie in the support of every state.
+            # As in log_prob, a value may lie outside the support of some states.
             exact_copy(
                 self.observation_dist, validate_args=False if self._validate_args else None
             ).expand(weights.shape),
@@ -335,10 +334,12 @@ class RegimeHMM(TorchDistribution):
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (immutable)
         """Draw whole sequences, ``sample_shape + batch_shape + event_shape``.
 
-        :raises ValueError: where T is not known; give ``duration``.
+        :raises ValueError: if T is not known; pass ``duration``.
         """
         if self.duration is None:
-            raise ValueError("expected duration to be given: sampling needs the number of steps")
+            raise ValueError(
+                "expected duration, the number of steps to sample, got None; pass duration"
+            )
         shape = torch.Size(sample_shape) + self.batch_shape
         states = provenance.call(
             ops.sample_prior, self.initial_logits, self.transition_logits, self.duration, shape
@@ -353,7 +354,7 @@ class RegimeHMM(TorchDistribution):
         return drawn.gather(state_axis, index).squeeze(state_axis)
 
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The kernels' arguments for one value, checked."""
+        """Check a value and return the arguments of the kernels."""
         return self._chain_of(self._check(value))
 
     def _chain_of(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -363,7 +364,7 @@ class RegimeHMM(TorchDistribution):
         return self.initial_logits, self.transition_logits, logits, self.lengths
 
     def _check(self, value: Tensor) -> Tensor:
-        """The value without padding, checked."""
+        """Check a value and replace its padding."""
         self._check_shape(value)
         if not value.is_floating_point():
             value = value.long()  # bool has no subtraction, and 255 + 1 is 0 in uint8
@@ -373,10 +374,10 @@ class RegimeHMM(TorchDistribution):
         return value
 
     def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The value with its first step in place of padding; where it counts, ``(..., T)``.
+        """Replace padding by the first step; also return the mask of valid steps, ``(..., T)``.
 
-        Padding must not reach observation_dist: the gradient of a log density at NaN is NaN, and
-        stays so however small the weight that it is multiplied with.
+        Padding must not reach observation_dist: the gradient of a log density at NaN is NaN, even
+        after multiplication by a weight of 0.
         """
         if self.lengths is None:
             return value, None
@@ -424,15 +425,15 @@ class RegimeHMM(TorchDistribution):
         return checks.TIME_SLIP
 
     def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
-        """Refuse an observation, where valid, that is outside the support of every state."""
+        """Raise if a valid observation is outside the support of every state."""
         if not value.numel():
-            return  # torch's own check cannot take an empty batch
+            return  # torch's check does not support an empty batch
         try:
             support = self.observation_dist.support
-        except NotImplementedError:  # a distribution need not define it
+        except NotImplementedError:  # a distribution may not define it
             support = None
         if support is None or (_is_real(support) and not value.detach().sum().isnan()):
-            return  # a sum that is no NaN has none in it
+            return  # if the sum is not NaN, no term is
         inside = support.check(self._beside_states(value)).any(-1)  # (..., T)
         if valid is not None:
             inside = inside | ~valid
@@ -448,9 +449,9 @@ class RegimeHMM(TorchDistribution):
 
     @torch.no_grad()
     def _is_missing(self, value: Tensor) -> Tensor:
-        """Where the value holds NaN and ``observation_dist`` has a density of it, ``(..., T)``.
+        """Mask of the NaN values for which ``observation_dist`` has a density, ``(..., T)``.
 
-        Pyro's ``NanMaskedNormal`` takes NaN as missing, though its support does not say so.
+        Pyro's ``NanMaskedNormal`` treats NaN as missing, but does not include it in its support.
         """
         event = value.isnan().reshape(value.shape[: value.dim() - self.event_dim + 1] + (-1,))
         missing = event.any(-1)
@@ -464,7 +465,7 @@ class RegimeHMM(TorchDistribution):
         return missing & ~density.isnan().any(-1)
 
     def _beside_states(self, value: Tensor) -> Tensor:
-        """``(..., T, 1) + event``: to be measured against the K components."""
+        """Insert a dim for the K components: ``(..., T, 1) + event``."""
         return value.unsqueeze(-self.event_dim)
 
 

@@ -1,4 +1,4 @@
-"""A Wishart distribution that variational guides and NUTS can take."""
+"""A Wishart distribution for use with variational guides and NUTS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.types import _size
 
 
 class _PositiveDefinite(type(constraints.positive_definite)):  # type: ignore[misc]
-    """torch's, as a class of its own: torch has no bijection to it, and this one has."""
+    """Positive definite matrices, with a bijection, which torch's constraint lacks."""
 
 
 _positive_definite = _PositiveDefinite()
@@ -90,8 +90,8 @@ class Wishart(dist.Wishart):
 
     .. math:: \log p(P) = \tfrac{\nu - D - 1}{2} \log |P| - \tfrac12 \mathrm{tr}(V^{-1} P) + c
 
-    It is Pyro's own but for its support, to which there is a bijection here: guides such as
-    ``AutoNormal``, and NUTS, can be made for it. Arguments are those of
+    It differs from Pyro's only in its support, which has a bijection, so that guides such as
+    ``AutoNormal`` and NUTS can be used. The arguments are those of
     :class:`torch.distributions.Wishart`.
     """
 
@@ -102,6 +102,6 @@ class Wishart(dist.Wishart):
         sample_shape: _size = torch.Size(),  # noqa: B008 (immutable)
         max_try_correction: int | None = None,
     ) -> Tensor:
-        """By Bartlett's decomposition; torch takes every sample for a singular one, and warns."""
+        """Sample by Bartlett's decomposition; torch treats all samples as singular and warns."""
         drawn: Tensor = self._bartlett_sampling(torch.Size(sample_shape))
         return drawn

@@ -1,6 +1,6 @@
-"""Families of observation distributions that EM sets in closed form, one file a family.
+"""Families of observation distributions with closed-form updates, one file for each family.
 
-:mod:`.base` has the contract. A family that lives elsewhere joins by :func:`register`.
+:mod:`.base` defines the interface. Use :func:`register` to add a family from elsewhere.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, wit
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 
-#: In the order in which they are asked.
+#: The known families, in the order in which they are tried.
 FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL]
 
-#: What :func:`unwrap` takes off. Exactly these: a subclass may have a density of its own.
+#: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.
 WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)
 
 
@@ -42,8 +42,8 @@ def register(family: Family) -> None:
         if both:
             names = sorted(f"{each.__module__}.{each.__name__}" for each in both)
             raise ValueError(
-                f"expected a family of distributions that no other family has, got {names}, which "
-                f"{type(known).__module__} has"
+                f"expected family to have distributions that no other family has, got {names}, "
+                f"which {type(known).__module__} has"
             )
     FAMILIES.append(family)
 
@@ -75,17 +75,17 @@ def _check(family: Family) -> None:
 
 
 class Unwrapped(NamedTuple):
-    """An observation distribution without what is wrapped around it."""
+    """An observation distribution without its wrappers."""
 
     base: Distribution
-    mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
+    mask: Tensor | bool | None  #: mask of the observations that count, ``(..., T, K)``
 
 
 def unwrap(observation_dist: Distribution) -> Unwrapped:
-    """Take off ``to_event``, ``expand`` and ``mask``.
+    """Remove ``to_event``, ``expand`` and ``mask``.
 
-    A mask inside ``to_event``, of single entries of an observation, stays on: it makes another
-    likelihood, which no family here maximises.
+    A mask inside ``to_event``, of single entries of an observation, is not removed: it changes the
+    likelihood, and no family here maximises that.
     """
     mask: Tensor | bool | None = None
     batch_dim = len(observation_dist.batch_shape)
@@ -103,9 +103,9 @@ def unwrap(observation_dist: Distribution) -> Unwrapped:
 def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     """The family of a distribution, or None.
 
-    Types are matched exactly: a subclass may have a density of its own.
+    Types are matched exactly, as a subclass may override the density.
 
-    :param event_dim: of the observation distribution that it stands in.
+    :param event_dim: number of event dims of the observation distribution that contains it.
     """
     for family in FAMILIES:
         if type(base) in family.distributions and event_dim <= family.max_event_dim:

@@ -1,11 +1,11 @@
-r"""Conjugate priors: what they add to the pooled statistics of a parameter.
+r"""Conjugate priors, and the terms that they add to the pooled statistics of a parameter.
 
-With a conjugate prior the maximiser of :math:`Q(\theta) + \log p(\theta)` is that of Q with more
-statistics (Dempster, Laird and Rubin 1977, section 3). For n, s, S the expected weight, sum and
-scatter of the data:
+With a conjugate prior the maximiser of :math:`Q(\theta) + \log p(\theta)` is that of Q with
+additional statistics (Dempster, Laird and Rubin 1977, section 3). Let n, s, S be the expected
+weight, sum and scatter of the data:
 
 ========================  ===========================  ============================================
-a site that holds         with the prior               maximum of the posterior density
+site                      prior                        maximum of the posterior density
 ========================  ===========================  ============================================
 probabilities             Dirichlet(:math:`\alpha`)    counts plus :math:`\alpha - 1`, normalised
 locations                 Normal(m, r)                 :math:`(s / \sigma^2 + m / r^2) \big/
@@ -17,12 +17,13 @@ a precision               Gamma(a, b)                  :math:`(n + 2a - 2) / (S 
 a precision matrix        Wishart(:math:`\nu, V`)      :math:`(n + \nu - D - 1)(S + V^{-1})^{-1}`
 ========================  ===========================  ============================================
 
-The density has its maximum **in the space of the site that carries the prior**, as with
-``AutoDelta``: an inverse gamma variance and a gamma precision of the same law have two modes.
-A Dirichlet concentration below 1 has no mode inside the simplex, and is refused.
+The density is maximised **in the space of the site that carries the prior**, as with
+``AutoDelta``. So equivalent priors, an inverse gamma on a variance and a gamma on a precision, have
+different modes. A Dirichlet with a concentration below 1 has no mode inside the simplex and has no
+closed form.
 
-A function here takes the prior, the shape of its site's value, the shape of the parameter (which
-has the entries of that value in their order) and the number of dims of a cell.
+The functions take the prior, the shape of its site's value, the shape of the parameter (which has
+the same entries in the same order) and the number of dims of a cell.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from pyro_regimes.emissions.statistics import Counts, Spread, WeightedSum
 def dirichlet(
     prior: dist.Dirichlet, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> Counts:
-    """Of probabilities."""
+    """The terms of a Dirichlet prior of probabilities."""
     return Counts(blocks(prior.concentration.expand(given).reshape(shape), event_dim) - 1)
 
 
 def normal(
     prior: dist.Normal, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> WeightedSum:
-    """Of locations."""
+    """The terms of a Normal prior of locations."""
     loc, scale = (
         blocks(each.expand(given).reshape(shape), event_dim) for each in (prior.loc, prior.scale)
     )
@@ -59,7 +60,7 @@ def normal(
 def multivariate_normal(
     prior: dist.MultivariateNormal, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> WeightedSum:
-    """Of locations."""
+    """The terms of a MultivariateNormal prior of locations."""
     loc = blocks(prior.loc.expand(given).reshape(shape), event_dim)
     matrix = prior.precision_matrix.expand(given + given[-1:])
     precision = blocks(matrix.reshape(shape + shape[-1:]), 2)
@@ -80,25 +81,25 @@ def _gamma_arguments(
 def inverse_gamma(
     prior: dist.InverseGamma, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> Spread:
-    """Of variances."""
+    """The terms of an InverseGamma prior of variances."""
     concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
     return Spread(2 * concentration + 2, 2 * rate)
 
 
 def gamma(prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: int) -> Spread:
-    """Of precisions."""
+    """The terms of a Gamma prior of precisions."""
     concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
     return Spread(2 * concentration - 2, 2 * rate)
 
 
 def wishart(prior: dist.Wishart, given: torch.Size, shape: torch.Size, event_dim: int) -> Spread:
-    """Of precision matrices."""
+    """The terms of a Wishart prior of precision matrices."""
     inverse = blocks(prior.precision_matrix.expand(given).reshape(shape), 2)
     freedom = prior.df[..., None, None].expand(given[:-2] + (1, 1)).reshape(-1, 1, 1)
     return Spread(freedom - shape[-1] - 1, inverse)
 
 
-#: Of any location.
+#: The priors of any location.
 LOCATION: dict[type, Conjugate] = {
     dist.Normal: normal,
     dist.MultivariateNormal: multivariate_normal,

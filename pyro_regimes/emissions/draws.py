@@ -1,9 +1,9 @@
-"""Random admissible values of a parameter, far from its present one.
+"""Random admissible values of a parameter, far from its current value.
 
-The model is run at such values to see whether an argument is a parameter everywhere, or only
-where the parameter happens to be: ``tanh(loc)`` looks like ``loc`` at 0, and a clamp is the
-identity inside its bounds. The signs and orders of magnitude of two draws, with seeds below and
-from 1,000, are opposed.
+EM runs the model at such values to check that an argument equals a parameter everywhere, not only
+at its current value: ``tanh(loc)`` equals ``loc`` to first order at 0, and a clamp is the identity
+inside its bounds. Draws with seeds below 1,000 and with other seeds have opposite signs and orders
+of magnitude.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.distributions import constraints, transform_to
 
 
 class Draw(NamedTuple):
-    """What a draw is made of."""
+    """The current value, the constraint and the random numbers of a draw."""
 
-    old: Tensor  #: the present value, float64 on the CPU
+    old: Tensor  #: the current value, float64 on the CPU
     constraint: constraints.Constraint
-    dtype: torch.dtype  #: of the parameter
+    dtype: torch.dtype  #: dtype of the parameter
     generator: torch.Generator
     seed: int
-    mild: bool  #: whether to stay near, for a model that cannot run far away
+    mild: bool  #: whether to stay near the current value, if the model cannot run far away
 
     @property
     def sign(self) -> float:
-        """The side on which, or the direction of magnitude in which, the draw lies."""
+        """The sign of the draw, or of the change of its order of magnitude."""
         return 1.0 if self.seed < 1_000 else -1.0
 
     def normal(self, shape: torch.Size | None = None) -> Tensor:
@@ -51,12 +51,12 @@ def random_value(
     seed: int,
     mild: bool = False,
 ) -> Tensor:
-    """A random admissible value, far from the present one.
+    """Draw a random admissible value, far from the current one.
 
-    :param draw_candidates: of the argument that the parameter may be: values to try, in this
-        order; the first that is finite and meets the constraint is taken. None for any step in
+    :param draw_candidates: :attr:`.Argument.draw` of the argument that the parameter may represent.
+        The first candidate that is finite and satisfies the constraint is used. None steps in
         unconstrained space.
-    :param mild: stay near, for a model that cannot run far away.
+    :param mild: whether to stay near the current value, if the model cannot run far away.
     """
     old = value.detach().cpu().double()
     generator = torch.Generator().manual_seed(seed)
@@ -72,10 +72,10 @@ def random_value(
 
 
 def rows(draw: Draw) -> list[Tensor]:
-    """Rows of probabilities, or what becomes one."""
+    """Rows of probabilities, or values that are normalised to rows."""
     logits = draw.normal() * (1.0 if draw.mild else 4.0)
     if draw.sign < 0 and not draw.mild and draw.old.dim() and draw.old.shape[-1] > 1:
-        # Every row has a small entry, to meet a floor, if not so small that rounding shows.
+        # Every row has an entry small enough to reach a floor, and large enough for rounding.
         low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
         logits = logits * (-0.4 * math.log(torch.finfo(draw.dtype).eps)) / (high - low)
     candidates = [logits.softmax(-1)]
@@ -83,13 +83,13 @@ def rows(draw: Draw) -> list[Tensor]:
         candidates.insert(0, logits.exp())
     if draw.constraint is constraints.real:
         candidates.insert(0, logits)
-    if draw.mild:  # probabilities without a constraint can be nothing else
+    if draw.mild:  # probabilities without a constraint must be a row as well
         candidates.reverse()
     return candidates
 
 
 def location(draw: Draw) -> list[Tensor]:
-    """Any real numbers."""
+    """Real numbers."""
     if draw.mild:
         return [draw.old + draw.normal()]
     sides = torch.Generator().manual_seed(draw.seed % 1_000)  # the same for both draws
@@ -99,7 +99,7 @@ def location(draw: Draw) -> list[Tensor]:
 
 
 def positive(draw: Draw) -> list[Tensor]:
-    """Positive numbers, where the parameter is constrained to such."""
+    """Positive numbers, if the constraint of the parameter allows only these."""
     ones = torch.ones_like(draw.old)
     if not bool(draw.constraint.check(ones).all()) or bool(draw.constraint.check(-ones).any()):
         return []
@@ -108,7 +108,7 @@ def positive(draw: Draw) -> list[Tensor]:
 
 
 def matrices(draw: Draw) -> list[Tensor]:
-    """A positive definite matrix and its Cholesky factor, where the value is one of the two."""
+    """A positive definite matrix and its Cholesky factor, if the value is one of the two."""
     old = draw.old
     if old.dim() < 2 or old.shape[-1] != old.shape[-2] or not old.numel():
         return []
@@ -125,5 +125,5 @@ def matrices(draw: Draw) -> list[Tensor]:
 
 
 def factors(draw: Draw) -> list[Tensor]:
-    """As :func:`matrices`, the factor first."""
+    """As :func:`matrices`, with the factor first."""
     return matrices(draw)[::-1]

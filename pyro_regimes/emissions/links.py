@@ -1,10 +1,10 @@
-r"""How a parameter may stand for an argument: as itself, or through a known bijection.
+r"""Parametrisations of an argument: the identity, or another known bijection of a parameter.
 
-A standard deviation may be held as such, or as a variance, a precision, or the logarithm of one of
-the three; a covariance as itself, as its Cholesky factor or as a precision; probabilities as such
-or as logits. Such a parameter is maximised in the argument's own coordinates, and written back
-through the inverse: a maximum of the likelihood does not depend on coordinates. (That of a
-posterior density does: see :mod:`.conjugate`.)
+A standard deviation may be parametrised as such, by a variance, by a precision, or by the logarithm
+of one of the three; a covariance as such, by its Cholesky factor or by a precision; probabilities
+as such or by logits. The maximiser is computed in the argument's coordinates and written back
+through the inverse, because a maximum of the likelihood does not depend on coordinates. (The
+maximum of a posterior density does: see :mod:`.conjugate`.)
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ Map = Callable[[Tensor], Tensor]
 class Link(NamedTuple):
     """A bijection from a parameter's cells to the blocks of an argument."""
 
-    name: str  #: what the parameter holds
+    name: str  #: name of the quantity that the parameter holds
     forward: Map
     inverse: Map
-    is_lower: bool = False  #: whether the parameter is a lower triangle, and nothing above it
+    is_lower: bool = False  #: whether the parameter is a lower triangular matrix
 
     @property
     def is_identity(self) -> bool:
-        """Whether the parameter is the argument itself."""
+        """Whether the parameter equals the argument."""
         return self.forward is _itself
 
 
 def noise(link: Link, cells: Tensor, held: Tensor) -> Tensor:
-    """How far rounding of its cells moves what a link makes of matrices: ``(cells,)``, relative.
+    """Relative error of a matrix argument from rounding of its cells: ``(cells,)``.
 
-    A model computes it in a way of its own, and may differ by as much.
+        A model may compute the argument in another way and differ by this much.
 
     :param held: ``link.forward(cells)``.
     """
     eps = torch.finfo(cells.dtype).eps
     index = torch.arange(1, cells.shape[-1] + 1, dtype=cells.dtype, device=cells.device)
     worst = torch.zeros_like(held[..., 0, 0])
-    for turn in (3.0, 5.0, 7.0):  # one direction may be one that the link does not amplify
+    for turn in (3.0, 5.0, 7.0):  # the link may not amplify errors in a single direction
         signs = (turn * index.unsqueeze(-1) * index).sin()  # symmetric, and otherwise arbitrary
         error = (link.forward(cells * (1 + 4 * eps * signs)) - held).abs()
         worst = torch.maximum(worst, error.amax((-2, -1)))
@@ -62,7 +62,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """NaN where it is not positive definite, as a maximiser's own NaN is."""
+    """The Cholesky factor; NaN if the matrix is not positive definite, or NaN."""
     factor, info = torch.linalg.cholesky_ex(_symmetric(matrix))
     return factor.masked_fill((info != 0)[..., None, None], torch.nan)
 
@@ -92,13 +92,13 @@ def _log_over(factor: float) -> Map:
 
 
 def _log_of_probs(probs: Tensor) -> Tensor:
-    """With a derivative of 0, and none that is infinite, where a probability is 0."""
+    """The logarithm of probabilities, with derivative 0 at a probability of 0."""
     known = probs > 0
     return torch.where(known, torch.where(known, probs, 1.0).log(), -torch.inf)
 
 
 def identity(name: str) -> Link:
-    """A parameter that is the argument itself."""
+    """The link of a parameter that equals the argument."""
     return Link(name, _itself, _itself)
 
 
@@ -107,11 +107,11 @@ def forward(link: Link, cells: Tensor) -> Tensor:
     return link.forward(cells)
 
 
-# What a parameter may be, by what the argument is: the argument itself first.
+# The links of each kind of argument; the identity comes first.
 
 PROBABILITIES = (
     identity("probabilities"),
-    # Of a probability, which a model's rows become before they are compared.
+    # Links of probabilities, to which a model's rows are converted before they are compared.
     Link("logits", lambda value: value.softmax(-1), _log_of_probs),
 )
 

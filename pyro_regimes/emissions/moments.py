@@ -6,8 +6,8 @@ For the weights :math:`w_t`, about the origin o,
     n = \sum_t w_t, \qquad f = \sum_t w_t (x_t - o), \qquad
     S = \sum_t w_t (x_t - o)(x_t - o)^\top,
 
-and about :math:`\mu = o + d` the scatter is :math:`S - f d^\top - d f^\top + n d d^\top`. Taken
-about the old location they need one pass over the data for the new location and the new spread.
+and about :math:`\mu = o + d` the scatter is :math:`S - f d^\top - d f^\top + n d d^\top`. If o is
+the old location, one pass over the data gives both the new location and the new spread.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Observed, over_sequences
 from pyro_regimes.kernels import ops
 
-#: Of a scale or a covariance.
+#: The reason why a scale or a covariance may have no maximum.
 WHY_UNBOUNDED = (
     "a state has too little spread for a positive definite covariance; it keeps its value there. A "
     "positive min_eigenvalue bounds the likelihood"
 )
 
-#: A scatter about another origin must keep more than this share of itself, lest digits are lost.
+#: A change of origin must keep at least this share of a scatter; otherwise digits are lost.
 _LEAST_SHARE = 1e-3
 
 
 class Moments(NamedTuple):
-    """Of each block; ``*event`` is (D,) for vectors. They add up only about one origin."""
+    """Moments of each block; ``*event`` is (D,) for vectors. Add only moments about one origin."""
 
     origin: Tensor  #: broadcasts to ``first``
     weight: Tensor  #: ``(..., 1 or T, K)`` and a 1 for each dim of the event
     first: Tensor  #: ``(..., 1 or T, K, *event)``
-    #: ``(..., D, D)``, or ``(..., *event)`` of independent series; None where it was not taken
+    #: ``(..., D, D)``, or ``(..., *event)`` of independent series; None if not computed
     second: Tensor | None
 
 
 def take(
     observed: Observed, origin: Tensor, is_full: bool, with_second: bool
 ) -> Moments:
-    """Moments about an origin.
+    """Compute moments about an origin.
 
-    :param origin: ``(..., 1 or T, K or 1, *event)``; leading dims may be left out.
+    :param origin: ``(..., 1 or T, K or 1, *event)``; leading dims may be missing.
     :param is_full: whether the second moments are matrices.
     """
     event_dim = observed.event_dim
@@ -76,7 +76,7 @@ def take(
 def _take_by_time(
     observed: Observed, origin: Tensor, is_full: bool, with_second: bool
 ) -> Moments:
-    """Where the distribution, or the origin, varies in time."""
+    """Moments for a distribution or an origin that varies in time."""
     event_dim, varies = observed.event_dim, observed.varies
     deviation = observed.value - origin  # (..., T, K, *event)
     weight = observed.weights.reshape(observed.weights.shape + (1,) * event_dim)
@@ -100,7 +100,7 @@ def _take_by_time(
 def is_accurate(moments: Moments, loc: Tensor, is_full: bool) -> Tensor | bool:
     """Which blocks keep enough digits of the scatter about another location.
 
-    Asked on the CPU alone: elsewhere a look at numbers costs more than another pass.
+    Only the CPU checks this. On other devices, reading a result costs more than another pass.
     """
     if moments.second is None or loc.device.type != "cpu":
         return False
@@ -144,8 +144,8 @@ def total(
 ) -> Moments:
     """The sum over all sequences about one origin for all states and times, float64.
 
-    :param num_batch_dims: how many dims stand before those of time and state.
-    :param like: has that origin; None for the mean of all data.
+    :param num_batch_dims: number of dims before those of time and state.
+    :param like: moments about the origin to use; None uses the mean of all data.
     """
     doubled = (None if part is None else part.double() for part in moments)
     given = Moments(*doubled)  # type: ignore[arg-type]

@@ -1,20 +1,21 @@
-"""Correlated Gaussian series: ``MultivariateNormal``, by covariance, Cholesky factor or precision.
+"""The family of correlated Gaussian series, ``MultivariateNormal``.
 
 .. math::
     \\mu_k = \\frac{\\sum_t \\gamma_t(k) x_t}{\\sum_t \\gamma_t(k)}, \\qquad
     \\Sigma_k = \\frac{\\sum_t \\gamma_t(k) (x_t - \\mu_k)(x_t - \\mu_k)^\\top}
                       {\\sum_t \\gamma_t(k)}
 
-(equations 35 and 41; Bilmes 1998). The sums run over everything that shares the parameter: one
-covariance for all states is the pooled scatter. A location shared over different covariances is
+(equations 35 and 41; Bilmes 1998). The spread may be given by a covariance, its Cholesky factor or
+a precision matrix. The sums run over everything that shares the parameter: one covariance for all
+states is the pooled scatter. A location shared over different covariances is
 
 .. math::
     \\mu = \\Big(\\sum_{t,k} \\gamma_t(k) \\Sigma_k^{-1}\\Big)^{-1}
         \\sum_{t,k} \\gamma_t(k) \\Sigma_k^{-1} x_t,
 
-which maximises the likelihood given the covariances; they then follow about the new location (ECM:
-Meng and Rubin 1993). With a floor on the eigenvalues, those of :math:`\\Sigma_k` below it are set
-to it: the exact maximiser under that constraint.
+which maximises the likelihood given the covariances; these are then updated about the new location
+(ECM: Meng and Rubin 1993). With a floor, eigenvalues of :math:`\\Sigma_k` below it are raised to
+it, which gives the exact maximiser under that constraint.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _loc_and_factor(given: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def _constant(value: Tensor, loc: Tensor, factor: Tensor) -> Gaussian | None:
-    """What the kernels take, where nothing varies in time."""
+    """Arguments of the kernels, for a distribution that is constant in time."""
     if loc.shape[-3:-2] not in ((), (1,)) or factor.shape[-4:-3] not in ((), (1,)):
         return None
     return Gaussian(value, ops.without_time(loc, 2), ops.without_time(factor, 3))
@@ -155,7 +156,7 @@ def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
 
 
 def _covariance(pooled: Spread, floor: float) -> tuple[Tensor, Tensor]:
-    """The maximiser and its Cholesky factor; NaN where it is not positive definite."""
+    """The maximiser and its Cholesky factor; NaN if it is not positive definite."""
     covariance = divide(pooled.scatter, pooled.weight)
     covariance = (covariance + covariance.mT) / 2
     if floor > 0 and not _exceeds(covariance, floor):
@@ -164,8 +165,8 @@ def _covariance(pooled: Spread, floor: float) -> tuple[Tensor, Tensor]:
         raised = _raise_eigenvalues(torch.where(known, covariance, eye), floor)
         covariance = torch.where(known, raised, torch.nan)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    # The square of a pivot is what of a variance the series before it do not explain. Below
-    # rounding the matrix counts as singular: written and read again, it would be refused.
+    # The square of a pivot is the conditional variance given the series before it. Below rounding
+    # the matrix counts as singular: after writing and reading it back, it would be invalid.
     variance, pivot = (part.diagonal(dim1=-2, dim2=-1) for part in (covariance, factor))
     rounding = 16 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
     singular = (info != 0) | ~(pivot**2 > rounding * variance).all(-1)
@@ -177,7 +178,7 @@ def _covariance(pooled: Spread, floor: float) -> tuple[Tensor, Tensor]:
 
 
 def _exceeds(matrix: Tensor, floor: float) -> bool:
-    """Whether all eigenvalues of all matrices are above ``floor``, at a fraction of their cost."""
+    """Whether all eigenvalues of all matrices exceed ``floor``, without computing them."""
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     below = torch.diag_embed(torch.full_like(diagonal, floor))
     return bool((torch.linalg.cholesky_ex(matrix - below).info == 0).all())
@@ -206,9 +207,9 @@ def _feasible_precision(precision: Tensor, floor: float) -> Tensor:
 
 
 def _exceeds_rounding(factor: Tensor) -> Tensor:
-    """Whether each pivot of a matrix, given its factor, is more than rounding of its diagonal.
+    """Whether each pivot of a factorised matrix exceeds the rounding error of its diagonal.
 
-    The square of a pivot is what of a variance the series before it do not explain.
+    The square of a pivot is the conditional variance given the series before it.
     """
     pivot, variance = factor.diagonal(dim1=-2, dim2=-1), factor.tril().square().sum(-1)
     rounding = factor.shape[-1] * torch.finfo(factor.dtype).eps
@@ -233,7 +234,7 @@ class _Root(NamedTuple):
     Frobenius norm over n.
     """
 
-    of: Callable[[Tensor], Tensor]  #: the root of a spread as the argument holds it
+    of: Callable[[Tensor], Tensor]  #: the root of a spread in the argument's parametrisation
     spread: Callable[[Tensor, Tensor], Tensor]  #: from R and the symmetric matrix (e + e') / 2
 
     def perturb(self, spread: Tensor, by: Tensor) -> Tensor:
@@ -337,20 +338,20 @@ PRECISION_MATRIX = replace(
 
 
 class _Family(Family):
-    """``MultivariateNormal(loc, ...)``, by any one of the three matrices."""
+    """``MultivariateNormal(loc, ...)``, with any one of the three matrices."""
 
     distributions = (MultivariateNormal, dist.MultivariateNormal)
     max_event_dim = 1
     arguments = (LOC, COVARIANCE_MATRIX, SCALE_TRIL, PRECISION_MATRIX)
 
     def read(self, distribution: MultivariateNormal) -> Arguments:
-        """Location, and the one of the three matrices that the caller gave."""
-        # torch keeps that one as an attribute; the others join it when somebody looks at them.
+        """The location, and the one of the three matrices that the caller passed."""
+        # torch keeps that one as an attribute, and computes the others when they are read.
         given = next(name for name in vars(distribution) if name in _SPREADS)
         return {"loc": distribution.loc, given: getattr(distribution, given)}
 
     def read_for_density(self, distribution: MultivariateNormal) -> Arguments:
-        """The Cholesky factor: from another matrix, torch has computed it, differentiably."""
+        """The location and the Cholesky factor, which torch computes differentiably."""
         return {"loc": distribution.loc, "scale_tril": distribution._unbroadcasted_scale_tril}
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
@@ -368,7 +369,7 @@ class _Family(Family):
         return _constant(value, *_loc_and_factor(given))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
-        """Moments about the present locations."""
+        """Moments about the current locations."""
         with_second = not names.isdisjoint(_SPREADS)
         return moments.take(observed, given["loc"], True, with_second)
 
@@ -377,7 +378,7 @@ class _Family(Family):
         return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=True)
 
     def merge(self, accurate: Tensor, stats: Moments, again: Moments) -> Moments:
-        """Moments about two origins, block by block."""
+        """Combine moments about two origins, block by block."""
         return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:

@@ -1,4 +1,4 @@
-"""Independent Gaussian series: ``Normal(loc, scale)``, alone or as ``.to_event(n)``.
+"""The family of independent Gaussian series, ``Normal(loc, scale)`` with or without ``to_event``.
 
 .. math::
     \\mu_k = \\frac{\\sum_t \\gamma_t(k) x_t}{\\sum_t \\gamma_t(k)}, \\qquad
@@ -6,8 +6,8 @@
 
 (equations 35 and 41, series by series; Bilmes 1998). Both sums run over everything that shares the
 parameter. A location that is shared over different scales is the mean weighted with
-:math:`\\gamma_t(k) / \\sigma_k^2`, which maximises the likelihood given the scales; the scales then
-follow about the new location (ECM: Meng and Rubin 1993).
+:math:`\\gamma_t(k) / \\sigma_k^2`, which maximises the likelihood given the scales; the scales are
+then updated about the new location (ECM: Meng and Rubin 1993).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _Family(Family):
     arguments = (LOC, SCALE)
 
     def read(self, distribution: Normal) -> Arguments:
-        """Location and standard deviation."""
+        """The location and the standard deviation."""
         return {"loc": distribution.loc, "scale": distribution.scale}
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
@@ -159,7 +159,7 @@ class _Family(Family):
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
-        """Standard deviations in place of a Cholesky factor; of one series, a vector of size 1."""
+        """The kernels' arguments, with standard deviations as the factor; one series has D = 1."""
         if event_dim > 1 or value.dtype not in _KERNEL_DTYPES:
             return None
         both = []
@@ -176,7 +176,7 @@ class _Family(Family):
         return Gaussian(value if event_dim else value.unsqueeze(-1), loc, scale.unsqueeze(-1))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
-        """Moments about the present locations."""
+        """Moments about the current locations."""
         return moments.take(observed, given["loc"], False, with_second="scale" in names)
 
     def is_accurate(self, stats: Moments, given: Arguments, name: str) -> Tensor | bool:
@@ -184,7 +184,7 @@ class _Family(Family):
         return name == "loc" or moments.is_accurate(stats, given["loc"], is_full=False)
 
     def merge(self, accurate: Tensor, stats: Moments, again: Moments) -> Moments:
-        """Moments about two origins, block by block."""
+        """Combine moments about two origins, block by block."""
         return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:

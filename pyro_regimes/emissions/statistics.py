@@ -1,6 +1,6 @@
-"""Pooled statistics: of every cell of a parameter, ready to be maximised.
+"""Pooled statistics of the cells of a parameter.
 
-Each is a NamedTuple whose first field is the weight, and each can be added.
+Each type is a NamedTuple whose first field is the weight. Statistics of one type can be added.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from torch import Tensor
 
 
 class Counts(NamedTuple):
-    """Of rows of probabilities: expected counts ``(..., K)``."""
+    """Statistics of rows of probabilities: expected counts ``(..., K)``."""
 
     counts: Tensor
 
 
 class WeightedSum(NamedTuple):
-    """Of locations: weights and weighted sums of the observations.
+    """Statistics of locations: weights and weighted sums of the observations.
 
-    Where a cell serves blocks of different spread, both are weighted with the precisions: elements
-    with their own, and vectors with matrices.
+    If a cell is used for blocks of different spread, both are weighted with precisions, which are
+    numbers for elements and matrices for vectors.
     """
 
     weight: Tensor  #: n, or n times the precisions of elements
     total: Tensor
-    precision: Tensor | None  #: of vectors: n times the precision matrices; None where not weighted
+    precision: Tensor | None  #: for vectors: n times the precision matrices; None if not weighted
 
 
 class Spread(NamedTuple):
-    """Of scales and covariances: weights, and weighted squares or products of deviations."""
+    """Statistics of scales and covariances: weights, weighted squares or products of deviations."""
 
     weight: Tensor
     scatter: Tensor

@@ -1,4 +1,4 @@
-"""RegimeModel, the scikit-learn estimator of market regimes, and what it is made of."""
+"""The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel

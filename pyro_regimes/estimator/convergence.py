@@ -1,4 +1,4 @@
-"""Whether starts have come to rest, by the losses of their steps."""
+"""Convergence of starts, judged by the losses of their steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def steady_starts(losses: Tensor, tol: float | None, window: int) -> Flags:
-    """Which starts moved by less than ``tol`` in each of the last ``window`` steps."""
+    """Which starts changed their loss by less than ``tol`` in each of the last ``window`` steps."""
     if tol is None or len(losses) <= window:
         return np.zeros(losses.shape[1], dtype=bool)
     steady: Flags = np.abs(np.diff(to_numpy(losses[-window - 1 :]), axis=0)) < tol
@@ -18,6 +18,6 @@ def steady_starts(losses: Tensor, tol: float | None, window: int) -> Flags:
 
 
 def to_numpy(losses: Tensor) -> npt.NDArray[np.float64]:
-    """In float64."""
+    """Convert losses to a float64 array."""
     array: npt.NDArray[np.float64] = losses.detach().cpu().double().numpy()
     return array

@@ -1,4 +1,4 @@
-"""A fitted model at work: likelihoods, probabilities, paths and forecasts."""
+"""Computations with a fitted model: likelihoods, probabilities, paths and forecasts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_regimes.kernels import ops
 
 
 class FittedHMM(NamedTuple):
-    """Parameters, and where to compute. Data are ``(T, D)``, with the sizes of the sequences."""
+    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
 
     parameters: Parameters
     spec: Spec
@@ -30,7 +30,7 @@ class FittedHMM(NamedTuple):
     device: torch.device
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
-        """Over all sequences."""
+        """The log-likelihood of all sequences."""
         with self._computing():
             hmm, x, _, offset = self._scaled(data, sizes)
             return float(hmm.log_prob(x).double().sum()) - offset
@@ -78,11 +78,11 @@ class FittedHMM(NamedTuple):
         return Forecast(probs, mean, within + between, mixture)
 
     def pyro_model(self) -> PyroModel:
-        """A Pyro model function whose parameters start here."""
+        """A Pyro model function that starts from these parameters."""
         return pyro_model(self._arguments(self.parameters), self.spec)
 
     def _computing(self) -> AbstractContextManager[None]:
-        """A context for computation with torch, without the caller's modes."""
+        """A context in which torch computes without the caller's modes."""
         return plain_torch(self.device)
 
     def _arguments(self, parameters: Parameters) -> dict[str, Tensor]:
@@ -92,9 +92,10 @@ class FittedHMM(NamedTuple):
     def _scaled(
         self, data: Array, sizes: list[int]
     ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
-        """The model and the data in units that suit any dtype, and log p(z) - log p(x).
+        """Scale the model and the data to units that suit any dtype.
 
-        Between them the lengths, as :func:`.pad` has them.
+        :return: the distribution, the scaled data z, their lengths as :func:`.pad` returns them,
+            and log p(z) - log p(x).
         """
         emission = self.parameters.emission
         units = self.spec.units_of(emission)

@@ -1,4 +1,4 @@
-"""Maximum likelihood from many starts in one batch: by EM, or by SVI on the same Pyro model."""
+"""Maximum-likelihood fits from many starts in one batch, by EM or by SVI."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FittedRegimes(NamedTuple):
     regime_names: list[str]
     history: Array  #: log-likelihood before each iteration, and the final one
     converged: bool
-    warning: str | None  #: what the user is to be told
+    warning: str | None  #: the message of a warning for the user
 
 
 def fit_regimes(
@@ -38,20 +38,20 @@ def fit_regimes(
     rng: np.random.RandomState,
     callback: Callback | None,
 ) -> FittedRegimes:
-    """The whole fit, from the data to the regimes.
+    """Fit regimes to data.
 
-    It computes in units of the data's spread, about their center: Adam's steps suit any data then,
-    and float32 suffices.
+    The data are centered and scaled first, so that Adam's learning rate suits any data and float32
+    suffices.
 
     :param data: ``(T, D)``, of all sequences.
-    :param sizes: the numbers of rows of the sequences.
+    :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
     """
     units = spec.units(data, settings.min_eigenvalue)
     z, offset = units.scale(data), units.log_jacobian(len(data))
     min_eigenvalue = settings.min_eigenvalue / units.unit[0] ** 2
     least = spec.collapsed_variance(z, settings.dtype)
-    num_starts = settings.n_init if settings.n_regimes > 1 else 1  # where all starts are one
+    num_starts = settings.n_init if settings.n_regimes > 1 else 1  # else all starts are equal
     starts = make_starts(
         z, settings.n_regimes, num_starts, spec, max(least, min_eigenvalue), rng
     )
@@ -111,24 +111,24 @@ class FittedStarts(NamedTuple):
     def own_history(self, start: int, tol: float) -> Array:
         """The history of one start of EM, up to the step that raised it by less than ``tol``.
 
-        From there on it waited for the others.
+        After that step the start is frozen while the others continue.
         """
         whole: Array = self.history[:, start]
         level = np.flatnonzero(np.diff(whole) < tol)
         return whole[: level[0] + 2] if len(level) else whole
 
     def best(self) -> int:
-        """The start with the highest final log-likelihood, sound ones first.
+        """The start with the highest final log-likelihood; degenerate ones only if all are.
 
-        A collapsed regime's likelihood grows without bound and says nothing about the data.
+        The likelihood of a collapsed regime grows without bound, so it is not comparable.
 
         :raises ValueError: if no start has a finite log-likelihood.
         """
         final = self.history[-1]
         if not np.isfinite(final).any():
             raise ValueError(
-                "expected X to which the hidden Markov model can be fitted, got a "
-                f"log-likelihood that is not finite from each of {len(final)} starts"
+                "expected X to have a finite log-likelihood, got none from any of "
+                f"{len(final)} starts; look for outliers in X, or set min_eigenvalue"
             )
         sound = np.isfinite(final) & (~self.degenerate | self.degenerate.all())
         if not sound.any():
@@ -149,14 +149,14 @@ def fit_starts(
     least: float,
     callback: Callback | None = None,
 ) -> FittedStarts:
-    """Run all starts together, in a parameter store of their own.
+    """Run all starts in one batch, in a private parameter store.
 
     :param starts: parameters with R starts in front.
     :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
-    :param min_eigenvalue: the least variance that a user asked for.
+    :param min_eigenvalue: the user's floor of the variances.
     :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
-        larger. The larger of both is a floor that the fit keeps to, which keeps the other starts
-        alive when one collapses.
+        larger. The larger of the two is the floor of the fit, so that one start may collapse
+        without stopping the others.
     :param callback: called after each step with its number, from 1, and the loss of all starts.
     """
     arguments = partial(
@@ -184,10 +184,10 @@ def fit_starts(
 
 
 class _FitEM(IsolatedEM):
-    """EM that leaves it to :class:`.RegimeModel` to warn of starts that have not converged."""
+    """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
     def _warn(self, message: str) -> None:
-        # A start whose covariances are all but singular may end before its maximum, because of
-        # rounding. EM freezes it there. What is not confirmed has not converged.
+        # Rounding may stop a start with nearly singular covariances before its maximum. EM freezes
+        # it there. A start that the check does not confirm counts as not converged.
         if "lowered the log-likelihood" not in message and "check of convergence" not in message:
             super()._warn(message)

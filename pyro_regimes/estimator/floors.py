@@ -1,4 +1,4 @@
-"""Constraints of parameters that may reach a floor, for gradient-based methods."""
+"""Constraints that let gradient methods reach a floor of variances."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch.distributions.transforms import Transform
 class ScalesFrom(constraints.Constraint):
     r"""Standard deviations of at least :math:`s`, parametrised as :math:`s \cosh u`.
 
-    Far above s this is the exponential of u. The least value is at u = 0, where a likelihood that
-    would rise further below s has an ordinary maximum, to which gradient ascent converges.
+    Far above s this is approximately an exponential of u. The least value is at u = 0. If the
+    likelihood would rise further below s, it has an ordinary maximum in u there, to which gradient
+    ascent converges.
     """
 
     def __init__(self, least: float) -> None:
@@ -20,7 +21,7 @@ class ScalesFrom(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each is one."""
+        """Whether each value satisfies the constraint."""
         return value >= self.least
 
 
@@ -38,7 +39,7 @@ class EigenvaluesFrom(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each matrix is one."""
+        """Whether each matrix satisfies the constraint."""
         symmetric: Tensor = constraints.symmetric.check(value)
         return symmetric & (torch.linalg.eigvalsh(value)[..., 0] >= self.floor)
 

@@ -1,6 +1,6 @@
-"""Gaussian observations: what :class:`.RegimeModel` asks of an emission, for each covariance type.
+"""Gaussian emissions of :class:`.RegimeModel`, for each covariance type.
 
-:class:`MatrixGaussian` has one covariance matrix for each regime ("full") or one for all ("tied");
+:class:`MatrixGaussian` has one covariance matrix for each regime ("full") or one for all ("tied").
 :class:`DiagonalGaussian` has a variance for each series ("diag") or one for all ("spherical").
 """
 
@@ -28,21 +28,21 @@ _SINGULAR = 1e-3
 
 @dataclass(frozen=True)
 class _Gaussian:
-    """``means`` ``(..., K, D)`` and ``covariances``: what the types of :class:`.Spec` share."""
+    """Common code of the covariance types: ``means`` ``(..., K, D)`` and ``covariances``."""
 
     covariance_type: str
     attributes: tuple[str, ...] = field(default=("means", "covariances"), init=False)
 
-    # ---- what a subclass decides
+    # ---- implemented by subclasses
 
-    _equal_units = False  # whether covariances keep their form only if all series have one unit
+    _equal_units = False  # whether the covariances need the same unit for all series
 
     def _squares(self, unit: Array) -> Array:
-        """By which a change of unit multiplies the covariances."""
+        """The factors of the covariances under a change of unit."""
         raise NotImplementedError
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
-        """Covariances of clusters, the overall one in place of any that is nearly singular.
+        """Covariances of clusters; the overall one replaces those that are nearly singular.
 
         :param scatters: the covariance matrix of each cluster, ``(K, D, D)``.
         :param counts: the number of observations of each cluster, ``(K,)``.
@@ -65,12 +65,12 @@ class _Gaussian:
         deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
         scale = deviations[:, :, None] * deviations[:, None]
         try:
-            np.linalg.cholesky(full)  # which reads one triangle only
+            np.linalg.cholesky(full)  # reads one triangle only
             regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
         except np.linalg.LinAlgError:
             regular = False
         if not regular:
-            raise ValueError("covariances_ that are not symmetric and positive definite")
+            raise ValueError("covariances_ are not symmetric and positive definite")
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -83,7 +83,7 @@ class _Gaussian:
     # ---- units
 
     def units(self, data: Array, min_eigenvalue: float) -> Units:
-        # A floor of eigenvalues is one in other units only if these are equal.
+        # A floor of eigenvalues stays one only if all series are scaled by the same unit.
         equal = self._equal_units or min_eigenvalue > 0
         return Units.of(data.mean(0), data.var(0), equal=equal)
 
@@ -140,7 +140,7 @@ class _Gaussian:
 class MatrixGaussian(_Gaussian):
     """Covariance matrices ``(..., K, D, D)``, or one for all regimes ``(..., D, D)``."""
 
-    shared: bool  #: whether one matrix serves all regimes
+    shared: bool  #: whether all regimes have the same matrix
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         matrix = (num_series, num_series)
@@ -186,7 +186,7 @@ class MatrixGaussian(_Gaussian):
 
     def to_arguments(self, emission: Emission) -> dict[str, Array]:
         covariances = emission["covariances"]
-        if self.shared and covariances.ndim > 2:  # among several starts: a dim of one regime
+        if self.shared and covariances.ndim > 2:  # several starts: insert a dim for the regimes
             covariances = np.expand_dims(covariances, -3)
         return {"loc": emission["means"], "covariance_matrix": covariances}
 
@@ -333,7 +333,7 @@ def _overall(x: Array, floor: float) -> Array:
 
 
 def _scatter(x: Array, weights: Array) -> Array:
-    """The weighted covariance matrix of observations; zero where all weights are."""
+    """The weighted covariance matrix of observations; zero if all weights are zero."""
     members = weights > 0
     if not members.any():
         return np.zeros((x.shape[1], x.shape[1]))

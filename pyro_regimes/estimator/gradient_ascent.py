@@ -17,21 +17,22 @@ from pyro_regimes.infer.isolation import isolated
 
 Callback = Callable[[int, float], None]
 
-LEARNING_RATE = 0.05  # of Adam, for data of unit variance
+LEARNING_RATE = 0.05  # learning rate of Adam, for data of unit variance
 STEADY = 10  # the steps over which the log-likelihood must not move: Adam's may pause at a turn
 
 
 class GradientAscent:
-    """Adam on the log-likelihood: what :class:`~pyro.infer.SVI` does with an empty guide.
+    """Adam on the log-likelihood, as :class:`~pyro.infer.SVI` with an empty guide.
 
-    The floor of covariances is one of their parametrisation (:mod:`.floors`), in which
-    the maximum within the floor is an ordinary one: that of EM with the same floor.
+    The floor of the covariances is built into their parametrisation (:mod:`.floors`). In these
+    coordinates the constrained maximum is an ordinary one, and equals that of EM with the same
+    floor.
 
-    A start has converged when its log-likelihood changes by less than ``tol`` in each of
-    :data:`STEADY` steps in a row, and one step of EM from there would raise it by less than these
-    steps may have together. Adam may pause, or make steps too small to tell, far below a maximum;
-    to first order a step of EM gains what the gradient promises, half of g' I^-1 g with I the
-    information of the complete data.
+    A start has converged if its log-likelihood changes by less than ``tol`` in each of
+    :data:`STEADY` successive steps, and if one step of EM would raise it by less than
+    ``STEADY * tol``. The second condition is needed because Adam may pause, or make very small
+    steps, far below a maximum. To first order a step of EM gains half of g' I^-1 g, with the
+    gradient g and the complete-data information I.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class GradientAscent:
         self._store = ParamStoreDict()
 
     def values(self) -> dict[str, Tensor]:
-        """The parameters, constrained."""
+        """The constrained parameters."""
         return {name: value.detach() for name, value in self._store.items()}
 
     def run(
@@ -57,7 +58,7 @@ class GradientAscent:
         """Iterate until all starts have converged, or for ``max_iter`` steps.
 
         :return: the loss of each start before each step, and the final one, ``(steps + 1, R)``;
-            and which starts have converged.
+            and which starts have converged, ``(R,)``.
         """
         history: list[Tensor] = []
         optim = None
@@ -76,7 +77,7 @@ class GradientAscent:
                     break
             leaves = [leaf for _, leaf in self._store.named_parameters()]
             for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
-                # A start that is not finite stays where it is, for the sake of the others.
+                # A start whose loss is not finite is frozen, so that it does not affect the others.
                 leaf.grad = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
             optim = optim or torch.optim.Adam(leaves, LEARNING_RATE)
             optim.step()
@@ -85,12 +86,12 @@ class GradientAscent:
     def _loss(self) -> Tensor:
         with isolated(self._store):
             site: Any = poutine.trace(self._model).get_trace(*self._data).nodes["observations"]
-        # Neither this nor its gradient needs Pyro, which other threads can have meanwhile.
+        # Neither this nor its gradient needs Pyro, so other threads can use it meanwhile.
         log_prob: Tensor = site["fn"].log_prob(site["value"])
         return -log_prob.reshape(self._num_starts, -1).sum(-1)
 
     def _is_high(self, tol: float) -> Flags:
-        """Which starts a step of EM would raise by less than :data:`STEADY` times ``tol``."""
+        """Which starts gain less than :data:`STEADY` times ``tol`` from a step of EM."""
         em = _SilentEM(pyro_model(self.values(), self._spec), min_eigenvalue=self._floor)
         losses = em.run(*self._data, num_steps=1, tol=None).restart_history
         before, after = to_numpy(losses).reshape(2, self._num_starts)
@@ -99,7 +100,7 @@ class GradientAscent:
 
 
 class _SilentEM(IsolatedEM):
-    """One step of which tells how far from a maximum another method is."""
+    """EM without warnings; one step measures how far another method is from a maximum."""
 
     def _warn(self, message: str) -> None:
         pass

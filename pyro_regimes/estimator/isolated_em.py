@@ -1,4 +1,4 @@
-"""EM whose parameters are not in the caller's parameter store."""
+"""EM with a private parameter store."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_regimes.infer.isolation import isolated
 
 
 class IsolatedEM(EM):
-    """EM with a parameter store of its own, which takes the place of Pyro's while a model runs.
+    """EM with a private parameter store, which replaces Pyro's while a model runs.
 
-    The caller's handlers do not reach the model, and the caller's parameters stay as they are.
-    Several threads may run one each at the same time: between two runs of the model nothing is
-    shared.
+    The caller's handlers do not apply to the model, and the caller's parameters do not change.
+    Several threads may each run an instance at the same time, because they share nothing between
+    two runs of the model.
     """
 
     def __init__(
@@ -36,5 +36,5 @@ class IsolatedEM(EM):
             yield
 
     def values(self) -> dict[str, Tensor]:
-        """The parameters, constrained."""
+        """The constrained parameters."""
         return {name: value.detach() for name, value in self._store.items()}

@@ -1,4 +1,4 @@
-"""The order of regimes, and the names that practitioners give to two or three of them."""
+"""The order of regimes, and the usual names of two or three regimes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NAMES = {
 def sort_regimes(
     parameters: Parameters, spec: Spec, order_by: str
 ) -> tuple[Parameters, list[str]]:
-    """The same model with its regimes in order, and their names.
+    """Sort the regimes of a model and name them.
 
     :param order_by: "mean" for the highest average mean first; "volatility" for the lowest average
-        volatility first, and among equal ones the highest mean.
+        volatility first, with ties sorted by the highest mean.
     """
     means, covariances = spec.moments(parameters.emission)
     mean = means.mean(-1)
     volatility = np.sqrt(np.diagonal(covariances, axis1=-2, axis2=-1)).mean(-1)
-    keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # the last one decides
+    keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
     order = np.lexsort(keys)
     ordered = Parameters(
         parameters.initial_probs[order],

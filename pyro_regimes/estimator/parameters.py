@@ -1,4 +1,4 @@
-"""The parameters of a regime model in NumPy, as the user sees them."""
+"""The parameters of a regime model as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-#: The parameters of the observations, by name: of a Gaussian ``means`` and ``covariances``.
+#: The parameters of the observations, by name; for a Gaussian ``means`` and ``covariances``.
 Emission = dict[str, Array]
 
 
 class Parameters(NamedTuple):
-    """A hidden Markov model; ``...`` is empty, or the number of starts."""
+    """Parameters of a hidden Markov model; ``...`` is empty, or the number of starts."""
 
     initial_probs: Array  #: ``(..., K)``
     transition_matrix: Array  #: ``(..., K, K)``, (old, new)
-    emission: Emission  #: with the same ``...`` in front; a :class:`.Spec` says what it holds
+    emission: Emission  #: with the same ``...`` in front; a :class:`.Spec` defines its entries
 
     def select(self, start: int) -> Parameters:
-        """One of several starts."""
+        """The parameters of one of several starts."""
         emission = {name: value[start] for name, value in self.emission.items()}
         return Parameters(self.initial_probs[start], self.transition_matrix[start], emission)
 
     @classmethod
     def stack(cls, starts: list[Parameters]) -> Parameters:
-        """Several starts as one batch."""
+        """Stack several starts in one batch."""
         return cls(
             np.stack([each.initial_probs for each in starts]),
             np.stack([each.transition_matrix for each in starts]),

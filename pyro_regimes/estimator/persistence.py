@@ -1,7 +1,7 @@
-"""Fitted models as JSON text: nothing in such a file can run.
+"""Saves and loads fitted models as JSON, which cannot contain code.
 
-Numbers are written by ``repr``, the shortest text that reads back to the same float64, so that a
-loaded model is the saved one to the last bit.
+Numbers are written by ``repr``, the shortest text that reads back to the same float64. So a loaded
+model equals the saved one to the last bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 1
 
 _SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool}
-_ROUNDING = 1e-4  # of probabilities that float32 sums to one
+_ROUNDING = 1e-4  # error of the sum of probabilities in float32
 
 
 def _arrays(spec: Spec) -> tuple[str, ...]:
@@ -33,12 +33,12 @@ def _arrays(spec: Spec) -> tuple[str, ...]:
 
 
 def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) -> None:
-    """Write all of a fitted model or nothing: a file already at ``path`` is replaced in one move.
+    """Write a fitted model atomically: a file already at ``path`` is replaced in one operation.
 
     :raises OSError: if the file cannot be written.
     """
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
-    # What was set after the fit is of the next one.
+    # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
@@ -61,7 +61,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
 
 
 def _plain(value: Any) -> Any:
-    """A constructor's parameter as JSON has it; dtypes and devices by name, no generator."""
+    """A constructor's parameter for JSON: dtypes and devices by name, a generator as None."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, np.bool_):
@@ -76,10 +76,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseEstimator:
-    """A model of class ``kind`` from a file that :func:`write_model` wrote.
+    """Read a model of class ``kind`` from a file that :func:`write_model` wrote.
 
-    :raises ValueError: if the file is not JSON, of another format or version, incomplete, or holds
-        what no fit has.
+    :raises ValueError: if the file is not JSON, has another format or version, is incomplete, or
+        holds invalid values.
     :raises OSError: if the file cannot be read.
     """
     content = _read(path)
@@ -91,7 +91,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             setattr(model, name, np.array(fitted[name], dtype=np.float64))
         for name, scalar in _SCALARS.items():
             if type(fitted[name]) is not scalar:
-                raise ValueError(f"{name} that is no {scalar.__name__}: {fitted[name]!r}")
+                raise ValueError(f"{name} is not of type {scalar.__name__}: {fitted[name]!r}")
             setattr(model, name, fitted[name])
         model.covariance_type_ = model.covariance_type
         model.n_features_in_ = _num_series(model, spec)
@@ -103,29 +103,31 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             names = _names("feature_names_in_", fitted["feature_names_in_"], model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise ValueError(f"expected {path} to hold a whole RegimeModel, got {error!r}") from error
+        raise ValueError(
+            f"expected {path} to hold a complete RegimeModel, got {error!r}; save the model again"
+        ) from error
     return model
 
 
 def _names(name: str, value: Any, number: int) -> list[str]:
     whole = isinstance(value, list) and all(isinstance(each, str) for each in value)
     if not whole or len(value) != number:
-        raise ValueError(f"{name} that are not {number} names: {value!r}")
+        raise ValueError(f"{name} is not a list of {number} names: {value!r}")
     return list(value)
 
 
 def _num_series(model: BaseEstimator, spec: Spec) -> int:
-    """The last dim of the first array of the emission: means, or rates, are ``(K, D)``."""
+    """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
     name = f"{spec.attributes[0]}_"
     first = getattr(model, name)
     if first.ndim != 2 or not first.shape[-1]:
-        raise ValueError(f"{name} of shape {first.shape}")
+        raise ValueError(f"{name} has shape {first.shape}, not (K, D)")
     return int(first.shape[-1])
 
 
 def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
     if model.n_iter_ < 0:
-        raise ValueError(f"n_iter_ below zero: {model.n_iter_}")
+        raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
     states = model.n_regimes
     emission = spec.shapes(states, model.n_features_in_)
     shapes = {
@@ -137,24 +139,24 @@ def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
     }
     for name, shape in shapes.items():
         if getattr(model, name).shape != shape:
-            raise ValueError(f"{name} of shape {getattr(model, name).shape}, not {shape}")
+            raise ValueError(f"{name} has shape {getattr(model, name).shape}, not {shape}")
 
 
 def _check_values(model: BaseEstimator, spec: Spec) -> None:
     for name in (*_arrays(spec), "log_likelihood_"):
         if not np.isfinite(getattr(model, name)).all():
-            raise ValueError(f"{name} that is not finite")
+            raise ValueError(f"{name} is not finite")
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
-            raise ValueError(f"{name} that are not probabilities: {probs.tolist()}")
+            raise ValueError(f"{name} does not hold probabilities: {probs.tolist()}")
     spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
         raise ValueError(f"expected {path} to be a saved RegimeModel, got: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__

@@ -1,7 +1,7 @@
 """Plots of fitted regimes, with matplotlib (the ``app`` extra).
 
-The functions take plain arrays and return a figure that belongs to the caller: nothing is shown,
-and neither pyplot's state nor matplotlib's settings are touched.
+The functions take plain arrays and return a figure. They show nothing and do not change pyplot's
+state or matplotlib's settings.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From good to bad for up to three regimes, distinct in grey and to colour-blind eyes.
+# From good to bad for up to three regimes, distinct in greyscale and for colour-blind readers.
 _COLORS = ["#2a9d8f", "#e9c46a", "#c8553d", "#6d597a", "#577590", "#90be6d", "#b56576", "#4d4d4d"]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches.
+    """An empty figure of this size in inches.
 
     :raises ImportError: if matplotlib is not installed.
     """
@@ -32,7 +32,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def regime_colors(num_regimes: int) -> list[str]:
-    """A colour for each regime, in their order."""
+    """One colour for each regime, in their order."""
     if num_regimes == 2:
         return [_COLORS[0], _COLORS[2]]
     return [_COLORS[k % len(_COLORS)] for k in range(num_regimes)]
@@ -45,12 +45,12 @@ def plot_regimes(
     regime_names: Sequence[str],
     dates: npt.ArrayLike | None = None,
 ) -> Figure:
-    """Cumulative return shaded by regime, and the regimes' probabilities below.
+    """Plot the cumulative return, shaded by regime, above the probabilities of the regimes.
 
-    :param returns: ``(T, D)``; the line is the running sum of their average over the D series.
-    :param states: the path, ``(T,)``; -1 stays unshaded.
+    :param returns: ``(T, D)``; the line is the cumulative sum of the average over the D series.
+    :param states: the path, ``(T,)``; steps with -1 are not shaded.
     :param probs: ``(T, K)``.
-    :param dates: ``(T,)``; None: steps are numbered.
+    :param dates: ``(T,)``; None numbers the steps.
     :return: a matplotlib figure.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ.
@@ -59,7 +59,7 @@ def plot_regimes(
     time = np.arange(len(values)) if dates is None else np.asarray(dates)
     if not len(values) == len(path) == len(shares) == len(time):
         raise ValueError(
-            "expected returns, states, probs and dates of one length, got "
+            "expected returns, states, probs and dates to have the same length, got "
             f"{len(values)}, {len(path)}, {len(shares)} and {len(time)}"
         )
     figure = new_figure(11, 6)
@@ -84,7 +84,7 @@ def plot_regimes(
 
 
 def _shade(panel: Axes, time: npt.NDArray[Any], path: npt.NDArray[Any], colors: list[str]) -> None:
-    """One cell for each step, half-way to its neighbours, so that the shortest regime shows."""
+    """Shade each step half-way to its neighbours, so that the shortest regime is visible."""
     from matplotlib.colors import ListedColormap
 
     position = time.astype("datetime64[s]").astype(float) if time.dtype.kind == "M" else time

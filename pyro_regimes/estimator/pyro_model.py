@@ -1,8 +1,8 @@
-"""The hidden Markov model that :class:`.RegimeModel` fits, as a Pyro model function.
+"""The hidden Markov model of :class:`.RegimeModel` as a Pyro model function.
 
-:func:`pyro_model` serves the fit of many starts in one batch and the fitted model alone; they
-differ in the shapes of their arguments only. :class:`.Parameters` are what the user sees;
-:func:`to_arguments` makes of them what ``pyro.param`` holds.
+:func:`pyro_model` is used both to fit many starts in one batch and for the fitted model. Only the
+shapes of the arguments differ. :class:`.Parameters` hold the arrays that the user sees;
+:func:`to_arguments` converts them to the tensors of ``pyro.param``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def to_arguments(
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that :func:`pyro_model` takes.
+    """Convert parameters to the arguments of :func:`pyro_model`.
 
-    Several starts become the leftmost batch dim, to the left of the data's own and of time. A
-    single set of parameters needs neither: it broadcasts over any data.
+    Several starts become the leftmost batch dim, to the left of the batch dims of the data and of
+    time. A single set of parameters needs no such dims, because it broadcasts over any data.
 
     :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
-    :param device: None for the CPU, whatever torch's default device.
+    :param device: None is the CPU, not torch's default device.
     """
     device = torch.device("cpu") if device is None else device
     starts = parameters.initial_probs.shape[:-1]
@@ -78,7 +78,7 @@ def from_arguments(arguments: Mapping[str, Tensor], like: Parameters, spec: Spec
 def regime_hmm(
     arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
 ) -> RegimeHMM:
-    """The distribution of whole sequences."""
+    """Build the distribution of whole sequences."""
     return RegimeHMM(
         initial_probs=arguments["initial_probs"],
         transition_probs=arguments["transition_probs"],
@@ -88,11 +88,11 @@ def regime_hmm(
 
 
 def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) -> PyroModel:
-    """A Pyro model function ``model(x, lengths=None)`` with a ``pyro.param`` for each argument.
+    """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
-    :param arguments: starting values, as :func:`to_arguments` makes them; never written to.
-    :param floor: the least variance, or eigenvalue of a covariance, by the constraints of their
-        parameters; 0 for all positive ones.
+    :param arguments: initial values from :func:`to_arguments`; they are not modified.
+    :param floor: the least variance, or eigenvalue of a covariance, in the constraints of the
+        parameters; 0 allows all positive values.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
         true ``lengths`` ``(N,)``. Its one sample site is "observations".
     """
@@ -102,7 +102,7 @@ def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) 
         return constraints.simplex if name in CHAIN else spec.constraint(name, floor)
 
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
-        # A copy, because the store keeps and changes the very tensor that it is given.
+        # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
             name: pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
             for name, value in arguments.items()
@@ -122,13 +122,14 @@ def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) 
 def prior_model(
     num_regimes: int, spec: Spec, mean: Tensor, scale: Tensor
 ) -> Callable[[Tensor], None]:
-    """The same model with a latent site for each parameter: for MAP, VI and NUTS.
+    """Make the same model with a latent site for each parameter, for MAP, VI and NUTS.
 
-    Initial and transition probabilities are uniform on the simplex. Of a Gaussian, locations are
-    ``Normal(mean, 3 scale)``; precisions ``Gamma(2, scale^2)``, and precision matrices
-    ``Wishart(D + 2, diag(scale^-2) / (D + 2))``, whose mean is that of independent series.
+    Initial and transition probabilities are uniform on the simplex. Gaussian locations have the
+    prior ``Normal(mean, 3 scale)`` and precisions ``Gamma(2, scale^2)``. Precision matrices have
+    ``Wishart(D + 2, diag(scale^-2) / (D + 2))``, whose mean is the precision matrix of independent
+    series.
 
-    :param mean: of each series, ``(D,)``.
+    :param mean: mean of each series, ``(D,)``.
     :param scale: standard deviation of each series, ``(D,)``.
     """
     simplex = torch.ones(num_regimes, dtype=mean.dtype, device=mean.device)
@@ -148,5 +149,5 @@ def prior_model(
 
 
 def site_values(arguments: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
-    """Values of the sites of :func:`prior_model` at the arguments of one set of parameters."""
+    """Values of the sites of :func:`prior_model` for the arguments of one set of parameters."""
     return {**{name: arguments[name] for name in CHAIN}, **spec.site_values(arguments)}

@@ -1,4 +1,4 @@
-"""RegimeModel: market regimes from returns, with the face of scikit-learn."""
+"""RegimeModel, a scikit-learn estimator of market regimes from returns."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ class RegimeModel(BaseEstimator):
         \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
             + \sum_{t=1}^T \log N(x_t; \mu_{q_t}, \Sigma_{q_t})
 
-    Data are ``(T, D)``: T steps in order of time, D series. Every method that takes ``lengths``
-    takes several sequences, concatenated, with the number of rows of each, or else a list
-    of arrays; results come back concatenated.
+    Data are ``(T, D)``: T steps in order of time, D series. Methods with a ``lengths`` argument
+    accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
+    as a list of arrays. Results are concatenated.
 
-    :param n_regimes: K, the number of hidden states.
+    :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
-    :param n_init: starts, of which the best final log-likelihood is kept: k-means and random ones
-        in turn, the first by k-means.
-    :param max_iter: the most iterations; steps of Adam where ``inference="svi"``.
-    :param tol: stop when an iteration raises the log-likelihood of every start by less. With SVI,
-        stop when ten steps in a row each change it by less, and one EM step would raise it by less
-        than ``10 * tol``. None: run all ``max_iter``.
+    :param n_init: number of starts, alternately from k-means and random, beginning with k-means.
+        The start with the best final log-likelihood is kept.
+    :param max_iter: maximum number of iterations (of steps of Adam if ``inference="svi"``).
+    :param tol: tolerance of convergence. EM stops when an iteration raises the log-likelihood of
+        every start by less. SVI stops when ten successive steps each change it by less, and one EM
+        step would raise it by less than ``10 * tol``. None runs all ``max_iter`` iterations.
     :param regularization: added to the diagonal of every covariance after the fit, in the squared
         unit of the data.
-    :param min_eigenvalue: floor of the covariances' eigenvalues (of the variances, where they are
+    :param min_eigenvalue: floor of the eigenvalues of the covariances (of the variances if they are
         diagonal) during the fit, in the squared unit of the data.
     :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
-        maximise the same function within the same floor, which SVI keeps to by its
-        parametrisation: a non-negative part is added to the floor.
+        maximise the same function with the same floor. SVI enforces the floor by its
+        parametrisation, which adds a non-negative part to the floor.
     :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
         Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
-    :param periods_per_year: by which :meth:`summary` annualises.
+    :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
-    :param device: a torch device.
-    :param random_state: seeds the starts and :meth:`sample`: an integer, a NumPy ``RandomState``,
-        or None for another seed at every call. No global generator is used or changed.
+    :param device: a torch device; None is the CPU.
+    :param random_state: seed of the starts and of :meth:`sample`: an integer, a NumPy
+        ``RandomState``, or None for a new seed at every call. No global generator is used.
     :param verbose: whether to print the log-likelihood at every iteration.
 
-    After :meth:`fit`, all NumPy, float64, regimes in their order:
+    Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
     ======================  =================================================================
     ``initial_probs_``      ``(K,)``
@@ -79,8 +79,8 @@ class RegimeModel(BaseEstimator):
     ``covariance_type_``    the ``covariance_type`` of the fit
     ``n_iter_``             number of iterations
     ``converged_``          whether the kept start had converged
-    ``n_parameters_``       number of free parameters, which :meth:`aic` and :meth:`bic` count
-    ``n_features_in_``      D; and ``feature_names_in_``, where X named its columns
+    ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
+    ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
     ======================  =================================================================
 
     >>> import numpy as np
@@ -92,8 +92,8 @@ class RegimeModel(BaseEstimator):
     >>> model.predict_proba(calm).shape
     (300, 2)
 
-    A regime that collapses onto a few points has a likelihood without bound. A start in which that
-    happens is kept only if it happens in all, and then with a warning.
+    If a regime collapses onto a few points, the likelihood is unbounded. Such a start is kept only
+    if every start collapses, with a warning.
     """
 
     def __init__(
@@ -141,19 +141,19 @@ class RegimeModel(BaseEstimator):
         lengths: npt.ArrayLike | None = None,
         callback: Callable[[int, float], None] | None = None,
     ) -> RegimeModel:
-        """Fit by maximum likelihood, in a parameter store of its own.
+        """Fit by maximum likelihood, in a private parameter store.
 
-        The fit is all or nothing: should it raise or be interrupted, a model that was fitted before
-        stays as it was. Pyro's handlers, parameters and random states, and the modes of torch
-        (gradients, autocast, default device) neither change it nor are changed.
+        If the fit raises or is interrupted, the model keeps its previous fit. The fit neither
+        depends on nor changes Pyro's handlers, parameters and random states, or the modes of torch
+        (gradients, autocast, default device).
 
-        :param X: ``(T, D)`` array or DataFrame, or a list of such.
-        :param y: ignored; a scikit-learn Pipeline passes it.
-        :param lengths: numbers of rows of the sequences that are concatenated in X.
-        :param callback: called after each iteration with its number and the log-likelihood, in the
-            mean of the starts.
-        :return: the model itself.
-        :raises ValueError: naming the parameter or the property of X that does not fit.
+        :param X: ``(T, D)`` array or DataFrame, or a list of these.
+        :param y: ignored; present because a scikit-learn Pipeline passes it.
+        :param lengths: number of rows of each sequence in X, if X holds several.
+        :param callback: called after each iteration with its number and the mean log-likelihood of
+            the starts.
+        :return: the fitted model, ``self``.
+        :raises ValueError: if a parameter of the model, or X, is not valid.
         """
         validation.check_parameters(self)
         if callback is not None and not callable(callback):
@@ -168,7 +168,7 @@ class RegimeModel(BaseEstimator):
         fresh._set_fitted(fitted, spec, data, sizes)
         if fitted.warning is not None:
             warnings.warn(fitted.warning, ConvergenceWarning, stacklevel=2)
-        # In one move, and only after all that may raise, as a warning may.
+        # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
         found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
         self.__dict__ = others | found
@@ -190,9 +190,9 @@ class RegimeModel(BaseEstimator):
         self.share_of_time_ = smoothed_probs.mean(0)
 
     def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
-        """The most likely path of regimes (Viterbi), which looks ahead.
+        """The most likely path of regimes (Viterbi), given the whole sequence.
 
-        :return: ``(T,)``; -1 throughout a sequence that has probability zero.
+        :return: ``(T,)``; all -1 for a sequence of probability zero.
         """
         return self.decode(X, lengths=lengths)[1]
 
@@ -201,7 +201,7 @@ class RegimeModel(BaseEstimator):
     ) -> Array:
         """Probability of each regime at each step.
 
-        :param kind: "smoothed" given the whole sequence, "filtered" given the past and present.
+        :param kind: "smoothed", given the whole sequence, or "filtered", given past and present.
         :return: ``(T, K)``.
         """
         check_is_fitted(self)
@@ -214,7 +214,8 @@ class RegimeModel(BaseEstimator):
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
         :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
-            of each step on its own, which errs least often, and as a path may even be impossible.
+            of each step. This minimises the expected number of errors, but the path may have
+            probability zero.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         """
         check_is_fitted(self)
@@ -227,18 +228,18 @@ class RegimeModel(BaseEstimator):
         return self._hmm().log_likelihood(*validation.check_data(self, X, lengths))
 
     def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
-        r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; the lower the better.
+        r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
 
-        The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` and, for
-        the covariances, full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
+        The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
+        of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
         :math:`D(D+1)/2`.
         """
         return -2 * self.score(X, lengths=lengths) + 2 * self.n_parameters_
 
     def bic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
-        r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, p as in :meth:`aic`.
+        r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
-        T counts the observations of all sequences.
+        T is the number of observations of all sequences.
         """
         check_is_fitted(self)
         data, sizes = validation.check_data(self, X, lengths)
@@ -258,7 +259,7 @@ class RegimeModel(BaseEstimator):
     ) -> tuple[Array, npt.NDArray[np.int64]]:
         """Draw one sequence from the fitted model.
 
-        :param random_state: None: that of the model.
+        :param random_state: seed of the draws; None uses that of the model.
         :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
         """
         check_is_fitted(self)
@@ -269,23 +270,25 @@ class RegimeModel(BaseEstimator):
         return draw(hmm.parameters, hmm.spec, n_samples, rng)
 
     def forecast(self, X: Any, n_steps: int) -> Forecast:
-        """What follows one sequence: the marginal distribution of each of the next observations.
+        """Forecast the marginal distribution of each of the observations that follow a sequence.
 
         :param X: ``(T, D)``, one sequence.
-        :param n_steps: n, at least 1.
+        :param n_steps: number of steps, at least 1.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
         data, sizes = validation.check_data(self, X, None)
         if len(sizes) > 1:
-            raise ValueError(f"expected X to be one sequence to forecast, got {len(sizes)}")
+            raise ValueError(
+                f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
+            )
         return self._hmm().forecast(data, n_steps)
 
     def summary(self) -> Summary:
-        """Mean and volatility (annualised), durations, shares of time and transitions.
+        """Annualised means and volatilities, durations, shares of time and transitions.
 
-        :return: a :class:`.Summary`, whose ``str`` is a table.
+        :return: a :class:`.Summary`; ``str`` of it is a table.
         """
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
@@ -306,10 +309,10 @@ class RegimeModel(BaseEstimator):
         )
 
     def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
-        """Cumulative return shaded by the most likely path, and smoothed probabilities below.
+        """Plot the cumulative return, shaded by the most likely path, and smoothed probabilities.
 
         :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None: the index of X, where it is a DataFrame's and holds dates.
+        :param dates: ``(T,)``; None uses the index of X if X is a DataFrame indexed by dates.
         :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
         :raises ImportError: if matplotlib is not installed.
         """
@@ -332,9 +335,9 @@ class RegimeModel(BaseEstimator):
         return self._hmm().pyro_model()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model as JSON, exactly; an existing file is replaced in one move.
+        """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
 
-        A ``random_state`` that is a generator is not written, and loads as None.
+        A ``random_state`` that is a generator is not saved; it loads as None.
 
         :raises OSError: if the file cannot be written.
         """
@@ -343,19 +346,19 @@ class RegimeModel(BaseEstimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
-        """Read a model that :meth:`save` wrote. Nothing in the file is run.
+        """Read a model that :meth:`save` wrote. No code in the file is executed.
 
-        :raises ValueError: if it is not such a file, or of a version that is not known.
-        :raises OSError: if it cannot be read.
+        :raises ValueError: if the file is not a saved model, or has an unknown version.
+        :raises OSError: if the file cannot be read.
         """
         return persistence.read_model(path, cls)
 
     def _spec(self, covariance_type: str) -> Spec:
-        """All that depends on the emission and the covariance type."""
+        """The object that implements the emission and the covariance type."""
         return find_spec(covariance_type)
 
     def _hmm(self) -> FittedHMM:
-        """The fitted model, to compute with."""
+        """The fitted parameters, ready for computation."""
         spec = self._spec(self.covariance_type_)
         emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
         parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
@@ -364,5 +367,5 @@ class RegimeModel(BaseEstimator):
 
 
 def _is_fitted(name: str) -> bool:
-    """Whether an attribute is one that a fit sets, by scikit-learn's convention."""
+    """Whether an attribute is set by a fit, by scikit-learn's convention."""
     return name.endswith("_") and not name.startswith("_")

@@ -1,4 +1,4 @@
-"""What :class:`.RegimeModel` returns: a forecast and a readable summary."""
+"""Result types of :class:`.RegimeModel`: a forecast and a summary."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Forecast(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The regimes in a practitioner's units; ``str(summary)`` is a table.
+    """Annualised properties of the regimes; ``str(summary)`` is a table.
 
-    Means and volatilities (standard deviations) are those of one step, times P and times the
-    square root of P, with P the periods in a year: in the unit of the data.
+    Means and volatilities (standard deviations) are in the unit of the data. Those of one step are
+    multiplied by P and by the square root of P, where P is the number of periods per year.
     """
 
     regime_names: list[str]
@@ -55,7 +55,7 @@ class Summary(NamedTuple):
         return "\n".join([self.title, "", *(line.rstrip() for line in lines)])
 
     def _table(self, name: str, values: Array) -> list[tuple[str, list[str]]]:
-        """The average over the series, then each of them; two decimals for percent."""
+        """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
         labels, columns = [name], [values.mean(-1)]
         if len(self.series_names) > 1:
@@ -77,7 +77,7 @@ def summarise(
     periods_per_year: float,
     title: str,
 ) -> Summary:
-    """Annualise.
+    """Annualise the parameters and collect them in a summary.
 
     :param covariances: ``(K, D, D)``.
     """

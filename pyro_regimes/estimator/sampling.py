@@ -1,4 +1,4 @@
-"""Draws from a fitted model, from a generator of their own."""
+"""Draws from a fitted model with a private random generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_regimes.estimator.spec import Spec
 def draw(
     parameters: Parameters, spec: Spec, num_steps: int, rng: np.random.RandomState
 ) -> tuple[Array, npt.NDArray[np.int64]]:
-    """One sequence and its states.
+    """Draw one sequence and its states.
 
     :return: observations ``(T, D)`` and states ``(T,)``.
     """
@@ -22,7 +22,7 @@ def draw(
     states = np.empty(num_steps, dtype=np.int64)
     row = parameters.initial_probs.cumsum()
     for step, uniform in enumerate(uniforms):
-        # The last sum may be a little under 1, and the uniform above it.
+        # The last cumulative sum may be slightly below 1, and the uniform number above it.
         states[step] = min(np.searchsorted(row, uniform * row[-1], side="right"), num_states - 1)
         row = cumulative[states[step]]
     return spec.draw(parameters.emission, states, rng), states

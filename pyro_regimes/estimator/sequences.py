@@ -1,4 +1,4 @@
-"""Several sequences of one data set: concatenated in NumPy, padded to a batch in torch."""
+"""Conversion of sequences between concatenated NumPy arrays and padded torch batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_regimes.estimator.parameters import Array
 def pad(
     data: Array, sizes: list[int], *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """``(T, D)`` of one sequence and None, or ``(N, T, D)`` of several and their lengths."""
+    """Pad sequences: ``(T, D)`` and None for one, ``(N, T, D)`` and their lengths for several."""
     x = torch.tensor(np.ascontiguousarray(data), dtype=dtype, device=device)
     if len(sizes) == 1:
         return x, None
@@ -23,7 +23,7 @@ def pad(
 
 
 def unpad(values: Tensor, sizes: list[int]) -> Any:
-    """Results over time ``(T, ...)`` or ``(N, T, ...)``, concatenated as the data were."""
+    """Concatenate results over time, ``(T, ...)`` or ``(N, T, ...)``, in the order of the data."""
     array = values.detach().cpu().numpy()
     if len(sizes) == 1:
         return array

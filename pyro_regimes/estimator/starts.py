@@ -1,4 +1,4 @@
-"""Where a fit begins: k-means and random starts, with parameters that are safe to begin with."""
+"""Initial parameters of a fit: k-means and random starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STAY = 0.9  # the probability of staying in a state, in a start from k-means
 def make_starts(
     x: Array, n_regimes: int, n_init: int, spec: Spec, floor: float, rng: np.random.RandomState
 ) -> Parameters:
-    """Several starts in one batch.
+    """Make several starts in one batch.
 
-    Even ones are k-means clusters with their spread and sticky transitions, odd ones are random
-    observations as centers with the overall spread and random transitions. The initial
+    Even starts use k-means clusters, the spread of each cluster and sticky transitions. Odd starts
+    use random observations as centers, the overall spread and random transitions. The initial
     probabilities are uniform.
 
     :param x: observations ``(T, D)``, at least ``n_regimes`` of them distinct.
@@ -35,7 +35,7 @@ def make_starts(
         else:
             centers = distinct[rng.choice(len(distinct), n_regimes, replace=False)]
             emission = spec.start_around(x, centers, floor)
-            # Mixed with the uniform: EM can hardly leave a probability that is all but zero.
+            # Mixed with uniform rows, because EM hardly moves a probability close to zero.
             drawn = rng.dirichlet(np.ones(n_regimes), size=n_regimes)
             transition_matrix = 0.9 * drawn + 0.1 / n_regimes
         initial_probs = np.full(n_regimes, 1 / n_regimes)

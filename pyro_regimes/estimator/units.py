@@ -1,4 +1,4 @@
-"""The coordinates in which a model is computed."""
+"""Units of the data in which a model is computed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, center: Array, variances: Array, *, equal: bool) -> Units:
-        """The standard deviations as units; the same unit for all series where ``equal``."""
+        """Units from standard deviations; the same unit for all series if ``equal``."""
         unit = np.sqrt(np.full_like(variances, variances.mean()) if equal else variances)
         return cls(center, np.where(unit > 0, unit, 1.0))
 
     def scale(self, data: Array) -> Array:
-        """From x to z."""
+        """Convert x to z."""
         return (data - self.center) / self.unit
 
     def unscale(self, data: Array) -> Array:
-        """From z to x."""
+        """Convert z to x."""
         return self.center + self.unit * data
 
     def log_jacobian(self, num_steps: int) -> float:

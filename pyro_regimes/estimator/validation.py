@@ -1,4 +1,4 @@
-"""What :class:`.RegimeModel` accepts: its parameters, its data, and data it can be fitted to."""
+"""Validation of the parameters and the data of :class:`.RegimeModel`."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def present_device(device: Any) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"expected device to be one that torch has here, got {str(device)!r}: {error}"
+            f"expected device to be available to torch, got {str(device)!r}: {error}"
         ) from error
     return found
 
 
 def random_state(value: Any) -> np.random.RandomState:
-    """A private random generator, or the caller's own where one is given.
+    """A private random generator, or the caller's own if one is given.
 
-    scikit-learn takes None for NumPy's global generator, which this package leaves alone.
+    In scikit-learn None means NumPy's global generator, which this package does not use.
 
     :raises ValueError: if it is neither None, an integer from 0 to 2^32 - 1 nor a RandomState.
     """
@@ -85,7 +85,7 @@ def random_state(value: Any) -> np.random.RandomState:
 
 
 def check_parameters(model: BaseEstimator) -> None:
-    """:raises ValueError: naming the constructor's parameter, what was expected and what came."""
+    """:raises ValueError: if a parameter of the constructor is not valid."""
     integer("n_regimes", model.n_regimes, 1)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
@@ -103,7 +103,7 @@ def check_parameters(model: BaseEstimator) -> None:
 
 
 class Settings(NamedTuple):
-    """How to fit: the constructor's parameters, checked."""
+    """The validated parameters of the constructor."""
 
     n_regimes: int
     n_init: int
@@ -119,9 +119,9 @@ class Settings(NamedTuple):
 
 
 def read_settings(model: BaseEstimator) -> Settings:
-    """After :func:`check_parameters`.
+    """Read the settings of a model that passed :func:`check_parameters`.
 
-    :raises ValueError: if torch does not have the device here.
+    :raises ValueError: if the device is not available.
     """
     own = {name: getattr(model, name) for name in Settings._fields}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
@@ -131,13 +131,13 @@ def read_settings(model: BaseEstimator) -> Settings:
 def check_data(
     model: BaseEstimator, X: Any, lengths: npt.ArrayLike | None, *, reset: bool = False
 ) -> tuple[Array, list[int]]:
-    """The observations ``(T, D)`` of all sequences, concatenated, and their lengths.
+    """Check X and concatenate its sequences, ``(T, D)``; also return their lengths.
 
-    :param reset: whether X decides ``n_features_in_`` (in a fit), or must agree with it.
+    :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
     :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
     """
     for each in X if isinstance(X, (list, tuple)) else [X]:
-        if np.ma.is_masked(each):  # what lies under the mask is no observation
+        if np.ma.is_masked(each):  # masked values are not observations
             raise ValueError(
                 "expected X to have no missing values, got a masked array with "
                 f"{np.ma.count_masked(each)} masked; drop these rows or fill them"
@@ -164,10 +164,10 @@ def check_data(
 
 
 def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
-    """Refuse data for which the likelihood has no maximum from any start.
+    """Raise for data whose likelihood has no maximum from any start.
 
-    :raises ValueError: if there are too few observations, or the covariance of all is singular
-        where a regime's must not be.
+    :raises ValueError: if there are too few observations, or if their covariance is singular and
+        ``min_eigenvalue`` is 0.
     """
     least = max(2, model.n_regimes)
     if len(data) < least:

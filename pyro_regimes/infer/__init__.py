@@ -1,4 +1,4 @@
-"""Inference over Pyro models that hold a regime HMM."""
+"""Inference for Pyro models with RegimeHMM sites."""
 
 from pyro_regimes.infer.em.em import EM, EMResult
 from pyro_regimes.infer.regimes import infer_regimes, point_values, record_regimes

@@ -1,4 +1,4 @@
-"""What EM is given to call, checked before the first step."""
+"""Checks of the callables that are passed to EM, before the first step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _OPTIM = 'a Pyro optimiser such as pyro.optim.Adam({"lr": 0.01})'
 
 
 def check_callables(model: Any, guide: Any, optim: Any, step_size: Any) -> None:
-    """Refuse what cannot be called as EM calls it.
+    """Check that the callables can be called as EM calls them.
 
-    :raises ValueError: naming the argument, with the remedy.
+    :raises ValueError: if one cannot, with the remedy.
     """
     _check("model", model, "a function or a module", "an instance of it")
     if isinstance(guide, (pyro.optim.PyroOptim, torch.optim.Optimizer)):
         raise ValueError(
             "expected guide to be a function such as AutoDelta(model), got "
-            f"{type(guide).__name__}, an optimiser: give it by name, EM(model, optim=...)"
+            f"{type(guide).__name__}, an optimiser: pass it by name, EM(model, optim=...)"
         )
     if guide is not None:
         _check("guide", guide, "a function such as AutoDelta(model)", "an instance of it")
@@ -54,7 +54,9 @@ def _check_optim(optim: Any) -> None:
             f'pyro.optim.PyroOptim({name}, {{"lr": 0.01}})'
         )
     if isinstance(optim, pyro.optim.multi.MultiOptimizer):
-        raise ValueError(f"expected optim to be {_OPTIM}, got {kind}, which takes the loss itself")
+        raise ValueError(
+            f"expected optim to be {_OPTIM}, got {kind}, which takes the loss and not gradients"
+        )
     if _is_maker(optim):
         raise ValueError(
             f"expected optim to be {_OPTIM}, got {optim.__name__} itself: call it with its "
@@ -64,5 +66,5 @@ def _check_optim(optim: Any) -> None:
 
 
 def _is_maker(optim: Any) -> bool:
-    """Whether it makes optimisers, as the functions ``pyro.optim.Adam`` do."""
+    """Whether it creates optimisers, as the function ``pyro.optim.Adam`` does."""
     return inspect.isfunction(optim) and (optim.__module__ or "").startswith("pyro.optim")

@@ -1,4 +1,4 @@
-"""What a model reads while it runs: one tensor a parameter, one subsample a plate."""
+"""Handlers that give a running model one tensor per parameter and one subsample per plate."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch.utils._pytree import tree_map_only
 
 
 class HandOut(Messenger):
-    """Give every read of a ``pyro.param`` of one name the same leaf tensor.
+    """Return one shared leaf tensor per parameter name from every ``pyro.param`` statement.
 
-    Pyro computes a new constrained tensor at each read, so that nothing tells two reads of one
-    parameter apart from two parameters.
+    Pyro computes a new constrained tensor at each read, so two reads of one parameter could not be
+    distinguished from two parameters.
 
-    An ``nn.Parameter`` is read by its module, past the ``pyro.param`` that registers it: every
-    operation of torch on it sees the leaf instead while the model runs.
+    A module reads its ``nn.Parameter`` directly, not through the ``pyro.param`` that registers it.
+    While the model runs, every torch operation on the parameter uses the leaf instead.
 
-    :param values: constrained values to hand out; other parameters come from the store.
-    :param connected: whether these keep the graph to the store's unconstrained tensors.
+    :param values: constrained values to return; other parameters come from the store.
+    :param connected: whether the latter keep the graph to the store's unconstrained tensors.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class HandOut(Messenger):
         return run
 
     def substitution(self) -> AbstractContextManager[Any]:
-        """A block in which modules' parameters are seen as what was handed out for them."""
+        """A context in which modules' parameters are replaced by their leaves."""
         leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
         if any(isinstance(leaf, Parameter) for leaf in leaves):
             return Substitute(self._leaves)
         return nullcontext()
 
     def resolve(self, value: Tensor) -> Tensor:
-        """What was handed out in place of a module's own parameter; any other tensor itself."""
+        """The leaf that replaces a module's parameter; other tensors are returned unchanged."""
         return self._leaves.get(id(value), (value, value))[1]
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
@@ -95,14 +95,14 @@ class HandOut(Messenger):
 
 
 def _registers_module(msg: dict[str, Any]) -> bool:
-    """Whether a ``pyro.param`` statement registers a parameter that its module reads itself."""
+    """Whether a ``pyro.param`` statement registers a parameter that its module reads directly."""
     return len(msg["args"]) > 1 and isinstance(msg["args"][1], Parameter)
 
 
 class SameSubsamples(Messenger):
-    """Draw the subsample of each plate by its name, from a generator of its own.
+    """Draw the subsample of each plate by its name, from a private random generator.
 
-    The global generator is not touched: setting it back would make another thread draw the same
+    The global generator is not used. Restoring its state would make another thread draw the same
     numbers twice.
     """
 
@@ -124,9 +124,9 @@ _PAST_AUTOGRAD = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr
 
 
 class Substitute(TorchFunctionMode):
-    """Every operation of torch sees other tensors in place of some.
+    """Replace some tensors in every torch operation.
 
-    :param leaves: by id of a tensor, that tensor and the one in its place.
+    :param leaves: by id of a tensor, that tensor and its replacement.
     """
 
     def __init__(self, leaves: dict[int, tuple[Tensor, Tensor]]) -> None:

@@ -1,10 +1,10 @@
-"""Handlers, plates and the parameter store of Pyro, which belong to the whole process.
+"""Locks and isolates Pyro's global state: handlers, plates and the parameter store.
 
-:data:`PYRO_LOCK` is held while a model runs or the store is touched. :class:`Alone` holds it for a
-block; :func:`isolated` runs a block without the caller's handlers and plates, and with another
+:data:`PYRO_LOCK` is held while a model runs or the store is accessed. :class:`Alone` holds it for a
+block. :func:`isolated` runs a block without the caller's handlers and plates, and with another
 parameter store. :func:`plain_torch` runs a block without the caller's modes of torch.
 
-In a forked process the lock is free, and Pyro is as it was before the block of another thread.
+In a forked process the lock is free, and Pyro has the state from before any other thread's block.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import runtime
 
 PYRO_LOCK = threading.RLock()
-"""Held while a model is traced or the parameter store is touched: both are the process's own."""
+"""Held while a model is traced or the parameter store is accessed; both are global state."""
 
 
 class State(NamedTuple):
-    """What Pyro keeps for the whole process. Read and written under the lock."""
+    """Pyro's global state. Read and write it under the lock."""
 
     handlers: list[Any]  #: outermost first
-    plates: list[str | None]  #: that have a dim, from the right
-    store: dict[str, Any]  #: where the parameter store keeps its attributes
-    parts: dict[str, Any]  #: the attributes, in whose place a ``scope()`` of the store puts others
+    plates: list[str | None]  #: the plates that have a dim, from the right
+    store: dict[str, Any]  #: the dict of the parameter store's attributes
+    parts: dict[str, Any]  #: the attributes, which a ``scope()`` of the store replaces
 
     @classmethod
     def read(cls) -> State:
@@ -40,20 +40,20 @@ class State(NamedTuple):
         return cls(list(runtime._PYRO_STACK), plates, store, dict(store))
 
     def write(self) -> None:
-        """Set Pyro to it; twice does no harm. The lists stay the same objects."""
+        """Restore this state; may be called twice. The lists stay the same objects."""
         runtime._PYRO_STACK[:] = self.handlers
         runtime._DIM_ALLOCATOR._stack[:] = self.plates
         pyro.get_param_store().__dict__ = self.store
         self.store.update(self.parts)
 
 
-_outside: list[State] = []  # of the blocks that are open: what each found, outermost first
+_outside: list[State] = []  # the state that each open block found, outermost first
 
 
 class Alone:
-    """Hold :data:`PYRO_LOCK` for a block of :class:`.Undisturbed`. May be nested.
+    """Hold :data:`PYRO_LOCK` for a block of :class:`.Undisturbed`. Blocks may be nested.
 
-    After an exception Pyro is as before when others go on.
+    After an exception Pyro's state is restored before other threads continue.
     """
 
     def __enter__(self) -> Alone:
@@ -91,14 +91,14 @@ def _remembered(is_nested: bool) -> Iterator[None]:
 
 @contextmanager
 def _section() -> Iterator[None]:
-    """Hold :data:`PYRO_LOCK`. May be nested. An interrupt while it is entered releases it too."""
+    """Hold :data:`PYRO_LOCK`, also nested. An interrupt during entry releases it, too."""
     is_nested = PYRO_LOCK._is_owned()  # type: ignore[attr-defined]
     with PYRO_LOCK, _remembered(is_nested):
         yield
 
 
 def release_fully() -> None:
-    """Release the lock as often as this thread holds it, after an interrupt between two lines."""
+    """Release the lock as often as this thread holds it, for use after an interrupt."""
     while PYRO_LOCK._is_owned():  # type: ignore[attr-defined]
         PYRO_LOCK.release()
 
@@ -107,8 +107,8 @@ def release_fully() -> None:
 def isolated(store: ParamStoreDict) -> Iterator[None]:
     """Hold the lock, with no handlers, no plates, and the content of ``store`` in Pyro's store.
 
-    What the block does to the parameter store it does to ``store``. Afterwards, also after an
-    error, the caller's handlers, plates and parameters are what they were, to the very objects.
+    Changes of the parameter store in the block apply to ``store``. Afterwards, also after an error,
+    the caller's handlers, plates and parameters are restored as the same objects.
     """
     with _section():
         outside = State.read()
@@ -119,11 +119,11 @@ def isolated(store: ParamStoreDict) -> Iterator[None]:
             finally:
                 outside.write()
         finally:
-            outside.write()  # once more, as an interrupt may have stopped the first
+            outside.write()  # repeated, as an interrupt may have stopped the first
 
 
 def copy_of_store() -> ParamStoreDict:
-    """A store with the caller's parameters, the same tensors. New ones are added to it alone."""
+    """A store with the caller's tensors. New parameters are added only to this store."""
     copy = ParamStoreDict()
     vars(copy).update({name: dict(part) for name, part in vars(pyro.get_param_store()).items()})
     return copy
@@ -131,7 +131,7 @@ def copy_of_store() -> ParamStoreDict:
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """Gradients on, no inference mode, no autocast, and ``device`` where none is named."""
+    """A context with gradients, no inference mode, no autocast, and this default ``device``."""
     with ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
@@ -144,7 +144,7 @@ def plain_torch(device: torch.device) -> Iterator[None]:
 
 
 def _renew_in_child() -> None:
-    """After a fork in one thread while another, which the child lacks, was in a section."""
+    """Restore lock and state in a forked child, which lacks the thread that held the lock."""
     if PYRO_LOCK.acquire(blocking=False):  # free, or held by the thread that forked
         PYRO_LOCK.release()
         return

@@ -1,4 +1,4 @@
-"""Regimes after any inference: EM, SVI or NUTS, at every HMM site of a model."""
+"""Regimes at the HMM sites of a model, after inference by EM, SVI or NUTS."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Model = Callable[..., Any]
 
 KINDS = ("smoothed", "filtered", "viterbi")
 
-#: What stands after the name of a site in the name of its regimes.
+#: The suffix of the name of the site that records the regimes.
 SUFFIX = "_regimes"
 
 
 def record_regimes(model: Model, kind: str = "smoothed") -> Model:
-    """The model, with the regimes of each observed RegimeHMM as a deterministic site beside it.
+    """Add to a model a deterministic site with the regimes of each observed RegimeHMM.
 
-    It goes wherever a model goes: under :class:`pyro.infer.Predictive` it gives the regimes of
-    every draw, as site ``<name>_regimes``.
+    The site is named ``<name>_regimes``. Use the result like any model: with
+    :class:`pyro.infer.Predictive` it returns the regimes of every draw.
 
     :param kind: "smoothed" or "filtered" for probabilities ``(..., T, K)``; "viterbi" for paths
         ``(..., T)``.
-    :raises ValueError: if the kind is another; from the model, if a site holds a subclass of
-        RegimeHMM with a density of its own and without regimes of its own.
+    :raises ValueError: if the kind is unknown. The model raises it if a site holds a subclass of
+        RegimeHMM that overrides the density but not the regimes.
     """
     _check_kind(kind)
 
@@ -67,31 +67,30 @@ def infer_regimes(
 ) -> dict[str, Tensor]:
     r"""The regimes at each HMM site, averaged over the posterior, or at the point estimate.
 
-    After EM, or SVI without latent sites, the parameters of the store are one point. A guide is
-    drawn from ``num_samples`` times (once if all its sites are points), samples are taken one by
-    one, and probabilities are averaged,
+    After EM, or SVI without latent sites, the parameters of the store are a point estimate. From a
+    guide ``num_samples`` draws are taken (one if all its sites are points); samples are used as
+    they are. The probabilities are averaged over the draws,
 
     .. math:: p(q_t = k \mid x) \approx \frac1S \sum_s p(q_t = k \mid x, \theta_s).
 
-    States have no names of their own, and draws may have swapped them: with ``align`` those of
-    each draw are first matched with the others', so that the overlap
-    :math:`\sum_t p(q_t = k) p'(q_t = k)` of the probabilities is largest (Hungarian algorithm; the
-    first draw is the measure, then the average).
+    Draws may number their states differently. With ``align`` the states of each draw are first
+    matched to maximise the overlap :math:`\sum_t p(q_t = k) p'(q_t = k)` of the probabilities
+    (Hungarian algorithm). The reference is the first draw, then the average.
 
-    The model and the guide run without the caller's handlers. The parameters that they make when
-    they run for the first time do not stay in the store.
+    The model and the guide run without the caller's handlers. Parameters that they create are not
+    kept in the store.
 
     :param guide_or_samples: a guide; a dict of samples by site, each ``(S, ...)``, as
         ``MCMC.get_samples()`` returns; or None.
-    :param args: to the model (and the guide).
-    :param kind: "smoothed"; "filtered", without look-ahead; or "viterbi": at each step the state
-        that most of the draws' paths are in.
-    :param num_samples: draws from a guide.
+    :param args: arguments of the model (and the guide).
+    :param kind: "smoothed"; "filtered", without look-ahead; or "viterbi", the most frequent state
+        of the draws' paths at each step.
+    :param num_samples: number of draws from a guide.
     :param align: whether to match the states of different draws.
     :return: by site: ``(..., T, K)``, or a LongTensor ``(..., T)`` of paths.
-    :raises ValueError: if the kind is another; the model observes no RegimeHMM, or a subclass with
-        a density of its own and without regimes of its own; or the guide or the samples have a
-        name that is no latent site of the model, or a value of another shape than the site's.
+    :raises ValueError: if the kind is unknown; if the model observes no RegimeHMM, or a subclass
+        that overrides the density but not the regimes; or if the guide or the samples have a name
+        that is not a latent site of the model, or a value whose shape differs from the site's.
     """
     _check_kind(kind)
     with _quiet():
@@ -120,7 +119,7 @@ def infer_regimes(
 
 
 def point_values(guide: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    """The values of latent sites at a guide's medians, or at its points: where NUTS may start.
+    """The values of latent sites at a guide's medians or points, for example to initialise NUTS.
 
     ::
 
@@ -132,7 +131,7 @@ def point_values(guide: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """
     with _quiet():
         if hasattr(guide, "median"):
-            guide(*args, **kwargs)  # an autoguide is made at its first call
+            guide(*args, **kwargs)  # an autoguide creates its parameters at its first call
             medians = guide.median(*args, **kwargs)
             return {name: value.detach().clone() for name, value in medians.items()}
         return draw_sites(guide, *args, **kwargs)
@@ -140,13 +139,13 @@ def point_values(guide: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The caller's parameters, without his handlers, and without gradients."""
+    """A context with the caller's parameters, without handlers and gradients."""
     with isolated(copy_of_store()), torch.inference_mode(False), torch.no_grad():
         yield
 
 
 def find_hmm(node: Any) -> RegimeHMM | None:
-    """The RegimeHMM of a site, or one of a subclass, without what is wrapped around it."""
+    """The RegimeHMM of a site, or an instance of a subclass, without wrappers."""
     hmm = node["fn"]
     while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
         hmm = hmm.base_dist
@@ -154,7 +153,7 @@ def find_hmm(node: Any) -> RegimeHMM | None:
 
 
 def _check_type(site: str, kind: type[RegimeHMM], method: str) -> None:
-    """Refuse the regimes of one model for the density of another."""
+    """Raise for a subclass that overrides the density but not the regimes."""
     own_density = kind.log_prob is not RegimeHMM.log_prob
     if own_density and getattr(kind, method) is getattr(RegimeHMM, method):
         raise ValueError(
@@ -164,15 +163,15 @@ def _check_type(site: str, kind: type[RegimeHMM], method: str) -> None:
 
 
 class _AtDraw(Messenger):
-    """Put the values of one draw at the latent sites of a model.
+    """Set the latent sites of a model to the values of one draw.
 
-    As ``poutine.condition``, which passes over the names that a model does not have.
+    Unlike ``poutine.condition``, it reports names that the model does not have.
     """
 
     def __init__(self, draw: dict[str, Tensor]) -> None:
         super().__init__()
         self._draw = draw
-        self.left = dict.fromkeys(draw)  #: the names that the model has not had yet
+        self.left = dict.fromkeys(draw)  #: the names that the model has not reached yet
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -199,12 +198,12 @@ class _AtDraw(Messenger):
 
 
 def _check_shape(name: str, value: Tensor, shape: torch.Size) -> None:
-    """Up to dims of size 1 in front, as Pyro has it of a guide and its model."""
+    """Check the shape of a draw, up to leading dims of size 1, as Pyro does."""
     found, expected = (list(dropwhile((1).__eq__, each)) for each in (value.shape, shape))
     if found != expected:
         raise ValueError(
             f"expected each draw to have shape {tuple(shape)} for {name!r}, got "
-            f"{tuple(value.shape)}; samples have one dim more, that of the draws, in front"
+            f"{tuple(value.shape)}; samples have one more dim in front, that of the draws"
         )
 
 
@@ -223,7 +222,7 @@ def _regimes(hmm: Any, value: Tensor, kind: str) -> Tensor:
 
 
 def draw_sites(guide: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    """One draw from a guide: the values of the model's latent sites."""
+    """Draw the values of the model's latent sites from a guide."""
     trace: Any = poutine.trace(guide).get_trace(*args, **kwargs)
     nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
     return {
@@ -240,19 +239,21 @@ def _draw(
     kwargs: dict[str, Any],
     num_samples: int,
 ) -> list[dict[str, Tensor]]:
-    """The values of latent sites, draw by draw."""
+    """Yield the values of the latent sites of each draw."""
     if guide_or_samples is None:
         return [{}]
     if isinstance(guide_or_samples, dict):
         for name, value in guide_or_samples.items():
             if not isinstance(value, Tensor):
-                raise ValueError(f"expected tensors, got {type(value).__name__} for {name!r}")
+                raise ValueError(
+                    f"expected samples to be tensors, got {type(value).__name__} for {name!r}"
+                )
         counts = {
             name: len(value) if value.dim() else 0 for name, value in guide_or_samples.items()
         }
         if not counts or len(set(counts.values())) != 1 or 0 in counts.values():
             raise ValueError(
-                f"expected samples of one positive number of draws for each site, got {counts}"
+                f"expected samples to have equal positive numbers of draws by site, got {counts}"
             )
         count = next(iter(counts.values()))
         return [
@@ -306,7 +307,7 @@ def _collect(
 
 
 def _match(draws: list[Tensor]) -> list[Tensor]:
-    """For each draw the order of its states that matches the others'."""
+    """For each draw, the order of its states that matches the other draws."""
     orders = [_order(draw, draws[0]) for draw in draws]
     aligned = [draw[..., order] for draw, order in zip(draws, orders, strict=True)]
     mean = torch.stack(aligned).mean(0)
@@ -314,7 +315,7 @@ def _match(draws: list[Tensor]) -> list[Tensor]:
 
 
 def _order(probs: Tensor, reference: Tensor) -> Tensor:
-    from scipy.optimize import linear_sum_assignment  # takes its time to import
+    from scipy.optimize import linear_sum_assignment  # slow to import
 
     num_states = probs.shape[-1]
     overlap = reference.reshape(-1, num_states).mT @ probs.reshape(-1, num_states)
@@ -323,7 +324,7 @@ def _order(probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def _vote(paths: list[Tensor], orders: list[Tensor]) -> Tensor:
-    """At each step the state of most paths; -1 where they have none."""
+    """The most frequent state of the paths at each step; -1 if they have none."""
     num_states = len(orders[0])
     shape = paths[0].shape + (num_states,)
     votes = torch.zeros(shape, dtype=torch.long, device=paths[0].device)

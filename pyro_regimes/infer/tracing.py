@@ -1,4 +1,4 @@
-"""One run of a model with one tensor for each parameter name, and what its HMM sites hold."""
+"""Traces one run of a model, with one tensor for each parameter, and reads its HMM sites."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Slot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The argument's name, as the caller of the distribution gave it."""
+        """The argument's name in the call of the distribution."""
         return self.argument.name
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The name of the slot in messages."""
         return f"{self.site}.{self.name}"
 
     @property
     def event_dim(self) -> int:
-        """The dims of a block."""
+        """The number of dims of a block."""
         return self.argument.event_dim
 
     @property
@@ -53,16 +53,16 @@ class Slot(NamedTuple):
 
 
 class Site(NamedTuple):
-    """An observed RegimeHMM."""
+    """An observed RegimeHMM site."""
 
     name: str
     hmm: RegimeHMM
     value: Tensor
-    scale: Tensor | float  #: of the log-likelihood, from ``poutine.scale`` or plates
-    mask: Tensor | bool | None  #: which sequences count
-    family: Family | None  #: of its observation distribution
-    base: Distribution  #: the observation distribution without what is wrapped around it
-    observation_mask: Tensor | bool | None  #: which observations count, ``(..., T, K)``
+    scale: Tensor | float  #: scale of the log-likelihood, from ``poutine.scale`` or plates
+    mask: Tensor | bool | None  #: mask of the sequences that count
+    family: Family | None  #: the family of its observation distribution
+    base: Distribution  #: the observation distribution without wrappers
+    observation_mask: Tensor | bool | None  #: mask of the observations that count, ``(..., T, K)``
     slots: dict[str, Slot]  #: by the argument's name
 
     def densities(self) -> Tensor:
@@ -90,30 +90,30 @@ class Site(NamedTuple):
 
 
 def num_own_dims(argument: Argument, site: Site) -> int:
-    """How many dims of an argument's blocks are not the site's batch: time, state, event."""
+    """The number of dims of an argument's blocks besides the batch: time, state, event."""
     event = len(site.hmm.observation_dist.event_shape) if argument.elementwise else 0
     return argument.num_own_dims + event
 
 
 class Latent(NamedTuple):
-    """A site of the model at which the guide has put a point."""
+    """A latent site of the model whose value is a point from the guide."""
 
     name: str
     prior: Distribution
     value: Tensor
-    log_prob: Tensor  #: of the value under the prior, with its scale and mask: a scalar
+    log_prob: Tensor  #: log-probability of the value under the prior, with scale and mask: a scalar
     scale: Tensor | float
     mask: Tensor | bool | None
 
 
 class Run(NamedTuple):
-    """What one run of the model showed."""
+    """The result of one run of the model."""
 
     params: dict[str, Tensor]  #: the constrained value of each parameter that was read
     sites: dict[str, Site]
     latents: dict[str, Latent]
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
-    is_subsampled: bool  #: whether it saw only some of the data
+    is_subsampled: bool  #: whether the run used only some of the data
     plate_sizes: dict[str, int]  #: the full size of each plate
 
     @property
@@ -122,7 +122,7 @@ class Run(NamedTuple):
         return [slot for site in self.sites.values() for slot in site.slots.values()]
 
     def log_priors(self) -> float:
-        """The log-probability of all that has no hidden path."""
+        """The log-probability of all sites without a hidden path."""
         values = [each.log_prob for each in self.latents.values()] + list(self.others.values())
         return sum(float(value) for value in values)
 
@@ -136,12 +136,12 @@ def run_model(
     guide: Callable[..., Any] | None = None,
     connected: bool = False,
 ) -> Run:
-    """Trace the model once, under the caller's lock; where there is a guide, at its point.
+    """Trace the model once, at the point of the guide if there is one. The caller holds the lock.
 
-    :param values: constrained values for some parameters, in place of the store's.
-    :param guide: puts a point (a Delta) at every latent site, as ``AutoDelta`` does.
+    :param values: constrained values for some parameters, instead of those of the store.
+    :param guide: a guide with a point (a Delta) at every latent site, such as ``AutoDelta``.
     :param connected: whether the graph reaches the store's unconstrained tensors.
-    :raises ValueError: if it has no observed RegimeHMM, or a latent site without a point.
+    :raises ValueError: if there is no observed RegimeHMM, or a latent site without a point.
     """
     handed = HandOut(values, connected)
     trace, placed = trace_model(model, guide, args, kwargs, handed)
@@ -158,7 +158,7 @@ def run_model(
             raise ValueError(
                 f"expected every sample site to be observed, got the latent site {name!r}: EM "
                 "maximises over parameters, so condition on a value, make it a pyro.param, or "
-                "give EM a guide that puts a point there, as AutoDelta does"
+                "pass a guide with a point there, such as AutoDelta"
             )
         else:
             latents.append(name)
@@ -192,7 +192,7 @@ def run_model(
 
 
 def _no_site_message(trace: Any) -> str:
-    """What is said of a model that observes no RegimeHMM."""
+    """The error message for a model that observes no RegimeHMM."""
     start = "expected an observed RegimeHMM site in the model, got"
     names = [
         name
@@ -204,14 +204,14 @@ def _no_site_message(trace: Any) -> str:
         base = emissions.unwrap(node["fn"]).base
         if node["is_observed"] and isinstance(base, RegimeHMM):
             return (
-                f"{start} {name!r}, a {type(base).__name__}: a subclass may have a density of its "
-                "own, so SVI or NUTS can fit it, and EM cannot"
+                f"{start} {name!r}, a {type(base).__name__}: EM does not support "
+                "subclasses, which may override the density; use SVI or NUTS"
             )
         if not node["is_observed"] or not isinstance(base, HiddenMarkovModel):
             continue
         start += f" {name!r}, a {type(base).__name__}"
         if not isinstance(base, DiscreteHMM):
-            return f"{start}, whose hidden state is not discrete: SVI or NUTS can fit it"
+            return f"{start}, whose hidden state is not discrete; use SVI or NUTS"
         return (
             f"{start}: it makes one transition before its first observation, so it is "
             "RegimeHMM(first.log(), transition_logits, observation_dist), first = "
@@ -228,7 +228,7 @@ def trace_model(
     kwargs: dict[str, Any],
     handed: HandOut,
 ) -> tuple[Any, Any]:
-    """The trace of the model at the guide's points, and that of the guide, empty without one.
+    """The trace of the model at the guide's points, and that of the guide, empty without a guide.
 
     :raises ValueError: if the guide has a latent site without a point.
     """
@@ -251,20 +251,20 @@ def _check_store(params: dict[str, Tensor]) -> None:
 
 
 def _check_points(trace: Any) -> None:
-    """Refuse a guide that has a distribution where EM needs a point."""
+    """Check that every latent site of the guide is a point, which EM requires."""
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
             continue
         base = emissions.unwrap(node["fn"]).base
         if not isinstance(base, Delta):
             raise ValueError(
-                "expected the guide to put a point (a Delta) at every latent site, as AutoDelta "
+                "expected guide to put a point (a Delta) at every latent site, as AutoDelta "
                 f"does, got {type(base).__name__} at {name!r}"
             )
 
 
 def _check_shapes(trace: Any) -> None:
-    """Refuse a batch that no plate declares, as ``Trace_ELBO`` does under validation."""
+    """Raise for a batch dim without a plate, as ``Trace_ELBO`` does under validation."""
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
             continue
@@ -277,7 +277,7 @@ def _check_shapes(trace: Any) -> None:
 
 
 def _log_prob_shape(node: Any) -> torch.Size:
-    """The shape of a site's log density. That of an HMM is not computed here."""
+    """The shape of a site's log density, without computing that of an HMM."""
     if "log_prob" in node:
         return node["log_prob"].shape
     fn, value = node["fn"], node["value"]
@@ -286,11 +286,11 @@ def _log_prob_shape(node: Any) -> torch.Size:
     try:
         return torch.broadcast_shapes(*parts)
     except RuntimeError:
-        return parts[1]  # a batch of the value that is not one of the distribution
+        return parts[1]  # the value may have batch dims that the distribution lacks
 
 
 def _shape_message(name: str, node: Any, shape: torch.Size) -> str:
-    """What is said of a batch outside every plate."""
+    """The error message for a batch dim without a plate."""
     plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
     message = (
         f"expected a plate for every batch dim of site {name!r}, got log-densities of shape "
@@ -306,16 +306,16 @@ def _shape_message(name: str, node: Any, shape: torch.Size) -> str:
 
 
 def _is_subsampled(trace: Any) -> bool:
-    """Whether some plate holds only some of its elements."""
+    """Whether some plate is subsampled."""
     plates = [node for node in trace.nodes.values() if site_is_subsample(node)]
     return any(not _is_whole(node["fn"].size, node["value"]) for node in plates)
 
 
 def _is_whole(size: int, subsample: Any) -> bool:
-    """Whether a plate's subsample is all of its elements, in any order.
+    """Whether a plate's subsample contains all of its elements, in any order.
 
-    The subsample is asked and not ``subsample_size``, which Pyro leaves empty where a caller gave
-    ``subsample``. That need not be indices: Pyro takes "anything supporting len()".
+    This checks the subsample, because Pyro leaves ``subsample_size`` empty if the caller passes
+    ``subsample``. The subsample need not be indices: Pyro accepts "anything supporting len()".
     """
     if len(subsample) < size:
         return False
@@ -329,9 +329,9 @@ def _is_whole(size: int, subsample: Any) -> bool:
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:
-    """The RegimeHMM of a site, without what is wrapped around it; None if it holds another.
+    """The RegimeHMM of a site, without wrappers; None for another distribution.
 
-    Types are matched exactly: a subclass may have a density of its own.
+    Types are matched exactly, as a subclass may override the density.
     """
     hmm = node["fn"]
     while type(hmm) in emissions.WRAPPERS:
@@ -340,7 +340,7 @@ def read_hmm(node: Any) -> RegimeHMM | None:
 
 
 def _mask_of(node: Any) -> Tensor | bool | None:
-    """Of the site and of the distribution, together."""
+    """The combined mask of the site and of the distribution."""
     hmm, mask = node["fn"], node["mask"]
     while type(hmm) in emissions.WRAPPERS:
         if type(hmm) is MaskedDistribution:
@@ -350,7 +350,7 @@ def _mask_of(node: Any) -> Tensor | bool | None:
 
 
 def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
-    """What EM asks of an observed RegimeHMM; None if the site holds another distribution."""
+    """Read an observed RegimeHMM site; None if the site has another distribution."""
     hmm, mask = read_hmm(node), _mask_of(node)
     if hmm is None:
         return None
@@ -396,7 +396,7 @@ def _whole(argument: Argument, value: Tensor, event_shape: torch.Size) -> Tensor
 
 
 def write_parameter(name: str, value: Tensor) -> None:
-    """Set a parameter in place, so that the store's leaf, and an optimiser's state of it, stay."""
+    """Set a parameter in place, so that the store's leaf and its optimiser state are kept."""
     store = pyro.get_param_store()
     unconstrained = dict(store.named_parameters())[name]
     with torch.no_grad():
@@ -404,5 +404,5 @@ def write_parameter(name: str, value: Tensor) -> None:
 
 
 def constraint_of(name: str) -> constraints.Constraint:
-    """The constraint that the store keeps; what a trace reports is not always it."""
+    """The constraint in the store, which may differ from that in a trace."""
     return pyro.get_param_store()._constraints[name]

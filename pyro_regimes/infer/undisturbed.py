@@ -1,8 +1,8 @@
-"""What a call borrows of the process and of the store, given back when an exception ends it.
+"""Restores global state and the store when an exception ends a call.
 
-A ``with`` statement alone does not do that for an interrupt (Ctrl-C). It may come between any two
-instructions, also while Pyro enters or leaves a handler, and then a handler stays on Pyro's stack,
-a plate stays allocated, or gradients stay off.
+A ``with`` statement alone does not do this for an interrupt (Ctrl-C). It may occur between any two
+instructions, even while Pyro enters or exits a handler. Then a handler stays on Pyro's stack, a
+plate stays allocated, or gradients stay off.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ class Undisturbed:
         with call, call:
             call.undo = ...
 
-    After an exception everything is as it was before: Pyro's surroundings, the lock, grad mode and
-    inference mode; then ``undo`` is called, which puts back what the call has changed, and which it
-    exchanges as it goes on. All of this may be done twice: after an interrupt within the first exit
-    the other is still to come. Inference mode, in which nothing can be differentiated, is off
-    inside.
+    After an exception it restores Pyro's handlers and plates, the lock, grad mode and inference
+    mode, and then calls ``undo``, which restores what the call has changed. The call may replace
+    ``undo`` as it proceeds. All of this may run twice: after an interrupt within the first exit the
+    second one still runs. Inference mode, which prevents differentiation, is off inside.
     """
 
     def __init__(self) -> None:
@@ -43,7 +42,7 @@ class Undisturbed:
     def __enter__(self) -> Undisturbed:
         self._depth += 1
         if self._depth < 2:
-            return self  # what follows needs an exit that is sure to come
+            return self  # the following lines need an exit that is guaranteed
         with PYRO_LOCK:
             self._before = State.read()
         if self._inference:
@@ -71,9 +70,9 @@ class Undisturbed:
 
 
 def check_leaves(leaves: dict[str, torch.Tensor]) -> None:
-    """Refuse parameters that cannot be changed in place.
+    """Check that parameters can be changed in place.
 
-    :raises ValueError: naming them.
+    :raises ValueError: if some cannot, with their names.
     """
     names = [name for name, leaf in leaves.items() if leaf.is_inference()]
     if names:
@@ -84,7 +83,7 @@ def check_leaves(leaves: dict[str, torch.Tensor]) -> None:
 
 
 def explained(error: RuntimeError) -> Exception:
-    """The error of a run of the model, or a clearer one where the caller's context causes it."""
+    """Replace an error of a run of the model by a clearer one if the caller's context causes it."""
     if "nference tensor" in str(error):
         return ValueError(
             "expected tensors that can be differentiated, got one that the model reads and that "

@@ -1,1 +1,1 @@
-"""Forward-backward, Viterbi and sampling on plain tensors; callers use :mod:`.ops`."""
+"""Forward-backward, Viterbi and sampling on plain tensors. Use them through :mod:`.ops`."""

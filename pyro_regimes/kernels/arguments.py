@@ -1,6 +1,6 @@
-"""The arguments of the recursions: their checks, and the form that the compiled kernels take.
+"""Checks of the arguments of the recursions, and their conversion for compiled kernels.
 
-:mod:`.ops` says what they are.
+:mod:`.ops` describes the arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_regimes.kernels import shapes
 
 _NAMES = ("initial_logits", "transition_logits", "observation_logits")
-#: The number of dims of one sequence's argument, and how to say its shape.
+#: The number of dims of each argument for one sequence, and its shape as text.
 _SHAPES = ((1, "(..., K)"), (3, "(..., 1 or T-1, K, K)"), (2, "(..., T, K)"))
 
 
@@ -28,24 +28,24 @@ class Chain(NamedTuple):
 
 
 def promoted_dtype(*tensors: Tensor) -> torch.dtype:
-    """The least dtype that holds all of theirs."""
+    """The dtype to which all of them promote."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
-    """Refuse lengths that are not integers from 1 to ``num_steps``, where that is known.
+    """Check that lengths are integers from 1 to ``num_steps``, if their values are known.
 
-    :raises ValueError: naming what was expected and what came.
+    :raises ValueError: if they are not.
     """
     if not isinstance(lengths, Tensor):
         raise ValueError(f"expected lengths to be an integer tensor, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"expected lengths to be an integer tensor, got dtype {lengths.dtype}")
     if not lengths.numel() or torch.compiler.is_compiling():
-        return  # values are not known while a graph is compiled: the operators check them
+        return  # values are unknown while a graph is compiled; the operators check them
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         return  # nor under vmap
-    least, largest = torch.stack(lengths.aminmax()).tolist()  # one look, however far the device
+    least, largest = torch.stack(lengths.aminmax()).tolist()  # one transfer from the device
     if least < 1 or (num_steps is not None and largest > num_steps):
         upper = "" if num_steps is None else f" to the {num_steps} time steps of the data"
         raise ValueError(f"expected lengths from 1{upper}, got from {least} to {largest}")
@@ -57,9 +57,9 @@ def check(
     observation_logits: Tensor,
     lengths: Tensor | None,
 ) -> Chain:
-    """The arguments of a recursion, if they fit.
+    """Check the arguments of a recursion.
 
-    :raises ValueError: naming what was expected and what came.
+    :raises ValueError: if they are invalid or do not match.
     """
     logits = (initial_logits, transition_logits, observation_logits)
     for name, (event_dim, shape), each in zip(_NAMES, _SHAPES, logits):
@@ -87,7 +87,7 @@ def check(
 def _check_sizes(
     initial_logits: Tensor, transition_logits: Tensor, observation_logits: Tensor
 ) -> None:
-    """Numbers of states and of time steps."""
+    """Check the numbers of states and of time steps."""
     num_steps, num_states = observation_logits.shape[-2:]
     if num_steps < 1 or num_states < 1:
         raise ValueError(
@@ -104,7 +104,7 @@ def _check_sizes(
             f"expected transition_logits to end in ({num_states}, {num_states}), got shape "
             f"{tuple(transition_logits.shape)}"
         )
-    # A tuple, since under torch.jit.trace sizes are tensors, which no set finds again.
+    # A tuple, since sizes are tensors under torch.jit.trace, which are not equal in a set.
     if transition_logits.shape[-3] not in (1, num_steps - 1):
         raise ValueError(
             f"expected transition_logits to have 1 or T - 1 = {num_steps - 1} time slices at "
@@ -138,10 +138,10 @@ def _broadcast_batches(
 
 
 def check_path(path: Tensor, shape: torch.Size) -> None:
-    """Refuse what is no path of states.
+    """Check a path of states.
 
-    :param shape: of the observation logits, ``(..., T, K)``, whose batch dims it broadcasts with.
-    :raises ValueError: if the dtype, the shape or a state does not fit.
+    :param shape: shape of the observation logits, ``(..., T, K)``; batch dims must broadcast.
+    :raises ValueError: if the dtype, the shape or a state is invalid.
     """
     num_steps, num_states = shape[-2:]
     if not isinstance(path, Tensor) or path.dtype != torch.long:
@@ -167,7 +167,7 @@ def check_path(path: Tensor, shape: torch.Size) -> None:
 
 
 class Flat(NamedTuple):
-    """The arguments as the compiled kernels take them: one batch dim, float32 or float64."""
+    """The arguments of the compiled kernels, with one batch dim, in float32 or float64."""
 
     initial_logits: Tensor  # (N or 1, K)
     transition_logits: Tensor  # (N or 1, 1 or T-1, K, K)
@@ -176,7 +176,7 @@ class Flat(NamedTuple):
 
 
 def flatten(chain: Chain) -> Flat:
-    """With one batch dim; a chain that all sequences share is not copied."""
+    """Flatten to one batch dim; a chain that all sequences share is not copied."""
     batch_shape = chain.observation_logits.shape[:-2]
     initial = shapes.flatten(chain.initial_logits, 1, batch_shape)
     transition = shapes.flatten(chain.transition_logits, 3, batch_shape)

@@ -1,4 +1,4 @@
-r"""The compiled kernels as operators that torch can differentiate, transform and compile.
+r"""Derivatives of the compiled kernels, for autograd, function transforms and compilation.
 
 Each kernel call is a custom operator (:mod:`.operators`) under an
 :class:`torch.autograd.Function`. The first derivatives are the kernel's own expectations (Fisher's
@@ -9,13 +9,13 @@ identity),
     \partial \log p / \partial A_{ij} = \xi(i, j), \qquad
     \partial \log p / \partial \pi_k = \gamma_1(k).
 
-Those of gamma and xi are a second operator, the tangent recursion: the Hessian is symmetric, so the
-product of a cotangent of (gamma, xi) with their Jacobian is their derivative along it; and it is
-what forward mode asks for. Derivatives of higher order go through the reference, in either mode.
+Derivatives of gamma and xi are computed by a second operator, the tangent recursion. The Hessian is
+symmetric, so the product of a cotangent of (gamma, xi) with their Jacobian is their derivative
+along it. Forward mode uses the same operator. Derivatives of higher order use the reference.
 
-Tensors are flat here: ``(N or 1, K)``, ``(N or 1, 1 or T-1, K, K)``, ``(N, T, K)`` and ``(N,)``, of
-float32 or float64; the log-likelihood is float64. ``name`` is that of the kernel, or empty for the
-device's own.
+Tensors are flat: ``(N or 1, K)``, ``(N or 1, 1 or T-1, K, K)``, ``(N, T, K)`` and ``(N,)``, in
+float32 or float64; the log-likelihood is float64. ``name`` is the name of the kernel, or empty for
+that of the device.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Paths of states: the most likely one, and random ones from the prior and the posterior.
+"""Paths of states: the most likely path, and draws from the prior and the posterior.
 
-Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`; nothing here has a derivative.
+:mod:`pyro_regimes.kernels.ops` checks the arguments. The functions are not differentiable.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def viterbi(
 ) -> Tensor:
     """The path :math:`\\arg\\max_q \\log p(x, q)` (Viterbi 1967).
 
-    Of equally likely predecessors the lowest state is taken. A sequence of probability zero has
-    no most likely path, and padding no state: both are filled with -1.
+    Among equally likely predecessors it takes the lowest state. Padding, and paths of sequences of
+    probability zero, are -1.
 
     :return: LongTensor ``(..., T)``.
     """
@@ -156,9 +156,9 @@ def sample_posterior(
 def sample_prior(
     initial_logits: Tensor, transition_logits: Tensor, num_steps: int, shape: torch.Size
 ) -> Tensor:
-    """Paths from :math:`p(q)`.
+    """Draw paths from :math:`p(q)`.
 
-    :param shape: of the result but for time, ``sample_shape + (...)``.
+    :param shape: shape of the result without the time dim, ``sample_shape + (...)``.
     :return: LongTensor ``shape + (num_steps,)``.
     """
     num_states = initial_logits.shape[-1]

@@ -1,6 +1,6 @@
-"""Which kernel runs: the compiled one of the tensors' device, or the reference.
+"""Selection of the kernel: the compiled one for the tensors' device, or the reference.
 
-The kernels are imported when they are first needed, as numba and Triton take their time.
+Kernels are imported at their first use, because numba and Triton are slow to import.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pyro_regimes.kernels import transforms
 
 BACKENDS = ("reference", "cpu", "cuda")
 
-#: Above this A no longer fits the registers of a Triton program, and the reference's steps are
-#: large enough to keep a device busy by themselves.
+#: With more states A does not fit the registers of a Triton program, and the steps of the reference
+#: are large enough to use the whole device.
 _MAX_CUDA_STATES = 128
 
 _warned: set[str] = set()  #: the reasons for slow recursions that a warning has named
@@ -39,7 +39,7 @@ def backend(name: str) -> Iterator[None]:
 
     :param name: "reference" for plain tensor code on any device, "cpu" for the compiled CPU kernel,
         "cuda" for the Triton kernels (on CPU tensors in Triton's interpreter).
-    :raises ValueError: if the name is another.
+    :raises ValueError: if the name is unknown.
     """
     if name not in BACKENDS:
         raise ValueError(f"expected backend to be one of {BACKENDS}, got {name!r}")
@@ -53,9 +53,9 @@ def backend(name: str) -> Iterator[None]:
 def choose(observation_logits: Tensor) -> str:
     """The name of the kernel for a problem.
 
-    Under ``torch.compile``, which cannot read the context, it is empty for a device that has a
-    kernel: :func:`kernel` decides when the compiled code runs. Forward mode over forward mode goes
-    through the reference: torch follows no tangents within the ``jvp`` of a function.
+    ``torch.compile`` cannot read the context. Under it the name is empty for a device that has a
+    kernel, and :func:`kernel` decides when the compiled code runs. Forward mode over forward mode
+    uses the reference, because torch does not propagate tangents within the ``jvp`` of a function.
     """
     device, num_states = observation_logits.device.type, observation_logits.shape[-1]
     if _num_forward_modes() > 1:
@@ -70,7 +70,7 @@ def choose(observation_logits: Tensor) -> str:
 
 
 def _num_forward_modes() -> int:
-    """How many ``jvp`` or ``jacfwd`` lie over one another here."""
+    """The current number of nested ``jvp`` or ``jacfwd`` transforms."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return 0
     levels = torch._C._functorch.get_interpreter_stack() or ()
@@ -118,7 +118,7 @@ def describe(device: str, num_states: int) -> str:
 
 
 def kernel(name: str, device: torch.device) -> ModuleType:
-    """The module of a kernel; without a name, that of the context or the device's own."""
+    """The module of a kernel; without a name, that of the context or of the device."""
     name = name or _chosen.get() or device.type
     if name == "reference":
         from pyro_regimes.kernels import reference_kernel
@@ -134,9 +134,9 @@ def kernel(name: str, device: torch.device) -> ModuleType:
 
 
 def decoder(*chain: Tensor | None) -> ModuleType | None:
-    """The compiled CPU kernel of filter and paths; None where tensor code serves.
+    """The compiled CPU kernel of filter and paths, or None if tensor code is used.
 
-    That is on other devices, and under transforms.
+    Tensor code is used on other devices and under transforms.
 
     :param chain: initial, transition and observation logits, and lengths.
     """
@@ -148,5 +148,5 @@ def decoder(*chain: Tensor | None) -> ModuleType | None:
 
 
 def is_reference_wanted() -> bool:
-    """Whether the code that runs now is within ``backend("reference")``."""
+    """Whether the current code runs within ``backend("reference")``."""
     return _chosen.get() == "reference"

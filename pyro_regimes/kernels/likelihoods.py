@@ -1,4 +1,4 @@
-"""Sums over all paths, with the checks of their arguments; :mod:`.ops` says what these are."""
+"""Sums over all paths, with checks of their arguments, which :mod:`.ops` describes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_regimes.kernels.arguments import check, check_path, flatten
 
 
 class Expectations(NamedTuple):
-    """What the E-step knows of the hidden path."""
+    """The results of the E-step: expectations of the hidden path."""
 
     log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
     smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
@@ -26,7 +26,7 @@ def log_likelihood(
 ) -> Tensor:
     """:math:`\\log p(x)`, summed over all paths; see :func:`.reference.log_likelihood`.
 
-    Without a gradient to come it is one forward sweep.
+    If no gradient is required, this is one forward sweep.
 
     :return: ``(...)``, float64 whatever the dtype of the logits; -inf, with gradient 0, where a
         sequence has probability 0.

@@ -1,7 +1,7 @@
 """The compiled kernels as custom operators, opaque to torch.
 
-``torch.compile`` and ``torch.jit.trace`` keep an operator as one node. :mod:`.autograd` gives them
-their derivatives, and says what their arguments are.
+``torch.compile`` and ``torch.jit.trace`` keep an operator as one node. :mod:`.autograd` defines
+their derivatives and describes their arguments.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _define(
     run: Callable[..., Any],
     like: Callable[..., Any],
 ) -> Any:
-    """Register an operator, with the shapes it returns and with vmap as a longer batch."""
+    """Register an operator with the shapes of its results, and with vmap as a larger batch."""
     schema = f"({arguments}, str name) -> {returns}"
     operator = torch.library.custom_op(
         f"pyro_regimes::{name}", transforms.without_tangents(run), mutates_args=(), schema=schema
@@ -88,7 +88,7 @@ def _define(
 
         def flat(argument: Any, dim: int | None) -> Any:
             if not isinstance(argument, Tensor) or (dim is None and len(argument) == 1 < count):
-                return argument  # shared by all sequences, and by all of vmap's
+                return argument  # shared by all sequences, also under vmap
             moved = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
             return moved.expand((size, count) + moved.shape[2:]).flatten(0, 1)
 

@@ -1,9 +1,9 @@
-"""The one public door to the recursions: checks of shape, dtype and lengths, then the kernel.
+"""The public functions of the recursions, which check their arguments and call a kernel.
 
-The kernel is the compiled one of the tensors' device (:mod:`.cpu.launch`, :mod:`.cuda.launch`) or
-the reference (:mod:`.reference`): :func:`backend` decides otherwise for a block of code.
+The kernel is the compiled one for the tensors' device (:mod:`.cpu.launch`, :mod:`.cuda.launch`) or
+the reference (:mod:`.reference`). :func:`backend` selects a kernel for a block of code.
 
-Every function takes log tensors of one hidden Markov chain, or of a batch of them:
+Every function takes log tensors of one hidden Markov chain, or of a batch of chains:
 
 =======================  ===========================  ==========================================
 argument                 shape                        meaning
@@ -11,12 +11,12 @@ argument                 shape                        meaning
 ``initial_logits``       ``(..., K)``                 log initial probabilities
 ``transition_logits``    ``(..., 1 or T-1, K, K)``    log transition probabilities, (old, new)
 ``observation_logits``   ``(..., T, K)``              log density of each observation in each state
-``lengths``              ``(...)`` integer            true lengths, 1 to T; None: all are T
+``lengths``              ``(...)`` integer            true lengths, 1 to T; None means all T
 =======================  ===========================  ==========================================
 
-Batch dims ``...`` broadcast. None of the three needs to be normalised: they are free terms of the
-path sum of :mod:`pyro_regimes.kernels.reference`. An entry of -inf is legal everywhere; NaN and
-+inf are not checked for, and give NaN. Padding may hold anything.
+Batch dims ``...`` broadcast. The log tensors need not be normalised; they are terms of the path sum
+of :mod:`pyro_regimes.kernels.reference`. Entries of -inf are valid. NaN and +inf are not checked
+and give NaN. Padding may hold any value.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def describe_kernel(value: Tensor, num_states: int) -> str:
 
 
 def has_gaussian_kernel(value: Tensor) -> bool:
-    """Whether a compiled kernel serves the Gaussian densities of these observations."""
+    """Whether there is a compiled kernel for the Gaussian densities of these observations."""
     return (
         value.device.type == "cpu"
         and value.is_floating_point()
@@ -93,7 +93,7 @@ def gaussian_log_likelihood(
 ) -> Tensor:
     r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
 
-    This is :func:`gaussian_log_prob` under :func:`log_likelihood`, as one function where that is
+    This composes :func:`gaussian_log_prob` and :func:`log_likelihood`, in one kernel if that is
     faster.
 
     :param value: ``(..., T, D)``.
@@ -112,7 +112,7 @@ def gaussian_log_likelihood(
 
 
 def has_fused_em(value: Tensor, num_states: int) -> bool:
-    """Whether :func:`fused_em` serves Gaussian data with so many states."""
+    """Whether :func:`fused_em` supports Gaussian data with this number of states."""
     if value.device.type != "cpu" or value.is_inference():
         return False
     if dispatch.choose(value) != "cpu":
@@ -125,7 +125,7 @@ def has_fused_em(value: Tensor, num_states: int) -> bool:
 def fused_em() -> ModuleType:
     """The compiled loops of a whole EM step of a Gaussian chain, :mod:`.cpu.em_step`.
 
-    numba is imported when they are first needed.
+    numba is imported at the first call.
     """
     from pyro_regimes.kernels.cpu import em_step
 

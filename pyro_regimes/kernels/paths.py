@@ -1,4 +1,4 @@
-"""Paths of states, with the checks of their arguments; :mod:`.ops` says what these are."""
+"""Paths of states, with checks of their arguments, which :mod:`.ops` describes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sample_posterior(
     lengths: Tensor | None = None,
     sample_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
 ) -> Tensor:
-    """Paths drawn given the whole sequence; see :func:`.decoding.sample_posterior`.
+    """Draw paths given the whole sequence; see :func:`.decoding.sample_posterior`.
 
     :return: LongTensor ``sample_shape + (..., T)``; -1 on padding and where a sequence has
         probability 0.
@@ -56,10 +56,10 @@ def sample_posterior(
 def sample_prior(
     initial_logits: Tensor, transition_logits: Tensor, num_steps: int, shape: torch.Size
 ) -> Tensor:
-    """Paths drawn from the chain alone.
+    """Draw paths from the chain, without observations.
 
     :param num_steps: T, at least 1.
-    :param shape: of the result but for time.
+    :param shape: shape of the result without the time dim.
     :return: LongTensor ``shape + (T,)``.
     :raises ValueError: if shapes, dtypes or devices do not fit.
     """
@@ -79,7 +79,7 @@ def sample_prior(
         if kernel is None:
             return decoding.sample_prior(*chain[:2], num_steps, shape)
         shape = torch.Size(shape)
-        # The last dims of the shape are the batch, as many as the chain has.
+        # The last dims of the shape are the batch dims of the chain.
         batch_dim = len(shape) - (chain.observation_logits.dim() - 2)
         batch_shape = shape[batch_dim:]
         nothing = nothing[:1, :1].expand(batch_shape + (1, 1))

@@ -1,8 +1,8 @@
-"""The recursions in plain tensor code: the specification that every faster kernel must meet.
+"""The recursions in plain tensor code, the specification of every faster kernel.
 
 Write :math:`\\pi` for ``initial_logits`` ``(..., K)``, :math:`A` for ``transition_logits``
 ``(..., 1 or T-1, K, K)`` and :math:`b` for ``observation_logits`` ``(..., T, K)``, all three
-logarithms and none of them necessarily normalised. A path :math:`q_1, \\dots, q_T` has
+logarithms, not necessarily normalised. A path :math:`q_1, \\dots, q_T` has
 
 .. math:: \\log p(x, q) = \\pi_{q_1} + \\sum_{t=2}^T A_{q_{t-1} q_t} + \\sum_{t=1}^T b_t(q_t),
 
@@ -13,14 +13,14 @@ and everything here is a sum or a derivative of it. The forward recursion is
     \\alpha_t(j) = b_t(j) + \\log \\sum_i \\exp(\\alpha_{t-1}(i) + A_{ij}), \\qquad
     \\log p(x) = \\log \\sum_j \\exp \\alpha_T(j).
 
-The backward recursion is not written down: differentiating the forward one performs it (Fisher's
-identity), and gives the smoothed probabilities and the expected transitions.
+There is no code for the backward recursion. Differentiating the forward recursion performs it
+(Fisher's identity) and gives the smoothed probabilities and the expected transitions.
 
-Sums lose nothing beside a large logit (:mod:`.sums`): as far as the logits and their sums are
-finite in float64, the results are those of exact arithmetic, to rounding. Under transforms, which
-hide the numbers from Python, sums have some 159 bits, which logits of about one size do not exceed.
+Sums keep small terms next to large logits (:mod:`.sums`). If the logits and their sums are finite
+in float64, the results are those of exact arithmetic up to rounding. Under transforms, which hide
+the numbers from Python, sums have about 159 bits, enough for logits of similar size.
 
-Arguments arrive checked from :mod:`pyro_regimes.kernels.ops`, which is the door for callers.
+Callers use :mod:`pyro_regimes.kernels.ops`, which checks the arguments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reference with the signatures of a compiled kernel.
 
-For operators in compiled graphs: which kernel they run is decided when they run, and may be the
-reference (:func:`.dispatch.kernel`). Arguments are flat, as in :mod:`.cpu.launch`.
+Operators in compiled graphs select their kernel when they run, and may use the reference
+(:func:`.dispatch.kernel`). Arguments are flat, as in :mod:`.cpu.launch`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pyro_regimes.kernels import transforms
 
 
 def broadcast(*shapes: torch.Size | tuple[int, ...]) -> torch.Size:
-    """``torch.broadcast_shapes``, which takes longer than a short recursion, where it is needed.
+    """Broadcast shapes, without ``torch.broadcast_shapes``, which is slow, if they are equal.
 
     :raises RuntimeError: if the shapes do not broadcast.
     """
@@ -48,9 +48,9 @@ def without_repeats(tensor: Tensor, event_dim: int) -> Tensor:
 
 
 def without_time(argument: Tensor, event_dim: int) -> Tensor:
-    """``(..., 1, K, *event)`` without the dim of size 1, or as much of it as there is.
+    """Remove the time dim of size 1 from ``(..., 1, K, *event)``, if present.
 
-    :param event_dim: the number of dims of state and event, which come back at the least.
+    :param event_dim: the number of dims of state and event, which are always kept.
     """
     if argument.dim() < event_dim:
         return argument.reshape((1,) * (event_dim - argument.dim()) + argument.shape)

@@ -1,10 +1,10 @@
-r"""Sums of logits that lose nothing, in tensor code: what the reference adds up with.
+r"""Sums of logits without rounding errors, in tensor code, for the reference.
 
-A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
-lost the second. If later data cancel the first, the second decides. So a :class:`Sum` is a number
-as several float64 tensors, the *parts*, of which each holds what rounding took from the one before.
+The sum of a logit of -1e16 and one of :math:`\log 0.3` in float64 loses the second. If later data
+cancel the first, the second decides. So a :class:`Sum` represents a number by several float64
+tensors, the *parts*. Each part holds the rounding error of the part before it.
 
-To autograd the parts are constants. Derivatives run through ``live``, a tensor of value zero.
+For autograd the parts are constants. Derivatives propagate through ``live``, a tensor of zeros.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def parts_for_sizes(sizes: list[float], num_steps: int) -> int:
 
 
 def exact(logits: Tensor) -> Sum:
-    """Logits as a number of one part; the derivative at -inf is 0."""
+    """Convert logits to a number of one part; the derivative at -inf is 0."""
     return Sum((logits.detach(),), live(logits))
 
 
 def widen(number: Sum, num_parts: int) -> Sum:
-    """The same number, with room for what is to be added to it."""
+    """The same number with more parts, as room for additions."""
     nothing = torch.zeros_like(number.parts[0])
     return Sum(number.parts + (nothing,) * (num_parts - len(number.parts)), number.live)
 
@@ -89,7 +89,7 @@ def live(value: Tensor) -> Tensor:
 
 
 def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
-    """Add to the first part, what rounding takes from that to the second, and so on."""
+    """Add to the first part, the rounding error of that to the second, and so on."""
     added = []
     for part in parts:
         total = part + term
@@ -101,7 +101,7 @@ def _add(parts: tuple[Tensor, ...], term: Tensor) -> tuple[Tensor, ...]:
 
 
 def _settle(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same sum, with the largest part first. Parts that cancel would take all the room."""
+    """Sort the parts, largest first, so that parts that cancel do not use up the room."""
     total, rests = parts[-1], []
     for part in reversed(parts[:-1]):
         larger = part + total

@@ -1,7 +1,7 @@
-"""What torch does with a tensor besides computing: records it, transforms it, traces it.
+"""Detection of tensors that torch records, transforms or traces.
 
-A compiled kernel may be called directly on plain tensors only; everything else needs an operator
-that torch knows.
+A compiled kernel can be called directly only on plain tensors. Other tensors need an operator that
+is registered with torch.
 """
 
 from __future__ import annotations

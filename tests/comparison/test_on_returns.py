@@ -194,5 +194,5 @@ def test_wrong_options(wrong, message):
 
 
 def test_a_constant_series_is_refused():
-    with pytest.raises(ValueError, match="expected no constant series"):
+    with pytest.raises(ValueError, match="expected returns without constant series"):
         compare_on_returns(np.column_stack([RETURNS, np.ones(len(RETURNS))]))

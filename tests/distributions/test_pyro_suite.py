@@ -64,7 +64,7 @@ BAD_SHAPES: list[tuple[Shape, Shape, Shape, str]] = [
     ((), (1,), (), r"expected value to have shape \(\.\.\., T\)"),
     ((), (7,), (), r"expected value to have shape \(\.\.\., T\)"),
     ((), (7,), (1,), "expected value to have 7 time steps"),
-    ((), (7,), (6,), "expected one number of time steps, got 7 .*6 "),
+    ((), (7,), (6,), "expected equal numbers of time steps, got 7 .*6 "),
     ((3,), (4, 7), (7,), r"expected batch shapes that broadcast, got .*\(3,\).*\(4,\)"),
     ((3,), (7,), (4, 7), r"expected batch shapes that broadcast, got .*\(3,\).*\(4,\)"),
     ((), (3, 7), (4, 7), r"expected batch shapes that broadcast, got .*\(3,\).*\(4,\)"),
@@ -288,7 +288,7 @@ def test_bad_shapes(initial, transition, observed, came, event_shape, state_dim)
 def test_as_many_slices_as_observations(shapes):
     """The good shapes with T slices, untranslated: time is never guessed."""
     asked = question(shapes, 3, bernoulli, ())
-    with pytest.raises(ValueError, match="expected one number of time steps, got 8 .*7 "):
+    with pytest.raises(ValueError, match="expected equal numbers of time steps, got 8 .*7 "):
         RegimeHMM(asked.initial, asked.transition, asked.observation_dist)
 
 

@@ -126,7 +126,7 @@ def test_seeds_decide():
 
 
 def test_without_a_number_of_steps():
-    with pytest.raises(ValueError, match="expected duration to be given"):
+    with pytest.raises(ValueError, match="expected duration, the number of steps to sample"):
         chain().sample()
 
 

@@ -159,7 +159,7 @@ def test_expand(before, after, holder):
 
 @pytest.mark.parametrize("after", [(3,), (), (2, 1), (-1,), (2, -1)])
 def test_expand_to_what_does_not_fit(after):
-    with pytest.raises(ValueError, match=r"expected a batch shape that \(2,\) expands to, got"):
+    with pytest.raises(ValueError, match=r"batch_shape to be one that \(2,\) expands to, got"):
         hmm_of((2,), (), ()).expand(after)
 
 

@@ -107,7 +107,7 @@ WRONG_CALLS = {
     ),
     "a batch of matrices taken for time": (
         build(transition_logits=torch.zeros(5, K, K), duration=8),
-        r"expected one number of time steps, got 8 from duration, 6 from .*\.unsqueeze\(-3\)",
+        r"expected equal numbers of time steps, got 8 from duration, 6 from .*\.unsqueeze\(-3\)",
     ),
     # types
     "a list as start": (
@@ -261,7 +261,7 @@ WRONG_CALLS = {
     ),
     "a draw without duration": (
         call("sample"),
-        "expected duration to be given: sampling needs the number of steps",
+        "expected duration, the number of steps to sample, got None",
     ),
 }
 

@@ -71,7 +71,7 @@ def test_a_collapsed_start_does_not_win():
     assert not fit.degenerate.any() and fit.best() == 0
     nan = fit._replace(history=np.array([[-1.0, np.nan], [np.nan, -5.0]]))
     assert nan.best() == 1
-    with pytest.raises(ValueError, match="not finite from each of 2 starts"):
+    with pytest.raises(ValueError, match="got none from any of 2 starts"):
         nan._replace(history=np.full((2, 2), np.nan)).best()
 
 

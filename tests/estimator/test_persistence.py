@@ -77,25 +77,25 @@ def test_a_save_that_fails_leaves_the_old_file(one, tmp_path, monkeypatch):
         (lambda content: [1], "to have the format 'pyro_regimes.RegimeModel', got list"),
         (lambda content: content | {"format": "pickle"}, "to have the format .* got 'pickle'"),
         (lambda content: content | {"version": 2}, "to have version 1 .* got 2"),
-        (lambda content: content | {"fitted": {}}, "to hold a whole RegimeModel, got KeyError"),
-        (lambda content: content | {"parameters": {"os": 1}}, "whole RegimeModel, got TypeError"),
+        (lambda content: content | {"fitted": {}}, "to hold a complete RegimeModel, got KeyError"),
+        (lambda content: content | {"parameters": {"os": 1}}, "RegimeModel, got TypeError"),
         (
             lambda content: content | {"parameters": content["parameters"] | {"n_init": 0}},
             "n_init to be at least 1",
         ),
         (
             lambda content: content | {"fitted": content["fitted"] | {"means_": [[1.0, 2.0]]}},
-            "means_ of shape",
+            "means_ has shape",
         ),
         (
             lambda content: (
                 content | {"fitted": content["fitted"] | {"share_of_time_": [1, 1, None]}}
             ),
-            "share_of_time_ that is not finite",
+            "share_of_time_ is not finite",
         ),
         (
             lambda content: content | {"fitted": content["fitted"] | {"regime_names_": ["Bull"]}},
-            "regime_names_ that are not 3 names",
+            "regime_names_ is not a list of 3 names",
         ),
     ],
 )
@@ -118,11 +118,11 @@ def _covariances(first: list[list[float]]) -> dict[str, object]:
         ({"n_iter_": 2.5}, "n_iter_"),
         ({"n_iter_": True}, "n_iter_"),
         ({"n_iter_": -1}, "n_iter_"),
-        ({"n_iter_": 10**9}, "history_ of shape"),
-        ({"history_": []}, "history_ of shape"),
-        ({"history_": [[1.0]]}, "history_ of shape"),
+        ({"n_iter_": 10**9}, "history_ has shape"),
+        ({"history_": []}, "history_ has shape"),
+        ({"history_": [[1.0]]}, "history_ has shape"),
         ({"means_": [[10**400, 0], [0, 0], [0, 0]]}, "OverflowError"),
-        ({"means_": [[], [], []]}, "means_ of shape"),
+        ({"means_": [[], [], []]}, "means_ has shape"),
         ({"log_likelihood_": "1e999"}, "log_likelihood_"),
         ({"log_likelihood_": "-1"}, "log_likelihood_"),
         ({"converged_": 1}, "converged_"),
@@ -148,7 +148,7 @@ def test_load_refuses_values_that_no_fit_has(one, tmp_path, fitted, message):
     content = json.loads(path.read_text())
     content["fitted"] |= fitted
     path.write_text(json.dumps(content).replace('"1e999"', "1e999"))
-    with pytest.raises(ValueError, match=f"to hold a whole RegimeModel, got .*{message}"):
+    with pytest.raises(ValueError, match=f"to hold a complete RegimeModel, got .*{message}"):
         RegimeModel.load(path)
 
 
@@ -173,7 +173,7 @@ def test_load_refuses_parameters_of_another_fit(one, tmp_path, parameters):
     content = json.loads(path.read_text())
     content["parameters"] |= parameters
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="_ of shape"):
+    with pytest.raises(ValueError, match="_ has shape"):
         RegimeModel.load(path)
 
 

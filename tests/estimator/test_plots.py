@@ -38,5 +38,5 @@ def test_a_single_step_can_be_drawn():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="of one length, got 4, 3, 4 and 4"):
+    with pytest.raises(ValueError, match="to have the same length, got 4, 3, 4 and 4"):
         plots.plot_regimes(RETURNS, STATES[:3], PROBS, ["Bull", "Bear"])

@@ -100,7 +100,7 @@ def test_bad_data(arguments, keywords, message):
         (lambda m: m.sample(2.5), "expected n_samples to be an integer, got 2.5"),
         (lambda m: m.sample(2, random_state=-1), "expected random_state to be at least 0"),
         (lambda m: m.forecast(GOOD, 0), "expected n_steps to be at least 1, got 0"),
-        (lambda m: m.forecast([GOOD, GOOD], 1), "expected X to be one sequence .* got 2"),
+        (lambda m: m.forecast([GOOD, GOOD], 1), "expected X to be one sequence, got 2"),
     ],
 )
 def test_bad_calls(fitted, call, message):
@@ -110,7 +110,7 @@ def test_bad_calls(fitted, call, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_a_device_that_is_not_there(fitted):
-    message = "expected device to be one that torch has here, got 'cuda'"
+    message = "expected device to be available to torch, got 'cuda'"
     with pytest.raises(ValueError, match=message):
         RegimeModel(2, device="cuda").fit(GOOD)
     with pytest.raises(ValueError, match=message):

@@ -245,7 +245,7 @@ WRONG_CALLABLES = {
     "guide class": (lambda: {"guide": AutoDelta}, "got the class AutoDelta: give an instance"),
     "optimiser as guide": (
         lambda: {"guide": pyro.optim.Adam({"lr": 0.01})},
-        r"got PyroOptim, an optimiser: give it by name, EM\(model, optim=",
+        r"got PyroOptim, an optimiser: pass it by name, EM\(model, optim=",
     ),
     "guide": (lambda: {"guide": "AutoDelta"}, r"such as AutoDelta\(model\), got str"),
     "model class": (lambda: {"model": pyro.nn.PyroModule}, "got the class .*: give an instance"),
@@ -295,7 +295,7 @@ def test_optimisers_that_serve(make) -> None:
                 dist.Normal(0.0, 1.0).expand([1]).to_event(1),
                 duration=64,
             ),
-            r"'x', a GaussianHMM, whose hidden state is not discrete: SVI",
+            r"'x', a GaussianHMM, whose hidden state is not discrete; use SVI",
         ),
     ],
     ids=["DiscreteHMM", "GaussianHMM"],

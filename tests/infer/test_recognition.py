@@ -321,7 +321,7 @@ def test_a_start_outside_its_constraint_is_refused_by_name() -> None:
         )
         pyro.sample("x", hmm, obs=X)
 
-    with pytest.raises(ValueError, match=r"start outside the constraint.*'scale': 'GreaterThan"):
+    with pytest.raises(ValueError, match=r"start outside its constraint.*'scale': 'GreaterThan"):
         EM(model, optim=pyro.optim.SGD({"lr": 0.01})).run()
 
 
@@ -443,7 +443,7 @@ def test_a_jacobian_that_is_too_large_is_the_reason_given(monkeypatch: Any) -> N
     def model() -> None:
         observe(observation_dist=dist.Normal(X.unsqueeze(-1) * real("beta", LOC), 1.0))
 
-    with pytest.raises(ValueError, match=r"beta: x.loc, with 128 entries.*too large a Jacobian"):
+    with pytest.raises(ValueError, match=r"x.loc, with 128 entries.*Jacobian .*too large"):
         EM(model).step()
 
 

@@ -176,7 +176,7 @@ def test_wrong_options(wrong, message) -> None:
 @pytest.mark.parametrize(
     "samples, message",
     [
-        ({}, "one positive number of draws"),
+        ({}, "equal positive numbers of draws"),
         ({"loc": torch.zeros(2, 2), "other": torch.zeros(3)}, "got {'loc': 2, 'other': 3}"),
         ({"loc": torch.tensor(0.0)}, "got {'loc': 0}"),
         ({"lok": torch.zeros(3, 2)}, r"a value to every latent site, got none for \['loc'\]"),
@@ -224,7 +224,7 @@ SAMPLES = {"loc": DRAWS, "scale": torch.ones(3, 2).double()}
         ({"loc": DRAWS.unsqueeze(0).expand(3, 3, 2)}, r"shape \(2,\) for 'loc', got \(3, 2\)"),
         ({"loc": torch.zeros(3)}, r"shape \(2,\) for 'loc', got \(\)"),
         ({"scale": torch.ones(3, 1)}, r"shape \(2,\) for 'scale', got \(1,\)"),
-        ({"loc": DRAWS.numpy()}, "expected tensors, got ndarray for 'loc'"),
+        ({"loc": DRAWS.numpy()}, "expected samples to be tensors, got ndarray for 'loc'"),
     ],
 )
 @pytest.mark.parametrize("kind", ["smoothed", "viterbi"])

@@ -1,4 +1,7 @@
-"""One file for each kind of method. Every function runs one method from the common start."""
+"""The methods of a comparison, one file for each kind.
+
+Every function runs one method from the common start.
+"""
 
 from pyro_regimes.comparison.methods.em import run_em, run_em_map
 from pyro_regimes.comparison.methods.nuts import run_nuts

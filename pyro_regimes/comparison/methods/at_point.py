@@ -1,4 +1,4 @@
-"""What the methods share that end at one point."""
+"""Common code of the methods that return a point estimate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_regimes.infer.regimes import point_values
 
 
 def mode_scores(prior_model: Model, guide: Any, task: Task) -> dict[str, Any]:
-    """The fields of :class:`.MethodRun` at the points of an AutoDelta guide."""
+    """The fields of :class:`.MethodRun` at the point of an AutoDelta guide."""
     point = point_values(guide, task.data)
     at_point = poutine.condition(prior_model, data=point)
     likelihood, joint = log_densities(at_point, task.data)
@@ -37,7 +37,7 @@ def mode_scores(prior_model: Model, guide: Any, task: Task) -> dict[str, Any]:
 
 @contextmanager
 def restored(workspace: Workspace) -> Iterator[None]:
-    """Afterwards the parameters are as before, in place: a module may hold the very tensors."""
+    """Restore the parameters on exit, in place, as a module may hold the same tensors."""
     with workspace.entered():
         start = {name: leaf.detach().clone() for name, leaf in parameter_leaves().items()}
     try:

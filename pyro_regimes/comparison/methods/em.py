@@ -24,10 +24,10 @@ from pyro_regimes.infer.em.loop import Loop
 
 
 def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
-    """EM on the likelihood."""
+    """Run EM on the likelihood."""
     workspace = task.workspace()
     with workspace.entered():
-        poutine.trace(model).get_trace(task.data)  # makes the parameters
+        poutine.trace(model).get_trace(task.data)  # creates the parameters
     trajectory = _run("EM", model, None, task, workspace, num_steps)
     with workspace.entered():
         likelihood, _ = log_densities(model, task.data)
@@ -43,11 +43,11 @@ def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
 
 
 def run_em_map(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
-    """EM on the log joint, with the points of AutoDelta."""
+    """Run EM on the log joint, with an AutoDelta guide."""
     workspace = task.workspace()
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
-        guide(task.data)  # makes the parameters, at the start
+        guide(task.data)  # creates the parameters, at the start
     trajectory = _run("EM, MAP", prior_model, guide, task, workspace, num_steps)
     with workspace.entered():
         return MethodRun(
@@ -66,7 +66,7 @@ def _run(
     workspace: Workspace,
     num_steps: int,
 ) -> dict[str, Any]:
-    """The fields of :class:`.MethodRun` that tell how EM came to its end."""
+    """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
     with restored(workspace):  # compiles the kernels
         TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=None)
     em = TimedEM(model, guide, workspace)
@@ -78,7 +78,7 @@ def _run(
         "num_passes": result.num_e_steps,
         "seconds": seconds,
         "times": em.times(result),
-        "passes": list(range(1, result.num_steps + 2)),  # the start is known after an E-step
+        "passes": list(range(1, result.num_steps + 2)),  # the first value costs an E-step
         "values": [-loss for loss in result.history],
     }
 
@@ -107,7 +107,7 @@ class TimedEM(EM):
     def times(self, result: EMResult) -> list[float]:
         """Seconds from the beginning of the run to each value of its history.
 
-        The first is that of the start; the first step contains the planning.
+        The first value is that of the start; the first step includes the planning.
         """
         planned = self._iterations[0][0] - self._began
         each = (self._iterations[-1][1] - self._iterations[0][0]) / max(1, result.num_steps)

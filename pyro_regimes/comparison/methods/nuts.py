@@ -19,7 +19,7 @@ METHOD = "NUTS"
 
 
 def run_nuts(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
-    """Draws of NUTS after as many for warming up, from the same start as the other methods."""
+    """Run NUTS, with as many warm-up steps as draws, from the start of the other methods."""
     workspace, watch = task.workspace(), Stopwatch()
     passes = 0
 
@@ -62,10 +62,10 @@ def run_nuts(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
 def _sample(
     model: Model, task: Task, workspace: Workspace, watch: Stopwatch, num_steps: int
 ) -> dict[str, Tensor]:
-    """The draws of each site, stacked in front.
+    """Draw from the posterior; the draws of each site are stacked in front.
 
-    It is the loop of :class:`pyro.infer.MCMC`, which would keep a handler on Pyro's stack, and
-    validation switched off, from the first draw to the last; here they are for each draw alone.
+    This is the loop of :class:`pyro.infer.MCMC`, which keeps a handler on Pyro's stack and
+    validation switched off from the first draw to the last. Here both apply to one draw at a time.
     """
     kernel = NUTS(model, init_strategy=task.start())
     with workspace.entered(), pyro.validation_enabled(False), watch:

@@ -22,12 +22,12 @@ from pyro_regimes.comparison.scores import (
 )
 from pyro_regimes.comparison.task import Model, Stopwatch, Task, Workspace
 
-#: What a model raises at parameters that are not finite, or all but singular.
+#: Errors that a model raises at parameters that are not finite or nearly singular.
 OVERFLOW = (ValueError, torch.linalg.LinAlgError)
 
 
 class Trajectory(NamedTuple):
-    """The path of an optimiser, until its last step or until it diverged."""
+    """The trajectory of an optimiser, up to its last step or its divergence."""
 
     times: list[float]
     passes: list[int]
@@ -36,19 +36,19 @@ class Trajectory(NamedTuple):
     diverged: bool
 
     def fields(self) -> dict[str, Any]:
-        """As fields of :class:`.MethodRun`."""
+        """The fields of :class:`.MethodRun`."""
         steps = self.passes[-1]
         return {"num_steps": steps, "num_passes": steps, **self._asdict()}
 
     def as_diverged(self, method: str, objective: str) -> MethodRun:
-        """The run of a method of which nothing but this is known."""
+        """The run of a method that diverged, with this trajectory and no results."""
         return MethodRun(
             method=method, objective=objective, log_likelihood=math.nan, point={}, **self.fields()
         )
 
 
 def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
-    """SVI on the likelihood: nothing is latent, so the guide is empty and the loss exact."""
+    """Run SVI on the likelihood. No site is latent, so the guide is empty and the loss exact."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
     warm_up(model, _no_guide, task, workspace)
     svi = SVI(model, _no_guide, make_optim(name, rate), Trace_ELBO())
@@ -69,7 +69,7 @@ def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) ->
 
 
 def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
-    """SVI on the log joint, with the points of AutoDelta."""
+    """Run SVI on the log joint, with an AutoDelta guide."""
     method, workspace = f"SVI, AutoDelta({rate:g})", task.workspace()
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
@@ -86,10 +86,9 @@ def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) 
 def _maximise(
     svi: SVI, method: str, task: Task, workspace: Workspace, num_steps: int
 ) -> Trajectory:
-    """Steps of an SVI whose loss is exact, and the objective before each and after the last.
+    """Run steps of an SVI with an exact loss; record the objective before each and after the last.
 
-    It has diverged where the objective is not finite, or the model fails, at parameters to which
-    a step has led. The start is another matter.
+    The run has diverged if, after a step, the objective is not finite or the model fails.
 
     :raises ValueError: if the objective is not finite at the start.
     """
@@ -113,7 +112,10 @@ def _maximise(
             loss = math.nan
         if not math.isfinite(loss):
             if not step:
-                raise ValueError(f"expected a finite objective at the start, got {-loss}")
+                raise ValueError(
+                    f"expected model to have a finite objective at its start, got {-loss}; change "
+                    "its initial values"
+                )
             diverged = True
             break
         times.append(now)
@@ -124,12 +126,12 @@ def _maximise(
 
 
 def make_optim(name: str, rate: float) -> Any:
-    """An optimiser of Pyro's, by name."""
+    """Make an optimiser of Pyro by name."""
     return getattr(pyro.optim, name)({"lr": rate})
 
 
 def warm_up(model: Model, guide: Any, task: Task, workspace: Workspace) -> None:
-    """Make the parameters and compile the kernels; leave everything at the start."""
+    """Create the parameters and compile the kernels; leave the parameters at the start."""
     with workspace.entered(), torch.random.fork_rng():
         guide(task.data)
         poutine.trace(model).get_trace(task.data)
@@ -138,4 +140,4 @@ def warm_up(model: Model, guide: Any, task: Task, workspace: Workspace) -> None:
 
 
 def _no_guide(data: Tensor) -> None:
-    """Nothing is latent: the ELBO is the log-likelihood."""
+    """An empty guide: without latent sites the ELBO is the log-likelihood."""

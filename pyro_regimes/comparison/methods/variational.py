@@ -1,4 +1,4 @@
-"""SVI on the model with priors, with the guides of Pyro that have a spread."""
+"""SVI on the model with priors, with Pyro's Gaussian guides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GUIDES: dict[str, Callable[..., Any]] = {
     "AutoLowRank": AutoLowRankMultivariateNormal,
 }
 
-#: How often a run evaluates, off the clock, the log-likelihood at the guide's medians.
+#: How often a run evaluates the log-likelihood at the guide's medians, which is not timed.
 _NUM_EVALUATIONS = 100
 _ELBO_PARTICLES = 20
 _INIT_SCALE = 0.01
@@ -36,7 +36,7 @@ _INIT_SCALE = 0.01
 def run_guide(
     name: str, prior_model: Model, task: Task, num_steps: int, rate: float
 ) -> MethodRun:
-    """SVI with one of :data:`GUIDES`."""
+    """Run SVI with one of :data:`GUIDES`."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
     with workspace.entered():
         guide = GUIDES[name](prior_model, init_loc_fn=task.start(), init_scale=_INIT_SCALE)
@@ -67,7 +67,7 @@ def _maximise(
     workspace: Workspace,
     num_steps: int,
 ) -> Trajectory:
-    """Steps of an SVI whose loss is noisy, and, now and then, a value that is not."""
+    """Run steps of an SVI with a noisy loss; evaluate an exact value from time to time."""
     watch = Stopwatch()
     times, passes, values = [0.0], [0], [evaluate()]
     every = max(1, num_steps // _NUM_EVALUATIONS)
@@ -96,7 +96,7 @@ def _maximise(
 
 
 def _scores(prior_model: Model, guide: Any, task: Task, workspace: Workspace) -> dict[str, Any]:
-    """The fields of :class:`.MethodRun` that a fitted guide tells."""
+    """The fields of :class:`.MethodRun` that are computed from a fitted guide."""
     with workspace.entered():
         at_medians = poutine.condition(prior_model, data=guide.median(task.data))
         likelihood, joint = log_densities(at_medians, task.data)
@@ -122,5 +122,5 @@ def _scores(prior_model: Model, guide: Any, task: Task, workspace: Workspace) ->
 
 
 def intervals(draws: dict[str, Tensor]) -> dict[str, Interval]:
-    """Mean and standard deviation of draws that are stacked in front."""
+    """Mean and standard deviation of draws, which are stacked in front."""
     return {name: Interval(value.mean(0), value.std(0)) for name, value in draws.items()}

@@ -1,1 +1,1 @@
-"""Expectation-maximisation: the public class, its loop, and the parts of one iteration."""
+"""Expectation-maximisation: the public class, its loop, and the steps of an iteration."""

@@ -1,7 +1,7 @@
-"""The E-step on tensors: what an observed RegimeHMM holds besides its arguments, read once.
+"""The E-step on tensors.
 
-Between two runs of the model only the arguments of its sites change. :class:`SiteData` is the rest,
-made ready, so that EM can iterate without running the model.
+Between two runs of the model only the arguments of its sites change. :class:`SiteData` holds
+everything else, so that EM can iterate without running the model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pyro_regimes.kernels import ops
 
 
 class SiteData(NamedTuple):
-    """What of a site no step changes."""
+    """The data of a site that do not change between steps."""
 
     site: Site
     value: Tensor  #: ``(..., T, *event)``, finite wherever it does not count
     batch_shape: torch.Size
     dtype: torch.dtype  #: of its likelihood
-    weight: Tensor | None  #: of each sequence, ``(...)``; None where all are 1
+    weight: Tensor | None  #: weight of each sequence, ``(...)``; None if all are 1
     chain: tuple[Tensor, Tensor, Tensor]  #: the kernels' logits at which the site was read
 
     @property
@@ -36,7 +36,7 @@ class SiteData(NamedTuple):
         return {name: value.detach().to(self.dtype) for name, value in self.site.arguments.items()}
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Values of each sequence, times its weight; 0 where that is, whatever the value."""
+        """Multiply the values of each sequence by its weight; a weight of 0 gives 0."""
         if self.weight is None:
             return values
         weight = self.weight.reshape(self.weight.shape + (1,) * (values.dim() - self.weight.dim()))
@@ -47,12 +47,12 @@ class SiteStatistics(NamedTuple):
     """Expected statistics of one site."""
 
     chain: ChainCounts
-    emission: Stats | None  #: of the observation distribution's family; None where none are needed
-    names: frozenset[str]  #: the arguments that ``emission`` serves to update
+    emission: Stats | None  #: statistics of the family; None if not needed
+    names: frozenset[str]  #: names of the arguments that ``emission`` updates
 
 
 class Expected(NamedTuple):
-    """A site, its arguments, and the expectations of its hidden paths at them."""
+    """A site, its arguments, and the expectations of its hidden path given these."""
 
     data: SiteData
     arguments: Arguments
@@ -60,13 +60,13 @@ class Expected(NamedTuple):
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Of the statistics."""
+        """The batch shape of the statistics."""
         return self.data.batch_shape
 
     def statistics(self, names: frozenset[str]) -> SiteStatistics:
         """Expected statistics at the arguments of the E-step.
 
-        :param names: the arguments that are to be updated by them.
+        :param names: names of the arguments to update.
         """
         site = self.data.site
         if site.family is not None and (site.varies or self.data.value.device.type != "cpu"):
@@ -90,7 +90,7 @@ class Expected(NamedTuple):
         return found
 
     def counts(self) -> ChainCounts:
-        """Of the hidden chain."""
+        """The expected counts of the hidden chain."""
         transitions = self.expectations.expected_transitions
         if transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
@@ -113,9 +113,9 @@ class Expected(NamedTuple):
 
 
 def read_site(site: Site) -> SiteData:
-    """Check the observed value as ``log_prob`` would, and make everything ready.
+    """Check the observed value as ``log_prob`` does, and prepare the data of a site.
 
-    :raises ValueError: if the value's shape, length or support does not fit.
+    :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
     """
     hmm, mask = site.hmm, site.observation_mask
     initial_logits, transition_logits, logits, _ = hmm._chain(site.value)
@@ -145,7 +145,7 @@ def read_site(site: Site) -> SiteData:
 def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     """log b_k(x_t) at the given arguments, ``(..., T, K)``."""
     site = data.site
-    if site.family is None:  # no closed form reaches it
+    if site.family is None:  # no closed form updates it
         return data.chain[2].detach()
     event_dim = len(site.hmm.observation_dist.event_shape)
     logits: Tensor = site.family.log_prob(data.value, arguments, event_dim)
@@ -180,9 +180,9 @@ def take_expectations(data: SiteData, arguments: Arguments) -> Expected:
 
 
 def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
-    """The weighted log-likelihood of every sequence, by the distributions' own ``log_prob``.
+    """The weighted log-likelihood of every sequence, from the distributions' own ``log_prob``.
 
-    Of a RegimeHMM itself it is float64, before ``log_prob`` rounds it to the dtype of the data.
+    For a RegimeHMM it is float64, before rounding to the dtype of the data.
     """
     return {
         name: scale_and_mask(_log_prob(site.hmm)(site.value), site.scale, site.mask)

@@ -7,7 +7,7 @@ Fisher's identity: with the expectations of the hidden path as cotangents,
         + \sum_{ij} \xi(i, j) \nabla_\theta \log A_{ij}
         + \sum_k \gamma_1(k) \nabla_\theta \log \pi_k.
 
-So one E-step serves the closed-form updates and the optimiser: this is generalised EM (Dempster,
+So the closed-form updates and the optimiser share one E-step. This is generalised EM (Dempster,
 Laird and Rubin 1977; Lange 1995).
 """
 
@@ -49,7 +49,7 @@ def find_gradients(
 
 
 def log_terms(run: Run, expected: dict[str, Expected]) -> list[tuple[Tensor, Tensor]]:
-    """The log terms of a run's joint density, with their expected counts: Q is their product.
+    """The log terms of a run's joint density and their expected counts; Q is the inner product.
 
     :param run: a connected one.
     :param expected: of its sites, at the same parameters.
@@ -68,7 +68,7 @@ def log_terms(run: Run, expected: dict[str, Expected]) -> list[tuple[Tensor, Ten
 
 
 def move(optim: Optim, gradients: dict[str, Tensor]) -> None:
-    """One step of the optimiser; a leaf's own ``.grad`` stays as it is."""
+    """Make one step of the optimiser; the ``.grad`` of a leaf does not change."""
     leaves = dict(pyro.get_param_store().named_parameters())
     moved = [leaves[name] for name in gradients]
     kept = [leaf.grad for leaf in moved]

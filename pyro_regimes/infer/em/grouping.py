@@ -1,7 +1,7 @@
-"""Which sequences and parameters hang together: the independent restarts of a batch.
+"""Groups sequences and parameters into the independent restarts of a batch.
 
-Two sequences belong to one restart if a parameter serves both, directly or through others. With
-parameters that have a leading dim R there are R restarts, and each must rise by itself.
+Two sequences belong to one restart if they share a parameter, directly or through others. If all
+parameters have a leading dim R there are R restarts. The objective of each must rise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyro_regimes.infer.tracing import Run, Site, num_own_dims
 
 
 class Groups(NamedTuple):
-    """The restart that each sequence, and each cell of each parameter, belongs to."""
+    """The restart of each sequence and of each cell of each parameter."""
 
     num_restarts: int
     sequences: dict[str, Tensor]  #: by site: ``(...)`` of the site's batch
@@ -31,7 +31,7 @@ class Groups(NamedTuple):
         return sums
 
     def fits(self, run: Run) -> bool:
-        """Whether the sites of a run have the batch shapes that this was made for."""
+        """Whether the sites of a run have the batch shapes of this grouping."""
         shapes = {name: batch_shape(site) for name, site in run.sites.items()}
         return shapes == {name: labels.shape for name, labels in self.sequences.items()}
 
@@ -68,9 +68,9 @@ def _one_group(plan: Plan, run: Run) -> Groups:
 
 
 def find_groups(plan: Plan, run: Run) -> Groups:
-    """Connected components of sequences and cells, by passing the least label back and forth.
+    """Find the connected components of sequences and cells, by propagating the least label.
 
-    Where more than the likelihoods depends on the parameters, all is one.
+    If more than the likelihoods depends on the parameters, everything is one component.
     """
     if plan.is_joint:
         return _one_group(plan, run)

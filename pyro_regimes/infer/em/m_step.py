@@ -1,7 +1,6 @@
-"""The M-step: expected statistics, pooled over what shares a parameter, and their maximisers.
+"""The M-step: pools expected statistics over everything that shares a parameter, and maximises.
 
-The updates themselves are those of the arguments: in :mod:`pyro_regimes.chain` and
-:mod:`pyro_regimes.emissions`.
+The arguments define the updates, in :mod:`pyro_regimes.chain` and :mod:`pyro_regimes.emissions`.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ _LOWER_CHOLESKY = LowerCholeskyTransform()
 
 
 class Expectation(Protocol):
-    """What the M-step asks of a site: of the data, or of averages."""
+    """The interface of a site for the M-step, with statistics of the data or averages."""
 
     @property
     def data(self) -> SiteData:
-        """What no step changes."""
+        """The data of the site that do not change between steps."""
 
     @property
     def arguments(self) -> Arguments:
-        """The present arguments."""
+        """The current arguments."""
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Of the statistics."""
+        """The batch shape of the statistics."""
 
     def statistics(self, names: frozenset[str]) -> SiteStatistics:
-        """Those that are needed to update some arguments."""
+        """The statistics that are needed to update some arguments."""
 
     def retake(self, arguments: Arguments, names: frozenset[str]) -> Stats | None:
-        """Statistics of the observations at other arguments; None where there are no data."""
+        """Statistics of the observations at other arguments; None if there are no data."""
 
 
 class Collected:
-    """The statistics of all sites, with the arguments as the M-step moves them."""
+    """The statistics of all sites, with the arguments that the M-step updates."""
 
     def __init__(self, plan: Plan, expected: dict[str, Expectation]) -> None:
         self.expected = expected
@@ -56,7 +55,7 @@ class Collected:
         }
 
     def reduce(self, site: str, argument: Argument, weighted: bool) -> Pooled:
-        """The pooled statistics of every block of one argument, at the present arguments."""
+        """The pooled statistics of every block of one argument, at the current arguments."""
         found, given = self._found[site], self.arguments[site]
         family = self.expected[site].data.site.family
         if family is None or argument not in family.arguments:
@@ -75,7 +74,7 @@ class Collected:
 
 
 class Maximised(NamedTuple):
-    """What an M-step finds."""
+    """The result of an M-step."""
 
     values: dict[str, Tensor]  #: of the parameters, as the store will give them
     leaves: dict[str, Tensor]  #: what the store holds of those that are positive definite
@@ -94,17 +93,17 @@ def maximise(
     pseudo: dict[str, Pooled],
     keep: Callable[[str, Tensor, Tensor], Tensor],
 ) -> Maximised:
-    """New values of all parameters, each given those before it in the plan.
+    """Compute new values of all parameters, each given those before it in the plan.
 
-    Where a cell has no weight, or no maximum (a covariance that is singular, also once it has been
-    rounded on its way through the store), it keeps its value: the objective is not lowered.
-    Locations come before the spreads about them (ECM).
+    A cell without weight or without a maximum keeps its value, so the objective does not fall. A
+    covariance has no maximum if it is singular, or becomes so by rounding in the store. Locations
+    come before the spreads about them (ECM).
 
-    :param params: the present values.
-    :param leaves: of the positive definite ones, what the store holds.
-    :param floor: on the eigenvalues of covariances.
-    :param pseudo: what conjugate priors add to the statistics of a parameter.
-    :param keep: from a name, the old and the new value, the one that is to count.
+    :param params: the current values.
+    :param leaves: the stored tensors of the positive definite parameters.
+    :param floor: floor of the eigenvalues of covariances.
+    :param pseudo: terms that conjugate priors add to the statistics of a parameter.
+    :param keep: selects the value to use, given a name, the old and the new value.
     """
     collected = Collected(plan, expected)
     arguments = collected.arguments
@@ -142,10 +141,10 @@ def maximise(
 
 
 def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A positive definite parameter as it is read from the store, and what the store holds.
+    """A positive definite parameter after writing to the store, and the stored tensor.
 
-    That is the Cholesky factor with the logarithm of its diagonal, in which the last digits are
-    lost that decide about the likelihood of a matrix near singularity. NaN where it has none.
+    The store holds the Cholesky factor with the logarithm of its diagonal. This rounds the last
+    digits, which matter for a nearly singular matrix. NaN if there is no Cholesky factor.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     factor = factor.masked_fill((info != 0)[..., None, None], torch.nan)
@@ -159,7 +158,7 @@ def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor
 
 
 def is_sound(each: Assignment, cells: Tensor) -> Tensor:
-    """For each cell whether it is a number at which the model can be run."""
+    """For each cell, whether it is valid, so that the model can be run."""
     held = each.link.forward(cells)
     admitted = each.argument.sound(held)
     if not each.link.is_identity and each.event_dim == 2:
@@ -174,7 +173,7 @@ def is_sound(each: Assignment, cells: Tensor) -> Tensor:
 def fill_arguments(
     each: Assignment, value: Tensor, arguments: dict[str, Arguments], sites: dict[str, SiteData]
 ) -> None:
-    """Put a parameter's cells where they stand in the arguments of the sites."""
+    """Write a parameter's cells to the arguments of the sites."""
     for use in each.uses:
         old = arguments[use.site][use.argument]
         argument = sites[use.site].site.slots[use.argument].argument
@@ -192,7 +191,7 @@ def fill_affine(
     old: dict[str, Tensor],
     arguments: dict[str, Arguments],
 ) -> None:
-    """Move the locations as their parameters have moved."""
+    """Update the locations after an update of their parameters."""
     if not affine.names:
         return
     moved = affine.flat(values) - affine.flat(old)
@@ -208,7 +207,7 @@ def normal_equations(
     params: dict[str, Tensor],
     pseudo: dict[str, Pooled],
 ) -> tuple[Tensor, Tensor]:
-    """Of the weighted least squares: the matrix, and the right side."""
+    """The matrix and the right-hand side of the weighted least squares."""
     start = affine.flat(params)
     normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
     for use in affine.uses:
@@ -228,7 +227,7 @@ def _solve_affine(
     params: dict[str, Tensor],
     pseudo: dict[str, Pooled],
 ) -> dict[str, Tensor]:
-    """The parameters in which locations are affine, by weighted least squares."""
+    """Solve for the parameters in which locations are affine, by weighted least squares."""
     normal, right = normal_equations(affine, collected, params, pseudo)
     start = affine.flat(params)
     found = solve(normal, right, start)
@@ -238,12 +237,12 @@ def _solve_affine(
 def pool(
     each: Assignment, collected: Collected, pseudo: dict[str, Pooled], weighted: bool = False
 ) -> Pooled:
-    """Statistics of every block that a cell serves, added up: fields ``(cells, *block)``.
+    """Sum the statistics of the blocks of each cell: fields ``(cells, *block)``.
 
-    :param pseudo: what conjugate priors add.
+    :param pseudo: terms that conjugate priors add.
     :param weighted: whether locations are weighted with precisions in any case.
     """
-    # A prior's precision stands beside that of the data.
+    # The precision of a prior is added to that of the data.
     weighted = weighted or each.shared or each.prior is not None
     total: Pooled = None
     for use in each.uses:
@@ -270,7 +269,7 @@ def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -
 
 
 def _by_cells(part: Tensor, use: Use, num_cells: int) -> Tensor:
-    """One statistic of every block, added up by cells."""
+    """Sum one statistic of the blocks by cells."""
     where = use.cells.to(part.device)
     cells = part.new_zeros((num_cells,) + part.shape[1:])
     return cells.index_add(0, where[where >= 0], part[where >= 0])

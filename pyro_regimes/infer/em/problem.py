@@ -1,4 +1,4 @@
-"""What one run of a model showed, and the state of its parameters from step to step."""
+"""The data of one run of a model, and the state of its parameters in each step."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Problem(NamedTuple):
-    """What one run of the model showed, and no step changes."""
+    """The data of one run of the model, which do not change between steps."""
 
     plan: Plan
     groups: Groups
     sites: dict[str, SiteData]
-    constant: float  #: minus the log-probability of what no parameter reaches
+    constant: float  #: minus the log-probability of the sites that depend on no parameter
     latents: dict[str, Latent]
-    others: float  #: the log-probability of other sites, where the plan is joint
-    pseudo: dict[str, Pooled]  #: what priors add to expected statistics
-    #: of the parameters whose maximiser may lie outside
+    others: float  #: the log-probability of other sites, if the plan is joint
+    pseudo: dict[str, Pooled]  #: terms that priors add to expected statistics
+    #: constraints of the parameters whose maximiser may violate them
     constraints: dict[str, Constraint]
     min_eigenvalue: float
-    may_move: bool  #: whether there is an optimiser for what has no closed form
+    may_move: bool  #: whether there is an optimiser for parameters without a closed form
 
     def loss(self, losses: Array) -> float:
-        """The whole loss, of all restarts."""
+        """The total loss of all restarts."""
         return float(losses.sum()) + self.constant
 
     def log_prior(self, params: Params) -> Tensor:
-        """The log density of what has no hidden path, restart by restart: ``(R,)``, float64."""
+        """The log density of sites without a hidden path, for each restart: ``(R,)``, float64."""
         return log_prior(self.plan, self.groups, self.latents, self.others, params)
 
 
 def log_prior(
     plan: Plan, groups: Groups, latents: dict[str, Latent], others: float, params: Params
 ) -> Tensor:
-    """Priors at the parameters; of a joint plan all else too, which else is a constant."""
+    """Priors at the parameters; for a joint plan also all other sites."""
     device = next(iter(groups.sequences.values())).device
     total = torch.zeros(groups.num_restarts, dtype=torch.float64, device=device)
     owned = set()
@@ -72,7 +72,7 @@ def log_prior(
 
 
 def constant_of(plan: Plan, run: Run) -> float:
-    """Minus the log density of what no parameter of a plan reaches, unless that is joint."""
+    """Minus the log density of sites that depend on no parameter; for a joint plan 0."""
     if plan.is_joint:
         return 0.0
     owned = {each.prior.site for each in plan.assignments if each.prior is not None}
@@ -81,7 +81,7 @@ def constant_of(plan: Plan, run: Run) -> float:
 
 
 class State(Protocol):
-    """Parameters, and their losses."""
+    """Parameters with their losses."""
 
     @property
     def params(self) -> Params:
@@ -89,7 +89,7 @@ class State(Protocol):
 
     @property
     def leaves(self) -> Params:
-        """What the store holds of those that are positive definite."""
+        """The stored tensors of the positive definite parameters."""
 
     @property
     def losses(self) -> Array:
@@ -97,11 +97,11 @@ class State(Protocol):
 
     @property
     def unbounded(self) -> list[str]:
-        """Parameters that had no maximum in the step that led here."""
+        """Parameters that had no maximum in the last step."""
 
     @property
     def idle(self) -> list[str]:
-        """Parameters of which that step found a part without any data."""
+        """Parameters of which a part had no data in the last step."""
 
     def with_losses(self, losses: Array) -> State:
         """The same with losses as another computation has found them."""
@@ -146,7 +146,7 @@ def evaluate(
         total = total + problem.log_prior(params)
     if flags:
         total = torch.cat([total, torch.stack(flags).to(total)])
-    # The one look at numbers in an iteration: elsewhere than on the CPU it waits for them.
+    # The only synchronisation with the device in an iteration.
     numbers = total.cpu().numpy()
     losses, there = -numbers[: len(numbers) - len(flags)], numbers[len(numbers) - len(flags) :]
     raised = [name if flag else None for name, flag in zip(names, there, strict=True)]
@@ -158,9 +158,9 @@ def evaluate(
 def arguments_at(
     problem: Problem, params: Params, now: dict[str, Arguments], before: Params
 ) -> dict[str, Arguments]:
-    """The arguments of all sites that hold given parameters.
+    """The arguments of all sites for given parameters.
 
-    :param now: the arguments that hold the parameters ``before``.
+    :param now: the arguments for the parameters ``before``.
     """
     arguments = {name: dict(each) for name, each in now.items()}
     for each in problem.plan.assignments:
@@ -170,7 +170,7 @@ def arguments_at(
 
 
 def complete(problem: Problem, start: TensorState, state: State) -> TensorState:
-    """A state with its expectations, which an engine may not have kept.
+    """Add the expectations to a state, which an engine may not have kept.
 
     :param start: any state of the same problem.
     """

@@ -1,9 +1,9 @@
-"""Where compiled CPU kernels are kept from one process to the next.
+"""A cache on disk for compiled CPU kernels.
 
-numba's own ``cache=True`` does not serve here. It writes into ``__pycache__`` beside the sources,
-where its files outlive an uninstalled package. It keys a kernel by the file in which the kernel
-stands, so that machine code stays as it was when something that the kernel *calls* changes. And it
-raises where a file cannot be written or read. This cache
+numba's own ``cache=True`` has three problems here. It writes into ``__pycache__`` next to the
+sources, where its files outlive an uninstalled package. It keys a kernel by its own file only, so
+machine code is not updated if a function that the kernel *calls* changes. It raises if a file
+cannot be written or read. This cache
 
 - writes into the user's cache directory, or into a private temporary directory where that cannot be
   written; the environment variable ``PYRO_REGIMES_CACHE_DIR`` names another directory;
@@ -14,7 +14,7 @@ raises where a file cannot be written or read. This cache
   fits, so that processes may share a folder, and a damaged file is compiled again;
 - never raises: what cannot be read is compiled, what cannot be written is not kept.
 
-It is attached to the kernels alone. Nothing of numba's configuration is changed.
+It applies to the kernels only and does not change numba's configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which part of a chain's arrays a sequence or a step uses."""
+"""Selects the part of a chain's arrays that a sequence or a step uses."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ With :math:`\Sigma_k = L_k L_k^\top`, :math:`L_k` lower triangular, :math:`z_{tk
     \log N(x_t; \mu_k, \Sigma_k) =
         -\tfrac12 |z_{tk}|^2 - \sum_i \log L_{k,ii} - \tfrac D2 \log 2\pi.
 
-The mean is subtracted first: no digits are lost far from zero, as they would be by expanding the
-square. The same loops serve independent series, whose :math:`L_k` is diagonal.
+The mean is subtracted first, which loses no digits far from zero, unlike expanding the square. The
+same loops are used for independent series, whose :math:`L_k` is diagonal.
 
-Steps are processed in small blocks with time along the lanes of the processor's vectors, so that
-nothing of size (T, K, D) is written to memory. float32 is read and written as it is; all
-arithmetic in between is float64.
+Steps are processed in small blocks with time along the lanes of the SIMD vectors, so that no array
+of size (T, K, D) is written to memory. Inputs and results may be float32; all arithmetic is
+float64.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _log_density_sweep(
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Densities begin here: tests fill it with NaN, and see what nobody writes."""
+    """Allocate densities; tests fill them with NaN to detect unwritten elements."""
     return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
 
 

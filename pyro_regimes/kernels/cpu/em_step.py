@@ -1,9 +1,9 @@
 r"""The loops of an EM step of a Gaussian hidden Markov model on arrays.
 
-Densities, the E-step and weighted moments are the kernels that every model uses;
-:func:`prepare` and :func:`maximise` are what comes before and after them, for P independent models
-at once. A whole step on arrays needs no tensor operation in between: a few hundred short operations
-take longer than the kernels do for some thousand observations.
+Densities, the E-step and weighted moments are the kernels that every model uses. :func:`prepare`
+and :func:`maximise` run before and after them, for P independent models at once. A whole step on
+arrays avoids tensor operations: a few hundred short operations take longer than the kernels do for
+some thousand observations.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 r"""Sums of logits without rounding, for the recursions in log space.
 
-A logit may be -1e16, and another that is to be added :math:`\log 0.3`: their sum in float64 has
-lost the second. If later data cancel the first (:math:`-10^{16}` for the other state), the second
-decides. So a number here is a row of an array, whose first entry is its value to float64's
-rounding:
+The sum of a logit of -1e16 and one of :math:`\log 0.3` in float64 loses the second. If later data
+cancel the first (:math:`-10^{16}` for the other state), the second decides. So a number here is a
+row of an array, whose first entry is its value rounded to float64:
 
-- **a pair**, row of 2: the value and what rounding took from it. That is 106 bits, and enough
-  while every number stays below some 1e12 (:func:`width_of`).
+- **a pair**, a row of 2: the value and its rounding error. This has 106 bits, which is enough for
+  numbers below about 1e12 (:func:`width_of`).
 - **a list of parts**, longer rows ``(value, count, parts ...)``: the exact sum, as parts of
   increasing size whose bits do not overlap (Shewchuk 1997, as in ``math.fsum``). Parts below
-  ``_NOTHING`` are dropped: beside a logarithm they mean nothing.
+  ``_NOTHING`` are dropped, because they are negligible next to a logarithm.
 
 Sums beyond float64's largest number, 1.8e308, count as infinite: -inf is probability zero, and +inf
 makes NaN.

@@ -3,16 +3,15 @@ r"""The filter, compiled for any number of states.
 A kernel works on the sequences ``first`` to ``last`` of a range. Arrays are as
 those of :mod:`.cpu.scaled`, and results go to the arrays that come last.
 
-**Numbers that fade.** A prediction and a draw both sum products of probabilities, which is quick
-but loses what falls below the smallest number. Such a sum is kept where it is at least
-``TRUSTED``: whatever was lost then is less than 1e-100 of it. A smaller one, 0 included, is added
-up again from logarithms, for that state at that step alone. So nothing that can be reached ever
-fades, and a state that cannot be reached stays at exactly 0.
+**Underflow.** A prediction and a draw both sum products of probabilities, which is fast but may
+underflow. If a sum is at least ``TRUSTED``, the loss is less than 1e-100 of it. A smaller sum,
+including 0, is recomputed from logarithms, for that state and step only. So no reachable state
+underflows, and an unreachable state stays at exactly 0.
 
-**Large logits.** A sum of logarithms as large as ``_LARGE`` is rounded by more than 1e-12. In a
-state that has fallen that far behind the best one, this changes nothing; where data bring such a
-state back, it may make the difference between states. A sequence in which that happens is
-reported, and done again by :func:`.cpu.log_space.filter_sweep`.
+**Large logits.** A sum of logarithms as large as ``_LARGE`` has a rounding error above 1e-12. This
+has no effect in a state that is so much less likely than the best one. If later data make such a
+state likely again, the error may decide between states. Such a sequence is reported, and recomputed
+by :func:`.cpu.log_space.filter_sweep`.
 """
 
 from __future__ import annotations

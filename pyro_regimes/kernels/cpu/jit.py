@@ -1,8 +1,8 @@
-"""How the CPU kernels are compiled (numba), and how they share the cores.
+"""Compilation of the CPU kernels by numba, and their distribution over threads.
 
-A kernel releases the GIL and is written for a range of sequences (or of time steps); :func:`spread`
-cuts the whole range and runs the pieces on a small pool of threads. numba's own ``parallel=True``
-is not used: its default threading layer ends the process when two Python threads enter it.
+A kernel releases the GIL and processes a range of sequences (or of time steps). :func:`spread`
+divides the whole range over a small pool of threads. numba's own ``parallel=True`` is not used,
+because its default threading layer ends the process if two Python threads enter it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The CPU kernel: the scaled sweep, and in log space whatever that could not do exactly.
+"""The CPU kernel: the scaled sweep, and log space for sequences where that is not exact.
 
-Arguments arrive checked and flat from :mod:`pyro_regimes.kernels.ops`: ``initial_logits``
+:mod:`pyro_regimes.kernels.ops` checks and flattens the arguments: ``initial_logits``
 ``(N or 1, K)``, ``transition_logits`` ``(N or 1, 1 or T-1, K, K)``, ``observation_logits``
-``(N, T, K)`` and ``lengths`` ``(N,)`` or None. float32 is read and written as it is; all arithmetic
-in between is float64.
+``(N, T, K)`` and ``lengths`` ``(N,)`` or None. Inputs and results may be float32; all arithmetic is
+float64.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GRAIN = 20_000
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Every result begins here: tests fill it with NaN, and see what nobody writes."""
+    """Allocate results; tests fill them with NaN to detect unwritten elements."""
     return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
 
 

@@ -1,24 +1,24 @@
 r"""The recursions in log space, compiled for any number of states.
 
-They lose nothing however far apart the states drift, and cost an exponential where the scaled sweep
-costs a multiplication. They serve the sequences that :mod:`.scaled` and :mod:`.filtering` report,
-and chains with more states than the scaled sweep takes. Forwards, in logarithms,
+They cannot underflow, but need an exponential where the scaled sweep needs a multiplication. They
+process the sequences that :mod:`.scaled` and :mod:`.filtering` report, and chains with more states
+than the scaled sweep supports. The forward recursion, in logarithms, is
 
 .. math::
     \alpha_t(j) = b_t(j) + \log \sum_i e^{\alpha_{t-1}(i) + A_{ij}}, \qquad
     p(q_{t-1} = i \mid q_t = j, x_1, \dots, x_{t-1}) = e^{\alpha_{t-1}(i) + A_{ij}} \Big/
         \sum_{i'} e^{\alpha_{t-1}(i') + A_{i'j}},
 
-and backwards, with these shares q(i | j),
+and the backward recursion, with these shares q(i | j), is
 
 .. math::
     \xi_{t-1}(i, j) = q_t(i \mid j) \, \gamma_t(j), \qquad
     \gamma_{t-1}(i) = \sum_j \xi_{t-1}(i, j).
 
-So each :math:`\gamma_t` sums to 1 and is the marginal of :math:`\xi`, to rounding, whatever the
-logits. :math:`\alpha` is kept without rounding beside large logits (:mod:`.exact_sums`), as a
-share is the exponential of a difference: pairs of numbers first, and parts where those do not
-reach. The results are those of the exact sum over paths, wherever its logits and their sums are
+So each :math:`\gamma_t` sums to 1 and is the marginal of :math:`\xi`, up to rounding, for all
+logits. A share is the exponential of a difference, so :math:`\alpha` is stored without rounding
+next to large logits (:mod:`.exact_sums`): as pairs of numbers, or as lists of parts if a pair is
+not enough. The results are those of the exact sum over paths, if its logits and their sums are
 finite in float64.
 """
 

@@ -13,28 +13,27 @@ first step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
     \xi_t(i, j) = \hat\alpha_t(i) M_{ij} w_{t+1}(j) / S_t, \qquad
     S_t = \sum_k \hat\alpha_t(k) \hat\beta_t(k).
 
-Both are scaled, each by itself, only when their sums leave :math:`[2^{-64}, 2^{64}]`; the
-logarithms of the scales and what was subtracted from the logits add up to the log-likelihood.
+Each of the two is scaled only when its sum leaves :math:`[2^{-64}, 2^{64}]`. The log-likelihood is
+the sum of the logarithms of the scales and of the numbers subtracted from the logits.
 
-**When the answer is right.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is
-set to 0. Later data may want it back. Its posterior probability would be its share times its
-:math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. So where
+**Error bound.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is set to 0
+(it *fades*). Later data may make it likely again. Its posterior probability would be its share
+times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. If
 :math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, and no state has faded from
-:math:`\hat\beta` too, less than 1e-30 was lost. Where states have faded from
-:math:`\hat\beta` alone, the same holds with the two exchanged. Otherwise the sequence is
-reported, to be redone in log space. A state that cannot be reached has not faded. Where every
-entry of M is at least ``_MIXING``, each state is refilled at the next step, and nothing needs to
-be looked at. The forward sweep alone knows no :math:`S_t`, and reports a sequence as soon as a
-state has faded.
+:math:`\hat\beta` as well, the loss is less than 1e-30. If states have faded only from
+:math:`\hat\beta`, the same bound holds with the roles exchanged. Otherwise the sequence is
+reported, and recomputed in log space. Unreachable states do not count as faded. If every entry of M
+is at least ``_MIXING``, each state is refilled at the next step, and no check is needed. The
+forward sweep alone does not know :math:`S_t`, and reports a sequence as soon as a state has faded.
 
-An entry of M below ``_NOTHING`` counts as 0 in these products. It moves less than 1e-268, which is
-nothing beside a share of ``_FADED``; and it would make subnormal numbers, which cost a processor
-ten times as much. EM leaves many such entries.
+An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
+which is negligible next to a share of ``_FADED``. It would also make subnormal numbers, which are
+ten times slower on a processor. EM produces many such entries.
 
-**Large logits.** Each step's logits count relative to their largest, so that none is too large; but
-the first step's are sums of two, and are added without rounding (:func:`_open`). The log-likelihood
-is a sum of numbers as large as the logits, with what rounding takes from it kept apart. Where
-even that rounds, beyond ``_LARGE``, the sequence is reported.
+**Large logits.** Each step's logits are relative to their largest, so none is too large. Those of
+the first step are sums of two logits, which are added without rounding (:func:`_open`). The
+log-likelihood is a sum of numbers as large as the logits; its rounding error is accumulated
+separately. If even that is not exact, beyond ``_LARGE``, the sequence is reported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Vectors of float64 as numba values, so that the states of a chain live in registers.
+"""SIMD vectors of float64 as numba values, which hold the states of a chain in registers.
 
-numba turns Python loops into scalar code and leaves it to LLVM to find vectors in it, which it
-does not for the few states of a chain whose steps depend on one another. These intrinsics are
-explicit: a :class:`Lanes` is an LLVM vector of W doubles, which the compiler maps to one register
-or to several. W is a constant known when a kernel is compiled: an argument ``width`` is a literal,
-or any vector of that width.
+numba compiles Python loops to scalar code. LLVM does not vectorise it for the few states of a
+chain, whose steps depend on one another. These intrinsics are explicit: a :class:`Lanes` is an LLVM
+vector of W doubles, which the compiler maps to one or several registers. W is a compile-time
+constant: an argument ``width`` is a literal, or any vector of that width.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ the expected score of what came before,
     \bar u_t(j) = \sum_i q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij}), \qquad
     u_t(j) = \dot b_t(j) + \bar u_t(j),
 
-which is how :math:`\alpha_t` moves, the derivatives of the shares are covariances with the
-score,
+which is the derivative of :math:`\alpha_t` (a logarithm), the derivatives of the shares are
+covariances with the score,
 
 .. math::
     \dot q_t(i \mid j) = q_t(i \mid j) (u_{t-1}(i) + \dot A_{ij} - \bar u_t(j)), \\
     \dot\xi_{t-1}(i, j) = \dot q_t(i \mid j) \gamma_t(j) + q_t(i \mid j) \dot\gamma_t(j), \qquad
     \dot\gamma_{t-1}(i) = \sum_j \dot\xi_{t-1}(i, j).
 
-Only differences of u matter; they are kept near 0, as u grows with T.
+Only differences of u matter. u is shifted to stay near 0, as it would grow with T.
 
 :math:`\alpha` and the shares are those of :mod:`.log_space`.
 """

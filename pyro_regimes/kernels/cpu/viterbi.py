@@ -1,7 +1,7 @@
 """The Viterbi path, compiled for any number of states.
 
-Few states live in registers; arrays are as those of :mod:`.scaled`. Sequences whose sums rounding
-may decide are computed again in exact sums.
+For few states the vectors stay in registers. Arrays are as in :mod:`.scaled`. Sequences whose
+result may depend on rounding are recomputed with exact sums.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def back_pointers(num_steps: int, num_states: int) -> npt.NDArray[np.unsignedint
 def viterbi(num_states: int) -> Callable[..., None]:
     r"""The kernel of the most likely path for so many states.
 
-    Of equal paths it takes the one through the lowest states. Padding, and a path where there is
-    none, are -1.
+    Among equally likely paths it takes the one through the lowest states. Padding, and the path of
+    a sequence of probability zero, are -1.
 
     .. math::
         \delta_t(j) = \max_i (\delta_{t-1}(i) + A_{ij}) + (b_t(j) - \max_k \delta_{t-1}(k)).

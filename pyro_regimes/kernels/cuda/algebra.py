@@ -1,4 +1,4 @@
-"""What the Triton kernels share: sums over states, their normalisation, and one forward step.
+"""Common functions of the Triton kernels: sums over states, normalisation, one forward step.
 
 Every kernel works on tiles ``(KP, ..., B)``: KP states, that is K padded to a power of two, by B
 *lanes*, each of which is a stretch of one sequence. Lanes come last, so that for few states each

@@ -1,8 +1,8 @@
-"""Boundaries of blocks: transfer matrices of all blocks at once, then a scan from block to block.
+"""Boundaries of blocks: transfer matrices of all blocks in parallel, then a scan over blocks.
 
-The matrix of a block of time holds, for each state i before and j after it, the weight of all
-paths through the block from i to j, as a logarithm. What is made of it stays in log space: there
-are only a few blocks, and in chains that never mix the weights lie thousands of nats apart.
+The matrix of a block of time holds, for each state i before and j after it, the logarithm of the
+weight of all paths through the block from i to j. The scan stays in log space: there are only a few
+blocks, and in chains that never mix the weights differ by thousands of nats.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

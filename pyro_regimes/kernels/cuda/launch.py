@@ -1,26 +1,26 @@
-"""The recursions on a CUDA device: which Triton kernels run, over which tiles and blocks.
+"""The recursions on a CUDA device: selects Triton kernels, tiles and blocks, and launches them.
 
-Time is cut in blocks, and every (sequence, block) pair is a lane of the same sweep:
+Time is divided into blocks, and every (sequence, block) pair is a lane of the same sweep:
 
-- **Many sequences** fill the device by themselves: one block each, one launch.
-- **Few long sequences** are cut so that their blocks do. First come the transfer matrices of all
-  blocks at once, then a scan from block to block (by groups of blocks where there are many), and
-  then the sweep of all blocks at once from their known boundaries.
-- **States** lie within a thread while there are few of them and across threads where there are
-  more; the transfer matrices of 16 states and up are products of matrices (``tl.dot``).
+- **Many sequences** fill the device: one block each, one launch.
+- **Few long sequences** are divided into enough blocks to fill the device. The transfer matrices of
+  all blocks are computed in parallel. A scan over blocks follows (by groups if there are many), and
+  then the sweep of all blocks in parallel from their known boundaries.
+- **States** are within a thread if there are few, and across threads otherwise; the transfer
+  matrices of 16 states and more are matrix products (``tl.dot``).
 
-The sweep works with scaled numbers. Where a state that later data may revive fades below what
-float64 holds, the kernel flags its sequence in device memory, and the same kernels, launched a
-second time in log space, do flagged sequences again and return at once from all others. So the
-host never waits for the device. Which way a problem goes depends on its shapes alone.
+The sweep works with scaled numbers. If a state underflows that later data may make likely again,
+the kernel flags its sequence in device memory. The same kernels are launched a second time in log
+space. They recompute flagged sequences and return at once from all others. So the host never waits
+for the device. The choice of kernels depends only on shapes.
 
-In log space numbers are float64, and sums are rounded to it: each gamma sums to 1 whatever the
-logits, but logits that are 1e12 apart or more, and do not decide by themselves, are told apart to
-the rounding of the larger only. The CPU kernel and the reference do not round there.
+In log space, sums are rounded to float64. Each gamma sums to 1 for all logits. But if logits differ
+by 1e12 or more and smaller terms decide, the result is accurate only to the rounding of the larger
+logits. The CPU kernel and the reference do not have this error.
 
-For the same reason lengths are not looked at here. Compiled graphs and transforms bring them
-unchecked: one that is not from 1 to T counts as the nearest that is, so that no kernel leaves its
-memory, and gives its sequence NaN throughout.
+To avoid waiting, lengths are not checked here either. Compiled graphs and transforms pass unchecked
+lengths. A length that is not from 1 to T is clamped, so that no kernel accesses invalid memory, and
+its sequence gets NaN throughout.
 """
 
 from __future__ import annotations

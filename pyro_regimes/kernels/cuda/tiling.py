@@ -1,4 +1,4 @@
-"""How a problem is cut for a CUDA device: tiles of a program, blocks of time, groups of blocks."""
+"""Partition of a problem for a CUDA device: tiles of a program, blocks of time, their groups."""
 
 from __future__ import annotations
 

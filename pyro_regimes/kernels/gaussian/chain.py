@@ -1,8 +1,8 @@
 r"""The log-likelihood of a chain with Gaussian observations, as one function of its parameters.
 
-It is :func:`.densities.log_prob` under :func:`.autograd.log_likelihood`, and nothing else. On a
-short series the operations between the two, and between their derivatives, would take as long as
-the recursion: here the weights that the E-step finds go to the Gaussian's moments directly.
+It computes the same as :func:`.densities.log_prob` followed by :func:`.autograd.log_likelihood`. On
+a short series the operations between the two, and between their derivatives, would take as long as
+the recursion. Here the weights from the E-step go directly to the moments of the Gaussian.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def log_likelihood(
 ) -> Tensor:
     r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
 
-    Only where :func:`is_served` is true.
+    Call it only if :func:`is_served` is true.
 
     :param initial_logits: ``(..., K)``.
     :param transition_logits: ``(..., 1 or T-1, K, K)``.
@@ -51,7 +51,7 @@ def log_likelihood(
 
 
 def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
-    """Whether there are kernels, and a gradient may come, but no transform."""
+    """Whether there are kernels, a gradient may be required, and no transform is active."""
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
         return False
     if not all(each.dtype is tensors[0].dtype for each in tensors):
@@ -61,9 +61,9 @@ def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
 
 
 class LogLikelihood(Function):
-    """``(N,)``, and its derivatives, of flat tensors ``(N or 1, ...)``.
+    """The log-likelihood ``(N,)`` with derivatives, for flat tensors ``(N or 1, ...)``.
 
-    Transforms and forward mode do not come here: :func:`is_served` refuses them.
+    It does not support transforms and forward mode, which :func:`is_served` excludes.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class LogLikelihood(Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         initial, transition, value, loc, factor, lengths, smoothed, moved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated in its turn
+        if torch.is_grad_enabled():  # the gradient will be differentiated
             return (*_differentiable_gradients(ctx, cotangent), None, None)
         # The cotangent is float64, whatever the arguments are.
         weights = (cotangent[:, None, None] * smoothed).to(value.dtype)
@@ -95,7 +95,7 @@ class LogLikelihood(Function):
 
 
 def _differentiable_gradients(ctx: Any, cotangent: Tensor) -> list[Tensor | None]:
-    """By the same functions one above the other."""
+    """The gradients by composition of the same functions, for higher derivatives."""
     *given, lengths, smoothed, _ = ctx.saved_tensors
     # Views, so that the gradient in one does not run on through how it depends on another.
     inputs = [each.view_as(each) for each in given]

@@ -42,8 +42,8 @@ def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 
     :param value: ``(..., T, D)``.
     :param loc: ``(..., K or 1, D)``.
-    :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, of which what is above the
-        diagonal is not read; or standard deviations, ``(..., K or 1, D, 1)``.
+    :param factor: the lower Cholesky factor, ``(..., K or 1, D, D)``, whose entries above the
+        diagonal are ignored; or standard deviations, ``(..., K or 1, D, 1)``.
     :return: ``(..., T, K)``.
     :raises ValueError: if D is not the same in all.
     """
@@ -190,7 +190,7 @@ def _gradients(
 def _gradients_of_many(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """In tensor code, for cotangents that are many at a time."""
+    """The gradients in tensor code, for batches of cotangents."""
     z = formulas.whiten(value, loc, factor)  # (N, K, D, T)
     share = weights.mT.unsqueeze(-2) * z
     to_loc = formulas.solve_transposed(factor, share.sum(-1, keepdim=True)).squeeze(-1)

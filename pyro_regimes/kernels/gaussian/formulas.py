@@ -1,6 +1,6 @@
-r"""Gaussian densities and what their derivatives are made of, in plain tensor code.
+r"""Formulas of Gaussian densities and their derivatives, in plain tensor code.
 
-With z such that :math:`L z = x - \mu`. A factor L is ``(..., K or 1, D, D)``, or for independent
+Here z solves :math:`L z = x - \mu`. A factor L is ``(..., K or 1, D, D)``, or for independent
 series its diagonal ``(..., K or 1, D, 1)``.
 """
 
@@ -40,7 +40,7 @@ def diagonal(factor: Tensor) -> Tensor:
 
 
 def log_prob(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
-    """The same in plain tensor code on any device, for any dtype.
+    """Gaussian log densities in plain tensor code, for any device and dtype.
 
     :param factor: ``(..., K or 1, D, D)``, or the diagonals ``(..., K or 1, D, 1)``.
     """

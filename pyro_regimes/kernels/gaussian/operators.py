@@ -26,7 +26,7 @@ def log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 
 
 def _log_density_wanted(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
-    """Within ``backend("reference")``, which a compiled graph learns when it runs, tensor code."""
+    """Log densities by the kernel, or by tensor code within ``backend("reference")``."""
     if not dispatch.is_reference_wanted():
         return log_density(value, loc, factor)
     density = formulas.log_prob(value, loc, factor)
@@ -36,7 +36,7 @@ def _log_density_wanted(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 def _moments_wanted(
     value: Tensor, weights: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Likewise."""
+    """Moments by the kernel, or by tensor code within ``backend("reference")``."""
     if not dispatch.is_reference_wanted():
         return moments(value, weights, loc, factor)
     z = formulas.whiten(value, loc, factor)  # (N, K, D, T)
@@ -81,7 +81,7 @@ def _moments_like(
 
 
 def _define(name: str, arguments: str, returns: str, run: Any, like: Any) -> Any:
-    """Register an operator, with the shapes it returns and with vmap as a longer batch."""
+    """Register an operator with the shapes of its results, and with vmap as a larger batch."""
     operator = torch.library.custom_op(
         f"pyro_regimes::{name}",
         transforms.without_tangents(run),
@@ -100,7 +100,7 @@ def _define(name: str, arguments: str, returns: str, run: Any, like: Any) -> Any
         count = max(arg.shape[1] for arg in moved)
 
         def flat(arg: Tensor) -> Tensor:
-            if arg.shape[0] == arg.shape[1] == 1:  # shared by all sequences, and by all of vmap's
+            if arg.shape[0] == arg.shape[1] == 1:  # shared by all sequences, also under vmap
                 return arg.squeeze(0)
             return arg.expand((size, count) + arg.shape[2:]).flatten(0, 1)
 

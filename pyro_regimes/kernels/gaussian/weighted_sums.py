@@ -1,6 +1,7 @@
-"""Weighted sums of observations: what the M-step of a Gaussian needs, and no gradient runs through.
+"""Weighted sums of observations for the M-step of a Gaussian, without gradients.
 
-A compiled kernel on the CPU, matrix products elsewhere; nothing of size (T, K, D, D) is built.
+They use a compiled kernel on the CPU and matrix products elsewhere, and never build a tensor of
+size (T, K, D, D).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def moments(
 
     .. math:: \sum_t w_{tk}, \qquad \sum_t w_{tk} d_{tk}, \qquad \sum_t w_{tk} d_{tk} d_{tk}^\top.
 
-    Not differentiable; in the dtype of the weights, or float64.
+    They are not differentiable, and have the dtype of the weights, or float64.
 
     :param value: ``(..., T, D)``, which broadcasts to the weights' batch.
     :param weights: ``(..., T, K)``.

@@ -1,18 +1,17 @@
 r"""Locations that are affine in parameters: weighted least squares.
 
-Where the locations of the states are :math:`\mu = J \theta + c`, with a Jacobian J that no
-parameter changes (means shared between regimes, differences from a base regime, loadings times
-known factors), Q is quadratic in :math:`\theta`. With the weight :math:`n_b`, the weighted sum
-:math:`s_b` and the precision :math:`\Lambda_b` of each block b of the locations, its maximum
-solves
+Let the locations of the states be :math:`\mu = J \theta + c`, with a constant Jacobian J (means
+shared between regimes, differences from a base regime, loadings times known factors). Then Q is
+quadratic in :math:`\theta`. With the weight :math:`n_b`, the weighted sum :math:`s_b` and the
+precision :math:`\Lambda_b` of each block b of the locations, its maximiser solves
 
 .. math::
     \Big(\sum_b n_b J_b^\top \Lambda_b J_b\Big) \theta =
         \sum_b J_b^\top \Lambda_b (s_b - n_b c_b),
 
-the normal equations of generalised least squares (Aitken 1936), to which a normal prior adds its
-precision and its precision times its mean. All such parameters are solved for together. A direction
-of :math:`\theta` in which nothing changes is left where it is.
+the normal equations of generalised least squares (Aitken 1936). A normal prior adds its precision,
+and its precision times its mean. All such parameters are solved for jointly. Directions of
+:math:`\theta` that do not affect the locations are left unchanged.
 """
 
 from __future__ import annotations
@@ -205,7 +204,7 @@ def _read_argument(
     if not any(_reach(run, slot, name) for run in runs for name in others):
         for run in runs[1:]:
             if not _same_constant(slot, jacobian, names, runs[0], run):
-                why = f"{slot.label} changes with it otherwise than its derivative says"
+                why = f"{slot.label} changes with it in a way that contradicts its derivative"
                 return dict.fromkeys(reached, why)
     return AffineUse(slot.site, slot.name, jacobian)
 
@@ -213,8 +212,8 @@ def _read_argument(
 def _too_large(slot: Slot) -> str:
     entries = slot.value.numel()
     return (
-        f"{slot.label}, with {entries} entries, has too large a Jacobian in it for weighted "
-        "least squares; an optim can move it"
+        f"{slot.label}, with {entries} entries, has a Jacobian in it that is too large for "
+        "weighted least squares; use an optim"
     )
 
 
@@ -237,7 +236,7 @@ def _read_parameter(slot: Slot, name: str, runs: list[Run]) -> list[Column] | st
         expected = found if expected is None else expected
         size = max(size, float(found.abs().max())) if found.numel() else size
         if bool(((found - expected).abs() > precision * size).any()):
-            return f"{slot.label} is no affine function of it"
+            return f"{slot.label} is not an affine function of it"
     return columns
 
 

@@ -1,6 +1,6 @@
-"""What the objective depends on, asked of autograd and of runs at other points.
+"""Finds what the objective depends on, by autograd and by runs at other points.
 
-A closed form may set a parameter only if all that depends on it is known.
+A parameter may be set in closed form only if everything that depends on it is known.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, st
 
 
 def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str, str]) -> None:
-    """Find tensors of the store that the model read past ``pyro.param``, as a module does."""
+    """Find tensors of the store that the model reads directly, not through ``pyro.param``."""
     leaves = dict(pyro.get_param_store().named_parameters())
     leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
     outputs = list(routes.values()) + [slot.value for slot in run.slots]
     for output in outputs:
         if leaves:
             for name in gradients_of(output, leaves):
-                refused.setdefault(name, "read by a module of its own, not through pyro.param")
+                refused.setdefault(name, "read directly by a module, not through pyro.param")
 
 
 def find_hidden_dependence(
@@ -98,7 +98,7 @@ def find_hidden_dependence(
     refused: dict[str, str],
     covered: set[tuple[str, str]],
 ) -> dict[str, str]:
-    """What moves with the parameters where autograd sees no dependence, and so cannot be served.
+    """Find quantities that change with the parameters although autograd sees no dependence.
 
     :param covered: arguments that are affine in parameters, of which this has been asked.
     """
@@ -132,7 +132,7 @@ def find_hidden_dependence(
 
 
 def differs(one: Run, other: Run) -> bool:
-    """Whether two runs at the same parameters show different things."""
+    """Whether two runs at the same parameters differ."""
     first, second = (_surroundings(run) for run in (one, other))
     if any(label not in second or not _same(first[label], second[label]) for label in first):
         return True
@@ -141,7 +141,7 @@ def differs(one: Run, other: Run) -> bool:
 
 
 def _surroundings(run: Run) -> dict[str, Any]:
-    """What else the objective depends on, and EM takes for constant."""
+    """Other quantities in the objective, which EM assumes to be constant."""
     found: dict[str, Any] = {f"{name}.log_prob": value for name, value in run.others.items()}
     for name, site in run.sites.items():
         found[f"{name}.value"] = site.value

@@ -1,9 +1,9 @@
-"""Which parameters of a model EM may set, and how they were broadcast.
+"""Finds the parameters of a model that EM may set, and how they were broadcast.
 
-A parameter may be set in closed form where every argument of an observed RegimeHMM that depends on
-it *is* it, up to broadcasting and selection (:mod:`.identity` decides), and where it is used for
-nothing else. Both are asked at the current point and at two others far from it, since ``tanh(loc)``
-looks like ``loc`` at 0, and ``loc.clamp(-10, 10)`` at every point inside.
+A parameter may be set in closed form if every argument of an observed RegimeHMM that depends on it
+*equals* it, up to broadcasting and selection (see :mod:`.identity`), and if it has no other use.
+Both conditions are tested at the current point and at two points far from it, since ``tanh(loc)``
+equals ``loc`` to first order at 0, and ``loc.clamp(-10, 10)`` equals it at every point inside.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from pyro_regimes.infer.tracing import Run, Slot, constraint_of, num_own_dims
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
 
 _RANDOM = (
-    "changes from one run of the model to the next (random numbers of its own?); EM needs the same "
-    "function at every call: give the data as arguments, or subsample by a pyro.plate"
+    "changes from one run of the model to the next (is it random?); EM needs the same "
+    "function at every call: pass the data as arguments, or subsample by a pyro.plate"
 )
 
 _TWO_KINDS = "used in arguments that have different updates"
 
 
 def find_parameters(read: Reader, may_move: bool = False) -> Plan:
-    """Trace the model at three points and decide about every parameter.
+    """Trace the model at three points and plan the update of every parameter.
 
     :param read: runs the model, at given values of its parameters.
     :param may_move: whether parameters without a closed form may be left to an optimiser.
@@ -70,7 +70,7 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             for name in refused
             if name in held and all(each.is_quadratic for each in held[name])
         ]
-        if candidates:  # a point nearby, where what saturates has not done so
+        if candidates:  # a point nearby, where saturating functions are not flat
             runs.append(_run_elsewhere(read, current.params, held, 2, (True,)))
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
@@ -106,13 +106,13 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
 
 
 def _check_starts(run: Run) -> None:
-    """Refuse a start outside its constraint, of which Pyro makes NaN."""
+    """Check that no start is outside its constraint, which Pyro converts to NaN."""
     outside = [name for name, value in run.params.items() if bool(value.isnan().any())]
     if outside:
         constraints = {name: str(constraint_of(name)) for name in outside}
         raise ValueError(
-            "expected parameters that are numbers, got NaN, which is what a start outside the "
-            f"constraint becomes, in {constraints}"
+            "expected parameters without NaN, got NaN (from a start outside its constraint?) in "
+            f"{constraints}"
         )
 
 
@@ -129,7 +129,7 @@ def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) ->
 
 
 def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
-    """The location parameters, of the candidates, that are affine; they are refused no longer."""
+    """Find the candidates in which locations are affine, and remove them from ``refused``."""
     reasons: dict[str, str] = {}
     found = find_affine(candidates, runs, reasons)
     priors = {}
@@ -158,7 +158,7 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
 
 
 def _place(run: Run) -> Callable[[Assignment], int]:
-    """The order of updates: of one family's arguments as it says (ECM)."""
+    """The place in the order of updates; a family defines that of its arguments (ECM)."""
     places: dict[Argument, int] = {}
     for site in run.sites.values():
         if site.family is not None:
@@ -216,7 +216,7 @@ def _run_elsewhere(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says nothing about the model; torch has no class of it for the CPU."""
+    """Whether an error is an out-of-memory error; torch has no class for these on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
@@ -255,8 +255,8 @@ def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | s
 
 
 def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
-    """The cell that each block of an argument is, and what the parameter holds; or why not."""
-    reason = f"{slot.label} is a function of it other than itself, broadcast or selected"
+    """The cell that each block of an argument equals, and the link; or the reason for no match."""
+    reason = f"{slot.label} is a function of it that is not the identity, broadcast or selected"
     for link in slot.argument.links:
         cells = identity.find_cells(slot_in(runs[1], slot), runs[1].params[name], link)
         if cells is None:
@@ -265,14 +265,14 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
         if not all(identity.agrees(*each, cells, link) for each in seen):
             reason = f"{slot.label} is not equal to it at every admissible value"
         elif not all(identity.same_derivative(*each, cells, link) for each in seen):
-            reason = f"{slot.label} has another derivative in it than itself would have"
+            reason = f"{slot.label} has a derivative in it that is not that of the identity"
         else:
             return cells, link
     return reason
 
 
 def _is_shared(uses: list[Use], num_cells: int) -> bool:
-    """Whether some cell serves several blocks; others may serve none."""
+    """Whether some cell is used for several blocks."""
     if not uses:
         return False
     cells = torch.cat([use.cells[use.cells >= 0] for use in uses])

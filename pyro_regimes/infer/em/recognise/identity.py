@@ -1,8 +1,9 @@
-"""Whether an argument is a parameter: the same in value and derivative, broadcast or selected.
+"""Tests whether an argument equals a parameter, up to broadcasting and selection.
 
-Both are compared block by block in canonical coordinates, in which every way of saying the same
-thing agrees: probabilities for initial and transition arguments (so that probs, logits, log-probs
-and unnormalised probs all match), symmetrised covariances and precisions, lower triangles.
+Values and derivatives are compared block by block in canonical coordinates, which do not depend on
+the parametrisation: probabilities for initial and transition arguments (so that probs, logits,
+log-probs and unnormalised probs all match), symmetrised covariances and precisions, and lower
+triangles.
 """
 
 from __future__ import annotations

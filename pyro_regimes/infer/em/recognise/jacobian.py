@@ -1,8 +1,8 @@
-r"""The Jacobian of a location in the parameters that it is affine in, without its zeros.
+r"""Sparse Jacobians of locations in the parameters in which they are affine.
 
-In a switching regression the location of a state depends on the coefficients of that state alone.
+In a switching regression the location of a state depends only on the coefficients of that state.
 So the blocks of an argument (entries, or vectors of correlated series) are grouped by the columns
-that they depend on, and each group keeps a dense matrix of these columns only.
+that they depend on, and each group stores a dense matrix of these columns only.
 """
 
 from __future__ import annotations

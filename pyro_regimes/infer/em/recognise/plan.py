@@ -21,7 +21,7 @@ class Use(NamedTuple):
 
     site: str
     argument: str
-    #: for each block of the argument the parameter's cell that it is, or -1: ``(blocks,)``
+    #: the cell of the parameter that each block of the argument equals, or -1: ``(blocks,)``
     cells: Tensor
     whole: bool  #: whether the argument is the parameter, cell by cell and nothing else
 
@@ -70,13 +70,13 @@ class Plan(NamedTuple):
 
     assignments: list[Assignment]
     shapes: dict[str, torch.Size]
-    unused: list[str]  #: parameters that nothing depends on
-    order: list[Assignment]  #: in which they are maximised: locations before the spreads about them
-    affine: Affine  #: location parameters that are solved for together, first of all
-    gradient: dict[str, str]  #: parameters that the optimiser moves, and why
-    is_subsampled: bool  #: whether each run of the model sees only some of the data
-    #: whether the objective is watched as a whole, and not restart by restart: where an optimiser
-    #: moves parameters, locations are affine, priors depend on parameters or data are subsampled
+    unused: list[str]  #: parameters without any use
+    order: list[Assignment]  #: in the order of updates: locations before the spreads
+    affine: Affine  #: location parameters that are solved for jointly, before the others
+    gradient: dict[str, str]  #: parameters that the optimiser updates, with the reason
+    is_subsampled: bool  #: whether each run of the model uses only some of the data
+    #: whether the objective is checked as a whole, not for each restart: if an optimiser updates
+    #: parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
     engine: str = ""  #: what makes the iterations of a run, and why nothing faster does
     kernel: str = ""  #: what computes the recursions, and why nothing faster does

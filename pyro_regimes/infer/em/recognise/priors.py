@@ -1,5 +1,6 @@
-"""Which parameters have a conjugate prior. What it adds to their statistics is in
-:mod:`pyro_regimes.emissions.conjugate`.
+"""Finds the conjugate priors of parameters.
+
+:mod:`pyro_regimes.emissions.conjugate` computes the terms that they add to the statistics.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _find(
     for run in runs:
         there = run.latents.get(site)
         if there is None or not _is_parameter(there.value, run.params[name]):
-            return f"site {site} is a function of it other than itself"
+            return f"site {site} is a function of it that is not the identity"
         if not _reaches_by_value_alone(there, name, run):
             return f"used in the prior of site {site} besides being its value"
     return Prior(site, kind, not _arguments_depend(latent, here), pooled)
