@@ -20,7 +20,7 @@ from pyro_regimes.estimator.fitting import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
-from pyro_regimes.infer.em.engines import fused_gaussian
+from pyro_regimes.infer.em.engines import fused_gaussian, gaussian_steps
 from tests import seeds
 from tests.regimes import simulate
 
@@ -271,3 +271,36 @@ def test_sequences_that_all_restarts_share(build: Build, engine: str) -> None:
     batch, *alone = compare(build, x, given, **SETTINGS)
     if engine == "compiled" and build is by_factor:
         assert all("compiled iterations" in each.plan for each in (batch, *alone))
+
+
+def test_what_is_not_confirmed_is_repeated_for_that_restart_alone(monkeypatch) -> None:
+    """The compiled engine, made to say too much of one restart that later goes over to tensors."""
+    x = data()
+    x[20:30] = x[100:110]
+    given = starts(x, ["sound", "on a plane", "near"])
+    given["factor"][1, 0, 0] = 4.0 * torch.eye(D).double()  # it comes to the plane step by step
+    true_step = gaussian_steps.GaussianEM.step
+
+    def step(self: gaussian_steps.GaussianEM, parameters: gaussian_steps.Parameters) -> Any:
+        found = true_step(self, parameters)
+        found.log_likelihood[parameters.loc[:, 0, -1] < -6.0] += 1.0
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gaussian_steps.GaussianEM, "step", step)
+        batch = fit(by_factor, x, given, **SETTINGS)
+    alone = [
+        fit(by_factor, x, {name: value[[r]] for name, value in given.items()}, **SETTINGS)
+        for r in (0, 2)
+    ]
+    assert "(restarts: 3), and tensor operations (restarts: 1)" in batch.plan
+    monkeypatch.setattr(fused_gaussian, "find", lambda *args: "forbidden")
+    again = {name: value[[1]] for name, value in given.items()}
+    alone.insert(1, fit(by_factor, x, again, **SETTINGS))
+    history = batch.result.restart_history
+    for restart, single in enumerate(alone):
+        own = single.result.restart_history[:, 0]
+        assert torch.equal(history[: len(own), restart], own)
+        assert (history[len(own) :, restart] == own[-1]).all()
+        for name, value in single.params.items():
+            assert torch.equal(batch.params[name][restart], value[0]), (restart, name)

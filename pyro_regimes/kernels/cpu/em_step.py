@@ -54,13 +54,16 @@ def prepare(
     mean: Any,  # (P or N, K, D)
     factor: Any,  # (P or N, K, D, D)
     sound: Any,  # (P,)
-) -> None:
+) -> bool:
     """What the kernels take, and of which models every covariance is positive definite.
 
     The others have factors that are no use, of numbers all the same.
+
+    :return: whether there are no others.
     """
     num_states = initial.shape[1]
     each = len(log_initial) // len(initial)
+    whole = True
     for p in range(len(initial)):
         sound[p] = True
     for n in range(len(log_initial)):
@@ -79,10 +82,11 @@ def prepare(
             for d in range(loc.shape[2]):  # numba takes a second to compile an array's assignment
                 mean[n, i, d] = loc[p, i, d]
             if not _cholesky(covariance[p, i], 0.0, 0.0, factor[n, i]):
-                sound[p] = False
+                sound[p] = whole = False
                 for d in range(loc.shape[2]):
                     for e in range(loc.shape[2]):
                         factor[n, i, d, e] = 1.0 if d == e else 0.0
+    return whole
 
 
 @compiled
@@ -184,8 +188,12 @@ def maximise(
     loc: Any,
     covariance: Any,
     ordinary: Any,  # (P,)
-) -> None:
-    """The M-step (equations 28, 27, 35 and 41), and of which models it is ordinary."""
+) -> bool:
+    """The M-step (equations 28, 27, 35 and 41), and of which models it is ordinary.
+
+    :return: whether of all.
+    """
+    whole = True
     num_states, size = old_loc.shape[1:]
     each = len(weight) // len(old_loc)
     counts = np.empty((num_states, num_states))
@@ -211,3 +219,5 @@ def maximise(
             starts,
             factor,
         )
+        whole = whole and ordinary[p]
+    return whole

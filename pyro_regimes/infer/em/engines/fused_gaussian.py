@@ -56,7 +56,7 @@ class FusedEngine:
         self.problem = problem
         self._kernel, self._names, self._shapes = kernel, names, shapes
         self._spread, self._start = spread, start
-        self._kept = np.ones(problem.groups.num_restarts, dtype=np.bool_)
+        self._kept, self._is_whole = np.ones(problem.groups.num_restarts, dtype=np.bool_), True
 
     def read(self, params: Params) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
@@ -86,17 +86,18 @@ class FusedEngine:
 
         What was left out once may not come back.
         """
-        if not np.array_equal(models, self._kept):
-            self._kernel.keep(models[self._kept])
-            self._kept = models
-        if models.all():
+        if models is not self._kept:
+            if (models != self._kept).any():
+                self._kernel.keep(models[self._kept])
+            self._kept, self._is_whole = models, bool(models.all())
+        if self._is_whole:
             return self._kernel.step(arrays)
         step = self._kernel.step(arrays.select(models))
         return Step(
             _spread(step.log_likelihood, models),
-            _spread(step.is_sound, models),
             arrays.replaced(models, step.after),
             _spread(step.is_ordinary, models),
+            step.is_whole,
         )
 
 

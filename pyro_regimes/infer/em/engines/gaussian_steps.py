@@ -48,10 +48,10 @@ class Parameters(NamedTuple):
 class Step(NamedTuple):
     """One EM step of P models."""
 
-    log_likelihood: Array  #: before the step, ``(P,)``
-    is_sound: Flags  #: whether that could be computed, ``(P,)``
+    log_likelihood: Array  #: before the step, ``(P,)``; NaN where it could not be computed
     after: Parameters
     is_ordinary: Flags  #: whether these are the parameters after the step, ``(P,)``
+    is_whole: bool  #: whether they are of all
 
 
 class GaussianEM:
@@ -96,6 +96,9 @@ class GaussianEM:
             np.empty(count, dtype=np.bool_),
         )
         self._kernels = ops.fused_em()
+        self._pair = value, density
+        if models == 1 and len(value) == count:  # all steps of all sequences are alike
+            self._pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
 
     def keep(self, models: Flags) -> None:
         """Go on with some of the models."""
@@ -106,24 +109,26 @@ class GaussianEM:
         count = len(self._lengths)
         self._prepared = tuple(part[:count] for part in self._prepared)
         self._work = tuple(part[:count] for part in self._work)
+        self._pair = self._value, self._work[0]
 
     def step(self, parameters: Parameters) -> Step:
         """One EM step."""
         kernels, num_models = self._kernels, len(parameters.initial)
         density, smoothed, moved, log_likelihood, redo = self._work
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
-        kernels.prepare(*parameters, *self._prepared, sound)
+        all_sound = kernels.prepare(*parameters, *self._prepared, sound)
         log_initial, log_transition, mean, factor = self._prepared
-        x, rows = self._value, density
-        if len(mean) == 1 and len(x) == len(rows):  # all steps of all sequences are alike
-            x, rows = (each.reshape(1, -1, each.shape[-1]) for each in (x, rows))
+        x, rows = self._pair
         kernels.fill_log_density(x, mean, factor, rows)
         given = (log_initial, log_transition, density, self._lengths)
         kernels.sweep_arrays(given, (log_likelihood, smoothed, moved, redo))
         moments = kernels.sum_moments(self._value, smoothed, mean)
         new = Parameters(*map(np.empty_like, parameters))
-        kernels.maximise(
+        is_whole = kernels.maximise(
             smoothed, moved, *moments, *parameters[:3], *self._bounds, *new, ordinary
         )
         total = log_likelihood.reshape(num_models, -1).sum(-1)
-        return Step(total, sound, new, sound & ordinary)
+        if not all_sound:
+            total[~sound] = np.nan
+            ordinary &= sound
+        return Step(total, new, ordinary, is_whole and all_sound)

@@ -7,14 +7,16 @@ Each restart takes the steps that it would take alone, by the engine that it wou
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from pyro_regimes.infer.em import loop
 from pyro_regimes.infer.em.ascent import Ascent, fallen, keep_held
 from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
-from pyro_regimes.infer.em.engines.gaussian_steps import Parameters
+from pyro_regimes.infer.em.engines.gaussian_steps import Parameters, Step
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.problem import (
     Array,
@@ -31,32 +33,32 @@ class RelayState:
     """All restarts at one step; tensors are made of the kernel's arrays when somebody asks.
 
     :param arrays: the parameters of all restarts, of which the fused engine's count.
-    :param beyond: the same, where that engine's next step is ordinary one step on.
-    :param is_ordinary: where it is, ``(R,)``.
+    :param beyond: that engine's next step.
     :param rest: the state of the other restarts.
-    :param is_fused: which are the fused engine's, ``(R,)``.
+    :param has_stepped: for which the fused engine has made a step, ``(R,)``.
+    :param has_moved: which have gone over to the tensors since, ``(R,)``.
     """
 
     def __init__(
         self,
         fused: FusedEngine,
         arrays: Parameters,
-        beyond: Parameters,
-        is_ordinary: Flags,
+        beyond: Step,
         losses: Array,
         rest: TensorState,
-        is_fused: Flags,
+        has_stepped: Flags,
+        has_moved: Flags,
     ) -> None:
-        self._fused, self._is_fused = fused, is_fused
-        self.arrays, self.beyond, self.is_ordinary = arrays, beyond, is_ordinary
-        self.losses, self.rest = losses, rest
+        self._fused, self._has_stepped, self._has_moved = fused, has_stepped, has_moved
+        self.arrays, self.beyond, self.losses, self.rest = arrays, beyond, losses, rest
 
     @cached_property
     def _tensors(self) -> tuple[Params, Params]:
         written, rest = self._fused.write(self.arrays), (self.rest.params, self.rest.leaves)
-        if self._is_fused.all():
+        others = self._has_moved | ~self._has_stepped
+        if not others.any():
             return written
-        problem, others = self._fused.problem, ~self._is_fused
+        problem = self._fused.problem
         params, leaves = (
             _chosen(problem, others, other, own) for other, own in zip(rest, written, strict=True)
         )
@@ -84,15 +86,20 @@ class RelayState:
 
     def with_losses(self, losses: Array) -> RelayState:
         """The same with losses as another computation has found them."""
-        return RelayState(
-            self._fused,
-            self.arrays,
-            self.beyond,
-            self.is_ordinary,
-            losses,
-            self.rest,
-            self._is_fused,
-        )
+        other = copy(self)
+        other.losses = losses
+        return other
+
+
+class _Parts(NamedTuple):
+    """Which restarts move, and by which engine, ``(R,)``."""
+
+    free: Flags  #: those that are not frozen; this and the next are what the others follow from
+    has_moved: Flags
+    fused: Flags
+    some_fused: bool
+    all_fused: bool
+    some_moved: bool
 
 
 class RelayEngine:
@@ -104,56 +111,78 @@ class RelayEngine:
     def __init__(self, fused: FusedEngine, tensors: TensorEngine, start: TensorState) -> None:
         self.problem: Problem = fused.problem
         self._fused, self._tensors, self._start = fused, tensors, start
+        nowhere: Flags = np.zeros(len(start.losses), dtype=np.bool_)
         #: Restarts for which the fused engine has made a step.
-        self.has_stepped = np.zeros(len(start.losses), dtype=np.bool_)
+        self.has_stepped = nowhere
         #: Restarts that have gone over to the tensors.
-        self.has_moved = np.zeros(len(start.losses), dtype=np.bool_)
+        self.has_moved = nowhere
+        self._has_begun = False
+        self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
 
     def advance(self, now: State, ascent: Ascent) -> State | loop.HandOver:
         """One step of all restarts, or some that go over to the tensors."""
-        fused = ascent.free & ~self.has_moved
+        parts = self._parts_of(ascent)
+        fused = parts.fused
         if not isinstance(now, RelayState):
             now = self._begin(fused & ~ascent.is_partly_held)
-        moving = fused & (ascent.is_partly_held | ~now.is_ordinary)
-        if moving.any():
-            return self._hand_over(now, moving, ascent)
-        arrays, beyond, is_ordinary, losses = now.arrays, now.beyond, now.is_ordinary, now.losses
-        if fused.any():
-            arrays = beyond if fused.all() else beyond.where(fused, arrays)
-            step = self._fused.step(arrays, fused)
-            losses = np.where(fused, -step.log_likelihood, losses)
-            moving = fused & ~step.is_sound | fallen(self._start.params, now.losses, losses)
+        if not now.beyond.is_whole and (fused & ~now.beyond.is_ordinary).any():
+            return self._hand_over(now, fused & ~now.beyond.is_ordinary, ascent)
+        arrays, beyond, losses = now.arrays, now.beyond, now.losses
+        if parts.some_fused:
+            arrays = beyond.after if parts.all_fused else beyond.after.where(fused, arrays)
+            beyond = self._fused.step(arrays, fused)
+            losses = -beyond.log_likelihood
+            if not parts.all_fused:
+                losses = np.where(fused, losses, now.losses)
+            moving = fallen(self._start.params, now.losses, losses)
             if moving.any():
                 return self._hand_over(now, moving, ascent)
-            beyond, is_ordinary = step.after, step.is_ordinary
-            self.has_stepped = self.has_stepped | fused
+            if not self._has_begun:  # restarts only become fewer
+                self.has_stepped, self._has_begun = fused, True
         rest = now.rest
-        if (ascent.free & self.has_moved).any():
+        if parts.some_moved:
             rest = ascent.step(self._tensors, rest, ~self.has_moved)
             losses = np.where(self.has_moved, rest.losses, losses)
         else:
             ascent.num_e_steps += 1
-        return self._state(arrays, beyond, is_ordinary, losses, rest)
+        return self._state(arrays, beyond, losses, rest)
 
     def _state(
         self,
         arrays: Parameters,
-        beyond: Parameters,
-        is_ordinary: Flags,
+        beyond: Step,
         losses: Array,
         rest: TensorState,
     ) -> RelayState:
-        is_fused = self.has_stepped & ~self.has_moved
-        return RelayState(self._fused, arrays, beyond, is_ordinary, losses, rest, is_fused)
+        return RelayState(
+            self._fused,
+            arrays,
+            beyond,
+            losses,
+            rest,
+            self.has_stepped,
+            self.has_moved,
+        )
+
+    def _parts_of(self, ascent: Ascent) -> _Parts:
+        """Found once, as most steps change nothing."""
+        parts = self._parts
+        if parts.free is not ascent.free or parts.has_moved is not self.has_moved:
+            free, moved = ascent.free, self.has_moved
+            fused = free & ~moved
+            self._parts = _Parts(
+                free, moved, fused, bool(fused.any()), bool(fused.all()), bool((free & moved).any())
+            )
+        return self._parts
 
     def _begin(self, fused: Flags) -> RelayState:
         """The start."""
         arrays = self._fused.read(self._start.params)
-        beyond, is_ordinary = arrays, np.zeros_like(fused)
         if fused.any():
-            step = self._fused.step(arrays, fused)
-            beyond, is_ordinary = step.after, step.is_ordinary
-        return self._state(arrays, beyond, is_ordinary, self._start.losses, self._start)
+            beyond = self._fused.step(arrays, fused)
+        else:
+            beyond = Step(self._start.losses, arrays, fused, False)
+        return self._state(arrays, beyond, self._start.losses, self._start)
 
     def _hand_over(self, now: RelayState, moving: Flags, ascent: Ascent) -> loop.HandOver:
         """Let some restarts go over to the tensors."""
@@ -165,7 +194,7 @@ class RelayEngine:
 
         def state(rest: TensorState) -> RelayState:
             losses = np.where(moving, rest.losses, now.losses)
-            return self._state(now.arrays, now.beyond, now.is_ordinary, losses, rest)
+            return self._state(now.arrays, now.beyond, losses, rest)
 
         def replaced(which: Flags, other: State) -> RelayState:
             present = state(rest)
