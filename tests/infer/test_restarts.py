@@ -304,3 +304,17 @@ def test_what_is_not_confirmed_is_repeated_for_that_restart_alone(monkeypatch) -
         assert (history[len(own) :, restart] == own[-1]).all()
         for name, value in single.params.items():
             assert torch.equal(batch.params[name][restart], value[0]), (restart, name)
+
+
+@pytest.mark.parametrize("floor", [0.0, 2.0])
+@pytest.mark.parametrize("size", [5, 9])
+@pytest.mark.parametrize("build", [by_factor, diagonal])
+def test_where_a_matrix_lies_in_memory_changes_no_digit(
+    build: Build, size: int, floor: float, engine: str
+) -> None:
+    """Of an odd number of entries each, every other one lies between two of a processor's words."""
+    x = data(T, size)
+    x = x + 0.3 * x.roll(1, -1)
+    given = starts(x, SOUND, 3)
+    given["factor"] = given["factor"] + 0.3 * torch.ones(size, size).double().tril(-1)
+    compare(build, x, given, floor=floor, num_steps=6, tol=None)

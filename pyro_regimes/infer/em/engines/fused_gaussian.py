@@ -61,11 +61,14 @@ class FusedEngine:
     def read(self, params: Params) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
         *others, spread = (
-            params[name].detach().double().reshape(shape)
+            params[name].detach().double().reshape(shape).contiguous().numpy()
             for name, shape in zip(self._names, self._shapes, strict=True)
         )
-        arrays = [*others, self._spread.forward(spread)]
-        return Parameters(*(value.contiguous().numpy() for value in arrays))
+        if not self._spread.is_identity:
+            # Not by a matrix product of torch, which rounds by where in memory a matrix begins.
+            factor = np.tril(spread)
+            spread = np.einsum("rkij,rklj->rkil", factor, factor)
+        return Parameters(*(*others, spread))
 
     def write(self, arrays: Parameters) -> tuple[Params, Params]:
         """The problem's tensors of the kernel's arrays, and what the store holds of some."""
