@@ -216,6 +216,20 @@ def test_a_floor_that_one_reaches_does_not_reach_the_neighbours(build: Build, en
         assert "tensor operations" not in alone[0].plan
 
 
+@pytest.mark.parametrize("build", [full, by_factor])
+def test_a_fall_that_is_undone_does_not_reach_the_neighbours(build: Build, engine: str) -> None:
+    """Near singularity rounding lowers the likelihood, and parameters are frozen."""
+    x = data()
+    noise = torch.randn(15, generator=seeds.generator(2), dtype=torch.float64)
+    x[60:75, -1] = -9.0 + x[60:75, 0] + 1e-6 * noise
+    given = starts(x, ["sound", "on a plane", "near"])
+    batch, *alone = compare(build, x, given, num_steps=120, tol=1e-7)
+    fell = ["lowered the log-likelihood" in each.warned for each in (batch, *alone)]
+    assert fell[0] == any(fell[1:])
+    if seeds.SHIFT == 0:
+        assert fell[2] and not fell[1]
+
+
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_starts_of_the_estimator_are_those_of_each_alone(
