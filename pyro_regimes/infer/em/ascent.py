@@ -50,8 +50,8 @@ def fallen(params: Params, before: Array, after: Array) -> Flags:
     return np.isfinite(before) & ~(after <= bound)
 
 
-def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = True) -> bool:
-    """Whether two computations of losses agree.
+def agree(params: Params, one: Array, other: Array, beyond_rounding: bool = True) -> Flags:
+    """Where two computations of losses agree.
 
     :param beyond_rounding: whether the loss of digits counts as agreement that two ways of
         computing a covariance near singularity have.
@@ -59,7 +59,8 @@ def agrees(params: Params, one: Array, other: Array, beyond_rounding: bool = Tru
     share = max(_eps(params), 2.0**-52) ** 0.5 if beyond_rounding else rounding(params)
     bound = share * (1 + abs(one))
     with np.errstate(invalid="ignore"):
-        return bool(((one == other) | (abs(one - other) <= bound)).all())
+        alike: Flags = np.asarray((one == other) | (abs(one - other) <= bound))
+    return alike
 
 
 def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -> Tensor:
@@ -109,15 +110,15 @@ class Ascent:
             self.kept = {name: flags | self.settled for name, flags in self.held.items()}
         else:
             self.kept = self.held
+        nowhere: Flags = np.zeros_like(self.hopeless)
+        #: Restarts that have not converged and are not frozen altogether, ``(R,)``.
+        self.free = nowhere
+        #: Restarts with frozen parameters beside others that are free, ``(R,)``.
+        self.is_partly_held = nowhere
         if self.held:
             held, kept = (np.stack([*flags.values()]) for flags in (self.held, self.kept))
-            #: Restarts that have not converged and are not frozen altogether, ``(R,)``.
-            self.free: Flags = ~np.logical_and.reduce(kept)
-            #: Whether some restart has frozen parameters beside others that are free.
-            self.is_partly_holding = bool((held.any(0) & ~held.all(0)).any())
-        else:
-            self.free = np.zeros(len(self.hopeless), dtype=np.bool_)
-            self.is_partly_holding = False
+            self.free = ~np.logical_and.reduce(kept)
+            self.is_partly_held = np.logical_or.reduce(held) & ~np.logical_and.reduce(held)
 
     def settle(self, level: Flags) -> None:
         """Freeze restarts that have converged."""
@@ -139,13 +140,33 @@ class Ascent:
             self.held = dict.fromkeys(names, nowhere)
         self._refresh()
 
-    def step(self, engine: Stepping[S], now: S) -> S:
-        """One step, of which whatever lowers the likelihood is undone."""
-        found = engine.maximise(now, self.kept)
+    def follow(self, other: Ascent, which: Flags) -> None:
+        """Take over what another run has frozen and settled of some restarts."""
+        self.num_e_steps += other.num_e_steps
+        self.blamed = self.blamed or other.blamed
+        self.settled = np.where(which, other.settled, self.settled)
+        self.held = {
+            name: np.where(which, other.held[name], flags) for name, flags in self.held.items()
+        }
+        self._refresh()
+
+    def step(self, engine: Stepping[S], now: S, elsewhere: Flags | None = None) -> S:
+        """One step, of which whatever lowers the likelihood is undone.
+
+        :param elsewhere: restarts that another engine moves, and this one leaves as they are.
+        """
+
+        def with_others(held: Held) -> Held:
+            if elsewhere is None:
+                return held
+            return {name: flags | elsewhere for name, flags in held.items()}
+
+        found = engine.maximise(now, with_others(self.kept))
         groups = engine.problem.groups
 
         def attempt(held: Held) -> S:
             self.num_e_steps += 1
+            held = with_others(held)
             params = _choose(groups, now.params, found.values, held)
             return engine.at(now, params, _choose(groups, now.leaves, found.leaves, held), found)
 

@@ -12,15 +12,16 @@ import torch
 
 from pyro_regimes.infer.callables import check_callables
 from pyro_regimes.infer.em import guard
-from pyro_regimes.infer.em.ascent import Ascent, agrees
+from pyro_regimes.infer.em.ascent import Ascent, agree
 from pyro_regimes.infer.em.e_step import read_log_probs
 from pyro_regimes.infer.em.engines import fused_gaussian
+from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
 from pyro_regimes.infer.em.loop import Engine, Loop
-from pyro_regimes.infer.em.problem import Problem, constant_of
+from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
@@ -231,8 +232,8 @@ class EM:
         """Iterate on the tensors of one run of the model, then verify the result by another run."""
         session = self._session
         problem, start, _ = snapshot
-        engines = self._engines(problem, start)
-        loop = Loop(engines, start, session.frozen, self._warn)
+        engine = self._engine(problem, start)
+        loop = Loop(engine, start, session.frozen, self._warn)
 
         def keep() -> None:
             if loop.num_steps:
@@ -250,11 +251,8 @@ class EM:
             if self.optim is None:
                 raise
             loop.ascent.blamed = [error.name]
-        if loop.engine is not engines[0]:
-            session.describe_engine(
-                "compiled iterations of a plain Gaussian model, then tensor operations, as a step "
-                "was not ordinary (a floor, a state without data, or a covariance near singularity)"
-            )
+        if isinstance(engine, RelayEngine):
+            session.describe_engine(engine.description())
         keep()
         if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)
@@ -265,15 +263,15 @@ class EM:
             return self._run_retracing(call, again, undisturbed, num_steps, tol, callback, loop)
         return loop
 
-    def _engines(self, problem: Problem, start: Any) -> list[Engine]:
-        """The engines that can serve a closed problem, the fastest first."""
-        fused = fused_gaussian.find(problem, start)
-        tensors = TensorEngine(problem)
+    def _engine(self, problem: Problem, start: TensorState) -> Engine:
+        """The fastest engine that can serve a closed problem."""
+        fused, tensors = fused_gaussian.find(problem, start), TensorEngine(problem)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
-            return [tensors]
-        self._session.describe_engine("compiled iterations of a plain Gaussian model")
-        return [fused, tensors]
+            return tensors
+        engine = RelayEngine(fused, tensors, start)
+        self._session.describe_engine(engine.description())
+        return engine
 
     def _run_retracing(
         self,
@@ -293,9 +291,7 @@ class EM:
         session.describe_engine(
             f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
         )
-        loop = Loop(
-            [self._retrace(call, snapshot)], snapshot.state, session.frozen, self._warn
-        )
+        loop = Loop(self._retrace(call, snapshot), snapshot.state, session.frozen, self._warn)
         if before is not None:
             loop.go_on_from(before)
 
@@ -317,10 +313,12 @@ class EM:
         losses = read_losses(plan, groups, run)
         constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
         params = loop.now.params
-        if not agrees(params, loop.losses[-1], losses) or not agrees(params, *constants):
-            return False
-        if not agrees(params, loop.losses[-1], losses, beyond_rounding=False):
-            loop.measured(losses)
+        for one, other in ((loop.losses[-1], losses), constants):
+            if not agree(params, one, other).all():
+                return False
+        alike = agree(params, loop.losses[-1], losses, beyond_rounding=False)
+        if not alike.all():
+            loop.measured(losses, ~alike)
         return True
 
     def _checked(self, loop: Loop, tol: float | None, call: Call) -> EMResult:

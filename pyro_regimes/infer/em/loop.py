@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from pyro_regimes.infer.em.ascent import Ascent, Held, agrees
-from pyro_regimes.infer.em.problem import Array, Flags, Problem, State, TensorState, complete
+from pyro_regimes.infer.em.ascent import Ascent, Held, agree
+from pyro_regimes.infer.em.problem import Array, Flags, Problem, State, TensorState
 from pyro_regimes.infer.em.result import EMResult
 
 
@@ -19,14 +19,24 @@ class Engine(Protocol):
     def problem(self) -> Problem:
         """What no step changes."""
 
-    def advance(self, now: Any, ascent: Ascent) -> State | None:
-        """The state one step on; None for a step that this engine cannot make."""
+    def advance(self, now: Any, ascent: Ascent) -> State | HandOver:
+        """The state one step on; or, before it, what other computations have found of this one."""
 
     def is_free(self, now: Any, ascent: Ascent) -> Flags:
         """Restarts in which something still moves, ``(R,)``."""
 
     def is_level(self, losses: list[Array], tol: float) -> Flags:
         """Which restarts have come to rest, ``(R,)``."""
+
+
+class HandOver(NamedTuple):
+    """Some restarts go on in another way from the state that they have reached."""
+
+    state: State  #: the same one, with their losses as they are computed from here on
+    which: Flags  #: the restarts, ``(R,)``
+    engine: Engine  #: makes their steps from here on
+    #: ``(which, other)``: ``state`` with some of these restarts as they are in another one
+    replaced: Callable[[Flags, State], State]
 
 
 def rose_by_less(losses: list[Array], tol: float) -> Flags:
@@ -42,7 +52,6 @@ def rose_by_less(losses: list[Array], tol: float) -> Flags:
 class Loop:
     """A run of EM.
 
-    :param engines: the first makes steps until it cannot; then the next one takes over.
     :param start: the first state.
     :param frozen: parameters that an earlier run has frozen.
     :param warn: is told of trouble.
@@ -50,24 +59,19 @@ class Loop:
 
     def __init__(
         self,
-        engines: list[Engine],
+        engine: Engine,
         start: TensorState,
         frozen: Held,
         warn: Callable[[str], None],
     ) -> None:
-        self._engines = list(engines)
+        self.engine = engine
         self.start = start
         self.now: State = start  #: the last state that was reached, also after an error
         self.losses = [start.losses]
         self.converged = False
         self.stop_reason = "num_steps reached"
-        self._frozen, self._warn = frozen, warn
+        self._warn = warn
         self.ascent = Ascent(self.problem.plan.names, start.losses, frozen, warn)
-
-    @property
-    def engine(self) -> Engine:
-        """The one at work."""
-        return self._engines[0]
 
     @property
     def problem(self) -> Problem:
@@ -86,7 +90,7 @@ class Loop:
         else:  # all restarts count as one from here, and nothing is apart from them
             self.losses = [np.array([other.problem.loss(each)]) for each in other.losses]
         self.ascent.num_e_steps = other.ascent.num_e_steps + 1
-        self.measured(self.now.losses)
+        self.measured(self.now.losses, np.ones(len(self.now.losses), dtype=np.bool_))
 
     def run(
         self,
@@ -105,8 +109,8 @@ class Loop:
                     self.stop_reason += ": all parameters are frozen"
                 break
             after = self.engine.advance(self.now, self.ascent)
-            if after is None:
-                self._change_engine()
+            if isinstance(after, HandOver):
+                self._confirm(after, tol)
                 continue
             self.now = after
             self.losses.append(after.losses)
@@ -129,32 +133,36 @@ class Loop:
         self.converged = True
         self.stop_reason = f"log-likelihood rose by less than {tol:g}"
 
-    def _change_engine(self) -> None:
-        """Let the next engine go on from the last state, where it confirms its losses."""
-        del self._engines[0]
-        if self.now is self.start:
-            return
-        state = complete(self.problem, self.start, self.now)
-        self.ascent.num_e_steps += 1
-        if agrees(state.params, self.losses[-1], state.losses):
-            self.now = state
-            self.measured(state.losses)
-        else:  # the engine computes what the model does not
-            self.now = self.start
-            del self.losses[1:]
-            self.ascent = Ascent(
-                self.problem.plan.names, self.start.losses, self._frozen, self._warn
-            )
+    def _confirm(self, handed: HandOver, tol: float | None) -> None:
+        """Let some restarts go on in another way, which confirms their losses."""
+        losses = handed.state.losses
+        alike = agree(handed.state.params, self.losses[-1], losses)
+        self.now = handed.state
+        self.measured(losses, handed.which & alike)
+        doubtful = handed.which & ~alike
+        if doubtful.any():  # the engine has computed what the model does not
+            self._repeat(handed, doubtful, tol)
 
-    def measured(self, losses: Array) -> None:
-        """Put the last losses as another computation has found them.
+    def _repeat(self, handed: HandOver, which: Flags, tol: float | None) -> None:
+        """Make all steps of some restarts again, as they go on from here."""
+        others = {name: flags | ~which for name, flags in self.ascent.held.items()}
+        again = Loop(handed.engine, self.start, others, self._warn)
+        again.run(self.num_steps, tol, None)
+        for index, losses in enumerate(self.losses):
+            new = again.losses[min(index, again.num_steps)]
+            self.losses[index] = np.where(which, new, losses)
+        self.ascent.follow(again.ascent, which)
+        self.now = handed.replaced(which, again.now).with_losses(self.losses[-1])
+
+    def measured(self, losses: Array, which: Flags) -> None:
+        """Put the last losses of some restarts as another computation has found them.
 
         Both have rounding errors. An earlier loss that is lower for no other reason follows.
         """
-        self.losses[-1] = losses
-        self.now = self.now.with_losses(losses)
+        self.losses[-1] = np.where(which, losses, self.losses[-1])
+        self.now = self.now.with_losses(self.losses[-1])
         for index in range(self.num_steps - 1, -1, -1):
-            low = self.losses[index] < self.losses[index + 1]
+            low = which & (self.losses[index] < self.losses[index + 1])
             if not low.any():
                 break
             self.losses[index] = np.where(low, self.losses[index + 1], self.losses[index])

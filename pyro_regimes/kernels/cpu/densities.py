@@ -38,7 +38,7 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 @compiled
 def _log_density_sweep(
-    value: Any,  # (N or 1, T, D)
+    value: Any,  # (V, T, D), of which each sequence has row n mod V
     loc: Any,  # (N or 1, K or 1, D)
     factor: Any,  # (N or 1, K or 1, D, D), or the diagonals (N or 1, K or 1, D, 1)
     first: int,
@@ -74,7 +74,7 @@ def _log_density_sweep(
                     matrix[k * stride + (i * full + i if full else i)] = 1.0 / pivot
                     log_det += math.log(pivot)
                 constant[k] = -log_det - 0.5 * size * _LOG_2_PI
-        at = (min(n, value.shape[0] - 1) * num_steps + start) * size
+        at = (n % value.shape[0] * num_steps + start) * size
         for i in range(size):
             for t in range(count):
                 x[np.uintp(i * WIDTH + t)] = flat_value[np.uintp(at + t * size + i)]
@@ -152,7 +152,7 @@ def _log_density(value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
 
 
 def fill_log_density(
-    value: npt.NDArray[Any],  # (N or 1, T, D)
+    value: npt.NDArray[Any],  # (V, T, D), of which each sequence has row n mod V
     loc: npt.NDArray[np.float64],  # (N or 1, K or 1, D)
     factor: npt.NDArray[np.float64],  # (N or 1, K or 1, D, D), or the diagonals (..., D, 1)
     out: npt.NDArray[Any],  # (N, T, K)

@@ -36,18 +36,21 @@ class Moments(NamedTuple):
 
 @compiled
 def _moment_sweep(
-    value: Any,  # (N or 1, T, D)
+    value: Any,  # (V, T, D), of which each sequence has row n mod V
     weights: Any,  # (N, T, K)
     loc: Any,  # (N or 1, K or 1, D)
     factor: Any,  # (N or 1, K or 1, D, D or 1), or empty: deviations are not divided by it
     first: int,
     last: int,
-    base: int,
-    weight: Any,  # (n, K), zero; sequence ``base`` comes first
-    total: Any,  # (n, K, D), zero
-    second: Any,  # (n, K, D, D), or the diagonals (n, K, D, 1), zero; or (n, K, 0, 0): not wanted
+    chunk: int,
+    weight: Any,  # (N * chunks, K), zero
+    total: Any,  # (N * chunks, K, D), zero
+    second: Any,  # (N * chunks, K, D, D), or the diagonals (..., D, 1), zero; or (..., 0, 0)
 ) -> None:
-    """Add up the moments of blocks ``first`` to ``last``, each of ``_BLOCK`` steps."""
+    """Add up the moments of chunks ``first`` to ``last``, each of ``chunk`` blocks of a sequence.
+
+    ``second`` is not wanted where it has no entries.
+    """
     num_steps, num_states, size = weights.shape[1], weights.shape[2], value.shape[2]
     whiten = factor.shape[0] > 0
     left_of_pivot = whiten and factor.shape[3] == size
@@ -56,14 +59,18 @@ def _moment_sweep(
     x, v = np.empty(size * _BLOCK), np.empty(size * _BLOCK)
     share, shared = np.empty(num_states * _BLOCK), np.empty(_BLOCK)
     blocks = (num_steps + _BLOCK - 1) // _BLOCK
-    for unit in range(first, last):
-        n = unit // blocks
-        start = (unit - n * blocks) * _BLOCK
+    chunks = (blocks + chunk - 1) // chunk
+    for unit in range(first * chunk, last * chunk):
+        row = unit // chunk
+        n = row // chunks
+        start = (unit - n * chunks * chunk) * _BLOCK
+        if start >= num_steps:
+            continue
         count = min(_BLOCK, num_steps - start)
         stop = (count + WIDTH - 1) // WIDTH * WIDTH
         if count < stop:
             x[:], share[:] = 0.0, 0.0
-        at = (min(n, value.shape[0] - 1) * num_steps + start) * size
+        at = (n % value.shape[0] * num_steps + start) * size
         for i in range(size):
             for t in range(count):
                 x[np.uintp(i * _BLOCK + t)] = flat_value[np.uintp(at + t * size + i)]
@@ -106,7 +113,7 @@ def _moment_sweep(
             some = simd.splat(0.0, WIDTH)
             for t in range(0, stop, WIDTH):
                 some = simd.add(some, simd.load(share, k * _BLOCK + t, WIDTH))
-            weight[n - base, k] += simd.total(some)
+            weight[row, k] += simd.total(some)
             for i in range(size):
                 some = simd.splat(0.0, WIDTH)
                 for t in range(0, stop, WIDTH):
@@ -116,7 +123,7 @@ def _moment_sweep(
                     )
                     simd.store(shared, t, each)
                     some = simd.add(some, each)
-                total[n - base, k, i] += simd.total(some)
+                total[row, k, i] += simd.total(some)
                 for j in range(0 if square else i, i + 1 if wanted else 0):
                     some = simd.splat(0.0, WIDTH)
                     for t in range(0, stop, WIDTH):
@@ -125,13 +132,13 @@ def _moment_sweep(
                             simd.load(v, j * _BLOCK + t, WIDTH),
                             some,
                         )
-                    second[n - base, k, i, j if square else 0] += simd.total(some)
+                    second[row, k, i, j if square else 0] += simd.total(some)
     if square:
-        for n in range(len(second)):
+        for row in range(first, last):
             for k in range(num_states):
                 for i in range(size):
                     for j in range(i):
-                        second[n, k, j, i] = second[n, k, i, j]
+                        second[row, k, j, i] = second[row, k, i, j]
 
 
 def _moments(
@@ -152,41 +159,47 @@ def _moments(
 
 
 def sum_moments(
-    value: npt.NDArray[Any],  # (N or 1, T, D)
+    value: npt.NDArray[Any],  # (V, T, D), of which each sequence has row n mod V
     weights: npt.NDArray[Any],  # (N, T, K)
     loc: npt.NDArray[np.float64],  # (N or 1, K or 1, D)
     factor: npt.NDArray[np.float64] | None = None,  # (N or 1, K or 1, D, D or 1)
     second_shape: tuple[int, int] | None = None,  # (D, D) by default, or (D, 1) or (0, 0)
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """The arrays of :class:`Moments`."""
+    """The arrays of :class:`Moments`.
+
+    Blocks are added up in chunks, and chunks in the order of time. A chunk's size follows from K
+    and D alone, and threads take whole ones: the sums of a sequence are the same to the last digit
+    however many threads there are, and whatever other sequences.
+    """
     count, num_steps, num_states = weights.shape
     size = value.shape[-1]
     second_shape = (size, size) if second_shape is None else second_shape
     factor = np.empty((0, 0, 0, 0)) if factor is None else factor
-    per_sequence = (num_steps + _BLOCK - 1) // _BLOCK
-    parts: list[tuple[int, int, tuple[npt.NDArray[np.float64], ...]]] = []
-
-    def zeros(sequences: int) -> tuple[npt.NDArray[np.float64], ...]:
-        sizes = (sequences, num_states)
-        return np.zeros(sizes), np.zeros(sizes + (size,)), np.zeros(sizes + second_shape)
+    blocks = -(-num_steps // _BLOCK)
+    worthwhile = grain_of(_BLOCK, num_states, size, second_shape[1] > 1)
+    # The sums of a chunk take at most a quarter of the memory of its data.
+    chunk = max(worthwhile, -(-4 * num_states * second_shape[1] // _BLOCK))
+    chunk = max(1, min(chunk, blocks))
+    chunks = -(-blocks // chunk)
+    sizes = (count * chunks, num_states)
+    sums = np.zeros(sizes), np.zeros(sizes + (size,)), np.zeros(sizes + second_shape)
 
     def work(first: int, last: int) -> None:
-        base, end = first // per_sequence, (last - 1) // per_sequence + 1
-        sums = zeros(end - base)
-        _moment_sweep(value, weights, loc, factor, first, last, base, *sums)
-        parts.append((base, end, sums))
+        _moment_sweep(value, weights, loc, factor, first, last, chunk, *sums)
 
-    blocks = count * per_sequence
-    if blocks:
-        spread(work, blocks, grain_of(_BLOCK, num_states, size, second_shape[1] > 1))
-    if len(parts) == 1 and parts[0][:2] == (0, count):
-        return parts[0][2]
-    found = zeros(count)
-    # In the order of time, whichever thread was done first: the same sums on every run.
-    for base, end, sums in sorted(parts, key=lambda part: part[:2]):
-        for whole, part in zip(found, sums, strict=True):
-            whole[base:end] += part
-    return found
+    if count * chunks:
+        spread(work, count * chunks, -(-worthwhile // chunk))
+    if chunks == 1:
+        return sums
+    return tuple(_in_order(each.reshape((count, chunks) + each.shape[1:])) for each in sums)
+
+
+def _in_order(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum over the second dim, from the first entry to the last."""
+    total = np.zeros(parts.shape[:1] + parts.shape[2:])
+    for index in range(parts.shape[1]):
+        total += parts[:, index]
+    return total
 
 
 def moments_full(

@@ -1,15 +1,16 @@
 """The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
 
 :mod:`.gaussian_steps` makes the ordinary steps of this one model: initial and transition
-probabilities, locations and full covariances, each a parameter of its own. Every other model, and a
-step that is not ordinary, is left to :mod:`.tensors`.
+probabilities, locations and full covariances, each a parameter of its own. Every other model is
+left to :mod:`.tensors`, and so is a restart from a step on that is not ordinary (:mod:`.relay`).
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,14 +18,14 @@ from pyro_regimes.chain import INITIAL_PROBS, TRANSITION_PROBS
 from pyro_regimes.emissions import multivariate_normal as mvn
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import COVARIANCE, Link
-from pyro_regimes.infer.em import loop
-from pyro_regimes.infer.em.ascent import Ascent, fallen
 from pyro_regimes.infer.em.e_step import SiteData
-from pyro_regimes.infer.em.engines.gaussian_steps import GaussianEM, Parameters
+from pyro_regimes.infer.em.engines.gaussian_steps import GaussianEM, Parameters, Step
 from pyro_regimes.infer.em.m_step import as_stored
-from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, State, TensorState
+from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.kernels import ops
+
+S = TypeVar("S", bound=np.generic)
 
 _CHAIN_AND_LOC = (INITIAL_PROBS, TRANSITION_PROBS, mvn.LOC)
 #: What the kernel takes as covariances, by the links from them.
@@ -32,38 +33,6 @@ _SPREADS: dict[Argument, Link] = {
     argument: next(link for link in COVARIANCE if link.name == argument.links[0].name)
     for argument in (mvn.COVARIANCE_MATRIX, mvn.SCALE_TRIL)
 }
-
-
-class FusedState:
-    """The kernel's arrays at one step; tensors are made of them when somebody asks."""
-
-    unbounded: list[str] = []  # an ordinary step finds neither
-    idle: list[str] = []
-
-    def __init__(
-        self, engine: FusedEngine, arrays: Parameters, losses: Array, beyond: Parameters | None
-    ) -> None:
-        self._engine, self.arrays = engine, arrays
-        self.losses = losses
-        self.beyond = beyond  # the parameters one step on; None where that is not ordinary
-
-    @cached_property
-    def _tensors(self) -> tuple[Params, Params]:
-        return self._engine.write(self.arrays)
-
-    @property
-    def params(self) -> Params:
-        """The problem's tensors."""
-        return self._tensors[0]
-
-    @property
-    def leaves(self) -> Params:
-        """What the store holds of those that are positive definite."""
-        return self._tensors[1]
-
-    def with_losses(self, losses: Array) -> FusedState:
-        """The same with losses as another computation has found them."""
-        return FusedState(self._engine, self.arrays, losses, self.beyond)
 
 
 class FusedEngine:
@@ -87,15 +56,19 @@ class FusedEngine:
         self.problem = problem
         self._kernel, self._names, self._shapes = kernel, names, shapes
         self._spread, self._start = spread, start
+        self._kept, self._is_whole = np.ones(problem.groups.num_restarts, dtype=np.bool_), True
 
     def read(self, params: Params) -> Parameters:
         """The kernel's arrays of the problem's tensors."""
         *others, spread = (
-            params[name].detach().double().reshape(shape)
+            params[name].detach().double().reshape(shape).contiguous().numpy()
             for name, shape in zip(self._names, self._shapes, strict=True)
         )
-        arrays = [*others, self._spread.forward(spread)]
-        return Parameters(*(value.contiguous().numpy() for value in arrays))
+        if not self._spread.is_identity:
+            # Not by a matrix product of torch, which rounds by where in memory a matrix begins.
+            factor = np.tril(spread)
+            spread = np.einsum("rkij,rklj->rkil", factor, factor)
+        return Parameters(*(*others, spread))
 
     def write(self, arrays: Parameters) -> tuple[Params, Params]:
         """The problem's tensors of the kernel's arrays, and what the store holds of some."""
@@ -111,54 +84,31 @@ class FusedEngine:
             params[name], leaves[name] = as_stored(params[name])
         return params, leaves
 
-    def advance(self, now: State, ascent: Ascent) -> FusedState | None:
-        """An ordinary step, or None."""
-        if ascent.is_partly_holding:
-            return None
-        free, all_free = ascent.free, bool(ascent.free.all())
-        if isinstance(now, FusedState):
-            arrays, beyond = now.arrays, now.beyond
-        else:
-            arrays = self.read(now.params)
-            given = arrays if all_free else _in_place_of_others(arrays, free)
-            beyond = self._kernel.step(given)[1]
-        if beyond is None:
-            return None
-        given = beyond if all_free else _in_place_of_others(beyond, free)
-        likelihood, after = self._kernel.step(given)
-        if likelihood is None:
-            return None
-        losses = -likelihood if all_free else np.where(free, -likelihood, now.losses)
-        if fallen(self._start.params, now.losses, losses).any():
-            return None
-        ascent.num_e_steps += 1
-        if not all_free:
-            for new, old in zip(beyond, arrays, strict=True):
-                new[~free] = old[~free]
-        return FusedState(self, beyond, losses, after)
+    def step(self, arrays: Parameters, models: Flags) -> Step:
+        """One EM step of some models; the others keep their parameters.
 
-    def is_free(self, now: State, ascent: Ascent) -> Flags:
-        """Restarts in which some closed form is not frozen."""
-        return ascent.free
-
-    def is_level(self, losses: list[Array], tol: float) -> Flags:
-        """Which restarts rose by less than ``tol``."""
-        return loop.rose_by_less(losses, tol)
+        What was left out once may not come back.
+        """
+        if models is not self._kept:
+            if (models != self._kept).any():
+                self._kernel.keep(models[self._kept])
+            self._kept, self._is_whole = models, bool(models.all())
+        if self._is_whole:
+            return self._kernel.step(arrays)
+        step = self._kernel.step(arrays.select(models))
+        return Step(
+            _spread(step.log_likelihood, models),
+            arrays.replaced(models, step.after),
+            _spread(step.is_ordinary, models),
+            step.is_whole,
+        )
 
 
-def _in_place_of_others(arrays: Parameters, free: Flags) -> Parameters:
-    """Parameters of which restarts that keep theirs have those of another one.
-
-    What the kernel makes of these is not used; of their own it may have no ordinary step to make.
-    """
-    some = int(free.argmax())
-    return type(arrays)(*(_filled(each, ~free, some) for each in arrays))
-
-
-def _filled(array: Array, where: Flags, index: int) -> Array:
-    filled = array.copy()
-    filled[where] = array[index]
-    return filled
+def _spread(values: npt.NDArray[S], models: Flags) -> npt.NDArray[S]:
+    """Values of some models, and 0 of the others."""
+    whole = np.zeros(len(models), values.dtype)
+    whole[models] = values
+    return whole
 
 
 def find(problem: Problem, start: TensorState) -> FusedEngine | str:
@@ -184,10 +134,11 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     counts = {_num_models(each, data, num_states) for each in held.values()}
     if counts != {groups.num_restarts}:
         return "parameters are shared, selected or transformed"
-    value = _flat_value(data)
+    num_sequences = data.batch_shape.numel()
+    value = _flat_value(data, num_sequences // groups.num_restarts)
     if value is None:
         return "the data would have to be copied for every restart"
-    num_sequences, num_steps = data.batch_shape.numel(), value.shape[1]
+    num_steps = value.shape[1]
     lengths = np.full(num_sequences, num_steps)
     if hmm.lengths is not None:
         lengths = hmm.lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
@@ -232,9 +183,14 @@ def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None
     return None
 
 
-def _flat_value(data: SiteData) -> Tensor | None:
-    """``(N or 1, T, D)``; None where it would have to be copied for every model."""
+def _flat_value(data: SiteData, each: int) -> Tensor | None:
+    """``(V, T, D)``, such that sequence n has row n mod V; None where it would have to be copied.
+
+    :param each: how many sequences a model has.
+    """
     batch = data.value.shape[:-2]
-    if batch.numel() not in (1, data.batch_shape.numel()):
+    batch = batch[next((dim for dim, size in enumerate(batch) if size > 1), len(batch)) :]
+    ends_alike = batch == data.batch_shape[len(data.batch_shape) - len(batch) :]
+    if not ends_alike or each < batch.numel() < data.batch_shape.numel():
         return None
     return data.value.reshape((-1,) + data.value.shape[-2:]).contiguous()

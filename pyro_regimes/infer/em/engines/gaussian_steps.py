@@ -3,9 +3,9 @@ r"""EM steps of a Gaussian hidden Markov model on arrays, with nothing allocated
 The compiled loops are those of the E-step and the M-step of any model, and of
 :mod:`.kernels.cpu.em_step`; here they follow one another without a tensor operation in between.
 
-Only an ordinary step is made: every state has weight and is left, and no covariance is nearly
+A step is made where it is ordinary: every state has weight and is left, and no covariance is nearly
 singular or below the floor. (Near singularity two computations of one likelihood differ, and EM
-reports that of the model.) Any other step returns None, and the general path makes it.
+reports that of the model.) Of which models it is not, is reported; the general path makes theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pyro_regimes.kernels import ops
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 class Parameters(NamedTuple):
@@ -28,11 +29,35 @@ class Parameters(NamedTuple):
     loc: Array  #: ``(P, K, D)``
     covariance: Array  #: ``(P, K, D, D)``
 
+    def select(self, models: Flags) -> Parameters:
+        """Those of some models."""
+        return Parameters(*(each[models] for each in self))
+
+    def where(self, models: Flags, others: Parameters) -> Parameters:
+        """Those of some models, and others elsewhere."""
+        return others.replaced(models, self.select(models))
+
+    def replaced(self, models: Flags, new: Parameters) -> Parameters:
+        """New ones of some models."""
+        copies = Parameters(*(each.copy() for each in self))
+        for copy, each in zip(copies, new, strict=True):
+            copy[models] = each
+        return copies
+
+
+class Step(NamedTuple):
+    """One EM step of P models."""
+
+    log_likelihood: Array  #: before the step, ``(P,)``; NaN where it could not be computed
+    after: Parameters
+    is_ordinary: Flags  #: whether these are the parameters after the step, ``(P,)``
+    is_whole: bool  #: whether they are of all
+
 
 class GaussianEM:
     """EM steps for N sequences of P independent models, N / P to each in turn.
 
-    :param value: ``(N or 1, T, D)``, float32 or float64, finite.
+    :param value: ``(V, T, D)``, float32 or float64, finite; sequence n has row n mod V.
     :param lengths: ``(N,)``
     :param num_states: K, at most what :func:`.ops.has_fused_em` says.
     :param num_models: P.
@@ -49,51 +74,61 @@ class GaussianEM:
     ) -> None:
         count, (num_steps, size) = len(lengths), value.shape[1:]
         self._value, self._lengths = value, lengths
-        self._num_models = num_models
+        self._each = count // num_models
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
         self._bounds = (float(info.tiny), min_eigenvalue, least)
         models = count if num_models > 1 else 1
-        self._prepared = (
+        self._prepared: tuple[Array, ...] = (
             np.empty((models, num_states)),
             np.empty((models, 1, num_states, num_states)),
             np.empty((models, num_states, size)),
             np.empty((models, num_states, size, size)),
         )
-        self._density = np.empty((count, num_steps, num_states), value.dtype)
-        self._log_likelihood = np.empty(count)
-        self._smoothed = np.empty_like(self._density)
-        self._moved = np.empty((count, 1, num_states, num_states))
-        self._redo = np.empty(count, dtype=np.bool_)
+        density = np.empty((count, num_steps, num_states), value.dtype)
+        #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
+        self._work: tuple[npt.NDArray[Any], ...] = (
+            density,
+            np.empty_like(density),
+            np.empty((count, 1, num_states, num_states)),
+            np.empty(count),
+            np.empty(count, dtype=np.bool_),
+        )
         self._kernels = ops.fused_em()
-        # Of one model all steps of all sequences are alike.
-        alike = models == 1 and len(value) == count
-        self._flat = (
-            (value.reshape(1, -1, size), self._density.reshape(1, -1, num_states))
-            if alike
-            else (value, self._density)
-        )
+        self._pair = value, density
+        if models == 1 and len(value) == count:  # all steps of all sequences are alike
+            self._pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
 
-    def step(self, parameters: Parameters) -> tuple[Array | None, Parameters | None]:
-        """One EM step.
+    def keep(self, models: Flags) -> None:
+        """Go on with some of the models."""
+        sequences = models.repeat(self._each)
+        if len(self._value) > self._each:  # more than what every model has
+            self._value = self._value[sequences]
+        self._lengths = self._lengths[sequences]
+        count = len(self._lengths)
+        self._prepared = tuple(part[:count] for part in self._prepared)
+        self._work = tuple(part[:count] for part in self._work)
+        self._pair = self._value, self._work[0]
 
-        :return: the log-likelihood of each model, ``(P,)``, before the step, and the parameters
-            after it; None in place of either where it cannot be computed here.
-        """
-        kernels = self._kernels
-        if not kernels.prepare(*parameters, *self._prepared):
-            return None, None
+    def step(self, parameters: Parameters) -> Step:
+        """One EM step."""
+        kernels, num_models = self._kernels, len(parameters.initial)
+        density, smoothed, moved, log_likelihood, redo = self._work
+        sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
+        all_sound = kernels.prepare(*parameters, *self._prepared, sound)
         log_initial, log_transition, mean, factor = self._prepared
-        x, density = self._flat
-        kernels.fill_log_density(x, mean, factor, density)
-        given = (log_initial, log_transition, self._density, self._lengths)
-        out = (self._log_likelihood, self._smoothed, self._moved, self._redo)
-        kernels.sweep_arrays(given, out)
-        likelihood = self._log_likelihood.reshape(self._num_models, -1).sum(-1)
-        moments = kernels.sum_moments(self._value, self._smoothed, mean)
+        x, rows = self._pair
+        kernels.fill_log_density(x, mean, factor, rows)
+        given = (log_initial, log_transition, density, self._lengths)
+        kernels.sweep_arrays(given, (log_likelihood, smoothed, moved, redo))
+        moments = kernels.sum_moments(self._value, smoothed, mean)
         new = Parameters(*map(np.empty_like, parameters))
-        ordinary = kernels.maximise(
-            self._smoothed, self._moved, *moments, *parameters[:3], *self._bounds, *new
+        is_whole = kernels.maximise(
+            smoothed, moved, *moments, *parameters[:3], *self._bounds, *new, ordinary
         )
-        return likelihood, new if ordinary else None
+        total = log_likelihood.reshape(num_models, -1).sum(-1)
+        if not all_sound:
+            total[~sound] = np.nan
+            ordinary &= sound
+        return Step(total, new, ordinary, is_whole and all_sound)

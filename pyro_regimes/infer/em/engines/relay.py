@@ -1,0 +1,235 @@
+"""The fused engine for the restarts that it can serve, and tensors for the others.
+
+A restart begins in the fused engine. At the first step that is not ordinary it goes over to the
+tensors, from the state that it has reached, and stays there; the other restarts go on as they were.
+Each restart takes the steps that it would take alone, by the engine that it would have alone.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from pyro_regimes.infer.em import loop
+from pyro_regimes.infer.em.ascent import Ascent, fallen, keep_held
+from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
+from pyro_regimes.infer.em.engines.gaussian_steps import Parameters, Step
+from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.problem import (
+    Array,
+    Flags,
+    Params,
+    Problem,
+    State,
+    TensorState,
+    complete,
+)
+
+
+class RelayState:
+    """All restarts at one step; tensors are made of the kernel's arrays when somebody asks.
+
+    :param arrays: the parameters of all restarts, of which the fused engine's count.
+    :param beyond: that engine's next step.
+    :param rest: the state of the other restarts.
+    :param has_stepped: for which the fused engine has made a step, ``(R,)``.
+    :param has_moved: which have gone over to the tensors since, ``(R,)``.
+    """
+
+    def __init__(
+        self,
+        fused: FusedEngine,
+        arrays: Parameters,
+        beyond: Step,
+        losses: Array,
+        rest: TensorState,
+        has_stepped: Flags,
+        has_moved: Flags,
+    ) -> None:
+        self._fused, self._has_stepped, self._has_moved = fused, has_stepped, has_moved
+        self.arrays, self.beyond, self.losses, self.rest = arrays, beyond, losses, rest
+
+    @cached_property
+    def _tensors(self) -> tuple[Params, Params]:
+        written, rest = self._fused.write(self.arrays), (self.rest.params, self.rest.leaves)
+        others = self._has_moved | ~self._has_stepped
+        if not others.any():
+            return written
+        problem = self._fused.problem
+        params, leaves = (
+            _chosen(problem, others, other, own) for other, own in zip(rest, written, strict=True)
+        )
+        return params, leaves
+
+    @property
+    def params(self) -> Params:
+        """The problem's tensors."""
+        return self._tensors[0]
+
+    @property
+    def leaves(self) -> Params:
+        """What the store holds of those that are positive definite."""
+        return self._tensors[1]
+
+    @property
+    def unbounded(self) -> list[str]:
+        """Parameters that had no maximum in the step that led here; an ordinary one has."""
+        return self.rest.unbounded
+
+    @property
+    def idle(self) -> list[str]:
+        """Parameters of which that step found a part without any data."""
+        return self.rest.idle
+
+    def with_losses(self, losses: Array) -> RelayState:
+        """The same with losses as another computation has found them."""
+        other = copy(self)
+        other.losses = losses
+        return other
+
+
+class _Parts(NamedTuple):
+    """Which restarts move, and by which engine, ``(R,)``."""
+
+    free: Flags  #: those that are not frozen; this and the next are what the others follow from
+    has_moved: Flags
+    fused: Flags
+    some_fused: bool
+    all_fused: bool
+    some_moved: bool
+
+
+class RelayEngine:
+    """Ordinary steps by the fused engine, all others on tensors.
+
+    :param start: a state of the problem, which restarts without any step keep.
+    """
+
+    def __init__(self, fused: FusedEngine, tensors: TensorEngine, start: TensorState) -> None:
+        self.problem: Problem = fused.problem
+        self._fused, self._tensors, self._start = fused, tensors, start
+        nowhere: Flags = np.zeros(len(start.losses), dtype=np.bool_)
+        #: Restarts for which the fused engine has made a step.
+        self.has_stepped = nowhere
+        #: Restarts that have gone over to the tensors.
+        self.has_moved = nowhere
+        self._has_begun = False
+        self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
+
+    def advance(self, now: State, ascent: Ascent) -> State | loop.HandOver:
+        """One step of all restarts, or some that go over to the tensors."""
+        parts = self._parts_of(ascent)
+        fused = parts.fused
+        if not isinstance(now, RelayState):
+            now = self._begin(fused & ~ascent.is_partly_held)
+        if not now.beyond.is_whole and (fused & ~now.beyond.is_ordinary).any():
+            return self._hand_over(now, fused & ~now.beyond.is_ordinary, ascent)
+        arrays, beyond, losses = now.arrays, now.beyond, now.losses
+        if parts.some_fused:
+            arrays = beyond.after if parts.all_fused else beyond.after.where(fused, arrays)
+            beyond = self._fused.step(arrays, fused)
+            losses = -beyond.log_likelihood
+            if not parts.all_fused:
+                losses = np.where(fused, losses, now.losses)
+            moving = fallen(self._start.params, now.losses, losses)
+            if moving.any():
+                return self._hand_over(now, moving, ascent)
+            if not self._has_begun:  # restarts only become fewer
+                self.has_stepped, self._has_begun = fused, True
+        rest = now.rest
+        if parts.some_moved:
+            rest = ascent.step(self._tensors, rest, ~self.has_moved)
+            losses = np.where(self.has_moved, rest.losses, losses)
+        else:
+            ascent.num_e_steps += 1
+        return self._state(arrays, beyond, losses, rest)
+
+    def _state(
+        self,
+        arrays: Parameters,
+        beyond: Step,
+        losses: Array,
+        rest: TensorState,
+    ) -> RelayState:
+        return RelayState(
+            self._fused,
+            arrays,
+            beyond,
+            losses,
+            rest,
+            self.has_stepped,
+            self.has_moved,
+        )
+
+    def _parts_of(self, ascent: Ascent) -> _Parts:
+        """Found once, as most steps change nothing."""
+        parts = self._parts
+        if parts.free is not ascent.free or parts.has_moved is not self.has_moved:
+            free, moved = ascent.free, self.has_moved
+            fused = free & ~moved
+            self._parts = _Parts(
+                free, moved, fused, bool(fused.any()), bool(fused.all()), bool((free & moved).any())
+            )
+        return self._parts
+
+    def _begin(self, fused: Flags) -> RelayState:
+        """The start."""
+        arrays = self._fused.read(self._start.params)
+        if fused.any():
+            beyond = self._fused.step(arrays, fused)
+        else:
+            beyond = Step(self._start.losses, arrays, fused, False)
+        return self._state(arrays, beyond, self._start.losses, self._start)
+
+    def _hand_over(self, now: RelayState, moving: Flags, ascent: Ascent) -> loop.HandOver:
+        """Let some restarts go over to the tensors."""
+        rest = now.rest
+        if (moving & self.has_stepped).any():
+            rest = complete(self.problem, self._start, now)
+            ascent.num_e_steps += 1
+        self.has_moved = self.has_moved | moving
+
+        def state(rest: TensorState) -> RelayState:
+            losses = np.where(moving, rest.losses, now.losses)
+            return self._state(now.arrays, now.beyond, losses, rest)
+
+        def replaced(which: Flags, other: State) -> RelayState:
+            present = state(rest)
+            params = _chosen(self.problem, which, other.params, present.params)
+            leaves = _chosen(self.problem, which, other.leaves, present.leaves)
+            wanted = TensorState(params, leaves, {}, present.losses, [], [])
+            return state(complete(self.problem, self._start, wanted))
+
+        return loop.HandOver(state(rest), moving, self._tensors, replaced)
+
+    def description(self) -> str:
+        """What has made the iterations, for the plan."""
+        compiled = "compiled iterations of a plain Gaussian model"
+        if not self.has_moved.any():
+            return compiled
+        why = "not ordinary (a floor, a state without data, or a covariance near singularity)"
+        if len(self.has_moved) == 1:
+            return f"{compiled}, then tensor operations, as a step was {why}"
+        return (
+            f"{compiled} (restarts: {self.has_stepped.sum()}), and tensor operations (restarts: "
+            f"{self.has_moved.sum()}) from where a step was {why}"
+        )
+
+    def is_free(self, now: State, ascent: Ascent) -> Flags:
+        """Restarts in which some closed form is not frozen."""
+        return ascent.free
+
+    def is_level(self, losses: list[Array], tol: float) -> Flags:
+        """Which restarts rose by less than ``tol``."""
+        return loop.rose_by_less(losses, tol)
+
+
+def _chosen(problem: Problem, which: Flags, there: Params, elsewhere: Params) -> Params:
+    """The values of some restarts, and others elsewhere."""
+    return {
+        name: keep_held(problem.groups, {name: which}, name, there[name], value)
+        for name, value in elsewhere.items()
+    }
