@@ -119,7 +119,7 @@ def maximise(
         old = params[each.name]
         pooled = pool(each, collected, pseudo)
         cells = blocks(old, each.event_dim)
-        now = each.link.forward(cells).to(pooled[0].dtype)
+        now = each.link.forward(cells)
         new = each.argument.maximise(pooled, now, floor).reshape(cells.shape)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)

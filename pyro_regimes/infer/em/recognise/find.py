@@ -268,6 +268,13 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
             reason = f"{slot.label} has another derivative in it than itself would have"
         else:
             return cells, link
+    there = runs[1]
+    is_finite = bool(there.params[name].isfinite().all())
+    if is_finite and bool((slot_in(there, slot).value == -torch.inf).any()):
+        reason += (
+            ": it holds -inf where the parameter does not. Give the parameter a start of -inf "
+            "there, in place of a mask in the model: EM keeps a probability of 0"
+        )
     return reason
 
 
