@@ -56,7 +56,7 @@ def of_sequences(index: Tensor) -> None:
 
 def test_parameter_of_each_sequence_of_a_subsampled_plate_is_refused() -> None:
     message = (
-        r"scale: x\.scale holds a value for each sequence of a subsampled plate \(perhaps only as.*\n"
+        r"scale: x\.scale holds a value for each sequence of a subsampled plate \(perhaps.*\n"
         r"  loc: x\.loc holds a value for each sequence of a subsampled plate"
     )
     with pytest.raises(ValueError, match=message):
