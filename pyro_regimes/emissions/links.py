@@ -9,6 +9,7 @@ maximum of a posterior density does: see :mod:`.conjugate`.)
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
@@ -79,16 +80,28 @@ def _cholesky_of_inverse(matrix: Tensor) -> Tensor:
     return _cholesky(_inverse(matrix))
 
 
-def _power(exponent: float) -> Map:
-    return lambda value: value**exponent
+# Of functions that a module can be asked for by name, so that a plan can be pickled.
 
 
-def _exp_of(factor: float) -> Map:
-    return lambda value: (factor * value).exp()
+def _power(value: Tensor, exponent: float) -> Tensor:
+    return value**exponent
 
 
-def _log_over(factor: float) -> Map:
-    return lambda value: value.log() / factor
+def _exp_of(value: Tensor, factor: float) -> Tensor:
+    return (factor * value).exp()
+
+
+def _log_over(value: Tensor, factor: float) -> Tensor:
+    return value.log() / factor
+
+
+def _logarithm(name: str, factor: float) -> Link:
+    """The link of a parameter that holds the logarithm, divided by a factor."""
+    return Link(name, partial(_exp_of, factor=factor), partial(_log_over, factor=factor))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
 
 
 def _log_of_probs(probs: Tensor) -> Tensor:
@@ -112,7 +125,7 @@ def forward(link: Link, cells: Tensor) -> Tensor:
 PROBABILITIES = (
     identity("probabilities"),
     # Links of probabilities, to which a model's rows are converted before they are compared.
-    Link("logits", lambda value: value.softmax(-1), _log_of_probs),
+    Link("logits", _softmax, _log_of_probs),
 )
 
 LOCATION = (identity("location"),)
@@ -120,10 +133,10 @@ LOCATION = (identity("location"),)
 STANDARD_DEVIATION = (
     identity("standard deviation"),
     Link("variance", torch.sqrt, torch.square),
-    Link("precision", _power(-0.5), _power(-2.0)),
-    Link("log of standard deviation", _exp_of(1.0), _log_over(1.0)),
-    Link("log of variance", _exp_of(0.5), _log_over(0.5)),
-    Link("log of precision", _exp_of(-0.5), _log_over(-0.5)),
+    Link("precision", partial(_power, exponent=-0.5), partial(_power, exponent=-2.0)),
+    _logarithm("log of standard deviation", 1.0),
+    _logarithm("log of variance", 0.5),
+    _logarithm("log of precision", -0.5),
 )
 
 COVARIANCE = (

@@ -142,24 +142,34 @@ def sums(moments: Moments) -> Tensor:
 def total(
     moments: Moments, num_batch_dims: int, like: Moments | None, is_full: bool
 ) -> Moments:
-    """The sum over all sequences about one origin for all states and times, float64.
+    """The sum over all sequences, float64, of each block about an origin of its own.
+
+    A spread may be tiny against the distance between states, or between series, so that blocks
+    have no origin in common.
 
     :param num_batch_dims: number of dims before those of time and state.
-    :param like: moments about the origin to use; None uses the mean of all data.
+    :param like: moments about the origins to use; None uses the mean of the data in each block.
     """
     doubled = (None if part is None else part.double() for part in moments)
     given = Moments(*doubled)  # type: ignore[arg-type]
-    whole = sums(given)
+    weight = over_sequences(given.weight, num_batch_dims)
     if like is None:
-        size = given.weight.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        origin = whole.reshape((-1,) + whole.shape[num_batch_dims + 2 :]).sum(0) / size
+        whole = given.origin.expand(given.first.shape)
+        near = whole.reshape((-1,) + whole.shape[num_batch_dims:])[0]
+        first = over_sequences(_first(given, near), num_batch_dims)
+        origin = near + (first / weight.clamp(min=torch.finfo(torch.float64).tiny))[0]
     else:
         origin = like.origin
 
     second = None if given.second is None else scatter(given, origin, is_full)
     return Moments(
         origin,
-        over_sequences(given.weight, num_batch_dims),
-        over_sequences(whole - given.weight * origin, num_batch_dims),
+        weight,
+        over_sequences(_first(given, origin), num_batch_dims),
         None if second is None else over_sequences(second, num_batch_dims),
     )
+
+
+def _first(moments: Moments, origin: Tensor) -> Tensor:
+    """The first moments about another origin."""
+    return moments.first + moments.weight * (moments.origin - origin)

@@ -290,8 +290,16 @@ def _unit_plus(symmetric: Tensor) -> Tensor:
     )
 
 
-_COVARIANCE = _Root(torch.linalg.cholesky, lambda root, by: root @ _unit_plus(by) @ root.mT)
-_FACTOR = _Root(torch.tril, lambda root, by: root @ torch.linalg.cholesky(_unit_plus(by)))
+def _covariance_of_root(root: Tensor, by: Tensor) -> Tensor:
+    return root @ _unit_plus(by) @ root.mT
+
+
+def _factor_of_root(root: Tensor, by: Tensor) -> Tensor:
+    return root @ torch.linalg.cholesky(_unit_plus(by))
+
+
+_COVARIANCE = _Root(torch.linalg.cholesky, _covariance_of_root)
+_FACTOR = _Root(torch.tril, _factor_of_root)
 
 
 def _root_of_inverse(precision: Tensor) -> Tensor:
@@ -405,7 +413,7 @@ class _Family(Family):
         return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
-        """The sum over all sequences, about one origin."""
+        """The sum over all sequences, each block about its own origin."""
         return moments.total(stats, num_batch_dims, like, is_full=True)
 
 

@@ -188,7 +188,7 @@ class _Family(Family):
         return moments.merge(accurate, stats, again)
 
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
-        """The sum over all sequences, about one origin."""
+        """The sum over all sequences, each block about its own origin."""
         return moments.total(stats, num_batch_dims, like, is_full=False)
 
 

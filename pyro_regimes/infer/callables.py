@@ -31,6 +31,15 @@ def check_callables(model: Any, guide: Any, optim: Any, step_size: Any) -> None:
         _check_optim(optim)
 
 
+def check_callback(callback: Any) -> None:
+    """Refuse a callback that cannot be called.
+
+    :raises ValueError: naming it, with the remedy.
+    """
+    if callback is not None:
+        _check("callback", callback, "a function of a step's number and its loss", "a function")
+
+
 def _check(name: str, given: Any, expected: str, instead: str) -> None:
     if isinstance(given, type):
         raise ValueError(

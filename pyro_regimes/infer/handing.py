@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Callable
 
 import pyro
@@ -62,11 +63,14 @@ class HandOut(Messenger):
         store = pyro.get_param_store()
         if name in self.values:
             leaf = store._params.get(name)
+            value: Any = self.values[name]
             if _registers_module(msg) and leaf is not None:
-                self._leaves[id(leaf)] = leaf, self.values[name]
+                self._leaves[id(leaf)] = leaf, value
                 msg["value"] = leaf  # a module compares it with its own
             else:
-                msg["value"] = self.values[name]
+                msg["value"] = value
+                if leaf is not None and not hasattr(value, "unconstrained"):
+                    value.unconstrained = partial(_itself, leaf)  # asked for in a subsampled plate
             msg["done"] = True
         elif name not in store and len(msg["args"]) > 1 and not _registers_module(msg):
             # The store would share the memory of the caller's start, and EM writes in place. It
@@ -92,6 +96,10 @@ class HandOut(Messenger):
                 self._leaves[id(given)] = given, value
             else:
                 msg["value"] = value
+
+
+def _itself(leaf: Tensor) -> Tensor:
+    return leaf
 
 
 def _registers_module(msg: dict[str, Any]) -> bool:

@@ -354,6 +354,8 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     hmm, mask = read_hmm(node), _mask_of(node)
     if hmm is None:
         return None
+    if not isinstance(node["value"], Tensor):
+        hmm._check_shape(node["value"])  # raises
     given = {chain.ARGUMENTS[key]: value for key, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
     family = emissions.find_family(base, len(hmm.observation_dist.event_shape))

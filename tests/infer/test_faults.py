@@ -361,7 +361,7 @@ def test_impossible_data_end_the_run() -> None:
         hmm = RegimeHMM(
             initial_logits=logits, transition_probs=matrix, observation_dist=observation_dist
         )
-        pyro.sample("x", hmm, obs=torch.tensor([0.0, 1e200]).double())
+        pyro.sample("x", hmm, obs=torch.tensor([0.0, 1e200], dtype=torch.float64))
 
     result = EM(model).run(num_steps=5)
     assert result.history == [float("inf")]

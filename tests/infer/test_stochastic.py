@@ -14,6 +14,7 @@ from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.emissions.base import Observed, add
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.infer.em.engines import stochastic
 from pyro_regimes.infer.em.engines.stochastic import default_schedule
 from tests import seeds
 
@@ -435,3 +436,90 @@ def test_constants_of_each_sequence_are_refused(size: int) -> None:
     torch.manual_seed(seeds.seed(0))
     with pytest.raises(ValueError, match="x.loc to be the same|each sequence of a subsampled"):
         EM(model).run(x, num_steps=30, tol=None)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("far, spread", [(1e3, 1e-6), (1e5, 1e-3), (1e6, 1e-3)])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_states_far_apart_keep_their_spread(far: float, spread: float, full: bool, offset) -> None:
+    """A minibatch of half the data, of which the other half is a copy, makes the steps of EM."""
+    noise = spread * torch.randn((4, 40, 1 + full), generator=seeds.generator(5)).double()
+    half = noise + far * (2 * (torch.arange(40) // 5 % 2).double() - 1).unsqueeze(-1)
+    x = torch.cat([half, half])
+
+    def two_states(index: Tensor | None) -> None:
+        start = far * torch.tensor([[-1.0], [1.0]]).double() + offset * spread
+        loc = pyro.param("loc", start.expand(2, 1 + full).clone())
+        if full:
+            eye = spread**2 * torch.eye(2).double().repeat(2, 1, 1)
+            cov = pyro.param("spread", eye, constraint=constraints.positive_definite)
+            emission = dist.MultivariateNormal(loc, cov)
+        else:
+            width = torch.full((2, 1), spread).double()
+            width = pyro.param("spread", width, constraint=constraints.positive)
+            emission = dist.Normal(loc, width).to_event(1)
+        sticky = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).double()
+        hmm = RegimeHMM(
+            initial_probs=torch.full((2,), 0.5).double(),
+            transition_probs=pyro.param("transition", sticky, constraint=constraints.simplex),
+            observation_dist=emission,
+        )
+        with pyro.plate("sequences", len(x), subsample=index) as chosen:
+            pyro.sample("x", hmm, obs=x[chosen])
+
+    def fitted(index: Tensor | None) -> tuple[Tensor, Tensor]:
+        pyro.clear_param_store()
+        EM(two_states, step_size=lambda n: 1.0).run(index, num_steps=4, tol=None)
+        return pyro.param("loc").detach(), pyro.param("spread").detach()
+
+    found, expected = fitted(torch.arange(4)), fitted(None)
+    rounding = 4 * torch.finfo(torch.float64).eps * far / spread
+    assert_close(found[0], expected[0], rtol=1e-15, atol=1e-3 * spread)
+    assert_close(found[1] / expected[1], torch.ones_like(expected[1]), rtol=0, atol=rounding)
+
+
+def test_averages_follow_a_location_that_moves() -> None:
+    """Expressed about another origin, they are those of all minibatches weighted by hand."""
+    steps = [torch.randn((2, 30, 1, 2), generator=seeds.generator(i)).double() for i in range(4)]
+    weights = torch.rand((2, 30, K), generator=seeds.generator(9)).double()
+    averages, raw = None, None
+    for number, noise in enumerate(steps):
+        value = 1e-4 * noise + 1e4 * number
+        share = default_schedule(number + 1)
+        observed = Observed(value, weights, False)
+        given = {"loc": value.mean((0, 1, 2)).expand(K, 2)}
+        taken = NORMAL.statistics(observed, given, frozenset({"loc", "scale"}))
+        averages = stochastic.mix(NORMAL, averages, taken, 1, share)
+        scaled = (share * weights, value)
+        raw = [scaled] if raw is None else [((1 - share) * w, x) for w, x in raw] + [scaled]
+    n = sum(w.sum((0, 1)) for w, _ in raw).unsqueeze(-1)
+    mean = sum((w.unsqueeze(-1) * x).sum((0, 1)) for w, x in raw) / n
+    scatter = sum((w.unsqueeze(-1) * (x - mean) ** 2).sum((0, 1)) for w, x in raw)
+    assert_close(averages.weight[0, 0], n)
+    assert_close(averages.origin[0] + (averages.first / averages.weight)[0, 0], mean)
+    assert_close(averages.second[0, 0], scatter, rtol=1e-9, atol=0.0)
+    assert bool((averages.first.abs() <= 1e-6 * n * scatter.div(n).sqrt()).all())
+
+
+def test_a_parameter_without_a_maximum_is_reported() -> None:
+    """One observation in a state bounds no variance; a state without any keeps its value."""
+    x = torch.cat([torch.zeros(4, 1), torch.randn(4, 9, generator=seeds.generator(3)) + 900], 1)
+
+    def collapsing(index: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([0.0, 900.0, -9e9]).double())
+        start = torch.tensor([1e-3, 1.0, 1.0]).double()
+        width = pyro.param("spread", start, constraint=constraints.positive)
+        hmm = RegimeHMM(
+            initial_probs=torch.full((3,), 1 / 3).double(),
+            transition_probs=torch.full((3, 3), 1 / 3).double(),
+            observation_dist=dist.Normal(loc, width),
+        )
+        with pyro.plate("sequences", len(x), subsample=index) as chosen:
+            pyro.sample("x", hmm, obs=x[chosen].double())
+
+    em = EM(collapsing)
+    with pytest.warns(RuntimeWarning, match="parameter 'spread' has no maximum"):
+        result = em.run(torch.arange(2), num_steps=2)
+    assert sorted(result.idle) == ["loc", "spread"]
+    with pytest.warns(RuntimeWarning, match="parameter 'spread' has no maximum"):
+        EM(collapsing).step(torch.arange(2))

@@ -112,13 +112,46 @@ class Expected(NamedTuple):
         return Observed(value, gamma, site.varies)
 
 
+def check_finite(site: Site) -> None:
+    """Refuse data that are not finite where they count, as no statistics of them are numbers.
+
+    :raises ValueError: saying how many they are, and where.
+    """
+    value, hmm, mask = site.value, site.hmm, site.observation_mask
+    if bool(value.isfinite().all()):
+        return
+    num_lead = value.dim() - hmm.event_dim + 1
+    wrong = ~value.isfinite().reshape(value.shape[:num_lead] + (-1,)).all(-1)  # (..., T)
+    wrong = wrong & ~hmm._is_missing(value)
+    counts = torch.ones_like(wrong)
+    valid = hmm._without_padding(value)[1]
+    if valid is not None:
+        counts = counts & valid
+    if mask is not None:
+        counts = counts & (mask.any(-1) if isinstance(mask, Tensor) else bool(mask))
+    ones = torch.ones(batch_shape(site), device=value.device)
+    counts = counts & (scale_and_mask(ones, site.scale, site.mask) != 0).unsqueeze(-1)
+    wrong = (wrong & counts).double().sum_to_size(wrong.shape) > 0
+    if bool(wrong.any()):
+        where = wrong.nonzero()
+        first = ", ".join(str(tuple(index)) for index in where[:3].tolist())
+        raise ValueError(
+            f"expected the data of site {site.name!r} to be finite wherever they count, got "
+            f"{len(where)} observations that are not, at [{first}{', ...' * (len(where) > 3)}] of "
+            f"value of shape {tuple(value.shape)}: leave them out, or mask them with "
+            "observation_dist.mask(...)"
+        )
+
+
 def read_site(site: Site) -> SiteData:
     """Check the observed value as ``log_prob`` does, and prepare the data of a site.
 
-    :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
+    :raises ValueError: if the value has a wrong shape or length, lies outside the support, or is
+        not finite where it counts.
     """
     hmm, mask = site.hmm, site.observation_mask
     initial_logits, transition_logits, logits, _ = hmm._chain(site.value)
+    check_finite(site)
     dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
     dtype = torch.promote_types(dtype, logits.dtype)
     value = hmm._without_padding(site.value)[0].detach()

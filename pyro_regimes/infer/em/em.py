@@ -10,10 +10,10 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from pyro_regimes.infer.callables import check_callables
+from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
-from pyro_regimes.infer.em.e_step import read_log_probs
+from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
 from pyro_regimes.infer.em.engines import fused_gaussian
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
@@ -162,6 +162,8 @@ class EM:
         with undisturbed, undisturbed, torch.no_grad():
             run = self._session.run(self._call(args, kwargs))
             values = read_log_probs(run.sites).values()
+            for site in run.sites.values():
+                check_finite(site)
             return -run.log_priors() - sum(float(value.double().sum()) for value in values)
 
     def run(
@@ -181,12 +183,15 @@ class EM:
         :param num_steps: the maximum number of steps.
         :param tol: in nats. None runs all ``num_steps``.
         :param callback: called after each step with its number, from 1, and the loss after it. The
-            parameter store then holds the parameters of that step.
+            parameter store then holds the parameters of that step, which it may read and must not
+            change: to change parameters, call :meth:`run` or :meth:`step` again.
         :param check: whether to verify convergence by one gradient of the model's own objective
             (:mod:`.guard`). If the gradient does not confirm an optimum, a warning names the
             parameters, and the result is not reported as converged.
         :return: an :class:`EMResult`.
-        :raises ValueError: if ``num_steps`` is negative or ``tol`` is not a positive number.
+        :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number or
+            ``callback`` is no function; if the callback changes a parameter of the model; or if
+            the data are not finite where they count.
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(
@@ -194,6 +199,7 @@ class EM:
             )
         if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
             raise ValueError(f"expected tol to be positive or None, got {tol!r}")
+        check_callback(callback)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
         session, call = self._session, self._call(args, kwargs)
@@ -242,7 +248,7 @@ class EM:
         def shown(number: int, loss: float) -> None:
             keep()
             assert callback is not None
-            callback(number, loss)
+            session.call_back(callback, number, loss)
 
         undisturbed.undo = keep  # if an error or an interrupt ends the run
         try:
@@ -298,7 +304,7 @@ class EM:
         def completed(number: int, loss: float) -> None:
             undisturbed.undo = session.mark()
             if callback is not None:
-                callback(number, loss)
+                session.call_back(callback, number, loss)
 
         undisturbed.undo = session.mark()
         self._iterate(loop, num_steps, tol, completed)

@@ -5,6 +5,7 @@ The arguments define the updates, in :mod:`pyro_regimes.chain` and :mod:`pyro_re
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Callable, NamedTuple, Protocol
 
 import torch
@@ -117,7 +118,8 @@ def maximise(
         old = params[each.name]
         pooled = pool(each, collected, pseudo)
         cells = blocks(old, each.event_dim)
-        new = each.argument.maximise(pooled, each.link.forward(cells), floor).reshape(cells.shape)
+        now = each.link.forward(cells)
+        new = each.argument.maximise(pooled, now, floor).reshape(cells.shape)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
@@ -241,6 +243,7 @@ def pool(
 
     :param pseudo: terms that conjugate priors add.
     :param weighted: whether locations are weighted with precisions in any case.
+    :return: of one dtype, which need not be that of the parameter.
     """
     # The precision of a prior is added to that of the data.
     weighted = weighted or each.shared or each.prior is not None
@@ -250,7 +253,16 @@ def pool(
         if not use.whole:
             found = apply(lambda part, use=use: _by_cells(part, use, each.num_cells), found)
         total = found if total is None else add(total, found)
-    return add(total, pseudo[each.name]) if each.name in pseudo else total
+    return _of_one_dtype(add(total, pseudo[each.name]) if each.name in pseudo else total)
+
+
+def _of_one_dtype(pooled: Pooled) -> Pooled:
+    """Priors and several sites may differ in dtype: all fields in the widest."""
+    dtypes = [part.dtype for part in pooled if part is not None]
+    if len(set(dtypes)) < 2:
+        return pooled
+    widest = reduce(torch.promote_types, dtypes)
+    return apply(lambda part: part.to(widest), pooled)
 
 
 def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -> Pooled:

@@ -96,8 +96,9 @@ def measure(
     collected = Collected(problem.plan, dict(state.expected))
     measured = []
     for each in problem.plan.assignments:
-        cells = each.link.forward(blocks(state.params[each.name], each.event_dim))
         pooled = pool(each, collected, problem.pseudo, weighted=True)
+        value = state.params[each.name]
+        cells = each.link.forward(blocks(value.to(pooled[0].dtype), each.event_dim))
         own = gradients.get(each.name, torch.zeros_like(cells)).to(cells)
         labels = problem.groups.cells[each.name]
         mismatch, gain = (
@@ -105,7 +106,9 @@ def measure(
             .index_add(0, labels, part.double())
             .cpu()
             .numpy()
-            for part in _measure_cells(each, own, pooled, cells, problem.min_eigenvalue)
+            for part in _measure_cells(
+                each, own, pooled, cells, problem.min_eigenvalue, value.dtype
+            )
         )
         mismatch[ascent.held[each.name]] = 0.0
         gain[ascent.hopeless] = 0.0
@@ -161,14 +164,19 @@ def _measure_cells(
     pooled: Pooled,
     cells: Tensor,
     floor: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Mismatch and expected gain for each cell of a parameter, ``(cells,)``."""
+    """Mismatch and expected gain for each cell of a parameter, ``(cells,)``.
+
+    :param cells: in the dtype of the statistics.
+    :param dtype: that of the parameter, in which the M-step asks whether a maximum is sound.
+    """
     natural = each.argument.natural
     own = own.reshape(cells.shape)
     score = natural.score(pooled, cells)
     best = each.argument.maximise(pooled, cells, floor).reshape(len(cells), -1)
     bound = best.isnan().any(-1)
-    bound |= ~is_sound(each, each.link.inverse(best.reshape(cells.shape)))
+    bound |= ~is_sound(each, each.link.inverse(best.reshape(cells.shape)).to(dtype))
     mismatch = natural.gain(own - score, pooled, cells, 0.0)
     promise = natural.gain(own, pooled, cells, floor)
     return tuple(

@@ -86,6 +86,10 @@ class Session:
         self._leaves: Params = {}
         self._warned: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without the tensors of the parameter store, which are not EM's."""
+        return vars(self) | {"_leaves": {}}
+
     def reset(self) -> None:
         """Clear all state except the parameter store."""
         self.plan, self._groups, self._warned = None, None, set()
@@ -100,13 +104,15 @@ class Session:
         self.averages, self.num_batches, self._constants = {}, 0, {}
 
     def write(self, params: Params, leaves: Params) -> None:
-        """Set parameters in the store, in place.
+        """Set parameters in the store, in place. Those that it no longer holds are left out.
 
         :param leaves: for some of them, the exact unconstrained tensor that the store must hold.
         """
         with self.alone():
             held = dict(pyro.get_param_store().named_parameters())
             for name, value in params.items():
+                if name not in held:
+                    continue
                 if name in leaves:
                     with torch.no_grad():
                         held[name].copy_(leaves[name])
@@ -130,6 +136,27 @@ class Session:
             vars(self).update(known)
 
         return undo
+
+    def call_back(
+        self, callback: Callable[[int, float], None], number: int, loss: float
+    ) -> None:
+        """Call a function of the caller's between two steps.
+
+        :raises ValueError: if it changes parameters, as the next step does not start from them.
+        """
+        known = {name: (leaf, leaf._version) for name, leaf in self._leaves.items()}
+        callback(number, loss)
+        with self.alone():
+            held = dict(pyro.get_param_store().named_parameters())
+        removed = [name for name, (leaf, _) in known.items() if held.get(name) is not leaf]
+        changed = [name for name, (leaf, version) in known.items() if leaf._version != version]
+        if removed or changed:
+            what = f"removed or replaced {removed}" if removed else f"changed {changed}"
+            raise ValueError(
+                f"expected a callback that leaves the model's parameters as they are, got one that "
+                f"{what} in step {number}: EM goes on from parameters of its own. End the run "
+                "(num_steps), change them, and call run again"
+            )
 
     def run(self, call: Call, values: Params | None = None, connected: bool = False) -> Run:
         """Run the model once.

@@ -103,6 +103,9 @@ class RetraceEngine:
         nothing = nothing_held(plan, len(now.losses))
         found = maximise_within(self.problem, now, nothing, dict(expected))
         session.write(found.values, found.leaves)
+        self._found = found
+        for name in _names(found.unbounded):
+            session.warn(f"EM: parameter {name!r} has no maximum, as {plan.why_unbounded(name)}")
 
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, and what the model says after it."""

@@ -21,7 +21,7 @@ from typing import Callable, NamedTuple, TypeVar
 
 import torch
 
-from pyro_regimes.emissions.base import Arguments, apply, over_sequences
+from pyro_regimes.emissions.base import Arguments, Family, Stats, apply, over_sequences
 from pyro_regimes.infer.em.e_step import Expected, SiteData, SiteStatistics
 
 T = TypeVar("T")
@@ -66,20 +66,34 @@ def average(
     """
     num_batch_dims = len(expected.batch_shape)
     chain = apply(lambda part: over_sequences(part, num_batch_dims), expected.counts())
+    if old is not None:
+        chain = _mix(old.chain, chain, share)
     emission = expected.retake(expected.arguments, names)
     if emission is not None:
         family = expected.data.site.family
         assert family is not None
-        emission = family.total(emission, num_batch_dims, None if old is None else old.emission)
-    new = SiteStatistics(chain, emission, names)
-    if old is not None:
-        new = SiteStatistics(
-            _mix(old.chain, chain, share),
-            None if emission is None else _mix(old.emission, emission, share),
-            names,
-        )
-    return Averaged(expected.data, expected.arguments, new)
+        before = None if old is None else old.emission
+        emission = mix(family, before, emission, num_batch_dims, share)
+    return Averaged(expected.data, expected.arguments, SiteStatistics(chain, emission, names))
+
+
+def mix(
+    family: Family, old: Stats | None, new: Stats, num_batch_dims: int, share: float
+) -> Stats:
+    """Move averages by a share of the way to the statistics of a minibatch.
+
+    Moments about an origin are expressed about that of the new average. It follows a location that
+    moves, and digits are lost only where the data differ by that much.
+
+    :param old: None for the first minibatch.
+    :param new: before they are summed over the sequences.
+    """
+    if old is None:
+        return family.total(new, num_batch_dims, None)
+    rough = _mix(old, family.total(new, num_batch_dims, old), share)
+    like = family.total(rough, 1, None)
+    return _mix(family.total(old, 1, like), family.total(new, num_batch_dims, like), share)
 
 
 def _mix(old: T, new: T, share: float) -> T:
-    return apply(lambda before, after: before + share * (after - before), old, new)
+    return apply(lambda before, after: before.lerp(after, share), old, new)

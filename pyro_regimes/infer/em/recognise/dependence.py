@@ -116,9 +116,12 @@ def find_hidden_dependence(
         everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
         constant = known.get((slot.site, slot.name), everything)
         values = [
-            blocks(slot_in(run, slot).value.detach(), slot.event_dim)[
-                constant.to(slot.value.device)
-            ]
+            # Of logits, all but one of a row may be -inf: it is a constant, whatever the one is.
+            slot.argument.canonical(
+                blocks(slot_in(run, slot).value.detach(), slot.event_dim)[
+                    constant.to(slot.value.device)
+                ]
+            )
             for run in runs
         ]
         if any(not torch.equal(values[0], value) for value in values[1:]):

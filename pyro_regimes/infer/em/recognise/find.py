@@ -246,8 +246,12 @@ def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | s
         whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
         uses.append(Use(slot.site, slot.name, cells, whole))
     reached = [here.sites[use.site].slots[use.argument] for use in uses]
-    if here.is_subsampled and any(_is_of_sequences(here, slot) for slot in reached):
-        return "holds a value for each sequence of a subsampled plate"
+    for slot in reached:
+        if here.is_subsampled and _is_of_sequences(here, slot):
+            return (
+                f"{slot.label} holds a value for each sequence of a subsampled plate (perhaps only "
+                "as another argument of the distribution does)"
+            )
     prior = find_prior(name, argument, link, runs)
     if isinstance(prior, str):
         return prior
@@ -268,6 +272,13 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
             reason = f"{slot.label} has a derivative in it that is not that of the identity"
         else:
             return cells, link
+    there = runs[1]
+    is_finite = bool(there.params[name].isfinite().all())
+    if is_finite and bool((slot_in(there, slot).value == -torch.inf).any()):
+        reason += (
+            ": it holds -inf where the parameter does not. Give the parameter a start of -inf "
+            "there, in place of a mask in the model: EM keeps a probability of 0"
+        )
     return reason
 
 

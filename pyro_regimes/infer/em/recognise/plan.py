@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copyreg
+import pickle
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_regimes import chain, emissions
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.tracing import Run
+
+
+def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
+    """Pickle an argument by reference: two are the same only if they are the same object."""
+    if chain.ARGUMENTS.get(argument.name) is argument:
+        return _argument_of, (None, argument.name)
+    for family in emissions.FAMILIES:
+        if argument in family.arguments:
+            return _argument_of, (type(family), argument.name)
+    raise pickle.PicklingError(
+        f"expected the argument {argument.name!r} to be that of a registered family, as it is "
+        "pickled by reference, got one that no family has: see emissions.register"
+    )
+
+
+def _argument_of(family: type[emissions.Family] | None, name: str) -> Argument:
+    """The argument of a registered family, or of the chain."""
+    if family is None:
+        return chain.ARGUMENTS[name]
+    for known in emissions.FAMILIES:
+        if type(known) is family:
+            return next(each for each in known.arguments if each.name == name)
+    raise pickle.UnpicklingError(
+        f"expected the family {family.__name__} of a pickled plan to be registered, got "
+        f"{[type(each).__name__ for each in emissions.FAMILIES]}: call emissions.register first"
+    )
+
+
+copyreg.pickle(Argument, _reduce_argument)
 
 
 class Use(NamedTuple):
