@@ -87,9 +87,10 @@ class HandOut(Messenger):
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.values:
             given = msg["value"]
-            unconstrained = getattr(given, "unconstrained", None)
+            unconstrained: Any = getattr(given, "unconstrained", None)
             constraint = pyro.get_param_store()._constraints.get(msg["name"])
-            if constraint is constraints.positive_definite and unconstrained is not None:
+            is_matrix = constraint is constraints.positive_definite and unconstrained is not None
+            if is_matrix and given.shape[-1] % 2:  # of an even size, Pyro's value is the same
                 with torch.set_grad_enabled(self._connected):
                     matrix = positive_definite.from_leaf(unconstrained())
                 matrix.unconstrained = unconstrained  # type: ignore[attr-defined]
