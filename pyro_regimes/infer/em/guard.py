@@ -16,8 +16,9 @@ All three are measured in nats. Parameters with a closed form use the coordinate
 an optimiser moves, the expected gain is that of the best step along the gradient,
 :math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is a lower bound.
 
-Directions that are not free are those of frozen restarts, cells without a maximum, variances at the
-floor, and probabilities that are exactly 0.
+Directions that are not free are those of restarts whose likelihood is not finite, cells without a
+maximum, variances at the floor, and probabilities that are exactly 0. A parameter that was rolled
+back and frozen is expected to gain nothing, too.
 """
 
 from __future__ import annotations
