@@ -206,7 +206,8 @@ def test_trouble_does_not_reach_the_neighbours(build: Build, trouble: str, engin
     batch, *alone = compare(build, x, starts(x, kinds), **SETTINGS)
     if engine == "compiled" and build in (full, by_factor):
         moved = [each.plan.count("then tensor operations") for each in alone]
-        assert moved[:2] == [0, 1]
+        if seeds.SHIFT == 0:  # other data may bring other starts into trouble
+            assert moved[:2] == [0, 1]
         assert f"tensor operations (restarts: {sum(moved)}) from where" in batch.plan
         made = int(batch.plan.split("Gaussian model (restarts: ")[1][0])
         assert 4 - sum(moved) <= made <= 4
@@ -218,8 +219,10 @@ def test_a_floor_that_one_reaches_does_not_reach_the_neighbours(build: Build, en
     given = starts(x, ["sound", "on a point", "near", "on a plane", "wide"])
     batch, *alone = compare(build, x, given, floor=1e-3, **SETTINGS)
     if engine == "compiled" and build in (full, by_factor):
-        assert "then tensor operations" in alone[1].plan
-        assert "tensor operations" not in alone[0].plan
+        moved = ["then tensor operations" in each.plan for each in alone]
+        assert ("tensor operations" in batch.plan) == any(moved)
+        if seeds.SHIFT == 0:  # other data may bring other starts to the floor
+            assert moved[:2] == [False, True]
 
 
 @pytest.mark.parametrize("build", [full, by_factor])
