@@ -1,4 +1,4 @@
-"""The guarantee that no closed form lowers the objective of any restart."""
+"""Guarantees that no closed-form update lowers the objective of any restart."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ S = TypeVar("S", bound=State)
 
 
 class Stepping(Protocol[S]):
-    """An engine whose steps may be undone."""
+    """The interface of an engine whose steps can be undone."""
 
     @property
     def problem(self) -> Problem:
-        """What no step changes."""
+        """The data and the plan, which no step changes."""
 
     def maximise(self, now: S, held: Held) -> Maximised:
-        """The M-step; what is held keeps its value."""
+        """The M-step, in which frozen parameters keep their values."""
 
     def at(self, now: S, params: Params, leaves: Params, found: Maximised) -> S:
-        """The state at new parameters, those found, or of some restarts the ones before."""
+        """The state at new parameters: those found, or the old ones in some restarts."""
 
 
 def rounding(params: Params) -> float:
-    """By how much a loss may be off, in units of 1 + itself.
+    """The rounding error of a loss, relative to 1 + its absolute value.
 
-    Densities of a covariance of condition 1e4 lose some four digits of their last ones.
+    The density of a covariance with condition number 1e4 loses about four digits.
     """
     return max(64 * _eps(params), 1e-12)
 
 
 def _eps(params: Params) -> float:
-    """Of the least precise parameter."""
+    """The machine epsilon of the least precise parameter."""
     return max((torch.finfo(value.dtype).eps for value in params.values()), default=0.0)
 
 
 def fallen(params: Params, before: Array, after: Array) -> Flags:
-    """Restarts whose loss rose by more than rounding, ``(R,)``."""
+    """Restarts whose loss rose by more than the rounding error, ``(R,)``."""
     bound = before + rounding(params) * (1 + abs(before))
     return np.isfinite(before) & ~(after <= bound)
 
@@ -64,7 +64,7 @@ def agree(params: Params, one: Array, other: Array, beyond_rounding: bool = True
 
 
 def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -> Tensor:
-    """A new value, but the old one in restarts where its parameter is held."""
+    """The new value, except in restarts where the parameter is frozen."""
     if not held[name].any():
         return new
     labels = groups.cells[name]
@@ -74,19 +74,19 @@ def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -
 
 
 def _choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
-    """The new values, but the old ones of parameters in restarts where they are held."""
+    """The new values, except in restarts where their parameters are frozen."""
     if not any(flags.any() for flags in held.values()):
         return new
     return {name: keep_held(groups, held, name, old[name], each) for name, each in new.items()}
 
 
 class Ascent:
-    """Makes steps, finds the parameters that lowered the objective, and freezes them.
+    """Makes steps, and freezes parameters whose update lowers the objective.
 
-    :param names: of the parameters that are set in closed form.
-    :param losses: of the first state.
+    :param names: names of the parameters with a closed form.
+    :param losses: losses of the first state.
     :param frozen: parameters that an earlier run has frozen.
-    :param warn: is told of trouble.
+    :param warn: a function that warns the user.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Ascent:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Work out what follows from ``held`` and ``settled``, which most steps do not change."""
+        """Update everything derived from ``held`` and ``settled``, which rarely change."""
         if self.settled.any():
             #: The restarts in which a parameter keeps its value: frozen, or converged.
             self.kept = {name: flags | self.settled for name, flags in self.held.items()}
@@ -128,11 +128,11 @@ class Ascent:
 
     @property
     def frozen(self) -> Held:
-        """The parameters that are held since a step lowered the likelihood."""
+        """The parameters that are frozen because a step lowered the likelihood."""
         return {name: flags & ~self.hopeless for name, flags in self.held.items()}
 
     def restrict(self, names: list[str], num_restarts: int) -> None:
-        """Go on with the parameters and restarts of a model that was read anew."""
+        """Adapt to the parameters and restarts of a new run of the model."""
         nowhere = np.zeros(num_restarts, dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in names}
         if len(self.hopeless) != num_restarts:
@@ -179,7 +179,7 @@ class Ascent:
         return after
 
     def _undo(self, now: S, after: S, attempt: Callable[[Held], S]) -> S:
-        """Find the parameters that lowered the likelihood, and make the step with them frozen."""
+        """Find the parameters that lowered the likelihood, and repeat the step with them frozen."""
 
         def falls(state: S) -> Flags:
             return fallen(now.params, now.losses, state.losses)
@@ -210,7 +210,7 @@ class Ascent:
 
 
 def _fall_message(down: Flags, change: Array, blamed: list[str]) -> str:
-    """The warning for restarts whose loss rose by ``change``."""
+    """The text of the warning about restarts whose loss rose by ``change``."""
     whose = f"Parameters {blamed}" if blamed else "All parameters"
     return (
         f"EM: a step lowered the log-likelihood of restarts {down.nonzero()[0].tolist()} by up to "

@@ -1,4 +1,4 @@
-"""The EM loop: steps, stopping, history. Where expectations come from is an engine's matter."""
+"""The EM loop: steps, stopping rule and history. Engines make the steps."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pyro_regimes.infer.em.result import EMResult
 
 
 class Engine(Protocol):
-    """Makes the steps of one problem."""
+    """The interface of an engine, which makes the steps of one problem."""
 
     @property
     def problem(self) -> Problem:
-        """What no step changes."""
+        """The data and the plan, which no step changes."""
 
     def advance(self, now: Any, ascent: Ascent) -> State | HandOver:
-        """The state one step on; or, before it, what other computations have found of this one."""
+        """The state after one step; or a hand-over of restarts, before the step is made."""
 
     def is_free(self, now: Any, ascent: Ascent) -> Flags:
-        """Restarts in which something still moves, ``(R,)``."""
+        """Restarts with a parameter that can still change, ``(R,)``."""
 
     def is_level(self, losses: list[Array], tol: float) -> Flags:
-        """Which restarts have come to rest, ``(R,)``."""
+        """Restarts that have converged, ``(R,)``."""
 
 
 class HandOver(NamedTuple):
-    """Some restarts go on in another way from the state that they have reached."""
+    """A change of engine for some restarts, which continue from their present state."""
 
-    state: State  #: the same one, with their losses as they are computed from here on
+    state: State  #: the present state, with their losses computed by the other engine
     which: Flags  #: the restarts, ``(R,)``
-    engine: Engine  #: makes their steps from here on
-    #: ``(which, other)``: ``state`` with some of these restarts as they are in another one
+    engine: Engine  #: the engine that makes their next steps
+    #: ``(which, other)``: ``state``, with some restarts taken from another state
     replaced: Callable[[Flags, State], State]
 
 
 def rose_by_less(losses: list[Array], tol: float) -> Flags:
-    """Which restarts the last step has raised by less than ``tol``.
+    """Restarts whose log-likelihood rose by less than ``tol`` in the last step, ``(R,)``.
 
-    A fall beyond rounding has been undone.
+    Falls beyond rounding have been undone before.
     """
     with np.errstate(invalid="ignore"):  # of restarts whose likelihood is not finite
         level: Flags = losses[-2] - losses[-1] < tol
@@ -54,7 +54,7 @@ class Loop:
 
     :param start: the first state.
     :param frozen: parameters that an earlier run has frozen.
-    :param warn: is told of trouble.
+    :param warn: a function that warns the user.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Loop:
     ) -> None:
         self.engine = engine
         self.start = start
-        self.now: State = start  #: the last state that was reached, also after an error
+        self.now: State = start  #: the last completed state, also after an error
         self.losses = [start.losses]
         self.converged = False
         self.stop_reason = "num_steps reached"
@@ -75,19 +75,19 @@ class Loop:
 
     @property
     def problem(self) -> Problem:
-        """What no step changes."""
+        """The data and the plan, which no step changes."""
         return self.engine.problem
 
     @property
     def num_steps(self) -> int:
-        """Steps made."""
+        """The number of steps made."""
         return len(self.losses) - 1
 
     def go_on_from(self, other: Loop) -> None:
-        """Take over the history of a run whose last state is the first one here."""
+        """Continue the history of another run, whose last state is the first one here."""
         if other.problem.plan.is_joint or not self.problem.plan.is_joint:
             self.losses = list(other.losses)
-        else:  # all restarts count as one from here, and nothing is apart from them
+        else:  # from here on all restarts count as one
             self.losses = [np.array([other.problem.loss(each)]) for each in other.losses]
         self.ascent.num_e_steps = other.ascent.num_e_steps + 1
         self.measured(self.now.losses, np.ones(len(self.now.losses), dtype=np.bool_))
@@ -98,10 +98,10 @@ class Loop:
         tol: float | None,
         callback: Callable[[int, float], None] | None,
     ) -> None:
-        """Iterate until there are ``num_steps`` steps, or the losses have come to rest."""
+        """Iterate for ``num_steps`` steps, or until all restarts have converged."""
         while self.num_steps < num_steps and not self.converged:
             if not self.engine.is_free(self.now, self.ascent).any():
-                if self.ascent.settled.any():  # the others were frozen after it
+                if self.ascent.settled.any():  # the others have been frozen since
                     self._converge(tol)
                     break
                 self.stop_reason = "no ascent possible"
@@ -119,10 +119,10 @@ class Loop:
             if tol is not None:
                 self._settle(tol)
             if self.ascent.blamed and self.problem.may_move:
-                break  # an optimiser can take them on
+                break  # the optimiser takes them over
 
     def _settle(self, tol: float) -> None:
-        """Freeze restarts that have converged: none depends on how long the others take."""
+        """Freeze restarts that have converged, so that they do not depend on the others."""
         free = self.engine.is_free(self.now, self.ascent)
         level = free & self.engine.is_level(self.losses, tol)
         self.ascent.settle(level)
@@ -134,17 +134,17 @@ class Loop:
         self.stop_reason = f"log-likelihood rose by less than {tol:g}"
 
     def _confirm(self, handed: HandOver, tol: float | None) -> None:
-        """Let some restarts go on in another way, which confirms their losses."""
+        """Change the engine of some restarts, if it confirms their losses."""
         losses = handed.state.losses
         alike = agree(handed.state.params, self.losses[-1], losses)
         self.now = handed.state
         self.measured(losses, handed.which & alike)
         doubtful = handed.which & ~alike
-        if doubtful.any():  # the engine has computed what the model does not
+        if doubtful.any():  # the first engine was wrong about the model
             self._repeat(handed, doubtful, tol)
 
     def _repeat(self, handed: HandOver, which: Flags, tol: float | None) -> None:
-        """Make all steps of some restarts again, as they go on from here."""
+        """Repeat all steps of some restarts with their new engine."""
         others = {name: flags | ~which for name, flags in self.ascent.held.items()}
         again = Loop(handed.engine, self.start, others, self._warn)
         again.run(self.num_steps, tol, None)
@@ -155,9 +155,9 @@ class Loop:
         self.now = handed.replaced(which, again.now).with_losses(self.losses[-1])
 
     def measured(self, losses: Array, which: Flags) -> None:
-        """Put the last losses of some restarts as another computation has found them.
+        """Replace the last losses of some restarts by those of another computation.
 
-        Both have rounding errors. An earlier loss that is lower for no other reason follows.
+        Both have rounding errors. Earlier losses that are lower for that reason are raised to it.
         """
         self.losses[-1] = np.where(which, losses, self.losses[-1])
         self.now = self.now.with_losses(self.losses[-1])
@@ -168,7 +168,7 @@ class Loop:
             self.losses[index] = np.where(low, self.losses[index + 1], self.losses[index])
 
     def result(self) -> EMResult:
-        """How it went."""
+        """The result of the run."""
         losses = np.stack(self.losses)
         return EMResult(
             history=(losses.sum(-1) + self.problem.constant).tolist(),

@@ -87,7 +87,7 @@ class FusedEngine:
     def step(self, arrays: Parameters, models: Flags) -> Step:
         """One EM step of some models; the others keep their parameters.
 
-        What was left out once may not come back.
+        A model that was left out once may not be included again.
         """
         if models is not self._kept:
             if (models != self._kept).any():
@@ -105,14 +105,14 @@ class FusedEngine:
 
 
 def _spread(values: npt.NDArray[S], models: Flags) -> npt.NDArray[S]:
-    """Values of some models, and 0 of the others."""
+    """Values for some models, and 0 for the others."""
     whole = np.zeros(len(models), values.dtype)
     whole[models] = values
     return whole
 
 
 def find(problem: Problem, start: TensorState) -> FusedEngine | str:
-    """The engine for a problem; or why there is none."""
+    """The engine for a problem, or the reason why there is none."""
     plan, groups, sites = problem.plan, problem.groups, problem.sites
     if plan.is_joint or len(sites) != 1:
         return "restarts are watched as one" if plan.is_joint else "several sites are observed"
@@ -152,7 +152,7 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
 
 
 def _why_not_plain(data: SiteData) -> str | None:
-    """Why the compiled CPU kernel does not serve the data, if it does not."""
+    """The reason why the compiled CPU kernel does not serve the data; None if it does."""
     site = data.site
     if site.family is not mvn.MULTIVARIATE_NORMAL or site.varies:
         return "observations are no multivariate Gaussians that are constant in time"
@@ -166,7 +166,7 @@ def _why_not_plain(data: SiteData) -> str | None:
 
 
 def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None:
-    """How many models in turn a parameter belongs to, if it is their very argument."""
+    """The number of models that a parameter has values for, if it is an unchanged argument."""
     if len(each.uses) != 1 or not each.uses[0].whole or not each.link.is_identity:
         return None
     lead = data.site.slots[each.uses[0].argument].lead

@@ -1,8 +1,8 @@
-"""The fused engine for the restarts that it can serve, and tensors for the others.
+"""The fused engine for the restarts that it can serve, and the tensor engine for the others.
 
-A restart begins in the fused engine. At the first step that is not ordinary it goes over to the
-tensors, from the state that it has reached, and stays there; the other restarts go on as they were.
-Each restart takes the steps that it would take alone, by the engine that it would have alone.
+A restart begins in the fused engine. At its first step that is not ordinary it changes to the
+tensor engine, from its present state, and stays there. The other restarts are not affected: each
+restart makes the steps that it would make alone, with the engine that it would use alone.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pyro_regimes.infer.em.problem import (
 
 
 class RelayState:
-    """All restarts at one step; tensors are made of the kernel's arrays when somebody asks.
+    """All restarts after one step; converted to tensors on demand.
 
-    :param arrays: the parameters of all restarts, of which the fused engine's count.
-    :param beyond: that engine's next step.
-    :param rest: the state of the other restarts.
-    :param has_stepped: for which the fused engine has made a step, ``(R,)``.
-    :param has_moved: which have gone over to the tensors since, ``(R,)``.
+    :param arrays: parameters of all restarts; only those of the fused engine are used.
+    :param beyond: the next step of the fused engine.
+    :param rest: the state of the restarts on the tensor engine.
+    :param has_stepped: restarts for which the fused engine has made a step, ``(R,)``.
+    :param has_moved: restarts that have changed to the tensor engine, ``(R,)``.
     """
 
     def __init__(
@@ -66,35 +66,35 @@ class RelayState:
 
     @property
     def params(self) -> Params:
-        """The problem's tensors."""
+        """The parameters as tensors."""
         return self._tensors[0]
 
     @property
     def leaves(self) -> Params:
-        """What the store holds of those that are positive definite."""
+        """The stored tensors of positive definite parameters."""
         return self._tensors[1]
 
     @property
     def unbounded(self) -> list[str]:
-        """Parameters that had no maximum in the step that led here; an ordinary one has."""
+        """Parameters without a maximum in the last step; an ordinary step has none."""
         return self.rest.unbounded
 
     @property
     def idle(self) -> list[str]:
-        """Parameters of which that step found a part without any data."""
+        """Parameters with cells without data in the last step."""
         return self.rest.idle
 
     def with_losses(self, losses: Array) -> RelayState:
-        """The same with losses as another computation has found them."""
+        """A copy with losses from another computation."""
         other = copy(self)
         other.losses = losses
         return other
 
 
 class _Parts(NamedTuple):
-    """Which restarts move, and by which engine, ``(R,)``."""
+    """The restarts of each engine, ``(R,)``, cached."""
 
-    free: Flags  #: those that are not frozen; this and the next are what the others follow from
+    free: Flags  #: restarts that are not frozen; the cache is valid for this and ``has_moved``
     has_moved: Flags
     fused: Flags
     some_fused: bool
@@ -103,9 +103,9 @@ class _Parts(NamedTuple):
 
 
 class RelayEngine:
-    """Ordinary steps by the fused engine, all others on tensors.
+    """Makes ordinary steps with the fused engine, and all others with the tensor engine.
 
-    :param start: a state of the problem, which restarts without any step keep.
+    :param start: the first state.
     """
 
     def __init__(self, fused: FusedEngine, tensors: TensorEngine, start: TensorState) -> None:
@@ -114,13 +114,13 @@ class RelayEngine:
         nowhere: Flags = np.zeros(len(start.losses), dtype=np.bool_)
         #: Restarts for which the fused engine has made a step.
         self.has_stepped = nowhere
-        #: Restarts that have gone over to the tensors.
+        #: Restarts that have changed to the tensor engine.
         self.has_moved = nowhere
         self._has_begun = False
         self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
 
     def advance(self, now: State, ascent: Ascent) -> State | loop.HandOver:
-        """One step of all restarts, or some that go over to the tensors."""
+        """One step of all restarts, or the hand-over of some to the tensor engine."""
         parts = self._parts_of(ascent)
         fused = parts.fused
         if not isinstance(now, RelayState):
@@ -137,7 +137,7 @@ class RelayEngine:
             moving = fallen(self._start.params, now.losses, losses)
             if moving.any():
                 return self._hand_over(now, moving, ascent)
-            if not self._has_begun:  # restarts only become fewer
+            if not self._has_begun:  # later steps never add restarts
                 self.has_stepped, self._has_begun = fused, True
         rest = now.rest
         if parts.some_moved:
@@ -165,7 +165,7 @@ class RelayEngine:
         )
 
     def _parts_of(self, ascent: Ascent) -> _Parts:
-        """Found once, as most steps change nothing."""
+        """The restarts of each engine; most steps do not change them."""
         parts = self._parts
         if parts.free is not ascent.free or parts.has_moved is not self.has_moved:
             free, moved = ascent.free, self.has_moved
@@ -176,7 +176,7 @@ class RelayEngine:
         return self._parts
 
     def _begin(self, fused: Flags) -> RelayState:
-        """The start."""
+        """The state at the start."""
         arrays = self._fused.read(self._start.params)
         if fused.any():
             beyond = self._fused.step(arrays, fused)
@@ -185,7 +185,7 @@ class RelayEngine:
         return self._state(arrays, beyond, self._start.losses, self._start)
 
     def _hand_over(self, now: RelayState, moving: Flags, ascent: Ascent) -> loop.HandOver:
-        """Let some restarts go over to the tensors."""
+        """Hand some restarts over to the tensor engine."""
         rest = now.rest
         if (moving & self.has_stepped).any():
             rest = complete(self.problem, self._start, now)
@@ -206,7 +206,7 @@ class RelayEngine:
         return loop.HandOver(state(rest), moving, self._tensors, replaced)
 
     def description(self) -> str:
-        """What has made the iterations, for the plan."""
+        """Which engines have made the iterations, for ``em.plan``."""
         compiled = "compiled iterations of a plain Gaussian model"
         if not self.has_moved.any():
             return compiled
@@ -228,7 +228,7 @@ class RelayEngine:
 
 
 def _chosen(problem: Problem, which: Flags, there: Params, elsewhere: Params) -> Params:
-    """The values of some restarts, and others elsewhere."""
+    """The values of some restarts from ``there``, and of the others from ``elsewhere``."""
     return {
         name: keep_held(problem.groups, {name: which}, name, there[name], value)
         for name, value in elsewhere.items()
