@@ -8,9 +8,8 @@ from typing import Any, Callable
 
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_regimes.infer import EM, positive_definite
+from pyro_regimes.infer import EM
 from pyro_regimes.infer.isolation import isolated
 
 
@@ -38,8 +37,4 @@ class IsolatedEM(EM):
 
     def values(self) -> dict[str, Tensor]:
         """The constrained parameters."""
-        found = {name: value.detach() for name, value in self._store.items()}
-        for name, leaf in self._store.named_parameters():
-            if self._store._constraints[name] is constraints.positive_definite:
-                found[name] = positive_definite.from_leaf(leaf.detach())
-        return found
+        return {name: value.detach() for name, value in self._store.items()}

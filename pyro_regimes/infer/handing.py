@@ -12,12 +12,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
-
-from pyro_regimes.infer import positive_definite
 
 
 class HandOut(Messenger):
@@ -87,14 +84,6 @@ class HandOut(Messenger):
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.values:
             given = msg["value"]
-            unconstrained: Any = getattr(given, "unconstrained", None)
-            constraint = pyro.get_param_store()._constraints.get(msg["name"])
-            is_matrix = constraint is constraints.positive_definite and unconstrained is not None
-            if is_matrix and given.shape[-1] % 2:  # of an even size, Pyro's value is the same
-                with torch.set_grad_enabled(self._connected):
-                    matrix = positive_definite.from_leaf(unconstrained())
-                matrix.unconstrained = unconstrained  # type: ignore[attr-defined]
-                given = matrix
             # A copy: an unconstrained value is the store's leaf itself, which EM will overwrite.
             if self._connected:
                 value = given.clone()

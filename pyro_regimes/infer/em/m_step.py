@@ -10,15 +10,17 @@ from typing import Callable, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import LowerCholeskyTransform, constraints, transform_to
 
 from pyro_regimes.emissions.base import Argument, Arguments, Pooled, Stats, add, apply, blocks
 from pyro_regimes.emissions.links import noise
-from pyro_regimes.infer import positive_definite
 from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.tracing import num_own_dims
+
+_LOWER_CHOLESKY = LowerCholeskyTransform()
 
 
 class Expectation(Protocol):
@@ -146,8 +148,10 @@ def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
     The store holds the Cholesky factor with the logarithm of its diagonal. This rounds the last
     digits, which matter for a nearly singular matrix. NaN if there is no Cholesky factor.
     """
-    leaf = positive_definite.to_leaf(matrix)
-    return positive_definite.from_leaf(leaf), leaf
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    factor = factor.masked_fill((info != 0)[..., None, None], torch.nan)
+    leaf = _LOWER_CHOLESKY._inverse(factor)
+    return transform_to(constraints.positive_definite)(leaf), leaf
 
 
 def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
