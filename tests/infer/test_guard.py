@@ -310,8 +310,13 @@ def entries_of_the_table() -> list[Any]:
 
 @pytest.mark.parametrize("entry", entries_of_the_table())
 def test_silent_on_the_table(entry: table.Entry) -> None:
-    optim = pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}) if entry.moved else None
-    assert_silent(run(entry.model, guide=table.make_guide(entry), optim=optim))
+    for rate in (0.01, 0.001):  # with other data the first may be too large
+        pyro.clear_param_store()
+        optim = pyro.optim.SGD({"lr": rate, "momentum": 0.9}) if entry.moved else None
+        outcome = run(entry.model, guide=table.make_guide(entry), optim=optim)
+        if outcome[0].converged:
+            break
+    assert_silent(outcome)
 
 
 def gaussian(data: Tensor, dtype: torch.dtype, spread: str) -> Model:
