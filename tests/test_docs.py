@@ -1,4 +1,4 @@
-"""The derivation names functions and tests: they exist."""
+"""The derivation names functions and tests that exist; the quick start prints what it says."""
 
 import re
 from pathlib import Path
@@ -41,3 +41,22 @@ def test_functions_exist():
     assert len(names) > 20
     missing = [name for name in names if not re.search(rf"(def|class) {name}\b", everything)]
     assert missing == []
+
+
+def test_the_quick_start_prints_what_it_says(capsys):
+    """The part for users of Pyro: every block of code that is followed by its output."""
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    page = page[page.index("```python\nimport pyro\n") :]
+    blocks = re.findall(r"```(python|text)\n(.*?)```", page, flags=re.DOTALL)
+    assert [kind for kind, _ in blocks].count("text") >= 3
+    names: dict[str, object] = {}
+    number = re.compile(r"\d+\.\d+")
+    for kind, block in blocks:
+        if kind == "python":
+            capsys.readouterr()
+            exec(block, names)
+            continue
+        printed = capsys.readouterr().out
+        assert number.sub("#", printed) == number.sub("#", block)
+        numbers = [[float(each) for each in number.findall(text)] for text in (printed, block)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
