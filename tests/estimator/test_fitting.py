@@ -20,6 +20,7 @@ from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests import seeds
+from tests.marks import slow
 from tests.regimes import simulate
 
 FULL = find_spec("full")
@@ -75,7 +76,7 @@ def test_a_collapsed_start_does_not_win():
         nan._replace(history=np.full((2, 2), np.nan)).best()
 
 
-@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("covariance_type", ["full", *slow("tied", "diag", "spherical")])
 @pytest.mark.parametrize("inference", ["em", "svi"])
 def test_a_floor_binds(covariance_type, inference):
     """On data of which every regime is tighter than the floor: the constrained maximum.
@@ -198,7 +199,7 @@ def test_the_store_is_restored_after_an_error():
         assert list(pyro.get_param_store().keys()) == ["mine"]
 
 
-@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
+@pytest.mark.parametrize("covariance_type", ["full", *slow("tied", "diag")])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("units", [[1e-2, 1.0, 20.0], [1e-3, 1.0, 1e4], [1e-9, 1.0, 1e9]])
 def test_each_series_may_have_its_own_unit(covariance_type, dtype, units):

@@ -18,10 +18,11 @@ from torch import Tensor
 from pyro_regimes import EM, EMResult, RegimeHMM
 from pyro_regimes.estimator.fitting import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
+from pyro_regimes.estimator.spec import find_spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.em.engines import fused_gaussian, gaussian_steps
 from tests import seeds
+from tests.marks import slow
 from tests.regimes import simulate
 
 K, D, T, R = 2, 3, 400, 6
@@ -183,9 +184,10 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 SETTINGS = dict(num_steps=60, tol=1e-3)
 SOUND = ["sound", "near", "wide"]
+BUILDS = [full, diagonal, *slow(by_factor, tied, spherical)]
 
 
-@pytest.mark.parametrize("build", [full, by_factor, tied, diagonal, spherical])
+@pytest.mark.parametrize("build", BUILDS)
 def test_a_batch_is_a_loop_to_the_bit(build: Build, engine: str) -> None:
     x = data()
     fits = compare(build, x, starts(x, ["sound", "near", "wide", "far", "infinite"]), **SETTINGS)
@@ -193,7 +195,7 @@ def test_a_batch_is_a_loop_to_the_bit(build: Build, engine: str) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["on a point", "on a plane", "without data", "far"])
-@pytest.mark.parametrize("build", [full, by_factor, tied, diagonal, spherical])
+@pytest.mark.parametrize("build", BUILDS)
 def test_trouble_does_not_reach_the_neighbours(build: Build, trouble: str, engine: str) -> None:
     x = data()
     kinds = ["sound", trouble, "near", "infinite", "wide"]
@@ -207,7 +209,7 @@ def test_trouble_does_not_reach_the_neighbours(build: Build, trouble: str, engin
         assert 4 - sum(moved) <= made <= 4
 
 
-@pytest.mark.parametrize("build", [full, by_factor, tied, diagonal, spherical])
+@pytest.mark.parametrize("build", BUILDS)
 def test_a_floor_that_one_reaches_does_not_reach_the_neighbours(build: Build, engine: str) -> None:
     x = data()
     given = starts(x, ["sound", "on a point", "near", "on a plane", "wide"])
@@ -233,7 +235,7 @@ def test_a_fall_that_is_undone_does_not_reach_the_neighbours(build: Build, engin
         assert fell[2] and not fell[1]
 
 
-@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("covariance_type", ["full", *slow("diag", "spherical", "tied")])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_starts_of_the_estimator_are_those_of_each_alone(
     covariance_type: str, ragged: bool, engine: str

@@ -12,6 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.infer.em.e_step import take_expectations
+from pyro_regimes.infer.em.session import Call
 from tests import seeds
 from tests.infer.models import INITIAL, TRANSITION, XS, X, loc, probs, scale
 from tests.infer.table import ENTRIES, Entry, Model, make_guide
@@ -80,6 +82,20 @@ def test_plan_and_ascent(entry: Entry) -> None:
     assert result.history[-1] == pytest.approx(loss, rel=1e-12)
     assert em.step() == pytest.approx(loss, rel=1e-12)
     assert em.evaluate_loss() <= loss + 1e-9 * (1 + abs(loss))
+
+
+@table
+def test_the_first_e_step_is_that_of_the_arguments(entry: Entry) -> None:
+    """It takes the densities that were computed when the sites were read."""
+    guide = make_guide(entry)
+    em = make_em(entry, guide)
+    with torch.no_grad():
+        problem, state, _ = em._session.read(Call(entry.model, guide, (), {}))
+    for name, data in problem.sites.items():
+        found, expected = state.expected[name], take_expectations(data, data.arguments)
+        torch.testing.assert_close(found.arguments, expected.arguments, rtol=0, atol=0)
+        for ours, other in zip(found.expectations, expected.expectations, strict=True):
+            torch.testing.assert_close(data.weigh(ours), data.weigh(other), rtol=1e-12, atol=1e-14)
 
 
 # Where the gradient is looked at, L-BFGS has nothing to add; and it knows of no constraint that the

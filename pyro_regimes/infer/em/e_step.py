@@ -35,6 +35,12 @@ class SiteData(NamedTuple):
         """The arguments at which the site was read."""
         return {name: value.detach().to(self.dtype) for name, value in self.site.arguments.items()}
 
+    @property
+    def is_as_read(self) -> bool:
+        """Whether ``chain`` holds what counts and nothing else: there may be NaN beside it."""
+        dtypes = {each.dtype for each in self.chain}
+        return self.weight is None and self.site.observation_mask is None and len(dtypes) == 1
+
     def weigh(self, values: Tensor) -> Tensor:
         """Multiply the values of each sequence by its weight; a weight of 0 gives 0."""
         if self.weight is None:
@@ -202,13 +208,19 @@ def _chain_logits(arguments: Arguments, name: str) -> Tensor:
     return (probs / probs.sum(-1, keepdim=True)).log()
 
 
-def take_expectations(data: SiteData, arguments: Arguments) -> Expected:
-    """The E-step of one site."""
-    expectations = ops.expectations(
-        *chain_logits(arguments),
-        observation_logits(data, arguments),
-        data.site.hmm.lengths,
-    )
+def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Expected:
+    """The E-step of one site.
+
+    :param arguments: None for those at which the site was read, whose densities are known.
+    """
+    if arguments is None and data.is_as_read:
+        arguments = data.arguments
+        initial, transition, logits = (each.detach() for each in data.chain)
+    else:
+        arguments = data.arguments if arguments is None else arguments
+        initial, transition = chain_logits(arguments)
+        logits = observation_logits(data, arguments)
+    expectations = ops.expectations(initial, transition, logits, data.site.hmm.lengths)
     return Expected(data, arguments, expectations)
 
 

@@ -126,17 +126,19 @@ def evaluate(
     problem: Problem,
     params: Params,
     leaves: Params,
-    arguments: dict[str, Arguments],
+    arguments: dict[str, Arguments] | None = None,
     found: Maximised | None = None,
 ) -> TensorState:
     """The E-step of every site.
 
+    :param arguments: None for those at which the sites were read.
     :param found: by the M-step before.
     """
     names = [] if found is None else [*found.unbounded, *found.idle]
     flags = [] if found is None else [*found.unbounded.values(), *found.idle.values()]
     expected = {
-        name: take_expectations(data, arguments[name]) for name, data in problem.sites.items()
+        name: take_expectations(data, None if arguments is None else arguments[name])
+        for name, data in problem.sites.items()
     }
     values = {
         name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()

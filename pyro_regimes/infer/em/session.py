@@ -195,8 +195,7 @@ class Session:
         """
         with self.alone():
             run, problem, params, stored = self._observe(call, is_start)
-        arguments = {name: data.arguments for name, data in problem.sites.items()}
-        state = evaluate(problem, params, stored, arguments)
+        state = evaluate(problem, params, stored)
         gradients = {}
         if problem.plan.gradient:
             gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
