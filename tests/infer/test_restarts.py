@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -337,3 +341,34 @@ def test_where_a_matrix_lies_in_memory_changes_no_digit(
     given = starts(x, SOUND, 3)
     given["factor"] = given["factor"] + 0.3 * torch.ones(size, size).double().tril(-1)
     compare(build, x, given, floor=floor, num_steps=6, tol=None)
+
+
+WHERE_THE_MODEL_MULTIPLIES = """
+import torch
+from tests.infer.test_restarts import SOUND, T, compare, data, full, held, starts
+import pyro.distributions as dist
+from pyro.distributions import constraints
+
+def by_precision(factor, loc):
+    precision = held("spread", torch.linalg.inv(factor @ factor.mT), constraints.positive_definite)
+    return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+torch.set_num_threads(1)
+for build, size in ((full, 9), (full, 11), (by_precision, 5), (by_precision, 9)):
+    x = data(T, size)
+    x = x + 0.3 * x.roll(1, -1)
+    given = starts(x, SOUND, 3)
+    given["factor"] = given["factor"] + 0.3 * torch.ones(size, size).double().tril(-1)
+    compare(build, x, given, num_steps=6, tol=None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has another BLAS")
+def test_where_the_model_multiplies_matrices_mkl_can_be_told_to_reproduce() -> None:
+    """Pyro forms a positive definite parameter as a product of matrices of odd size."""
+    environment = {**os.environ, "MKL_CBWR": "AUTO"}
+    command = [sys.executable, "-c", WHERE_THE_MODEL_MULTIPLIES]
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
