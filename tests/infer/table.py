@@ -656,6 +656,12 @@ def multivariate_normal_prior() -> None:
     observe(observation_dist=dist.MultivariateNormal(held, covariance()), obs=Y)
 
 
+@entry(loc=0, scale=2, values={"loc": LOC})
+def multivariate_normal_prior_across_states() -> None:
+    prior = dist.MultivariateNormal(LOC.new_zeros(2), torch.eye(2).double() + 0.5)
+    observe(loc=pyro.sample("loc", prior), scale=scale())
+
+
 @entry(loc=2, variance=2, values={"variance": SCALE**2})
 def inverse_gamma() -> None:
     prior = dist.InverseGamma(torch.tensor(3.0).double(), torch.tensor(2.0).double())

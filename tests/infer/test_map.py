@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
@@ -123,6 +124,69 @@ def test_prior_that_uses_the_parameter_twice() -> None:
 
     guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
     with pytest.raises(ValueError, match="AutoDelta.loc: used in the log density of site other"):
+        EM(model, guide).step()
+
+
+def masked() -> Tensor:
+    with pyro.plate("states", 2):
+        return pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 0.5).mask(LOC > 0))
+
+
+def scaled_cell_by_cell() -> Tensor:
+    with pyro.plate("states", 2), poutine.scale(scale=torch.tensor([1.0, 0.1]).double()):
+        return pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 0.5))
+
+
+@pytest.mark.parametrize(
+    "prior, reason",
+    [
+        (masked, "the prior of site loc is masked"),
+        (scaled_cell_by_cell, "the prior of site loc is scaled cell by cell"),
+    ],
+)
+def test_prior_without_a_conjugate_update(prior: Callable[[], Tensor], reason: str) -> None:
+    """Without an optimiser it is refused; with one, it is the log joint that is raised."""
+
+    def model() -> None:
+        observe(loc=prior(), scale=SCALE)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"loc": LOC.clone()}))
+    with pytest.raises(ValueError, match=f"AutoDelta.loc: .*{reason}"):
+        EM(model, guide).step()
+    em = EM(model, guide, pyro.optim.SGD({"lr": 0.004}))
+    result = em.run(num_steps=20, tol=None)
+    assert reason in em.plan.gradient["AutoDelta.loc"]
+    joint = poutine.trace(poutine.replay(model, poutine.trace(guide).get_trace())).get_trace()
+    loss = -float(joint.log_prob_sum().detach())
+    assert result.history[-1] == pytest.approx(loss, rel=1e-12)
+    assert result.history[-1] < result.history[0]
+
+
+def test_parameter_with_two_priors() -> None:
+    """A guide by hand, which gives one point to two sites."""
+
+    def model() -> None:
+        held = pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("same", dist.Normal(LOC.new_zeros(2), 2.0).to_event(1))
+        observe(loc=held)
+
+    def guide() -> None:
+        point = real("point", LOC)
+        for name in ("loc", "same"):
+            pyro.sample(name, dist.Delta(point).to_event(1))
+
+    with pytest.raises(ValueError, match="point: the value of several sites with priors, loc and"):
+        EM(model, guide).step()
+
+
+def test_a_guide_whose_point_is_a_function_of_the_parameter() -> None:
+    def model() -> None:
+        observe(loc=pyro.sample("loc", dist.Normal(LOC.new_zeros(2), 1.0).to_event(1)))
+
+    def guide() -> None:
+        pyro.sample("loc", dist.Delta(2.0 * real("half", LOC / 2)).to_event(1))
+
+    with pytest.raises(ValueError, match="half: .*"):
         EM(model, guide).step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable
 
 import pytest
@@ -75,3 +76,76 @@ def test_the_reference_looks_once_at_how_large_logits_are(looks):
         assert len(looks) == 1
         ops.viterbi(*chain[:3])
         assert len(looks) == 2
+
+
+def chain(**changed: Any) -> dict[str, Any]:
+    """The arguments of two sequences of five steps with three states, and what is wrong of them."""
+    case = random_chain(5, 3, batch=(2,))
+    names = ("initial_logits", "transition_logits", "observation_logits")
+    return {**dict(zip(names, case)), "lengths": torch.tensor([5, 2]), **changed}
+
+
+WRONG = {
+    "no tensor": (dict(initial_logits=[0.0] * 3), "initial_logits to be a floating .*got list"),
+    "integers": (
+        dict(observation_logits=torch.zeros(5, 3).long()),
+        r"observation_logits to be a floating point tensor, got torch\.int64",
+    ),
+    "no time dim": (
+        dict(transition_logits=torch.zeros(3, 3)),
+        r"transition_logits to have shape \(\.\.\., 1 or T-1, K, K\), got shape \(3, 3\)",
+    ),
+    "no steps": (dict(observation_logits=torch.zeros(0, 3)), r"at least one time .* \(0, 3\)"),
+    "no states": (dict(observation_logits=torch.zeros(5, 0)), r"and one state, .* \(5, 0\)"),
+    "start of another size": (
+        dict(initial_logits=torch.zeros(2)), r"initial_logits to end in \(3,\), got shape \(2,\)"
+    ),
+    "transitions of another size": (
+        dict(transition_logits=torch.zeros(1, 3, 2)),
+        r"transition_logits to end in \(3, 3\), got shape \(1, 3, 2\)",
+    ),
+    "transitions of other times": (
+        dict(transition_logits=torch.zeros(5, 3, 3)), r"have 1 or T - 1 = 4 time slices .*unsqueeze"
+    ),
+    "two devices": (
+        dict(initial_logits=torch.zeros(3, device="meta")), r"on one device, got \['cpu', 'meta'\]"
+    ),
+    "batches that do not broadcast": (
+        dict(initial_logits=torch.zeros(3, 3)),
+        r"broadcast, got \{'initial_logits': \(3,\), .*'lengths': \(2,\)\}",
+    ),
+    "lengths of a list": (dict(lengths=[5, 2]), "lengths to be an integer tensor, got list"),
+    "lengths of floats": (dict(lengths=torch.tensor([5.0, 2.0])), r"got dtype torch\.float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_refused_by_every_function(name):
+    changed, message = WRONG[name]
+    given = chain(**changed)
+    path = torch.zeros(2, 5, dtype=torch.long)
+    for call in (
+        ops.log_likelihood,
+        ops.expectations,
+        ops.filter_logits,
+        ops.viterbi,
+        ops.sample_posterior,
+        partial(ops.complete_log_likelihood, path=path),
+    ):
+        with pytest.raises(ValueError, match=f"expected .*{message}"):
+            call(**given)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ([0, 1, 2, 0, 1], "path to be a tensor of torch.long, got list"),
+        (torch.zeros(5), r"path to be a tensor of torch.long, got torch\.float32"),
+        (torch.zeros(4).long(), r"path to have a shape that broadcasts with \(2, 5\), got \(4,\)"),
+        (torch.zeros(3, 5).long(), r"path to have a shape that broadcasts with .*, got \(3, 5\)"),
+        (torch.tensor(0), r"path to have a shape that broadcasts with \(2, 5\), got \(\)"),
+    ],
+)
+def test_wrong_paths_are_refused(path, message):
+    with pytest.raises(ValueError, match=f"expected {message}"):
+        arguments.check_path(path, torch.Size([2, 5, 3]))
