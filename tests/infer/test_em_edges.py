@@ -324,16 +324,77 @@ def test_numbers_of_numpy() -> None:
 
 
 def test_a_model_that_becomes_another_within_a_run() -> None:
-    calls = []
+    steps = []
 
     def model() -> None:
-        calls.append(1)
         observe(loc=real("loc", LOC))
-        if len(calls) % 2:
+        if len(steps) % 2:
             observe(name="y", loc=real("loc", LOC))
 
     with pytest.raises(ValueError, match="the same observed RegimeHMM sites.*at every step"):
-        EM(model).run(num_steps=5, tol=None)
+        EM(model).run(num_steps=5, tol=None, callback=lambda number, loss: steps.append(number))
+
+
+def test_data_that_become_others_within_a_run() -> None:
+    """The model is run at every step then, from the start, to where a fit of these data ends."""
+    data = [X]
+
+    def model() -> None:
+        observe(loc=real("loc", LOC), scale=positive("scale", SCALE), obs=data[-1])
+
+    em = EM(model)
+    result = em.run(num_steps=200, tol=1e-6, callback=lambda *_: data.append(X.flip(0) + 1.0))
+    assert "the model is run at every step" in str(em.plan)
+    assert result.converged and result.history[-1] == pytest.approx(em.evaluate_loss(), rel=1e-12)
+    assert result.history[1] < result.history[0] - 1.0
+    pyro.clear_param_store()
+    again = EM(model).run(num_steps=200, tol=1e-6)
+    assert_close(result.restart_history, again.restart_history, rtol=1e-12, atol=0)
+
+
+def test_a_model_that_runs_at_its_start_alone() -> None:
+    def model() -> None:
+        held = real("loc", LOC)
+        if not torch.equal(held, LOC):
+            raise ValueError("not here")
+        observe(loc=held)
+
+    with pytest.raises(ValueError, match=r"at any admissible value .*\['loc'\].*: not here"):
+        EM(model).step()
+
+
+def test_a_model_whose_shapes_hang_on_its_parameters() -> None:
+    def model() -> None:
+        held = real("loc", LOC)
+        slices = 1 if torch.equal(held, LOC) else len(X) - 1
+        observe(loc=held, transition_probs=TRANSITION.expand(slices, 2, 2))
+
+    with pytest.raises(ValueError, match="transition_probs of shape .*at one point and not at"):
+        EM(model).step()
+
+
+def test_a_parameter_that_is_read_past_pyro_param() -> None:
+    def model() -> None:
+        real("loc", LOC)
+        observe(loc=dict(pyro.get_param_store().named_parameters())["loc"])
+
+    with pytest.raises(ValueError, match="loc: read directly by a module, not through pyro.param"):
+        EM(model).step()
+    losses = EM(model, optim=pyro.optim.SGD({"lr": 0.01})).run(num_steps=20, tol=None).history
+    assert losses[-1] < losses[0]
+
+
+def test_parameters_given_up_from_an_affine_group() -> None:
+    """The others stay in closed form; what was given up is the optimiser's."""
+    em = EM(regression, optim=pyro.optim.SGD({"lr": 1e-3}))
+    first = em.step(X, COVARIATE)
+    em._session.give_up(["slope"])
+    assert em.plan.affine.names == ["base"] and set(em.plan.gradient) == {"slope"}
+    before = {name: pyro.param(name).detach().clone() for name in ("slope", "base")}
+    losses = em.run(X, COVARIATE, num_steps=30, tol=None).history
+    assert all(pyro.param(name).ne(value).any() for name, value in before.items())
+    assert (np.diff(losses) < 1e-9).all() and losses[-1] < first
+    assert losses[-1] == pytest.approx(em.evaluate_loss(X, COVARIATE), rel=1e-12)
 
 
 def test_families_without_a_closed_form() -> None:

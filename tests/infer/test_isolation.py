@@ -151,6 +151,12 @@ import torch
 from pyro_regimes import RegimeModel
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
+from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
+write = FusedEngine.write
+def write_slowly(*args):  # so that forks happen there, too
+    time.sleep(0.01)
+    return write(*args)
+FusedEngine.write = write_slowly
 x = np.random.RandomState(0).standard_normal((200, 2))
 settings = dict(n_regimes=2, n_init=1, max_iter=3, tol=None, random_state=0)
 expected = RegimeModel(**settings).fit(x).means_

@@ -262,7 +262,8 @@ class EM:
         keep()
         if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)
-            return self._run_retracing(call, snapshot, undisturbed, num_steps, tol, callback)
+            again = session.read(call)  # it may have changed once, and not again
+            return self._run_retracing(call, again, undisturbed, num_steps, tol, callback)
         if loop.ascent.blamed and problem.may_move:
             session.give_up(loop.ascent.blamed)
             again = session.read(call)

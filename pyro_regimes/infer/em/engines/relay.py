@@ -8,7 +8,6 @@ restart makes the steps that it would make alone, with the engine that it would 
 from __future__ import annotations
 
 from copy import copy
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +50,17 @@ class RelayState:
     ) -> None:
         self._fused, self._has_stepped, self._has_moved = fused, has_stepped, has_moved
         self.arrays, self.beyond, self.losses, self.rest = arrays, beyond, losses, rest
+        self._made: tuple[Params, Params] | None = None
 
-    @cached_property
+    @property
     def _tensors(self) -> tuple[Params, Params]:
+        # Not functools.cached_property: until Python 3.12 all instances share one lock, and a
+        # process that is forked while a thread holds it would wait for it forever.
+        if self._made is None:
+            self._made = self._make_tensors()
+        return self._made
+
+    def _make_tensors(self) -> tuple[Params, Params]:
         written, rest = self._fused.write(self.arrays), (self.rest.params, self.rest.leaves)
         others = self._has_moved | ~self._has_stepped
         if not others.any():
