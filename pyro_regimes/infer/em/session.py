@@ -16,6 +16,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions.constraints import positive_definite
+from torch.nn import Parameter
 
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.emissions.base import Pooled, blocks
@@ -261,8 +262,12 @@ class Session:
             with SameSubsamples():  # every run of a subsampled model must see the same data
                 return self.run(call, values)
 
-        read(None)  # creates the parameters and sets up the guide
-        self.plan = find_parameters(read, self.optim is not None)
+        with torch.enable_grad():
+            first = read(None)
+            leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
+            if call.guide is not None or any(isinstance(leaf, Parameter) for leaf in leaves):
+                first = read(None)  # that run has set up the guide, or a module
+        self.plan = find_parameters(first, read, self.optim is not None)
         self._groups = None
         self._forget_averages()
         return self.plan

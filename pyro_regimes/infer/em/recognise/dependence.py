@@ -51,6 +51,22 @@ def gradients_of(
     }
 
 
+#: Names of parameters, by site and argument.
+Reached = dict[tuple[str, str], set[str]]
+
+
+def reached_in(run: Run, like: Run | None = None) -> Reached:
+    """The parameters that each argument depends on in a run.
+
+    :param like: a run whose arguments these are; None for the same.
+    """
+    slots = (run if like is None else like).slots
+    return {
+        (slot.site, slot.name): set(gradients_of(slot_in(run, slot).value, run.params))
+        for slot in slots
+    }
+
+
 def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
     """Parameters that reach the objective in any way but through a recognised argument."""
     refused: dict[str, str] = {}
@@ -86,10 +102,16 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
     leaves = dict(pyro.get_param_store().named_parameters())
     leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
     outputs = list(routes.values()) + [slot.value for slot in run.slots]
-    for output in outputs:
-        if leaves:
-            for name in gradients_of(output, leaves):
-                refused.setdefault(name, "read directly by a module, not through pyro.param")
+    outputs = [output for output in outputs if output.requires_grad]
+    if not leaves or not outputs:
+        return
+    cotangents = [torch.ones_like(output) for output in outputs]
+    found = torch.autograd.grad(
+        outputs, list(leaves.values()), cotangents, retain_graph=True, allow_unused=True
+    )
+    for name, gradient in zip(leaves, found, strict=True):
+        if gradient is not None:
+            refused.setdefault(name, "read directly by a module, not through pyro.param")
 
 
 def find_hidden_dependence(
@@ -97,10 +119,12 @@ def find_hidden_dependence(
     assignments: list[Assignment],
     refused: dict[str, str],
     covered: set[tuple[str, str]],
+    reached: Reached,
 ) -> dict[str, str]:
     """Find quantities that change with the parameters although autograd sees no dependence.
 
     :param covered: arguments that are affine in parameters, of which this has been asked.
+    :param reached: the parameters that each argument depends on in the first run.
     """
     found: dict[str, str] = {}
     known: dict[tuple[str, str], Tensor] = {}
@@ -111,7 +135,7 @@ def find_hidden_dependence(
     for slot in runs[0].slots:
         if (slot.site, slot.name) in covered:
             continue
-        if any(name in refused for name in gradients_of(slot.value, runs[0].params)):
+        if any(name in refused for name in reached[slot.site, slot.name]):
             continue
         everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
         constant = known.get((slot.site, slot.name), everything)

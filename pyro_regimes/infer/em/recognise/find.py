@@ -19,10 +19,12 @@ from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
 from pyro_regimes.infer.em.recognise.dependence import (
+    Reached,
     differs,
     find_hidden_dependence,
     gradients_of,
     other_uses,
+    reached_in,
     slot_in,
 )
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
@@ -40,27 +42,33 @@ _RANDOM = (
 _TWO_KINDS = "used in arguments that have different updates"
 
 
-def find_parameters(read: Reader, may_move: bool = False) -> Plan:
-    """Trace the model at three points and plan the update of every parameter.
+def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
+    """Trace the model at two more points and plan the update of every parameter.
 
+    :param current: a run at the parameters of the store, of which autograd has kept the graph.
     :param read: runs the model, at given values of its parameters.
     :param may_move: whether parameters without a closed form may be left to an optimiser.
     :raises ValueError: naming every parameter that has no closed form here, with the reason.
     """
     with torch.enable_grad():
-        current = read(None)
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
-        held, refused = _arguments_of(current)
+        reached_here = reached_in(current)
+        held, refused = _arguments_of(current, reached_here)
         runs = [current]
         for draw in (0, 1):
             runs.append(_run_elsewhere(read, current.params, held, draw))
+        elsewhere = [reached_in(run, current) for run in runs[1:]]
+        reached = {
+            slot: names.union(*(each[slot] for each in elsewhere))
+            for slot, names in reached_here.items()
+        }
         assignments = []
         for name in current.params:
             if name in refused or name not in held:
                 continue
-            found = _recognise(name, held[name][0], runs)
+            found = _recognise(name, held[name][0], runs, reached)
             if isinstance(found, str):
                 refused[name] = found
             else:
@@ -81,7 +89,7 @@ def find_parameters(read: Reader, may_move: bool = False) -> Plan:
             affine = _find_affine(closed, runs, refused)
         assignments = [each for each in assignments if each.name not in refused]
         covered = {(use.site, use.argument) for use in affine.uses}
-        hidden = find_hidden_dependence(runs, assignments, refused, covered)
+        hidden = find_hidden_dependence(runs, assignments, refused, covered, reached_here)
         if hidden and differs(current, read(None)):
             hidden = dict.fromkeys(hidden, _RANDOM)
     refused |= hidden
@@ -166,20 +174,22 @@ def _place(run: Run) -> Callable[[Assignment], int]:
     return lambda each: places.get(each.argument, 1)
 
 
-def _arguments_of(run: Run) -> tuple[dict[str, list[Argument]], dict[str, str]]:
+def _arguments_of(
+    run: Run, reached: Reached
+) -> tuple[dict[str, list[Argument]], dict[str, str]]:
     """The arguments that depend on each parameter, one of a kind; and parameters of two kinds."""
-    reached: dict[str, dict[str, list[Slot]]] = {}
+    found: dict[str, dict[str, list[Slot]]] = {}
     for slot in run.slots:
-        for name in gradients_of(slot.value, run.params):
-            kinds = reached.setdefault(name, {})
+        for name in (name for name in run.params if name in reached[slot.site, slot.name]):
+            kinds = found.setdefault(name, {})
             kinds.setdefault(slot.argument.kind, []).append(slot)
     refused = {}
-    for name, kinds in reached.items():
+    for name, kinds in found.items():
         if len(kinds) > 1:
             used = " and ".join(slot.label for slots in kinds.values() for slot in slots)
             refused[name] = f"{_TWO_KINDS}, {used}"
     return {
-        name: [slots[0].argument for slots in kinds.values()] for name, kinds in reached.items()
+        name: [slots[0].argument for slots in kinds.values()] for name, kinds in found.items()
     }, refused
 
 
@@ -220,16 +230,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | str:
-    """The assignment of a parameter that holds one kind of argument, or why it has none."""
+def _recognise(
+    name: str, argument: Argument, runs: list[Run], reached: Reached
+) -> Assignment | str:
+    """The assignment of a parameter that holds one kind of argument, or why it has none.
+
+    :param reached: the parameters that each argument depends on.
+    """
     here = runs[0]
     uses: list[Use] = []
     if not argument.links:
         return f"an argument without a closed form, {argument.name}"
     link, num_cells = argument.links[0], 0
     for slot in here.slots:
-        everywhere = ((run, slot_in(run, slot)) for run in runs)
-        if not any(name in gradients_of(there.value, run.params) for run, there in everywhere):
+        if name not in reached[slot.site, slot.name]:
             continue
         if slot.argument.kind != argument.kind:
             return f"{_TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
@@ -245,8 +259,7 @@ def _recognise(name: str, argument: Argument, runs: list[Run]) -> Assignment | s
         )
         whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
         uses.append(Use(slot.site, slot.name, cells, whole))
-    reached = [here.sites[use.site].slots[use.argument] for use in uses]
-    for slot in reached:
+    for slot in (here.sites[use.site].slots[use.argument] for use in uses):
         if here.is_subsampled and _is_of_sequences(here, slot):
             return (
                 f"{slot.label} holds a value for each sequence of a subsampled plate (perhaps only "

@@ -8,12 +8,19 @@ triangles.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
 from pyro_regimes.emissions.links import Link, noise
 from pyro_regimes.infer.tracing import Slot
+
+#: Names of nodes in autograd's graph that select entries, or repeat them.
+_VIEWS = frozenset(
+    f"{name}Backward0" for name in ("Alias", "Expand", "Select", "Slice", "Unsqueeze", "View")
+)
 
 
 def _canonical_slot(slot: Slot) -> Tensor:
@@ -102,12 +109,25 @@ def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     return bool(_close(target.to(parameter.dtype), held[used], allowed).all())
 
 
+def _is_view(value: Tensor, parameter: Tensor) -> bool:
+    """Whether autograd has recorded nothing but views between a leaf and a tensor."""
+    node: Any = value.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    if node is None:
+        return value is parameter
+    return getattr(node, "variable", None) is parameter
+
+
 def same_derivative(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     """Whether the argument's vector-Jacobian product is that of a selection of cells.
 
     A random cotangent is pulled back through the model, and through the selection; canonical
-    coordinates project it on the tangent space (of the simplex, of symmetric matrices).
+    coordinates project it on the tangent space (of the simplex, of symmetric matrices). A view of
+    the parameter has no other derivative than that.
     """
+    if link.is_identity and _is_view(slot.value, parameter):
+        return True
     target = _canonical_slot(slot).to(parameter.dtype)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(
