@@ -134,6 +134,9 @@ def test_compare_with_some_methods(tmp_path):
     done = run("compare", *SMALL, *steps, *chosen, "--out", tmp_path / "c", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Adam(0.05)" in done.stdout and "Auto" not in done.stdout
+    # Without a terminal there is no bar, but a line where each method begins.
+    told = [line.split(",")[0] for line in done.stderr.splitlines() if line]
+    assert told == ["EM", "SVI"]
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 
