@@ -39,26 +39,27 @@ class FittedHMM(NamedTuple):
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
         with self._computing():
             hmm, x, _, offset = self._scaled(data, sizes)
-            posterior = hmm.posterior(x)
-            probs = getattr(posterior, f"{kind}_probs").double()
-            return float(posterior.log_likelihood.double().sum()) - offset, unpad(probs, sizes)
+            chain = hmm._chain(x)
+            if kind == "smoothed":
+                log_likelihood, probs, _ = ops.expectations(*chain)
+            else:
+                log_likelihood, probs = ops.log_likelihood(*chain), ops.filter_logits(*chain).exp()
+            return float(log_likelihood.sum()) - offset, unpad(probs.double(), sizes)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """The path by "viterbi" or "smoothing", and its log-probability with the data."""
         with self._computing():
-            hmm, x, lengths, offset = self._scaled(data, sizes)
+            hmm, x, _, offset = self._scaled(data, sizes)
+            chain = hmm._chain(x)
             if algorithm == "viterbi":
-                path = hmm.viterbi(x)
+                path = ops.viterbi(*chain)
             else:
-                path = hmm.posterior(x).smoothed_probs.argmax(-1)
+                path = ops.expectations(*chain).smoothed_probs.argmax(-1)
+            initial, transition, logits, lengths = chain
             log_prob = ops.complete_log_likelihood(
-                hmm.initial_logits,
-                hmm.transition_logits,
-                hmm.observation_dist.log_prob(x.unsqueeze(-2)),
-                path.clamp(min=0),
-                lengths,
+                initial, transition, logits, path.clamp(min=0), lengths
             )
             return float(log_prob.double().sum()) - offset, unpad(path, sizes)
 
