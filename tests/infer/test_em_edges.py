@@ -335,6 +335,23 @@ def test_a_model_that_becomes_another_within_a_run() -> None:
         EM(model).run(num_steps=5, tol=None, callback=lambda number, loss: steps.append(number))
 
 
+def test_how_often_the_model_is_run() -> None:
+    """At the start, at two other points to recognise its parameters, at the end, and to check."""
+    calls = []
+
+    def model() -> None:
+        calls.append(1)
+        observe(loc=real("loc", LOC), scale=positive("scale", SCALE))
+
+    em = EM(model)
+    em.run(num_steps=3, tol=None)
+    assert len(calls) == 4
+    em.run(num_steps=3, tol=None)  # with the plan that it has
+    assert len(calls) == 4 + 2
+    assert em.run(num_steps=300, tol=1e-6).converged
+    assert len(calls) == 4 + 2 + 3
+
+
 def test_data_that_become_others_within_a_run() -> None:
     """The model is run at every step then, from the start, to where a fit of these data ends."""
     data = [X]

@@ -208,12 +208,17 @@ class Session:
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # the store holds other parameters now
         is_start = is_start or self.plan is None
-        plan = self.plan or self.make_plan(call)
-        run = self.run_as_planned(plan, call)
-        self._check_averages(run)
-        if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
-            is_start, plan = True, self.make_plan(call)
+        run = None
+        if self.plan is None:
+            plan, run = self.make_plan(call)
+        else:
+            plan = self.plan
+        if run is None:
             run = self.run_as_planned(plan, call)
+            self._check_averages(run)
+            if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
+                is_start, (plan, _) = True, self.make_plan(call)
+                run = self.run_as_planned(plan, call)
         if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run.params):
             run = self.run_as_planned(plan, call)
         self._check_constants(plan, run)
@@ -254,8 +259,12 @@ class Session:
             may_move=self.optim is not None,
         )
 
-    def make_plan(self, call: Call) -> Plan:
-        """Determine how each parameter is updated."""
+    def make_plan(self, call: Call) -> tuple[Plan, Run | None]:
+        """Determine how each parameter is updated.
+
+        :return: the plan, and the run of the model at the stored parameters if it may serve as the
+            first one: autograd has kept its graph, which is of no use, but in priors.
+        """
         self.frozen = {}
 
         def read(values: Params | None) -> Run:
@@ -270,7 +279,8 @@ class Session:
         self.plan = find_parameters(first, read, self.optim is not None)
         self._groups = None
         self._forget_averages()
-        return self.plan
+        needs_own = self.plan.needs_graph or first.latents or first.others or first.is_subsampled
+        return self.plan, None if needs_own else first
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
         """Raise covariances to the floor: EM is monotone only from a feasible start.

@@ -139,6 +139,8 @@ def find_hidden_dependence(
             continue
         everything = torch.ones(slot.lead.numel(), dtype=torch.bool, device="cpu")
         constant = known.get((slot.site, slot.name), everything)
+        if not constant.any():
+            continue
         values = [
             # Of logits, all but one of a row may be -inf: it is a constant, whatever the one is.
             slot.argument.canonical(
@@ -181,8 +183,10 @@ def _surroundings(run: Run) -> dict[str, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two tensors, or two plain values, are equal; NaN equals itself."""
+    if one is other:
+        return True
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return one is other or bool(one == other)
+        return bool(one == other)
     if one.shape != other.shape:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -279,7 +279,9 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
         if cells is None:
             continue
         seen = [(slot_in(run, slot), run.params[name]) for run in runs]
-        if not all(identity.agrees(*each, cells, link) for each in seen):
+        matched = 1  # the run whose blocks these cells are
+        others = seen[:matched] + seen[matched + 1 :] if link.is_identity else seen
+        if not all(identity.agrees(*each, cells, link) for each in others):
             reason = f"{slot.label} is not equal to it at every admissible value"
         elif not all(identity.same_derivative(*each, cells, link) for each in seen):
             reason = f"{slot.label} has a derivative in it that is not that of the identity"
