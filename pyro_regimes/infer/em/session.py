@@ -207,18 +207,8 @@ class Session:
         leaves = dict(pyro.get_param_store().named_parameters())
         if any(leaves.get(name) is not leaf for name, leaf in self._leaves.items()):
             self.reset()  # the store holds other parameters now
-        is_start = is_start or self.plan is None
-        run = None
-        if self.plan is None:
-            plan, run = self.make_plan(call)
-        else:
-            plan = self.plan
-        if run is None:
-            run = self.run_as_planned(plan, call)
-            self._check_averages(run)
-            if not plan.holds(run) or run.is_subsampled and not plan.is_subsampled:
-                is_start, (plan, _) = True, self.make_plan(call)
-                run = self.run_as_planned(plan, call)
+        plan, run, is_new = self._run_with_plan(call)
+        is_start = is_start or is_new
         if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run.params):
             run = self.run_as_planned(plan, call)
         self._check_constants(plan, run)
@@ -235,6 +225,22 @@ class Session:
             if constraint_of(name) is positive_definite
         }
         return run, problem, params, stored
+
+    def _run_with_plan(self, call: Call) -> tuple[Plan, Run, bool]:
+        """Run the model: a plan that holds for the run, the run, and whether the plan is new."""
+        is_new = self.plan is None
+        if self.plan is None:
+            plan, first = self.make_plan(call)
+            if first is not None:
+                return plan, first, True
+        else:
+            plan = self.plan
+        run = self.run_as_planned(plan, call)
+        self._check_averages(run)
+        if plan.holds(run) and (plan.is_subsampled or not run.is_subsampled):
+            return plan, run, is_new
+        plan, _ = self.make_plan(call)
+        return plan, self.run_as_planned(plan, call), True
 
     def _problem(self, plan: Plan, run: Run) -> Problem:
         if self._groups is None or not self._groups.fits(run):
