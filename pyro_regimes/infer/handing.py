@@ -1,8 +1,7 @@
-"""Handlers that give a running model one tensor per parameter and one subsample per plate."""
+"""A handler that gives a running model one tensor per parameter."""
 
 from __future__ import annotations
 
-import zlib
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Callable
@@ -10,7 +9,6 @@ from typing import Any, Callable
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
@@ -105,23 +103,6 @@ def _itself(leaf: Tensor) -> Tensor:
 def _registers_module(msg: dict[str, Any]) -> bool:
     """Whether a ``pyro.param`` statement registers a parameter that its module reads directly."""
     return len(msg["args"]) > 1 and isinstance(msg["args"][1], Parameter)
-
-
-class SameSubsamples(Messenger):
-    """Draw the subsample of each plate by its name, from a private random generator.
-
-    The global generator is not used. Restoring its state would make another thread draw the same
-    numbers twice.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg) or msg["value"] is not None:
-            return
-        plate = msg["fn"]
-        if plate.subsample_size is not None and plate.subsample_size < plate.size:
-            generator = torch.Generator().manual_seed(zlib.crc32(msg["name"].encode()))
-            order = torch.randperm(plate.size, generator=generator, device="cpu")
-            msg["value"] = order[: plate.subsample_size].to(plate.device)
 
 
 #: Properties that are read from the parameter itself: ``pyro.module`` warns where it requires no

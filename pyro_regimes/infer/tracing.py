@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Callable, NamedTuple, cast
+from typing import Any, Callable, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
-from pyro.distributions.hmm import DiscreteHMM, HiddenMarkovModel
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
@@ -22,6 +18,13 @@ from pyro_regimes import chain, emissions
 from pyro_regimes.distributions import RegimeHMM, observation
 from pyro_regimes.emissions.base import Argument, Family
 from pyro_regimes.infer.handing import HandOut
+from pyro_regimes.infer.subsampling import is_subsampled
+from pyro_regimes.infer.trace_checks import (
+    check_points,
+    check_shapes,
+    check_store,
+    no_site_message,
+)
 
 
 class Slot(NamedTuple):
@@ -145,7 +148,7 @@ def run_model(
     """
     handed = HandOut(values, connected)
     trace, placed = trace_model(model, guide, args, kwargs, handed)
-    _check_store(handed.values)
+    check_store(handed.values)
     sites, latents = {}, []
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
@@ -165,14 +168,14 @@ def run_model(
     if guide is not None and is_validation_enabled():
         check_model_guide_match(trace, placed)
     if not sites:
-        raise ValueError(_no_site_message(trace))
+        raise ValueError(no_site_message(trace))
     with handed.substitution():
         trace.compute_log_prob(lambda name, node: name not in sites)
     if is_validation_enabled():
-        _check_shapes(trace)
+        check_shapes(trace)
         if guide is not None:
             placed.compute_log_prob()
-            _check_shapes(placed)
+            check_shapes(placed)
     others = {
         name: node["log_prob_sum"]
         for name, node in trace.nodes.items()
@@ -188,37 +191,7 @@ def run_model(
         name: node["fn"] for name, node in trace.nodes.items() if site_is_subsample(node)
     }
     sizes = {name: int(plate.size) for name, plate in plates.items()}
-    return Run(handed.values, sites, found, others, _is_subsampled(trace), sizes)
-
-
-def _no_site_message(trace: Any) -> str:
-    """The error message for a model that observes no RegimeHMM."""
-    start = "expected an observed RegimeHMM site in the model, got"
-    names = [
-        name
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node)
-    ]
-    for name in names:
-        node = trace.nodes[name]
-        base = emissions.unwrap(node["fn"]).base
-        if node["is_observed"] and isinstance(base, RegimeHMM):
-            return (
-                f"{start} {name!r}, a {type(base).__name__}: EM does not support "
-                "subclasses, which may override the density; use SVI or NUTS"
-            )
-        if not node["is_observed"] or not isinstance(base, HiddenMarkovModel):
-            continue
-        start += f" {name!r}, a {type(base).__name__}"
-        if not isinstance(base, DiscreteHMM):
-            return f"{start}, whose hidden state is not discrete; use SVI or NUTS"
-        return (
-            f"{start}: it makes one transition before its first observation, so it is "
-            "RegimeHMM(first.log(), transition_logits, observation_dist), first = "
-            "initial_logits.softmax(-1) @ transition_logits.softmax(-1), where transitions do not "
-            "vary in time (see docs/coming_from.md)"
-        )
-    return f"{start} sites {names}"
+    return Run(handed.values, sites, found, others, is_subsampled(trace), sizes)
 
 
 def trace_model(
@@ -235,97 +208,9 @@ def trace_model(
     if guide is None:
         return poutine.trace(handed(model)).get_trace(*args, **kwargs), poutine.Trace()
     placed: Any = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
-    _check_points(placed)
+    check_points(placed)
     replayed = poutine.replay(handed(model), trace=placed)
     return poutine.trace(replayed).get_trace(*args, **kwargs), placed
-
-
-def _check_store(params: dict[str, Tensor]) -> None:
-    store = pyro.get_param_store()
-    missing = [name for name in params if name not in store]
-    if missing:
-        raise ValueError(
-            f"expected parameters in Pyro's parameter store, got {missing}, which a module keeps "
-            "to itself (the setting module_local_params)"
-        )
-
-
-def _check_points(trace: Any) -> None:
-    """Check that every latent site of the guide is a point, which EM requires."""
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
-            continue
-        base = emissions.unwrap(node["fn"]).base
-        if not isinstance(base, Delta):
-            raise ValueError(
-                "expected guide to put a point (a Delta) at every latent site, as AutoDelta "
-                f"does, got {type(base).__name__} at {name!r}"
-            )
-
-
-def _check_shapes(trace: Any) -> None:
-    """Raise for a batch dim without a plate, as ``Trace_ELBO`` does under validation."""
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or site_is_subsample(node):
-            continue
-        shape = _log_prob_shape(node)
-        checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
-        try:
-            check_site_shape(checked, cast(int, math.inf))
-        except ValueError as error:
-            raise ValueError(_shape_message(name, node, shape)) from error
-
-
-def _log_prob_shape(node: Any) -> torch.Size:
-    """The shape of a site's log density, without computing that of an HMM."""
-    if "log_prob" in node:
-        return node["log_prob"].shape
-    fn, value = node["fn"], node["value"]
-    parts = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
-    parts += [each.shape for each in (node["scale"], node["mask"]) if isinstance(each, Tensor)]
-    try:
-        return torch.broadcast_shapes(*parts)
-    except RuntimeError:
-        return parts[1]  # the value may have batch dims that the distribution lacks
-
-
-def _shape_message(name: str, node: Any, shape: torch.Size) -> str:
-    """The error message for a batch dim without a plate."""
-    plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
-    message = (
-        f"expected a plate for every batch dim of site {name!r}, got log-densities of shape "
-        f"{tuple(shape)} within plates {plates}: put sequences, restarts and other independent "
-        "values under a pyro.plate"
-    )
-    if read_hmm(node) is None:
-        return f"{message}, or make them one value with .to_event(...)"
-    return (
-        f"{message}; make the series of one observation one value, with .to_event(1) of the "
-        "observation distribution; and give a single series as (T,), not as (T, 1)"
-    )
-
-
-def _is_subsampled(trace: Any) -> bool:
-    """Whether some plate is subsampled."""
-    plates = [node for node in trace.nodes.values() if site_is_subsample(node)]
-    return any(not _is_whole(node["fn"].size, node["value"]) for node in plates)
-
-
-def _is_whole(size: int, subsample: Any) -> bool:
-    """Whether a plate's subsample contains all of its elements, in any order.
-
-    This checks the subsample, because Pyro leaves ``subsample_size`` empty if the caller passes
-    ``subsample``. The subsample need not be indices: Pyro accepts "anything supporting len()".
-    """
-    if len(subsample) < size:
-        return False
-    if isinstance(subsample, Tensor):
-        if subsample.dim() != 1 or subsample.is_floating_point():
-            return True  # the data themselves
-        everything = torch.arange(size, device=subsample.device)
-        return torch.equal(subsample, everything) or len(subsample.unique()) == size
-    indices = np.asarray(subsample)
-    return indices.ndim != 1 or indices.dtype.kind not in "iu" or len(np.unique(indices)) == size
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:

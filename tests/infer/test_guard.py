@@ -157,7 +157,7 @@ def test_minibatches_drawn_by_the_model(monkeypatch: Any) -> None:
             pyro.sample("x", hmm, obs=data[index + 4 * (next(calls) % 2)])
 
     calls = iter(range(10**6))
-    monkeypatch.setattr(tracing, "_is_subsampled", lambda trace: False)
+    monkeypatch.setattr(tracing, "is_subsampled", lambda trace: False)
     monkeypatch.setattr(parameters, "find_hidden_dependence", lambda *args: {})
     monkeypatch.setattr(EM, "_agrees", lambda *args: True)
     assert_spoken(run(model), "the model's own loss")

@@ -35,8 +35,8 @@ from pyro_regimes.infer.em.problem import (
 )
 from pyro_regimes.infer.em.recognise.find import find_parameters
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.handing import SameSubsamples
 from pyro_regimes.infer.isolation import Alone
+from pyro_regimes.infer.subsampling import SameSubsamples
 from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
 from pyro_regimes.infer.undisturbed import check_leaves, explained
 from pyro_regimes.kernels import ops
