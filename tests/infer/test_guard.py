@@ -252,6 +252,24 @@ def test_states_that_start_alike() -> None:
     assert_silent(run(model))
 
 
+def test_states_that_start_alike_among_many() -> None:
+    number = 40
+    start = torch.linspace(-3, 3, number).double()
+    start[36] = start[33]
+
+    def model() -> None:
+        observe(
+            loc=real("loc", start),
+            scale=torch.ones(number).double(),
+            initial_probs=torch.full((number,), 1 / number).double(),
+            transition_probs=torch.full((number, number), 1 / number).double(),
+        )
+
+    result, messages = run(model, tol=1.0)
+    assert not result.converged
+    assert "states [33, 36] of site 'x' have the same parameters" in messages[-1]
+
+
 def test_states_that_start_alike_in_one_restart() -> None:
     """It is named, whatever the others do, and ends as it would alone."""
     starts = torch.tensor([[-0.1, 0.1], [0.0, 0.0]])

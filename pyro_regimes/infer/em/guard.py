@@ -23,6 +23,7 @@ back and frozen is expected to gain nothing, too.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +50,8 @@ _KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
 #: The number of time steps at which densities are compared.
 _MOST_STEPS = 64
 
-#: The largest number of states for which all pairs are compared.
-_MOST_STATES = 32
+#: The number of time steps that tell which pairs of states may be alike.
+_FIRST_STEPS = 8
 
 
 class Finding(NamedTuple):
@@ -184,16 +185,14 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
     for name, each in state.expected.items():
         terms = [part.detach() for part in chain_logits(each.arguments)]
         terms.append(observation_logits(each.data, each.arguments).detach())
-        number = min(terms[-1].shape[-1], _MOST_STATES)
         labels = problem.groups.sequences[name].flatten()
         alike: dict[int, set[int]] = {}  # by restart
-        for i in range(number):
-            for j in range(i + 1, number):
-                apart = ~_may_be_exchanged(terms, i, j).expand(each.batch_shape).flatten()
-                same = set(labels.tolist()) - set(labels[apart].tolist())
-                for restart in same:
-                    if np.isfinite(state.losses[restart]):
-                        alike.setdefault(restart, set()).update((i, j))
+        for i, j in _candidates(terms[-1]):
+            apart = ~_may_be_exchanged(terms, i, j).expand(each.batch_shape).flatten()
+            same = set(labels.tolist()) - set(labels[apart].tolist())
+            for restart in same:
+                if np.isfinite(state.losses[restart]):
+                    alike.setdefault(restart, set()).update((i, j))
         by_states: dict[tuple[int, ...], list[int]] = {}
         for restart, states in sorted(alike.items()):
             by_states.setdefault(tuple(sorted(states)), []).append(restart)
@@ -205,17 +204,28 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
     return found
 
 
+def _candidates(observation: Tensor) -> list[tuple[int, int]]:
+    """Pairs of states whose densities are the same at the first steps, in some sequence."""
+    states = observation[..., :_FIRST_STEPS, :].movedim(-1, 0).contiguous()
+    return [
+        (i, j)
+        for i, j in combinations(range(len(states)), 2)
+        if bool(_same(states[i], states[j]).all(-1).any())
+    ]
+
+
 def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> Tensor:
     """Whether swapping two states leaves all logits of a sequence unchanged up to rounding."""
     initial, transition, observation = terms
     order = list(range(observation.shape[-1]))
     order[i], order[j] = j, i
-
-    def same(one: Tensor, other: Tensor) -> Tensor:
-        return torch.isclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
-
     return (
-        same(observation[..., i], observation[..., j]).all(-1)
-        & same(initial, initial[..., order]).all(-1)
-        & same(transition, transition[..., order, :][..., order]).flatten(-3).all(-1)
+        _same(observation[..., i], observation[..., j]).all(-1)
+        & _same(initial, initial[..., order]).all(-1)
+        & _same(transition, transition[..., order, :][..., order]).flatten(-3).all(-1)
     )
+
+
+def _same(one: Tensor, other: Tensor) -> Tensor:
+    """Which entries are equal up to rounding."""
+    return torch.isclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
