@@ -18,6 +18,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from benchmarks.measure import torch_threads
@@ -84,6 +85,11 @@ class Ours:
             values[1:] = [value.squeeze(1) for value in values[1:]]
         parameters = Parameters(*(value.numpy() for value in values))
         return Fit(parameters, -np.array(result.history[:num_steps]))
+
+    def gradient(self) -> None:
+        """One gradient of the same model, as SVI takes it."""
+        with pyro.get_param_store().scope():
+            Trace_ELBO().loss_and_grads(self.model, lambda data: None, self.data)
 
 
 class Hmmlearn:

@@ -41,7 +41,7 @@ def missing(problem: Problem, dtype: str) -> Ours:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of few iterations, so that none converges to the last digit."""
-    monkeypatch.setattr(peers, "WHOLE_RUN", 2)
+    monkeypatch.setattr(peers, "WHOLE_FIT", 2)
     monkeypatch.setattr(peers, "MOST_ITERATIONS", 2)
 
 
@@ -60,14 +60,18 @@ def test_em_row(workload: Workload) -> None:
     for name in ("hmmlearn", "hmmlearn scaling"):
         assert row.peers[name].note == ""
         assert row.peers[name].ratio is not None
+        cell = row.peers[name]
+        assert cell.whole_ratio == pytest.approx(cell.whole_fit / row.whole_fit)
+    assert row.ready > 0 and row.ready_in_gradients > 0
     for name in ("biased", "broken"):
         assert row.peers[name] == peers.Cell(note="differs")
     assert row.peers["missing"] == peers.Cell(note="absent")
     assert any("missing_library" in line for line in lines)
-    header, line = peers.table([row]).splitlines()
-    assert line.split()[0] == workload.name
-    assert line.split()[-6:] == ["differs", "-", "differs", "-", "absent", "-"]
-    assert len(header) <= len(line)
+    for whole in (False, True):
+        header, line = peers.table([row], whole).splitlines()
+        assert line.split()[0] == workload.name
+        assert line.split()[-6:] == ["differs", "-", "differs", "-", "absent", "-"]
+        assert len(header) <= len(line)
 
 
 @pytest.mark.usefixtures("quick")
