@@ -19,6 +19,15 @@ from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.validation import Settings
 
+#: Bytes that the starts of a fit may take beside the data, whatever these take.
+_SMALL = 2**27
+
+#: What the starts may take at most otherwise, in units of the data; copies of these take four more.
+_MOST_MEMORY = 6.0
+
+#: What EM holds of each start, in arrays of ``(N, T, K)``.
+_ARRAYS = 5.5
+
 
 class FittedRegimes(NamedTuple):
     """The best start, in the units of the data, with its regimes in order."""
@@ -108,6 +117,23 @@ class FittedStarts(NamedTuple):
     converged: Flags  #: ``(R,)``
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
 
+    @classmethod
+    def join(cls, parts: list[FittedStarts]) -> FittedStarts:
+        """All starts of several batches; those of a shorter history stay as they are."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(len(each.history) for each in parts)
+        histories = [
+            np.concatenate([each.history, each.history[-1:].repeat(longest - len(each.history), 0)])
+            for each in parts
+        ]
+        return cls(
+            Parameters.concatenate([each.parameters for each in parts]),
+            np.concatenate(histories, axis=1),
+            np.concatenate([each.converged for each in parts]),
+            np.concatenate([each.degenerate for each in parts]),
+        )
+
     def own_history(self, start: int, tol: float) -> Array:
         """The history of one start of EM, up to the step that raised it by less than ``tol``.
 
@@ -149,7 +175,10 @@ def fit_starts(
     least: float,
     callback: Callback | None = None,
 ) -> FittedStarts:
-    """Run all starts in one batch, in a private parameter store.
+    """Run all starts, in a private parameter store.
+
+    They are one batch, unless EM would need ten times the memory of large data for it. Then they
+    are several, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
     :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
@@ -157,8 +186,51 @@ def fit_starts(
     :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
         larger. The larger of the two is the floor of the fit, so that one start may collapse
         without stopping the others.
-    :param callback: called after each step with its number, from 1, and the loss of all starts.
+    :param callback: called after each step with its number, from 1, and the loss of all starts. If
+        they are several batches, the number goes on from one to the next, and the loss is as if
+        all starts had the mean of the batch.
     """
+    num_starts, num_states = starts.initial_probs.shape
+    size = _starts_at_once(x, num_states) if inference == "em" else num_starts
+    done: list[FittedStarts] = []
+
+    def report(step: int, loss: float) -> None:
+        assert callback is not None
+        before = sum(len(each.history) - 1 for each in done)
+        number = min(size, num_starts - size * len(done))
+        callback(before + step, loss * num_starts / number)
+
+    for first in range(0, num_starts, size):
+        batch = starts.part(slice(first, first + size))
+        done.append(
+            _fit_batch(
+                batch, spec, x, lengths, inference, max_iter, tol, min_eigenvalue, least,
+                callback and report,
+            )  # fmt: skip
+        )
+    return FittedStarts.join(done)
+
+
+def _starts_at_once(x: Tensor, num_states: int) -> int:
+    """The number of starts that EM runs in one batch."""
+    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
+    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
+    return max(1, int(most / one_start))
+
+
+def _fit_batch(
+    starts: Parameters,
+    spec: Spec,
+    x: Tensor,
+    lengths: Tensor | None,
+    inference: str,
+    max_iter: int,
+    tol: float | None,
+    min_eigenvalue: float,
+    least: float,
+    callback: Callback | None,
+) -> FittedStarts:
+    """As :func:`fit_starts`, in one batch."""
     arguments = partial(
         to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
     )

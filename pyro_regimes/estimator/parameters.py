@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,25 @@ class Parameters(NamedTuple):
         emission = {name: value[start] for name, value in self.emission.items()}
         return Parameters(self.initial_probs[start], self.transition_matrix[start], emission)
 
+    def part(self, starts: slice) -> Parameters:
+        """The parameters of some of several starts."""
+        emission = {name: value[starts] for name, value in self.emission.items()}
+        return Parameters(self.initial_probs[starts], self.transition_matrix[starts], emission)
+
+    @classmethod
+    def concatenate(cls, parts: list[Parameters]) -> Parameters:
+        """The starts of several batches in one."""
+        return cls._joined(np.concatenate, parts)
+
     @classmethod
     def stack(cls, starts: list[Parameters]) -> Parameters:
         """Stack several starts in one batch."""
+        return cls._joined(np.stack, starts)
+
+    @classmethod
+    def _joined(cls, join: Callable[[list[Array]], Array], parts: list[Parameters]) -> Parameters:
         return cls(
-            np.stack([each.initial_probs for each in starts]),
-            np.stack([each.transition_matrix for each in starts]),
-            {
-                name: np.stack([each.emission[name] for each in starts])
-                for name in starts[0].emission
-            },
+            join([each.initial_probs for each in parts]),
+            join([each.transition_matrix for each in parts]),
+            {name: join([each.emission[name] for each in parts]) for name in parts[0].emission},
         )

@@ -151,7 +151,7 @@ class RegimeModel(BaseEstimator):
         :param y: ignored; present because a scikit-learn Pipeline passes it.
         :param lengths: number of rows of each sequence in X, if X holds several.
         :param callback: called after each iteration with its number and the mean log-likelihood of
-            the starts.
+            the starts (of long data: of those that run at once, one batch after the other).
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """

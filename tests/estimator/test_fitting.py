@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.estimator import RegimeModel, gradient_ascent
+from pyro_regimes.estimator import RegimeModel, fitting, gradient_ascent
 from pyro_regimes.estimator.fitting import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
@@ -51,6 +51,48 @@ def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged
             *((both.emission[name], single.emission[name]) for name in spec.attributes),
         ]:
             np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_starts_in_several_batches_equal_one(covariance_type, at_once, monkeypatch):
+    """As for data that are too long for all of them at once; one start collapses."""
+    x, _ = simulate(covariance_type, 200)
+    x[60:70] = 9.0
+    spec = find_spec(covariance_type)
+    starts = make_starts(x, 3, 5, spec, 1e-6, seeds.rng(0))
+    starts.emission["means"][1, 0] = 9.0
+    starts.emission["covariances"][1, 0] *= 1e-3
+    heard = {}
+
+    def fit(name):
+        heard[name] = []
+        return fit_starts(
+            starts, spec, torch.tensor(x), None, inference="em",
+            max_iter=40, tol=1e-2, min_eigenvalue=0.0, least=1e-3,
+            callback=lambda step, loss: heard[name].append((step, loss)),
+        )  # fmt: skip
+
+    whole = fit("whole")
+    monkeypatch.setattr(fitting, "_starts_at_once", lambda *args: at_once)
+    parts = fit("parts")
+    for one, other in zip(whole[1:], parts[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole.parameters[:2], parts.parameters[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, value in whole.parameters.emission.items():
+        np.testing.assert_array_equal(value, parts.parameters.emission[name])
+    assert [step for step, _ in heard["parts"]] == list(range(1, len(heard["parts"]) + 1))
+    step, loss = heard["parts"][0]
+    assert loss == pytest.approx(-whole.history[1, :at_once].mean() * 5)
+
+
+@pytest.mark.parametrize(
+    "num_steps, size, expected", [(10_000, 7, 10), (1_000_000, 4, 1), (1_000_000, 200, 10)]
+)
+def test_starts_at_once_by_the_size_of_the_data(num_steps, size, expected):
+    x = torch.empty(1, dtype=torch.float64).expand(num_steps, size)
+    assert min(10, fitting._starts_at_once(x, 3)) == expected
 
 
 def test_a_collapsed_start_does_not_win():
