@@ -1,4 +1,4 @@
-"""Initial parameters of a fit, of three kinds: k-means, windows of time, and random ones."""
+"""Initial parameters of a fit, of three kinds: k-means, random ones, and windows of time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def make_starts(
 ) -> Parameters:
     """Make several starts in one batch, of three kinds in turn.
 
-    k-means finds regimes with different means, windows of time find regimes with different spreads
-    as well, and random starts find what neither does. The order is k-means, windows, random,
-    windows, and so on. The initial probabilities are uniform.
+    k-means finds regimes with different means, windows of time find regimes that last and differ in
+    their spreads, and random starts find what neither does. The order is k-means, random, windows,
+    random, and so on. The initial probabilities are uniform.
 
     :param x: observations ``(T, D)``, at least ``n_regimes`` of them distinct.
     :param floor: the least variance in any direction.
     :return: parameters with ``n_init`` starts in front.
     """
-    kinds = (_from_kmeans, _from_windows, _from_observations, _from_windows)
+    kinds = (_from_kmeans, _from_observations, _from_windows, _from_observations)
     made = [kinds[i % len(kinds)](x, n_regimes, spec, floor, rng) for i in range(n_init)]
     return Parameters.stack(made)
 

@@ -47,10 +47,10 @@ def test_k_means_comes_first() -> None:
         np.testing.assert_allclose(emission["covariances"][order], whole, rtol=1e-8)
 
 
-def test_windows_come_second() -> None:
+def test_windows_come_third() -> None:
     """Rows that follow one another, of windows that do not overlap."""
     x = np.column_stack([np.arange(200.0), seeds.rng(0).standard_normal(200)])
-    emission = starts(x, 2).select(1).emission
+    emission = starts(x, 3).select(2).emission
     middle = np.sort(emission["means"][:, 0])
     assert (np.diff(middle) >= 20).all()
     for center, covariance in zip(emission["means"], emission["covariances"], strict=True):
@@ -73,9 +73,9 @@ def test_windows_find_regimes_that_differ_in_spread_alone() -> None:
     rng, spec = seeds.rng(0), find_spec("spherical")
     states = np.arange(3_000) // 60 % 3
     x = np.array([0.3, 1.0, 4.0])[states][:, None] * rng.standard_normal((3_000, 2))
-    second = Parameters.stack([starts(x, 2, "spherical").select(1)])
+    third = Parameters.stack([starts(x, 3, "spherical").select(2)])
     fit = fit_starts(
-        second, spec, torch.tensor(x), None, inference="em",
+        third, spec, torch.tensor(x), None, inference="em",
         max_iter=300, tol=1e-3, min_eigenvalue=0.0, least=FLOOR,
     )  # fmt: skip
     found = np.sqrt(np.sort(fit.parameters.emission["covariances"][0]))

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.infer.em.e_step import take_expectations
+from pyro_regimes.infer.em.session import Call
 from tests.infer.models import INITIAL, TRANSITION, YS
 from tests.marks import slow
 
@@ -140,3 +142,16 @@ def test_posterior_mode_is_that_of_float64(kind: str) -> None:
     for dtypes in MIXES:
         loss = found(dtypes)
         assert_close(loss, expected, rtol=1e-4, atol=1e-3, msg=f"{dtypes}: {loss}, {expected}")
+
+
+@pytest.mark.parametrize("kind", ["covariance_matrix", "precision_matrix"])
+def test_the_first_e_step_is_rounded_as_all_others(kind: str) -> None:
+    for dtypes in (*MIXES, Dtypes(D, F, F, D)):
+        pyro.clear_param_store()
+        with torch.no_grad():
+            call = Call(model, None, (kind, "free", dtypes), {})
+            problem, state, _ = EM(model)._session.read(call)
+        data = problem.sites["y"]
+        expected = take_expectations(data, data.arguments).expectations
+        for ours, other in zip(state.expected["y"].expectations, expected, strict=True):
+            assert_close(ours, other, rtol=1e-12, atol=1e-14, msg=str(dtypes))

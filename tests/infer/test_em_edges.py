@@ -21,6 +21,7 @@ from tests import seeds
 from tests.infer import models
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, XS, X, observe, positive, real
 
+Model = Callable[[], None]
 COVARIATE = torch.linspace(-2, 2, 64).double()
 
 
@@ -350,6 +351,79 @@ def test_how_often_the_model_is_run() -> None:
     assert len(calls) == 4 + 2
     assert em.run(num_steps=300, tol=1e-6).converged
     assert len(calls) == 4 + 2 + 3
+
+
+def test_a_model_whose_first_run_differs() -> None:
+    """One that standardises its data once, and one that reads a parameter once."""
+
+    def centred() -> Model:
+        mean: list[Tensor] = []
+
+        def model() -> None:
+            x = X - mean[0] if mean else X
+            mean[:] = [X.mean()]
+            observe(loc=real("loc", LOC), obs=x)
+
+        return model
+
+    def scaled_once() -> Model:
+        calls = []
+
+        def model() -> None:
+            calls.append(1)
+            spread = SCALE * positive("factor", torch.ones(1)) if len(calls) == 1 else SCALE
+            observe(loc=real("loc", LOC), scale=spread)
+
+        return model
+
+    for model in (centred(), scaled_once()):
+        pyro.clear_param_store()
+        em = EM(model)
+        result = em.run(num_steps=200, tol=1e-6)
+        assert result.converged
+        assert result.history[-1] == pytest.approx(em.evaluate_loss(), rel=1e-12)
+
+
+def test_an_error_of_the_second_run_is_the_models_own() -> None:
+    calls = []
+
+    def model() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("the file is closed")
+        observe(loc=real("loc", LOC))
+
+    with pytest.raises(RuntimeError, match="^the file is closed"):
+        EM(model).step()
+
+
+def test_a_slice_whose_place_hangs_on_values() -> None:
+    """All cells start at one value, so that values do not tell which of them are read."""
+
+    def model() -> None:
+        held = real("loc", torch.zeros(4))
+        first = 2 if float(held[3].detach()) == 0 else 0
+        observe(loc=held[first : first + 2], scale=SCALE)
+
+    with pytest.raises(ValueError, match="loc: x.loc is not an affine function of it"):
+        EM(model).step()
+    assert (pyro.param("loc") == 0).all()
+
+
+def test_a_site_that_is_there_at_some_calls() -> None:
+    def model(both: bool) -> None:
+        held = real("loc", LOC)
+        observe(loc=held, scale=SCALE)
+        if both:
+            observe(loc=held, scale=SCALE, obs=X.flip(0) + 1.0, name="y")
+
+    em = EM(model)
+    em.run(False, num_steps=50, tol=None)
+    result = em.run(True, num_steps=300, tol=1e-7)
+    assert result.converged
+    pyro.clear_param_store()
+    again = EM(model).run(True, num_steps=300, tol=1e-7)
+    assert result.history[-1] == pytest.approx(again.history[-1], abs=1e-5)
 
 
 def test_data_that_become_others_within_a_run() -> None:

@@ -38,8 +38,9 @@ class SiteData(NamedTuple):
     @property
     def is_as_read(self) -> bool:
         """Whether ``chain`` holds what counts and nothing else: there may be NaN beside it."""
-        dtypes = {each.dtype for each in self.chain}
-        return self.weight is None and self.site.observation_mask is None and len(dtypes) == 1
+        given = (*self.chain, *self.site.arguments.values())
+        plain = self.weight is None and self.site.observation_mask is None
+        return plain and all(each.dtype == self.dtype for each in given)
 
     def weigh(self, values: Tensor) -> Tensor:
         """Multiply the values of each sequence by its weight; a weight of 0 gives 0."""

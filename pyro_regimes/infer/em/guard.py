@@ -51,7 +51,7 @@ _KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
 _MOST_STEPS = 64
 
 #: The number of time steps that tell which pairs of states may be alike.
-_FIRST_STEPS = 8
+_FEW_STEPS = 8
 
 
 class Finding(NamedTuple):
@@ -205,8 +205,10 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
 
 
 def _candidates(observation: Tensor) -> list[tuple[int, int]]:
-    """Pairs of states whose densities are the same at the first steps, in some sequence."""
-    states = observation[..., :_FIRST_STEPS, :].movedim(-1, 0).contiguous()
+    """Pairs of states whose densities are the same at a few steps, in some sequence."""
+    num_steps = observation.shape[-2]
+    few = torch.linspace(0, num_steps - 1, min(num_steps, _FEW_STEPS), device=observation.device)
+    states = observation.index_select(-2, few.long()).movedim(-1, 0).contiguous()
     return [
         (i, j)
         for i, j in combinations(range(len(states)), 2)

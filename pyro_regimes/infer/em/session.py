@@ -277,16 +277,31 @@ class Session:
             with SameSubsamples():  # every run of a subsampled model must see the same data
                 return self.run(call, values)
 
-        with torch.enable_grad():
-            first = read(None)
-            leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
-            if call.guide is not None or any(isinstance(leaf, Parameter) for leaf in leaves):
-                first = read(None)  # that run has set up the guide, or a module
-        self.plan = find_parameters(first, read, self.optim is not None)
+        first, plan = self._plan_from(read, call)
+        if plan is None or plan.gradient:
+            # That run may have set up the guide, a module, or what else the model keeps.
+            with torch.enable_grad():
+                first = read(None)
+            plan = find_parameters(first, read, self.optim is not None)
+        self.plan = plan
         self._groups = None
         self._forget_averages()
-        needs_own = self.plan.needs_graph or first.latents or first.others or first.is_subsampled
-        return self.plan, None if needs_own else first
+        needs_own = plan.needs_graph or first.latents or first.others or first.is_subsampled
+        return plan, None if needs_own else first
+
+    def _plan_from(
+        self, read: Callable[[Params | None], Run], call: Call
+    ) -> tuple[Run, Plan | None]:
+        """The first run of the model, and the plan if later runs confirm it."""
+        with torch.enable_grad():
+            first = read(None)
+        leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
+        if call.guide is not None or any(isinstance(leaf, Parameter) for leaf in leaves):
+            return first, None
+        try:
+            return first, find_parameters(first, read, self.optim is not None)
+        except Exception:  # of a model whose first run differs from the others, perhaps
+            return first, None
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
         """Raise covariances to the floor: EM is monotone only from a feasible start.

@@ -108,6 +108,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         sorted(assignments, key=_place(current)),
         affine,
         refused,
+        list(current.sites),
         current.is_subsampled,
         bool(refused or affine.names or current.is_subsampled or depends),
     )
@@ -279,11 +280,12 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
         if cells is None:
             continue
         seen = [(slot_in(run, slot), run.params[name]) for run in runs]
-        matched = 1  # the run whose blocks these cells are
-        others = seen[:matched] + seen[matched + 1 :] if link.is_identity else seen
-        if not all(identity.agrees(*each, cells, link) for each in others):
+        is_view = link.is_identity and identity.is_same_view(*map(list, zip(*seen, strict=True)))
+        if not all(identity.agrees(*each, cells, link) for each in seen):
             reason = f"{slot.label} is not equal to it at every admissible value"
-        elif not all(identity.same_derivative(*each, cells, link) for each in seen):
+        elif not is_view and not all(
+            identity.same_derivative(*each, cells, link) for each in seen
+        ):
             reason = f"{slot.label} has a derivative in it that is not that of the identity"
         else:
             return cells, link

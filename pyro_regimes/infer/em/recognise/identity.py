@@ -109,25 +109,30 @@ def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     return bool(_close(target.to(parameter.dtype), held[used], allowed).all())
 
 
-def _is_view(value: Tensor, parameter: Tensor) -> bool:
-    """Whether autograd has recorded nothing but views between a leaf and a tensor."""
-    node: Any = value.grad_fn
-    while node is not None and node.name() in _VIEWS:
-        node = node.next_functions[0][0]
-    if node is None:
-        return value is parameter
-    return getattr(node, "variable", None) is parameter
+def is_same_view(slots: list[Slot], parameters: list[Tensor]) -> bool:
+    """Whether an argument is the same view of a parameter in all runs.
+
+    It then has no other derivative than that of the selection. Autograd has recorded nothing but
+    views between the two.
+    """
+    seen = set()
+    for slot, parameter in zip(slots, parameters, strict=True):
+        node: Any = slot.value.grad_fn
+        while node is not None and node.name() in _VIEWS:
+            node = node.next_functions[0][0]
+        if slot.value is not parameter and getattr(node, "variable", None) is not parameter:
+            return False
+        offset = slot.value.storage_offset() - parameter.storage_offset()
+        seen.add((offset, slot.value.shape, slot.value.stride(), parameter.stride()))
+    return len(seen) == 1
 
 
 def same_derivative(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     """Whether the argument's vector-Jacobian product is that of a selection of cells.
 
     A random cotangent is pulled back through the model, and through the selection; canonical
-    coordinates project it on the tangent space (of the simplex, of symmetric matrices). A view of
-    the parameter has no other derivative than that.
+    coordinates project it on the tangent space (of the simplex, of symmetric matrices).
     """
-    if link.is_identity and _is_view(slot.value, parameter):
-        return True
     target = _canonical_slot(slot).to(parameter.dtype)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(

@@ -106,6 +106,7 @@ class Plan(NamedTuple):
     order: list[Assignment]  #: in the order of updates: locations before the spreads
     affine: Affine  #: location parameters that are solved for jointly, before the others
     gradient: dict[str, str]  #: parameters that the optimiser updates, with the reason
+    sites: list[str]  #: the observed sites; those of a minibatch may be others
     is_subsampled: bool  #: whether each run of the model uses only some of the data
     #: whether the objective is checked as a whole, not for each restart: if an optimiser updates
     #: parameters, locations are affine, priors depend on parameters or data are subsampled
@@ -196,6 +197,8 @@ class Plan(NamedTuple):
     def holds(self, run: Run) -> bool:
         """Whether the arguments of a later run still are what the plan says of them."""
         if set(run.params) != set(self.shapes):
+            return False
+        if not self.is_subsampled and set(run.sites) != set(self.sites):
             return False
         if any(run.params[name].shape != shape for name, shape in self.shapes.items()):
             return False
