@@ -205,7 +205,7 @@ def test_the_history_ends_at_the_fit(inference, tol):
             2, n_init=1, max_iter=150 if tol else 7, tol=tol, regularization=0.0,
             inference=inference, random_state=0,
         ).fit(x, callback=lambda step, value: heard.append(value))  # fmt: skip
-    assert (model.n_iter_ == 7) == (tol is None) and model.n_iter_ < 150
+    assert model.n_iter_ == 7 if tol is None else model.n_iter_ < 150
     assert len(model.history_) == model.n_iter_ + 1 == len(heard) + 1
     np.testing.assert_allclose(model.score(x), model.history_[-1], rtol=1e-12)
     np.testing.assert_allclose(heard, model.history_[1:], rtol=1e-12)
