@@ -133,6 +133,10 @@ def test_posteriors_and_held_out_data_against_quadrature() -> None:
     mean = weights @ grid
     deviation = (weights @ (grid - mean).square()).sqrt()
     predictive = (prior + hmm.log_prob(X)).logsumexp(0) + cell - evidence
+    # The mean over draws of a density that few of them may dominate: four standard errors of it.
+    density = (hmm.log_prob(X) - hmm.log_prob(fitted)).exp()
+    spread = (weights @ density.square()) / (weights @ density).square() - 1
+    bound = max(0.3, float(torch.log1p(4 * (spread / 40).sqrt())))
 
     em, delta, normal, nuts = found.runs
     for mode in (em, delta):
@@ -145,7 +149,7 @@ def test_posteriors_and_held_out_data_against_quadrature() -> None:
         # Four Monte Carlo standard errors of some 40 independent draws.
         assert (posterior.mean - mean).abs().max() < 4 * deviation.max() / 40**0.5
         torch.testing.assert_close(posterior.deviation, deviation, rtol=0.35, atol=0)
-        assert run.held_out_averaged == pytest.approx(float(predictive), abs=0.3)
+        assert run.held_out_averaged == pytest.approx(float(predictive), abs=bound)
 
 
 def slow_to_run(x: Tensor) -> None:
