@@ -167,7 +167,7 @@ def test_em_plans_before_its_first_step_and_checks_after_its_last() -> None:
     (run,) = compare(slow_to_run, X, methods=["EM"], em_steps=8, tol=None).runs
     steps = np.diff(run.times)
     assert run.times[0] == 0.0 and len(steps) == 8
-    assert steps[0] > 0.04  # at least four runs of the model
+    assert steps[0] > 0.03  # three runs of the model
     assert steps[1:].max() < 0.01  # none
     assert run.seconds > run.times[-1] + 0.01  # one more, to see that the model agrees
 
