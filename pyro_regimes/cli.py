@@ -170,7 +170,7 @@ def compare(
         def tell(name: str, step: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
-                if not _err.is_terminal:  # nor will there be a bar
+                if not _err.is_terminal:  # no progress bar is shown
                     _err.print(f"{name}, up to {total} steps", highlight=False, markup=False)
             progress.update(tasks[name], completed=step)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,13 +19,13 @@ from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.validation import Settings
 
-#: Bytes that the starts of a fit may take beside the data, whatever these take.
+#: Memory in bytes that the starts of a fit may always use, in addition to the data.
 _SMALL = 2**27
 
-#: What the starts may take at most otherwise, in units of the data; copies of these take four more.
+#: Upper limit beyond that, in multiples of the data. Copies of the data take four more.
 _MOST_MEMORY = 6.0
 
-#: What EM holds of each start, in arrays of ``(N, T, K)``.
+#: Memory that EM needs for each start, in arrays of shape ``(N, T, K)``.
 _ARRAYS = 5.5
 
 
@@ -120,8 +120,6 @@ class FittedStarts(NamedTuple):
     @classmethod
     def join(cls, parts: list[FittedStarts]) -> FittedStarts:
         """All starts of several batches; those of a shorter history stay as they are."""
-        if len(parts) == 1:
-            return parts[0]
         longest = max(len(each.history) for each in parts)
         histories = [
             np.concatenate([each.history, each.history[-1:].repeat(longest - len(each.history), 0)])
@@ -177,8 +175,8 @@ def fit_starts(
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
 
-    They are one batch, unless EM would need ten times the memory of large data for it. Then they
-    are several, one after the other, with the same result.
+    They run in one batch, unless EM would use more than ten times the memory of the data. Then they
+    run in several batches, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
     :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
@@ -187,54 +185,20 @@ def fit_starts(
         larger. The larger of the two is the floor of the fit, so that one start may collapse
         without stopping the others.
     :param callback: called after each step with its number, from 1, and the loss of all starts. If
-        they are several batches, the number goes on from one to the next, and the loss is as if
-        all starts had the mean of the batch.
+        there are several batches, numbering continues from one to the next, and the loss is the
+        mean loss of the batch times the number of starts.
     """
     num_starts, num_states = starts.initial_probs.shape
-    size = _starts_at_once(x, num_states) if inference == "em" else num_starts
-    done: list[FittedStarts] = []
-
-    def report(step: int, loss: float) -> None:
-        assert callback is not None
-        before = sum(len(each.history) - 1 for each in done)
-        number = min(size, num_starts - size * len(done))
-        callback(before + step, loss * num_starts / number)
-
-    for first in range(0, num_starts, size):
-        batch = starts.part(slice(first, first + size))
-        done.append(
-            _fit_batch(
-                batch, spec, x, lengths, inference, max_iter, tol, min_eigenvalue, least,
-                callback and report,
-            )  # fmt: skip
-        )
-    return FittedStarts.join(done)
-
-
-def _starts_at_once(x: Tensor, num_states: int) -> int:
-    """The number of starts that EM runs in one batch."""
-    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
-    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
-    return max(1, int(most / one_start))
-
-
-def _fit_batch(
-    starts: Parameters,
-    spec: Spec,
-    x: Tensor,
-    lengths: Tensor | None,
-    inference: str,
-    max_iter: int,
-    tol: float | None,
-    min_eigenvalue: float,
-    least: float,
-    callback: Callback | None,
-) -> FittedStarts:
-    """As :func:`fit_starts`, in one batch."""
+    at_once = _starts_at_once(x, num_states)
+    if inference == "em" and num_starts > at_once:
+        fit = partial(
+            fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
+            tol=tol, min_eigenvalue=min_eigenvalue, least=least,
+        )  # fmt: skip
+        return _fit_in_batches(fit, starts, at_once, callback)
     arguments = partial(
         to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
     )
-    num_starts = len(starts.initial_probs)
     floor = max(min_eigenvalue, least)
     if inference == "em":
         em = _FitEM(pyro_model(arguments(starts), spec), min_eigenvalue=floor)
@@ -253,6 +217,36 @@ def _fit_batch(
     variance = spec.least_variance(parameters.emission, num_starts)
     collapsed = (variance < 2 * least) & (min_eigenvalue < least)
     return FittedStarts(parameters, history, converged, ~finite | collapsed)
+
+
+def _starts_at_once(x: Tensor, num_states: int) -> int:
+    """The number of starts that EM runs in one batch."""
+    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
+    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
+    return max(1, int(most / one_start))
+
+
+def _fit_in_batches(
+    fit: Callable[..., FittedStarts], starts: Parameters, size: int, callback: Callback | None
+) -> FittedStarts:
+    """Run at most ``size`` starts at a time."""
+    num_starts, steps_before = len(starts.initial_probs), 0
+    fitted = []
+    for first in range(0, num_starts, size):
+        batch = starts.select(slice(first, first + size))
+        report = None
+        if callback is not None:
+            share = len(batch.initial_probs) / num_starts
+            report = partial(_report, callback, steps_before, share)
+        fitted.append(fit(batch, callback=report))
+        steps_before += len(fitted[-1].history) - 1
+    return FittedStarts.join(fitted)
+
+
+def _report(
+    callback: Callback, steps_before: int, share: float, step: int, loss: float
+) -> None:
+    callback(steps_before + step, loss / share)
 
 
 class _FitEM(IsolatedEM):

@@ -20,13 +20,8 @@ class Parameters(NamedTuple):
     transition_matrix: Array  #: ``(..., K, K)``, (old, new)
     emission: Emission  #: with the same ``...`` in front; a :class:`.Spec` defines its entries
 
-    def select(self, start: int) -> Parameters:
-        """The parameters of one of several starts."""
-        emission = {name: value[start] for name, value in self.emission.items()}
-        return Parameters(self.initial_probs[start], self.transition_matrix[start], emission)
-
-    def part(self, starts: slice) -> Parameters:
-        """The parameters of some of several starts."""
+    def select(self, starts: int | slice) -> Parameters:
+        """The parameters of one or some of several starts."""
         emission = {name: value[starts] for name, value in self.emission.items()}
         return Parameters(self.initial_probs[starts], self.transition_matrix[starts], emission)
 

@@ -53,10 +53,10 @@ def _from_kmeans(
 def _from_windows(
     x: Array, n_regimes: int, spec: Spec, floor: float, rng: np.random.RandomState
 ) -> Parameters:
-    """The means and spreads of random windows of time that do not overlap, sticky transitions.
+    """The means and spreads of random, disjoint windows of time, and sticky transitions.
 
-    A regime that lasts fills whole windows. If two windows have the same mean, random observations
-    take their place.
+    A persistent regime fills whole windows. If two windows have the same mean, the start is one
+    from random observations instead.
     """
     size = min(max(_WINDOW, 2 * x.shape[1]), len(x) // n_regimes)
     begin = size * rng.choice(len(x) // size, n_regimes, replace=False)

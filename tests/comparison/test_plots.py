@@ -43,7 +43,9 @@ def test_a_run_that_diverged_is_drawn_as_such(with_em):
 
 def test_a_comparison_without_a_single_step_can_be_drawn():
     at_once = make_run("SVI, Adam(9)", "likelihood", [-30.0], diverged=True)
-    plot_comparison(Comparison([at_once])).canvas.draw()
+    figure = plot_comparison(Comparison([at_once]))
+    figure.canvas.draw()
+    assert len(figure.axes) == 4 and not figure.axes[0].lines
 
 
 def test_posteriors_stand_side_by_side():

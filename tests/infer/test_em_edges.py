@@ -276,7 +276,12 @@ def test_optimisers_that_serve(make) -> None:
     def model() -> None:
         observe(loc=2 * real("loc", LOC).tanh())
 
-    EM(model, optim=make()).step()
+    optim = make()
+    em = EM(model, optim=optim)
+    before = em.evaluate_loss()
+    assert em.step() == pytest.approx(before, rel=1e-12)
+    is_moved = bool((pyro.param("loc") != LOC).any())
+    assert is_moved == isinstance(optim, pyro.optim.PyroOptim)  # the function above does nothing
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class SiteData(NamedTuple):
 
     @property
     def is_as_read(self) -> bool:
-        """Whether ``chain`` holds what counts and nothing else: there may be NaN beside it."""
+        """Whether the E-step may use ``chain``: nothing is weighted, masked or converted."""
         given = (*self.chain, *self.site.arguments.values())
         plain = self.weight is None and self.site.observation_mask is None
         return plain and all(each.dtype == self.dtype for each in given)

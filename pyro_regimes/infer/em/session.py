@@ -268,8 +268,9 @@ class Session:
     def make_plan(self, call: Call) -> tuple[Plan, Run | None]:
         """Determine how each parameter is updated.
 
-        :return: the plan, and the run of the model at the stored parameters if it may serve as the
-            first one: autograd has kept its graph, which is of no use, but in priors.
+        :return: the plan, and the run at the stored parameters if it can serve as the first run of
+            a fit. It cannot if the plan needs gradients, there are other sites, or data are
+            subsampled.
         """
         self.frozen = {}
 
@@ -279,7 +280,7 @@ class Session:
 
         first, plan = self._plan_from(read, call)
         if plan is None or plan.gradient:
-            # That run may have set up the guide, a module, or what else the model keeps.
+            # The first run may have set up a guide, a module, or other state of the model.
             with torch.enable_grad():
                 first = read(None)
             plan = find_parameters(first, read, self.optim is not None)
@@ -292,7 +293,7 @@ class Session:
     def _plan_from(
         self, read: Callable[[Params | None], Run], call: Call
     ) -> tuple[Run, Plan | None]:
-        """The first run of the model, and the plan if later runs confirm it."""
+        """The first run of the model, and the plan made from it; None if another run is needed."""
         with torch.enable_grad():
             first = read(None)
         leaves = (leaf for _, leaf in pyro.get_param_store().named_parameters())
@@ -300,7 +301,7 @@ class Session:
             return first, None
         try:
             return first, find_parameters(first, read, self.optim is not None)
-        except Exception:  # of a model whose first run differs from the others, perhaps
+        except Exception:  # the first run may differ from later ones; else planning fails again
             return first, None
 
     def _raise_to_floor(self, plan: Plan, params: Params) -> bool:

@@ -45,7 +45,7 @@ _TWO_KINDS = "used in arguments that have different updates"
 def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     """Trace the model at two more points and plan the update of every parameter.
 
-    :param current: a run at the parameters of the store, of which autograd has kept the graph.
+    :param current: a run at the stored parameters, recorded by autograd.
     :param read: runs the model, at given values of its parameters.
     :param may_move: whether parameters without a closed form may be left to an optimiser.
     :raises ValueError: naming every parameter that has no closed form here, with the reason.

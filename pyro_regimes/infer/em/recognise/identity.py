@@ -112,8 +112,7 @@ def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
 def is_same_view(slots: list[Slot], parameters: list[Tensor]) -> bool:
     """Whether an argument is the same view of a parameter in all runs.
 
-    It then has no other derivative than that of the selection. Autograd has recorded nothing but
-    views between the two.
+    Its derivative is then that of the selection, because autograd recorded only views between them.
     """
     seen = set()
     for slot, parameter in zip(slots, parameters, strict=True):
