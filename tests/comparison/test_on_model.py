@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pyro
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pyro_regimes import RegimeHMM
 from pyro_regimes.comparison import compare
+from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, X
 
@@ -170,6 +172,19 @@ def test_em_plans_before_its_first_step_and_checks_after_its_last() -> None:
     assert steps[0] > 0.03  # three runs of the model
     assert steps[1:].max() < 0.01  # none
     assert run.seconds > run.times[-1] + 0.01  # one more, to see that the model agrees
+
+
+def test_the_check_of_convergence_is_compiled_before_it_is_timed(monkeypatch) -> None:
+    checked = []
+    check = guard.check
+
+    def recorded(session: Any, call: Any, loop: Any, tol: float) -> Any:
+        checked.append(tol)
+        return check(session, call, loop, tol)
+
+    monkeypatch.setattr(guard, "check", recorded)
+    compare(slow_to_run, X, methods=["EM"], em_steps=300, tol=1e-3)
+    assert checked == [math.inf, 1e-3]
 
 
 def test_progress_is_reported_without_the_lock_and_with_the_callers_store() -> None:

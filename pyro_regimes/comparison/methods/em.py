@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +68,8 @@ def _run(
     num_steps: int,
 ) -> dict[str, Any]:
     """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
-    with restored(workspace):  # compiles the kernels
-        TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=None)
+    with restored(workspace):  # compiles the kernels, also those of the check of convergence
+        TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=math.inf)
     em = TimedEM(model, guide, workspace)
     result = em.run(task.data, num_steps=num_steps, tol=task.tol)
     seconds = em.seconds
