@@ -14,6 +14,8 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 Map = Callable[[Tensor], Tensor]
 
@@ -25,6 +27,8 @@ class Link(NamedTuple):
     forward: Map
     inverse: Map
     is_lower: bool = False  #: whether the parameter is a lower triangular matrix
+    #: Constraints that the parameter satisfies wherever the argument is valid.
+    inside: tuple[Constraint, ...] = ()
 
     @property
     def is_identity(self) -> bool:
@@ -130,10 +134,17 @@ PROBABILITIES = (
 
 LOCATION = (identity("location"),)
 
+_POSITIVE = (constraints.positive, constraints.nonnegative)
+
 STANDARD_DEVIATION = (
     identity("standard deviation"),
-    Link("variance", torch.sqrt, torch.square),
-    Link("precision", partial(_power, exponent=-0.5), partial(_power, exponent=-2.0)),
+    Link("variance", torch.sqrt, torch.square, inside=_POSITIVE),
+    Link(
+        "precision",
+        partial(_power, exponent=-0.5),
+        partial(_power, exponent=-2.0),
+        inside=_POSITIVE,
+    ),
     _logarithm("log of standard deviation", 1.0),
     _logarithm("log of variance", 0.5),
     _logarithm("log of precision", -0.5),

@@ -97,7 +97,8 @@ def test_inference_mode() -> None:
             X * 1, num_steps=3, tol=None, callback=lambda *_: seen.append(torch.is_grad_enabled())
         ).history
         assert torch.is_inference_mode_enabled() and em.step(X) == pytest.approx(losses[-1])
-    assert losses == expected and seen == [False] * 3
+    # Another engine serves inference tensors, with other rounding errors.
+    assert losses == pytest.approx(expected, rel=1e-14) and seen == [False] * 3
     assert not any(leaf.is_inference() for _, leaf in pyro.get_param_store().named_parameters())
     pyro.clear_param_store()
     EM(model).run(X, num_steps=2)

@@ -1,4 +1,4 @@
-"""One kernel for the plain Gaussian model, against the same iterations step by step."""
+"""One kernel for Gaussian models, against the same iterations step by step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.em.engines import fused_gaussian, gaussian_steps, tensors
+from pyro_regimes.infer.em.engines import gaussian_steps, tensors
 from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
 from pyro_regimes.kernels import ops
+from tests.infer.fused import both_engines, spy
 from tests.infer.models import COVARIANCES, INITIAL, LENGTHS, LOCS, TRANSITION, YS, Y
 
 pytestmark = pytest.mark.usefixtures("filled_buffers")
@@ -73,34 +74,11 @@ MODELS = {
 }
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, allowed: bool = True) -> list:
-    """What was found, which can be forbidden."""
-    found: list = []
-    find = fused_gaussian.find
-
-    def remember(*args: object) -> object:
-        found.append(find(*args) if allowed else "forbidden")
-        return found[-1]
-
-    monkeypatch.setattr(fused_gaussian, "find", remember)
-    return found
-
-
 @pytest.mark.parametrize("floor", [0.0, 0.5], ids=["no floor", "floor"])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_equals_the_iterations_step_by_step(model, floor, monkeypatch):
-    with monkeypatch.context() as patch:
-        found = spy(patch)
-        fast = EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None)
-        assert isinstance(found[0], FusedEngine)
-    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
-    pyro.clear_param_store()
-    spy(monkeypatch, allowed=False)
-    slow = EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None)
+def test_equals_the_iterations_step_by_step(model, floor):
+    fast, slow = both_engines(lambda: EM(model, min_eigenvalue=floor).run(num_steps=25, tol=None))
     assert fast.num_steps == slow.num_steps == 25
-    assert_close(fast.restart_history, slow.restart_history, rtol=1e-10, atol=0.0)
-    for name, value in pyro.get_param_store().items():
-        assert_close(values[name], value.detach(), rtol=1e-7, atol=1e-9)
 
 
 def test_stops_where_the_other_does(monkeypatch):
@@ -173,16 +151,15 @@ def test_other_models_and_backends_are_left_alone(monkeypatch):
     with ops.backend("reference"):
         EM(MODELS["one sequence"]).run(num_steps=1)
 
-    def tied() -> None:
-        spread = pyro.param("c", COVARIANCES[0], constraint=constraints.positive_definite)
-        normal = dist.MultivariateNormal(pyro.param("loc", LOCS.clone()), spread)
+    def one_location() -> None:
         chain = {
             "initial_probs": pyro.param("i", INITIAL, constraint=constraints.simplex),
             "transition_probs": pyro.param("a", TRANSITION, constraint=constraints.simplex),
         }
+        normal = dist.MultivariateNormal(pyro.param("one", LOCS[0].clone()), COVARIANCES)
         pyro.sample("x", RegimeHMM(observation_dist=normal, **chain), obs=Y)
 
-    em = EM(tied)
+    em = EM(one_location)
     em.run(num_steps=1)
-    assert all(isinstance(each, str) for each in found) and len(found) == 2
+    assert [isinstance(each, str) for each in found] == [True, True], found
     assert found[1] in str(em.plan)

@@ -4,6 +4,12 @@ Densities, the E-step and weighted moments are the kernels that every model uses
 and :func:`maximise` run before and after them, for P independent models at once. A whole step on
 arrays avoids tensor operations: a few hundred short operations take longer than the kernels do for
 some thousand observations.
+
+A spread is a covariance matrix for each state, ``(K, D, D)``, or a variance for each state and
+series, ``(K, D, 1)``. Its *blocks* are the matrices, ``(K, 1)``, or the variances, ``(K, D)``.
+``owner`` numbers the blocks in that order and gives each the first of those that are equal by
+construction: one matrix for all states is tied, one variance for all series of a state spherical.
+It is -1 for a block that is held fixed.
 """
 
 from __future__ import annotations
@@ -44,28 +50,68 @@ def _cholesky(matrix: Any, floor: float, least: float, factor: Any) -> bool:
 
 
 @compiled
+def _factorise(spread: Any, factor: Any) -> bool:
+    """The Cholesky factors ``(K, D, D)`` or standard deviations ``(K, D, 1)`` of spreads.
+
+    Where they are not positive definite the factor is the identity.
+
+    :return: whether all are.
+    """
+    size, is_full = spread.shape[1], spread.shape[2] == spread.shape[1]
+    sound = True
+    for k in range(len(spread)):
+        own = True
+        if is_full:
+            own = _cholesky(spread[k], 0.0, 0.0, factor[k])
+        else:
+            for d in range(size):
+                own = own and spread[k, d, 0] > 0.0
+                factor[k, d, 0] = math.sqrt(spread[k, d, 0])
+        if not own:
+            sound = False
+            for d in range(size):
+                for e in range(factor.shape[2]):
+                    factor[k, d, e] = 1.0 if d == e or not is_full else 0.0
+    return sound
+
+
+@compiled
+def _log_prior(probs: Any, pseudo: Any) -> float:
+    """The log density of a Dirichlet distribution, up to its constant."""
+    total = 0.0
+    for k in range(len(probs)):
+        if pseudo[k] != 0.0:
+            total += pseudo[k] * (math.log(probs[k]) if probs[k] > 0.0 else -np.inf)
+    return total
+
+
+@compiled
 def prepare(
     initial: Any,  # (P, K)
     transition: Any,  # (P, K, K)
     loc: Any,  # (P, K, D)
-    covariance: Any,  # (P, K, D, D)
+    spread: Any,  # (P, K, D, D or 1)
+    pseudo_initial: Any,  # (P, K): the Dirichlet priors' concentrations, less one
+    pseudo_transition: Any,  # (P, K, K)
     log_initial: Any,  # (P or N, K)
     log_transition: Any,  # (P or N, 1, K, K)
     mean: Any,  # (P or N, K, D)
-    factor: Any,  # (P or N, K, D, D)
+    factor: Any,  # (P or N, K, D, D or 1)
+    log_prior: Any,  # (P,)
     sound: Any,  # (P,)
 ) -> bool:
-    """What the kernels take, and of which models every covariance is positive definite.
+    """What the kernels take, and of which models every spread is positive definite.
 
-    The others have factors that are no use, of numbers all the same.
-
-    :return: whether there are no others.
+    :return: whether those of all models are.
     """
     num_states = initial.shape[1]
     each = len(log_initial) // len(initial)
     whole = True
     for p in range(len(initial)):
         sound[p] = True
+        log_prior[p] = _log_prior(initial[p], pseudo_initial[p])
+        for i in range(num_states):
+            log_prior[p] += _log_prior(transition[p, i], pseudo_transition[p, i])
     for n in range(len(log_initial)):
         p = n // each
         total = 0.0
@@ -81,11 +127,8 @@ def prepare(
                 log_transition[n, 0, i, j] = math.log(entry / row) if entry > 0 else -np.inf
             for d in range(loc.shape[2]):  # numba takes a second to compile an array's assignment
                 mean[n, i, d] = loc[p, i, d]
-            if not _cholesky(covariance[p, i], 0.0, 0.0, factor[n, i]):
-                sound[p] = whole = False
-                for d in range(loc.shape[2]):
-                    for e in range(loc.shape[2]):
-                        factor[n, i, d, e] = 1.0 if d == e else 0.0
+        if not _factorise(spread[p], factor[n]):
+            sound[p] = whole = False
     return whole
 
 
@@ -105,69 +148,162 @@ def _share(counts: Any, old: Any, tiny: float, out: Any) -> bool:
 
 
 @compiled
-def _maximise_one(
-    smoothed: Any,  # (n, T, K), of the model's n sequences
-    moved: Any,
-    weight: Any,
-    first: Any,
-    second: Any,
-    old_initial: Any,  # (K,)
+def _maximise_chain(
+    starts: Any,  # (K,), expected counts
+    counts: Any,  # (K, K)
+    old_initial: Any,
     old_transition: Any,
-    old_loc: Any,
+    free_initial: bool,
+    free_rows: Any,  # (K,)
+    tiny: float,
+    initial: Any,
+    transition: Any,
+) -> bool:
+    """Initial and transition probabilities (28 and 27); False where a row has no weight."""
+    for k in range(len(starts)):
+        initial[k] = old_initial[k]
+        for j in range(len(starts)):
+            transition[k, j] = old_transition[k, j]
+    if free_initial and not _share(starts, old_initial, tiny, initial):
+        return False
+    for k in range(len(starts)):
+        if free_rows[k] and not _share(counts[k], old_transition[k], tiny, transition[k]):
+            return False
+    return True
+
+
+@compiled
+def _scatter(
+    total: Any,  # (K,)
+    first: Any,  # (K, D), of the deviations from the old locations
+    second: Any,  # (K, D, D or 1), likewise
+    step: Any,  # (K, D), of the locations
+    out: Any,  # (K, D, D or 1)
+) -> bool:
+    r"""Sums of squares and products about the new locations.
+
+    With the sums s and S of deviations from the old location, and its step m, they are
+    :math:`S - m s^\top - s m^\top + n m m^\top`.
+
+    :return: False where digits are lost: the step is large beside the spread.
+    """
+    num_states, size = step.shape
+    is_full = second.shape[2] == size
+    for k in range(num_states):
+        for i in range(size):
+            for j in range(0 if is_full else i, i + 1):
+                lost = step[k, i] * first[k, j] + first[k, i] * step[k, j]
+                lost -= total[k] * step[k, i] * step[k, j]
+                column = j if is_full else 0
+                out[k, i, column] = second[k, i, column] - lost
+                if is_full:
+                    out[k, j, i] = out[k, i, j]
+            if total[k] * step[k, i] ** 2 > 1e3 * out[k, i, i if is_full else 0]:
+                return False
+    return True
+
+
+@compiled
+def _pool(
+    scatter: Any,  # (B, E), of B blocks of E entries
+    total: Any,  # (K,)
+    owner: Any,  # (B,)
+    old: Any,  # (B, E)
+    weight: Any,  # (B,), overwritten
+    spread: Any,  # (B, E)
+) -> None:
+    """New spreads: the scatters of the blocks of one owner over their weights."""
+    of_state = len(owner) // len(total)
+    for b in range(len(owner)):
+        weight[b] = 0.0
+        for e in range(scatter.shape[1]):
+            spread[b, e] = 0.0
+    for b in range(len(owner)):
+        to = owner[b]
+        if to >= 0:
+            weight[to] += total[b // of_state]
+            for e in range(scatter.shape[1]):
+                spread[to, e] += scatter[b, e]
+    for b in range(len(owner) - 1, -1, -1):  # a block's owner comes before it
+        to = owner[b]
+        for e in range(scatter.shape[1]):
+            spread[b, e] = spread[to, e] / weight[to] if to >= 0 else old[b, e]
+
+
+@compiled
+def _is_ordinary(
+    spread: Any,  # (K, D, D or 1)
+    owner: Any,  # (B,)
     tiny: float,
     floor: float,
     least: float,
-    initial: Any,
-    transition: Any,
-    loc: Any,
-    covariance: Any,
-    counts: Any,  # (K, K); this and the next are overwritten
-    starts: Any,  # (K,)
-    factor: Any,  # (D, D)
+    factor: Any,  # (D, D), overwritten
 ) -> bool:
-    """The M-step of one model; False where it is not ordinary."""
-    num_states, size = old_loc.shape
-    starts[:] = 0.0
-    counts[:] = 0.0
-    for n in range(len(weight)):
-        for k in range(num_states):
-            starts[k] += smoothed[n, 0, k]
-            for j in range(num_states):
-                counts[k, j] += moved[n, 0, k, j]
-    if not _share(starts, old_initial, tiny, initial):
-        return False
-    for k in range(num_states):
-        if not _share(counts[k], old_transition[k], tiny, transition[k]):
-            return False
-        total = 0.0
-        for n in range(len(weight)):
-            total += weight[n, k]
-        if not total > tiny:
-            return False
-        for i in range(size):
-            step = 0.0
-            for n in range(len(weight)):
-                step += first[n, k, i]
-            loc[k, i] = step / total  # for now, from the old location
-        for i in range(size):
-            for j in range(i + 1):
-                about = 0.0
-                for n in range(len(weight)):
-                    about += second[n, k, i, j]
-                about = about / total - loc[k, i] * loc[k, j]
-                covariance[k, i, j] = about
-                covariance[k, j, i] = about
-            # About the new location the square is less by that of the step: more than a
-            # thousandth of it must be left, lest digits are lost.
-            if loc[k, i] ** 2 > 1e3 * covariance[k, i, i]:
+    """Whether no new spread is nearly singular or below the floor."""
+    size = spread.shape[1]
+    if spread.shape[2] < size or size == 1:
+        variances = spread.reshape(-1)
+        for b in range(len(owner)):
+            if owner[b] == b and not variances[b] > max(tiny, floor):
                 return False
-        if not _cholesky(covariance[k], 0.0, least, factor):
-            return False
-        if floor > 0.0 and not _cholesky(covariance[k], floor, 0.0, factor):
-            return False
-        for i in range(size):
-            loc[k, i] += old_loc[k, i]
+        return True
+    for k in range(len(owner)):
+        if owner[k] == k:
+            if not _cholesky(spread[k], 0.0, least, factor):
+                return False
+            if floor > 0.0 and not _cholesky(spread[k], floor, 0.0, factor):
+                return False
     return True
+
+
+@compiled
+def _maximise_emission(
+    total: Any,  # (K,)
+    first: Any,  # (K, D), of the deviations from the old locations
+    second: Any,  # (K, D, D or 1), likewise
+    old_loc: Any,  # (K, D)
+    old_spread: Any,  # (K, D, D or 1)
+    free_loc: Any,  # (K, D)
+    owner: Any,  # (B,)
+    bounds: Any,  # tiny, floor, least
+    work: Any,  # (K, D), (K, D, D or 1), (B,) and (D, D), overwritten
+    loc: Any,
+    spread: Any,
+) -> bool:
+    """Locations and spreads (35 and 41); False where they are not ordinary."""
+    step, scatter, weight, factor = work
+    tiny, floor, least = bounds
+    for k in range(len(total)):
+        if not total[k] > tiny:
+            return False
+        for d in range(loc.shape[1]):
+            step[k, d] = first[k, d] / total[k] if free_loc[k, d] else 0.0
+            loc[k, d] = old_loc[k, d] + step[k, d]
+    if not _scatter(total, first, second, step, scatter):
+        return False
+    blocks = (len(owner), -1)
+    _pool(
+        scatter.reshape(blocks),
+        total,
+        owner,
+        old_spread.reshape(blocks),
+        weight,
+        spread.reshape(blocks),
+    )
+    return _is_ordinary(spread, owner, tiny, floor, least, factor)
+
+
+@compiled
+def _add_up(parts: Any, total: Any, is_more: bool) -> None:
+    """The sum over the first dim, in order; added to what is there if ``is_more``."""
+    flat = total.reshape(-1)
+    if not is_more:
+        for i in range(len(flat)):
+            flat[i] = 0.0
+    for n in range(len(parts)):
+        part = parts[n].reshape(-1)
+        for i in range(len(flat)):
+            flat[i] += part[i]
 
 
 @compiled
@@ -176,48 +312,76 @@ def maximise(
     moved: Any,  # (N, 1, K, K)
     weight: Any,  # (N, K)
     first: Any,  # (N, K, D), of the deviations from the old locations
-    second: Any,  # (N, K, D, D), likewise
+    second: Any,  # (N, K, D, D or 1), likewise
     old_initial: Any,  # (P, K)
     old_transition: Any,  # (P, K, K)
     old_loc: Any,  # (P, K, D)
+    old_spread: Any,  # (P, K, D, D or 1)
+    pseudo_initial: Any,  # (P, K)
+    pseudo_transition: Any,  # (P, K, K)
+    free_initial: bool,
+    free_rows: Any,  # (K,)
+    free_loc: Any,  # (K, D)
+    owner: Any,  # (B,)
     tiny: float,
     floor: float,
     least: float,
     initial: Any,
     transition: Any,
     loc: Any,
-    covariance: Any,
+    spread: Any,
     ordinary: Any,  # (P,)
 ) -> bool:
     """The M-step (equations 28, 27, 35 and 41), and of which models it is ordinary.
 
     :return: whether of all.
     """
-    whole = True
-    num_states, size = old_loc.shape[1:]
+    num_states, size, columns = old_spread.shape[1:]
     each = len(weight) // len(old_loc)
-    counts = np.empty((num_states, num_states))
-    starts, factor = np.empty(num_states), np.empty((size, size))
+    starts, counts = np.empty(num_states), np.empty((num_states, num_states))
+    total, sums = np.empty(num_states), np.empty((num_states, size))
+    squares = np.empty((num_states, size, columns))
+    work = (
+        np.empty((num_states, size)),
+        np.empty((num_states, size, columns)),
+        np.empty(len(owner)),
+        np.empty((size, size)),
+    )
+    whole = True
     for p in range(len(old_loc)):
-        ordinary[p] = _maximise_one(
-            smoothed[p * each : (p + 1) * each],
-            moved[p * each : (p + 1) * each],
-            weight[p * each : (p + 1) * each],
-            first[p * each : (p + 1) * each],
-            second[p * each : (p + 1) * each],
+        own = slice(p * each, (p + 1) * each)
+        for k in range(num_states):
+            starts[k] = 0.0
+            for n in range(p * each, (p + 1) * each):
+                starts[k] += smoothed[n, 0, k]
+        _add_up(moved[own], counts, False)
+        _add_up(weight[own], total, False)
+        _add_up(first[own], sums, False)
+        _add_up(second[own], squares, False)
+        _add_up(pseudo_initial[p : p + 1], starts, True)
+        _add_up(pseudo_transition[p : p + 1], counts, True)
+        ordinary[p] = _maximise_chain(
+            starts,
+            counts,
             old_initial[p],
             old_transition[p],
-            old_loc[p],
+            free_initial,
+            free_rows,
             tiny,
-            floor,
-            least,
             initial[p],
             transition[p],
+        ) and _maximise_emission(
+            total,
+            sums,
+            squares,
+            old_loc[p],
+            old_spread[p],
+            free_loc,
+            owner,
+            (tiny, floor, least),
+            work,
             loc[p],
-            covariance[p],
-            counts,
-            starts,
-            factor,
+            spread[p],
         )
         whole = whole and ordinary[p]
     return whole

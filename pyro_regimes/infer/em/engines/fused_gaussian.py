@@ -1,8 +1,10 @@
-"""The plain Gaussian hidden Markov model, recognised in a problem and iterated by one kernel.
+"""Gaussian hidden Markov models, recognised in a problem and iterated by one kernel.
 
-:mod:`.gaussian_steps` makes the ordinary steps of this one model: initial and transition
-probabilities, locations and full covariances, each a parameter of its own. Every other model is
-left to :mod:`.tensors`, and so is a restart from a step on that is not ordinary (:mod:`.relay`).
+:mod:`.gaussian_steps` makes the ordinary steps of these models. The kernel iterates on the
+arguments of the model's distributions (:mod:`.gaussian_arguments`): parameters may hold them as
+they are or by a link, several blocks may share one, and others may be constants. Every other model
+is left to :mod:`.tensors`, and so is a restart from a step on that is not ordinary
+(:mod:`.relay`).
 """
 
 from __future__ import annotations
@@ -14,71 +16,54 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.chain import INITIAL_PROBS, TRANSITION_PROBS
+from pyro_regimes import chain
 from pyro_regimes.emissions import multivariate_normal as mvn
-from pyro_regimes.emissions.base import Argument
-from pyro_regimes.emissions.links import COVARIANCE, Link
+from pyro_regimes.emissions import normal
 from pyro_regimes.infer.em.e_step import SiteData
-from pyro_regimes.infer.em.engines.gaussian_steps import GaussianEM, Parameters, Step
+from pyro_regimes.infer.em.engines.gaussian_arguments import Array, Part, read
+from pyro_regimes.infer.em.engines.gaussian_steps import (
+    GaussianEM,
+    Parameters,
+    Pseudo,
+    Step,
+    Updates,
+)
 from pyro_regimes.infer.em.m_step import as_stored
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
-from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
 
-_CHAIN_AND_LOC = (INITIAL_PROBS, TRANSITION_PROBS, mvn.LOC)
-#: What the kernel takes as covariances, by the links from them.
-_SPREADS: dict[Argument, Link] = {
-    argument: next(link for link in COVARIANCE if link.name == argument.links[0].name)
-    for argument in (mvn.COVARIANCE_MATRIX, mvn.SCALE_TRIL)
-}
+_INITIAL = (chain.INITIAL_PROBS, chain.INITIAL_LOGITS)
+_TRANSITION = (chain.TRANSITION_PROBS, chain.TRANSITION_LOGITS)
+_LOC = (mvn.LOC, normal.LOC)
+_SPREAD = (mvn.COVARIANCE_MATRIX, mvn.SCALE_TRIL, normal.SCALE)
 
 
 class FusedEngine:
-    """Ordinary steps of a plain Gaussian model.
+    """Ordinary steps of a Gaussian model.
 
-    :param names: of the parameters, in the kernel's order.
-    :param shapes: in which the kernel takes them.
-    :param spread: the link from what the model holds to covariances.
+    :param parts: the arguments in the kernel's order.
     :param start: a state of the problem.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        kernel: GaussianEM,
-        names: list[str],
-        shapes: list[tuple[int, ...]],
-        spread: Link,
-        start: TensorState,
+        self, problem: Problem, kernel: GaussianEM, parts: list[Part], start: TensorState
     ) -> None:
         self.problem = problem
-        self._kernel, self._names, self._shapes = kernel, names, shapes
-        self._spread, self._start = spread, start
+        self._kernel, self._parts, self._start = kernel, parts, start
         self._kept, self._is_whole = np.ones(problem.groups.num_restarts, dtype=np.bool_), True
 
-    def read(self, params: Params) -> Parameters:
-        """The kernel's arrays of the problem's tensors."""
-        *others, spread = (
-            params[name].detach().double().reshape(shape).contiguous().numpy()
-            for name, shape in zip(self._names, self._shapes, strict=True)
-        )
-        if not self._spread.is_identity:
-            # Not by a matrix product of torch, which rounds by where in memory a matrix begins.
-            factor = np.tril(spread)
-            spread = np.einsum("rkij,rklj->rkil", factor, factor)
-        return Parameters(*(*others, spread))
+    @property
+    def start(self) -> Parameters:
+        """The kernel's arrays at the start."""
+        return _arrays(self._parts)
 
     def write(self, arrays: Parameters) -> tuple[Params, Params]:
         """The problem's tensors of the kernel's arrays, and what the store holds of some."""
-        *others, spread = (torch.from_numpy(value) for value in arrays)
-        values = [*others, self._spread.inverse(spread)]
-        like = self._start.params
-        params = {
-            name: value.to(like[name].dtype).reshape(like[name].shape)
-            for name, value in zip(self._names, values, strict=True)
-        }
+        params: Params = {}
+        for part, value in zip(self._parts, arrays, strict=True):
+            params |= part.write(value, self._start.params)
         leaves = {}
         for name in self._start.leaves:
             params[name], leaves[name] = as_stored(params[name])
@@ -104,6 +89,13 @@ class FusedEngine:
         )
 
 
+def _arrays(parts: list[Part]) -> Parameters:
+    initial, transition, loc, spread = (part.value for part in parts)
+    num_models, num_states = initial.shape
+    loc = loc.reshape(num_models, num_states, -1)
+    return Parameters(initial, transition, loc, spread.reshape(loc.shape + (-1,)))
+
+
 def _spread(values: npt.NDArray[S], models: Flags) -> npt.NDArray[S]:
     """Values for some models, and 0 for the others."""
     whole = np.zeros(len(models), values.dtype)
@@ -118,44 +110,52 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         return "restarts are watched as one" if plan.is_joint else "several sites are observed"
     if problem.constraints:
         return "a parameter has a constraint that its maximum may not meet"
+    if plan.affine.names:
+        return "locations are affine in parameters"
     (data,) = sites.values()
-    held = {each.argument: each for each in plan.assignments}
-    spread = next((argument for argument in _SPREADS if argument in held), None)
-    wanted = (*_CHAIN_AND_LOC, spread)
-    if spread is None or len(plan.assignments) != 4 or set(held) != set(wanted):
-        return "it serves probabilities, locations and full covariances, each one parameter"
-    if any(each.prior is not None for each in plan.assignments):
-        return "it serves no priors"
-    reason = _why_not_plain(data)
+    reason = _why_not_gaussian(data)
     if reason is not None:
         return reason
-    hmm = data.site.hmm
-    num_states, size = hmm.state_dim, hmm.observation_dist.event_shape[0]
-    counts = {_num_models(each, data, num_states) for each in held.values()}
-    if counts != {groups.num_restarts}:
-        return "parameters are shared, selected or transformed"
+    parts = []
+    given = {slot.argument for slot in data.site.slots.values()}
+    for kinds in (_INITIAL, _TRANSITION, _LOC, _SPREAD):
+        argument = next((each for each in kinds if each in given), None)
+        if argument is None:
+            return "it serves covariances, Cholesky factors and standard deviations"
+        part = read(plan, data, argument, groups.num_restarts)
+        if part is None:
+            return f"{argument.name} varies in time, or over the sequences of a restart"
+        parts.append(part)
+    reason = _why_not_served(parts)
+    if reason is not None:
+        return reason
+    counts = {name: pooled.counts for name, pooled in problem.pseudo.items()}
+    initial, transition = (part.pseudo(counts) for part in parts[:2])
+    constant = problem.log_prior(start.params).numpy() - _log_prior(parts[0].value, initial)
+    constant = constant - _log_prior(parts[1].value, transition)
+    if not np.isfinite(constant).all():
+        return "a prior is not finite at the start"
     num_sequences = data.batch_shape.numel()
     value = _flat_value(data, num_sequences // groups.num_restarts)
     if value is None:
         return "the data would have to be copied for every restart"
-    num_steps = value.shape[1]
-    lengths = np.full(num_sequences, num_steps)
-    if hmm.lengths is not None:
-        lengths = hmm.lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
     kernel = GaussianEM(
-        value.numpy(), lengths, num_states, groups.num_restarts, problem.min_eigenvalue
+        value.numpy(),
+        _lengths(data, num_sequences, value.shape[1]),
+        _arrays(parts),
+        _updates(parts),
+        Pseudo(initial, transition, constant),
+        problem.min_eigenvalue,
     )
-    lead = (groups.num_restarts, num_states)
-    shapes = [lead, (*lead, num_states), (*lead, size), (*lead, size, size)]
-    names = [held[argument].name for argument in (*_CHAIN_AND_LOC, spread)]
-    return FusedEngine(problem, kernel, names, shapes, _SPREADS[spread], start)
+    return FusedEngine(problem, kernel, parts, start)
 
 
-def _why_not_plain(data: SiteData) -> str | None:
+def _why_not_gaussian(data: SiteData) -> str | None:
     """The reason why the compiled CPU kernel does not serve the data; None if it does."""
     site = data.site
-    if site.family is not mvn.MULTIVARIATE_NORMAL or site.varies:
-        return "observations are no multivariate Gaussians that are constant in time"
+    served = site.family is mvn.MULTIVARIATE_NORMAL or site.family is normal.NORMAL
+    if not served or site.varies or len(site.hmm.observation_dist.event_shape) > 1:
+        return "observations are no Gaussian vectors that are constant in time"
     if data.weight is not None or site.observation_mask is not None:
         return "observations are weighted or masked"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
@@ -165,22 +165,49 @@ def _why_not_plain(data: SiteData) -> str | None:
     return None
 
 
-def _num_models(each: Assignment, data: SiteData, num_states: int) -> int | None:
-    """The number of models that a parameter has values for, if it is an unchanged argument."""
-    if len(each.uses) != 1 or not each.uses[0].whole or not each.link.is_identity:
-        return None
-    lead = data.site.slots[each.uses[0].argument].lead
-    tail = min(each.argument.num_own_dims, max(len(lead), 1))  # time and state
-    if tail and (lead[-1] != num_states or lead[len(lead) - tail : -1].numel() != 1):
-        return None
-    # One for each of the first dims of the batch, or one for all.
-    batch = lead[: len(lead) - tail]
-    batch = torch.Size([1] * (len(data.batch_shape) - len(batch))) + batch
-    for split in range(len(batch) + 1):
-        ones = torch.Size([1] * (len(batch) - split))
-        if batch == data.batch_shape[:split] + ones:
-            return batch.numel()
+def _why_not_served(parts: list[Part]) -> str | None:
+    """The reason why the kernel does not serve the parameters; None if it does."""
+    *chain_parts, loc, spread = parts
+    if not all(part.is_alike for part in parts):
+        return "restarts share their parameters in different ways"
+    if any(part.is_shared for part in (*chain_parts, loc)):
+        return "states share a location or probabilities"
+    for part in parts:
+        for each in part.held:
+            if len(each.assignment.uses) > 1:
+                return "a parameter is several arguments"
+            if each.assignment.event_dim == 2 and not each.assignment.link.is_identity:
+                return "a matrix is held by a link"
+            if each.assignment.prior is not None and part not in chain_parts:
+                return "it serves priors of probabilities only"
     return None
+
+
+def _log_prior(probs: Array, pseudo: Array) -> Array:
+    """The log densities of Dirichlet priors, up to their constants, ``(P,)``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(pseudo == 0, 0.0, pseudo * np.log(probs))
+    total: Array = terms.reshape(len(probs), -1).sum(-1)
+    return total
+
+
+def _updates(parts: list[Part]) -> Updates:
+    initial, rows, loc, spread = parts
+    num_states, size = rows.value.shape[-1], loc.value.size // initial.value.size
+    is_free = np.repeat(loc.is_free, num_states * size // len(loc.owner))
+    return Updates(
+        bool(initial.is_free.all()),
+        rows.is_free,
+        is_free.reshape(num_states, size),
+        spread.owner.astype(np.int64),
+    )
+
+
+def _lengths(data: SiteData, num_sequences: int, num_steps: int) -> npt.NDArray[np.int64]:
+    lengths = data.site.hmm.lengths
+    if lengths is None:
+        return np.full(num_sequences, num_steps)
+    return lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
 
 
 def _flat_value(data: SiteData, each: int) -> Tensor | None:
@@ -188,9 +215,12 @@ def _flat_value(data: SiteData, each: int) -> Tensor | None:
 
     :param each: how many sequences a model has.
     """
-    batch = data.value.shape[:-2]
+    value = data.value
+    if not data.site.hmm.observation_dist.event_shape:
+        value = value.unsqueeze(-1)
+    batch = value.shape[:-2]
     batch = batch[next((dim for dim, size in enumerate(batch) if size > 1), len(batch)) :]
     ends_alike = batch == data.batch_shape[len(data.batch_shape) - len(batch) :]
     if not ends_alike or each < batch.numel() < data.batch_shape.numel():
         return None
-    return data.value.reshape((-1,) + data.value.shape[-2:]).contiguous()
+    return value.reshape((-1,) + value.shape[-2:]).contiguous()

@@ -3,6 +3,9 @@ r"""EM steps of a Gaussian hidden Markov model on arrays, with nothing allocated
 The compiled loops are those of the E-step and the M-step of any model, and of
 :mod:`.kernels.cpu.em_step`; here they follow one another without a tensor operation in between.
 
+Covariances may be full or diagonal, and shared by states or series. Any parameter may be held
+fixed, and probabilities may have Dirichlet priors.
+
 A step is made where it is ordinary: every state has weight and is left, and no covariance is nearly
 singular or below the floor. (Near singularity two computations of one likelihood differ, and EM
 reports that of the model.) Of which models it is not, is reported; the general path makes theirs.
@@ -27,7 +30,7 @@ class Parameters(NamedTuple):
     initial: Array  #: ``(P, K)``, probabilities
     transition: Array  #: ``(P, K, K)``, probabilities
     loc: Array  #: ``(P, K, D)``
-    covariance: Array  #: ``(P, K, D, D)``
+    spread: Array  #: covariances ``(P, K, D, D)``, or variances ``(P, K, D, 1)``
 
     def select(self, models: Flags) -> Parameters:
         """Those of some models."""
@@ -48,10 +51,30 @@ class Parameters(NamedTuple):
 class Step(NamedTuple):
     """One EM step of P models."""
 
-    log_likelihood: Array  #: before the step, ``(P,)``; NaN where it could not be computed
+    #: with the log density of the priors, before the step, ``(P,)``; NaN where it is not known
+    log_likelihood: Array
     after: Parameters
     is_ordinary: Flags  #: whether these are the parameters after the step, ``(P,)``
     is_whole: bool  #: whether they are of all
+
+
+class Updates(NamedTuple):
+    """What the M-step sets, alike in all models. Everything else is held fixed."""
+
+    initial: bool  #: whether the initial probabilities
+    rows: Flags  #: rows of the transition matrix, ``(K,)``
+    loc: Flags  #: entries of the locations, ``(K, D)``
+    #: For each matrix ``(K,)``, or each variance ``(K D,)``, the first of those that are the same
+    #: parameter; -1 for one that is held fixed.
+    owner: npt.NDArray[np.int64]
+
+
+class Pseudo(NamedTuple):
+    """Dirichlet priors of P models: concentrations less one, and the logarithms of constants."""
+
+    initial: Array  #: ``(P, K)``; 0 without a prior
+    transition: Array  #: ``(P, K, K)``, likewise
+    constant: Array  #: ``(P,)``
 
 
 class GaussianEM:
@@ -59,8 +82,7 @@ class GaussianEM:
 
     :param value: ``(V, T, D)``, float32 or float64, finite; sequence n has row n mod V.
     :param lengths: ``(N,)``
-    :param num_states: K, at most what :func:`.ops.has_fused_em` says.
-    :param num_models: P.
+    :param like: parameters of the P models.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
     """
 
@@ -68,12 +90,15 @@ class GaussianEM:
         self,
         value: npt.NDArray[Any],
         lengths: npt.NDArray[np.int64],
-        num_states: int,
-        num_models: int,
+        like: Parameters,
+        updates: Updates,
+        pseudo: Pseudo,
         min_eigenvalue: float,
     ) -> None:
         count, (num_steps, size) = len(lengths), value.shape[1:]
+        num_models, num_states = like.initial.shape
         self._value, self._lengths = value, lengths
+        self._updates, self._pseudo = updates, pseudo
         self._each = count // num_models
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
@@ -84,7 +109,7 @@ class GaussianEM:
             np.empty((models, num_states)),
             np.empty((models, 1, num_states, num_states)),
             np.empty((models, num_states, size)),
-            np.empty((models, num_states, size, size)),
+            np.empty((models,) + like.spread.shape[1:]),
         )
         density = np.empty((count, num_steps, num_states), value.dtype)
         #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
@@ -110,24 +135,25 @@ class GaussianEM:
         self._prepared = tuple(part[:count] for part in self._prepared)
         self._work = tuple(part[:count] for part in self._work)
         self._pair = self._value, self._work[0]
+        self._pseudo = Pseudo(*(each[models] for each in self._pseudo))
 
     def step(self, parameters: Parameters) -> Step:
         """One EM step."""
         kernels, num_models = self._kernels, len(parameters.initial)
         density, smoothed, moved, log_likelihood, redo = self._work
+        pseudo, log_prior = self._pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
-        all_sound = kernels.prepare(*parameters, *self._prepared, sound)
+        all_sound = kernels.prepare(*parameters, *pseudo, *self._prepared, log_prior, sound)
         log_initial, log_transition, mean, factor = self._prepared
         x, rows = self._pair
         kernels.fill_log_density(x, mean, factor, rows)
         given = (log_initial, log_transition, density, self._lengths)
         kernels.sweep_arrays(given, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(self._value, smoothed, mean)
+        moments = kernels.sum_moments(self._value, smoothed, mean, None, factor.shape[2:])
         new = Parameters(*map(np.empty_like, parameters))
-        is_whole = kernels.maximise(
-            smoothed, moved, *moments, *parameters[:3], *self._bounds, *new, ordinary
-        )
-        total = log_likelihood.reshape(num_models, -1).sum(-1)
+        now = (*parameters, *pseudo, *self._updates, *self._bounds)
+        is_whole = kernels.maximise(smoothed, moved, *moments, *now, *new, ordinary)
+        total = log_likelihood.reshape(num_models, -1).sum(-1) + log_prior + self._pseudo.constant
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound

@@ -184,7 +184,7 @@ class RelayEngine:
 
     def _begin(self, fused: Flags) -> RelayState:
         """The state at the start."""
-        arrays = self._fused.read(self._start.params)
+        arrays = self._fused.start
         if fused.any():
             beyond = self._fused.step(arrays, fused)
         else:
@@ -214,7 +214,7 @@ class RelayEngine:
 
     def description(self) -> str:
         """Which engines have made the iterations, for ``em.plan``."""
-        compiled = "compiled iterations of a plain Gaussian model"
+        compiled = "compiled iterations of a Gaussian model"
         if not self.has_moved.any():
             return compiled
         why = "not ordinary (a floor, a state without data, or a covariance near singularity)"

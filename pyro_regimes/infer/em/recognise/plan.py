@@ -48,6 +48,13 @@ def _argument_of(family: type[emissions.Family] | None, name: str) -> Argument:
 copyreg.pickle(Argument, _reduce_argument)
 
 
+def _is_among(constraint: constraints.Constraint, inside: tuple[Any, ...]) -> bool:
+    """Whether a constraint, of events or of their entries, is among some or always satisfied."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return any(constraint is each for each in (constraints.real, constraints.real_vector, *inside))
+
+
 class Use(NamedTuple):
     """Where a parameter's cells stand in one argument."""
 
@@ -80,9 +87,8 @@ class Assignment(NamedTuple):
         Normalised counts are on the simplex (whose check is too tight for long float32 rows), and
         a covariance that is not positive definite counts as no maximum.
         """
-        inside = self.argument.inside if self.link.is_identity else ()
-        safe = (constraints.real, constraints.real_vector, *inside)
-        return not any(constraint is each for each in safe)
+        inside = self.argument.inside if self.link.is_identity else self.link.inside
+        return not _is_among(constraint, inside)
 
     def describe(self, shape: torch.Size) -> str:
         """One line of the plan."""
@@ -160,7 +166,7 @@ class Plan(NamedTuple):
         for each in self.assignments:
             if each.name == name:
                 return each.may_violate(constraint)
-        return constraint not in (constraints.real, constraints.real_vector)
+        return not _is_among(constraint, ())
 
     def without(self, names: list[str], reason: str) -> Plan:
         """Leave parameters to the optimiser."""

@@ -1,0 +1,176 @@
+"""The arguments of a Gaussian chain as the arrays of its kernel, and the parameters they hold."""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_regimes import chain
+from pyro_regimes.emissions import multivariate_normal as mvn
+from pyro_regimes.emissions import normal
+from pyro_regimes.emissions.base import Argument, blocks
+from pyro_regimes.emissions.links import COVARIANCE
+from pyro_regimes.infer.em.e_step import SiteData
+from pyro_regimes.infer.em.problem import Params
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
+from pyro_regimes.infer.tracing import num_own_dims
+
+Array = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+Map = Callable[[Tensor], Tensor]
+
+_FACTOR = next(link for link in COVARIANCE if link.is_lower)
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+def _gram(factor: Tensor) -> Tensor:
+    # Not by a matrix product of torch, which rounds by where in memory a matrix begins.
+    lower = factor.tril().numpy()
+    return torch.from_numpy(np.einsum("...ij,...kj->...ik", lower, lower))
+
+
+class _Form(NamedTuple):
+    """How the kernel takes an argument: probabilities, locations, covariances or variances."""
+
+    to_kernel: Map
+    #: from the kernel's form to that of :meth:`Argument.maximise`, of which a link is the inverse
+    from_kernel: Map
+
+
+_FORMS: dict[Argument, _Form] = {
+    **{each: _Form(each.canonical, _itself) for each in chain.ARGUMENTS.values()},
+    mvn.LOC: _Form(_itself, _itself),
+    mvn.COVARIANCE_MATRIX: _Form(_itself, _itself),
+    mvn.SCALE_TRIL: _Form(_gram, _FACTOR.inverse),
+    normal.LOC: _Form(_itself, _itself),
+    normal.SCALE: _Form(torch.square, torch.sqrt),
+}
+
+
+class Held(NamedTuple):
+    """A parameter in one argument."""
+
+    assignment: Assignment
+    cells: Labels  #: the cell that each block of the argument holds, or -1: ``(P * B,)``
+
+
+class Part:
+    """One argument, with B blocks for each of P models.
+
+    :param value: in the kernel's form, ``(P, *states and series, *block)``.
+    :param held: the parameters in it.
+    """
+
+    def __init__(self, argument: Argument, value: Array, held: list[Held]) -> None:
+        self.argument, self.value, self.held = argument, value, held
+        num_models = len(value)
+        labels, offset = np.full(value.size // _size(value, argument), -1), 0
+        for each in held:
+            labels = np.where(each.cells < 0, labels, each.cells + offset)
+            offset += each.assignment.num_cells
+        owners = [_owner(row) for row in labels.reshape(num_models, -1)]
+        #: For each block the first one that holds the same cell; -1 for a constant: ``(B,)``.
+        self.owner = owners[0]
+        self.is_alike = all((row == self.owner).all() for row in owners)
+
+    @property
+    def is_free(self) -> npt.NDArray[np.bool_]:
+        """Which blocks hold a parameter, ``(B,)``."""
+        free: npt.NDArray[np.bool_] = self.owner >= 0
+        return free
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether some cell serves several blocks of a model."""
+        return bool((self.is_free & (self.owner != np.arange(len(self.owner)))).any())
+
+    def pseudo(self, counts: dict[str, Tensor]) -> Array:
+        """What priors add to the expected counts of rows of probabilities, in the shape of them."""
+        total = np.zeros((len(self.owner) * len(self.value), self.value.shape[-1]))
+        for each in self.held:
+            if each.assignment.name in counts:
+                added = counts[each.assignment.name].detach().double().numpy()
+                total += np.where(each.cells[:, None] < 0, 0.0, added[each.cells])
+        return total.reshape(self.value.shape)
+
+    def write(self, value: Array, like: Params) -> Params:
+        """The parameters that give the argument a value, in the kernel's form."""
+        params = {}
+        form = _FORMS[self.argument].from_kernel(torch.from_numpy(value))
+        every = blocks(form, self.argument.event_dim)
+        for each in self.held:
+            name, link = each.assignment.name, each.assignment.link
+            known, where = np.unique(each.cells, return_index=True)
+            where = where[known >= 0]
+            new = link.inverse(every[where]).to(like[name].dtype)
+            if len(where) < each.assignment.num_cells:  # the others are not used
+                cells = blocks(like[name], each.assignment.event_dim).clone()
+                cells[known[known >= 0]] = new
+                new = cells
+            params[name] = new.reshape(like[name].shape)
+        return params
+
+
+def _size(value: Array, argument: Argument) -> int:
+    """The number of entries of a block in the kernel's form."""
+    if argument is normal.SCALE or argument is normal.LOC:
+        return 1
+    return int(np.prod(value.shape[value.ndim - argument.event_dim :]))
+
+
+def _owner(labels: Labels) -> Labels:
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.where(labels < 0, -1, first[inverse.reshape(-1)])
+
+
+def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Part | None:
+    """An argument of a site; None if models share parts of it, or it varies in time."""
+    slot, site = data.site.slots[argument.name], data.site
+    states = (site.hmm.state_dim,) if argument.num_own_dims else ()
+    series = tuple(site.hmm.observation_dist.event_shape) if argument.elementwise else ()
+    own = num_own_dims(argument, site)
+    tail = ((1,) if own else ()) + states + series
+
+    def of_models(value: Tensor, event_dim: int) -> Tensor | None:
+        lead, block = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
+        lead = torch.Size([1] * (own - len(lead))) + lead
+        batch, rest = lead[: len(lead) - own], lead[len(lead) - own :]
+        if not all(size in (1, wanted) for size, wanted in zip(rest, tail, strict=True)):
+            return None
+        count = _num_models(batch, data.batch_shape, num_models)
+        if count is None:
+            return None
+        value = value.reshape((count,) + rest + block)
+        value = value.expand((num_models,) + tail + block)
+        return value.reshape((num_models,) + states + series + block)
+
+    value = of_models(data.arguments[argument.name], argument.event_dim)
+    if value is None:
+        return None
+    held = []
+    for each in plan.assignments:
+        for use in each.uses:
+            if use.argument == argument.name:
+                cells = of_models(use.cells.reshape(slot.lead), 0)
+                assert cells is not None
+                held.append(Held(each, cells.reshape(-1).numpy()))
+    value = _FORMS[argument].to_kernel(value.double())
+    return Part(argument, value.contiguous().numpy(), held)
+
+
+def _num_models(batch: torch.Size, whole: torch.Size, num_models: int) -> int | None:
+    """1 or ``num_models``: an argument has values for all models, or for each of them."""
+    if batch.numel() == 1:
+        return 1
+    batch = torch.Size([1] * (len(whole) - len(batch))) + batch
+    for split in range(len(batch) + 1):
+        if batch == whole[:split] + torch.Size([1] * (len(batch) - split)):
+            return num_models if batch.numel() == num_models else None
+    return None
