@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from pyro_regimes.chain import rows
 from pyro_regimes.chain.rows import ChainCounts
-from pyro_regimes.emissions import conjugate, draws, links
+from pyro_regimes.emissions import charts, conjugate, draws, links
 from pyro_regimes.emissions.base import Argument, Arguments
 from pyro_regimes.emissions.statistics import Counts
 
@@ -39,6 +39,7 @@ INITIAL_PROBS = Argument(
     canonical=rows.of_probs,
     priors={"probabilities": {dist.Dirichlet: conjugate.dirichlet}},
     num_own_dims=0,
+    chart=charts.ROWS,
 )
 
 INITIAL_LOGITS = replace(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.draws import Draw
 from pyro_regimes.emissions.links import Link, forward
 
@@ -138,6 +139,8 @@ class Argument:
     is_quadratic: bool = False
     #: Number of dims of its blocks that are not the site's batch: time and state, or none.
     num_own_dims: int = 2
+    #: The coordinates in which EM extrapolates its steps; None if it does not.
+    chart: Chart | None = None
 
 
 def _no_update(*args: Any) -> Any:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, constraints
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
-from pyro_regimes.emissions import conjugate, draws, links, moments
+from pyro_regimes.emissions import charts, conjugate, draws, links, moments
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -100,6 +100,10 @@ def _mean(pooled: WeightedSum, now: Tensor, floor: float) -> Tensor:
     return mean.masked_fill((info != 0).unsqueeze(-1), torch.nan)
 
 
+def _standard_deviations(given: Arguments) -> Tensor:
+    return _factor(given).square().sum(-1).sqrt()
+
+
 def _shift(loc: Tensor, by: Tensor) -> Tensor:
     return loc + by
 
@@ -135,6 +139,7 @@ LOC = Argument(
     natural=Natural(_shift, _loc_score, _loc_gain),
     priors={"location": conjugate.LOCATION},
     is_quadratic=True,
+    chart=charts.location(_standard_deviations),
 )
 
 
@@ -341,6 +346,7 @@ COVARIANCE_MATRIX = Argument(
     why_unbounded=moments.WHY_UNBOUNDED,
     canonical=_symmetric,
     priors=_WISHART,
+    chart=charts.MATRIX,
 )
 
 SCALE_TRIL = replace(
@@ -354,6 +360,7 @@ SCALE_TRIL = replace(
     natural=Natural(_FACTOR.perturb, _FACTOR.score, _FACTOR.gain),
     feasible=_feasible_scale_tril,
     canonical=torch.tril,
+    chart=charts.FACTOR,
 )
 
 PRECISION_MATRIX = replace(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints
 
-from pyro_regimes.emissions import conjugate, draws, links, moments
+from pyro_regimes.emissions import charts, conjugate, draws, links, moments
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -88,6 +88,7 @@ LOC = Argument(
     natural=Natural(_shift, _loc_score, _loc_gain),
     priors={"location": conjugate.LOCATION},
     is_quadratic=True,
+    chart=charts.location(lambda given: given["scale"]),
 )
 
 
@@ -132,6 +133,7 @@ SCALE = Argument(
         "variance": {dist.InverseGamma: conjugate.inverse_gamma},
         "precision": {dist.Gamma: conjugate.gamma},
     },
+    chart=charts.SCALE,
 )
 
 

@@ -22,6 +22,7 @@ and give NaN. Padding may hold any value.
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Callable
 
 from torch import Tensor
 
@@ -62,6 +63,7 @@ __all__ = [
     "promoted_dtype",
     "sample_posterior",
     "sample_prior",
+    "squarem",
     "viterbi",
     "weighted_moments",
     "without_repeats",
@@ -120,6 +122,13 @@ def has_fused_em(value: Tensor, num_states: int) -> bool:
     from pyro_regimes.kernels.cpu import scaled
 
     return num_states <= scaled.MAX_STATES
+
+
+def squarem() -> Callable[..., None]:
+    """The compiled extrapolation of EM's steps of a Gaussian chain, :mod:`.cpu.extrapolation`."""
+    from pyro_regimes.kernels.cpu import extrapolation
+
+    return extrapolation.squarem
 
 
 def fused_em() -> ModuleType:

@@ -108,7 +108,7 @@ CHAINS: dict[str, Chain] = {
     "impossible transition": lambda hold: {
         "initial_probs": _probs(hold)["initial_probs"],
         "transition_probs": hold(
-            "transition", torch.tensor([[0.8, 0.2], [0.0, 1.0]]).double(), constraints.simplex
+            "absorbing", torch.tensor([[0.8, 0.2], [0.0, 1.0]]).double(), constraints.real
         ),
     },
 }
@@ -134,10 +134,9 @@ def gaussian_model(
     def model() -> None:
         loc = LOCS
         if not known_loc:
-            loc = hold("loc", LOCS, constraints.real)
-            if restarts and not pyro.get_param_store()["loc"][0].ne(loc[1]).any():
-                with torch.no_grad():  # at the first call, restarts start apart
-                    pyro.get_param_store()._params["loc"] += SHIFTS[:, None, None, None]
+            apart = SHIFTS[:restarts, None, None, None] if restarts else torch.zeros(())
+            start = (LOCS + apart).to(data.dtype)
+            loc = pyro.param("loc", start)
         hmm = RegimeHMM(
             observation_dist=spread(hold, loc.to(data.dtype)), lengths=lengths, **chain(hold)
         )

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.m_step import Maximised
-from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, State
+from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.squarem import Squarem
 
 Held = dict[str, Flags]  # by parameter, the restarts in which it is frozen
 
-S = TypeVar("S", bound=State)
+S = TypeVar("S", bound=TensorState)
 
 
 class Stepping(Protocol[S]):
@@ -65,12 +66,7 @@ def agree(params: Params, one: Array, other: Array, beyond_rounding: bool = True
 
 def keep_held(groups: Groups, held: Held, name: str, old: Tensor, new: Tensor) -> Tensor:
     """The new value, except in restarts where the parameter is frozen."""
-    if not held[name].any():
-        return new
-    labels = groups.cells[name]
-    keep = torch.from_numpy(held[name]).to(labels.device)[labels].unsqueeze(-1)
-    before, after = (part.reshape(len(labels), -1) for part in (old, new))
-    return torch.where(keep, before, after).reshape(new.shape)
+    return groups.choose(name, held[name], old, new)
 
 
 def _choose(groups: Groups, old: Params, new: Params, held: Held) -> Params:
@@ -87,12 +83,19 @@ class Ascent:
     :param losses: losses of the first state.
     :param frozen: parameters that an earlier run has frozen.
     :param warn: a function that warns the user.
+    :param extrapolates: whether every other step is extrapolated (:mod:`.squarem`).
     """
 
     def __init__(
-        self, names: list[str], losses: Array, frozen: Held, warn: Callable[[str], None]
+        self,
+        names: list[str],
+        losses: Array,
+        frozen: Held,
+        warn: Callable[[str], None],
+        extrapolates: bool = False,
     ) -> None:
         self._warn = warn
+        self._squarem = Squarem() if extrapolates else None
         self.hopeless = ~np.isfinite(losses)  #: restarts whose likelihood is not finite
         known = {name: flags for name, flags in frozen.items() if len(flags) == len(losses)}
         self.held: Held = {
@@ -163,14 +166,26 @@ class Ascent:
 
         found = engine.maximise(now, with_others(self.kept))
         groups = engine.problem.groups
+        values, leaves = found.values, found.leaves
 
         def attempt(held: Held) -> S:
             self.num_e_steps += 1
             held = with_others(held)
-            params = _choose(groups, now.params, found.values, held)
-            return engine.at(now, params, _choose(groups, now.leaves, found.leaves, held), found)
+            params = _choose(groups, now.params, values, held)
+            return engine.at(now, params, _choose(groups, now.leaves, leaves, held), found)
 
+        proposed = None
+        if self._squarem is not None:
+            free = self.free if elsewhere is None else self.free & ~elsewhere
+            proposed = self._squarem.propose(engine.problem, now, found.values, free)
+            values, leaves = proposed.replace(groups, found)
         after = attempt(self.kept)
+        if self._squarem is not None and proposed is not None:
+            worse = proposed.which & ~(after.losses <= now.losses)
+            proposed = self._squarem.judge(proposed, worse)
+            if worse.any():
+                values, leaves = proposed.replace(groups, found)
+                after = attempt(self.kept)
         for name in after.unbounded:
             why = engine.problem.plan.why_unbounded(name)
             self._warn(f"EM: parameter {name!r} has no maximum, as {why}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,6 +31,17 @@ class Groups(NamedTuple):
         for name, value in values.items():
             sums.index_add_(0, self.sequences[name].flatten(), value.double().flatten())
         return sums
+
+    def choose(
+        self, name: str, which: npt.NDArray[np.bool_], there: Tensor, elsewhere: Tensor
+    ) -> Tensor:
+        """A parameter's value from ``there`` in some restarts, and from ``elsewhere`` in others."""
+        if not which.any():
+            return elsewhere
+        labels = self.cells[name]
+        chosen = torch.from_numpy(which).to(labels.device)[labels].unsqueeze(-1)
+        one, other = (part.reshape(len(labels), -1) for part in (there, elsewhere))
+        return torch.where(chosen, one, other).reshape(elsewhere.shape)
 
     def fits(self, run: Run) -> bool:
         """Whether the sites of a run have the batch shapes of this grouping."""

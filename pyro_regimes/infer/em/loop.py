@@ -55,6 +55,7 @@ class Loop:
     :param start: the first state.
     :param frozen: parameters that an earlier run has frozen.
     :param warn: a function that warns the user.
+    :param extrapolates: whether every other step is extrapolated (:mod:`.squarem`).
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Loop:
         start: TensorState,
         frozen: Held,
         warn: Callable[[str], None],
+        extrapolates: bool = False,
     ) -> None:
         self.engine = engine
         self.start = start
@@ -70,8 +72,9 @@ class Loop:
         self.losses = [start.losses]
         self.converged = False
         self.stop_reason = "num_steps reached"
-        self._warn = warn
-        self.ascent = Ascent(self.problem.plan.names, start.losses, frozen, warn)
+        self._warn, self._extrapolates = warn, extrapolates
+        names = self.problem.plan.names
+        self.ascent = Ascent(names, start.losses, frozen, warn, extrapolates)
 
     @property
     def problem(self) -> Problem:
@@ -146,7 +149,7 @@ class Loop:
     def _repeat(self, handed: HandOver, which: Flags, tol: float | None) -> None:
         """Repeat all steps of some restarts with their new engine."""
         others = {name: flags | ~which for name, flags in self.ascent.held.items()}
-        again = Loop(handed.engine, self.start, others, self._warn)
+        again = Loop(handed.engine, self.start, others, self._warn, self._extrapolates)
         again.run(self.num_steps, tol, None)
         for index, losses in enumerate(self.losses):
             new = again.losses[min(index, again.num_steps)]

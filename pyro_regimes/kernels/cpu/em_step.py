@@ -24,11 +24,19 @@ from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.launch import sweep_arrays
 from pyro_regimes.kernels.cpu.moments import sum_moments
 
-__all__ = ["fill_log_density", "maximise", "prepare", "sum_moments", "sweep_arrays"]
+__all__ = [
+    "cholesky",
+    "fill_log_density",
+    "is_ordinary",
+    "maximise",
+    "prepare",
+    "sum_moments",
+    "sweep_arrays",
+]
 
 
 @compiled
-def _cholesky(matrix: Any, floor: float, least: float, factor: Any) -> bool:
+def cholesky(matrix: Any, floor: float, least: float, factor: Any) -> bool:
     """The lower factor of ``matrix - floor I``.
 
     :return: whether every pivot's square is more than ``least`` times the matrix's diagonal.
@@ -62,7 +70,7 @@ def _factorise(spread: Any, factor: Any) -> bool:
     for k in range(len(spread)):
         own = True
         if is_full:
-            own = _cholesky(spread[k], 0.0, 0.0, factor[k])
+            own = cholesky(spread[k], 0.0, 0.0, factor[k])
         else:
             for d in range(size):
                 own = own and spread[k, d, 0] > 0.0
@@ -231,7 +239,7 @@ def _pool(
 
 
 @compiled
-def _is_ordinary(
+def is_ordinary(
     spread: Any,  # (K, D, D or 1)
     owner: Any,  # (B,)
     tiny: float,
@@ -249,9 +257,9 @@ def _is_ordinary(
         return True
     for k in range(len(owner)):
         if owner[k] == k:
-            if not _cholesky(spread[k], 0.0, least, factor):
+            if not cholesky(spread[k], 0.0, least, factor):
                 return False
-            if floor > 0.0 and not _cholesky(spread[k], floor, 0.0, factor):
+            if floor > 0.0 and not cholesky(spread[k], floor, 0.0, factor):
                 return False
     return True
 
@@ -290,35 +298,20 @@ def _maximise_emission(
         weight,
         spread.reshape(blocks),
     )
-    return _is_ordinary(spread, owner, tiny, floor, least, factor)
-
-
-@compiled
-def _add_up(parts: Any, total: Any, is_more: bool) -> None:
-    """The sum over the first dim, in order; added to what is there if ``is_more``."""
-    flat = total.reshape(-1)
-    if not is_more:
-        for i in range(len(flat)):
-            flat[i] = 0.0
-    for n in range(len(parts)):
-        part = parts[n].reshape(-1)
-        for i in range(len(flat)):
-            flat[i] += part[i]
+    return is_ordinary(spread, owner, tiny, floor, least, factor)
 
 
 @compiled
 def maximise(
-    smoothed: Any,  # (N, T, K)
-    moved: Any,  # (N, 1, K, K)
-    weight: Any,  # (N, K)
-    first: Any,  # (N, K, D), of the deviations from the old locations
-    second: Any,  # (N, K, D, D or 1), likewise
+    starts: Any,  # (P, K), expected counts, with those of priors
+    counts: Any,  # (P, K, K), likewise
+    total: Any,  # (P, K)
+    first: Any,  # (P, K, D), of the deviations from the old locations
+    second: Any,  # (P, K, D, D or 1), likewise
     old_initial: Any,  # (P, K)
     old_transition: Any,  # (P, K, K)
     old_loc: Any,  # (P, K, D)
     old_spread: Any,  # (P, K, D, D or 1)
-    pseudo_initial: Any,  # (P, K)
-    pseudo_transition: Any,  # (P, K, K)
     free_initial: bool,
     free_rows: Any,  # (K,)
     free_loc: Any,  # (K, D)
@@ -337,10 +330,6 @@ def maximise(
     :return: whether of all.
     """
     num_states, size, columns = old_spread.shape[1:]
-    each = len(weight) // len(old_loc)
-    starts, counts = np.empty(num_states), np.empty((num_states, num_states))
-    total, sums = np.empty(num_states), np.empty((num_states, size))
-    squares = np.empty((num_states, size, columns))
     work = (
         np.empty((num_states, size)),
         np.empty((num_states, size, columns)),
@@ -349,20 +338,9 @@ def maximise(
     )
     whole = True
     for p in range(len(old_loc)):
-        own = slice(p * each, (p + 1) * each)
-        for k in range(num_states):
-            starts[k] = 0.0
-            for n in range(p * each, (p + 1) * each):
-                starts[k] += smoothed[n, 0, k]
-        _add_up(moved[own], counts, False)
-        _add_up(weight[own], total, False)
-        _add_up(first[own], sums, False)
-        _add_up(second[own], squares, False)
-        _add_up(pseudo_initial[p : p + 1], starts, True)
-        _add_up(pseudo_transition[p : p + 1], counts, True)
         ordinary[p] = _maximise_chain(
-            starts,
-            counts,
+            starts[p],
+            counts[p],
             old_initial[p],
             old_transition[p],
             free_initial,
@@ -371,9 +349,9 @@ def maximise(
             initial[p],
             transition[p],
         ) and _maximise_emission(
-            total,
-            sums,
-            squares,
+            total[p],
+            first[p],
+            second[p],
             old_loc[p],
             old_spread[p],
             free_loc,

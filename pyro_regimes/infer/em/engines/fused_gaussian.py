@@ -80,13 +80,34 @@ class FusedEngine:
             self._kept, self._is_whole = models, bool(models.all())
         if self._is_whole:
             return self._kernel.step(arrays)
-        step = self._kernel.step(arrays.select(models))
+        return _spread_step(self._kernel.step(arrays.select(models)), arrays, models)
+
+    def step_again(self, step: Step, arrays: Parameters, models: Flags) -> Step:
+        """The last step, with that of some of its models repeated at other parameters."""
+        again = self._kernel.step(arrays.select(models), models[self._kept])
+        spread = _spread_step(again, step.after, models)
+        is_ordinary = np.where(models, spread.is_ordinary, step.is_ordinary)
         return Step(
-            _spread(step.log_likelihood, models),
-            arrays.replaced(models, step.after),
-            _spread(step.is_ordinary, models),
-            step.is_whole,
+            np.where(models, spread.log_likelihood, step.log_likelihood),
+            spread.after,
+            is_ordinary,
+            bool(is_ordinary[self._kept].all()),
         )
+
+    def extrapolate(
+        self, before: Parameters, now: Parameters, after: Parameters, bounds: Array, models: Flags
+    ) -> tuple[Parameters, Array]:
+        """Extrapolate two steps of some models; the others have the parameters after them.
+
+        :param bounds: of the lengths, ``(R,)``.
+        :return: with the lengths, as in :func:`.squarem.next_bounds`.
+        """
+        first, second, third = (each.select(models) for each in (before, now, after))
+        found, lengths = self._kernel.extrapolate(first, second, third, bounds[models])
+        extrapolated = models.copy()
+        extrapolated[models] = lengths > 1
+        found = found.select(lengths > 1)
+        return after.replaced(extrapolated, found), _spread(lengths, models)
 
 
 def _arrays(parts: list[Part]) -> Parameters:
@@ -94,6 +115,16 @@ def _arrays(parts: list[Part]) -> Parameters:
     num_models, num_states = initial.shape
     loc = loc.reshape(num_models, num_states, -1)
     return Parameters(initial, transition, loc, spread.reshape(loc.shape + (-1,)))
+
+
+def _spread_step(step: Step, arrays: Parameters, models: Flags) -> Step:
+    """A step of some models, as one of all."""
+    return Step(
+        _spread(step.log_likelihood, models),
+        arrays.replaced(models, step.after),
+        _spread(step.is_ordinary, models),
+        step.is_whole,
+    )
 
 
 def _spread(values: npt.NDArray[S], models: Flags) -> npt.NDArray[S]:

@@ -77,6 +77,27 @@ class Pseudo(NamedTuple):
     constant: Array  #: ``(P,)``
 
 
+class _Rows(NamedTuple):
+    """The data and the work space of some models' sequences."""
+
+    value: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    pseudo: Pseudo
+    prepared: tuple[Array, ...]  #: what the kernels take
+    #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
+    work: tuple[npt.NDArray[Any], ...]
+    pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
+
+
+def _of_models(part: npt.NDArray[Any], num_models: int) -> Array:
+    """The sums over the sequences of each model, float64."""
+    if len(part) == num_models:
+        return part.astype(np.float64, copy=False)
+    parts = part.reshape((num_models, -1) + part.shape[1:])
+    total: Array = parts.sum(1, dtype=np.float64)
+    return total
+
+
 class GaussianEM:
     """EM steps for N sequences of P independent models, N / P to each in turn.
 
@@ -97,23 +118,20 @@ class GaussianEM:
     ) -> None:
         count, (num_steps, size) = len(lengths), value.shape[1:]
         num_models, num_states = like.initial.shape
-        self._value, self._lengths = value, lengths
-        self._updates, self._pseudo = updates, pseudo
-        self._each = count // num_models
+        self._updates, self._each = updates, count // num_models
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
         self._bounds = (float(info.tiny), min_eigenvalue, least)
         models = count if num_models > 1 else 1
-        self._prepared: tuple[Array, ...] = (
+        prepared = (
             np.empty((models, num_states)),
             np.empty((models, 1, num_states, num_states)),
             np.empty((models, num_states, size)),
             np.empty((models,) + like.spread.shape[1:]),
         )
         density = np.empty((count, num_steps, num_states), value.dtype)
-        #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
-        self._work: tuple[npt.NDArray[Any], ...] = (
+        work = (
             density,
             np.empty_like(density),
             np.empty((count, 1, num_states, num_states)),
@@ -121,40 +139,65 @@ class GaussianEM:
             np.empty(count, dtype=np.bool_),
         )
         self._kernels = ops.fused_em()
-        self._pair = value, density
+        pair = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
-            self._pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
+            pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
+        self._rows = _Rows(value, lengths, pseudo, prepared, work, pair)
 
     def keep(self, models: Flags) -> None:
         """Go on with some of the models."""
-        sequences = models.repeat(self._each)
-        if len(self._value) > self._each:  # more than what every model has
-            self._value = self._value[sequences]
-        self._lengths = self._lengths[sequences]
-        count = len(self._lengths)
-        self._prepared = tuple(part[:count] for part in self._prepared)
-        self._work = tuple(part[:count] for part in self._work)
-        self._pair = self._value, self._work[0]
-        self._pseudo = Pseudo(*(each[models] for each in self._pseudo))
+        self._rows = self._select(models)
 
-    def step(self, parameters: Parameters) -> Step:
-        """One EM step."""
+    def _select(self, models: Flags) -> _Rows:
+        rows, sequences = self._rows, models.repeat(self._each)
+        value, lengths = rows.value, rows.lengths[sequences]
+        if len(value) > self._each:  # more than what every model has
+            value = value[sequences]
+        work = tuple(part[: len(lengths)] for part in rows.work)
+        return _Rows(
+            value,
+            lengths,
+            Pseudo(*(each[models] for each in rows.pseudo)),
+            tuple(part[: len(lengths)] for part in rows.prepared),
+            work,
+            (value, work[0]),
+        )
+
+    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
+        """One EM step.
+
+        :param models: the models whose parameters these are; None for all.
+        """
+        rows = self._rows if models is None else self._select(models)
         kernels, num_models = self._kernels, len(parameters.initial)
-        density, smoothed, moved, log_likelihood, redo = self._work
-        pseudo, log_prior = self._pseudo[:2], np.empty(num_models)
+        density, smoothed, moved, log_likelihood, redo = rows.work
+        pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
-        all_sound = kernels.prepare(*parameters, *pseudo, *self._prepared, log_prior, sound)
-        log_initial, log_transition, mean, factor = self._prepared
-        x, rows = self._pair
-        kernels.fill_log_density(x, mean, factor, rows)
-        given = (log_initial, log_transition, density, self._lengths)
-        kernels.sweep_arrays(given, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(self._value, smoothed, mean, None, factor.shape[2:])
+        all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
+        log_initial, log_transition, mean, factor = rows.prepared
+        x, densities = rows.pair
+        kernels.fill_log_density(x, mean, factor, densities)
+        logits = (log_initial, log_transition, density, rows.lengths)
+        kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
+        moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
+        starts, counts, *sums = (
+            _of_models(each, num_models) for each in (smoothed[:, 0], moved[:, 0], *moments)
+        )
         new = Parameters(*map(np.empty_like, parameters))
-        now = (*parameters, *pseudo, *self._updates, *self._bounds)
-        is_whole = kernels.maximise(smoothed, moved, *moments, *now, *new, ordinary)
-        total = log_likelihood.reshape(num_models, -1).sum(-1) + log_prior + self._pseudo.constant
+        given = starts + pseudo[0], counts + pseudo[1], *sums
+        now = (*parameters, *self._updates, *self._bounds)
+        is_whole = kernels.maximise(*given, *now, *new, ordinary)
+        total = log_likelihood.reshape(num_models, -1).sum(-1) + log_prior + rows.pseudo.constant
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound
         return Step(total, new, ordinary, is_whole and all_sound)
+
+    def extrapolate(
+        self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
+    ) -> tuple[Parameters, Array]:
+        """Extrapolate two steps of any models; see :func:`.cpu.extrapolation.squarem`."""
+        new, lengths = Parameters(*map(np.empty_like, after)), np.empty(len(bounds))
+        given = (*before, *now, *after, *self._updates, *self._bounds, bounds)
+        ops.squarem()(*given, *new, lengths)
+        return new, lengths

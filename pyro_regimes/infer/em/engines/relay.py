@@ -26,6 +26,7 @@ from pyro_regimes.infer.em.problem import (
     TensorState,
     complete,
 )
+from pyro_regimes.infer.em.squarem import next_bounds
 
 
 class RelayState:
@@ -109,13 +110,28 @@ class _Parts(NamedTuple):
     some_moved: bool
 
 
+class _Memory(NamedTuple):
+    """What an extrapolation needs of the steps before it."""
+
+    before: Parameters | None  #: the fused engine's arrays before the last step
+    armed: Flags  #: restarts whose last step was one of EM, ``(R,)``
+    bounds: Array  #: as in :func:`.squarem.next_bounds`, ``(R,)``
+
+
 class RelayEngine:
     """Makes ordinary steps with the fused engine, and all others with the tensor engine.
 
     :param start: the first state.
+    :param extrapolates: whether every other step is extrapolated (:mod:`.squarem`).
     """
 
-    def __init__(self, fused: FusedEngine, tensors: TensorEngine, start: TensorState) -> None:
+    def __init__(
+        self,
+        fused: FusedEngine,
+        tensors: TensorEngine,
+        start: TensorState,
+        extrapolates: bool = False,
+    ) -> None:
         self.problem: Problem = fused.problem
         self._fused, self._tensors, self._start = fused, tensors, start
         nowhere: Flags = np.zeros(len(start.losses), dtype=np.bool_)
@@ -124,6 +140,8 @@ class RelayEngine:
         #: Restarts that have changed to the tensor engine.
         self.has_moved = nowhere
         self._has_begun = False
+        self._extrapolates = extrapolates
+        self._memory = _Memory(None, nowhere, np.full(len(nowhere), np.inf))
         self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
 
     def advance(self, now: State, ascent: Ascent) -> State | loop.HandOver:
@@ -136,14 +154,14 @@ class RelayEngine:
             return self._hand_over(now, fused & ~now.beyond.is_ordinary, ascent)
         arrays, beyond, losses = now.arrays, now.beyond, now.losses
         if parts.some_fused:
-            arrays = beyond.after if parts.all_fused else beyond.after.where(fused, arrays)
-            beyond = self._fused.step(arrays, fused)
+            arrays, beyond, memory = self._step(now, parts, ascent)
             losses = -beyond.log_likelihood
             if not parts.all_fused:
                 losses = np.where(fused, losses, now.losses)
             moving = fallen(self._start.params, now.losses, losses)
             if moving.any():
                 return self._hand_over(now, moving, ascent)
+            self._memory = memory
             if not self._has_begun:  # later steps never add restarts
                 self.has_stepped, self._has_begun = fused, True
         rest = now.rest
@@ -153,6 +171,29 @@ class RelayEngine:
         else:
             ascent.num_e_steps += 1
         return self._state(arrays, beyond, losses, rest)
+
+    def _step(
+        self, now: RelayState, parts: _Parts, ascent: Ascent
+    ) -> tuple[Parameters, Step, _Memory]:
+        """One step of the fused engine: its arrays, the step beyond, and the new memory."""
+        fused, after = parts.fused, now.beyond.after
+        if not parts.all_fused:
+            after = after.where(fused, now.arrays)
+        before, armed, bounds = self._memory
+        considered = fused & armed
+        if not self._extrapolates or before is None or not considered.any():
+            memory = _Memory(now.arrays, fused, bounds)
+            return after, self._fused.step(after, fused), memory
+        arrays, lengths = self._fused.extrapolate(before, now.arrays, after, bounds, considered)
+        beyond, extrapolated = self._fused.step(arrays, fused), lengths > 1
+        better = (beyond.log_likelihood >= -now.losses) & beyond.is_ordinary
+        worse = extrapolated & ~better
+        if worse.any():
+            ascent.num_e_steps += 1
+            arrays = after.where(worse, arrays)
+            beyond = self._fused.step_again(beyond, arrays, worse)
+        bounds = next_bounds(bounds, lengths, worse)
+        return arrays, beyond, _Memory(now.arrays, fused & ~extrapolated, bounds)
 
     def _state(
         self,

@@ -1,0 +1,80 @@
+r"""Coordinates of arguments in which EM extrapolates, without bounds and without units.
+
+Every point of a chart is an admissible value, and the differences of two points do not depend on
+the units of the data:
+
+- probabilities: :math:`\sqrt{p_i}`, in which the Fisher information of a row is constant, and a
+  probability of 0 is a point like any other;
+- scales: :math:`\log \sigma`;
+- positive definite matrices with the Cholesky factor L: the logarithms of the standard deviations,
+  and the entries of L over the diagonal entry of their row;
+- locations: themselves, over the standard deviation of the observations.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Chart(NamedTuple):
+    """A map from cells to coordinates ``(cells, n)``, and its inverse."""
+
+    to: Map
+    of: Map  #: the inverse; the coordinates may be any numbers
+    #: ``arguments -> unit`` of the coordinates, in the shape of the argument; None is 1
+    unit: Callable[[dict[str, Tensor]], Tensor] | None = None
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+def location(unit: Callable[[dict[str, Tensor]], Tensor]) -> Chart:
+    """The chart of a location, by the standard deviations about it."""
+    return Chart(_itself, _itself, unit)
+
+
+def _rows_of(roots: Tensor) -> Tensor:
+    squares = roots.square()
+    return squares / squares.sum(-1, keepdim=True)
+
+
+def _factor_to(factor: Tensor) -> Tensor:
+    factor = factor.tril()
+    size = factor.shape[-1]
+    row, column = torch.tril_indices(size, size, -1, device=factor.device)
+    deviations = factor.square().sum(-1).sqrt().log()
+    below = factor[..., row, column] / factor.diagonal(dim1=-2, dim2=-1)[..., row]
+    return torch.cat([deviations, below], -1)
+
+
+def _factor_of(point: Tensor) -> Tensor:
+    size = int((2 * point.shape[-1] + 0.25) ** 0.5)  # of D (D + 1) / 2 coordinates
+    row, column = torch.tril_indices(size, size, -1, device=point.device)
+    factor = torch.eye(size, dtype=point.dtype, device=point.device).repeat(len(point), 1, 1)
+    factor[:, row, column] = point[:, size:]
+    length = factor.square().sum(-1, keepdim=True).sqrt()
+    return factor / length * point[:, :size].exp().unsqueeze(-1)
+
+
+def _matrix_to(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return _factor_to(factor.masked_fill((info != 0)[..., None, None], torch.nan))
+
+
+def _matrix_of(point: Tensor) -> Tensor:
+    factor = _factor_of(point)
+    # Not a matrix product, which rounds by where in memory a matrix begins.
+    columns = factor.unbind(-1)
+    return torch.stack([each.unsqueeze(-1) * each.unsqueeze(-2) for each in columns]).sum(0)
+
+
+ROWS = Chart(torch.sqrt, _rows_of)
+SCALE = Chart(torch.log, torch.exp)
+FACTOR = Chart(_factor_to, _factor_of)
+MATRIX = Chart(_matrix_to, _matrix_of)

@@ -1,0 +1,284 @@
+"""Extrapolated steps: fewer, never down, each restart by itself, on every engine."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.emissions import charts
+from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
+from pyro_regimes.estimator.spec import find_spec
+from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.infer.em.squarem import next_bounds
+from tests import seeds
+from tests.infer.fused import both_engines, spy
+from tests.infer.models import INITIAL, LOC, TRANSITION, Y, observe, scale
+from tests.infer.test_fused_models import CHAINS, SPREADS, gaussian_model
+
+pytestmark = pytest.mark.usefixtures("filled_buffers")
+
+
+def overlapping(num_steps: int = 600) -> Tensor:
+    """Three regimes whose means differ by less than their standard deviations."""
+    rng = seeds.rng(70)
+    states = np.arange(num_steps) // 25 % 3
+    means = np.array([[-0.5, 0.3], [0.0, -0.4], [0.6, 0.2]])
+    x = means[states] + np.array([0.6, 1.0, 1.5])[states, None] * rng.randn(num_steps, 2)
+    return torch.tensor(x)
+
+
+def several_starts(kind: str, x: Tensor, num: int, num_states: int = 3) -> Callable[[Any], Any]:
+    """A function of a choice of starts that makes their model."""
+    spec = find_spec(kind)
+    every = make_starts(x.numpy(), num_states, num, spec, 1e-6, seeds.rng(71))
+    return lambda some: pyro_model(to_arguments(every.select(some), spec), spec)
+
+
+def run(model: Callable[..., None], *args: Tensor, tol: float | None = None, steps: int = 30):
+    return EM(model).run(*args, num_steps=steps, tol=tol, acceleration="squarem")
+
+
+def test_the_step_is_that_of_the_formula():
+    """By hand, of one step and two of EM, in the coordinates that the module says."""
+
+    def values(steps: int, **settings: str) -> dict[str, Tensor]:
+        pyro.clear_param_store()
+        EM(gaussian_model(spread=SPREADS["full"])).run(num_steps=steps, tol=None, **settings)
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    three = [values(steps) for steps in range(3)]
+    names = {"initial": charts.ROWS, "transition": charts.ROWS, "covariance": charts.MATRIX}
+    points = [{name: chart.to(each[name]) for name, chart in names.items()} for each in three]
+    unit = three[1]["covariance"].diagonal(dim1=-2, dim2=-1).sqrt()
+    for point, each in zip(points, three, strict=True):
+        point["loc"] = each["loc"] / unit
+    step, bend = 0.0, 0.0
+    for name in points[0]:
+        start, middle, end = (point[name] for point in points)
+        step += float((middle - start).square().sum())
+        bend += float((end - 2 * middle + start).square().sum())
+    alpha = -max(1.0, (step / bend) ** 0.5)
+    assert alpha < -1
+    found = values(2, acceleration="squarem")
+    for name in points[0]:
+        start, middle, end = (point[name] for point in points)
+        point = start - 2 * alpha * (middle - start) + alpha**2 * (end - 2 * middle + start)
+        wanted = point * unit if name == "loc" else names[name].of(point)
+        assert_close(found[name], wanted, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("restarts", [0, 3], ids=["one", "restarts"])
+@pytest.mark.parametrize("spread", ["full", "diagonal", "known scales", "one of two scales known"])
+def test_both_engines_agree_on_spreads(spread, restarts):
+    model = gaussian_model(spread=SPREADS[spread], restarts=restarts)
+    both_engines(lambda: run(model, steps=8), history=1e-8, values=1e-5)
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+def test_both_engines_agree_on_chains(chain):
+    both_engines(lambda: run(gaussian_model(chain=chain), steps=8), history=1e-8, values=1e-5)
+
+
+def test_a_probability_of_zero_stays_one():
+    run(gaussian_model(chain=CHAINS["impossible transition"]))
+    assert pyro.param("absorbing")[1, 0] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+def test_needs_fewer_steps_and_never_falls(kind, fused, monkeypatch):
+    x = overlapping()
+    spy(monkeypatch, allowed=fused)
+    model = several_starts(kind, x, 4)(slice(None))
+    plain = EM(model).run(x, num_steps=2000, tol=1e-9)
+    pyro.clear_param_store()
+    fast = run(model, x, tol=1e-9, steps=2000)
+    assert fast.num_e_steps < 0.7 * plain.num_e_steps
+    assert (torch.diff(fast.restart_history, dim=0) <= 0.0).all()
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+def test_a_batch_is_a_loop_of_single_runs(kind, fused, monkeypatch):
+    x = overlapping()
+    spy(monkeypatch, allowed=fused)
+    make = several_starts(kind, x, 5)
+    batch = run(make(slice(None)), x, tol=1e-3, steps=300)
+    together = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    for start in range(5):
+        pyro.clear_param_store()
+        alone = run(make(slice(start, start + 1)), x, tol=1e-3, steps=300)
+        history = batch.restart_history[:, start]
+        assert torch.equal(history[: alone.num_steps + 1], alone.restart_history[:, 0])
+        for name, value in pyro.get_param_store().items():
+            assert torch.equal(together[name][start], value.detach()[0])
+
+
+def test_steps_that_are_not_ordinary_go_on_by_tensors():
+    """A regime collapses onto a point, to the floor; the other restarts are not affected."""
+    x = overlapping()
+    x[100:130] = 5.0
+    make = several_starts("diag", x, 6)
+
+    def fit(some: slice):
+        em = EM(make(some), min_eigenvalue=1e-3)
+        return em.run(x, num_steps=60, tol=None, acceleration="squarem"), em.plan.engine
+
+    batch, engine = fit(slice(None))
+    assert "tensor operations" in engine
+    assert (torch.diff(batch.restart_history, dim=0) <= 1e-8).all()
+    for start in range(6):
+        pyro.clear_param_store()
+        alone, _ = fit(slice(start, start + 1))
+        assert torch.equal(batch.restart_history[:, start], alone.restart_history[:, 0])
+
+
+def test_units_do_not_matter():
+    x = overlapping()
+    unit = torch.tensor([1e-4, 1e5]).double()
+    spec = find_spec("full")
+    start = make_starts(x.numpy(), 3, 1, spec, 1e-6, seeds.rng(71)).select(0)
+    emission = start.emission
+    scaled = start._replace(
+        emission={
+            "means": emission["means"] * unit.numpy(),
+            "covariances": emission["covariances"] * np.outer(unit, unit),
+        }
+    )
+    one = run(pyro_model(to_arguments(start, spec), spec), x, steps=20)
+    pyro.clear_param_store()
+    other = run(pyro_model(to_arguments(scaled, spec), spec), x * unit, steps=20)
+    change = len(x) * float(unit.log().sum())
+    assert_close(other.restart_history - change, one.restart_history, rtol=1e-9, atol=0.0)
+
+
+def test_float32_never_falls_beyond_rounding():
+    x = overlapping().float()
+    spec = find_spec("full")
+    start = make_starts(x.double().numpy(), 3, 3, spec, 1e-6, seeds.rng(71))
+    model = pyro_model(to_arguments(start, spec, dtype=torch.float32), spec)
+    result = run(model, x, steps=40)
+    assert (torch.diff(result.restart_history, dim=0) <= 1e-3).all()
+
+
+def test_priors():
+    def model() -> None:
+        rows = dist.Dirichlet(torch.tensor([[5.0, 2.0], [2.0, 5.0]]).double()).to_event(1)
+        transition = pyro.sample("transition", rows)
+        prior = dist.Normal(torch.zeros(2).double(), 2.0).to_event(1)
+        observe(transition_probs=transition, loc=pyro.sample("loc", prior), scale=scale())
+
+    start = {"transition": TRANSITION.clone(), "loc": LOC.clone()}
+
+    def fit(**settings: str):
+        pyro.clear_param_store()
+        guide = AutoDelta(model, init_loc_fn=init_to_value(values=start))
+        return EM(model, guide).run(num_steps=400, tol=1e-10, **settings)
+
+    plain, fast = fit(), fit(acceleration="squarem")
+    assert fast.num_e_steps < plain.num_e_steps
+    assert fast.history[-1] == pytest.approx(plain.history[-1], abs=1e-6)
+    assert (np.diff(fast.history) <= 0).all()
+
+
+def test_a_model_that_is_run_at_every_step(monkeypatch):
+    model = gaussian_model(spread=SPREADS["tied"], restarts=3)
+    spy(monkeypatch, allowed=False)
+    expected = run(model, steps=20)
+    pyro.clear_param_store()
+    monkeypatch.setattr(EM, "_agrees", lambda *args: False)
+    em = EM(model)
+    found = em.run(num_steps=20, tol=None, acceleration="squarem")
+    assert "the model is run at every step" in em.plan.engine
+    assert_close(found.restart_history, expected.restart_history, rtol=1e-9, atol=0.0)
+
+
+def test_an_optimiser_is_refused():
+    """The prior of one parameter has another for its location."""
+
+    def model() -> None:
+        centre = pyro.sample("centre", dist.Normal(torch.tensor(0.0).double(), 3.0))
+        both = dist.Normal(centre.expand(2), 1.0).to_event(1)
+        observe(loc=pyro.sample("loc", both), scale=scale())
+
+    start = {"centre": torch.tensor(0.3).double(), "loc": LOC.clone()}
+
+    def fit(**settings: str):
+        pyro.clear_param_store()
+        guide = AutoDelta(model, init_loc_fn=init_to_value(values=start))
+        optim = pyro.optim.Adam({"lr": 0.01})
+        return EM(model, guide, optim).run(num_steps=20, tol=None, **settings)
+
+    with pytest.raises(ValueError, match="an optimiser moves"):
+        fit(acceleration="squarem")
+    assert fit().num_steps == 20
+
+
+def test_a_parameter_without_coordinates_makes_ems_step():
+    """Locations that are affine in parameters have no chart; the others are extrapolated."""
+
+    def model() -> None:
+        slope = pyro.param("slope", torch.tensor([0.5, 0.9]).double())
+        location = torch.stack([slope[0] - slope[1], slope[0] + slope[1]])
+        observe(
+            loc=location,
+            scale=scale(),
+            transition_probs=pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex),
+        )
+
+    plain = EM(model).run(num_steps=400, tol=1e-10)
+    pyro.clear_param_store()
+    fast = run(model, tol=1e-10, steps=400)
+    assert fast.num_e_steps < plain.num_e_steps
+    assert fast.history[-1] == pytest.approx(plain.history[-1], abs=1e-6)
+
+
+def test_subsampled_data_are_refused():
+    def model() -> None:
+        with pyro.plate("sequences", 4, subsample_size=2) as index:
+            data = Y.reshape(4, 16, 3)[index]
+            hmm = RegimeHMM(
+                initial_probs=INITIAL,
+                transition_probs=TRANSITION,
+                observation_dist=dist.Normal(
+                    pyro.param("loc", torch.zeros(2, 3).double()), 1.0
+                ).to_event(1),
+            )
+            pyro.sample("x", hmm, obs=data)
+
+    with pytest.raises(ValueError, match="data are subsampled"):
+        run(model)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(ValueError, match="expected acceleration to be None or 'squarem'"):
+        EM(gaussian_model()).run(num_steps=1, acceleration="anderson")
+
+
+def test_bounds_of_the_extrapolation():
+    infinite = np.inf
+    bounds = np.array([infinite, infinite, 8.0, 8.0, 1.0, 2.0])
+    lengths = np.array([40.0, 40.0, 8.0, 5.0, 1.0, 0.0])
+    rejected = np.array([True, False, False, False, False, False])
+    expected = [10.0, infinite, 32.0, 8.0, 4.0, 2.0]
+    assert next_bounds(bounds, lengths, rejected).tolist() == expected
+    assert next_bounds(np.array([9.0]), np.array([2.0]), np.array([True])).tolist() == [1.0]
+
+
+def test_callbacks_see_every_step():
+    seen = []
+    result = EM(gaussian_model()).run(
+        num_steps=9, tol=None, acceleration="squarem", callback=lambda *args: seen.append(args)
+    )
+    assert [loss for _, loss in seen] == result.history[1:]
