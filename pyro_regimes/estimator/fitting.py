@@ -77,6 +77,7 @@ def fit_regimes(
         spec,
         *pad(z, sizes, dtype=settings.dtype, device=settings.device),
         inference=settings.inference,
+        acceleration=settings.acceleration,
         max_iter=settings.max_iter,
         tol=settings.tol,
         min_eigenvalue=min_eigenvalue,
@@ -171,6 +172,7 @@ def fit_starts(
     tol: float | None,
     min_eigenvalue: float,
     least: float,
+    acceleration: str | None = None,
     callback: Callback | None = None,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
@@ -184,6 +186,7 @@ def fit_starts(
     :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
         larger. The larger of the two is the floor of the fit, so that one start may collapse
         without stopping the others.
+    :param acceleration: of EM, as in :meth:`.EM.run`.
     :param callback: called after each step with its number, from 1, and the loss of all starts. If
         there are several batches, numbering continues from one to the next, and the loss is the
         mean loss of the batch times the number of starts.
@@ -193,7 +196,7 @@ def fit_starts(
     if inference == "em" and num_starts > at_once:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
-            tol=tol, min_eigenvalue=min_eigenvalue, least=least,
+            tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
         )  # fmt: skip
         return _fit_in_batches(fit, starts, at_once, callback)
     arguments = partial(
@@ -202,7 +205,9 @@ def fit_starts(
     floor = max(min_eigenvalue, least)
     if inference == "em":
         em = _FitEM(pyro_model(arguments(starts), spec), min_eigenvalue=floor)
-        result = em.run(x, lengths, num_steps=max_iter, tol=tol, callback=callback)
+        result = em.run(
+            x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration
+        )
         losses, held = result.restart_history.reshape(-1, num_starts), em.values()
         converged = steady_starts(losses, tol, 1)
         converged[result.unconfirmed] = False

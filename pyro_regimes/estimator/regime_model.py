@@ -62,6 +62,9 @@ class RegimeModel(BaseEstimator):
     :param random_state: seed of the starts and of :meth:`sample`: an integer, a NumPy
         ``RandomState``, or None for a new seed at every call. No global generator is used.
     :param verbose: whether to print the log-likelihood at every iteration.
+    :param acceleration: "squarem" extrapolates every other iteration of EM (Varadhan and Roland
+        2008), which then needs a half to a third of them. The log-likelihood still never falls.
+        None is plain EM. SVI does not use it.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -112,6 +115,7 @@ class RegimeModel(BaseEstimator):
         device: str | torch.device | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        acceleration: str | None = "squarem",
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
@@ -127,6 +131,7 @@ class RegimeModel(BaseEstimator):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.acceleration = acceleration
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

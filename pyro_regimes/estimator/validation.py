@@ -95,6 +95,8 @@ def check_parameters(model: BaseEstimator) -> None:
     _number("regularization", model.regularization)
     _number("min_eigenvalue", model.min_eigenvalue)
     one_of("inference", model.inference, ("em", "svi"))
+    if model.acceleration is not None:
+        one_of("acceleration", model.acceleration, ("squarem",))
     one_of("order_by", model.order_by, ("mean", "volatility"))
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
@@ -112,6 +114,7 @@ class Settings(NamedTuple):
     regularization: float
     min_eigenvalue: float
     inference: str
+    acceleration: str | None
     order_by: str
     dtype: torch.dtype
     device: torch.device

@@ -320,3 +320,19 @@ def test_the_lock_is_free_while_a_fit_computes(inference, monkeypatch) -> None:
     assert stepped == [False] * 5
     if inference == "svi":
         assert computed[:5] == [False] * 5
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_accelerated_fits_end_at_the_same_optimum(covariance_type):
+    x, _ = simulate(covariance_type, 500)
+    settings = dict(n_init=4, max_iter=500, tol=1e-6, random_state=0)
+    fast = RegimeModel(3, covariance_type, **settings).fit(x)
+    plain = RegimeModel(3, covariance_type, acceleration=None, **settings).fit(x)
+    assert fast.log_likelihood_ == pytest.approx(plain.log_likelihood_, abs=1e-3)
+    assert fast.converged_ and fast.n_iter_ != plain.n_iter_
+    assert (np.diff(fast.history_) >= -1e-9).all()
+
+
+def test_an_unknown_acceleration_is_refused():
+    with pytest.raises(ValueError, match="expected acceleration to be one of 'squarem', got 'fast'"):
+        RegimeModel(acceleration="fast").fit(np.zeros((9, 1)))

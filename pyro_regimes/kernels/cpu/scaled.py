@@ -56,7 +56,7 @@ _LEAST_OVERLAP = 1e-200
 _MIXING = 1e-100
 _NOTHING = 1e-290
 _LARGE = 2.0**50
-_REMEMBERED = 32_768  # numbers, which the processor's own cache holds
+_REMEMBERED = 262_144  # numbers: beyond these, to allocate them takes longer than to compute them
 
 
 @compiled
@@ -343,7 +343,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
         num_steps, num_states = observation.shape[1], observation.shape[2]
         both = len(smoothed) > 0
         varying = transition.shape[1] > 1
-        # Of long sequences E is computed again on the way back: memory is slower than that.
+        # Of long sequences E is computed again on the way back.
         remember = both and num_steps * width <= _REMEMBERED
         room = _Room(
             np.empty((num_steps if both else 2) * width),

@@ -102,6 +102,9 @@ class FusedEngine:
         :param bounds: of the lengths, ``(R,)``.
         :return: with the lengths, as in :func:`.squarem.next_bounds`.
         """
+        if models.all():
+            found, lengths = self._kernel.extrapolate(before, now, after, bounds)
+            return (found if (lengths > 1).all() else found.where(lengths > 1, after)), lengths
         first, second, third = (each.select(models) for each in (before, now, after))
         found, lengths = self._kernel.extrapolate(first, second, third, bounds[models])
         extrapolated = models.copy()
