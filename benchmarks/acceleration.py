@@ -163,11 +163,12 @@ def row(problem: Problem, start: int, repeats: int) -> tuple[list[str], float | 
     """One row of the table, and the ratio of seconds where both optima are the same."""
     run = make_em(problem, start)
     outcomes = {method: _outcome(run, method) for method in METHODS}
-    tasks = {
-        method: partial(duration, partial(run, num_steps=each.num_steps, tol=None, acceleration=method))
+    fits = {
+        method: partial(run, num_steps=each.num_steps, tol=None, acceleration=method)
         for method, each in outcomes.items()
         if each.num_steps is not None
     }
+    tasks = {method: partial(duration, fit) for method, fit in fits.items()}
     seconds = {name: statistics.median(each) for name, each in take_turns(tasks, repeats).items()}
     plain, fast = (outcomes[method] for method in METHODS)
     kind = f"{problem.covariance_type} K={problem.num_states}"

@@ -21,6 +21,8 @@ class IsolatedEM(EM):
     two runs of the model.
     """
 
+    _shows_parameters = False
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -93,6 +93,9 @@ class EM:
         without an ``optim``, a parameter has no closed form.
     """
 
+    #: Whether a callback can read the parameter store, and so must find each step there.
+    _shows_parameters = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -267,9 +270,10 @@ class EM:
             assert callback is not None
             session.call_back(callback, number, loss)
 
+        report = shown if callback is not None and self._shows_parameters else callback
         undisturbed.undo = keep  # if an error or an interrupt ends the run
         try:
-            self._iterate(loop, num_steps, tol, callback and shown)
+            self._iterate(loop, num_steps, tol, report)
         except OutsideConstraint as error:
             if self.optim is None:
                 raise
