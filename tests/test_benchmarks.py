@@ -1,12 +1,22 @@
 """The benchmarks run on tiny workloads, and give no ratio to an answer that differs."""
 
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import em_overhead, gpu, measure, peer_growth, peer_log_prob, peers
+from benchmarks import (
+    acceleration,
+    em_overhead,
+    gpu,
+    measure,
+    peer_growth,
+    peer_log_prob,
+    peers,
+    regime_model,
+)
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
@@ -190,3 +200,28 @@ def test_em_overhead(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
     em_overhead.main()
     printed = capsys.readouterr().out
     assert "EM.step: " in printed and "SVI.step: " in printed and "ratio of a step: " in printed
+
+
+@pytest.mark.parametrize("has_priors", [False, True], ids=["likelihood", "priors"])
+def test_acceleration_row(has_priors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both methods reach the optimum from the same start; the table's ten problems have names."""
+    monkeypatch.setattr(acceleration, "MOST_STEPS", 500)
+    data = acceleration._simulate(2, 0.5, 2, 1)[:400]
+    problem = acceleration.Problem("short", data, 2, "diag", has_priors)
+    cells, ratio = acceleration.row(problem, 0, 1)
+    assert cells[0].startswith("short, diag K=2") and cells[-1] == "0e+00"
+    assert int(cells[3]) <= int(cells[1]) and (ratio is None or ratio > 0)
+    assert len({each[:1] + each[2:] for each in acceleration.problems()}) == 10
+
+
+def test_regime_model_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hmmlearn")
+    monkeypatch.setattr(regime_model, "NUM_STARTS", 2)
+    monkeypatch.setattr(regime_model, "MAX_ITER", 5)
+    monkeypatch.setattr(regime_model, "COVARIANCE_TYPES", ("diag",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lines = regime_model.fits(1).splitlines()
+    assert lines[0].split()[0] == "covariances" and lines[1].split()[0] == "diag"
+    lines = regime_model.priors(1).splitlines()
+    assert "compiled iterations" in lines[1]
