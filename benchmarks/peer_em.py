@@ -26,6 +26,9 @@ from benchmarks.peer_workloads import Array, Parameters, Problem
 from pyro_regimes import EM, RegimeHMM
 
 
+MOST_STEPS, TOL = 100, 1e-4  # of a fit that stops by itself
+
+
 class Fit(NamedTuple):
     """Where EM arrived, and by what way."""
 
@@ -86,6 +89,11 @@ class Ours:
         parameters = Parameters(*(value.numpy() for value in values))
         return Fit(parameters, -np.array(result.history[:num_steps]))
 
+    def converge(self) -> float:
+        """A fit that stops by itself; the log-likelihood at its end."""
+        with pyro.get_param_store().scope():
+            return -EM(self.model).run(self.data, num_steps=MOST_STEPS, tol=TOL).history[-1]
+
     def gradient(self) -> None:
         """One gradient of the same model, as SVI takes it."""
         with pyro.get_param_store().scope():
@@ -113,7 +121,6 @@ class Hmmlearn:
             means_weight=0,
             min_covar=0,
             init_params="",
-            tol=-np.inf,
         )
 
     def fit(self, num_steps: int) -> Fit:
@@ -122,10 +129,21 @@ class Hmmlearn:
             return self._fit(self.start, num_steps)
         return _stack([self._fit(self.start.select(i), num_steps) for i in range(self.num_starts)])
 
-    def _fit(self, start: Parameters, num_steps: int) -> Fit:
-        hmm = self.make(n_iter=num_steps)
+    def converge(self) -> float:
+        """Fits that stop by themselves; the sum of the log-likelihoods at their ends."""
+        starts = [self.start]
+        if self.num_starts > 1:
+            starts = [self.start.select(index) for index in range(self.num_starts)]
+        fitted = [self._run(start, MOST_STEPS, TOL) for start in starts]
+        return float(sum(hmm.score(self.data, self.lengths) for hmm in fitted))
+
+    def _run(self, start: Parameters, num_steps: int, tol: float = -np.inf) -> Any:
+        hmm = self.make(n_iter=num_steps, tol=tol)
         hmm.startprob_, hmm.transmat_, hmm.means_, hmm.covars_ = start
-        hmm.fit(self.data, self.lengths)
+        return hmm.fit(self.data, self.lengths)
+
+    def _fit(self, start: Parameters, num_steps: int) -> Fit:
+        hmm = self._run(start, num_steps)
         parameters = Parameters(hmm.startprob_, hmm.transmat_, hmm.means_, hmm.covars_)
         return Fit(parameters, np.array(hmm.monitor_.history))
 

@@ -9,7 +9,9 @@ An EM iteration is the time of a run of n + 1 of them less that of a run of one,
 that the run takes half a second, but 2 at least and 50 at most. It leaves out what a run does once:
 tracing and planning with ours, compilation with dynamax, validation with hmmlearn. A second table
 has whole fits of 50 iterations, with all of that but compilation, after one fit to warm up; and how
-long ours takes to be ready for its first iteration, also in gradients of the same model by SVI.
+long ours takes to be ready for its first iteration, also in gradients of the same model by SVI. A
+third one has fits that stop by themselves, where an iteration raises the log-likelihood by less
+than 1e-4 or after 100, by ours (with its check of convergence) and hmmlearn.
 Runs of all libraries take turns; medians are reported, and a ratio is the peer's median over ours.
 
 Of log_prob each side has one of torch's threads or all, whichever is faster for it. On a machine
@@ -96,6 +98,7 @@ class Cell:
     note: str = ""  #: which of several forms this is, or why there is no ratio
     whole_fit: float | None = None  #: milliseconds of a fit of 50 iterations
     whole_ratio: float | None = None
+    until_level: float | None = None  #: milliseconds of a fit that stops by itself
 
 
 @dataclass
@@ -109,6 +112,7 @@ class Row:
     whole_fit: float | None = None  #: milliseconds of a fit of 50 iterations
     ready: float | None = None  #: milliseconds until the first of them
     ready_in_gradients: float | None = None  #: the same, in gradients by SVI
+    until_level: float | None = None  #: milliseconds of a fit that stops by itself
     peers: dict[str, Cell] = field(default_factory=dict)
 
 
@@ -172,6 +176,17 @@ def _time_row(
     for name, value in whole.items():
         row.peers[name].whole_fit, row.peers[name].whole_ratio = value, value / own
     _time_start(row, libraries["ours"], repeats)
+    stopping: dict[str, Any] = {
+        name: each for name, each in libraries.items() if hasattr(each, "converge")
+    }
+    if len(stopping) > 1:
+        ends = {name: each.converge() for name, each in stopping.items()}
+        say("  ends at: " + ", ".join(f"{name} {value:.4f}" for name, value in ends.items()))
+        tasks = {name: partial(duration, each.converge) for name, each in stopping.items()}
+        until_level = _medians(take_turns(tasks, repeats))
+        row.until_level = until_level.pop("ours")
+        for name, value in until_level.items():
+            row.peers[name].until_level = value
 
 
 def _whole_fit(library: Library) -> float:
@@ -299,6 +314,24 @@ def table(rows: Sequence[Row], whole: bool = False) -> str:
     return measure.table(header, lines)
 
 
+def stopping_table(rows: Sequence[Row]) -> str:
+    """Milliseconds and ratios of the fits that stop by themselves."""
+    timed = [row for row in rows if row.until_level is not None]
+    names = [name for name in PEERS["float64"] if name.startswith("hmmlearn")]
+    header = ["workload", "ours ms"]
+    for name in names:
+        header += [f"{name} ms", "ratio"]
+    lines = []
+    for row in timed:
+        line = [row.workload, _number(row.until_level)]
+        for name in names:
+            value = row.peers[name].until_level if name in row.peers else None
+            own = row.until_level
+            line += ["-", "-"] if not value or not own else [fixed(value), f"{value / own:.1f}"]
+        lines.append(line)
+    return measure.table(header, lines)
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else fixed(value)
 
@@ -361,6 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(table(em))
     say(f"\nA whole fit of {WHOLE_FIT} iterations, all counted, after one to warm up")
     say(table(em, whole=True))
+    say("\nA fit that stops where an iteration gains less than 1e-4, or after 100, float64")
+    say(stopping_table(em))
 
     bounds = "; ".join(f"{dtype} {LOG_PROB_TOLERANCE[dtype]:.0e}" for dtype in dtypes)
     say(f"\nlog_prob with gradient: likewise, values and gradients, at most: {bounds}\n")
