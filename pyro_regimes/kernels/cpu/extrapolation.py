@@ -1,7 +1,7 @@
 r"""The extrapolation of EM's steps of a Gaussian chain, compiled.
 
 The method and its coordinates are those of :mod:`pyro_regimes.infer.em.squarem`, for P independent
-models at once, on the arrays of :mod:`.em_step`.
+models at once, on the arrays of :mod:`.m_step`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu.em_step import cholesky, is_ordinary
 from pyro_regimes.kernels.cpu.jit import compiled
+from pyro_regimes.kernels.cpu.m_step import cholesky, is_ordinary
 
 
 @compiled
@@ -86,7 +86,7 @@ def _covariance(point: Any, at: int, factor: Any, out: Any) -> None:
 def _write(
     point: Any,
     after: Any,  # the parameters after EM's step
-    free: Any,  # what the M-step sets, as in em_step
+    free: Any,  # what the M-step sets, as in m_step
     unit: Any,
     tiny: float,
     factor: Any,
@@ -140,7 +140,7 @@ def _length(start: Any, middle: Any, end: Any) -> float:
 
 @compiled
 def squarem(
-    initial_before: Any,  # (P, K), and so on, as in em_step: before the last step
+    initial_before: Any,  # (P, K), and so on, as in m_step: before the last step
     transition_before: Any,
     loc_before: Any,
     spread_before: Any,
