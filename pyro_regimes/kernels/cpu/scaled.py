@@ -25,6 +25,8 @@ times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot
 reported, and recomputed in log space. Unreachable states do not count as faded. If every entry of M
 is at least ``_MIXING``, each state is refilled at the next step, and no check is needed. The
 forward sweep alone does not know :math:`S_t`, and reports a sequence as soon as a state has faded.
+So do the filtered probabilities :math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)`, of which those of
+sequences of probability zero are left out as well.
 
 An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
 which is negligible next to a share of ``_FADED``. It would also make subnormal numbers, which are
@@ -194,7 +196,7 @@ def _sweep_forwards(
     steps: int,
     peak: float,
     checked: bool,
-    both: bool,
+    keep: bool,
     room: Any,
     ones: Any,
     faded: Any,
@@ -203,7 +205,7 @@ def _sweep_forwards(
 
     :param peak: what was subtracted from the transition logits, where A does not vary in time.
     :param checked: whether to look for states that have faded.
-    :param both: whether every alpha is kept for the way back, or only the last two.
+    :param keep: whether every alpha is kept for later, or only the last two.
     :return: the log-likelihood; whether the sequence is impossible; whether a state that can be
         reached has faded; and the size of the largest number that was added to the log-likelihood.
     """
@@ -232,7 +234,7 @@ def _sweep_forwards(
         else:
             shift = best
         emitted = simd.exp(logits)
-        before, here = here, t * width if both else (t & 1) * width
+        before, here = here, t * width if keep else (t & 1) * width
         if t == 0:
             state = emitted
         else:
@@ -326,6 +328,17 @@ def _sweep_backwards(
     return False
 
 
+@compiled
+def _filter_into(filtered: Any, alpha: Any, steps: int, ones: Any) -> None:
+    """Fill the filtered probabilities of one sequence ``(T, K)``: each alpha over its sum."""
+    width, num_states = simd.width_of(ones), filtered.shape[1]
+    filtered[steps:] = 0.0
+    for t in range(steps):
+        state = simd.load(alpha, t * width, ones)
+        share = simd.splat(1.0 / simd.total(state), ones)
+        simd.store_row(filtered, t * num_states, num_states, simd.multiply(state, share))
+
+
 def _make_sweep(width: int) -> Callable[..., None]:
     @compiled
     def run(
@@ -339,14 +352,17 @@ def _make_sweep(width: int) -> Callable[..., None]:
         smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
         moved: Any,  # (N, 1 or T-1, K, K)
         redo: Any,  # (N,)
+        filtered: Any,  # (N, T, K), 0 on padding; or (0, 0, 0)
+        unfiltered: Any,  # (N,): filled with the sequences that are left out of it
     ) -> None:
         num_steps, num_states = observation.shape[1], observation.shape[2]
-        both = len(smoothed) > 0
+        both, filtering = len(smoothed) > 0, len(filtered) > 0
+        keep = both or filtering
         varying = transition.shape[1] > 1
         # Of long sequences E is computed again on the way back: memory is slower than that.
         remember = both and num_steps * width <= _REMEMBERED
         room = _Room(
-            np.empty((num_steps if both else 2) * width),
+            np.empty((num_steps if keep else 2) * width),
             np.empty(num_steps * width if remember else 0),
             np.zeros(width * width),
             np.zeros(width * width),
@@ -366,9 +382,13 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, n)
             value, gone, suspect, extreme = _sweep_forwards(
-                start, slices, observation[n], steps, peak, checked, both, room, ones, faded
+                start, slices, observation[n], steps, peak, checked, keep, room, ones, faded
             )
             log_likelihood[n] = value
+            if filtering:
+                unfiltered[n] = suspect or gone or value != value
+                if not unfiltered[n]:
+                    _filter_into(filtered[n], room.alpha, steps, ones)
             if not both:
                 redo[n] = suspect or extreme * steps > _LARGE
                 continue
