@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_regimes import RegimeHMM, RegimeModel
 from pyro_regimes.infer.regimes import infer_regimes
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.cpu import filtering, launch
+from pyro_regimes.kernels.cpu import filtering, launch, log_space
 from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import CASES, INF, Case, random_chain
@@ -80,15 +80,44 @@ def test_adversarial_chains() -> None:
         assert_same(Case(*(part[:3, :600] for part in case[:3])))
 
 
-def test_a_state_that_fades_and_comes_back_between_is_filtered_again() -> None:
-    """Regime 1 is certain in the middle, by data that the rest of the sequence contradicts."""
-    favour = torch.tensor([-100.0] * 8 + [100.0] * 12 + [-100.0] * 12, dtype=torch.float64)
+@pytest.mark.parametrize("rise, fall", [(121.0, -100.0), (200.0, -100.0)], ids=["weak", "strong"])
+def test_a_state_that_fades_and_comes_back_between_is_filtered_again(
+    rise: float, fall: float
+) -> None:
+    """Regime 1 is likely in the middle, by data that the rest of the sequence contradicts.
+
+    If it is weakly so, the log-likelihood does not miss it, but the filter does.
+    """
+    favour = torch.tensor([-100.0] * 6 + [rise] * 5 + [fall] * 12, dtype=torch.float64)
     observation = torch.stack([torch.zeros_like(favour), favour], -1)
     apart = torch.eye(2, dtype=torch.float64).log().unsqueeze(0)
     case = Case(torch.tensor([0.5, 0.5], dtype=torch.float64).log(), apart, observation)
     assert_same(case)
     filtered = ops.posterior(*case).filtered_probs
-    assert filtered[7, 0] == 1 and filtered[19, 1] == 1 and filtered[31, 0] == 1
+    assert filtered[5, 0] == 1 and filtered[10, 1] > 0.99 and filtered[22, 0] == 1
+
+
+@pytest.mark.parametrize("function", [ops.posterior, ops.filter_probs, ops.log_likelihood])
+def test_what_fades_for_good_is_summed_once(
+    function: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transitions as EM leaves them: a state fades that no later data ask for."""
+    chain = random_chain(4_000, 3, seed=61)
+    transition = torch.tensor([[0.9, 0.1, 1e-300], [0.1, 0.9, 0.0], [0.5, 0.5, 0.0]]).double()
+    initial = torch.tensor([1.0, 1e-300, 1e-300]).double()
+    case = Case(initial.log(), transition.log().unsqueeze(0), chain.observation)
+    with ops.backend("reference"):
+        expected = ops.log_likelihood(*case)
+    assert_same(case)
+
+    def unused(*args: Any) -> None:
+        raise AssertionError("a second pass")
+
+    monkeypatch.setattr(launch, "filter_logits", unused)
+    monkeypatch.setattr(log_space, "sweep", unused)
+    found = function(*case)
+    value = found if isinstance(found, Tensor) else found.log_likelihood
+    assert value == pytest.approx(float(expected), rel=1e-13)
 
 
 def test_impossible_sequences_and_nan_stay_within_their_rows() -> None:
