@@ -253,21 +253,18 @@ class RegimeHMM(TorchDistribution):
         """
         chain = self._chain(value)
         initial_logits, transition_logits, _, lengths = chain
-        expected = provenance.call(ops.expectations, *chain)
-        filtered = provenance.call(ops.filter_logits, *chain).exp()
+        log_likelihood, filtered, smoothed, moved = provenance.call(ops.posterior, *chain)
         predicted = provenance.call(ops.predict_probs, initial_logits, transition_logits, filtered)
         if lengths is not None:
             time = torch.arange(filtered.shape[-2], device=lengths.device)
-            padding = (time >= lengths.unsqueeze(-1)).unsqueeze(-1)
-            filtered = filtered.masked_fill(padding, 0.0)
-            predicted = predicted.masked_fill(padding, 0.0)
-        return Posterior(
-            expected.log_likelihood,
-            filtered,
-            predicted,
-            expected.smoothed_probs,
-            expected.expected_transitions,
-        )
+            predicted = predicted.masked_fill((time >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
+        return Posterior(log_likelihood, filtered, predicted, smoothed, moved)
+
+    def _state_probs(self, value: Tensor, kind: str) -> Tensor:
+        """The "smoothed" or "filtered" probabilities of :meth:`posterior` alone."""
+        run = ops.expectations if kind == "smoothed" else ops.filter_probs
+        probs: Tensor = provenance.call(run, *self._chain(value))[1]
+        return probs
 
     def viterbi(self, value: Tensor) -> Tensor:
         """The most likely path of states.

@@ -63,12 +63,27 @@ def random_value(
     draw = Draw(old, constraint, value.dtype, generator, seed, mild)
     for candidate in draw_candidates(draw) if draw_candidates else []:
         drawn = candidate.to(value.dtype)
-        if drawn.isfinite().all() and constraint.check(drawn).all():
+        if is_finite(drawn) and _meets(constraint, drawn):
             return drawn.to(value)
     transform = transform_to(constraint)
     moved = transform.inv(old)
     shift = draw.normal(moved.shape)
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all entries are finite; a finite sum has finite terms."""
+    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
+
+
+def _meets(constraint: constraints.Constraint, value: Tensor) -> bool:
+    """Whether a finite value satisfies a constraint."""
+    if constraint is constraints.real:
+        return True
+    if constraint is constraints.positive_definite and torch.equal(value, value.mT):
+        # torch's check would spend most of its time on the symmetry.
+        return not bool(torch.linalg.cholesky_ex(value).info.any())
+    return bool(constraint.check(value).all())
 
 
 def rows(draw: Draw) -> list[Tensor]:
@@ -113,7 +128,8 @@ def matrices(draw: Draw) -> list[Tensor]:
     if old.dim() < 2 or old.shape[-1] != old.shape[-2] or not old.numel():
         return []
     kinds = (constraints.positive_definite, constraints.lower_cholesky)
-    if not any(bool(kind.check(old).all()) for kind in kinds):
+    known = any(draw.constraint is kind for kind in kinds)
+    if not known and not any(_meets(kind, old) for kind in kinds):
         return []
     vectors = torch.linalg.qr(draw.normal())[0]
     exponent = draw.sign * draw.uniform(0, 0.5 if draw.mild else 2.0)[..., 0]

@@ -40,10 +40,8 @@ class FittedHMM(NamedTuple):
         with self._computing():
             hmm, x, _, offset = self._scaled(data, sizes)
             chain = hmm._chain(x)
-            if kind == "smoothed":
-                log_likelihood, probs, _ = ops.expectations(*chain)
-            else:
-                log_likelihood, probs = ops.log_likelihood(*chain), ops.filter_logits(*chain).exp()
+            run = ops.expectations if kind == "smoothed" else ops.filter_probs
+            log_likelihood, probs, *_ = run(*chain)
             return float(log_likelihood.sum()) - offset, unpad(probs.double(), sizes)
 
     def decode(

@@ -216,6 +216,9 @@ def _regimes(hmm: Any, value: Tensor, kind: str) -> Tensor:
     if kind == "viterbi":
         path: Tensor = hmm.viterbi(value)
         return path
+    if type(hmm).posterior is RegimeHMM.posterior:
+        only: Tensor = hmm._state_probs(value, kind)
+        return only
     posterior = hmm.posterior(value)
     probs: Tensor = getattr(posterior, f"{kind}_probs")
     return probs

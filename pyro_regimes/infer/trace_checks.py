@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.kernels import ops
 
 
 def check_store(params: dict[str, Tensor]) -> None:
@@ -62,7 +63,7 @@ def _log_prob_shape(node: Any) -> torch.Size:
     parts = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
     parts += [each.shape for each in (node["scale"], node["mask"]) if isinstance(each, Tensor)]
     try:
-        return torch.broadcast_shapes(*parts)
+        return ops.broadcast(*parts)
     except RuntimeError:
         return parts[1]  # the value may have batch dims that the distribution lacks
 

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import autograd, dispatch, reference, transforms
-from pyro_regimes.kernels.arguments import check, check_path, flatten
+from pyro_regimes.kernels.arguments import Chain, check, check_path, flatten
 
 
 class Expectations(NamedTuple):
     """The results of the E-step: expectations of the hidden path."""
 
     log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
+    smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
+    expected_transitions: Tensor  #: ``(..., K, K)``, or ``(..., T-1, K, K)`` where A varies in time
+
+
+class Filtered(NamedTuple):
+    """The results of the forward pass."""
+
+    log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
+    filtered_probs: Tensor  #: ``(..., T, K)``, 0 on padding
+
+
+class Posterior(NamedTuple):
+    """The results of the forward and the backward pass."""
+
+    log_likelihood: Tensor  #: ``(...)``, float64 whatever the dtype of the logits
+    filtered_probs: Tensor  #: ``(..., T, K)``, 0 on padding
     smoothed_probs: Tensor  #: ``(..., T, K)``, 0 on padding
     expected_transitions: Tensor  #: ``(..., K, K)``, or ``(..., T-1, K, K)`` where A varies in time
 
@@ -32,7 +49,10 @@ def log_likelihood(
         sequence has probability 0.
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
-    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    return _log_likelihood(check(initial_logits, transition_logits, observation_logits, lengths))
+
+
+def _log_likelihood(chain: Chain) -> Tensor:
     name = dispatch.choose(chain.observation_logits)
     if name == "reference":
         return reference.log_likelihood(*chain)
@@ -57,7 +77,10 @@ def expectations(
 
     :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
     """
-    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    return _expectations(check(initial_logits, transition_logits, observation_logits, lengths))
+
+
+def _expectations(chain: Chain) -> Expectations:
     name = dispatch.choose(chain.observation_logits)
     if name == "reference":
         return Expectations(*reference.expectations(*chain))
@@ -67,13 +90,66 @@ def expectations(
         value, smoothed, moved = kernel.expectations(*flat)
     else:
         value, smoothed, moved = autograd.expectations(*flat, name)
-    if transition_logits.shape[-3] == 1:
-        moved = moved.squeeze(1)
+    return Expectations(*_unflatten(chain, value, smoothed, _summed(chain, moved)))
+
+
+def _summed(chain: Chain, moved: Tensor) -> Tensor:
+    """Xi of flat sequences, without its time dim where A does not vary in time."""
+    return moved.squeeze(1) if chain.transition_logits.shape[-3] == 1 else moved
+
+
+def _unflatten(chain: Chain, value: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Restore the batch dims, and the dtype of all but the log-likelihood."""
     dtype, batch_shape = chain.observation_logits.dtype, chain.observation_logits.shape[:-2]
-    return Expectations(
+    return (
         value.reshape(batch_shape),
-        *(part.to(dtype).reshape(batch_shape + part.shape[1:]) for part in (smoothed, moved)),
+        *(part.to(dtype).reshape(batch_shape + part.shape[1:]) for part in parts),
     )
+
+
+def posterior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Posterior:
+    """The E-step and the filter; without gradients, on the CPU, from one forward pass.
+
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    kernel = dispatch.decoder(*chain)
+    if kernel is None:
+        value, smoothed, moved = _expectations(chain)
+        return Posterior(value, _filter(chain), smoothed, moved)
+    value, smoothed, moved, filtered = kernel.posterior(*flatten(chain))
+    return Posterior(*_unflatten(chain, value, filtered, smoothed, _summed(chain, moved)))
+
+
+def filter_probs(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Filtered:
+    """:math:`\\log p(x)` and :math:`p(q_t \\mid x_1, \\dots, x_t)`, as in :func:`posterior`.
+
+    :raises ValueError: if shapes, dtypes, devices or lengths do not fit.
+    """
+    chain = check(initial_logits, transition_logits, observation_logits, lengths)
+    kernel = dispatch.decoder(*chain)
+    if kernel is None:
+        return Filtered(_log_likelihood(chain), _filter(chain))
+    return Filtered(*_unflatten(chain, *kernel.filter_probs(*flatten(chain))))
+
+
+def _filter(chain: Chain) -> Tensor:
+    """The filtered probabilities by the reference, 0 on padding."""
+    probs = reference.filter_logits(*chain).exp().to(chain.observation_logits.dtype)
+    if chain.lengths is None:
+        return probs
+    time = torch.arange(probs.shape[-2], device=chain.lengths.device)
+    return probs.masked_fill((time >= chain.lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
 
 
 def filter_logits(
@@ -101,12 +177,20 @@ def predict_probs(
 ) -> Tensor:
     """:math:`p(q_t \\mid x_1, \\dots, x_{t-1})`, one transition after each filtered probability.
 
-    :param filtered_probs: ``(..., T, K)``, the exponential of :func:`filter_logits`.
+    :param filtered_probs: ``(..., T, K)``.
     :return: ``(..., T, K)``.
     :raises ValueError: if shapes, dtypes or devices do not fit.
     """
     chain = check(initial_logits, transition_logits, filtered_probs, None)
-    return reference.predict_probs(*chain[:3])
+    initial, transition, filtered, _ = chain
+    if transition.shape[-3] != 1 or dispatch.decoder(*chain) is None:
+        return reference.predict_probs(initial, transition, filtered)
+    probs = torch.empty_like(filtered, memory_format=torch.contiguous_format)
+    probs[..., 0, :] = initial.softmax(-1)
+    with torch.autocast("cpu", enabled=False):  # a probability has more digits
+        matrix = transition.softmax(-1).squeeze(-3)
+        torch.matmul(filtered[..., :-1, :], matrix, out=probs[..., 1:, :])
+    return probs
 
 
 def complete_log_likelihood(

@@ -59,6 +59,18 @@ def test_a_path_is_looked_at_once(looks):
     assert len(looks) == 2
 
 
+@pytest.mark.parametrize("name", ["log_likelihood", "expectations", "posterior", "filter_probs"])
+def test_a_function_looks_once_at_its_lengths(name, looks):
+    """Also where it is composed of others: those take arguments that are checked."""
+    chain, lengths = random_chain(6, 2, batch=(2,), seed=3)[:3], torch.tensor([6, 2])
+    getattr(ops, name)(*chain, lengths)
+    assert len(looks) == 1  # the kernels of the CPU look themselves at none
+    leaves = [part.requires_grad_() for part in chain]
+    looks.clear()
+    getattr(ops, name)(*leaves, lengths)
+    assert len(looks) == (1 if name in ("log_likelihood", "expectations") else 2)  # the reference
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
 def test_lengths_of_any_integer_dtype(dtype):
     chain = random_chain(6, 2, batch=(2,), seed=3)
@@ -127,7 +139,9 @@ def test_wrong_arguments_are_refused_by_every_function(name):
     for call in (
         ops.log_likelihood,
         ops.expectations,
+        ops.posterior,
         ops.filter_logits,
+        ops.filter_probs,
         ops.viterbi,
         ops.sample_posterior,
         partial(ops.complete_log_likelihood, path=path),

@@ -167,19 +167,21 @@ def read_site(site: Site) -> SiteData:
         counted = mask.expand(torch.broadcast_shapes(mask.shape, logits.shape)).any(-1)
         value = torch.where(counted.reshape(counted.shape + (1,) * event_dim), value, 0.0)
     shape = batch_shape(site)
-    weight = scale_and_mask(logits.new_ones(shape, dtype=dtype), site.scale, site.mask)
-    if not bool((weight == 1).all()):  # of a sequence that does not count, nothing may be NaN
+    weight = _weight(site, logits.new_ones(shape, dtype=dtype))
+    if weight is not None:  # of a sequence that does not count, nothing may be NaN
         event_dim = len(hmm.observation_dist.event_shape)
         counts = (weight != 0).reshape(weight.shape + (1,) * (1 + event_dim))
         value = torch.where(counts, value, 0.0)
-    return SiteData(
-        site,
-        value,
-        shape,
-        dtype,
-        None if bool((weight == 1).all()) else weight,
-        (initial_logits, transition_logits, logits),
-    )
+    chain = (initial_logits, transition_logits, logits)
+    return SiteData(site, value, shape, dtype, weight, chain)
+
+
+def _weight(site: Site, ones: Tensor) -> Tensor | None:
+    """The weight of each sequence, from the site's scale and mask; None if all are 1."""
+    if site.mask is None and not isinstance(site.scale, Tensor) and site.scale == 1:
+        return None
+    weight: Tensor = scale_and_mask(ones, site.scale, site.mask)
+    return None if bool((weight == 1).all()) else weight
 
 
 def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:

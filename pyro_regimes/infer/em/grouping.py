@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.tracing import Run, Site, num_own_dims
+from pyro_regimes.kernels import ops
 
 
 class Groups(NamedTuple):
@@ -52,7 +53,7 @@ class Groups(NamedTuple):
 def batch_shape(site: Site) -> torch.Size:
     """The shape of the site's log-likelihood."""
     data = site.value.shape[: site.value.dim() - site.hmm.event_dim]
-    return torch.broadcast_shapes(site.hmm.batch_shape, data)
+    return ops.broadcast(site.hmm.batch_shape, data)
 
 
 def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
@@ -83,9 +84,10 @@ def _one_group(plan: Plan, run: Run) -> Groups:
 def find_groups(plan: Plan, run: Run) -> Groups:
     """Find the connected components of sequences and cells, by propagating the least label.
 
-    If more than the likelihoods depends on the parameters, everything is one component.
+    If more than the likelihoods depends on the parameters, everything is one component, and so is
+    a single sequence.
     """
-    if plan.is_joint:
+    if plan.is_joint or sum(batch_shape(site).numel() for site in run.sites.values()) == 1:
         return _one_group(plan, run)
     labels, offset = {}, 0
     for name, site in run.sites.items():

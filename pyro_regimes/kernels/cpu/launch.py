@@ -58,8 +58,9 @@ def _run(
     lengths: Tensor | None,
     smoothed: Tensor,
     moved: Tensor,
+    filtered: Tensor | None = None,
 ) -> Tensor:
-    """Fill ``smoothed`` and ``moved``, unless they are empty.
+    """Fill ``smoothed`` and ``moved``, unless they are empty, and ``filtered``, if given.
 
     :return: log-likelihoods ``(N,)``, float64.
     """
@@ -68,23 +69,45 @@ def _run(
     log_likelihood = _empty((num_sequences,), torch.float64)
     redo = np.ones(num_sequences, dtype=np.bool_)
     out = (log_likelihood.numpy(), smoothed.numpy(), moved.numpy(), redo)
-    sweep_arrays((*given, _lengths(lengths, num_sequences, num_steps)), out)
+    sizes = _lengths(lengths, num_sequences, num_steps)
+    if filtered is None:
+        sweep_arrays((*given, sizes), out)
+        return log_likelihood
+    unfiltered = sweep_arrays((*given, sizes), out, filtered.numpy())
+    if unfiltered.any():
+        again = torch.from_numpy(unfiltered)
+        initial, transition, observation = (
+            each[again] if len(each) == num_sequences else each for each in chain
+        )
+        remaining = torch.from_numpy(sizes)[again]
+        probs = filter_logits(initial, transition, observation, remaining).exp()
+        padding = torch.arange(num_steps, device="cpu") >= remaining.unsqueeze(-1)
+        filtered[again] = probs.masked_fill(padding.unsqueeze(-1), 0.0)
     return log_likelihood
 
 
-def sweep_arrays(given: tuple[Array, ...], out: tuple[Array, ...]) -> None:
+def sweep_arrays(
+    given: tuple[Array, ...], out: tuple[Array, ...], filtered: Array | None = None
+) -> npt.NDArray[np.bool_]:
     """The E-step on arrays: the scaled sweep, then log space for the sequences that it reports.
 
     :param given: initial, transition and observation logits, and lengths.
     :param out: log-likelihoods, gamma, xi and the reports; see :func:`.scaled.sweep`.
+    :param filtered: filled with the filtered probabilities by the scaled sweep.
+    :return: the sequences that are left out of ``filtered``.
     """
     num_sequences, num_steps, num_states = given[2].shape
     redo = out[3]
+    unfiltered = np.ones(num_sequences, dtype=np.bool_)
+    if filtered is None:
+        filtered = np.empty((0, 0, 0), dtype=out[1].dtype)
     grain = 1 + _GRAIN // max(1, num_steps * num_states)
     if num_states <= scaled.MAX_STATES:
-        spread(partial(_call, scaled.sweep(num_states), given, out), num_sequences, grain)
+        every = (*out, filtered, unfiltered)
+        spread(partial(_call, scaled.sweep(num_states), given, every), num_sequences, grain)
     if redo.any():
         spread(partial(_call, log_space.sweep, given, out), num_sequences, grain)
+    return unfiltered
 
 
 def _call(
@@ -124,6 +147,37 @@ def expectations(
     smoothed, moved = _empty_posterior(transition_logits, observation_logits)
     chain = (initial_logits, transition_logits, observation_logits)
     return _run(chain, lengths, smoothed, moved), smoothed, moved
+
+
+def posterior(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The E-step and the filter, from one forward sweep.
+
+    :return: the results of :func:`expectations`, and the filtered probabilities ``(N, T, K)``, 0 on
+        padding.
+    """
+    smoothed, moved = _empty_posterior(transition_logits, observation_logits)
+    filtered = _empty(observation_logits.shape, observation_logits.dtype)
+    chain = (initial_logits, transition_logits, observation_logits)
+    return _run(chain, lengths, smoothed, moved, filtered), smoothed, moved, filtered
+
+
+def filter_probs(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The log-likelihood ``(N,)`` and the filtered probabilities, from the forward sweep alone."""
+    dtype = observation_logits.dtype
+    nothing, moved = _empty((0, 0, 0), dtype), _empty((0, 0, 0, 0), dtype)
+    filtered = _empty(observation_logits.shape, dtype)
+    chain = (initial_logits, transition_logits, observation_logits)
+    return _run(chain, lengths, nothing, moved, filtered), filtered
 
 
 def tangent(

@@ -24,7 +24,10 @@ times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot
 :math:`\hat\beta`, the same bound holds with the roles exchanged. Otherwise the sequence is
 reported, and recomputed in log space. Unreachable states do not count as faded. If every entry of M
 is at least ``_MIXING``, each state is refilled at the next step, and no check is needed. The
-forward sweep alone does not know :math:`S_t`, and reports a sequence as soon as a state has faded.
+forward sweep alone does not know :math:`S_t`. If a state has faded, it is repeated with ``_FADED``
+in place of 0, which is too much where 0 is too little. If both log-likelihoods agree, the exact one
+is between them. Otherwise the sequence is reported. The same holds for the filtered probabilities
+:math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)` at every t.
 
 An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
 which is negligible next to a share of ``_FADED``. It would also make subnormal numbers, which are
@@ -57,6 +60,7 @@ _MIXING = 1e-100
 _NOTHING = 1e-290
 _LARGE = 2.0**50
 _REMEMBERED = 262_144  # numbers: beyond these, to allocate them takes longer than to compute them
+_AGREED, _AGREED_SINGLE = 1e-13, 2e-7  # by how much filtered probabilities may differ
 
 
 @compiled
@@ -122,27 +126,40 @@ def _open(initial: Any, observation: Any, logits: Any) -> tuple[float, float]:
 
 @compiled
 def _drop_faded(
-    row: Any, before: Any, initial: Any, transition: Any, observation: Any, t: int
+    row: Any,
+    before: Any,
+    initial: Any,
+    transition: Any,
+    observation: Any,
+    t: int,
+    floor: float,
 ) -> bool:
-    """Set faded states to 0, and say whether one of them could be reached.
+    """Set faded states to 0, and those that could be reached to ``floor``.
 
     :param before: the states' shares before the transition.
+    :return: whether one of them could be reached.
     """
     num_states = len(observation)
     reached = False
     for j in range(num_states):
         if row[j] < _FADED:
             row[j] = 0.0
-            if reached or observation[j] == -np.inf:
+            if observation[j] == -np.inf or (reached and floor == 0.0):
                 continue
-            if t == 0:
-                reached = initial[j] > -np.inf
-                continue
-            for i in range(num_states):
-                if before[i] > 0.0 and transition[i, j] > -np.inf:
-                    reached = True
-                    break
+            if _is_reached(j, before, initial, transition, t):
+                reached, row[j] = True, floor
     return reached
+
+
+@compiled
+def _is_reached(j: int, before: Any, initial: Any, transition: Any, t: int) -> bool:
+    """Whether a transition, or the start, leads to state j."""
+    if t == 0:
+        return bool(initial[j] > -np.inf)
+    for i in range(len(before)):
+        if before[i] > 0.0 and transition[i, j] > -np.inf:
+            return True
+    return False
 
 
 @compiled
@@ -194,7 +211,8 @@ def _sweep_forwards(
     steps: int,
     peak: float,
     checked: bool,
-    both: bool,
+    keep: bool,
+    floor: float,
     room: Any,
     ones: Any,
     faded: Any,
@@ -203,7 +221,8 @@ def _sweep_forwards(
 
     :param peak: what was subtracted from the transition logits, where A does not vary in time.
     :param checked: whether to look for states that have faded.
-    :param both: whether every alpha is kept for the way back, or only the last two.
+    :param keep: whether every alpha is kept for later, or only the last two.
+    :param floor: what states that have faded are set to.
     :return: the log-likelihood; whether the sequence is impossible; whether a state that can be
         reached has faded; and the size of the largest number that was added to the log-likelihood.
     """
@@ -232,7 +251,7 @@ def _sweep_forwards(
         else:
             shift = best
         emitted = simd.exp(logits)
-        before, here = here, t * width if both else (t & 1) * width
+        before, here = here, t * width if keep else (t & 1) * width
         if t == 0:
             state = emitted
         else:
@@ -250,6 +269,7 @@ def _sweep_forwards(
                 transition[t - 1 if varying else 0],
                 observation[t],
                 t,
+                floor,
             )
             state = simd.load(room.row, 0, ones)
         size = simd.total(state)
@@ -326,6 +346,33 @@ def _sweep_backwards(
     return False
 
 
+@compiled
+def _filter_into(filtered: Any, alpha: Any, steps: int, ones: Any) -> None:
+    """Fill the filtered probabilities of one sequence ``(T, K)``: each alpha over its sum."""
+    width, num_states = simd.width_of(ones), filtered.shape[1]
+    filtered[steps:] = 0.0
+    for t in range(steps):
+        state = simd.load(alpha, t * width, ones)
+        share = simd.splat(1.0 / simd.total(state), ones)
+        simd.store_row(filtered, t * num_states, num_states, simd.multiply(state, share))
+
+
+@compiled
+def _is_filtered(filtered: Any, alpha: Any, steps: int) -> bool:
+    """Whether filtered probabilities of one sequence ``(T, K)`` are those of another alpha."""
+    num_states = filtered.shape[1]
+    width = len(alpha) // len(filtered)
+    agreed = _AGREED if filtered.itemsize == 8 else _AGREED_SINGLE
+    for t in range(steps):
+        size = 0.0
+        for k in range(num_states):
+            size += alpha[t * width + k]
+        for k in range(num_states):
+            if not abs(alpha[t * width + k] / size - filtered[t, k]) <= agreed:
+                return False
+    return True
+
+
 def _make_sweep(width: int) -> Callable[..., None]:
     @compiled
     def run(
@@ -339,14 +386,17 @@ def _make_sweep(width: int) -> Callable[..., None]:
         smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
         moved: Any,  # (N, 1 or T-1, K, K)
         redo: Any,  # (N,)
+        filtered: Any,  # (N, T, K), 0 on padding; or (0, 0, 0)
+        unfiltered: Any,  # (N,): filled with the sequences that are left out of it
     ) -> None:
         num_steps, num_states = observation.shape[1], observation.shape[2]
-        both = len(smoothed) > 0
+        both, filtering = len(smoothed) > 0, len(filtered) > 0
+        keep = both or filtering
         varying = transition.shape[1] > 1
         # Of long sequences E is computed again on the way back.
         remember = both and num_steps * width <= _REMEMBERED
         room = _Room(
-            np.empty((num_steps if both else 2) * width),
+            np.empty((num_steps if keep else 2) * width),
             np.empty(num_steps * width if remember else 0),
             np.zeros(width * width),
             np.zeros(width * width),
@@ -365,23 +415,33 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, n)
-            value, gone, suspect, extreme = _sweep_forwards(
-                start, slices, observation[n], steps, peak, checked, both, room, ones, faded
-            )
+            args = start, slices, observation[n], steps, peak, checked, keep
+            value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, faded)
             log_likelihood[n] = value
+            is_number = value == value and not gone
+            if filtering:
+                unfiltered[n] = not is_number
+                if is_number:
+                    _filter_into(filtered[n], room.alpha, steps, ones)
+            if both:
+                smoothed[n, 0 if gone else steps :] = 0.0
+                moved[n] = 0.0
+                redo[n] = suspect if gone else extreme * steps > _LARGE
+                if value != value:
+                    smoothed[n, :steps] = np.nan
+                    moved[n, : steps - 1] = np.nan  # one slice: that, unless there is no move
+                    redo[n] = False
+                elif not gone and not redo[n]:
+                    out = smoothed[n], moved[n]
+                    redo[n] = _sweep_backwards(
+                        slices, observation[n], steps, suspect, room, ones, faded, *out
+                    )
+            if suspect and is_number and (filtering or not both):
+                more, _, _, _ = _sweep_forwards(*args, _FADED, room, ones, faded)
+                suspect = not more - value <= _AGREED * max(1.0, abs(value))
+                if filtering:
+                    unfiltered[n] = suspect or not _is_filtered(filtered[n], room.alpha, steps)
             if not both:
                 redo[n] = suspect or extreme * steps > _LARGE
-                continue
-            smoothed[n, 0 if gone else steps :] = 0.0
-            moved[n] = 0.0
-            redo[n] = suspect if gone else extreme * steps > _LARGE
-            if value != value:
-                smoothed[n, :steps] = np.nan
-                moved[n, : steps - 1] = np.nan  # of one slice, that one, unless there is no move
-                redo[n] = False
-            elif not gone and not redo[n]:
-                redo[n] = _sweep_backwards(
-                    slices, observation[n], steps, suspect, room, ones, faded, smoothed[n], moved[n]
-                )
 
     return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -138,31 +138,28 @@ def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Par
     own = num_own_dims(argument, site)
     tail = ((1,) if own else ()) + states + series
 
-    def of_models(value: Tensor, event_dim: int) -> Tensor | None:
-        lead, block = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
-        lead = torch.Size([1] * (own - len(lead))) + lead
-        batch, rest = lead[: len(lead) - own], lead[len(lead) - own :]
-        if not all(size in (1, wanted) for size, wanted in zip(rest, tail, strict=True)):
-            return None
-        count = _num_models(batch, data.batch_shape, num_models)
-        if count is None:
-            return None
-        value = value.reshape((count,) + rest + block)
-        value = value.expand((num_models,) + tail + block)
-        return value.reshape((num_models,) + states + series + block)
-
-    value = of_models(data.arguments[argument.name], argument.event_dim)
-    if value is None:
+    lead = torch.Size([1] * (own - len(slot.lead))) + slot.lead
+    batch, rest = lead[: len(lead) - own], lead[len(lead) - own :]
+    count = _num_models(batch, data.batch_shape, num_models)
+    is_constant = all(size in (1, wanted) for size, wanted in zip(rest, tail, strict=True))
+    if count is None or not is_constant:
         return None
-    held = []
-    for each in plan.assignments:
-        for use in each.uses:
-            if use.argument == argument.name:
-                cells = of_models(use.cells.reshape(slot.lead), 0)
-                assert cells is not None
-                held.append(Held(each, cells.reshape(-1).numpy()))
-    value = _FORMS[argument].to_kernel(value.double())
-    return Part(argument, value.contiguous().numpy(), held)
+    given = data.site.arguments[argument.name].detach()
+    value = _FORMS[argument].to_kernel(given.double()).numpy()
+
+    def of_models(blocks: npt.NDArray[Any], block: tuple[int, ...]) -> npt.NDArray[Any]:
+        blocks = np.broadcast_to(
+            blocks.reshape((count, *rest, *block)), (num_models, *tail, *block)
+        )
+        return blocks.reshape((num_models, *states, *series, *block)).copy()
+
+    held = [
+        Held(each, of_models(use.cells.numpy(), ()).reshape(-1))
+        for each in plan.assignments
+        for use in each.uses
+        if use.argument == argument.name
+    ]
+    return Part(argument, of_models(value, value.shape[value.ndim - argument.event_dim :]), held)
 
 
 def _num_models(batch: torch.Size, whole: torch.Size, num_models: int) -> int | None:

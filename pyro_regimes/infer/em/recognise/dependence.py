@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
+from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.tracing import Run, Slot
@@ -61,10 +62,20 @@ def reached_in(run: Run, like: Run | None = None) -> Reached:
     :param like: a run whose arguments these are; None for the same.
     """
     slots = (run if like is None else like).slots
-    return {
-        (slot.site, slot.name): set(gradients_of(slot_in(run, slot).value, run.params))
-        for slot in slots
-    }
+    return {(slot.site, slot.name): _reached(slot_in(run, slot).value, run) for slot in slots}
+
+
+def _reached(value: Tensor, run: Run) -> set[str]:
+    name = _viewed_parameter(value, run)
+    return set(gradients_of(value, run.params)) if name is None else {name}
+
+
+def _viewed_parameter(value: Tensor, run: Run) -> str | None:
+    """The parameter of which a tensor is a view, and on which alone it depends therefore."""
+    leaf = identity.viewed(value)
+    if leaf is None:
+        return None
+    return next((name for name, parameter in run.params.items() if parameter is leaf), None)
 
 
 def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
@@ -102,7 +113,11 @@ def _refuse_direct_reads(run: Run, routes: dict[str, Tensor], refused: dict[str,
     leaves = dict(pyro.get_param_store().named_parameters())
     leaves = {name: leaves[name] for name in run.params if leaves[name].requires_grad}
     outputs = list(routes.values()) + [slot.value for slot in run.slots]
-    outputs = [output for output in outputs if output.requires_grad]
+    outputs = [
+        output
+        for output in outputs
+        if output.requires_grad and _viewed_parameter(output, run) is None
+    ]
     if not leaves or not outputs:
         return
     cotangents = [torch.ones_like(output) for output in outputs]
@@ -128,8 +143,13 @@ def find_hidden_dependence(
     """
     found: dict[str, str] = {}
     known: dict[tuple[str, str], Tensor] = {}
+    covered = covered | {
+        (use.site, use.argument) for each in assignments for use in each.uses if use.whole
+    }
     for each in assignments:
         for use in each.uses:
+            if use.whole:
+                continue
             free = known.setdefault((use.site, use.argument), use.cells < 0)
             known[use.site, use.argument] = free & (use.cells < 0)
     for slot in runs[0].slots:

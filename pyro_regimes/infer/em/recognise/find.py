@@ -8,6 +8,7 @@ equals ``loc`` to first order at 0, and ``loc.clamp(-10, 10)`` equals it at ever
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Optional
 
 import torch
@@ -116,13 +117,18 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
 
 def _check_starts(run: Run) -> None:
     """Check that no start is outside its constraint, which Pyro converts to NaN."""
-    outside = [name for name, value in run.params.items() if bool(value.isnan().any())]
+    outside = [name for name, value in run.params.items() if _has_nan(value)]
     if outside:
         constraints = {name: str(constraint_of(name)) for name in outside}
         raise ValueError(
             "expected parameters without NaN, got NaN (from a start outside its constraint?) in "
             f"{constraints}"
         )
+
+
+def _has_nan(value: Tensor) -> bool:
+    value = value.detach()
+    return math.isnan(value.sum().item()) and bool(value.isnan().any())
 
 
 def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) -> None:
@@ -275,11 +281,15 @@ def _recognise(
 def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
     """The cell that each block of an argument equals, and the link; or the reason for no match."""
     reason = f"{slot.label} is a function of it that is not the identity, broadcast or selected"
+    seen = [(slot_in(run, slot), run.params[name]) for run in runs]
+    are_views = all(identity.viewed(there.value) is parameter for there, parameter in seen)
     for link in slot.argument.links:
-        cells = identity.find_cells(slot_in(runs[1], slot), runs[1].params[name], link)
+        is_whole = are_views and all(identity.is_whole(*each, link) for each in seen)
+        if is_whole and identity.is_valid(slot):
+            return torch.arange(slot.lead.numel(), device="cpu"), link
+        cells = identity.find_cells(*seen[1], link)
         if cells is None:
             continue
-        seen = [(slot_in(run, slot), run.params[name]) for run in runs]
         is_view = link.is_identity and identity.is_same_view(*map(list, zip(*seen, strict=True)))
         if not all(identity.agrees(*each, cells, link) for each in seen):
             reason = f"{slot.label} is not equal to it at every admissible value"
@@ -301,7 +311,7 @@ def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
 
 def _is_shared(uses: list[Use], num_cells: int) -> bool:
     """Whether some cell is used for several blocks."""
-    if not uses:
+    if not uses or len(uses) == 1 and uses[0].whole:
         return False
     cells = torch.cat([use.cells[use.cells >= 0] for use in uses])
     return bool((torch.bincount(cells, minlength=num_cells) > 1).any())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
+from pyro_regimes.emissions.draws import is_finite
 from pyro_regimes.emissions.links import Link, noise
 from pyro_regimes.infer.tracing import Slot
 
@@ -94,6 +95,30 @@ def find_cells(slot: Slot, parameter: Tensor, link: Link) -> Tensor | None:
     return best.cpu() if (best >= 0).any() else None
 
 
+def is_whole(slot: Slot, parameter: Tensor, link: Link) -> bool:
+    """Whether the argument is the parameter itself, entry by entry in memory, through this link.
+
+    Its blocks are then the parameter's cells wherever the model runs, and need no comparison.
+    """
+    value = slot.value.detach()
+    num_lead = value.dim() - parameter.dim()
+    if num_lead < 0 or parameter.dim() < slot.event_dim or value.numel() != parameter.numel():
+        return False
+    return (
+        value.data_ptr() == parameter.data_ptr()
+        and value.shape[num_lead:] == parameter.shape
+        and value.stride()[num_lead:] == parameter.stride()
+        and value.dtype == parameter.dtype
+        and value.device == parameter.device
+        and slot.argument.written(link, parameter) is parameter
+    )
+
+
+def is_valid(slot: Slot) -> bool:
+    """Whether the argument has values that can be compared."""
+    return is_finite(slot.argument.canonical(slot.value.detach()))
+
+
 @torch.no_grad()
 def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     """Whether the argument's matched blocks have the values of the parameter's cells."""
@@ -109,6 +134,17 @@ def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
     return bool(_close(target.to(parameter.dtype), held[used], allowed).all())
 
 
+def viewed(value: Tensor) -> Tensor | None:
+    """The leaf of which a tensor is a view, by what autograd recorded; None if it is no view."""
+    node: Any = value.grad_fn
+    if node is None:
+        return value if value.requires_grad else None
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    leaf: Tensor | None = getattr(node, "variable", None)
+    return leaf
+
+
 def is_same_view(slots: list[Slot], parameters: list[Tensor]) -> bool:
     """Whether an argument is the same view of a parameter in all runs.
 
@@ -116,10 +152,7 @@ def is_same_view(slots: list[Slot], parameters: list[Tensor]) -> bool:
     """
     seen = set()
     for slot, parameter in zip(slots, parameters, strict=True):
-        node: Any = slot.value.grad_fn
-        while node is not None and node.name() in _VIEWS:
-            node = node.next_functions[0][0]
-        if slot.value is not parameter and getattr(node, "variable", None) is not parameter:
+        if viewed(slot.value) is not parameter:
             return False
         offset = slot.value.storage_offset() - parameter.storage_offset()
         seen.add((offset, slot.value.shape, slot.value.stride(), parameter.stride()))

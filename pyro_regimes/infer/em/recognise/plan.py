@@ -222,6 +222,10 @@ class Plan(NamedTuple):
                 slot = None if site is None else site.slots.get(use.argument)
                 if slot is None or slot.lead.numel() != len(use.cells):
                     return False
-                if not identity.agrees(slot, parameter, use.cells, each.link):
+                if use.whole and identity.is_whole(slot, parameter, each.link):
+                    agrees = identity.is_valid(slot)
+                else:
+                    agrees = identity.agrees(slot, parameter, use.cells, each.link)
+                if not agrees:
                     return False
         return True
