@@ -81,6 +81,7 @@ def compare_on_returns(
             nuts_steps=nuts_steps,
             seed=random_state,
             progress=progress,
+            jit_compile=True,
         )
     fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
     return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])

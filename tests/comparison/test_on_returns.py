@@ -145,6 +145,18 @@ def test_a_single_series(covariance_type):
     np.testing.assert_allclose(starts, starts[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("rate", [1e2, 1e200])
+def test_compiled_steps_that_diverge_are_rows(rate):
+    """A singular covariance is an error inside the compiled step."""
+    methods = ["Adam", "ClippedAdam", "AutoDelta", "AutoLowRank"]
+    found = compare_on_returns(
+        RETURNS, n_regimes=2, methods=methods, svi_steps=20, learning_rates=[rate]
+    )
+    assert len(found.runs) == 4
+    for run in found.runs:
+        assert run.diverged and run.point == {} and np.isfinite(run.values).all()
+
+
 def test_log_likelihoods_are_in_the_units_of_the_data():
     """A change of unit by c moves log p(x) by T D log c, held out or not."""
     plain = compare_on_returns(RETURNS, n_regimes=2, methods=["EM"], em_steps=3).runs[0]
