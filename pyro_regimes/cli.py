@@ -164,10 +164,16 @@ def compare(
     methods = list(method or ALL_METHODS[:-1])
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
+    rows, series = returns.values.shape
+    title = (
+        f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    )
     tasks: dict[str, rich.progress.TaskID] = {}
     with _progress() as progress:
 
         def tell(name: str, step: int, total: int) -> None:
+            if not tasks:
+                _err.print(f"Comparing {len(methods)} methods: {title}", highlight=False)
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
                 if not _err.is_terminal:  # no progress bar is shown
@@ -187,9 +193,7 @@ def compare(
             random_state=seed,
             progress=tell,
         )
-    rows, series = returns.values.shape
-    kind = f"{n_regimes} regimes, {covariance_type.value} covariances"
-    for table in tables(comparison, f"{kind}, {rows} steps of {series} series"):
+    for table in tables(comparison, title):
         _out.print(table)
     line = speed_up_line(comparison)
     if line:

@@ -95,6 +95,20 @@ def test_compare_takes_a_model_with_latent_sites() -> None:
         compare(latent, X, methods=["EM"])
 
 
+def test_a_compiled_run_is_the_run() -> None:
+    settings = dict(init_values={"loc": LOC}, svi_steps=20, nuts_steps=6, num_draws=3)
+    methods = ["AutoDelta", "AutoNormal", "NUTS"]
+    plain, compiled = (
+        compare(latent, X, X, methods, jit_compile=jit_compile, **settings).runs
+        for jit_compile in (False, True)
+    )
+    for one, other in zip(plain, compiled, strict=True):
+        assert one.method == other.method and one.num_passes == other.num_passes
+        assert torch.equal(one.point["loc"], other.point["loc"])
+        assert one.values == pytest.approx(other.values, rel=1e-6)
+        assert one.held_out_averaged == other.held_out_averaged
+
+
 @pytest.mark.slow
 def test_posteriors_and_held_out_data_against_quadrature() -> None:
     """The posterior of two locations on a grid: its evidence, moments and predictive density."""
@@ -206,7 +220,7 @@ def test_progress_is_reported_without_the_lock_and_with_the_callers_store() -> N
         progress=progress,
         **settings,
     )
-    assert len(heard) == 1 + 3 + 1 + 3 + 3 + 4
+    assert len(heard) == 2 + 4 + 2 + 4 + 4 + 5
     assert set(map(str, heard)) == {str((False, ["mine"], 0))}
 
 

@@ -72,9 +72,12 @@ CASES = [
 def test_compiled_steps_are_those_of_pyro(case: tuple[str, str, str]) -> None:
     expected, at = run(PyroSteps, *case)
     found, parameters = run(CompiledSteps, *case)
-    # A graph holds sizes as tensors, so constants of a prior are rounded to float32.
-    assert found == (pytest.approx(expected, rel=1e-6) if case[1] else expected)
-    assert expected[-1] < expected[0]
+    if case[1] in ("AutoNormal", "AutoMultivariateNormal"):
+        # In a graph, the guide's terms are added in another order, and torch multiplies a size,
+        # which is a tensor there, by log(2 pi) in float32.
+        expected = [pytest.approx(value, rel=1e-7) for value in expected]
+    assert found == expected
+    assert found[-1] < found[0]
     assert parameters.keys() == at.keys()
     for name, value in at.items():
         assert torch.equal(parameters[name], value), name

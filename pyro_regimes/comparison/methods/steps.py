@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pyro
@@ -99,15 +101,27 @@ class CompiledSteps:
 
     def _loss(self) -> Tensor:
         try:
-            # Optimised execution rounds gradients differently.
-            with torch.jit.optimized_execution(False):
+            with as_recorded():
                 loss: Tensor = self._recorded(*self._inputs)
                 return loss
+        except RuntimeError:
+            self._as_written()  # raises the model's own error, with its type
+            raise
+
+
+@contextmanager
+def as_recorded() -> Iterator[None]:
+    """A context for calls of recorded functions, and for the recording."""
+    # Optimised execution would round gradients differently.
+    with warnings.catch_warnings(), torch.jit.optimized_execution(False):
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.trace`", DeprecationWarning)
+        try:
+            yield
         except RuntimeError as error:
-            # The graph replaces every error in it by a RuntimeError.
+            # A recorded function replaces every error in it by a RuntimeError.
             if "KeyboardInterrupt" in str(error):
                 raise KeyboardInterrupt from error
-            self._as_written()  # raises the model's own error
             raise
 
 
@@ -120,7 +134,5 @@ def _record(model: Model, guide: Any, inputs: tuple[Tensor, ...]) -> Any:
         found: Tensor = elbo.differentiable_loss(model, guide, data)
         return found
 
-    with warnings.catch_warnings(), pyro.validation_enabled(False):
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", "`torch.jit.trace`", DeprecationWarning)
+    with as_recorded(), pyro.validation_enabled(False):
         return torch.jit.trace(loss, inputs, check_trace=False)

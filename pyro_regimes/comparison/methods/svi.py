@@ -44,6 +44,7 @@ class Trajectory(NamedTuple):
 def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
     """Run SVI on the likelihood. No site is latent, so the guide is empty and the loss exact."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
+    task.tell(method, 0, num_steps)
     steps = make_steps(model, _no_guide, name, rate, task, workspace)
     trajectory = _maximise(steps, method, task, workspace, num_steps)
     if trajectory.diverged:
@@ -64,6 +65,7 @@ def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) ->
 def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
     """Run SVI on the log joint, with an AutoDelta guide."""
     method, workspace = f"SVI, AutoDelta({rate:g})", task.workspace()
+    task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
     steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)

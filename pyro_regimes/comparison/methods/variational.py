@@ -39,6 +39,7 @@ def run_guide(
 ) -> MethodRun:
     """Run SVI with one of :data:`GUIDES`."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
+    task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = GUIDES[name](prior_model, init_loc_fn=task.start(), init_scale=_INIT_SCALE)
     steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)
