@@ -101,7 +101,7 @@ class Wishart(dist.Wishart):
 
     def log_prob(self, value: Tensor) -> Tensor:
         # Sizes are tensors under torch.jit.trace, and their product with a float is a float32.
-        self._event_shape = torch.Size(map(operator.index, self._event_shape))
+        self._event_shape = torch.Size(map(operator.index, self.event_shape))
         log_density: Tensor = super().log_prob(value)
         return log_density
 
