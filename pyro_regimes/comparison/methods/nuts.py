@@ -11,7 +11,7 @@ from pyro.infer import NUTS
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_regimes.comparison.methods.steps import as_recorded
+from pyro_regimes.comparison.methods.steps import as_recorded, recording
 from pyro_regimes.comparison.methods.variational import intervals
 from pyro_regimes.comparison.runs import MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities
@@ -63,11 +63,11 @@ def _sample(
     keeps a handler on Pyro's stack and validation switched off from the first draw to the last.
     Here both apply to one draw at a time.
     """
-    with workspace.entered(), pyro.validation_enabled(False), watch:
+    with workspace.entered(), pyro.validation_enabled(False), watch, recording():
         potential = _Potential(model, task)
         kernel = NUTS(potential_fn=potential, transforms=potential.transforms)
         kernel.initial_params = potential.start
-        kernel.setup(num_steps)
+        kernel.setup(num_steps)  # the first evaluation records the model
     position, kept = kernel.initial_params, []
     for step in range(2 * num_steps):
         with workspace.entered(), pyro.validation_enabled(False), watch:

@@ -110,19 +110,26 @@ class CompiledSteps:
 
 
 @contextmanager
-def as_recorded() -> Iterator[None]:
-    """A context for calls of recorded functions, and for the recording."""
-    # Optimised execution would round gradients differently.
-    with warnings.catch_warnings(), torch.jit.optimized_execution(False):
+def recording() -> Iterator[None]:
+    """A context for :func:`torch.jit.trace`, without its warnings."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit.trace`", DeprecationWarning)
-        try:
+        yield
+
+
+@contextmanager
+def as_recorded() -> Iterator[None]:
+    """A context for the calls of recorded functions."""
+    try:
+        # Optimised execution would round gradients differently.
+        with torch.jit.optimized_execution(False):
             yield
-        except RuntimeError as error:
-            # A recorded function replaces every error in it by a RuntimeError.
-            if "KeyboardInterrupt" in str(error):
-                raise KeyboardInterrupt from error
-            raise
+    except RuntimeError as error:
+        # A recorded function replaces every error in it by a RuntimeError.
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _record(model: Model, guide: Any, inputs: tuple[Tensor, ...]) -> Any:
@@ -134,5 +141,5 @@ def _record(model: Model, guide: Any, inputs: tuple[Tensor, ...]) -> Any:
         found: Tensor = elbo.differentiable_loss(model, guide, data)
         return found
 
-    with as_recorded(), pyro.validation_enabled(False):
+    with recording(), pyro.validation_enabled(False):
         return torch.jit.trace(loss, inputs, check_trace=False)
