@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -75,7 +77,9 @@ _COVARIANCE = Annotated[
 ]
 _SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 _OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
+_PROCESSES = min(2, os.cpu_count() or 1)
 _RATES = [0.01, 0.03, 0.1]
+_REFRESH = 0.1  # seconds between two refreshes of the progress bars
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
 
@@ -150,6 +154,16 @@ def compare(
     ] = None,
     nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
     nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            help="2: AutoDelta, the guides and NUTS run two at a time, which may make their "
+            "seconds longer; on Linux without CUDA.",
+            show_default="the number of cores, at most 2",
+        ),
+    ] = _PROCESSES,
     seed: _SEED = 0,
     out: _OUT = _COMPARE_OUT,
 ) -> None:
@@ -164,15 +178,27 @@ def compare(
     methods = list(method or ALL_METHODS[:-1])
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
+    rows, series = returns.values.shape
+    title = (
+        f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    )
     tasks: dict[str, rich.progress.TaskID] = {}
-    with _progress() as progress:
+    # A thread that refreshes the bars would not survive the fork of a process.
+    with _progress(auto_refresh=False) as progress:
+        shown = 0.0
 
         def tell(name: str, step: int, total: int) -> None:
+            nonlocal shown
+            if not tasks:
+                _err.print(f"Comparing {len(methods)} methods: {title}", highlight=False)
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
                 if not _err.is_terminal:  # no progress bar is shown
                     _err.print(f"{name}, up to {total} steps", highlight=False, markup=False)
             progress.update(tasks[name], completed=step)
+            if time.monotonic() - shown > _REFRESH:
+                progress.refresh()
+                shown = time.monotonic()
 
         comparison = compare_on_returns(
             returns.values,
@@ -186,10 +212,9 @@ def compare(
             nuts_steps=nuts_steps,
             random_state=seed,
             progress=tell,
+            processes=processes,
         )
-    rows, series = returns.values.shape
-    kind = f"{n_regimes} regimes, {covariance_type.value} covariances"
-    for table in tables(comparison, f"{kind}, {rows} steps of {series} series"):
+    for table in tables(comparison, title):
         _out.print(table)
     line = speed_up_line(comparison)
     if line:
@@ -221,7 +246,7 @@ def _make_directory(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _progress() -> rich.progress.Progress:
+def _progress(auto_refresh: bool = True) -> rich.progress.Progress:
     """A transient progress bar on stderr, so that stdout can be piped."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -230,6 +255,7 @@ def _progress() -> rich.progress.Progress:
         rich.progress.TimeElapsedColumn(),
         console=_err,
         transient=True,
+        auto_refresh=auto_refresh,
     )
 
 

@@ -136,7 +136,7 @@ def test_compare_with_some_methods(tmp_path):
     assert "Adam(0.05)" in done.stdout and "Auto" not in done.stdout
     # Without a terminal there is no bar, but a line where each method begins.
     told = [line.split(",")[0] for line in done.stderr.splitlines() if line]
-    assert told == ["EM", "SVI"]
+    assert told == ["Comparing 2 methods: 2 regimes", "EM", "SVI"]
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 

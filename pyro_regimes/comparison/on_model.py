@@ -22,6 +22,7 @@ from pyro_regimes.comparison.methods import (
     run_svi,
 )
 from pyro_regimes.comparison.runs import Comparison, MethodRun
+from pyro_regimes.comparison.side_by_side import can_fork, run_side_by_side
 from pyro_regimes.comparison.task import Model, Progress, Task
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.regimes import find_hmm
@@ -31,6 +32,9 @@ LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
 #: Methods for the model with priors.
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
+
+#: The methods that ``processes=2`` runs side by side, the longest first.
+_SIDE_BY_SIDE = ("NUTS", "AutoLowRank", "AutoMultivariateNormal", "AutoNormal", "AutoDelta")
 
 
 def compare(
@@ -49,6 +53,8 @@ def compare(
     num_draws: int = 50,
     seed: int = 0,
     progress: Progress | None = None,
+    jit_compile: bool = False,
+    processes: int = 1,
 ) -> Comparison:
     r"""Fit one model by EM, SVI, variational inference and NUTS, all from one start.
 
@@ -72,37 +78,57 @@ def compare(
     :param nuts_steps: number of draws of NUTS, and of its warm-up steps.
     :param num_draws: number of posterior draws over which held-out likelihoods are averaged.
     :param seed: seed of the variational draws and of NUTS.
-    :param progress: called with the method, the number of a step, and the number of steps.
+    :param progress: called with the method, the number of a step, and the number of steps: with
+        step 0 before the method compiles its kernels, then after each step, for EM after the last.
+    :param jit_compile: whether to record the model and the guides once and to repeat only their
+        tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
+        last bit and take about half the time, with one optimiser for all parameters and without
+        validation. The sites and parameters must be the same in every run of the model, and its
+        control flow must not depend on their values.
+    :param processes: 2 runs AutoDelta, the guides and NUTS two at a time, the second in a forked
+        process, and marks them ``is_beside``, because their seconds may be longer than alone. Their
+        other results are the same. The methods that maximise the likelihood, and EM, run alone.
+        Without effect where a process cannot be forked: on other systems than Linux, and with CUDA.
     :raises ValueError: if a method is unknown, a number of steps or a learning rate is not
         positive, or the model fails at its start.
     """
     _check_counts(
         em_steps=em_steps, svi_steps=svi_steps, nuts_steps=nuts_steps, num_draws=num_draws
     )
+    if isinstance(processes, bool) or processes not in (1, 2):
+        raise ValueError(f"expected processes to be 1 or 2, got {processes!r}")
     rates = _check_rates(learning_rates)
     middle = rates[len(rates) // 2]
-    task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress)
+    task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress, jit_compile)
     has_priors = _is_latent(model, task)
     if held_out is not None:
         task = task._replace(time_dim=_find_time(model, task))
     if has_priors and prior_model is None:
         prior_model = model
-    runs: list[MethodRun] = []
-    for name in _choose(methods, not has_priors, prior_model is not None):
+    chosen = _choose(methods, not has_priors, prior_model is not None)
+
+    def run(name: str, progress: Progress | None) -> list[MethodRun]:
+        own = task._replace(progress=progress)
         if name == "EM":
-            runs.append(run_em(model, task, em_steps))
-        elif name in LIKELIHOOD_METHODS:
-            runs += [run_svi(name, model, task, svi_steps, rate) for rate in rates]
-        else:
-            assert prior_model is not None
-            if name == "EM, MAP":
-                runs.append(run_em_map(prior_model, task, em_steps))
-            elif name == "AutoDelta":
-                runs.append(run_auto_delta(prior_model, task, svi_steps, middle))
-            elif name == "NUTS":
-                runs.append(run_nuts(prior_model, task, nuts_steps))
-            else:
-                runs.append(run_guide(name, prior_model, task, svi_steps, middle))
+            return [run_em(model, own, em_steps)]
+        if name in LIKELIHOOD_METHODS:
+            return [run_svi(name, model, own, svi_steps, rate) for rate in rates]
+        assert prior_model is not None
+        if name == "EM, MAP":
+            return [run_em_map(prior_model, own, em_steps)]
+        if name == "AutoDelta":
+            return [run_auto_delta(prior_model, own, svi_steps, middle)]
+        if name == "NUTS":
+            return [run_nuts(prior_model, own, nuts_steps)]
+        return [run_guide(name, prior_model, own, svi_steps, middle)]
+
+    shared = [name for name in _SIDE_BY_SIDE if name in chosen]
+    if processes == 1 or len(shared) < 2 or not can_fork(data.device):
+        shared = []
+    found = {name: run(name, progress) for name in chosen if name not in shared}
+    if shared:
+        found |= run_side_by_side(run, shared, progress)
+    runs = [each for name in chosen for each in found[name]]
     return Comparison(with_distances(runs))
 
 

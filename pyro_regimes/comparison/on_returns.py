@@ -38,6 +38,7 @@ def compare_on_returns(
     nuts_steps: int = 200,
     random_state: int = 0,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> Comparison:
     """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
@@ -48,6 +49,7 @@ def compare_on_returns(
     :param returns: ``(T, D)``.
     :param held_out: share of the data, at the end, that is not fitted.
     :param methods: as in :func:`.comparison.compare`; None for all but NUTS.
+    :param processes: 1 or 2, as in :func:`.comparison.compare`.
     :raises ValueError: if the data are too few or constant, or an option is not valid.
     """
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
@@ -81,6 +83,8 @@ def compare_on_returns(
             nuts_steps=nuts_steps,
             seed=random_state,
             progress=progress,
+            jit_compile=True,
+            processes=processes,
         )
     fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
     return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])

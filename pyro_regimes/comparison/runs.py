@@ -39,6 +39,7 @@ class MethodRun(NamedTuple):
     distance_to_em: float | None = None  #: distance of all parameters, relative to their norm
     #: error against NUTS: of the means, in standard deviations, and relative, of the deviations
     posterior_errors: tuple[float, float] | None = None
+    is_beside: bool = False  #: whether another method ran beside it, which may make it slower
 
     def seconds_to(self, target: float) -> float | None:
         """The first time at which a value was at least ``target``."""

@@ -79,10 +79,12 @@ def _prior_table(comparison: Comparison, title: str) -> Table:
     runs = [run for run in comparison.runs if run.objective != "likelihood"]
     rates = sorted({run.method.split("(")[1] for run in runs if "(" in run.method})
     by_adam = f"; guides by Adam({rates[0]}" if rates else ""
+    is_beside = any(run.is_beside for run in runs)
+    beside = "\nseconds: beside another method, except those of EM" if is_beside else ""
     table = _new(
         f"With priors: {title}",
         "likelihoods at the mode, the medians (VI) or the means (NUTS), and averaged\n"
-        f"over the posterior; to best: of the log joint{by_adam}",
+        f"over the posterior; to best: of the log joint{by_adam}{beside}",
         "log-\nlikelihood",
         "log\njoint",
         "ELBO",

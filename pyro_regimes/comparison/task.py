@@ -28,6 +28,7 @@ class Task(NamedTuple):
     init_values: dict[str, Tensor]
     seed: int
     progress: Progress | None
+    jit_compile: bool = False
     time_dim: int = -2  #: of the data, from the right
 
     def start(self) -> Callable[..., Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -96,6 +98,12 @@ class Wishart(dist.Wishart):
     """
 
     support = _positive_definite
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # Sizes are tensors under torch.jit.trace, and their product with a float is a float32.
+        self._event_shape = torch.Size(map(operator.index, self.event_shape))
+        log_density: Tensor = super().log_prob(value)
+        return log_density
 
     def rsample(
         self,

@@ -35,6 +35,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    return is_untransformed(*tensors)
+
+
+def is_untransformed(*tensors: Tensor | None) -> bool:
+    """As :func:`is_plain`, whether or not a graph is made."""
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return False

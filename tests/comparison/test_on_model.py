@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_regimes import RegimeHMM
 from pyro_regimes.comparison import compare
+from pyro_regimes.comparison.side_by_side import can_fork
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests.infer.models import INITIAL, LOC, SCALE, TRANSITION, X
@@ -93,6 +94,51 @@ def test_compare_takes_a_model_with_latent_sites() -> None:
     assert variational.posterior is not None
     with pytest.raises(ValueError, match=r"a model without latent sites for \['EM'\]"):
         compare(latent, X, methods=["EM"])
+
+
+def test_a_compiled_run_is_the_run() -> None:
+    settings = dict(init_values={"loc": LOC}, svi_steps=20, nuts_steps=6, num_draws=3)
+    methods = ["AutoDelta", "AutoNormal", "NUTS"]
+    plain, compiled = (
+        compare(latent, X, X, methods, jit_compile=jit_compile, **settings).runs
+        for jit_compile in (False, True)
+    )
+    for one, other in zip(plain, compiled, strict=True):
+        assert one.method == other.method and one.num_passes == other.num_passes
+        assert torch.equal(one.point["loc"], other.point["loc"])
+        assert one.values == pytest.approx(other.values, rel=1e-6)
+        assert one.held_out_averaged == other.held_out_averaged
+
+
+@pytest.mark.skipif(not can_fork(torch.device("cpu")), reason="needs Linux without CUDA")
+def test_two_processes_find_what_one_finds() -> None:
+    methods = ["AutoDelta", "EM, MAP", "AutoNormal", "AutoLowRank", "NUTS"]
+    settings = dict(init_values={"loc": LOC}, svi_steps=10, nuts_steps=3, num_draws=2, em_steps=3)
+    heard: list[tuple[str, int, int]] = []
+    alone, beside = (
+        compare(
+            latent,
+            X,
+            X,
+            methods,
+            processes=processes,
+            progress=lambda *step: heard.append(step),
+            **settings,
+        ).runs
+        for processes in (1, 2)
+    )
+    assert [run.method for run in beside] == [run.method for run in alone]
+    assert [run.is_beside for run in beside] == [True, False, True, True, True]
+    for one, other in zip(alone, beside, strict=True):
+        assert one.values == other.values and one.held_out_averaged == other.held_out_averaged
+        assert one.distance_to_em == other.distance_to_em
+        assert one.posterior_errors == other.posterior_errors
+        assert torch.equal(one.point["loc"], other.point["loc"])
+    # All steps of all methods, those of the other process too, are reported here.
+    half = len(heard) // 2
+    assert sorted(heard[:half]) == sorted(heard[half:])
+    with pytest.raises(ValueError, match="expected processes to be 1 or 2, got 3"):
+        compare(latent, X, processes=3)
 
 
 @pytest.mark.slow
@@ -206,7 +252,7 @@ def test_progress_is_reported_without_the_lock_and_with_the_callers_store() -> N
         progress=progress,
         **settings,
     )
-    assert len(heard) == 1 + 3 + 1 + 3 + 3 + 4
+    assert len(heard) == 2 + 4 + 2 + 4 + 4 + 5
     assert set(map(str, heard)) == {str((False, ["mine"], 0))}
 
 

@@ -60,7 +60,9 @@ def test_every_method_starts_at_the_same_point(covariance_type):
     assert em.log_likelihood == pytest.approx(em.values[-1], rel=1e-12)
     assert mode.log_joint == pytest.approx(mode.values[-1], rel=1e-12)
     assert mode.log_joint != mode.log_likelihood
-    assert seen[0] == ("EM", 4, 4) and seen[-1][1:] == (3, 3)
+    # Each method is announced before it compiles its kernels.
+    assert seen[:2] == [("EM", 0, 4), ("EM", 4, 4)] and seen[-1][1:] == (3, 3)
+    assert [name for name, step, _ in seen if not step] == [run.method for run in found.runs]
     assert dict(pyro.get_param_store().named_parameters()) == store
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -143,6 +145,18 @@ def test_a_single_series(covariance_type):
     )
     starts = [run.values[0] for run in found.runs if run.objective != "joint"]
     np.testing.assert_allclose(starts, starts[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("rate", [1e2, 1e200])
+def test_compiled_steps_that_diverge_are_rows(rate):
+    """A singular covariance is an error inside the compiled step."""
+    methods = ["Adam", "ClippedAdam", "AutoDelta", "AutoLowRank"]
+    found = compare_on_returns(
+        RETURNS, n_regimes=2, methods=methods, svi_steps=20, learning_rates=[rate]
+    )
+    assert len(found.runs) == 4
+    for run in found.runs:
+        assert run.diverged and run.point == {} and np.isfinite(run.values).all()
 
 
 def test_log_likelihoods_are_in_the_units_of_the_data():

@@ -33,6 +33,15 @@ def test_what_diverged_has_a_row_that_says_so() -> None:
     assert ["AutoNormal", "diverged", "1.00"] in found
 
 
+def test_the_caption_says_whose_seconds_were_shared() -> None:
+    mode = make_run("EM, MAP", "joint", [-30.0, -11.0])
+    guide = make_run("SVI, AutoNormal(0.03)", "ELBO", [-40.0, -12.0])
+    for is_beside in (False, True):
+        lines = rows(Comparison([mode, guide._replace(is_beside=is_beside)]))
+        said = [line for line in lines if line[:3] == ["seconds:", "beside", "another"]]
+        assert len(said) == is_beside
+
+
 @pytest.mark.parametrize(
     "runs, line",
     [

@@ -62,3 +62,17 @@ def test_samples():
     drawn = wishart.sample((4000,))  # without a warning
     assert wishart.support.check(drawn).all()
     torch.testing.assert_close(drawn.mean(0), wishart.mean, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_density_keeps_its_digits_in_a_trace():
+    def log_prob(scale):
+        df = torch.full_like(scale[0, 0], 6.0)
+        wishart = Wishart(df, covariance_matrix=scale, validate_args=False).expand((2,))
+        return wishart.log_prob(value)
+
+    scale = 0.3 * torch.eye(4).double() + 0.1
+    value = torch.stack([scale, 2 * scale])
+    traced = torch.jit.trace(log_prob, scale, check_trace=False)
+    torch.testing.assert_close(traced(scale), log_prob(scale), rtol=1e-14, atol=0.0)

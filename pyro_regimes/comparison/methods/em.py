@@ -68,6 +68,7 @@ def _run(
     num_steps: int,
 ) -> dict[str, Any]:
     """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
+    task.tell(method, 0, num_steps)
     with restored(workspace):  # compiles the kernels, also those of the check of convergence
         TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=math.inf)
     em = TimedEM(model, guide, workspace)

@@ -8,8 +8,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import NUTS
+from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
+from pyro_regimes.comparison.methods.steps import as_recorded, recording
 from pyro_regimes.comparison.methods.variational import intervals
 from pyro_regimes.comparison.runs import MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities
@@ -21,15 +23,8 @@ METHOD = "NUTS"
 def run_nuts(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
     """Run NUTS, with as many warm-up steps as draws, from the start of the other methods."""
     workspace, watch = task.workspace(), Stopwatch()
-    passes = 0
-
-    def counted(data: Tensor) -> Any:
-        nonlocal passes
-        passes += 1
-        return prior_model(data)
-
-    samples = _sample(counted, task, workspace, watch, num_steps)
-    num_passes = passes
+    task.tell(METHOD, 0, 2 * num_steps)
+    samples, num_passes = _sample(prior_model, task, workspace, watch, num_steps)
     posterior = intervals(samples)
     point = {name: interval.mean for name, interval in posterior.items()}
     with workspace.entered():
@@ -61,15 +56,18 @@ def run_nuts(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
 
 def _sample(
     model: Model, task: Task, workspace: Workspace, watch: Stopwatch, num_steps: int
-) -> dict[str, Tensor]:
-    """Draw from the posterior; the draws of each site are stacked in front.
+) -> tuple[dict[str, Tensor], int]:
+    """Draw from the posterior; also return the number of runs of the model.
 
-    This is the loop of :class:`pyro.infer.MCMC`, which keeps a handler on Pyro's stack and
-    validation switched off from the first draw to the last. Here both apply to one draw at a time.
+    The draws of each site are stacked in front. This is the loop of :class:`pyro.infer.MCMC`, which
+    keeps a handler on Pyro's stack and validation switched off from the first draw to the last.
+    Here both apply to one draw at a time.
     """
-    kernel = NUTS(model, init_strategy=task.start())
-    with workspace.entered(), pyro.validation_enabled(False), watch:
-        kernel.setup(num_steps, task.data)
+    with workspace.entered(), pyro.validation_enabled(False), watch, recording():
+        potential = _Potential(model, task)
+        kernel = NUTS(potential_fn=potential, transforms=potential.transforms)
+        kernel.initial_params = potential.start
+        kernel.setup(num_steps)  # the first evaluation records the model
     position, kept = kernel.initial_params, []
     for step in range(2 * num_steps):
         with workspace.entered(), pyro.validation_enabled(False), watch:
@@ -79,7 +77,37 @@ def _sample(
         task.tell(METHOD, step + 1, 2 * num_steps)
     kernel.cleanup()
     draws = {name: torch.stack([each[name] for each in kept]).detach() for name in sorted(kept[0])}
+    transforms = potential.transforms
     return {
-        name: kernel.transforms[name].inv(value) if name in kernel.transforms else value
+        name: transforms[name].inv(value) if name in transforms else value
         for name, value in draws.items()
-    }
+    }, potential.num_runs
+
+
+class _Potential:
+    """The negative log joint in unconstrained parameters, and the number of runs of the model."""
+
+    def __init__(self, model: Model, task: Task) -> None:
+        self.num_runs = 0
+
+        def counted(data: Tensor) -> Any:
+            self.num_runs += 1
+            return model(data)
+
+        # The same function that NUTS(model) would make.
+        self.start, self._evaluate, self.transforms, _ = initialize_model(
+            counted,
+            (task.data,),
+            init_strategy=task.start(),
+            jit_compile=task.jit_compile,
+            skip_jit_warnings=True,
+        )
+
+    def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
+        before = self.num_runs
+        try:
+            with as_recorded():
+                found: Tensor = self._evaluate(parameters)
+                return found
+        finally:
+            self.num_runs = before + 1  # a recorded potential does not call the model

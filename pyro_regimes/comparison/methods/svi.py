@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import pyro
-import torch
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
-from pyro_regimes.comparison.methods.at_point import mode_scores, restored
+from pyro_regimes.comparison.methods.at_point import mode_scores
+from pyro_regimes.comparison.methods.steps import OVERFLOW, Steps, make_steps
 from pyro_regimes.comparison.runs import MethodRun
 from pyro_regimes.comparison.scores import (
     gradient_norm,
@@ -21,9 +18,6 @@ from pyro_regimes.comparison.scores import (
     parameter_values,
 )
 from pyro_regimes.comparison.task import Model, Stopwatch, Task, Workspace
-
-#: Errors that a model raises at parameters that are not finite or nearly singular.
-OVERFLOW = (ValueError, torch.linalg.LinAlgError)
 
 
 class Trajectory(NamedTuple):
@@ -50,9 +44,9 @@ class Trajectory(NamedTuple):
 def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
     """Run SVI on the likelihood. No site is latent, so the guide is empty and the loss exact."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
-    warm_up(model, _no_guide, task, workspace)
-    svi = SVI(model, _no_guide, make_optim(name, rate), Trace_ELBO())
-    trajectory = _maximise(svi, method, task, workspace, num_steps)
+    task.tell(method, 0, num_steps)
+    steps = make_steps(model, _no_guide, name, rate, task, workspace)
+    trajectory = _maximise(steps, method, task, workspace, num_steps)
     if trajectory.diverged:
         return trajectory.as_diverged(method, "likelihood")
     with workspace.entered():
@@ -71,11 +65,11 @@ def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) ->
 def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
     """Run SVI on the log joint, with an AutoDelta guide."""
     method, workspace = f"SVI, AutoDelta({rate:g})", task.workspace()
+    task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
-    warm_up(prior_model, guide, task, workspace)
-    svi = SVI(prior_model, guide, make_optim("Adam", rate), Trace_ELBO())
-    trajectory = _maximise(svi, method, task, workspace, num_steps)
+    steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)
+    trajectory = _maximise(steps, method, task, workspace, num_steps)
     if trajectory.diverged:
         return trajectory.as_diverged(method, "joint")
     with workspace.entered():
@@ -84,7 +78,7 @@ def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) 
 
 
 def _maximise(
-    svi: SVI, method: str, task: Task, workspace: Workspace, num_steps: int
+    steps: Steps, method: str, task: Task, workspace: Workspace, num_steps: int
 ) -> Trajectory:
     """Run steps of an SVI with an exact loss; record the objective before each and after the last.
 
@@ -102,10 +96,9 @@ def _maximise(
             with workspace.entered():
                 if step < num_steps:
                     with watch:
-                        loss = svi.step(task.data)  # the loss before the step
+                        loss = steps.step()  # the loss before the step
                 else:
-                    with torch.no_grad():
-                        loss = svi.evaluate_loss(task.data)
+                    loss = steps.loss()
         except OVERFLOW:
             if not step:
                 raise
@@ -123,20 +116,6 @@ def _maximise(
         if step < num_steps:
             task.tell(method, step + 1, num_steps)
     return Trajectory(times, list(range(len(values))), values, watch.seconds, diverged)
-
-
-def make_optim(name: str, rate: float) -> Any:
-    """Make an optimiser of Pyro by name."""
-    return getattr(pyro.optim, name)({"lr": rate})
-
-
-def warm_up(model: Model, guide: Any, task: Task, workspace: Workspace) -> None:
-    """Create the parameters and compile the kernels; leave the parameters at the start."""
-    with workspace.entered(), torch.random.fork_rng():
-        guide(task.data)
-        poutine.trace(model).get_trace(task.data)
-    with restored(workspace), workspace.entered(), torch.random.fork_rng():
-        SVI(model, guide, make_optim("Adam", 1e-3), Trace_ELBO()).step(task.data)
 
 
 def _no_guide(data: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -15,7 +15,8 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_regimes.comparison.methods.svi import OVERFLOW, Trajectory, make_optim, warm_up
+from pyro_regimes.comparison.methods.steps import OVERFLOW, Steps, make_steps
+from pyro_regimes.comparison.methods.svi import Trajectory
 from pyro_regimes.comparison.runs import Interval, MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities
 from pyro_regimes.comparison.task import Model, Stopwatch, Task, Workspace
@@ -38,17 +39,17 @@ def run_guide(
 ) -> MethodRun:
     """Run SVI with one of :data:`GUIDES`."""
     method, workspace = f"SVI, {name}({rate:g})", task.workspace()
+    task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = GUIDES[name](prior_model, init_loc_fn=task.start(), init_scale=_INIT_SCALE)
-    warm_up(prior_model, guide, task, workspace)
-    svi = SVI(prior_model, guide, make_optim("Adam", rate), Trace_ELBO())
+    steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)
 
     def likelihood_at_medians() -> float:
         with workspace.entered():
             at_medians = poutine.condition(prior_model, data=guide.median(task.data))
             return log_densities(at_medians, task.data).likelihood
 
-    trajectory = _maximise(svi, likelihood_at_medians, method, task, workspace, num_steps)
+    trajectory = _maximise(steps, likelihood_at_medians, method, task, workspace, num_steps)
     if trajectory.diverged:
         return trajectory.as_diverged(method, "ELBO")
     return MethodRun(
@@ -60,7 +61,7 @@ def run_guide(
 
 
 def _maximise(
-    svi: SVI,
+    steps: Steps,
     evaluate: Callable[[], float],
     method: str,
     task: Task,
@@ -76,7 +77,7 @@ def _maximise(
         value, moved = values[-1], step > 1
         try:
             with workspace.entered(), watch:
-                svi.step(task.data)
+                steps.step()
             moved = True
             if step % every == 0 or step == num_steps:
                 value = evaluate()

@@ -17,6 +17,8 @@ from pyro_regimes.kernels import autograd, dispatch, transforms
 from pyro_regimes.kernels.gaussian import densities, operators
 from pyro_regimes.kernels.shapes import broadcast, flatten
 
+_EVENT_DIMS = (1, 3, 2, 2, 3)  # of the initial and transition logits, value, loc and factor
+
 
 def log_likelihood(
     initial_logits: Tensor,
@@ -40,10 +42,9 @@ def log_likelihood(
     :return: ``(...)``, float64.
     """
     tensors = (initial_logits, transition_logits, value, loc, factor)
-    event_dims = (1, 3, 2, 2, 3)
-    shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, event_dims)]
+    shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, _EVENT_DIMS)]
     batch_shape = broadcast(*shapes, *([] if lengths is None else [lengths.shape]))
-    flat = [flatten(*each, batch_shape) for each in zip(tensors, event_dims)]
+    flat = [flatten(*each, batch_shape) for each in zip(tensors, _EVENT_DIMS)]
     if lengths is not None:
         lengths = lengths.expand(batch_shape).reshape(-1)
     found: Tensor = transforms.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
@@ -51,13 +52,23 @@ def log_likelihood(
 
 
 def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
-    """Whether there are kernels, a gradient may be required, and no transform is active."""
+    """Whether there are kernels, a gradient may be required, and no transform is active.
+
+    :func:`torch.jit.trace` records the function as one node with a fixed number of sequences. So
+    there it serves a single sequence without batch dims.
+    """
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
         return False
     if not all(each.dtype is tensors[0].dtype for each in tensors):
         return False
+    if torch.jit.is_tracing():
+        if lengths is not None or [each.dim() for each in tensors] != list(_EVENT_DIMS):
+            return False
+        is_plain = transforms.is_untransformed
+    else:
+        is_plain = transforms.is_plain
     with torch.no_grad():
-        return densities.is_served(*tensors) and transforms.is_plain(*tensors, lengths)
+        return densities.is_served(*tensors) and is_plain(*tensors, lengths)
 
 
 class LogLikelihood(Function):

@@ -180,3 +180,24 @@ def test_an_impossible_sequence_has_no_gradient_where_it_overflows():
     parts["factor"] = torch.full_like(parts["factor"], 1e-160)
     value, gradient = values_and_gradients(parts, None, ("value",))
     assert value == -torch.inf and not gradient.any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["one sequence", "sequences"])
+def test_a_trace(name: str) -> None:
+    """One sequence, of any length, is one node. Of several the number would be a constant in it."""
+    parts, _ = make(name)
+    leaves = [part.clone().requires_grad_() for part in parts.values()]
+    traced = torch.jit.trace(ops.gaussian_log_likelihood, tuple(leaves), check_trace=False)
+    nodes = [node.pyname() for node in traced.graph.findAllNodes("prim::PythonOp")]
+    assert (nodes == ["LogLikelihood"]) == (name == "one sequence")
+    value = parts["value"]
+    for other in (value, torch.cat([value, value + 0.5])) if value.dim() == 2 else (value,):
+        leaves[2] = other.clone().requires_grad_()
+        results = []
+        for function in (ops.gaussian_log_likelihood, traced):
+            found = function(*leaves)
+            results.append([found, *torch.autograd.grad(found.sum(), leaves)])
+        for one, expected in zip(*results[::-1], strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
