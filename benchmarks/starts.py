@@ -6,9 +6,14 @@
 Every problem is fitted from ten starts with the defaults of RegimeModel, for each seed twice: from
 the starts that it makes now, and from the former ones, which were k-means on all rows and random
 observations in turn. The best known log-likelihood of a problem is the highest of all these starts.
-A start, or the best of ten, has found it if it ends at most 0.5 nats below. Collapsed starts do not
-count. The table has the share of single starts of each kind that find it, then the share of the
-best of ten that do and how many nats the best of ten is short of it on average.
+A start, or the best of ten, has found it if it ends at most 0.5 nats below. A collapsed start has
+not found it. The columns of the table are
+
+- the share of single starts to find it: k-means on "all rows", as formerly, and each kind of now;
+- "fits", how many of the fits find it, one of ten starts for each seed;
+- "tens", the same share of all combinations of ten starts out of those of all seeds, with as many
+  of each kind as a fit has. It has the same expectation and a smaller variance;
+- "nats short", how far the best of ten ends below on average, over the same combinations.
 
 Groups of problems: "embedded", the sector returns that the package contains; "parts", halves in
 time of these and weekly sums; "simulated", twenty sets of two to four regimes. The package contains
@@ -16,15 +21,16 @@ no second panel of real returns. ``--wheel`` takes the file of skfolio from whic
 ``pyro_regimes/data/build_sector_returns.py`` makes the embedded returns, and adds "nine series":
 panels of nine stocks, or nine groups of stocks, out of its 20.
 
-Then the time of ten starts on the embedded returns and its share of a whole fit, and with
-``--memory`` the peak memory of a fit from ten starts on 1,000,000 steps of four series, beyond the
-data. At commit 5f03eb8, before starts ran in batches, the same fit took 41 times the data.
+The other tables are the time of ten starts on the embedded returns and its share of a whole fit,
+and, with ``--memory``, the peak memory of a fit from ten starts on 1,000,000 steps of four series,
+beyond the data. At commit 5f03eb8, before starts ran in batches, that was 41 times the data.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 import warnings
@@ -135,34 +141,73 @@ class Row(NamedTuple):
         best = max(former.max(), present.max())
         return cls(problem, best - former, best - present)
 
+    def pools(self) -> list[list[Array]]:
+        """The starts of each kind, ``(seeds, starts of a fit)``, formerly and now."""
+        present = np.array([kind_of(start) for start in range(NUM_STARTS)])
+        return [
+            [self.former[:, ::2], self.former[:, 1::2]],
+            [self.present[:, present == kind] for kind in KINDS],
+        ]
+
     def singles(self) -> list[float]:
         """The share of single starts that find it: of k-means on all rows, and of each kind."""
-        present = np.array([kind_of(start) for start in range(NUM_STARTS)])
-        groups = [self.former[:, ::2], *(self.present[:, present == kind] for kind in KINDS)]
-        return [float((group <= NATS).mean()) for group in groups]
+        former, present = self.pools()
+        return [float((group <= NATS).mean()) for group in (former[0], *present)]
 
-    def finds(self) -> Array:
-        """Whether the best of ten finds it, formerly and now, for each seed: ``(2, seeds)``."""
-        return (self.short() <= NATS).astype(float)
+    def fits(self) -> list[int]:
+        """The number of fits that find it, formerly and now."""
+        return [int((each.min(1) <= NATS).sum()) for each in (self.former, self.present)]
+
+    def shares(self) -> Array:
+        """The share of all combinations of ten starts that find it, formerly and now."""
+        return np.array([1 - share_above(pools, NATS) for pools in self.pools()])
 
     def short(self) -> Array:
-        """How far the best of ten ends below, formerly and now, for each seed: ``(2, seeds)``."""
-        return np.stack([self.former.min(1), self.present.min(1)])
+        """How far the best of ten ends below, in the mean of all combinations of ten starts."""
+        return np.array([mean_of_best(pools) for pools in self.pools()])
+
+    def without(self, seed: int) -> Row:
+        """The row of the other seeds."""
+        former, present = (np.delete(each, seed, axis=0) for each in (self.former, self.present))
+        return self._replace(former=former, present=present)
 
     def cells(self) -> list[str]:
         """A line of the table."""
-        problem = self.problem
+        problem, seeds = self.problem, len(self.former)
         label = f"{problem.name}, K={problem.n_regimes} {problem.covariance_type}"
         steps, series = problem.values.shape
-        shares = [*self.singles(), *self.finds().mean(1)]
-        nats = [f"{each:.2f}" for each in self.short().mean(1)]
-        return [label, f"{steps}x{series}", *map(percent, shares), *nats]
+        singles, shares = (map(percent, each) for each in (self.singles(), self.shares()))
+        fits = [f"{number}/{seeds}" for number in self.fits()]
+        return [label, f"{steps}x{series}", *singles, *fits, *shares, *map(nats, self.short())]
 
 
 HEADER = (
-    *("problem", "size", "k-means, all rows", *KINDS),
-    *("ten, former", "ten, now", "nats short, former", "nats short, now"),
+    *("problem", "size", "all rows", *KINDS),
+    *("fits, former", "now", "tens, former", "now", "nats short, former", "now"),
 )
+
+
+def share_above(pools: Sequence[Array], level: float) -> float:
+    """The share of combinations of starts all of which end more than ``level`` below.
+
+    A combination has as many starts from each pool as a fit.
+    """
+    share = 1.0
+    for pool in pools:
+        above, number = int((pool > level).sum()), pool.shape[1]
+        share *= math.comb(above, number) / math.comb(pool.size, number)
+    return share
+
+
+def mean_of_best(pools: Sequence[Array]) -> float:
+    """The mean over all these combinations of how far the best start ends below.
+
+    A combination of ten collapsed starts counts like the worst start that has not collapsed.
+    """
+    levels = np.unique(np.concatenate([pool.ravel() for pool in pools]))
+    levels = np.concatenate([[0.0], levels[np.isfinite(levels)]])
+    above = [share_above(pools, level) for level in levels[:-1]]
+    return float(np.diff(levels) @ above)
 
 
 def percent(share: float) -> str:
@@ -170,18 +215,25 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def nats(short: float) -> str:
+    """Two decimals."""
+    return f"{short:.2f}"
+
+
 def summary(rows: Sequence[Row]) -> list[str]:
-    """The mean of several problems, with standard errors of what the seeds decide."""
-    finds = np.stack([row.finds() for row in rows])  # (problems, 2, seeds)
-    errors = np.sqrt((finds.var(-1) / (finds.shape[-1] - 1)).sum(0)) / len(rows)
-    found = [
-        f"{100 * share:.1f} ± {100 * error:.1f} %"
-        for share, error in zip(finds.mean((0, 2)), errors, strict=True)
-    ]
-    short = np.stack([row.short() for row in rows]).mean((0, 2))
-    singles = np.mean([row.singles() for row in rows], axis=0)
-    label = f"mean of {len(rows)}"
-    return [label, "", *map(percent, singles), *found, *(f"{each:.2f}" for each in short)]
+    """The mean of several problems, with standard errors by leaving out one seed at a time."""
+    shares = np.mean([row.shares() for row in rows], axis=0)
+    short = np.mean([row.short() for row in rows], axis=0)
+    seeds = len(rows[0].former)
+    errors = []
+    for row in rows:
+        others = np.array([row.without(seed).shares() for seed in range(seeds)])
+        errors.append((seeds - 1) * others.var(0))
+    error = np.sqrt(np.sum(errors, axis=0)) / len(rows)
+    found = [f"{100 * a:.1f} ± {100 * b:.1f} %" for a, b in zip(shares, error, strict=True)]
+    singles = map(percent, np.mean([row.singles() for row in rows], axis=0))
+    fits = map(str, np.sum([row.fits() for row in rows], axis=0))
+    return [f"mean of {len(rows)}", "", *singles, *fits, *found, *map(nats, short)]
 
 
 def times(repeats: int) -> list[list[str]]:
@@ -233,7 +285,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="of each time")
     parser.add_argument("--memory", action="store_true", help="measure peak memory as well")
     parser.add_argument("--markdown", type=Path, help="write a page of benchmarks/results here")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error(f"expected at least 2 seeds, for standard errors, got {options.seeds}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

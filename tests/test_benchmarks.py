@@ -1,5 +1,6 @@
 """The benchmarks run on tiny workloads, and give no ratio to an answer that differs."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -156,15 +157,31 @@ def test_starts_of_few_problems(
 
 def test_share_of_starts_that_find_the_best() -> None:
     """By hand: ten starts of two seeds, in nats below the best known."""
-    former, present = np.full((2, 10), 9.0), np.full((2, 10), 9.0)
-    former[0, 1] = 0.0  # the second of the former kind
-    present[0, 0] = present[1, 1] = 0.4
-    values = np.zeros((5, 2))
-    row = starts.Row(starts_problems.Problem("a", "b", values, 2, "full"), former, present)
+    former, present = np.full((2, 10), 9.0), np.full((2, 10), np.inf)
+    former[0, 1] = 0.0  # one of ten random ones, of which a fit has five
+    present[0, 0] = present[1, 1] = 0.4  # k-means, and random
+    row = starts.Row(
+        starts_problems.Problem("a", "b", np.zeros((5, 2)), 2, "full"), former, present
+    )
     assert row.singles() == [0.0, 0.5, 0.1, 0.0]
-    assert row.finds().tolist() == [[1.0, 0.0], [1.0, 1.0]]
-    assert row.cells()[-4:] == ["50 %", "100 %", "4.50", "0.40"]
-    assert starts.summary([row, row])[-4:] == ["50.0 ± 35.4 %", "100.0 ± 0.0 %", "4.50", "0.40"]
+    assert row.fits() == [1, 2]
+    assert row.shares() == pytest.approx([0.5, 0.75])
+    assert row.short() == pytest.approx([4.5, 0.4])
+    assert row.cells()[-6:] == ["1/2", "2/2", "50 %", "75 %", "4.50", "0.40"]
+    # Without the first seed 0 and 1, without the second 1 and 1.
+    assert starts.summary([row, row])[-4] == "50.0 ± 35.4 %"
+    assert starts.summary([row])[-3] == "75.0 ± 0.0 %"
+
+
+def test_mean_of_best_is_that_of_the_combinations() -> None:
+    pools = [seeds.rng(0).exponential(size=(3, 1)), seeds.rng(1).exponential(size=(3, 2))]
+    mins = [
+        min(one, *two)
+        for one in pools[0].ravel()
+        for two in itertools.combinations(pools[1].ravel(), 2)
+    ]
+    assert starts.mean_of_best(pools) == pytest.approx(np.mean(mins))
+    assert starts.share_above(pools, 0.3) == pytest.approx(np.mean(np.array(mins) > 0.3))
 
 
 def test_former_starts_are_ten_in_turn() -> None:
