@@ -1,27 +1,14 @@
 """The benchmarks run on tiny workloads, and give no ratio to an answer that differs."""
 
-import itertools
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import (
-    em_overhead,
-    gpu,
-    measure,
-    peer_growth,
-    peer_log_prob,
-    peers,
-    starts,
-    starts_memory,
-    starts_problems,
-)
+from benchmarks import em_overhead, gpu, measure, peer_growth, peer_log_prob, peers
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
-from tests import seeds
 
 TINY = [
     Workload("one", 60, 2, 2),
@@ -138,66 +125,6 @@ def test_extra_arrays() -> None:
     arrays = peer_growth.extra_arrays(50_000, 4)
     assert arrays is not None
     assert 1 < arrays < 4  # gamma and what the sweep keeps: the kernels' README says one array
-
-
-def test_starts_of_few_problems(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The whole program, on one small problem."""
-    values = seeds.rng(0).standard_normal((120, 2)) * np.arange(1, 121)[:, None]
-    problems = [starts_problems.Problem("simulated", "small", values, 2, "diag")]
-    monkeypatch.setattr(starts_problems, "simulated", lambda: problems)
-    monkeypatch.setattr(starts, "times", lambda repeats: [["full", "1", "2", "3", "4 %"]])
-    page = tmp_path / "page.md"
-    starts.main(["--group", "simulated", "--seeds", "3", "--markdown", str(page)])
-    printed = capsys.readouterr().out
-    assert "small, K=2 diag" in printed and "mean of 1" in printed
-    assert printed.strip() in page.read_text()
-
-
-def test_share_of_starts_that_find_the_best() -> None:
-    """By hand: ten starts of two seeds, in nats below the best known."""
-    former, present = np.full((2, 10), 9.0), np.full((2, 10), np.inf)
-    former[0, 1] = 0.0  # one of ten random ones, of which a fit has five
-    present[0, 0] = present[1, 1] = 0.4  # k-means, and random
-    row = starts.Row(
-        starts_problems.Problem("a", "b", np.zeros((5, 2)), 2, "full"), former, present
-    )
-    assert row.singles() == [0.0, 0.5, 0.1, 0.0]
-    assert row.fits() == [1, 2]
-    assert row.shares() == pytest.approx([0.5, 0.75])
-    assert row.short() == pytest.approx([4.5, 0.4])
-    assert row.cells()[-6:] == ["1/2", "2/2", "50 %", "75 %", "4.50", "0.40"]
-    # Without the first seed 0 and 1, without the second 1 and 1.
-    assert starts.summary([row, row])[-4] == "50.0 ± 35.4 %"
-    assert starts.summary([row])[-3] == "75.0 ± 0.0 %"
-
-
-def test_mean_of_best_is_that_of_the_combinations() -> None:
-    pools = [seeds.rng(0).exponential(size=(3, 1)), seeds.rng(1).exponential(size=(3, 2))]
-    mins = [
-        min(one, *two)
-        for one in pools[0].ravel()
-        for two in itertools.combinations(pools[1].ravel(), 2)
-    ]
-    assert starts.mean_of_best(pools) == pytest.approx(np.mean(mins))
-    assert starts.share_above(pools, 0.3) == pytest.approx(np.mean(np.array(mins) > 0.3))
-
-
-def test_former_starts_are_ten_in_turn() -> None:
-    prepared = starts.Prepared.of(seeds.rng(0).standard_normal((60, 2)), 3, "diag")
-    made = prepared.make(starts.former_starts, 0)
-    stay = made.transition_matrix.diagonal(axis1=-2, axis2=-1)
-    assert ((np.abs(stay - 0.9) < 1e-12).all(1) == [True, False] * 5).all()
-    assert np.isfinite(prepared.fit(made)).any()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not measure.can_measure_memory(), reason="no /proc to read it from")
-def test_memory_of_ten_starts() -> None:
-    multiples = starts_memory.extra_multiples("full", num_steps=200_000)
-    assert multiples is not None
-    assert 1 < multiples < 40  # of short data the least amount of memory counts for more
 
 
 def test_take_turns_until_the_time_is_up() -> None:
