@@ -58,6 +58,30 @@ def relative_difference(value: npt.ArrayLike, expected: npt.ArrayLike) -> float:
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
+#: Linux's account of this process, and the file that resets its high-water mark.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def can_measure_memory() -> bool:
+    """Whether the system has what :func:`extra_bytes` reads."""
+    return _CLEAR.exists()
+
+
+def extra_bytes(function: Callable[[], object]) -> int:
+    """Peak memory of a call beyond what the process holds before it."""
+    _CLEAR.write_text("5")  # the high-water mark starts again from here
+    before = _kilobytes("VmRSS")
+    function()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"no {field} in {_STATUS}")
+
+
 def device_milliseconds(
     function: Callable[[], object], device: torch.device, repeats: int
 ) -> float:

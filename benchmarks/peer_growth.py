@@ -12,16 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.measure import chain_logits, duration
+from benchmarks.measure import can_measure_memory, chain_logits, duration, extra_bytes
 from pyro_regimes.kernels import ops
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 class Growth(NamedTuple):
@@ -44,7 +40,7 @@ def extra_arrays(num_steps: int, num_states: int) -> float | None:
 
     It includes what the E-step returns. None where the system has no ``/proc`` to read it from.
     """
-    if not _CLEAR.exists():
+    if not can_measure_memory():
         return None
     command = [sys.executable, "-m", "benchmarks.peer_growth", str(num_steps), str(num_states)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -55,17 +51,7 @@ def _extra_bytes(num_steps: int, num_states: int) -> int:
     """The same in bytes, in this process."""
     ops.expectations(*chain_logits(1, 1000, num_states))  # compiles and loads what it needs
     arguments = chain_logits(1, num_steps, num_states)
-    _CLEAR.write_text("5")  # the high-water mark starts again from here
-    before = _kilobytes("VmRSS")
-    ops.expectations(*arguments)
-    return 1024 * (_kilobytes("VmHWM") - before)
-
-
-def _kilobytes(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {field} in {_STATUS}")
+    return extra_bytes(lambda: ops.expectations(*arguments))
 
 
 def growths(scale: int = 1, repeats: int = 5) -> list[Growth]:

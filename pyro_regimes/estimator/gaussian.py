@@ -120,9 +120,9 @@ class _Gaussian:
         covariances = self._from_scatters(scatters, counts, overall, floor)
         return {"means": centers, "covariances": covariances}
 
-    def start_around(self, x: Array, centers: Array, floor: float) -> Emission:
+    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
         overall = _overall(x, floor)
-        scatters = np.broadcast_to(overall, (len(centers),) + overall.shape)
+        scatters = multiples[:, None, None] * overall
         counts = np.ones(len(centers))
         covariances = self._from_scatters(scatters, counts, overall, floor)
         return {"means": centers, "covariances": covariances}

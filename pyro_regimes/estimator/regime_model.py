@@ -41,8 +41,9 @@ class RegimeModel(BaseEstimator):
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
-    :param n_init: number of starts, in turn from k-means, random observations, windows of time and
-        random observations again. The start with the best final log-likelihood is kept.
+    :param n_init: number of starts. The first one is from k-means. The others are random: in turn
+        random observations as means, and regimes that differ mostly in their volatility. The start
+        with the best final log-likelihood is kept.
     :param max_iter: maximum number of iterations (of steps of Adam if ``inference="svi"``).
     :param tol: tolerance of convergence. EM stops when an iteration raises the log-likelihood of
         every start by less. SVI stops when ten successive steps each change it by less, and one EM

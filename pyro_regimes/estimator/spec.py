@@ -91,8 +91,13 @@ class Spec(Protocol):
         :param floor: the least variance in any direction.
         """
 
-    def start_around(self, x: Array, centers: Array, floor: float) -> Emission:
-        """Initial parameters with these centers ``(K, D)`` and the spread of all observations."""
+    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
+        """Initial parameters with these centers ``(K, D)``.
+
+        :param multiples: the variance of each regime, in multiples of that of all observations,
+            ``(K,)``. Their mean is 1.
+        :param floor: the least variance in any direction.
+        """
 
     def to_arguments(self, emission: Emission) -> dict[str, Array]:
         """Arguments of the observation distribution by name, with the starts in front."""

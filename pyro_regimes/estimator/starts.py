@@ -1,4 +1,4 @@
-"""Initial parameters of a fit, of three kinds: k-means, random ones, and windows of time."""
+"""Initial parameters of a fit: from k-means, and two kinds of random ones."""
 
 from __future__ import annotations
 
@@ -8,82 +8,90 @@ from sklearn.cluster import KMeans
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.spec import Spec
 
-STAY = 0.9  # the probability of staying in a state, in a start from k-means or windows
+STAY = 0.9  # the probability of staying in a state, in a start from k-means or random spreads
 
-#: The number of observations that a start looks for centers in.
+#: The number of observations that starts look for centers in.
 _MOST_ROWS = 2_000
 
-#: The least number of time steps in a window, of series of few columns.
-_WINDOW = 20
+#: The distance of the centers from the mean, in a start with random spreads, as a share of that of
+#: the observations that they are made from.
+_NEAR = 0.5
+
+
+def kind_of(start: int) -> str:
+    """The kind of a start by its number, from 0: "k-means", "random" or "spreads"."""
+    if start == 0:
+        return "k-means"
+    return "random" if start % 2 else "spreads"
 
 
 def make_starts(
     x: Array, n_regimes: int, n_init: int, spec: Spec, floor: float, rng: np.random.RandomState
 ) -> Parameters:
-    """Make several starts in one batch, of three kinds in turn.
+    """Make several starts in one batch.
 
-    k-means finds regimes with different means, windows of time find regimes that last and differ in
-    their spreads, and random starts find what neither does. The order is k-means, random, windows,
-    random, and so on. The initial probabilities are uniform.
+    The first one is from k-means, which finds regimes with different means. One will do, because
+    most of its runs find the same clusters. The others are in turn random observations with random
+    transitions, and regimes that last and differ mostly in their spread. The initial probabilities
+    are uniform. All centers come from one random sample of at most 2,000 observations.
 
     :param x: observations ``(T, D)``, at least ``n_regimes`` of them distinct.
     :param floor: the least variance in any direction.
     :return: parameters with ``n_init`` starts in front.
     """
-    kinds = (_from_kmeans, _from_observations, _from_windows, _from_observations)
-    made = [kinds[i % len(kinds)](x, n_regimes, spec, floor, rng) for i in range(n_init)]
+    sample, distinct = _sample(x, n_regimes, rng)
+    made = []
+    for start in range(n_init):
+        if kind_of(start) == "k-means":
+            made.append(_from_kmeans(x, sample, n_regimes, spec, floor, rng))
+        else:
+            centers = distinct[rng.choice(len(distinct), n_regimes, replace=False)]
+            make = _from_observations if kind_of(start) == "random" else _from_spreads
+            made.append(make(x, centers, spec, floor, rng))
     return Parameters.stack(made)
 
 
 def _from_kmeans(
-    x: Array, n_regimes: int, spec: Spec, floor: float, rng: np.random.RandomState
+    x: Array,
+    sample: Array,
+    n_regimes: int,
+    spec: Spec,
+    floor: float,
+    rng: np.random.RandomState,
 ) -> Parameters:
-    """The centers and spreads of k-means clusters, and sticky transitions.
-
-    Of more than 2,000 observations, a random sample of 2,000 decides on the centers.
-    """
-    sample, _ = _sample(x, n_regimes, rng)
+    """The centers of clusters of the sample, the spreads of all of x, and sticky transitions."""
     kmeans = KMeans(n_regimes, n_init=1, random_state=rng.randint(2**31 - 1)).fit(sample)
     labels = kmeans.labels_ if sample is x else kmeans.predict(x)
     members = np.eye(n_regimes)[labels]
     emission = spec.start_from_clusters(x, members, kmeans.cluster_centers_, floor)
-    return _start(n_regimes, _sticky(n_regimes), emission)
-
-
-def _from_windows(
-    x: Array, n_regimes: int, spec: Spec, floor: float, rng: np.random.RandomState
-) -> Parameters:
-    """The means and spreads of random, disjoint windows of time, and sticky transitions.
-
-    A persistent regime fills whole windows. If two windows have the same mean, the start is one
-    from random observations instead.
-    """
-    size = min(max(_WINDOW, 2 * x.shape[1]), len(x) // n_regimes)
-    begin = size * rng.choice(len(x) // size, n_regimes, replace=False)
-    begin = begin + rng.randint(len(x) % size + 1)
-    members = np.zeros((len(x), n_regimes))
-    for k, first in enumerate(begin):
-        members[first : first + size, k] = 1.0
-    centers = np.stack([x[first : first + size].mean(0) for first in begin])
-    if len(np.unique(centers, axis=0)) < n_regimes:
-        return _from_observations(x, n_regimes, spec, floor, rng)
-    emission = spec.start_from_clusters(x, members, centers, floor)
-    return _start(n_regimes, _sticky(n_regimes), emission)
+    return _start(_sticky(n_regimes), emission)
 
 
 def _from_observations(
-    x: Array, n_regimes: int, spec: Spec, floor: float, rng: np.random.RandomState
+    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
 ) -> Parameters:
-    """Random observations as centers, the overall spread and random transitions."""
-    _, distinct = _sample(x, n_regimes, rng)
-    centers = distinct[rng.choice(len(distinct), n_regimes, replace=False)]
+    """These centers, the overall spread and random transitions."""
+    n_regimes = len(centers)
     # Mixed with uniform rows, because EM hardly moves a probability close to zero.
     drawn = rng.dirichlet(np.ones(n_regimes), size=n_regimes)
     transition_matrix = 0.9 * drawn + 0.1 / n_regimes
-    return _start(n_regimes, transition_matrix, spec.start_around(x, centers, floor))
+    emission = spec.start_around(x, centers, np.ones(n_regimes), floor)
+    return _start(transition_matrix, emission)
 
 
-def _start(n_regimes: int, transition_matrix: Array, emission: dict[str, Array]) -> Parameters:
+def _from_spreads(
+    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
+) -> Parameters:
+    """Centers closer to the mean, random multiples of the overall spread, sticky transitions."""
+    mean = x.mean(0)
+    multiples = rng.lognormal(size=len(centers))
+    multiples /= multiples.mean()
+    emission = spec.start_around(x, mean + _NEAR * (centers - mean), multiples, floor)
+    return _start(_sticky(len(centers)), emission)
+
+
+def _start(transition_matrix: Array, emission: dict[str, Array]) -> Parameters:
+    n_regimes = len(transition_matrix)
     return Parameters(np.full(n_regimes, 1 / n_regimes), transition_matrix, emission)
 
 

@@ -83,7 +83,7 @@ class Poisson:
     ) -> Emission:
         return {"rates": responsibilities.T @ x / responsibilities.sum(0)[:, None] + 0.1}
 
-    def start_around(self, x: Array, centers: Array, floor: float) -> Emission:
+    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
         return {"rates": centers + 0.1}
 
     def to_arguments(self, emission: Emission) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.estimator.fitting import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
-from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.starts import kind_of, make_starts
 from tests import seeds
 from tests.regimes import simulate
 
@@ -47,28 +47,55 @@ def test_k_means_comes_first() -> None:
         np.testing.assert_allclose(emission["covariances"][order], whole, rtol=1e-8)
 
 
-def test_windows_come_third() -> None:
-    """Rows that follow one another, of windows that do not overlap."""
-    x = np.column_stack([np.arange(200.0), seeds.rng(0).standard_normal(200)])
-    emission = starts(x, 3).select(2).emission
-    middle = np.sort(emission["means"][:, 0])
-    assert (np.diff(middle) >= 20).all()
-    for center, covariance in zip(emission["means"], emission["covariances"], strict=True):
-        rows = x[int(center[0] - 9.5) : int(center[0] + 10.5)]
-        np.testing.assert_allclose(center, rows.mean(0))
-        np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False, bias=True))
+def test_random_observations_come_second() -> None:
+    """Each with the overall spread, and transitions that are not those of k-means."""
+    x = seeds.rng(0).standard_normal((200, 2)) * [1.0, 3.0]
+    second = starts(x, 4).select(1)
+    rows = {tuple(row) for row in x}
+    assert all(tuple(center) in rows for center in second.emission["means"])
+    overall = np.cov(x, rowvar=False, bias=True)
+    np.testing.assert_allclose(second.emission["covariances"], np.stack([overall] * 3))
+    assert np.ptp(second.transition_matrix.diagonal()) > 0.01
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_random_spreads_come_third(covariance_type: str) -> None:
+    """Multiples of the overall covariance whose mean it is, and means within its bulk."""
+    x = seeds.rng(0).standard_normal((200, 2)) * [1.0, 3.0] + [50.0, 0.0]
+    spec, ratios = find_spec(covariance_type), []
+    made = starts(x, 10, covariance_type)
+    for start in (2, 4, 6, 8):
+        _, transition_matrix, emission = made.select(start)
+        around = spec.start_around(x, emission["means"], np.ones(3), FLOOR)
+        multiples = emission["covariances"] / around["covariances"]
+        by_regime = multiples.reshape(1 if covariance_type == "tied" else 3, -1)
+        np.testing.assert_allclose(np.ptp(by_regime, axis=1), 0.0, atol=1e-9)
+        assert multiples.mean() == pytest.approx(1.0)
+        ratios.append(multiples.max() / multiples.min())
+        rows, distances = x - x.mean(0), emission["means"] - x.mean(0)
+        assert all((np.abs(rows - 2 * each).sum(1) < 1e-9).any() for each in distances)
+        np.testing.assert_allclose(transition_matrix.diagonal(), 0.9)
+    if covariance_type == "tied":
+        assert ratios == pytest.approx([1.0] * 4)
+    else:
+        assert max(ratios) > 2.0
+
+
+def test_kinds_by_number() -> None:
+    kinds = [kind_of(start) for start in range(5)]
+    assert kinds == ["k-means", "random", "spreads", "random", "spreads"]
 
 
 @pytest.mark.parametrize("num_steps", [60, 3_000])
 def test_data_that_hardly_ever_change(num_steps: int) -> None:
-    """Neither all windows nor a sample of the rows need hold three different values."""
+    """A sample of the rows need not hold three different values."""
     x = np.zeros((num_steps, 1))
     x[7], x[11] = 1.0, 2.0
     for centers in starts(x, 8, "diag").emission["means"]:
         assert len(np.unique(centers)) == 3
 
 
-def test_windows_find_regimes_that_differ_in_spread_alone() -> None:
+def test_random_spreads_find_regimes_that_differ_in_spread_alone() -> None:
     """From that start alone."""
     rng, spec = seeds.rng(0), find_spec("spherical")
     states = np.arange(3_000) // 60 % 3
