@@ -25,7 +25,6 @@ from benchmarks.measure import torch_threads
 from benchmarks.peer_workloads import Array, Parameters, Problem
 from pyro_regimes import EM, RegimeHMM
 
-
 MOST_STEPS, TOL = 100, 1e-4  # of a fit that stops by itself
 
 
