@@ -93,7 +93,7 @@ def fit_regimes(
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
     history = fit.history[:, best]
     if settings.inference == "em" and settings.tol is not None:
-        history = fit.own_history(best)
+        history = fit.own_history(best, settings.tol)
     return FittedRegimes(ordered, names, history - offset, converged, warning)
 
 
@@ -133,14 +133,14 @@ class FittedStarts(NamedTuple):
             np.concatenate([each.degenerate for each in parts]),
         )
 
-    def own_history(self, start: int) -> Array:
-        """The history of one start of EM, up to the last step that changed it.
+    def own_history(self, start: int, tol: float) -> Array:
+        """The history of one start of EM, up to the step that raised it by less than ``tol``.
 
-        A start that has converged is frozen while the others continue.
+        After that step the start is frozen while the others continue.
         """
         whole: Array = self.history[:, start]
-        changes = np.flatnonzero(np.diff(whole) != 0)
-        return whole[: changes[-1] + 2] if len(changes) else whole[:1]
+        level = np.flatnonzero(np.diff(whole) < tol)
+        return whole[: level[0] + 2] if len(level) else whole
 
     def best(self) -> int:
         """The start with the highest final log-likelihood; degenerate ones only if all are.

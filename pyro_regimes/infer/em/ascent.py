@@ -104,8 +104,6 @@ class Ascent:
         self.settled = np.zeros(len(losses), dtype=np.bool_)  # restarts that have converged
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self.num_e_steps = 1  # that of the first state included
-        #: Restarts whose last step was extrapolated, ``(R,)``: its rise does not show convergence.
-        self.extrapolated: Flags = np.zeros_like(self.hopeless)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -188,7 +186,6 @@ class Ascent:
             if worse.any():
                 values, leaves = proposed.replace(groups, found)
                 after = attempt(self.kept)
-            self.extrapolated = proposed.which
         for name in after.unbounded:
             why = engine.problem.plan.why_unbounded(name)
             self._warn(f"EM: parameter {name!r} has no maximum, as {why}")

@@ -127,7 +127,7 @@ class Loop:
     def _settle(self, tol: float) -> None:
         """Freeze restarts that have converged, so that they do not depend on the others."""
         free = self.engine.is_free(self.now, self.ascent)
-        level = free & self.engine.is_level(self.losses, tol) & ~self.ascent.extrapolated
+        level = free & self.engine.is_level(self.losses, tol)
         self.ascent.settle(level)
         if level.any() and not (free & ~level).any():
             self._converge(tol)

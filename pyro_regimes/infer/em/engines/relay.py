@@ -114,8 +114,7 @@ class _Memory(NamedTuple):
     """What an extrapolation needs of the steps before it."""
 
     before: Parameters | None  #: the fused engine's arrays before the last step
-    armed: Flags  #: restarts whose next step may be extrapolated, ``(R,)``
-    extrapolated: Flags  #: those whose last step was, ``(R,)``
+    armed: Flags  #: restarts whose last step was one of EM, ``(R,)``
     bounds: Array  #: as in :func:`.squarem.next_bounds`, ``(R,)``
 
 
@@ -142,7 +141,7 @@ class RelayEngine:
         self.has_moved = nowhere
         self._has_begun = False
         self._extrapolates = extrapolates
-        self._memory = _Memory(None, nowhere, nowhere, np.full(len(nowhere), np.inf))
+        self._memory = _Memory(None, nowhere, np.full(len(nowhere), np.inf))
         self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
 
     def advance(self, now: State, ascent: Ascent) -> State | loop.HandOver:
@@ -171,9 +170,6 @@ class RelayEngine:
             losses = np.where(self.has_moved, rest.losses, losses)
         else:
             ascent.num_e_steps += 1
-        if self._extrapolates:
-            there = ascent.extrapolated & self.has_moved
-            ascent.extrapolated = np.where(fused, self._memory.extrapolated, there)
         return self._state(arrays, beyond, losses, rest)
 
     def _step(
@@ -183,10 +179,10 @@ class RelayEngine:
         fused, after = parts.fused, now.beyond.after
         if not parts.all_fused:
             after = after.where(fused, now.arrays)
-        before, armed, _, bounds = self._memory
+        before, armed, bounds = self._memory
         considered = fused & armed
         if not self._extrapolates or before is None or not considered.any():
-            memory = _Memory(now.arrays, fused, np.zeros_like(fused), bounds)
+            memory = _Memory(now.arrays, fused, bounds)
             return after, self._fused.step(after, fused), memory
         arrays, lengths = self._fused.extrapolate(before, now.arrays, after, bounds, considered)
         beyond, extrapolated = self._fused.step(arrays, fused), lengths > 1
@@ -197,8 +193,7 @@ class RelayEngine:
             arrays = after.where(worse, arrays)
             beyond = self._fused.step_again(beyond, arrays, worse)
         bounds = next_bounds(bounds, lengths, worse)
-        memory = _Memory(now.arrays, fused & ~extrapolated, extrapolated & ~worse, bounds)
-        return arrays, beyond, memory
+        return arrays, beyond, _Memory(now.arrays, fused & ~extrapolated, bounds)
 
     def _state(
         self,
