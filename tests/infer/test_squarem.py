@@ -282,3 +282,25 @@ def test_callbacks_see_every_step():
         num_steps=9, tol=None, acceleration="squarem", callback=lambda *args: seen.append(args)
     )
     assert [loss for _, loss in seen] == result.history[1:]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_no_probability_becomes_zero(fused, logits, monkeypatch):
+    """Transitions that three observations do not show fall towards 0; EM's steps keep them above."""
+    spy(monkeypatch, allowed=fused)
+    x = torch.tensor([-1.0, 1.0, 1.0]).double()
+
+    def model() -> None:
+        if logits:
+            chain = {"transition_logits": pyro.param("a", TRANSITION.log())}
+        else:
+            rows = pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex)
+            chain = {"transition_probs": rows}
+        observe(loc=pyro.param("loc", LOC.clone()), scale=scale(), obs=x, **chain)
+
+    for steps in (10, 15, 30):
+        pyro.clear_param_store()
+        EM(model, min_eigenvalue=0.05).run(num_steps=steps, tol=None, acceleration="squarem")
+        rows = pyro.param("a").softmax(-1) if logits else pyro.param("a")
+        assert (rows > 0).all()
