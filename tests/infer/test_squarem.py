@@ -79,7 +79,7 @@ def test_the_step_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("restarts", [0, 3], ids=["one", "restarts"])
-@pytest.mark.parametrize("spread", ["full", "diagonal", "known scales", "one of two scales known"])
+@pytest.mark.parametrize("spread", SPREADS)
 def test_both_engines_agree_on_spreads(spread, restarts):
     model = gaussian_model(spread=SPREADS[spread], restarts=restarts)
     both_engines(lambda: run(model, steps=8), history=1e-8, values=1e-5)
