@@ -28,6 +28,8 @@ class Chart(NamedTuple):
     of: Map  #: the inverse; the coordinates may be any numbers
     #: ``arguments -> unit`` of the coordinates, in the shape of the argument; None is 1
     unit: Callable[[dict[str, Tensor]], Tensor] | None = None
+    #: ``(value, after) -> value`` within the bounds that EM keeps, after its own step; None is all
+    within: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def _itself(value: Tensor) -> Tensor:
@@ -42,6 +44,12 @@ def location(unit: Callable[[dict[str, Tensor]], Tensor]) -> Chart:
 def _rows_of(roots: Tensor) -> Tensor:
     squares = roots.square()
     return squares / squares.sum(-1, keepdim=True)
+
+
+def _with_zeros_of(probs: Tensor, after: Tensor) -> Tensor:
+    """Probabilities with the zeros of others: no other entry underflows to 0."""
+    tiny = torch.finfo(after.dtype).tiny
+    return torch.where(after > 0, probs.clamp(min=tiny), after.to(probs.dtype))
 
 
 def _factor_to(factor: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def _matrix_of(point: Tensor) -> Tensor:
     return torch.stack([each.unsqueeze(-1) * each.unsqueeze(-2) for each in columns]).sum(0)
 
 
-ROWS = Chart(torch.sqrt, _rows_of)
+ROWS = Chart(torch.sqrt, _rows_of, within=_with_zeros_of)
 SCALE = Chart(torch.log, torch.exp)
 FACTOR = Chart(_factor_to, _factor_of)
 MATRIX = Chart(_matrix_to, _matrix_of)

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Callable, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from pyro_regimes.estimator.convergence import Flags, steady_starts, to_numpy
+from pyro_regimes.estimator.convergence import Flags, to_numpy
 from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
 from pyro_regimes.estimator.isolated_em import IsolatedEM
 from pyro_regimes.estimator.naming import sort_regimes
@@ -18,6 +19,7 @@ from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.validation import Settings
+from pyro_regimes.infer import EMResult
 
 #: Memory in bytes that the starts of a fit may always use, in addition to the data.
 _SMALL = 2**27
@@ -92,8 +94,8 @@ def fit_regimes(
     emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
     ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
     history = fit.history[:, best]
-    if settings.inference == "em" and settings.tol is not None:
-        history = fit.own_history(best, settings.tol)
+    if settings.inference == "em":
+        history = history[: fit.num_steps[best] + 1]
     return FittedRegimes(ordered, names, history - offset, converged, warning)
 
 
@@ -117,6 +119,7 @@ class FittedStarts(NamedTuple):
     history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
     converged: Flags  #: ``(R,)``
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
+    num_steps: npt.NDArray[np.int64]  #: ``(R,)``: steps of each start until EM froze it
 
     @classmethod
     def join(cls, parts: list[FittedStarts]) -> FittedStarts:
@@ -131,16 +134,8 @@ class FittedStarts(NamedTuple):
             np.concatenate(histories, axis=1),
             np.concatenate([each.converged for each in parts]),
             np.concatenate([each.degenerate for each in parts]),
+            np.concatenate([each.num_steps for each in parts]),
         )
-
-    def own_history(self, start: int, tol: float) -> Array:
-        """The history of one start of EM, up to the step that raised it by less than ``tol``.
-
-        After that step the start is frozen while the others continue.
-        """
-        whole: Array = self.history[:, start]
-        level = np.flatnonzero(np.diff(whole) < tol)
-        return whole[: level[0] + 2] if len(level) else whole
 
     def best(self) -> int:
         """The start with the highest final log-likelihood; degenerate ones only if all are.
@@ -209,19 +204,42 @@ def fit_starts(
             x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration
         )
         losses, held = result.restart_history.reshape(-1, num_starts), em.values()
-        converged = steady_starts(losses, tol, 1)
-        converged[result.unconfirmed] = False
+        num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
     else:
         inside = starts._replace(emission=spec.raised(starts.emission, 2 * floor))
         ascent = GradientAscent(arguments(inside), spec, x, lengths, floor)
         losses, converged = ascent.run(max_iter, tol, callback)
-        held = ascent.values()
+        num_steps, held = np.full(num_starts, len(losses) - 1), ascent.values()
     parameters = from_arguments(held, starts, spec)
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
     variance = spec.least_variance(parameters.emission, num_starts)
     collapsed = (variance < 2 * least) & (min_eigenvalue < least)
-    return FittedStarts(parameters, history, converged, ~finite | collapsed)
+    return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
+
+
+def _steps_of_em(
+    result: EMResult, losses: Array, tol: float | None
+) -> tuple[npt.NDArray[np.int64], Flags]:
+    """How many steps each start has made before it was frozen, and whether it has converged.
+
+    A start that EM froze because a step lowered its likelihood has converged, too, if the check of
+    convergence confirms it.
+    """
+    num_steps = np.full(losses.shape[1], result.num_steps)
+    converged = np.zeros(losses.shape[1], dtype=np.bool_)
+    if tol is None:
+        return num_steps, converged
+    for start, at in enumerate(result.converged_at):
+        if at is None:  # up to the first step of those that have changed nothing
+            changes = np.flatnonzero(np.diff(losses[:, start]) != 0)
+            last = changes[-1] + 2 if len(changes) else 1
+            at, converged[start] = min(last, result.num_steps), last <= result.num_steps
+        else:
+            converged[start] = True
+        num_steps[start] = at
+    converged[result.unconfirmed] = False
+    return num_steps, converged
 
 
 def _starts_at_once(x: Tensor, num_states: int) -> int:

@@ -87,6 +87,26 @@ def test_starts_in_several_batches_equal_one(covariance_type, at_once, monkeypat
     assert loss == pytest.approx(-whole.history[1, :at_once].mean() * 5)
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_only_starts_whose_last_step_is_ems_have_converged(covariance_type):
+    """At whatever step ``max_iter`` ends the run: an extrapolated step may be level by chance."""
+    x, _ = simulate(covariance_type, 200)
+    spec = find_spec(covariance_type)
+    starts = make_starts(x, 3, 8, spec, 1e-6, seeds.rng(0))
+    settings = dict(tol=0.5, min_eigenvalue=0.0, least=1e-6, acceleration="squarem")
+    settings |= dict(spec=spec, x=torch.tensor(x), lengths=None, inference="em")
+    whole = fit_starts(starts, max_iter=200, **settings)
+    rises = np.diff(whole.history, axis=0)
+    tried = 0
+    for start, at in enumerate(whole.num_steps):
+        assert rises[at - 1, start] < 0.5 and not rises[at:, start].any()
+        for step in np.flatnonzero(rises[: at - 1, start] < 0.5):
+            part = fit_starts(starts, max_iter=int(step) + 1, **settings)
+            assert not part.converged[start] and part.num_steps[start] == step + 1
+            tried += 1
+    assert tried > 0
+
+
 @pytest.mark.parametrize(
     "num_steps, size, expected", [(10_000, 7, 10), (1_000_000, 4, 1), (1_000_000, 200, 10)]
 )

@@ -111,6 +111,12 @@ CHAINS: dict[str, Chain] = {
             "absorbing", torch.tensor([[0.8, 0.2], [0.0, 1.0]]).double(), constraints.real
         ),
     },
+    "logits of -inf": lambda hold: {
+        "initial_logits": hold("initial", INITIAL.log(), constraints.real, time=False),
+        "transition_logits": hold(
+            "absorbing", torch.tensor([[0.8, 0.2], [0.0, 1.0]]).double().log(), constraints.real
+        ),
+    },
 }
 
 

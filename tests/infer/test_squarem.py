@@ -29,9 +29,9 @@ from tests.infer.test_fused_models import CHAINS, SPREADS, gaussian_model
 pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 
-def overlapping(num_steps: int = 600) -> Tensor:
+def overlapping(num_steps: int = 600, seed: int = 70) -> Tensor:
     """Three regimes whose means differ by less than their standard deviations."""
-    rng = seeds.rng(70)
+    rng = seeds.rng(seed)
     states = np.arange(num_steps) // 25 % 3
     means = np.array([[-0.5, 0.3], [0.0, -0.4], [0.6, 0.2]])
     x = means[states] + np.array([0.6, 1.0, 1.5])[states, None] * rng.randn(num_steps, 2)
@@ -79,7 +79,7 @@ def test_the_step_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("restarts", [0, 3], ids=["one", "restarts"])
-@pytest.mark.parametrize("spread", ["full", "diagonal", "known scales", "one of two scales known"])
+@pytest.mark.parametrize("spread", SPREADS)
 def test_both_engines_agree_on_spreads(spread, restarts):
     model = gaussian_model(spread=SPREADS[spread], restarts=restarts)
     both_engines(lambda: run(model, steps=8), history=1e-8, values=1e-5)
@@ -297,3 +297,40 @@ def test_only_a_step_of_em_shows_convergence(tol, fused, monkeypatch):
     run(model, x, steps=result.num_steps - 1)
     last = EM(model).run(x, num_steps=1, tol=None).history[-1]
     assert last == pytest.approx(result.history[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_no_probability_becomes_zero(fused, logits, monkeypatch):
+    """Transitions that the data do not show fall towards 0; EM's steps keep them above."""
+    spy(monkeypatch, allowed=fused)
+    x = torch.tensor([-1.0, 1.0, 1.0]).double()
+
+    def model() -> None:
+        if logits:
+            chain = {"transition_logits": pyro.param("a", TRANSITION.log())}
+        else:
+            rows = pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex)
+            chain = {"transition_probs": rows}
+        observe(loc=pyro.param("loc", LOC.clone()), scale=scale(), obs=x, **chain)
+
+    for steps in (10, 15, 30):
+        pyro.clear_param_store()
+        EM(model, min_eigenvalue=0.05).run(num_steps=steps, tol=None, acceleration="squarem")
+        rows = pyro.param("a").softmax(-1) if logits else pyro.param("a")
+        assert (rows > 0).all()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+@pytest.mark.parametrize("kind, seed, start", [("full", 71, 5), ("diag", 71, 8), ("diag", 75, 11)])
+def test_a_level_extrapolated_step_is_no_convergence(kind, seed, start, fused, monkeypatch):
+    """It may end far from a maximum, no higher than before: EM's own next step tells."""
+    spy(monkeypatch, allowed=fused)
+    x, tol = overlapping(400, seed), 1e-2
+    model = several_starts(kind, x, 20)(slice(start, start + 1))
+    result = run(model, x, tol=tol, steps=500)
+    pyro.clear_param_store()
+    run(model, x, steps=result.num_steps - 1)
+    before, after = EM(model).run(x, num_steps=1, tol=None).history
+    assert 0 <= before - after < tol
+    assert result.converged and result.converged_at == [result.num_steps]

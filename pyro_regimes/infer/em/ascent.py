@@ -101,16 +101,26 @@ class Ascent:
         self.held: Held = {
             name: self.hopeless | known.get(name, self.hopeless) for name in names
         }
-        self.settled = np.zeros(len(losses), dtype=np.bool_)  # restarts that have converged
+        #: The number of steps until a restart converged, or -1, ``(R,)``.
+        self.settled_at = np.full(len(losses), -1)
+        #: Restarts whose last step was extrapolated, ``(R,)``.
+        self.extrapolated: Flags = np.zeros(len(losses), dtype=np.bool_)
         self.blamed: list[str] = []  # parameters whose closed form lowered the likelihood
         self.num_e_steps = 1  # that of the first state included
         self._refresh()
 
+    @property
+    def settled(self) -> Flags:
+        """Restarts that have converged, ``(R,)``."""
+        settled: Flags = self.settled_at >= 0
+        return settled
+
     def _refresh(self) -> None:
         """Update everything derived from ``held`` and ``settled``, which rarely change."""
-        if self.settled.any():
+        settled = self.settled
+        if settled.any():
             #: The restarts in which a parameter keeps its value: frozen, or converged.
-            self.kept = {name: flags | self.settled for name, flags in self.held.items()}
+            self.kept = {name: flags | settled for name, flags in self.held.items()}
         else:
             self.kept = self.held
         nowhere: Flags = np.zeros_like(self.hopeless)
@@ -123,10 +133,10 @@ class Ascent:
             self.free = ~np.logical_and.reduce(kept)
             self.is_partly_held = np.logical_or.reduce(held) & ~np.logical_and.reduce(held)
 
-    def settle(self, level: Flags) -> None:
-        """Freeze restarts that have converged."""
+    def settle(self, level: Flags, num_steps: int) -> None:
+        """Freeze restarts that have converged in so many steps."""
         if level.any():
-            self.settled = self.settled | level
+            self.settled_at = np.where(level, num_steps, self.settled_at)
             self._refresh()
 
     @property
@@ -139,7 +149,8 @@ class Ascent:
         nowhere = np.zeros(num_restarts, dtype=np.bool_)
         self.held = {name: self.held.get(name, nowhere) for name in names}
         if len(self.hopeless) != num_restarts:
-            self.hopeless = self.settled = nowhere
+            self.hopeless = self.extrapolated = nowhere
+            self.settled_at = np.full(num_restarts, -1)
             self.held = dict.fromkeys(names, nowhere)
         self._refresh()
 
@@ -147,7 +158,8 @@ class Ascent:
         """Take over what another run has frozen and settled of some restarts."""
         self.num_e_steps += other.num_e_steps
         self.blamed = self.blamed or other.blamed
-        self.settled = np.where(which, other.settled, self.settled)
+        self.settled_at = np.where(which, other.settled_at, self.settled_at)
+        self.extrapolated = np.where(which, other.extrapolated, self.extrapolated)
         self.held = {
             name: np.where(which, other.held[name], flags) for name, flags in self.held.items()
         }
@@ -186,6 +198,7 @@ class Ascent:
             if worse.any():
                 values, leaves = proposed.replace(groups, found)
                 after = attempt(self.kept)
+            self.extrapolated = proposed.which
         for name in after.unbounded:
             why = engine.problem.plan.why_unbounded(name)
             self._warn(f"EM: parameter {name!r} has no maximum, as {why}")

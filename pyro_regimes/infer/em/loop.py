@@ -126,9 +126,10 @@ class Loop:
 
     def _settle(self, tol: float) -> None:
         """Freeze restarts that have converged, so that they do not depend on the others."""
+        # An extrapolated step may be level far from a maximum: EM's next one is to confirm it.
         free = self.engine.is_free(self.now, self.ascent)
-        level = free & self.engine.is_level(self.losses, tol)
-        self.ascent.settle(level)
+        level = free & ~self.ascent.extrapolated & self.engine.is_level(self.losses, tol)
+        self.ascent.settle(level, self.num_steps)
         if level.any() and not (free & ~level).any():
             self._converge(tol)
 
@@ -182,4 +183,5 @@ class Loop:
             restart_history=torch.from_numpy(losses),
             idle=self.now.idle,
             unconfirmed=[],
+            converged_at=[int(at) if at >= 0 else None for at in self.ascent.settled_at],
         )

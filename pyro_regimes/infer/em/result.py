@@ -19,3 +19,6 @@ class EMResult(NamedTuple):
     idle: list[str]  #: parameters of which a part had no data in the last step, and kept its value
     #: restarts whose convergence is not confirmed by the model's own objective
     unconfirmed: list[int]
+    #: for each restart the number of steps until it converged, after which it is frozen; None if it
+    #: has not
+    converged_at: list[int | None]

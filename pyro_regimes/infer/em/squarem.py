@@ -11,6 +11,8 @@ whose objective is below that of :math:`\theta_1` is rejected, and the step is :
 that the objective never falls. Then the next :math:`|\alpha|` is at most a quarter of the rejected
 one, and each success at this bound raises the bound fourfold.
 
+A run converges in steps of EM only. An extrapolated step may be level by chance, where EM's is not.
+
 Each restart has an :math:`\alpha` and a bound of its own. Coordinates are those of the arguments'
 charts (:mod:`pyro_regimes.emissions.charts`). Parameters without a chart make EM's step.
 """
@@ -136,7 +138,8 @@ def _extrapolate(
         cells = groups.cells[each.name]
         own = length.to(start.device)[cells].reshape((-1,) + (1,) * (start.dim() - 1))
         found = _value(each, start + 2 * own * step + own**2 * bend, after, problem)
-        finite = found.isfinite().reshape(len(start), -1).all(-1)
+        unchanged = found == blocks(after[each.name], each.event_dim)  # a logit of -inf is
+        finite = (found.isfinite() | unchanged).reshape(len(start), -1).all(-1)
         known = known.index_put((cells.cpu()[~finite.cpu()],), torch.tensor(False))
         values[each.name] = found.reshape(after[each.name].shape)
     return values, length.where(known, 0.0).numpy()
@@ -150,9 +153,15 @@ def _point(each: Assignment, params: Params) -> Tensor:
 
 
 def _value(each: Assignment, point: Tensor, like: Params, problem: Problem) -> Tensor:
-    """The cells of a parameter with these coordinates, above the floor of covariances."""
-    assert each.argument.chart is not None
-    held = each.argument.chart.of(point)
+    """The cells of a parameter with these coordinates, above the floor of covariances.
+
+    :param like: the parameters after a step of EM.
+    """
+    chart = each.argument.chart
+    assert chart is not None
+    held = chart.of(point)
+    if chart.within is not None:
+        held = chart.within(held, each.link.forward(blocks(like[each.name], each.event_dim)))
     if problem.min_eigenvalue > 0:
         finite = held.isfinite().reshape(len(held), -1).all(-1)
         held[finite] = each.argument.feasible(held[finite], problem.min_eigenvalue)

@@ -21,12 +21,17 @@ def _coordinates(
     transition: Any,  # (K, K)
     loc: Any,  # (K, D)
     spread: Any,  # (K, D, D or 1)
+    owner: Any,  # (B,)
     unit: Any,  # (K, D)
     factor: Any,  # (D, D), overwritten
     point: Any,  # (n,)
 ) -> bool:
-    """The coordinates of one model; False where a covariance is not positive definite."""
+    """The coordinates of one model; False where a covariance is not positive definite.
+
+    Those of blocks that share the parameter of another are 0: a parameter counts once.
+    """
     num_states, size, columns = spread.shape
+    of_state = len(owner) // num_states
     at = 0
     for i in range(num_states):
         point[at] = math.sqrt(initial[i])
@@ -38,12 +43,16 @@ def _coordinates(
         if columns == size and not cholesky(spread[k], 0.0, 0.0, factor):
             return False
         for i in range(size):
+            block = k * of_state + (i if of_state == size else 0)
+            is_own = owner[block] < 0 or owner[block] == block
             point[at] = loc[k, i] / unit[k, i]
-            point[at + 1] = 0.5 * math.log(spread[k, i, i if columns == size else 0])
+            point[at + 1] = 0.0
+            if is_own:
+                point[at + 1] = 0.5 * math.log(spread[k, i, i if columns == size else 0])
             at += 2
             if columns == size:
                 for j in range(i):
-                    point[at] = factor[i, j] / factor[i, i]
+                    point[at] = factor[i, j] / factor[i, i] if is_own else 0.0
                     at += 1
     return True
 
@@ -113,16 +122,22 @@ def _write(
         for i in range(size):
             loc[k, i] = point[at] * unit[k, i] if free_loc[k, i] else after[2][k, i]
             if columns < size or size == 1:
-                is_free = owner[k * of_state + i] >= 0
-                spread[k, i, 0] = math.exp(2 * point[at + 1]) if is_free else after[3][k, i, 0]
+                to = owner[k * of_state + i]
+                if to < 0:
+                    spread[k, i, 0] = after[3][k, i, 0]
+                elif to == k * of_state + i:
+                    spread[k, i, 0] = math.exp(2 * point[at + 1])
+                else:  # a block's owner comes before it
+                    spread[k, i, 0] = spread[to // of_state, to % of_state, 0]
             at += 2 + (i if columns == size else 0)
         if columns == size and size > 1:
-            if owner[k] >= 0:
+            if owner[k] == k:
                 _covariance(point, first, factor, spread[k])
             else:
+                given = spread[owner[k]] if owner[k] >= 0 else after[3][k]
                 for i in range(size):
                     for j in range(size):
-                        spread[k, i, j] = after[3][k, i, j]
+                        spread[k, i, j] = given[i, j]
 
 
 @compiled
@@ -186,9 +201,9 @@ def squarem(
         out = (initial[p], transition[p], loc[p], spread[p])
         lengths[p] = 0.0
         if not (
-            _coordinates(before[0], before[1], before[2], before[3], unit, factor, start)
-            and _coordinates(now[0], now[1], now[2], now[3], unit, factor, middle)
-            and _coordinates(after[0], after[1], after[2], after[3], unit, factor, end)
+            _coordinates(before[0], before[1], before[2], before[3], owner, unit, factor, start)
+            and _coordinates(now[0], now[1], now[2], now[3], owner, unit, factor, middle)
+            and _coordinates(after[0], after[1], after[2], after[3], owner, unit, factor, end)
         ):
             continue
         length = min(_length(start, middle, end), bounds[p])

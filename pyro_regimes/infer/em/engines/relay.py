@@ -166,7 +166,9 @@ class RelayEngine:
                 self.has_stepped, self._has_begun = fused, True
         rest = now.rest
         if parts.some_moved:
+            extrapolated = ascent.extrapolated & ~self.has_moved
             rest = ascent.step(self._tensors, rest, ~self.has_moved)
+            ascent.extrapolated = ascent.extrapolated | extrapolated
             losses = np.where(self.has_moved, rest.losses, losses)
         else:
             ascent.num_e_steps += 1
@@ -181,6 +183,7 @@ class RelayEngine:
             after = after.where(fused, now.arrays)
         before, armed, bounds = self._memory
         considered = fused & armed
+        ascent.extrapolated = np.zeros_like(fused)
         if not self._extrapolates or before is None or not considered.any():
             memory = _Memory(now.arrays, fused, bounds)
             return after, self._fused.step(after, fused), memory
@@ -192,6 +195,7 @@ class RelayEngine:
             ascent.num_e_steps += 1
             arrays = after.where(worse, arrays)
             beyond = self._fused.step_again(beyond, arrays, worse)
+        ascent.extrapolated = extrapolated & ~worse
         bounds = next_bounds(bounds, lengths, worse)
         return arrays, beyond, _Memory(now.arrays, fused & ~extrapolated, bounds)
 
