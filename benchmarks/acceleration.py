@@ -216,7 +216,7 @@ def main() -> None:
     text = "\n".join(lines)
     print("\n" + text)
     if given.markdown is not None:
-        command = "python -m benchmarks.acceleration --markdown benchmarks/results/acceleration.md"
+        command = f"python -m benchmarks.acceleration --repeats {given.repeats}"
         given.markdown.write_text(measure.markdown("EM with extrapolated steps", command, text))
 
 

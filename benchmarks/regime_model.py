@@ -161,7 +161,7 @@ def main() -> None:
     text = "\n".join(lines + [measure.surroundings()])
     print("\n" + text)
     if given.markdown is not None:
-        command = "python -m benchmarks.regime_model --markdown benchmarks/results/regime_model.md"
+        command = f"python -m benchmarks.regime_model --repeats {given.repeats}"
         page = measure.markdown("Ten starts of RegimeModel beside hmmlearn", command, text)
         given.markdown.write_text(page)
 

@@ -16,6 +16,7 @@ from benchmarks import (
     peer_log_prob,
     peers,
     regime_model,
+    versions,
 )
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
@@ -225,3 +226,9 @@ def test_regime_model_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].split()[0] == "covariances" and lines[1].split()[0] == "diag"
     lines = regime_model.priors(1).splitlines()
     assert "compiled iterations" in lines[1]
+
+
+def test_tasks_of_two_versions() -> None:
+    tasks = versions.tasks()
+    assert len(tasks) == 12 and tasks["posterior, T=2,500"]() == pytest.approx(2_500)
+    assert tasks["EM, no iteration, full"]() > 0
