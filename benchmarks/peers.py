@@ -40,7 +40,7 @@ import torch
 
 from benchmarks import measure, peer_log_prob
 from benchmarks.measure import duration, fixed, relative_difference, take_turns
-from benchmarks.peer_em import Dynamax, Fit, Hmmlearn, Library, Ours, Pomegranate
+from benchmarks.peer_em import MOST_STEPS, Dynamax, Fit, Hmmlearn, Library, Ours, Pomegranate
 from benchmarks.peer_growth import Growth, extra_arrays, growths
 from benchmarks.peer_workloads import WORKLOADS, Problem, make_problem
 
@@ -50,6 +50,7 @@ Key = TypeVar("Key")
 NUM_COMPARED = 5  # iterations after which parameters are compared
 MOST_ITERATIONS = 400  # of the longer of the two runs whose difference is taken, less one
 LONG_ENOUGH = 0.5  # seconds of that difference: what a run does once takes longer than a few steps
+LONGEST_FIT = 15.0  # seconds; a library that takes longer has no whole fit in the tables
 WHOLE_FIT = 50  # iterations of the fit that is timed with all that it does once
 MEMORY_STEPS, MEMORY_STATES = 1_000_000, 4
 
@@ -169,15 +170,18 @@ def _time_row(
         row.peers[name].milliseconds, row.peers[name].ratio = value, value / own
     times = {"ours": own, **milliseconds}
     say("  ms: " + ", ".join(f"{name} {fixed(value)}" for name, value in times.items()))
+    quick = {name: each for name, each in libraries.items() if _is_quick(times[name], WHOLE_FIT)}
     whole = _medians(
-        take_turns({name: partial(_whole_fit, each) for name, each in libraries.items()}, repeats)
+        take_turns({name: partial(_whole_fit, each) for name, each in quick.items()}, repeats)
     )
     row.whole_fit = own = whole.pop("ours")
     for name, value in whole.items():
         row.peers[name].whole_fit, row.peers[name].whole_ratio = value, value / own
     _time_start(row, libraries["ours"], repeats)
     stopping: dict[str, Any] = {
-        name: each for name, each in libraries.items() if hasattr(each, "converge")
+        name: each
+        for name, each in libraries.items()
+        if hasattr(each, "converge") and _is_quick(times[name], MOST_STEPS)
     }
     if len(stopping) > 1:
         ends = {name: each.converge() for name, each in stopping.items()}
@@ -187,6 +191,11 @@ def _time_row(
         row.until_level = until_level.pop("ours")
         for name, value in until_level.items():
             row.peers[name].until_level = value
+
+
+def _is_quick(milliseconds: float, iterations: int) -> bool:
+    """Whether so many iterations take less than the time for which a fit is waited for."""
+    return milliseconds * iterations < 1e3 * LONGEST_FIT
 
 
 def _whole_fit(library: Library) -> float:
