@@ -64,8 +64,9 @@ class RegimeModel(BaseEstimator):
         ``RandomState``, or None for a new seed at every call. No global generator is used.
     :param verbose: whether to print the log-likelihood at every iteration.
     :param acceleration: "squarem" extrapolates every other iteration of EM (Varadhan and Roland
-        2008), which then needs a half to a third of them. The log-likelihood still never falls.
-        None is plain EM. SVI does not use it.
+        2008), which then needs a half to a third of them. The log-likelihood still never falls. A
+        start may end in another of several maxima than by plain EM, which is None. SVI does not
+        use it.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -81,7 +82,8 @@ class RegimeModel(BaseEstimator):
     ``history_``            log-likelihood of the kept start before each iteration, and the final
                             one, before ``regularization``
     ``covariance_type_``    the ``covariance_type`` of the fit
-    ``n_iter_``             number of iterations
+    ``n_iter_``             number of iterations of the kept start; the callback counts until the
+                            last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names

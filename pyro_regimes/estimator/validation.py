@@ -95,8 +95,10 @@ def check_parameters(model: BaseEstimator) -> None:
     _number("regularization", model.regularization)
     _number("min_eigenvalue", model.min_eigenvalue)
     one_of("inference", model.inference, ("em", "svi"))
-    if model.acceleration is not None:
-        one_of("acceleration", model.acceleration, ("squarem",))
+    if model.acceleration is not None and model.acceleration != "squarem":
+        raise ValueError(
+            f"expected acceleration to be 'squarem' or None, got {model.acceleration!r}"
+        )
     one_of("order_by", model.order_by, ("mean", "volatility"))
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)

@@ -203,7 +203,8 @@ class EM:
             parameters, and the result is not reported as converged.
         :param acceleration: ``"squarem"`` extrapolates every other step (:mod:`.squarem`). EM then
             needs fewer steps, above all where regimes overlap, and the log-likelihood still never
-            falls. From one start it may reach another of several maxima.
+            falls. From one start it may reach another of several maxima. If a closed form fails
+            within the run and an optimiser takes over, the run goes on without.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is no function, or ``acceleration`` is unknown; if acceleration is wanted

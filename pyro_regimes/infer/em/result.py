@@ -14,7 +14,9 @@ class EMResult(NamedTuple):
     converged: bool  #: whether every restart rose by less than ``tol`` in its last step
     stop_reason: str  #: a sentence with the reason
     num_steps: int  #: number of steps
-    num_e_steps: int  #: number of E-steps: one more, plus one after each step that was rolled back
+    #: number of E-steps: one more, plus one after each step that was rolled back and each
+    #: extrapolated step that was rejected
+    num_e_steps: int
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the history of each independent restart
     idle: list[str]  #: parameters of which a part had no data in the last step, and kept its value
     #: restarts whose convergence is not confirmed by the model's own objective

@@ -260,6 +260,8 @@ class RelayEngine:
     def description(self) -> str:
         """Which engines have made the iterations, for ``em.plan``."""
         compiled = "compiled iterations of a Gaussian model"
+        if self._extrapolates:
+            compiled += ", every other one extrapolated"
         if not self.has_moved.any():
             return compiled
         why = "not ordinary (a floor, a state without data, or a covariance near singularity)"
