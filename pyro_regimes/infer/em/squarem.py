@@ -175,10 +175,20 @@ def _unit(each: Assignment, now: TensorState) -> Tensor | float:
         return 1.0
     use = each.uses[0]
     given = now.expected[use.site].arguments
-    unit = each.argument.chart.unit(given).double().expand(given[use.argument].shape)
+    unit = _of_shape(given[use.argument].shape, each.argument.chart.unit(given).double())
     parts = blocks(unit, each.event_dim)
     cells = use.cells.to(parts.device)
     first = torch.zeros(each.num_cells, dtype=torch.long, device=parts.device)
     last = torch.arange(len(cells) - 1, -1, -1, device=parts.device)
     first[cells.flip(0)[cells.flip(0) >= 0]] = last[cells.flip(0) >= 0]
     return parts[first]
+
+
+def _of_shape(shape: torch.Size, unit: Tensor) -> Tensor:
+    """Units for an argument: the first along the dims over which it is broadcast, as over time."""
+    while unit.dim() > len(shape):
+        unit = unit[0]
+    for dim in range(-unit.dim(), 0):
+        if shape[dim] == 1:
+            unit = unit.narrow(dim, 0, 1)
+    return unit.expand(shape)
