@@ -355,3 +355,29 @@ def test_spreads_that_vary_in_time_about_locations_that_do_not(kind):
     assert fast.num_e_steps < plain.num_e_steps
     assert fast.history[-1] == pytest.approx(plain.history[-1], abs=1e-6)
     assert (np.diff(fast.history) <= 0).all()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+def test_cells_that_no_argument_holds_keep_their_values(fused, monkeypatch):
+    """To the last bit, whatever they are."""
+    spy(monkeypatch, allowed=fused)
+    other = torch.tensor([[1.7, 0.3, 0.1], [0.3, 0.9, 0.2], [0.1, 0.2, 3.1]]).double() / 3
+    starts = torch.stack([COVARIANCES[0], other, COVARIANCES[1]])
+    locs = torch.cat([LOCS, torch.full((1, 3), torch.inf).double()])
+
+    def model() -> None:
+        hold = constraints.positive_definite
+        covariances = pyro.param("covariance", starts.clone(), constraint=hold)
+        loc = pyro.param("loc", locs.clone())[:2]
+        observe(
+            observation_dist=dist.MultivariateNormal(loc, covariances[[0, 2]]),
+            transition_probs=pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex),
+            obs=Y,
+        )
+
+    EM(model).run(num_steps=0)
+    before = pyro.param("covariance")[1].detach().clone()
+    result = run(model)
+    assert result.num_e_steps > 10
+    assert torch.equal(pyro.param("covariance")[1], before)
+    assert torch.equal(pyro.param("loc")[2], locs[2])

@@ -154,6 +154,13 @@ def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return transform_to(constraints.positive_definite)(leaf), leaf
 
 
+def as_stored_after(matrix: Tensor, old: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`as_stored`, but what equals the old matrix keeps that and its stored tensor."""
+    value, stored = as_stored(matrix)
+    same = (matrix == old).flatten(-2).all(-1)[..., None, None]
+    return torch.where(same, old, value), torch.where(same, leaf, stored)
+
+
 def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
     one, other = tensors
     return one.reshape(shape), other.reshape(shape)

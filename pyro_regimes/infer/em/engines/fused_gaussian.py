@@ -28,7 +28,7 @@ from pyro_regimes.infer.em.engines.gaussian_steps import (
     Step,
     Updates,
 )
-from pyro_regimes.infer.em.m_step import as_stored
+from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
 from pyro_regimes.kernels import ops
 
@@ -65,8 +65,9 @@ class FusedEngine:
         for part, value in zip(self._parts, arrays, strict=True):
             params |= part.write(value, self._start.params)
         leaves = {}
-        for name in self._start.leaves:
-            params[name], leaves[name] = as_stored(params[name])
+        for name, leaf in self._start.leaves.items():
+            stored = as_stored_after(params[name], self._start.params[name], leaf)
+            params[name], leaves[name] = stored
         return params, leaves
 
     def step(self, arrays: Parameters, models: Flags) -> Step:
