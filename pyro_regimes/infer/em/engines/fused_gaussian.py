@@ -194,7 +194,7 @@ def _why_not_gaussian(data: SiteData) -> str | None:
     if data.weight is not None or site.observation_mask is not None:
         return "observations are weighted or masked"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
-        return "it serves float32 and float64"
+        return "it serves float32 and float64, with parameters no wider than the data"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
         return "it serves data on the CPU, and at most 128 states"
     return None
