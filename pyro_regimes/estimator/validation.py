@@ -95,10 +95,11 @@ def check_parameters(model: BaseEstimator) -> None:
     _number("regularization", model.regularization)
     _number("min_eigenvalue", model.min_eigenvalue)
     one_of("inference", model.inference, ("em", "svi"))
-    if model.acceleration is not None and model.acceleration != "squarem":
-        raise ValueError(
-            f"expected acceleration to be 'squarem' or None, got {model.acceleration!r}"
-        )
+    acceleration = model.acceleration
+    if acceleration is not None and not (
+        isinstance(acceleration, str) and acceleration == "squarem"
+    ):
+        raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
     one_of("order_by", model.order_by, ("mean", "volatility"))
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)

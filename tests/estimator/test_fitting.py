@@ -354,5 +354,6 @@ def test_accelerated_fits_end_at_the_same_optimum(covariance_type):
 
 
 def test_an_unknown_acceleration_is_refused():
-    with pytest.raises(ValueError, match="expected acceleration to be 'squarem' or None"):
+    expected = "expected acceleration to be None or 'squarem', got 'fast'"
+    with pytest.raises(ValueError, match=expected):
         RegimeModel(acceleration="fast").fit(np.zeros((9, 1)))

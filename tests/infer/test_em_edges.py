@@ -558,3 +558,39 @@ def test_restarts_of_a_single_state_stay_apart() -> None:
     best = dist.Normal(models.X.mean(), models.X.std(correction=0)).log_prob(models.X).sum()
     assert torch.allclose(result.restart_history[-1, :3], -best)
     assert result.restart_history[-1, 3] == torch.inf
+
+
+LATER = (1 + torch.arange(64) / 16).double()  # of the spreads
+
+
+def _of_scales() -> tuple[dist.TorchDistribution, Tensor]:
+    loc = pyro.param("loc", models.LOCS.clone())
+    return dist.Normal(loc, LATER.reshape(-1, 1, 1).expand(-1, 2, 3)).to_event(1), models.Y
+
+
+def _of_covariances() -> tuple[dist.TorchDistribution, Tensor]:
+    loc = pyro.param("loc", models.LOCS.clone())
+    covariances = LATER.reshape(-1, 1, 1, 1) * models.COVARIANCES
+    return dist.MultivariateNormal(loc, covariances), models.Y
+
+
+def _of_one_series() -> tuple[dist.TorchDistribution, Tensor]:
+    return dist.Normal(real("loc", LOC), LATER.unsqueeze(-1) * SCALE), X
+
+
+@pytest.mark.parametrize("emission", [_of_scales, _of_covariances, _of_one_series])
+def test_locations_that_are_constant_in_time_beside_spreads_that_are_not(emission) -> None:
+    """Their maximum weighs each observation by its own precision."""
+
+    def model() -> None:
+        observation_dist, data = emission()
+        observe(observation_dist=observation_dist, obs=data)
+
+    result = EM(model).run(num_steps=300, tol=1e-10)  # the check of convergence warns otherwise
+    assert result.converged
+    observation_dist, data = emission()
+    hmm = RegimeHMM(
+        initial_probs=INITIAL, transition_probs=TRANSITION, observation_dist=observation_dist
+    )
+    (gradient,) = torch.autograd.grad(hmm.log_prob(data), pyro.param("loc"))
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0.0, atol=1e-3)

@@ -23,7 +23,18 @@ from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.infer.em.squarem import next_bounds
 from tests import seeds
 from tests.infer.fused import both_engines, spy
-from tests.infer.models import INITIAL, LOC, TRANSITION, Y, observe, scale
+from tests.infer.models import (
+    COVARIANCES,
+    INITIAL,
+    LOC,
+    LOCS,
+    SCALE,
+    TRANSITION,
+    X,
+    Y,
+    observe,
+    scale,
+)
 from tests.infer.test_fused_models import CHAINS, SPREADS, gaussian_model
 
 pytestmark = pytest.mark.usefixtures("filled_buffers")
@@ -334,3 +345,54 @@ def test_a_level_extrapolated_step_is_no_convergence(kind, seed, start, fused, m
     before, after = EM(model).run(x, num_steps=1, tol=None).history
     assert 0 <= before - after < tol
     assert result.converged and result.converged_at == [result.num_steps]
+
+
+@pytest.mark.parametrize("kind", ["scales", "covariances", "one series"])
+def test_spreads_that_vary_in_time_about_locations_that_do_not(kind):
+    later = (1 + torch.arange(len(Y)) / len(Y)).double()
+
+    def model() -> None:
+        rows = pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex)
+        if kind == "one series":
+            scales = later.unsqueeze(-1) * SCALE
+            emission, data = dist.Normal(pyro.param("loc", LOC.clone()), scales), X
+        else:
+            loc, data = pyro.param("loc", LOCS.clone()), Y
+            if kind == "scales":
+                emission = dist.Normal(loc, later.reshape(-1, 1, 1).expand(-1, 2, 3)).to_event(1)
+            else:
+                emission = dist.MultivariateNormal(loc, later.reshape(-1, 1, 1, 1) * COVARIANCES)
+        observe(transition_probs=rows, observation_dist=emission, obs=data)
+
+    plain = EM(model).run(num_steps=400, tol=1e-10)
+    pyro.clear_param_store()
+    fast = run(model, tol=1e-10, steps=400)
+    assert fast.num_e_steps < plain.num_e_steps
+    assert fast.history[-1] == pytest.approx(plain.history[-1], abs=1e-6)
+    assert (np.diff(fast.history) <= 0).all()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step by step"])
+def test_cells_that_no_argument_holds_keep_their_values(fused, monkeypatch):
+    """To the last bit, whatever they are."""
+    spy(monkeypatch, allowed=fused)
+    other = torch.tensor([[1.7, 0.3, 0.1], [0.3, 0.9, 0.2], [0.1, 0.2, 3.1]]).double() / 3
+    starts = torch.stack([COVARIANCES[0], other, COVARIANCES[1]])
+    locs = torch.cat([LOCS, torch.full((1, 3), torch.inf).double()])
+
+    def model() -> None:
+        hold = constraints.positive_definite
+        covariances = pyro.param("covariance", starts.clone(), constraint=hold)
+        loc = pyro.param("loc", locs.clone())[:2]
+        observe(
+            observation_dist=dist.MultivariateNormal(loc, covariances[[0, 2]]),
+            transition_probs=pyro.param("a", TRANSITION.clone(), constraint=constraints.simplex),
+            obs=Y,
+        )
+
+    EM(model).run(num_steps=0)
+    before = pyro.param("covariance")[1].detach().clone()
+    result = run(model)
+    assert result.num_e_steps > 10
+    assert torch.equal(pyro.param("covariance")[1], before)
+    assert torch.equal(pyro.param("loc")[2], locs[2])

@@ -18,7 +18,7 @@ from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.tracing import num_own_dims
+from pyro_regimes.infer.tracing import Site, Slot, num_own_dims
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
 
@@ -154,6 +154,13 @@ def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return transform_to(constraints.positive_definite)(leaf), leaf
 
 
+def as_stored_after(matrix: Tensor, old: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`as_stored`, but what equals the old matrix keeps that and its stored tensor."""
+    value, stored = as_stored(matrix)
+    same = (matrix == old).flatten(-2).all(-1)[..., None, None]
+    return torch.where(same, old, value), torch.where(same, leaf, stored)
+
+
 def _as_cells(tensors: tuple[Tensor, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
     one, other = tensors
     return one.reshape(shape), other.reshape(shape)
@@ -277,7 +284,17 @@ def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -
             part = part.sum_to_size(slot.lead + block)
         return part.reshape((slot.lead.numel(),) + block)
 
+    # A location that is constant in time may stand beside spreads that are not.
+    weighted = weighted or _is_over_time(there.data.site, slot)
     return apply(to_lead, collected.reduce(site, slot.argument, weighted))
+
+
+def _is_over_time(site: Site, slot: Slot) -> bool:
+    """Whether a block serves all steps of a distribution that varies in time."""
+    if site.family is None or slot.argument not in site.family.arguments:
+        return False
+    own = num_own_dims(slot.argument, site)
+    return (len(slot.lead) < own or slot.lead[len(slot.lead) - own] == 1) and site.varies
 
 
 def _by_cells(part: Tensor, use: Use, num_cells: int) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.m_step import Maximised, as_stored
+from pyro_regimes.infer.em.m_step import Maximised, as_stored_after
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.plan import Assignment
 
@@ -97,7 +97,8 @@ class Squarem:
             values, found = _extrapolate(problem, self._before, now, after, self._bounds)
             lengths = np.where(considered, found, lengths)
             for name in now.leaves.keys() & values.keys():
-                values[name], leaves[name] = as_stored(values[name])
+                stored = as_stored_after(values[name], now.params[name], now.leaves[name])
+                values[name], leaves[name] = stored
         proposal = Proposal(values, leaves, lengths)
         self._before, self._armed = now.params, free & ~proposal.which
         return proposal
@@ -121,7 +122,11 @@ def _extrapolate(
         start, middle, end = (_point(each, params) for params in (before, now.params, after))
         step = middle - start
         bend = end - middle - step
-        moves[each.name] = start, step, bend
+        still = _is_still(each, before, now.params, after)
+        if still.any():  # also what is no valid cell, as no argument uses it
+            for part in (step, bend):
+                part[still] = 0.0
+        moves[each.name] = start, step, bend, still
         unit = _unit(each, now)
         cells = groups.cells[each.name].cpu()
         for total, part in zip(squares, (step, bend), strict=True):
@@ -134,15 +139,28 @@ def _extrapolate(
     for each in problem.plan.assignments:
         if each.name not in moves:
             continue
-        start, step, bend = moves[each.name]
+        start, step, bend, still = moves[each.name]
         cells = groups.cells[each.name]
         own = length.to(start.device)[cells].reshape((-1,) + (1,) * (start.dim() - 1))
         found = _value(each, start + 2 * own * step + own**2 * bend, after, problem)
-        unchanged = found == blocks(after[each.name], each.event_dim)  # a logit of -inf is
-        finite = (found.isfinite() | unchanged).reshape(len(start), -1).all(-1)
+        given = blocks(after[each.name], each.event_dim)
+        finite = (found.isfinite() | (found == given)).reshape(len(start), -1).all(-1)
+        finite = finite | still
+        if still.any():  # without the rounding of its coordinates
+            found = found.clone()
+            found[still] = given[still]
         known = known.index_put((cells.cpu()[~finite.cpu()],), torch.tensor(False))
         values[each.name] = found.reshape(after[each.name].shape)
     return values, length.where(known, 0.0).numpy()
+
+
+def _is_still(each: Assignment, *params: Params) -> Tensor:
+    """Which cells have the same value in all of some parameters, ``(cells,)``."""
+    first, *others = (blocks(every[each.name], each.event_dim) for every in params)
+    same = torch.ones_like(first, dtype=torch.bool)
+    for other in others:
+        same &= (first == other) | (first.isnan() & other.isnan())
+    return same.reshape(len(first), -1).all(-1)
 
 
 def _point(each: Assignment, params: Params) -> Tensor:
@@ -175,10 +193,20 @@ def _unit(each: Assignment, now: TensorState) -> Tensor | float:
         return 1.0
     use = each.uses[0]
     given = now.expected[use.site].arguments
-    unit = each.argument.chart.unit(given).double().expand(given[use.argument].shape)
+    unit = _of_shape(given[use.argument].shape, each.argument.chart.unit(given).double())
     parts = blocks(unit, each.event_dim)
     cells = use.cells.to(parts.device)
     first = torch.zeros(each.num_cells, dtype=torch.long, device=parts.device)
     last = torch.arange(len(cells) - 1, -1, -1, device=parts.device)
     first[cells.flip(0)[cells.flip(0) >= 0]] = last[cells.flip(0) >= 0]
     return parts[first]
+
+
+def _of_shape(shape: torch.Size, unit: Tensor) -> Tensor:
+    """Units for an argument: the first along the dims over which it is broadcast, as over time."""
+    while unit.dim() > len(shape):
+        unit = unit[0]
+    for dim in range(-unit.dim(), 0):
+        if shape[dim] == 1:
+            unit = unit.narrow(dim, 0, 1)
+    return unit.expand(shape)

@@ -28,7 +28,7 @@ from pyro_regimes.infer.em.engines.gaussian_steps import (
     Step,
     Updates,
 )
-from pyro_regimes.infer.em.m_step import as_stored
+from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
 from pyro_regimes.kernels import ops
 
@@ -65,8 +65,9 @@ class FusedEngine:
         for part, value in zip(self._parts, arrays, strict=True):
             params |= part.write(value, self._start.params)
         leaves = {}
-        for name in self._start.leaves:
-            params[name], leaves[name] = as_stored(params[name])
+        for name, leaf in self._start.leaves.items():
+            stored = as_stored_after(params[name], self._start.params[name], leaf)
+            params[name], leaves[name] = stored
         return params, leaves
 
     def step(self, arrays: Parameters, models: Flags) -> Step:
@@ -195,7 +196,7 @@ def _why_not_gaussian(data: SiteData) -> str | None:
     if data.weight is not None or site.observation_mask is not None:
         return "observations are weighted or masked"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
-        return "it serves float32 and float64"
+        return "it serves float32 and float64, with parameters no wider than the data"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
         return "it serves data on the CPU, and at most 128 states"
     return None
