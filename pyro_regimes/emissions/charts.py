@@ -46,10 +46,21 @@ def _rows_of(roots: Tensor) -> Tensor:
     return squares / squares.sum(-1, keepdim=True)
 
 
-def _with_zeros_of(probs: Tensor, after: Tensor) -> Tensor:
-    """Probabilities with the zeros of others: no other entry underflows to 0."""
+#: The least share of a probability after EM's step that an extrapolation may leave of it.
+LEAST_SHARE = 1e-2
+
+
+def _not_far_below(probs: Tensor, after: Tensor) -> Tensor:
+    """Probabilities of at least a hundredth of others, and with their zeros.
+
+    A probability that is nearly 0 grows by a factor at each step of EM, and may take hundreds of
+    them to matter again. No entry underflows to 0, which EM could not leave.
+    """
     tiny = torch.finfo(after.dtype).tiny
-    return torch.where(after > 0, probs.clamp(min=tiny), after.to(probs.dtype))
+    after = after.to(probs.dtype)
+    probs = probs.maximum(LEAST_SHARE * after)
+    probs = probs / probs.sum(-1, keepdim=True)
+    return torch.where(after > 0, probs.clamp(min=tiny), after)
 
 
 def _factor_to(factor: Tensor) -> Tensor:
@@ -82,7 +93,7 @@ def _matrix_of(point: Tensor) -> Tensor:
     return torch.stack([each.unsqueeze(-1) * each.unsqueeze(-2) for each in columns]).sum(0)
 
 
-ROWS = Chart(torch.sqrt, _rows_of, within=_with_zeros_of)
+ROWS = Chart(torch.sqrt, _rows_of, within=_not_far_below)
 SCALE = Chart(torch.log, torch.exp)
 FACTOR = Chart(_factor_to, _factor_of)
 MATRIX = Chart(_matrix_to, _matrix_of)

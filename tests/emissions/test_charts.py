@@ -65,3 +65,12 @@ def test_differences_do_not_depend_on_units(name):
 
 def test_a_matrix_that_is_not_positive_definite_has_no_coordinates():
     assert charts.MATRIX.to(-_MATRICES[:1]).isnan().all()
+
+
+def test_an_extrapolated_probability_stays_near_that_of_ems_step():
+    assert charts.ROWS.within is not None
+    after = torch.tensor([[0.5, 0.5, 0.0], [1e-300, 0.5, 0.5]], dtype=torch.float64)
+    found = torch.tensor([[1.0, 1e-20, 0.0], [0.0, 0.25, 0.75]], dtype=torch.float64)
+    within = charts.ROWS.within(found, after)
+    assert_close(within[0], torch.tensor([1.0, 0.005, 0.0]).double() / 1.005, rtol=1e-12, atol=0.0)
+    assert 1e-303 < within[1, 0] < 1e-301

@@ -36,6 +36,7 @@ def _coordinates(
     for i in range(num_states):
         point[at] = math.sqrt(initial[i])
         at += 1
+    for i in range(num_states):
         for j in range(num_states):
             point[at] = math.sqrt(transition[i, j])
             at += 1
@@ -58,15 +59,19 @@ def _coordinates(
 
 
 @compiled
-def _row(point: Any, at: int, after: Any, is_free: bool, tiny: float, out: Any) -> None:
-    """Probabilities of their square roots, the coordinates from ``at`` on."""
-    total = 0.0
+def _row(
+    roots: Any, after: Any, is_free: bool, tiny: float, least_share: float, out: Any
+) -> None:
+    """Probabilities of their square roots, at least a share of those after EM's step."""
+    total, all_of_them = 0.0, 0.0
     for j in range(len(after)):
-        total += point[at + j] ** 2
+        total += roots[j] ** 2
     for j in range(len(after)):
-        out[j] = after[j]
-        if is_free and after[j] > 0.0:
-            out[j] = max(point[at + j] ** 2 / total, tiny)
+        out[j] = max(roots[j] ** 2 / total, least_share * after[j])
+        all_of_them += out[j]
+    for j in range(len(after)):
+        is_set = is_free and after[j] > 0.0
+        out[j] = max(out[j] / all_of_them, tiny) if is_set else after[j]
 
 
 @compiled
@@ -98,6 +103,7 @@ def _write(
     free: Any,  # what the M-step sets, as in m_step
     unit: Any,
     tiny: float,
+    least_share: float,
     factor: Any,
     out: Any,
 ) -> None:
@@ -106,16 +112,12 @@ def _write(
     free_initial, free_rows, free_loc, owner = free
     num_states, size, columns = spread.shape
     at = 0
+    _row(point[:num_states], after[0], free_initial, tiny, least_share, initial)
     for i in range(num_states):
-        initial[i] = point[at]
-        _row(point, at + 1, after[1][i], free_rows[i], tiny, transition[i])
-        at += 1 + num_states
-    total = 0.0
-    for i in range(num_states):
-        total += initial[i] ** 2
-    for i in range(num_states):
-        old = after[0][i]
-        initial[i] = max(initial[i] ** 2 / total, tiny) if free_initial and old > 0.0 else old
+        at += num_states
+        roots = point[at : at + num_states]
+        _row(roots, after[1][i], free_rows[i], tiny, least_share, transition[i])
+    at += num_states
     of_state = len(owner) // num_states
     for k in range(num_states):
         first = at
@@ -174,6 +176,7 @@ def squarem(
     tiny: float,
     floor: float,
     least: float,
+    least_share: float,
     bounds: Any,  # (P,), of the lengths
     initial: Any,
     transition: Any,
@@ -212,6 +215,6 @@ def squarem(
         for i in range(count):
             step = middle[i] - start[i]
             start[i] += 2 * length * step + length**2 * (end[i] - middle[i] - step)
-        _write(start, after, free, unit, tiny, factor, out)
+        _write(start, after, free, unit, tiny, least_share, factor, out)
         if is_ordinary(spread[p], owner, tiny, floor, least, factor):
             lengths[p] = length

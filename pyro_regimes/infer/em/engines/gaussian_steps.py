@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes.emissions.charts import LEAST_SHARE
 from pyro_regimes.kernels import ops
 
 Array = npt.NDArray[np.float64]
@@ -198,6 +199,6 @@ class GaussianEM:
     ) -> tuple[Parameters, Array]:
         """Extrapolate two steps of any models; see :func:`.cpu.extrapolation.squarem`."""
         new, lengths = Parameters(*map(np.empty_like, after)), np.empty(len(bounds))
-        given = (*before, *now, *after, *self._updates, *self._bounds, bounds)
+        given = (*before, *now, *after, *self._updates, *self._bounds, LEAST_SHARE, bounds)
         ops.squarem()(*given, *new, lengths)
         return new, lengths
