@@ -72,5 +72,6 @@ def test_an_extrapolated_probability_stays_near_that_of_ems_step():
     after = torch.tensor([[0.5, 0.5, 0.0], [1e-300, 0.5, 0.5]], dtype=torch.float64)
     found = torch.tensor([[1.0, 1e-20, 0.0], [0.0, 0.25, 0.75]], dtype=torch.float64)
     within = charts.ROWS.within(found, after)
-    assert_close(within[0], torch.tensor([1.0, 0.005, 0.0]).double() / 1.005, rtol=1e-12, atol=0.0)
+    wanted = torch.tensor([1.0, 0.005, 0.0], dtype=torch.float64) / 1.005
+    assert_close(within[0], wanted, rtol=1e-12, atol=0.0)
     assert 1e-303 < within[1, 0] < 1e-301

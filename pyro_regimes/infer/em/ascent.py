@@ -45,9 +45,12 @@ def _eps(params: Params) -> float:
     return max((torch.finfo(value.dtype).eps for value in params.values()), default=0.0)
 
 
-def fallen(params: Params, before: Array, after: Array) -> Flags:
-    """Restarts whose loss rose by more than the rounding error, ``(R,)``."""
-    bound = before + rounding(params) * (1 + abs(before))
+def fallen(share: float, before: Array, after: Array) -> Flags:
+    """Restarts whose loss rose by more than its rounding error, ``(R,)``.
+
+    :param share: of the parameters, as :func:`rounding` returns it.
+    """
+    bound = before + share * (1 + abs(before))
     return np.isfinite(before) & ~(after <= bound)
 
 
@@ -202,15 +205,17 @@ class Ascent:
         for name in after.unbounded:
             why = engine.problem.plan.why_unbounded(name)
             self._warn(f"EM: parameter {name!r} has no maximum, as {why}")
-        if fallen(now.params, now.losses, after.losses).any():
+        if fallen(rounding(now.params), now.losses, after.losses).any():
             after = self._undo(now, after, attempt)
         return after
 
     def _undo(self, now: S, after: S, attempt: Callable[[Held], S]) -> S:
         """Find the parameters that lowered the likelihood, and repeat the step with them frozen."""
 
+        share = rounding(now.params)
+
         def falls(state: S) -> Flags:
-            return fallen(now.params, now.losses, state.losses)
+            return fallen(share, now.losses, state.losses)
 
         down = falls(after)
         with np.errstate(invalid="ignore"):  # of restarts whose likelihood is not finite

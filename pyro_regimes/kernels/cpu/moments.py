@@ -187,7 +187,9 @@ def sum_moments(
     def work(first: int, last: int) -> None:
         _moment_sweep(value, weights, loc, factor, first, last, chunk, *sums)
 
-    if count * chunks:
+    if count * blocks < 2 * worthwhile:  # the last chunk may be short
+        work(0, count * chunks)
+    else:
         spread(work, count * chunks, -(-worthwhile // chunk))
     if chunks == 1:
         return sums

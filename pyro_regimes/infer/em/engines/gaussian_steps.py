@@ -92,8 +92,6 @@ class _Rows(NamedTuple):
 
 def _of_models(part: npt.NDArray[Any], num_models: int) -> Array:
     """The sums over the sequences of each model, float64."""
-    if len(part) == num_models:
-        return part.astype(np.float64, copy=False)
     parts = part.reshape((num_models, -1) + part.shape[1:])
     total: Array = parts.sum(1, dtype=np.float64)
     return total
@@ -181,14 +179,19 @@ class GaussianEM:
         logits = (log_initial, log_transition, density, rows.lengths)
         kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
         moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
-        starts, counts, *sums = (
-            _of_models(each, num_models) for each in (smoothed[:, 0], moved[:, 0], *moments)
-        )
+        sums = (smoothed[:, 0], moved[:, 0], *moments)
+        if len(smoothed) > num_models:
+            sums = tuple(_of_models(each, num_models) for each in sums)
         new = Parameters(*map(np.empty_like, parameters))
-        given = starts + pseudo[0], counts + pseudo[1], *sums
+        given = sums[0] + pseudo[0], sums[1] + pseudo[1], *sums[2:]
         now = (*parameters, *self._updates, *self._bounds)
         is_whole = kernels.maximise(*given, *now, *new, ordinary)
-        total = log_likelihood.reshape(num_models, -1).sum(-1) + log_prior + rows.pseudo.constant
+        total = log_prior + rows.pseudo.constant
+        total += (
+            log_likelihood
+            if len(log_likelihood) == num_models
+            else log_likelihood.reshape(num_models, -1).sum(-1)
+        )
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyro_regimes.infer.em import loop
-from pyro_regimes.infer.em.ascent import Ascent, fallen, keep_held
+from pyro_regimes.infer.em.ascent import Ascent, fallen, keep_held, rounding
 from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
 from pyro_regimes.infer.em.engines.gaussian_steps import Parameters, Step
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
@@ -140,6 +140,7 @@ class RelayEngine:
         #: Restarts that have changed to the tensor engine.
         self.has_moved = nowhere
         self._has_begun = False
+        self._rounding = rounding(start.params)
         self._extrapolates = extrapolates
         self._memory = _Memory(None, nowhere, np.full(len(nowhere), np.inf))
         self._parts = _Parts(nowhere, nowhere, nowhere, False, False, False)
@@ -158,7 +159,7 @@ class RelayEngine:
             losses = -beyond.log_likelihood
             if not parts.all_fused:
                 losses = np.where(fused, losses, now.losses)
-            moving = fallen(self._start.params, now.losses, losses)
+            moving = fallen(self._rounding, now.losses, losses)
             if moving.any():
                 return self._hand_over(now, moving, ascent)
             self._memory = memory
@@ -181,10 +182,12 @@ class RelayEngine:
         fused, after = parts.fused, now.beyond.after
         if not parts.all_fused:
             after = after.where(fused, now.arrays)
+        if not self._extrapolates:
+            return after, self._fused.step(after, fused), self._memory
         before, armed, bounds = self._memory
         considered = fused & armed
         ascent.extrapolated = np.zeros_like(fused)
-        if not self._extrapolates or before is None or not considered.any():
+        if before is None or not considered.any():
             memory = _Memory(now.arrays, fused, bounds)
             return after, self._fused.step(after, fused), memory
         arrays, lengths = self._fused.extrapolate(before, now.arrays, after, bounds, considered)
