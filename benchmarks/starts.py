@@ -23,7 +23,7 @@ panels of nine stocks, or nine groups of stocks, out of its 20.
 
 The other tables are the time of ten starts on the embedded returns and its share of a whole fit,
 and, with ``--memory``, the peak memory of a fit from ten starts on 1,000,000 steps of four series,
-beyond the data. At commit 5f03eb8, before starts ran in batches, that was 41 times the data.
+beyond the data. If all ten ran in one batch, it was 41 times the data.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ _COVARIANCE = Annotated[
 ]
 _SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 _OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
-_PROCESSES = min(2, os.cpu_count() or 1)
+_PROCESSES = min(
+    2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 _RATES = [0.01, 0.03, 0.1]
 _REFRESH = 0.1  # seconds between two refreshes of the progress bars
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")

@@ -6,6 +6,7 @@ depend on the process. Its seconds do: cores that share resources slow each othe
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import pickle
 import signal
@@ -139,8 +140,11 @@ class _Helper:
 
 
 def _serve(run: Run, pipe: Connection, other: Connection) -> None:
-    """Run the methods that the parent names, until it closes the pipe."""
+    """Run the methods that the parent names, until it closes the pipe or ends."""
     other.close()
+    # The threads of torch stayed behind at the fork, and a parallel operation would wait for them.
+    torch.set_num_threads(1)
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt ends the parent, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -160,4 +164,19 @@ def _serve(run: Run, pipe: Connection, other: Connection) -> None:
         try:
             send("runs", name, run(name, tell))
         except Exception as error:
-            send("error", error)
+            send("error", _as_sent(error))
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent ends, however it does."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _as_sent(error: Exception) -> Exception:
+    """An error as the parent receives it: a RuntimeError if it cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -232,7 +232,7 @@ def _steps_of_em(
         return num_steps, converged
     for start, at in enumerate(result.converged_at):
         if at is None:  # up to the first step of those that have changed nothing
-            changes = np.flatnonzero(np.diff(losses[:, start]) != 0)
+            changes = np.flatnonzero(losses[1:, start] != losses[:-1, start])
             last = changes[-1] + 2 if len(changes) else 1
             at, converged[start] = min(last, result.num_steps), last <= result.num_steps
         else:

@@ -21,7 +21,7 @@ class IsolatedEM(EM):
     two runs of the model.
     """
 
-    _shows_parameters = False
+    _shows_parameters = False  # they are not in the caller's store
 
     def __init__(
         self,

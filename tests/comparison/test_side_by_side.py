@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -81,3 +83,26 @@ def test_a_daemon_runs_alone() -> None:
     process.start()
     assert parent.recv() is False
     process.join()
+
+
+_PARALLEL = """
+import torch
+from pyro_regimes.comparison.side_by_side import run_side_by_side
+from tests.comparison.made_runs import make_run
+
+def run(name, tell):
+    torch.ones(1_000_000).exp().sum()  # of several threads, where there are
+    return [make_run(name, "log-likelihood", [0.0, 1.0])]
+
+torch.set_num_threads(2)
+run("before the fork", None)
+print(sorted(run_side_by_side(run, ["one", "two", "three"], None)))
+"""
+
+
+def test_operations_of_several_threads_end_in_the_other_process() -> None:
+    """OpenMP's threads do not survive a fork, and an operation that needs them never ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PARALLEL], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "['one', 'three', 'two']\n"

@@ -396,3 +396,15 @@ def test_cells_that_no_argument_holds_keep_their_values(fused, monkeypatch):
     assert result.num_e_steps > 10
     assert torch.equal(pyro.param("covariance")[1], before)
     assert torch.equal(pyro.param("loc")[2], locs[2])
+
+
+def test_another_default_device_changes_nothing(monkeypatch):
+    spy(monkeypatch, allowed=False)
+
+    def model() -> None:
+        observe(loc=pyro.param("loc", LOC), scale=pyro.param("scale", SCALE, constraints.positive))
+
+    with torch.device("meta"):
+        found = run(model, steps=8)
+    pyro.clear_param_store()
+    assert torch.equal(found.restart_history, run(model, steps=8).restart_history)

@@ -100,11 +100,13 @@ class CompiledSteps:
             return float(self._loss())
 
     def _loss(self) -> Tensor:
+        random_state = torch.get_rng_state()
         try:
             with as_recorded():
                 loss: Tensor = self._recorded(*self._inputs)
                 return loss
         except RuntimeError:
+            torch.set_rng_state(random_state)  # the same draws, so that the error occurs again
             self._as_written()  # raises the model's own error, with its type
             raise
 

@@ -77,9 +77,11 @@ def _maximise(
         value, moved = values[-1], step > 1
         try:
             with workspace.entered(), watch:
-                steps.step()
+                loss = steps.step()
             moved = True
-            if step % every == 0 or step == num_steps:
+            if not math.isfinite(loss):
+                value = math.nan
+            elif step % every == 0 or step == num_steps:
                 value = evaluate()
         except OVERFLOW:
             if not moved:

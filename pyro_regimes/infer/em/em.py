@@ -188,7 +188,7 @@ class EM:
         acceleration: str | None = None,
         **kwargs: Any,
     ) -> EMResult:
-        """Iterate until the log-likelihood of every restart rises by less than ``tol``.
+        """Iterate until a step of EM raises every restart's log-likelihood by less than ``tol``.
 
         If an optimiser moves parameters, the log-likelihood must change by less than ``tol`` in ten
         consecutive steps. Other arguments are passed to the model.

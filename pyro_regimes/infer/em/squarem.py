@@ -114,7 +114,7 @@ def _extrapolate(
 ) -> tuple[Params, Array]:
     r"""The extrapolated parameters, and :math:`|\alpha|` of each restart; 0 if it is not known."""
     groups = problem.groups
-    squares = torch.zeros(2, groups.num_restarts, dtype=torch.float64)
+    squares = torch.zeros(2, groups.num_restarts, dtype=torch.float64, device="cpu")
     moves = {}
     for each in problem.plan.assignments:
         if each.argument.chart is None or each.name in problem.constraints:
@@ -149,7 +149,7 @@ def _extrapolate(
         if still.any():  # without the rounding of its coordinates
             found = found.clone()
             found[still] = given[still]
-        known = known.index_put((cells.cpu()[~finite.cpu()],), torch.tensor(False))
+        known[cells.cpu()[~finite.cpu()]] = False
         values[each.name] = found.reshape(after[each.name].shape)
     return values, length.where(known, 0.0).numpy()
 

@@ -168,8 +168,10 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     initial, transition = (part.pseudo(counts) for part in parts[:2])
     constant = np.zeros(groups.num_restarts)
     if counts:
-        constant = problem.log_prior(start.params).numpy() - _log_prior(parts[0].value, initial)
-        constant = constant - _log_prior(parts[1].value, transition)
+        with np.errstate(invalid="ignore"):  # -inf less -inf
+            constant = problem.log_prior(start.params).numpy()
+            constant = constant - _log_prior(parts[0].value, initial)
+            constant = constant - _log_prior(parts[1].value, transition)
     if not np.isfinite(constant).all():
         return "a prior is not finite at the start"
     num_sequences = data.batch_shape.numel()
