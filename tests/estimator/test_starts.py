@@ -96,16 +96,16 @@ def test_data_that_hardly_ever_change(num_steps: int) -> None:
 
 
 def test_random_spreads_find_regimes_that_differ_in_spread_alone() -> None:
-    """From that start alone."""
+    """One of eight such starts does."""
     rng, spec = seeds.rng(0), find_spec("spherical")
     states = np.arange(3_000) // 60 % 3
     x = np.array([0.3, 1.0, 4.0])[states][:, None] * rng.standard_normal((3_000, 2))
-    third = Parameters.stack([starts(x, 3, "spherical").select(2)])
+    spreads = starts(x, 17, "spherical").select(slice(2, None, 2))
     fit = fit_starts(
-        third, spec, torch.tensor(x), None, inference="em",
+        spreads, spec, torch.tensor(x), None, inference="em",
         max_iter=300, tol=1e-3, min_eigenvalue=0.0, least=FLOOR,
     )  # fmt: skip
-    found = np.sqrt(np.sort(fit.parameters.emission["covariances"][0]))
+    found = np.sqrt(np.sort(fit.parameters.emission["covariances"][fit.best()]))
     np.testing.assert_allclose(found, [0.3, 1.0, 4.0], rtol=0.1)
 
 
