@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import time
+import traceback
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -81,6 +84,7 @@ _PROCESSES = min(
     2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 )
 _RATES = [0.01, 0.03, 0.1]
+_NOT_FLUSHED = 120  # the exit code that Python has for it
 _REFRESH = 0.1  # seconds between two refreshes of the progress bars
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
@@ -291,6 +295,27 @@ def main() -> NoReturn:
     raise SystemExit(code or 0)
 
 
+def program() -> NoReturn:
+    """Run the command as a program of its own, and end the process.
+
+    The interpreter would first free all objects of torch one by one, which takes a second or two.
+    """
+    code: Any = 1  # after an error with a traceback
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a closed pipe, a full disk
+            code = code or _NOT_FLUSHED
+    os._exit(code)
+
+
 def _fail(reason: object, code: int = 2) -> int:
     if str(reason):  # empty if the help was shown because no command was given
         _err.print(f"pyro-regimes: error: {reason}", highlight=False, markup=False, soft_wrap=True)
@@ -302,4 +327,4 @@ def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -20,7 +20,7 @@ SMALL = ["--num-rows", "300", "--n-regimes", "2"]
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     return subprocess.run(
-        [sys.executable, "-c", "from pyro_regimes.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-m", "pyro_regimes.cli", *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -183,3 +183,20 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     (line,) = [line for line in printed.err.splitlines() if line.strip()]
     assert line.startswith("pyro-regimes: error: ") and message in line
     assert (tmp_path / "empty.csv").read_text() == EMPTY
+
+
+def test_the_program_ends_with_the_code_the_exit_functions_and_the_traceback():
+    def end(main: str) -> subprocess.CompletedProcess[str]:
+        script = (
+            "import atexit\nfrom pyro_regimes import cli\n"
+            "atexit.register(print, 'at exit')\n"
+            f"def main():\n    print('printed')\n    {main}\n"
+            "cli.main = main\ncli.program()\n"
+        )
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    stopped = end("raise SystemExit(2)")
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (2, "printed\nat exit\n", "")
+    failed = end("1 / 0")
+    assert (failed.returncode, failed.stdout) == (1, "printed\nat exit\n")
+    assert "ZeroDivisionError" in failed.stderr

@@ -97,22 +97,31 @@ def test_the_walk_would_see_an_arrow_upwards():
 
 
 @pytest.mark.slow
-def test_importing_the_package_leaves_the_extras_alone():
+def test_importing_the_package_imports_pyro_and_nothing_else():
     script = (
         "import sys, pyro_regimes\n"
-        "print([name for name in ('matplotlib', 'pandas', 'typer', 'rich') if name in sys.modules])"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done, alone = (
+        subprocess.run([sys.executable, "-c", each], capture_output=True, text=True, check=True)
+        for each in (script, script.replace("pyro_regimes", "pyro, pyro.infer.autoguide"))
+    )
+    more = set(ast.literal_eval(done.stdout)) - set(ast.literal_eval(alone.stdout))
+    assert more - sys.stdlib_module_names == {"pyro_regimes"}
+
+
+@pytest.mark.slow
+def test_the_estimator_is_imported_with_its_name():
+    script = (
+        "import sys, pyro_regimes\n"
+        "assert 'sklearn' not in sys.modules and 'RegimeModel' in dir(pyro_regimes)\n"
+        "from pyro_regimes import *\n"
+        "print(RegimeModel.__module__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    # Pyro itself may bring some of them along.
-    alone = subprocess.run(
-        [sys.executable, "-c", script.replace("pyro_regimes", "pyro, sklearn.cluster, pyro.infer")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert set(ast.literal_eval(done.stdout)) <= set(ast.literal_eval(alone.stdout))
+    assert done.stdout.strip() == "pyro_regimes.estimator.regime_model"
 
 
 @pytest.mark.slow
