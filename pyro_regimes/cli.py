@@ -305,7 +305,7 @@ def program() -> NoReturn:
         main()
     except SystemExit as stop:
         code = stop.code
-    except BaseException:
+    except Exception:
         traceback.print_exc()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -28,6 +28,7 @@ class FittedHMM(NamedTuple):
     spec: Spec
     dtype: torch.dtype
     device: torch.device
+    first_probs: Array | None = None  #: of the data's first regimes, ``(K,)`` or ``(N, K)``
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
@@ -100,5 +101,10 @@ class FittedHMM(NamedTuple):
         units = self.spec.units_of(emission)
         x, lengths = pad(units.scale(data), sizes, dtype=self.dtype, device=self.device)
         scaled = self.parameters._replace(emission=self.spec.scale(emission, units))
-        hmm = regime_hmm(self._arguments(scaled), self.spec, lengths)
+        arguments = self._arguments(scaled)
+        if self.first_probs is not None:
+            arguments["initial_probs"] = torch.tensor(
+                self.first_probs, dtype=self.dtype, device=self.device
+            )
+        hmm = regime_hmm(arguments, self.spec, lengths)
         return hmm, x, lengths, units.log_jacobian(len(data))

@@ -9,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.convergence import Flags, to_numpy
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
 from pyro_regimes.estimator.isolated_em import IsolatedEM
-from pyro_regimes.estimator.naming import sort_regimes
+from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import from_arguments, pyro_model, to_arguments
 from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.units import Units
 from pyro_regimes.estimator.validation import Settings
 from pyro_regimes.infer import EMResult
 
@@ -38,7 +41,9 @@ class FittedRegimes(NamedTuple):
     regime_names: list[str]
     history: Array  #: log-likelihood before each iteration, and the final one
     converged: bool
-    warning: str | None  #: the message of a warning for the user
+    log_likelihood: float  #: of the parameters
+    smoothed_probs: Array  #: ``(T, K)``, of the parameters
+    problems: list[Warning]  #: what a user has to know of the fit
 
 
 def fit_regimes(
@@ -48,6 +53,7 @@ def fit_regimes(
     settings: Settings,
     rng: np.random.RandomState,
     callback: Callback | None,
+    row_name: Callable[[int], str] = str,
 ) -> FittedRegimes:
     """Fit regimes to data.
 
@@ -57,15 +63,15 @@ def fit_regimes(
     :param data: ``(T, D)``, of all sequences.
     :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
+    :param row_name: the name of a row for messages, from its number.
+    :raises ValueError: if no start has a finite log-likelihood, or the floor of the best one cannot
+        be computed.
     """
-    units = spec.units(data, settings.min_eigenvalue)
+    units, min_eigenvalue = _units_and_floor(data, spec, settings)
     z, offset = units.scale(data), units.log_jacobian(len(data))
-    min_eigenvalue = settings.min_eigenvalue / units.unit[0] ** 2
     least = spec.collapsed_variance(z, settings.dtype)
     num_starts = settings.n_init if settings.n_regimes > 1 else 1  # else all starts are equal
-    starts = make_starts(
-        z, settings.n_regimes, num_starts, spec, max(least, min_eigenvalue), rng
-    )
+    starts = _starts(data, units, num_starts, spec, settings, rng)
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -87,29 +93,79 @@ def fit_regimes(
         callback=report if settings.verbose or callback is not None else None,
     )
     best = fit.best()
-    converged = bool(fit.converged[best])
-    at_rest = converged or settings.max_iter == 0
-    warning = _warning(bool(fit.degenerate[best]), at_rest, len(fit.history) - 1)
-    kept = fit.parameters.select(best)
-    emission = spec.regularized(spec.unscale(kept.emission, units), settings.regularization)
-    ordered, names = sort_regimes(kept._replace(emission=emission), spec, settings.order_by)
-    history = fit.history[:, best]
+    fitted = fit.parameters.select(best)
+    least_variances = spec.least_variances(fitted.emission)
+    emission = spec.unscale(fitted.emission, units)
+    at_floor = _is_at_floor(least_variances, min_eigenvalue)
+    if settings.min_eigenvalue > 0 and not min_eigenvalue:
+        at_floor = spec.is_below(emission, settings.min_eigenvalue)
+        if at_floor.any():
+            raise problems.floor_out_of_reach(data, settings.min_eigenvalue)
+    emission = spec.regularized(
+        emission, settings.regularization, settings.regularization_scale == "relative"
+    )
+    order, names = sort_regimes(fitted._replace(emission=emission), spec, settings.order_by)
+    ordered = reordered(fitted._replace(emission=emission), spec, order)
+    hmm = FittedHMM(ordered, spec, settings.dtype, settings.device)
+    log_likelihood, smoothed_probs = hmm.posterior(data, sizes, "smoothed")
+
+    def flags(of_regimes: Flags) -> Flags:
+        return np.broadcast_to(of_regimes, len(order))[order]
+
+    history, converged = fit.history[:, best], bool(fit.converged[best])
     if settings.inference == "em":
         history = history[: fit.num_steps[best] + 1]
-    return FittedRegimes(ordered, names, history - offset, converged, warning)
-
-
-def _warning(collapsed: bool, at_rest: bool, num_steps: int) -> str | None:
-    if collapsed:
-        return (
-            "A regime collapsed onto a few points in every start. Use fewer regimes, another "
-            "covariance_type or min_eigenvalue."
-        )
-    if at_rest:
-        return None
-    return (
-        f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol."
+    found = []
+    if fit.degenerate[best]:
+        collapsed = flags(least_variances < 2 * least)
+        found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
+    elif not converged and settings.max_iter > 0 and settings.tol is not None:
+        found.append(problems.of_convergence(len(fit.history) - 1))
+    if at_floor.any():
+        held = [name for name, is_held in zip(names, flags(at_floor), strict=True) if is_held]
+        found.append(problems.of_floor(held, settings.min_eigenvalue))
+    return FittedRegimes(
+        ordered, names, history - offset, converged, log_likelihood, smoothed_probs, found
     )
+
+
+def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units, float]:
+    """The units of the fit, and ``min_eigenvalue`` in them.
+
+    A floor of eigenvalues stays one only if all series have the same unit. Where a variance as low
+    as the floor would be lost in rounding then, the series have units of their own, and the fit has
+    no floor.
+    """
+    units = spec.units(data, equal=settings.min_eigenvalue > 0)
+    floor = settings.min_eigenvalue / float(units.unit[0]) ** 2
+    if floor == 0 or floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
+        return units, floor
+    return spec.units(data), 0.0
+
+
+def _starts(
+    data: Array,
+    units: Units,
+    num_starts: int,
+    spec: Spec,
+    settings: Settings,
+    rng: np.random.RandomState,
+) -> Parameters:
+    """Starts of the data in ``units``, made in units of each series, so that all count."""
+    own = spec.units(data)
+    z = own.scale(data)
+    floor = max(
+        spec.collapsed_variance(z, settings.dtype),
+        settings.min_eigenvalue / float(own.unit.max()) ** 2,
+    )
+    starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng)
+    if (own.unit == units.unit).all():
+        return starts
+    return starts._replace(emission=spec.scale(spec.unscale(starts.emission, own), units))
+
+
+def _is_at_floor(variances: Array, floor: float) -> Flags:
+    return variances <= floor * (1 + 1e-6) if floor > 0 else np.zeros(len(variances), np.bool_)
 
 
 class FittedStarts(NamedTuple):
@@ -178,9 +234,9 @@ def fit_starts(
     :param starts: parameters with R starts in front.
     :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
     :param min_eigenvalue: the user's floor of the variances.
-    :param least: a variance at which a regime counts as collapsed, unless ``min_eigenvalue`` is
-        larger. The larger of the two is the floor of the fit, so that one start may collapse
-        without stopping the others.
+    :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
+        there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
+        so that one start may collapse without stopping the others.
     :param acceleration: of EM, as in :meth:`.EM.run`.
     :param callback: called after each step with its number, from 1, and the loss of all starts. If
         there are several batches, numbering continues from one to the next, and the loss is the
@@ -213,7 +269,7 @@ def fit_starts(
     parameters = from_arguments(held, starts, spec)
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
-    variance = spec.least_variance(parameters.emission, num_starts)
+    variance = spec.least_variances(parameters.emission).reshape(num_starts, -1).min(-1)
     collapsed = (variance < 2 * least) & (min_eigenvalue < least)
     return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
 

@@ -22,8 +22,12 @@ from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
 from pyro_regimes.estimator.parameters import Array, Emission
 from pyro_regimes.estimator.units import Units
 
-#: A cluster with less than this share of the overall variance gets the overall covariance.
-_SINGULAR = 1e-3
+#: A cluster with less than this share of the overall variance in some direction, or with less than
+#: this multiple of the fewest observations, gets the overall covariance.
+_SINGULAR, _SMALL = 1e-10, 2
+
+#: A combination of series of unit variance with less than this variance is said to be none.
+_COLLINEAR = 1e-10
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,15 @@ class _Gaussian:
         raise NotImplementedError
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
-        """Covariances of clusters; the overall one replaces those that are nearly singular.
+        """Covariances of clusters; the overall one replaces those of few or nearly equal rows.
 
         :param scatters: the covariance matrix of each cluster, ``(K, D, D)``.
         :param counts: the number of observations of each cluster, ``(K,)``.
         :param overall: the covariance matrix of all observations, ``(D, D)``.
         """
+        raise NotImplementedError
+
+    def fewest_observations(self, num_series: int) -> int:
         raise NotImplementedError
 
     def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
@@ -82,10 +89,8 @@ class _Gaussian:
 
     # ---- units
 
-    def units(self, data: Array, min_eigenvalue: float) -> Units:
-        # A floor of eigenvalues stays one only if all series are scaled by the same unit.
-        equal = self._equal_units or min_eigenvalue > 0
-        return Units.of(data.mean(0), data.var(0), equal=equal)
+    def units(self, data: Array, equal: bool = False) -> Units:
+        return Units.of(data.mean(0), data.var(0), equal=equal or self._equal_units)
 
     def units_of(self, emission: Emission) -> Units:
         means, full = self.moments(emission)
@@ -102,7 +107,9 @@ class _Gaussian:
 
     # ---- data and starts
 
-    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
+    def check_data(
+        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+    ) -> str | None:
         constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
         if len(constant) and (not self._equal_units or len(constant) == data.shape[1]):
             column = constant[0] if feature_names is None else repr(feature_names[constant[0]])
@@ -110,6 +117,7 @@ class _Gaussian:
                 f"expected every column of X to vary, got the constant {data[0, constant[0]]} in "
                 f"column {column}; drop it, or set min_eigenvalue"
             )
+        return None
 
     def start_from_clusters(
         self, x: Array, responsibilities: Array, centers: Array, floor: float
@@ -123,7 +131,7 @@ class _Gaussian:
     def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
         overall = _overall(x, floor)
         scatters = multiples[:, None, None] * overall
-        counts = np.ones(len(centers))
+        counts = np.full(len(centers), len(x))
         covariances = self._from_scatters(scatters, counts, overall, floor)
         return {"means": centers, "covariances": covariances}
 
@@ -156,9 +164,11 @@ class MatrixGaussian(_Gaussian):
         kept = covariances if self.shared else covariances[order]
         return {"means": emission["means"][order], "covariances": kept}
 
-    def regularized(self, emission: Emission, amount: float) -> Emission:
+    def regularized(self, emission: Emission, amount: float, relative: bool) -> Emission:
         covariances = emission["covariances"]
-        return {**emission, "covariances": covariances + amount * np.eye(covariances.shape[-1])}
+        eye = np.eye(covariances.shape[-1])
+        each = covariances * eye if relative else eye
+        return {**emission, "covariances": covariances + amount * each}
 
     def raised(self, emission: Emission, floor: float) -> Emission:
         covariances = emission["covariances"]
@@ -166,23 +176,59 @@ class MatrixGaussian(_Gaussian):
         raised = np.stack([_raise_eigenvalues(one, floor) for one in each])
         return {**emission, "covariances": raised.reshape(covariances.shape)}
 
-    def least_variance(self, emission: Emission, num_starts: int) -> Array:
-        eigenvalues = np.linalg.eigvalsh(np.nan_to_num(emission["covariances"]))
-        return eigenvalues.reshape(num_starts, -1).min(-1)
+    def least_variances(self, emission: Emission) -> Array:
+        eigenvalues = np.linalg.eigvalsh(np.nan_to_num(emission["covariances"]))[..., 0]
+        return eigenvalues[..., None] if self.shared else eigenvalues
+
+    def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
+        covariances = np.atleast_3d(emission["covariances"].T).T  # (K or 1, D, D)
+        variances = np.diagonal(covariances, axis1=-2, axis2=-1)
+        roots = np.sqrt(variances)
+        # A Cholesky decomposition is as accurate as that of the correlations, whatever the units.
+        scaled = covariances / (roots[:, :, None] * roots[:, None])
+        scaled -= np.eye(variances.shape[-1]) * (floor / variances)[:, None]
+        return np.array([not _is_positive_definite(each) for each in scaled])
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        values = np.linalg.eigvalsh(np.cov(z, rowvar=False, bias=True).reshape(z.shape[1], -1))
-        return max(1e-6 * float(values[0]), 100 * torch.finfo(dtype).eps * float(values[-1]))
+        # A Cholesky decomposition takes less of the largest eigenvalue for 0.
+        largest = np.linalg.eigvalsh(_overall(z, 0.0))[-1]
+        return 100 * torch.finfo(dtype).eps * float(largest)
 
-    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
-        super().check_data(data, feature_names)
-        rank = np.linalg.matrix_rank((data - data.mean(0)) / data.std(0), tol=None)
-        if rank < data.shape[1]:
+    def fewest_observations(self, num_series: int) -> int:
+        return 0 if self.shared else num_series + 1
+
+    def check_data(
+        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+    ) -> str | None:
+        super().check_data(data, feature_names, dtype)
+        num_rows, num_series = data.shape
+        remedy = "'diag' or 'spherical', or set min_eigenvalue"
+        if num_rows <= num_series:
             raise ValueError(
-                f"expected the {data.shape[1]} columns of X to be linearly independent for "
-                f"covariance_type={self.covariance_type!r}, got rank {rank} from {len(data)} "
-                "observations; use 'diag' or 'spherical', fewer series, or set min_eigenvalue"
+                f"expected more observations than the {num_series} columns of X for "
+                f"covariance_type={self.covariance_type!r}, got {num_rows}; use {remedy}"
             )
+        values, vectors = np.linalg.eigh(_overall((data - data.mean(0)) / data.std(0), 0.0))
+        share = float(values[0] / values[-1])
+        if share > _COLLINEAR and share > 100 * torch.finfo(dtype).eps:
+            return None
+        weights = np.abs(vectors[:, 0])
+        columns = ", ".join(
+            str(column) if feature_names is None else repr(feature_names[column])
+            for column in np.flatnonzero(weights > 0.05 * weights.max())
+        )
+        if share <= 100 * torch.finfo(dtype).eps:
+            where = "" if dtype is torch.float64 else f" in {str(dtype).removeprefix('torch.')}"
+            raise ValueError(
+                "expected the columns of X to be linearly independent for "
+                f"covariance_type={self.covariance_type!r}, got a combination of the columns "
+                f"{columns} that does not vary{where}; drop one of them, use {remedy}"
+            )
+        return (
+            f"The columns {columns} of X nearly depend on each other: a combination of them has "
+            f"{np.sqrt(share):.0e} of their standard deviation. Their covariances are nearly "
+            f"singular; drop one of them, use {remedy}."
+        )
 
     def to_arguments(self, emission: Emission) -> dict[str, Array]:
         covariances = emission["covariances"]
@@ -226,9 +272,10 @@ class MatrixGaussian(_Gaussian):
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         if self.shared:
-            scatters = np.average(scatters, axis=0, weights=counts)[None]
+            scatters, counts = np.average(scatters, axis=0, weights=counts)[None], counts.sum()
         least = np.linalg.eigvalsh(scatters)[:, 0]
-        singular = least < _SINGULAR * np.linalg.eigvalsh(overall)[0]
+        few = counts < _SMALL * self.fewest_observations(overall.shape[-1])
+        singular = few | (least < _SINGULAR * np.linalg.eigvalsh(overall)[0])
         chosen = np.where(singular[:, None, None], overall, scatters)
         raised = np.stack([_raise_eigenvalues(each, floor) for each in chosen])
         return raised[0] if self.shared else raised
@@ -254,18 +301,29 @@ class DiagonalGaussian(_Gaussian):
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         return {name: value[order] for name, value in emission.items()}
 
-    def regularized(self, emission: Emission, amount: float) -> Emission:
-        return {**emission, "covariances": emission["covariances"] + amount}
+    def regularized(self, emission: Emission, amount: float, relative: bool) -> Emission:
+        covariances = emission["covariances"]
+        return {**emission, "covariances": covariances + amount * (covariances if relative else 1)}
 
     def raised(self, emission: Emission, floor: float) -> Emission:
         return {**emission, "covariances": np.maximum(emission["covariances"], floor)}
 
-    def least_variance(self, emission: Emission, num_starts: int) -> Array:
-        return np.nan_to_num(emission["covariances"]).reshape(num_starts, -1).min(-1)
+    def least_variances(self, emission: Emission) -> Array:
+        variances = np.nan_to_num(emission["covariances"])
+        return variances if self.equal else variances.min(-1)
+
+    def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
+        below: npt.NDArray[np.bool_] = self.least_variances(emission) < floor
+        return below
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
+        # The square of the rounding of the data, with room for that of their mean.
         variances = z.var(0)
-        return 1e-6 * float(variances.mean() if self.equal else variances.min())
+        least = float(variances.mean() if self.equal else variances[variances > 0].min(initial=1))
+        return (1e4 * torch.finfo(dtype).eps) ** 2 * least
+
+    def fewest_observations(self, num_series: int) -> int:
+        return 2
 
     def to_arguments(self, emission: Emission) -> dict[str, Array]:
         scale = np.sqrt(emission["covariances"])
@@ -307,9 +365,13 @@ class DiagonalGaussian(_Gaussian):
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         variances = np.diagonal(scatters, axis1=-2, axis2=-1)  # (K, D)
         reference = np.diagonal(overall)
+        few = counts < _SMALL * self.fewest_observations(len(overall))
         if self.equal:
             variances, reference = variances.mean(-1), reference.mean()
-        return np.maximum(np.where(variances < _SINGULAR * reference, reference, variances), floor)
+        else:
+            few = few[:, None]
+        singular = few | (variances < _SINGULAR * reference)
+        return np.maximum(np.where(singular, reference, variances), floor)
 
 
 def _sample_loc(num_regimes: int, mean: Tensor, scale: Tensor) -> Tensor:
@@ -325,6 +387,14 @@ def _raise_eigenvalues(covariance: Array, floor: float) -> Array:
         return covariance
     raised = (vectors * np.maximum(values, floor)) @ vectors.T
     return (raised + raised.T) / 2
+
+
+def _is_positive_definite(matrix: Array) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _overall(x: Array, floor: float) -> Array:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
 
 FORMAT = "pyro_regimes.RegimeModel"
-VERSION = 1
+VERSION = 2
 
-_SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool}
+_SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool, "n_samples_fit_": int}
 _ROUNDING = 1e-4  # error of the sum of probabilities in float32
 
 
@@ -44,6 +45,8 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     fitted["regime_names_"] = list(model.regime_names_)
+    start = model.training_start_
+    fitted["training_start_"] = None if start is None else start.tolist()
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
@@ -95,6 +98,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             setattr(model, name, fitted[name])
         model.covariance_type_ = model.covariance_type
         model.n_features_in_ = _num_series(model, spec)
+        model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
         _check_shapes(model, spec)
         _check_values(model, spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
@@ -116,6 +120,17 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     return list(value)
 
 
+def _training_start(value: Any, num_series: int) -> Array | None:
+    if value is None:
+        return None
+    start = np.array(value, dtype=np.float64)
+    if start.ndim != 2 or not len(start) or start.shape[1] != num_series:
+        raise ValueError(f"training_start_ has shape {start.shape}, not (rows, {num_series})")
+    if not np.isfinite(start).all():
+        raise ValueError("training_start_ is not finite")
+    return start
+
+
 def _num_series(model: BaseEstimator, spec: Spec) -> int:
     """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
     name = f"{spec.attributes[0]}_"
@@ -126,6 +141,8 @@ def _num_series(model: BaseEstimator, spec: Spec) -> int:
 
 
 def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
+    if model.n_samples_fit_ < 1:
+        raise ValueError(f"n_samples_fit_ is not positive: {model.n_samples_fit_}")
     if model.n_iter_ < 0:
         raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
     states = model.n_regimes

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
-_MOST_RANGE = 1e12  # of variances among which an eigenvalue near the least can be computed
+_FEW = 5  # observations, which a regime is not made of
+_FEWEST_ROWS = 30  # that say something of the kind of data
+_ZERO_SHARE = 0.05  # of rows without any change, of which trading days have far fewer
+_LEVEL_CHANGE, _LEVEL_JUMP = 0.2, 0.7  # variance of steps over that of values; largest log ratio
 
 
 def of_collapse(
-    names: Sequence[str], collapsed: Flags, smoothed_probs: Array, rows: Sequence[str] | None
+    names: Sequence[str],
+    collapsed: Flags,
+    smoothed_probs: Array,
+    row_name: Callable[[int], str],
 ) -> Warning:
     """The warning that regimes hold too few different observations.
 
     :param collapsed: which regimes have collapsed, ``(K,)``.
     :param smoothed_probs: ``(T, K)``.
-    :param rows: names of the T rows; None for their numbers.
+    :param row_name: the name of a row, from its number.
     """
     parts = []
     for name, probs in zip(
         np.array(names)[collapsed], smoothed_probs.T[collapsed], strict=True
     ):
         held = np.flatnonzero(probs > 0.5)
-        listed = [str(row) if rows is None else rows[row] for row in held[:_MOST_ROWS]]
+        listed = [row_name(int(row)) for row in held[:_MOST_ROWS]]
         more = ", ..." if len(held) > _MOST_ROWS else ""
         where = f" ({', '.join(listed)}{more})" if listed else ""
         parts.append(f"{name} holds {probs.sum():.3g} of {len(probs)} rows{where}")
@@ -55,16 +61,59 @@ def of_floor(names: Sequence[str], floor: float) -> Warning:
     )
 
 
-def refuse_floor(
-    data: Array, feature_names: npt.NDArray[np.object_] | None, names: str, floor: float
-) -> ValueError:
-    """The error that a floor binds where its effect would be lost in rounding."""
+def floor_out_of_reach(data: Array, floor: float) -> ValueError:
+    """The error that a floor binds where the variances of X are too different to compute it."""
     deviations = data.std(0)
     low, high = int(deviations.argmin()), int(deviations.argmax())
-    columns = [low, high] if feature_names is None else [feature_names[i] for i in (low, high)]
     return ValueError(
-        f"expected variances of X within a factor of {_MOST_RANGE:.0e} where min_eigenvalue="
-        f"{floor:g} binds, as it does in {names}; got standard deviations from "
-        f"{deviations[low]:.3g} (column {columns[0]!r}) to {deviations[high]:.3g} (column "
-        f"{columns[1]!r}); give the columns similar units"
+        f"expected columns of X in similar units where min_eigenvalue={floor:g} binds, got "
+        f"standard deviations from {deviations[low]:.3g} in column {low} to "
+        f"{deviations[high]:.3g} in column {high}, beside which the floor is lost in rounding; "
+        "change the units, or set min_eigenvalue=0"
     )
+
+
+def of_data(data: Array, names: Sequence[str] | None) -> list[Warning]:
+    """Warnings that data look like price levels, or like days without trade filled with zeros."""
+    found: list[Warning] = []
+    if len(data) < _FEWEST_ROWS:
+        return found
+    levels = np.flatnonzero([_is_level(series) for series in data.T])
+    if len(levels):
+        columns = ", ".join(str(i) if names is None else repr(str(names[int(i)])) for i in levels)
+        found.append(
+            UserWarning(
+                f"The columns {columns} of X look like prices: positive, with little change "
+                "from step to step. A regime model is for their returns: X.pct_change().dropna(), "
+                "or --prices in the command."
+            )
+        )
+    zeros = int((data == 0).all(axis=1).sum())
+    if zeros > _ZERO_SHARE * len(data):
+        found.append(
+            UserWarning(
+                f"{zeros} of {len(data)} rows of X are 0 in every column, as where weekends or "
+                "holidays were filled. They may take a regime of their own; drop them if so."
+            )
+        )
+    return found
+
+
+def _is_level(series: Array) -> bool:
+    if (series <= 0).any() or np.ptp(series) == 0:
+        return False
+    steps = np.diff(series)
+    jump = np.abs(np.diff(np.log(series))).max()
+    return bool(steps.var() < _LEVEL_CHANGE * series.var() and jump < _LEVEL_JUMP)
+
+
+def of_shares(
+    names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
+) -> list[str]:
+    """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
+    held = share_of_time * num_rows
+    return [
+        f"{name} holds {count:.3g} of {num_rows} steps: an outlier, or an error in the data?"
+        for name, count in zip(names, held, strict=True)
+        if count < max(fewest, _FEW)
+    ]

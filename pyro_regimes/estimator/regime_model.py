@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import persistence, plots, validation
+from pyro_regimes.estimator import persistence, plots, problems, validation
+from pyro_regimes.estimator.beginning import NUM_ROWS, initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
+from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
@@ -48,10 +49,12 @@ class RegimeModel(BaseEstimator):
     :param tol: tolerance of convergence. EM stops when an iteration raises the log-likelihood of
         every start by less. SVI stops when ten successive steps each change it by less, and one EM
         step would raise it by less than ``10 * tol``. None runs all ``max_iter`` iterations.
-    :param regularization: added to the diagonal of every covariance after the fit, in the squared
+    :param regularization: added to the diagonal of every covariance after the fit: this share of
+        each variance, so that units do not matter.
+    :param regularization_scale: "absolute" adds ``regularization`` itself instead, in the squared
         unit of the data.
     :param min_eigenvalue: floor of the eigenvalues of the covariances (of the variances if they are
-        diagonal) during the fit, in the squared unit of the data.
+        diagonal) during the fit, in the squared unit of the data. A warning says where it binds.
     :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
         maximise the same function with the same floor. SVI enforces the floor by its
         parametrisation, which adds a non-negative part to the floor.
@@ -86,6 +89,8 @@ class RegimeModel(BaseEstimator):
                             last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
+    ``n_samples_fit_``      number of observations in the fit
+    ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
     ======================  =================================================================
 
@@ -98,8 +103,9 @@ class RegimeModel(BaseEstimator):
     >>> model.predict_proba(calm).shape
     (300, 2)
 
-    If a regime collapses onto a few points, the likelihood is unbounded. Such a start is kept only
-    if every start collapses, with a warning.
+    If a regime collapses onto a few points, with a variance that is 0 to working precision in some
+    direction, the likelihood is unbounded. Such a start is kept only if every start collapses, with
+    a warning. A small variance of many observations is no collapse.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class RegimeModel(BaseEstimator):
         max_iter: int = 100,
         tol: float | None = 1e-4,
         regularization: float = 1e-6,
+        regularization_scale: str = "relative",
         min_eigenvalue: float = 0.0,
         inference: str = "em",
         order_by: str = "mean",
@@ -126,6 +133,7 @@ class RegimeModel(BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
         self.regularization = regularization
+        self.regularization_scale = regularization_scale
         self.min_eigenvalue = min_eigenvalue
         self.inference = inference
         self.order_by = order_by
@@ -155,8 +163,10 @@ class RegimeModel(BaseEstimator):
         depends on nor changes Pyro's handlers, parameters and random states, or the modes of torch
         (gradients, autocast, default device).
 
-        :param X: ``(T, D)`` array or DataFrame, or a list of these.
-        :param y: ignored; present because a scikit-learn Pipeline passes it.
+        :param X: ``(T, D)`` array or DataFrame, in order of time, a Series, or a list or dict of
+            these; of 1-D arrays, each is a univariate sequence.
+        :param y: taken for ``lengths``, as in hmmlearn, unless it has an entry for each row of X:
+            that is a target, which a scikit-learn Pipeline passes, and it is ignored.
         :param lengths: number of rows of each sequence in X, if X holds several.
         :param callback: called after each iteration with its number and the mean log-likelihood of
             the starts (of long data: of those that run at once, one batch after the other).
@@ -167,24 +177,25 @@ class RegimeModel(BaseEstimator):
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
-        data, sizes = validation.check_data(fresh, X, lengths, reset=True)
+        data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
         spec, settings = self._spec(self.covariance_type), validation.read_settings(self)
-        validation.check_fittable(fresh, data, spec)
+        doubt = validation.check_fittable(fresh, data, spec)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
-            fitted = fit_regimes(data, sizes, spec, settings, rng, callback)
-        fresh._set_fitted(fitted, spec, data, sizes)
-        if fitted.warning is not None:
-            warnings.warn(fitted.warning, ConvergenceWarning, stacklevel=2)
+            fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
+        fresh._set_fitted(fitted, spec)
+        fresh.n_samples_fit_ = len(data)
+        fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
+        of_data = problems.of_data(data, getattr(fresh, "feature_names_in_", None))
+        for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
+            warnings.warn(problem, stacklevel=2)
         # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
         found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
         self.__dict__ = others | found
         return self
 
-    def _set_fitted(
-        self, fitted: FittedRegimes, spec: Spec, data: Array, sizes: list[int]
-    ) -> None:
+    def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
         self.covariance_type_ = self.covariance_type
         self.regime_names_ = fitted.regime_names
@@ -194,65 +205,127 @@ class RegimeModel(BaseEstimator):
         self.history_ = fitted.history
         self.n_iter_ = len(fitted.history) - 1
         self.converged_ = fitted.converged
-        self.log_likelihood_, smoothed_probs = self._hmm().posterior(data, sizes, "smoothed")
-        self.share_of_time_ = smoothed_probs.mean(0)
+        self.log_likelihood_ = fitted.log_likelihood
+        self.share_of_time_ = fitted.smoothed_probs.mean(0)
 
-    def predict(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+    def predict(
+        self,
+        X: Any,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), given the whole sequence.
 
+        :param start: probabilities of the first regime of each sequence. "fitted" is
+            ``initial_probs_``, which of one training sequence says what its first day was;
+            "stationary" is ``stationary_distribution_``; or an array ``(K,)``. "auto" is fitted
+            where X begins with the rows with which training began, where training had several
+            sequences, and where some regimes cannot be reached from others; else stationary.
+        :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
+            as the last filtered ones of the rows before. Instead of ``start``.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         """
-        return self.decode(X, lengths=lengths)[1]
+        return self.decode(X, lengths=lengths, start=start, after=after)[1]
 
     def predict_proba(
-        self, X: Any, kind: str = "smoothed", *, lengths: npt.ArrayLike | None = None
+        self,
+        X: Any,
+        kind: str = "smoothed",
+        *,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
     ) -> Array:
         """Probability of each regime at each step.
 
         :param kind: "smoothed", given the whole sequence, or "filtered", given past and present.
+        :param start: as in :meth:`predict`, and ``after``.
         :return: ``(T, K)``.
         """
         check_is_fitted(self)
         validation.one_of("kind", kind, ("smoothed", "filtered"))
-        return self._hmm().posterior(*validation.check_data(self, X, lengths), kind)[1]
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        return hmm.posterior(data, sizes, kind)[1]
 
     def decode(
-        self, X: Any, algorithm: str = "viterbi", *, lengths: npt.ArrayLike | None = None
+        self,
+        X: Any,
+        algorithm: str = "viterbi",
+        *,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
         :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
             of each step. This minimises the expected number of errors, but the path may have
             probability zero.
+        :param start: as in :meth:`predict`, and ``after``.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         """
         check_is_fitted(self)
         validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        return self._hmm().decode(*validation.check_data(self, X, lengths), algorithm)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        return hmm.decode(data, sizes, algorithm)
 
-    def score(self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
-        """The log-likelihood of X, summed over all steps and sequences."""
+    def score(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> float:
+        """The log-likelihood of X, summed over all steps and sequences.
+
+        :param y: as in :meth:`fit`.
+        :param start: as in :meth:`predict`, and ``after``.
+        """
         check_is_fitted(self)
-        return self._hmm().log_likelihood(*validation.check_data(self, X, lengths))
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, y)
+        return hmm.log_likelihood(data, sizes)
 
-    def aic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+    def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
 
         The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
         of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
         :math:`D(D+1)/2`.
-        """
-        return -2 * self.score(X, lengths=lengths) + 2 * self.n_parameters_
 
-    def bic(self, X: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        :param X: None is the training data.
+        """
+        return -2 * self._scored(X, lengths)[0] + 2 * self.n_parameters_
+
+    def bic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
         T is the number of observations of all sequences.
+
+        :param X: None is the training data.
         """
+        log_likelihood, num_rows = self._scored(X, lengths)
+        return -2 * log_likelihood + self.n_parameters_ * float(np.log(num_rows))
+
+    def _scored(self, X: Any, lengths: npt.ArrayLike | None) -> tuple[float, int]:
+        """The log-likelihood and the number of observations; X None is the training data."""
         check_is_fitted(self)
-        data, sizes = validation.check_data(self, X, lengths)
-        penalty = self.n_parameters_ * float(np.log(len(data)))
-        return -2 * self._hmm().log_likelihood(data, sizes) + penalty
+        if X is None:
+            return self.log_likelihood_, self.n_samples_fit_
+        hmm, data, sizes = self._hmm_of(X, lengths)
+        return hmm.log_likelihood(data, sizes), len(data)
+
+    @property
+    def stationary_distribution_(self) -> Array:
+        r"""The share of time of each regime in the long run, :math:`\pi = \pi A`, ``(K,)``.
+
+        :raises ValueError: if the transition matrix has several such distributions.
+        """
+        check_is_fitted(self, "initial_probs_")
+        return stationary_probs(self.transition_matrix_)
 
     @property
     def n_parameters_(self) -> int:
@@ -277,21 +350,29 @@ class RegimeModel(BaseEstimator):
         hmm = self._hmm()
         return draw(hmm.parameters, hmm.spec, n_samples, rng)
 
-    def forecast(self, X: Any, n_steps: int) -> Forecast:
+    def forecast(
+        self,
+        X: Any,
+        n_steps: int,
+        *,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> Forecast:
         """Forecast the marginal distribution of each of the observations that follow a sequence.
 
         :param X: ``(T, D)``, one sequence.
         :param n_steps: number of steps, at least 1.
+        :param start: as in :meth:`predict`, and ``after``.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
-        data, sizes = validation.check_data(self, X, None)
+        hmm, data, sizes = self._hmm_of(X, None, start, after)
         if len(sizes) > 1:
             raise ValueError(
                 f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
             )
-        return self._hmm().forecast(data, n_steps)
+        return hmm.forecast(data, n_steps)
 
     def summary(self) -> Summary:
         """Annualised means and volatilities, durations, shares of time and transitions.
@@ -314,6 +395,12 @@ class RegimeModel(BaseEstimator):
             self.periods_per_year,
             f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
             f"covariances, log-likelihood {self.log_likelihood_:.2f}",
+            problems.of_shares(
+                self.regime_names_,
+                self.share_of_time_,
+                self.n_samples_fit_,
+                2 * hmm.spec.fewest_observations(len(names)),
+            ),
         )
 
     def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
@@ -364,6 +451,28 @@ class RegimeModel(BaseEstimator):
     def _spec(self, covariance_type: str) -> Spec:
         """The object that implements the emission and the covariance type."""
         return find_spec(covariance_type)
+
+    def _hmm_of(
+        self,
+        X: Any,
+        lengths: npt.ArrayLike | None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+        y: Any = None,
+    ) -> tuple[FittedHMM, Array, list[int]]:
+        """The fitted model with the initial probabilities of X, its rows and its sizes."""
+        data, sizes = validation.check_data(self, X, lengths, y)
+        hmm = self._hmm()
+        first_probs = initial_probs(
+            start,
+            after,
+            self.initial_probs_,
+            self.transition_matrix_,
+            self.training_start_,
+            data,
+            sizes,
+        )
+        return hmm._replace(first_probs=first_probs), data, sizes
 
     def _hmm(self) -> FittedHMM:
         """The fitted parameters, ready for computation."""

@@ -34,6 +34,7 @@ class Summary(NamedTuple):
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
+    notes: list[str]  #: on regimes that hold very few observations
 
     def __str__(self) -> str:
         rows = [
@@ -52,7 +53,8 @@ class Summary(NamedTuple):
             label.ljust(label_width) + "".join(c.rjust(width) for c in cells)
             for label, cells in rows
         ]
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines)])
+        notes = ["", *self.notes] if self.notes else []
+        return "\n".join([self.title, "", *(line.rstrip() for line in lines), *notes])
 
     def _table(self, name: str, values: Array) -> list[tuple[str, list[str]]]:
         """Rows for the average over the series and for each series; two decimals for percent."""
@@ -76,6 +78,7 @@ def summarise(
     share_of_time: Array,
     periods_per_year: float,
     title: str,
+    notes: list[str],
 ) -> Summary:
     """Annualise the parameters and collect them in a summary.
 
@@ -92,4 +95,5 @@ def summarise(
         share_of_time,
         transition_matrix,
         title,
+        notes,
     )

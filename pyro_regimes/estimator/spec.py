@@ -50,11 +50,11 @@ class Spec(Protocol):
     ) -> Array:
         """Draw an observation for each of the states: ``(T, D)``."""
 
-    def regularized(self, emission: Emission, amount: float) -> Emission:
-        """The parameters with ``amount`` added to every variance."""
+    def regularized(self, emission: Emission, amount: float, relative: bool) -> Emission:
+        """The parameters with ``amount``, or so many times itself, added to every variance."""
 
-    def units(self, data: Array, min_eigenvalue: float) -> Units:
-        """Units in which to fit the data."""
+    def units(self, data: Array, equal: bool = False) -> Units:
+        """Units in which to fit the data; the same for all series if ``equal``."""
 
     def units_of(self, emission: Emission) -> Units:
         """Approximate units of the data to which a model was fitted."""
@@ -65,18 +65,26 @@ class Spec(Protocol):
     def unscale(self, emission: Emission, units: Units) -> Emission:
         """Convert the parameters of a model of z to those of x."""
 
-    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
-        """:raises ValueError: if the likelihood of the data has no maximum without a floor."""
+    def check_data(
+        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+    ) -> str | None:
+        """Whether the likelihood of the data has a maximum without a floor.
 
-    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        """The variance, in any direction, at which a regime counts as collapsed onto a few points.
-
-        It is a millionth of the data's least variance in any direction, which is far below that of
-        real regimes, or the least variance for a Cholesky decomposition in this dtype if larger.
+        :return: a warning for the user, or None.
+        :raises ValueError: if it has none.
         """
 
-    def least_variance(self, emission: Emission, num_starts: int) -> Array:
-        """The least variance over directions and regimes, for each start: ``(starts,)``."""
+    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
+        """The largest variance, in any direction, that this dtype cannot tell from 0."""
+
+    def least_variances(self, emission: Emission) -> Array:
+        """The least variance in any direction, ``(..., K)``, or ``(..., 1)`` if it is shared."""
+
+    def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
+        """Whether each has a variance below ``floor`` in some direction; series of any units."""
+
+    def fewest_observations(self, num_series: int) -> int:
+        """With fewer of them, a regime can make its variance 0 in some direction."""
 
     def raised(self, emission: Emission, floor: float) -> Emission:
         """The parameters with the variance in every direction raised to at least ``floor``."""

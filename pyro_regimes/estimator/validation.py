@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
 
@@ -93,6 +94,7 @@ def check_parameters(model: BaseEstimator) -> None:
     if model.tol is not None:
         _number("tol", model.tol, positive=True)
     _number("regularization", model.regularization)
+    one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
     _number("min_eigenvalue", model.min_eigenvalue)
     one_of("inference", model.inference, ("em", "svi"))
     acceleration = model.acceleration
@@ -115,6 +117,7 @@ class Settings(NamedTuple):
     max_iter: int
     tol: float | None
     regularization: float
+    regularization_scale: str
     min_eigenvalue: float
     inference: str
     acceleration: str | None
@@ -135,28 +138,32 @@ def read_settings(model: BaseEstimator) -> Settings:
 
 
 def check_data(
-    model: BaseEstimator, X: Any, lengths: npt.ArrayLike | None, *, reset: bool = False
+    model: BaseEstimator,
+    X: Any,
+    lengths: npt.ArrayLike | None,
+    y: Any = None,
+    *,
+    reset: bool = False,
 ) -> tuple[Array, list[int]]:
     """Check X and concatenate its sequences, ``(T, D)``; also return their lengths.
 
+    :param y: a target, which is ignored, or the lengths, as :func:`.lengths_given` decides.
     :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
-    :raises ValueError: if X is not two-dimensional and finite, or the lengths do not fit it.
+    :raises ValueError: if X is not two-dimensional, finite and in order of time, or the lengths do
+        not fit it.
     """
-    for each in X if isinstance(X, (list, tuple)) else [X]:
-        if np.ma.is_masked(each):  # masked values are not observations
-            raise ValueError(
-                "expected X to have no missing values, got a masked array with "
-                f"{np.ma.count_masked(each)} masked; drop these rows or fill them"
-            )
-    if isinstance(X, (list, tuple)) and len(X) and all(np.ndim(each) == 2 for each in X):
+    tables, are_several = as_tables(X)
+    if are_several:
         if lengths is not None:
             raise ValueError("expected lengths to be None where X is a list of arrays, got both")
         parts = [
             validate_data(model, each, dtype=np.float64, reset=reset and i == 0)
-            for i, each in enumerate(X)
+            for i, each in enumerate(tables)
         ]
         return np.concatenate(parts), [len(part) for part in parts]
+    (X,) = tables
     data = validate_data(model, X, dtype=np.float64, reset=reset)
+    lengths = lengths_given(y, lengths, len(data))
     if lengths is None:
         return data, [len(data)]
     given = np.asarray(lengths)
@@ -169,9 +176,10 @@ def check_data(
     return data, given.tolist()
 
 
-def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
+def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | None:
     """Raise for data whose likelihood has no maximum from any start.
 
+    :return: a warning for the user, or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular and
         ``min_eigenvalue`` is 0.
     """
@@ -192,5 +200,8 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> None:
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue == 0:  # a floor makes any covariance regular
-        spec.check_data(data, getattr(model, "feature_names_in_", None))
+    if model.min_eigenvalue > 0:  # a floor makes any covariance regular
+        return None
+    names = getattr(model, "feature_names_in_", None)
+    doubt = spec.check_data(data, names, torch_dtype(model.dtype))
+    return None if doubt is None else UserWarning(doubt)

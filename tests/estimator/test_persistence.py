@@ -76,7 +76,7 @@ def test_a_save_that_fails_leaves_the_old_file(one, tmp_path, monkeypatch):
     [
         (lambda content: [1], "to have the format 'pyro_regimes.RegimeModel', got list"),
         (lambda content: content | {"format": "pickle"}, "to have the format .* got 'pickle'"),
-        (lambda content: content | {"version": 2}, "to have version 1 .* got 2"),
+        (lambda content: content | {"version": 1}, "to have version 2 .* got 1"),
         (lambda content: content | {"fitted": {}}, "to hold a complete RegimeModel, got KeyError"),
         (lambda content: content | {"parameters": {"os": 1}}, "RegimeModel, got TypeError"),
         (

@@ -50,14 +50,14 @@ class Poisson:
     ) -> Array:
         return rng.poisson(emission["rates"][states]).astype(np.float64)
 
-    def regularized(self, emission: Emission, amount: float) -> Emission:
+    def regularized(self, emission: Emission, amount: float, relative: bool) -> Emission:
         return emission
 
-    def units(self, data: Array, min_eigenvalue: float) -> Units:
+    def units(self, data: Array, equal: bool = False) -> Units:
         return Units(np.zeros(data.shape[1]), np.ones(data.shape[1]))
 
     def units_of(self, emission: Emission) -> Units:
-        return self.units(emission["rates"], 0.0)
+        return self.units(emission["rates"])
 
     def scale(self, emission: Emission, units: Units) -> Emission:
         return emission
@@ -65,15 +65,24 @@ class Poisson:
     def unscale(self, emission: Emission, units: Units) -> Emission:
         return emission
 
-    def check_data(self, data: Array, feature_names: npt.NDArray[np.object_] | None) -> None:
+    def check_data(
+        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+    ) -> str | None:
         if (data < 0).any():
             raise ValueError("expected X to hold counts, got a negative number")
+        return None
+
+    def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
+        return emission["rates"].min(-1) < floor
+
+    def fewest_observations(self, num_series: int) -> int:
+        return 0
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
         return 0.0
 
-    def least_variance(self, emission: Emission, num_starts: int) -> Array:
-        return emission["rates"].reshape(num_starts, -1).min(-1)
+    def least_variances(self, emission: Emission) -> Array:
+        return emission["rates"].min(-1)
 
     def raised(self, emission: Emission, floor: float) -> Emission:
         return emission
@@ -199,7 +208,7 @@ def test_arguments_units_and_order_come_back(covariance_type) -> None:
         spec.unscale(spec.scale(emission, units), units),
         spec.select(spec.select(emission, order), np.argsort(order)),
         spec.raised(emission, 1e-9),
-        spec.regularized(emission, 0.0),
+        spec.regularized(emission, 0.0, True),
     ):
         for name, value in emission.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-12)

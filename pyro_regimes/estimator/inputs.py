@@ -1,0 +1,105 @@
+"""What a user gives as X: tables, series, lists and dicts of them, in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+
+_DATE_KINDS = ("datetime64", "datetime", "date", "period")  # pandas' names of inferred types
+
+
+def as_tables(X: Any) -> tuple[list[Any], bool]:
+    """The tables of which X consists, ``(T, D)`` each, and whether X was a collection of them.
+
+    A list of 1-D arrays or Series holds univariate sequences, and a Series is one. A list of lists
+    of numbers is one table, as everywhere in scikit-learn.
+
+    :raises ValueError: if X mixes series and tables, is an empty collection, has masked values, or
+        has dates that are not in order.
+    """
+    collected: list[Any] | None = None
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # some sparse matrices are dicts
+        collected = list(X.values())
+        if not collected:
+            raise ValueError("expected X to hold at least one sequence, got an empty dict")
+    elif isinstance(X, (list, tuple)) and len(X):
+        dims = {np.ndim(each) for each in X}
+        are_arrays = all(hasattr(each, "ndim") for each in X)
+        if dims == {2} or (dims == {1} and are_arrays):
+            collected = list(X)
+        elif are_arrays and dims == {1, 2}:
+            raise ValueError(
+                "expected X to be a list of series or a list of tables, got some of each; make a "
+                "series a table by x[:, None] or x.to_frame()"
+            )
+    tables = [_as_table(each) for each in ([X] if collected is None else collected)]
+    if collected is not None:
+        tables = [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in tables]
+    for table in tables:
+        _check_mask(table)
+        _check_dates(table)
+    return tables, collected is not None
+
+
+def _as_table(each: Any) -> Any:
+    """A Series as a table with its name, if that is a text; anything else as it is."""
+    if getattr(each, "ndim", None) == 1 and hasattr(each, "to_frame"):
+        return each.to_frame() if isinstance(each.name, str) else np.asarray(each)[:, None]
+    return each
+
+
+def _check_mask(table: Any) -> None:
+    if np.ma.is_masked(table):  # masked values are not observations
+        raise ValueError(
+            "expected X to have no missing values, got a masked array with "
+            f"{np.ma.count_masked(table)} masked; drop these rows or fill them"
+        )
+
+
+def _date_index(table: Any) -> Any | None:
+    """The index of a DataFrame whose rows have dates."""
+    index = getattr(table, "index", None)
+    return index if getattr(index, "inferred_type", None) in _DATE_KINDS else None
+
+
+def _check_dates(table: Any) -> None:
+    """:raises ValueError: if the rows have dates that do not ascend."""
+    index = _date_index(table)
+    if index is None or (index.is_monotonic_increasing and index.is_unique):
+        return
+    if index.hasnans:
+        raise ValueError("expected X to have a date for every row, got a missing one; drop the row")
+    if not index.is_monotonic_increasing:
+        falls = np.flatnonzero(np.asarray(index[1:] < index[:-1]))
+        before, after = index[falls[0]], index[falls[0] + 1]
+        raise ValueError(
+            f"expected X in order of time, got the date {after} after {before}; sort it by "
+            "X.sort_index()"
+        )
+    repeated = index[index.duplicated()][0]
+    raise ValueError(
+        f"expected one row of X for each date, got {repeated} more than once; keep one by "
+        "X[~X.index.duplicated()]"
+    )
+
+
+def row_name(X: Any) -> Callable[[int], str]:
+    """A function from the number of a row of X to its date, or to the number if it has none."""
+    index = _date_index(X)
+    if index is None:
+        return str
+    return lambda row: str(index[row]).removesuffix(" 00:00:00")
+
+
+def lengths_given(y: Any, lengths: Any, num_rows: int) -> npt.ArrayLike | None:
+    """The lengths of the sequences, which hmmlearn takes in the place of y.
+
+    A y with one entry for each row is a target, which scikit-learn passes; it is ignored.
+    """
+    if y is None or lengths is not None or np.shape(y)[:1] == (num_rows,):
+        given: npt.ArrayLike | None = lengths
+        return given
+    return np.asarray(y)

@@ -1,0 +1,110 @@
+"""What a user gives as X means what it says, or is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_regimes.estimator import RegimeModel
+from tests import seeds
+
+SETTINGS = dict(n_regimes=2, covariance_type="tied", n_init=1, max_iter=5, tol=None, random_state=0)
+
+
+def quick() -> RegimeModel:
+    return RegimeModel(**SETTINGS)
+
+
+def data(num_rows: int = 60, num_series: int = 2, seed: int = 0) -> np.ndarray:
+    rng = seeds.rng(seed)
+    wild = np.arange(num_rows) // 10 % 2 == 1
+    return rng.standard_normal((num_rows, num_series)) * np.where(wild, 3.0, 1.0)[:, None]
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(2, 30), min_size=1, max_size=6).filter(lambda s: sum(s) > 12))
+def test_lengths_in_the_place_of_y_are_lengths(sizes):
+    x = data(sum(sizes))
+    named, placed = quick().fit(x, lengths=sizes), quick().fit(x, sizes)
+    assert placed.log_likelihood_ == named.log_likelihood_
+    assert placed.score(x, sizes) == named.score(x, lengths=sizes)
+    assert placed.score(x, np.array(sizes)) == named.score(x, lengths=sizes)
+    targets = np.zeros(len(x))
+    assert quick().fit(x, targets).log_likelihood_ == quick().fit(x).log_likelihood_
+    with pytest.raises(ValueError, match="expected lengths to sum to the .* rows of X"):
+        quick().fit(x, [*sizes, 1])
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=6).filter(lambda s: sum(s) > 12))
+def test_one_dimensional_arrays_are_univariate_sequences(sizes):
+    x = data(sum(sizes), 1)
+    parts = np.split(x[:, 0], np.cumsum(sizes)[:-1])
+    expected = quick().fit(x, lengths=sizes)
+    for given_x in (parts, [pd.Series(part) for part in parts], dict(enumerate(parts))):
+        model = quick().fit(given_x)
+        assert model.n_features_in_ == 1
+        assert model.log_likelihood_ == expected.log_likelihood_
+    tables = {str(i): part[:, None] for i, part in enumerate(parts)}
+    assert quick().fit(tables).log_likelihood_ == expected.log_likelihood_
+
+
+def test_nested_lists_are_a_table_and_a_series_is_one_sequence():
+    x = data()
+    assert quick().fit(x.tolist()).log_likelihood_ == quick().fit(x).log_likelihood_
+    series = pd.Series(x[:, 0], name="oil")
+    model = quick().fit(series)
+    assert model.n_features_in_ == 1 and list(model.feature_names_in_) == ["oil"]
+    assert model.log_likelihood_ == quick().fit(x[:, :1]).log_likelihood_
+    assert quick().fit(series.rename(None)).log_likelihood_ == model.log_likelihood_
+    with pytest.raises(ValueError, match="a list of series or a list of tables, got some of each"):
+        quick().fit([x, x[:, 0]])
+    with pytest.raises(ValueError, match="at least one sequence, got an empty dict"):
+        quick().fit({})
+
+
+@pytest.mark.parametrize("use", ["fit", "predict", "score", "predict_proba"])
+def test_dates_that_do_not_ascend_are_refused(use):
+    days = pd.bdate_range("2023-01-02", periods=60)
+    frame = pd.DataFrame(data(), index=days)
+    model = quick().fit(frame)
+    call = getattr(model, use)
+    periods = frame.set_axis(pd.period_range("2001-01", periods=60, freq="M"))
+    objects = frame.set_axis(days.date)
+    for ordered in (frame, frame.tz_localize("UTC"), periods, objects):
+        call(ordered)
+        with pytest.raises(ValueError, match=r"order of time, .*; sort it by X.sort_index\(\)"):
+            call(ordered[::-1])
+        with pytest.raises(ValueError, match="one row of X for each date, got .* more than once"):
+            call(ordered.iloc[[0, 1, 1, *range(2, 59)]])
+        with pytest.raises(ValueError, match="order of time"):
+            call([ordered, ordered.sample(frac=1, random_state=0)])
+    call(frame.set_axis(range(60, 0, -1)))  # numbers may be anything
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), volatility=st.floats(1e-4, 0.03), level=st.floats(0.5, 1e5),
+)  # fmt: skip
+def test_prices_are_noticed_and_returns_are_not(seed, volatility, level):
+    returns = volatility * data(300, 1, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick().fit(returns)
+        quick().fit(np.abs(returns) + 1e-9)  # positive, too
+    trend = np.linspace(0, 40 * volatility, 300)[:, None]
+    prices = level * np.exp(np.cumsum(returns, axis=0) + trend)
+    with pytest.warns(UserWarning, match="columns 'spx' of X look like prices"):
+        quick().fit(pd.DataFrame(prices, columns=["spx"]))
+
+
+def test_rows_of_zeros_are_told():
+    x = data(140)
+    x[np.arange(140) % 7 >= 5] = 0
+    with pytest.warns(UserWarning, match="40 of 140 rows of X are 0 in every column"):
+        quick().fit(x)

@@ -1,0 +1,131 @@
+"""No answer depends on a unit: columns scaled, shifted and permuted, on random data."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
+from tests import seeds
+
+
+def two_regimes(seed: int, num_series: int, ratio: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of 40 steps, calm and wild in turn, with other means; and which they are."""
+    rng = seeds.rng(seed)
+    state = (np.arange(320) // 40) % 2
+    mixed = 0.4 * rng.standard_normal((num_series, num_series)) + 2 * np.eye(num_series)
+    x = rng.standard_normal((320, num_series)) * np.where(state, ratio, 1.0)[:, None]
+    return (x + 4.0 * state[:, None]) @ mixed, state
+
+
+def fit(x: np.ndarray, covariance_type: str, **settings: object) -> RegimeModel:
+    settings = dict(n_init=2, max_iter=300, order_by="volatility", random_state=0) | settings
+    return RegimeModel(2, covariance_type, **settings).fit(x)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    covariance_type=st.sampled_from(COVARIANCE_TYPES),
+    powers=st.lists(st.integers(-12, 12), min_size=3, max_size=3),
+    levels=st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3),
+    columns=st.permutations(range(3)),
+)
+def test_the_same_regimes_in_any_units(seed, covariance_type, powers, levels, columns):
+    if covariance_type == "spherical":  # its series have one unit
+        powers = powers[:1] * 3
+    x, _ = two_regimes(seed, 3, ratio=1.0 if covariance_type == "tied" else 4.0)
+    units = 10.0 ** np.array(powers)
+    other = ((x + np.array(levels) * x.std(0)) * units)[:, columns]
+    one, two = fit(x, covariance_type), fit(other, covariance_type)
+    np.testing.assert_array_equal(two.predict(other), one.predict(x))
+    expected = one.log_likelihood_ - len(x) * np.log(units).sum()
+    np.testing.assert_allclose(two.log_likelihood_, expected, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(two.transition_matrix_, one.transition_matrix_, rtol=0, atol=1e-3)
+    _, ours = one._hmm().spec.moments({"means": one.means_, "covariances": one.covariances_})
+    _, theirs = two._hmm().spec.moments({"means": two.means_, "covariances": two.covariances_})
+    scales = np.sqrt(np.diagonal(ours, axis1=1, axis2=2)) * units
+    ours = (ours * np.outer(units, units))[:, columns][:, :, columns]
+    bound = scales[:, columns, None] * scales[:, None, columns]
+    assert (np.abs(theirs - ours) <= 1e-2 * bound).all()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("order_by", ["mean", "volatility"])
+def test_the_order_of_regimes_does_not_depend_on_the_unit_of_one_series(covariance_type, order_by):
+    """In raw units the average over series would be that of the largest one."""
+    x, _ = two_regimes(1, 2)
+    if covariance_type == "spherical":
+        return
+    one = fit(x, covariance_type, order_by=order_by)
+    for units in ([1e6, 1.0], [1.0, 1e6]):
+        two = fit(x * units, covariance_type, order_by=order_by)
+        np.testing.assert_array_equal(two.predict(x * units), one.predict(x))
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_a_calm_regime_a_thousandth_as_wild_is_kept(covariance_type):
+    """500 steps of each: a small variance of many observations is no collapse."""
+    rng = seeds.rng(0)
+    state = np.repeat([0, 1, 0, 1], 250)
+    x = rng.standard_normal((1000, 2)) * np.where(state, 1.0, 1e-3)[:, None]
+    model = fit(x, covariance_type, n_init=6)
+    assert (model.predict(x) == state).mean() > 0.99
+    variances = model._hmm().spec.moments(model._hmm().parameters.emission)[1]
+    deviations = np.sqrt(np.diagonal(variances, axis1=1, axis2=2))
+    np.testing.assert_allclose(deviations, [[1e-3] * 2, [1.0] * 2], rtol=0.15)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "tied"])
+def test_a_floor_that_does_not_bind_changes_nothing(covariance_type):
+    """Whatever the units of the series are."""
+    x, _ = two_regimes(2, 2)
+    x = x * [1e-2, 1e8]
+    free = fit(x, covariance_type, regularization=0.0)
+    floored = fit(x, covariance_type, regularization=0.0, min_eigenvalue=1e-9)
+    np.testing.assert_allclose(floored.log_likelihood_, free.log_likelihood_, rtol=0, atol=1e-2)
+    np.testing.assert_array_equal(floored.predict(x), free.predict(x))
+
+
+def test_a_floor_that_binds_beside_a_far_larger_variance_is_refused():
+    x, _ = two_regimes(2, 2)
+    expected = "similar units where min_eigenvalue=1 binds, .* in column 0 to .* in column 1"
+    with pytest.raises(ValueError, match=expected):
+        fit(x * [1e-2, 1e9], "full", min_eigenvalue=1.0)
+
+
+def test_a_combination_of_columns_that_hardly_varies_is_named():
+    x, _ = two_regimes(3, 3)
+    nearly = np.column_stack([x, x[:, 0] - x[:, 2] + 1e-5 * seeds.rng(1).standard_normal(320)])
+    with pytest.warns(UserWarning, match="The columns 0, 2, 3 of X nearly depend on each other"):
+        fit(nearly, "full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(nearly, "diag")
+
+
+def test_a_collapse_names_the_regime_and_its_rows():
+    rng = seeds.rng(0)
+    x = rng.standard_normal((60, 1))
+    x[[7, 31]] = 50.0
+    with pytest.warns(ConvergenceWarning, match=r"Calm holds 2 of 60 rows \(7, 31\)"):
+        fit(x, "full", n_init=1)
+    days = pd.bdate_range("2023-01-02", periods=60)
+    with pytest.warns(ConvergenceWarning, match=r"rows \(2023-01-11, 2023-02-14\)"):
+        fit(pd.DataFrame(x, index=days), "full", n_init=1)
+
+
+def test_an_outlier_that_takes_a_regime_is_told_in_the_summary():
+    rng = seeds.rng(0)
+    x = rng.standard_normal((400, 1))
+    x[[100, 101, 300]] = [[80.0], [90.0], [85.0]]
+    model = fit(x, "full", n_init=1)
+    assert "Turbulent holds 3 of 400 steps: an outlier" in str(model.summary())
+    assert fit(two_regimes(0, 1)[0], "full").summary().notes == []
