@@ -34,7 +34,8 @@ from pyro_regimes.datasets import Returns
 from pyro_regimes.estimator import RegimeModel, plot_regimes
 
 app = typer.Typer(
-    help="Market regimes (Bull, Sideways, Bear) from a table of returns, by hidden Markov models.",
+    help="Market regimes (Calm, Normal, Turbulent) from a table of returns, by hidden Markov "
+    "models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,8 +56,8 @@ class CovarianceType(str, Enum):
 class OrderBy(str, Enum):
     """The choices of --order-by."""
 
-    mean = "mean"
     volatility = "volatility"
+    mean = "mean"
 
 
 _CSV = Annotated[
@@ -99,14 +100,16 @@ def fit(
     n_init: Annotated[int, typer.Option(min=1, help="Number of starts; the best is kept.")] = 10,
     max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
     order_by: Annotated[
-        OrderBy, typer.Option(help="Sort and name regimes by mean or by volatility.")
-    ] = OrderBy.mean,
+        OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")
+    ] = OrderBy.volatility,
     seed: _SEED = 0,
     out: _OUT = _FIT_OUT,
 ) -> None:
     """Fit regimes by EM from several starts; print and save them.
 
-    Writes states.csv (date, regime, smoothed probabilities), model.json and regimes.png.
+    Writes states.csv, model.json and regimes.png. In states.csv the column viterbi and those that
+    begin with smoothed use all of the data; those that begin with filtered use the past and the
+    present only, as a back-test must.
     """
     returns = _read(csv, prices, num_rows)
     _make_directory(out)
@@ -124,14 +127,9 @@ def fit(
         model.fit(frame, callback=lambda step, value: progress.update(task, completed=step))
     summary = model.summary()
     _out.print(str(summary), highlight=False, markup=False)
-    if order_by is OrderBy.mean and summary.volatility.mean(-1).argmax() == 0 < n_regimes - 1:
-        _err.print(
-            f"note: {model.regime_names_[0]}, the regime with the highest mean, is also the most "
-            "volatile; --order-by volatility may give better names",
-            highlight=False,
-        )
     states, probs = model.predict(frame), model.predict_proba(frame)
-    _write_states(out / "states.csv", returns, model.regime_names_, states, probs)
+    filtered = model.predict_proba(frame, "filtered")
+    _write_states(out / "states.csv", returns, model.regime_names_, states, filtered, probs)
     model.save(out / "model.json")
     figure = plot_regimes(
         returns.values, states, probs, model.regime_names_, returns.dates
@@ -266,12 +264,19 @@ def _progress(auto_refresh: bool = True) -> rich.progress.Progress:
 
 
 def _write_states(
-    path: Path, returns: Returns, names: list[str], states: np.ndarray, probs: np.ndarray
+    path: Path,
+    returns: Returns,
+    names: list[str],
+    states: np.ndarray,
+    filtered_probs: np.ndarray,
+    smoothed_probs: np.ndarray,
 ) -> None:
+    """Write the regimes of each row; the columns say which of them look ahead."""
     import pandas
 
-    columns = {"date": returns.dates, "regime": [names[state] for state in states]}
-    columns |= {name: probs[:, k] for k, name in enumerate(names)}
+    columns = {"date": returns.dates, "viterbi": [names[state] for state in states]}
+    for kind, probs in (("filtered", filtered_probs), ("smoothed", smoothed_probs)):
+        columns |= {f"{kind}_{name}": probs[:, k] for k, name in enumerate(names)}
     pandas.DataFrame(columns).to_csv(path, index=False)
 
 

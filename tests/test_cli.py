@@ -55,7 +55,7 @@ def test_fit_prints_regimes_and_writes_its_files(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "annualised volatility" in done.stdout and "Bull" in done.stdout
+    assert "annualised volatility" in done.stdout and "Turbulent" in done.stdout
     assert "did not converge in 8 iterations" in done.stderr
     folder = tmp_path / "deep" / "o"
     assert (folder / "regimes.png").read_bytes().startswith(b"\x89PNG")
@@ -63,11 +63,14 @@ def test_fit_prints_regimes_and_writes_its_files(tmp_path):
         rows = list(csv.DictReader(file))
     returns = datasets.load_sector_returns().last(300)
     assert [row["date"] for row in rows] == [str(day) for day in returns.dates]
-    probs = np.array([[float(row["Bull"]), float(row["Bear"])] for row in rows])
-    np.testing.assert_allclose(probs.sum(1), 1.0, rtol=1e-12)
     model = RegimeModel.load(folder / "model.json")
+    for kind in ("filtered", "smoothed"):
+        names = [f"{kind}_Calm", f"{kind}_Turbulent"]
+        probs = np.array([[float(row[name]) for name in names] for row in rows])
+        expected = model.predict_proba(returns.to_frame(), kind)
+        np.testing.assert_allclose(probs, expected, rtol=1e-12)
     names = [model.regime_names_[state] for state in model.predict(returns.to_frame())]
-    assert [row["regime"] for row in rows] == names
+    assert [row["viterbi"] for row in rows] == names
     assert list(model.feature_names_in_) == list(returns.names)
 
 

@@ -18,7 +18,7 @@ TABLE = [
     (
         "sector_regimes.py",
         ["--num-rows=250", "--n-init=2", "--max-iter=200", "--tol=1"],
-        r"250 days .*EM \w+ after \d+ iterations.*Bull +Sideways +Bear.*on 2022-12-28 ",
+        r"250 days .*EM \w+ after \d+ iterations.*Calm +Normal +Turbulent.*on 2022-12-28 ",
         {"model.json", "regimes.png"},
     ),
     (

@@ -104,10 +104,13 @@ def fit_regimes(
     emission = spec.regularized(
         emission, settings.regularization, settings.regularization_scale == "relative"
     )
-    order, names = sort_regimes(fitted._replace(emission=emission), spec, settings.order_by)
-    ordered = reordered(fitted._replace(emission=emission), spec, order)
-    hmm = FittedHMM(ordered, spec, settings.dtype, settings.device)
+    parameters = fitted._replace(emission=emission)
+    hmm = FittedHMM(parameters, spec, settings.dtype, settings.device)
     log_likelihood, smoothed_probs = hmm.posterior(data, sizes, "smoothed")
+    order, names, doubt = sort_regimes(
+        parameters, spec, settings.order_by, smoothed_probs.sum(0)
+    )
+    smoothed_probs = smoothed_probs[:, order]
 
     def flags(of_regimes: Flags) -> Flags:
         return np.broadcast_to(of_regimes, len(order))[order]
@@ -121,11 +124,19 @@ def fit_regimes(
         found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
+    if doubt is not None:
+        found.append(UserWarning(doubt))
     if at_floor.any():
         held = [name for name, is_held in zip(names, flags(at_floor), strict=True) if is_held]
         found.append(problems.of_floor(held, settings.min_eigenvalue))
     return FittedRegimes(
-        ordered, names, history - offset, converged, log_likelihood, smoothed_probs, found
+        reordered(parameters, spec, order),
+        names,
+        history - offset,
+        converged,
+        log_likelihood,
+        smoothed_probs,
+        found,
     )
 
 

@@ -1,12 +1,17 @@
-"""The order of regimes, and the usual names of two or three regimes."""
+"""The order of regimes, and their names."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
-from pyro_regimes.estimator.parameters import Parameters
+from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.spec import Spec
+
+ORDERS = ("volatility", "mean")
 
 _NAMES = {
     ("mean", 2): ["Bull", "Bear"],
@@ -16,26 +21,85 @@ _NAMES = {
 }
 
 
+class Reference(NamedTuple):
+    """The regimes of a fitted model, whose order and names another one takes over."""
+
+    names: list[str]
+    means: Array  #: ``(K, D)``
+    covariances: Array  #: ``(K, D, D)``
+
+
+class Order(NamedTuple):
+    """An order of regimes."""
+
+    order: npt.NDArray[np.int64]  #: ``(K,)``, the old numbers in the new order
+    names: list[str]  #: in the new order
+    doubt: str | None = None  #: what a user has to know of the names
+
+
 def sort_regimes(
-    parameters: Parameters, spec: Spec, order_by: str
-) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The order of the regimes of a model, and their names in this order.
+    parameters: Parameters, spec: Spec, order_by: str | Reference, weights: Array
+) -> Order:
+    r"""Sort and name the regimes of a model.
 
-    Means and volatilities are averaged over the series in multiples of the overall deviation of
-    each, so that units do not matter.
+    Means and volatilities are averaged over the series in multiples of the overall deviation
+    :math:`u_d` of each, so that units do not matter. The standard error of the average mean of a
+    regime of n effective observations is :math:`\sqrt{w^\top \Sigma w / n}`, with
+    :math:`w_d = 1 / (D u_d)`.
 
-    :param order_by: "mean" for the highest average mean first; "volatility" for the lowest average
-        volatility first, with ties sorted by the highest mean.
+    :param order_by: "volatility" for the lowest average volatility first, with ties sorted by the
+        highest mean; "mean" for the highest average mean first, named Bull and Bear only where the
+        means differ by more than their standard errors; or a reference, of which the regimes take
+        the order and names that make the sum of squared 2-Wasserstein distances least.
+    :param weights: effective number of observations of each regime, ``(K,)``.
     """
     means, covariances = spec.moments(parameters.emission)
     variances = np.diagonal(covariances, axis1=-2, axis2=-1)
     unit = np.sqrt(variances.mean(0) + means.var(0))
+    if isinstance(order_by, Reference):
+        distances = _distances(means, covariances, order_by, unit)
+        return Order(linear_sum_assignment(distances)[1], list(order_by.names))
     mean = ((means - means.mean(0)) / unit).mean(-1)
     volatility = (np.sqrt(variances) / unit).mean(-1)
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
     order = np.lexsort(keys)
     numbered = [f"Regime {i + 1}" for i in range(len(order))]
-    return order, list(_NAMES.get((order_by, len(order)), numbered))
+    names = list(_NAMES.get((order_by, len(order)), numbered))
+    if order_by == "mean" and names != numbered:
+        scaled = covariances / np.outer(unit, unit)
+        with np.errstate(divide="ignore"):
+            errors = np.sqrt(scaled.mean((-2, -1)) / weights)[order]
+        gaps = -np.diff(mean[order])
+        if (gaps <= errors[1:] + errors[:-1]).any():
+            doubt = (
+                f"The mean returns of the regimes differ by no more than their standard errors, so "
+                f"they are not named {', '.join(names)}. order_by='volatility' names them by what "
+                "tells them apart."
+            )
+            return Order(order, numbered, doubt)
+    return Order(order, names)
+
+
+def _distances(means: Array, covariances: Array, reference: Reference, unit: Array) -> Array:
+    r"""Squared 2-Wasserstein distances of normal distributions, ``(K of the reference, K)``.
+
+    .. math::
+        |\mu_1 - \mu_2|^2 + \mathrm{tr}\big(\Sigma_1 + \Sigma_2
+            - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}\big)
+    """
+    square = np.outer(unit, unit)
+    found = np.empty((len(reference.names), len(means)))
+    for i, (mean, covariance) in enumerate(
+        zip(reference.means, reference.covariances, strict=True)
+    ):
+        values, vectors = np.linalg.eigh(covariance / square)
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        for k in range(len(means)):
+            other = covariances[k] / square
+            shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
+            spread = np.trace(covariance / square) + np.trace(other) - 2 * shared
+            found[i, k] = np.square((mean - means[k]) / unit).sum() + spread
+    return found
 
 
 def reordered(

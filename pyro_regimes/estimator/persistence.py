@@ -75,6 +75,8 @@ def _plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, np.random.RandomState):
         return None
+    if isinstance(value, BaseEstimator):  # in order_by
+        return "volatility"
     return str(value).removeprefix("torch.")
 
 

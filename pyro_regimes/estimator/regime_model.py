@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -58,8 +58,11 @@ class RegimeModel(BaseEstimator):
     :param inference: "em", or "svi" for maximum likelihood by gradient on the same Pyro model. Both
         maximise the same function with the same floor. SVI enforces the floor by its
         parametrisation, which adds a non-negative part to the floor.
-    :param order_by: "mean" sorts regimes by their average mean, highest first (Bull, Sideways,
-        Bear); "volatility" by their average volatility, lowest first (Calm, Normal, Turbulent).
+    :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
+        Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
+        Sideways and Bear where the means differ by more than their standard errors. A fitted model
+        keeps its own order and names: each regime gets the name of the one most like it, so that
+        names mean the same from fit to fit.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
     :param device: a torch device; None is the CPU.
@@ -97,7 +100,7 @@ class RegimeModel(BaseEstimator):
     >>> import numpy as np
     >>> rng = np.random.RandomState(0)
     >>> calm, wild = rng.normal(0.1, 1.0, (300, 2)), rng.normal(-0.2, 4.0, (100, 2))
-    >>> model = RegimeModel(n_regimes=2, n_init=2, order_by="volatility", random_state=0)
+    >>> model = RegimeModel(n_regimes=2, n_init=2, random_state=0)
     >>> model.fit(np.concatenate([calm, wild])).regime_names_
     ['Calm', 'Turbulent']
     >>> model.predict_proba(calm).shape
@@ -119,7 +122,7 @@ class RegimeModel(BaseEstimator):
         regularization_scale: str = "relative",
         min_eigenvalue: float = 0.0,
         inference: str = "em",
-        order_by: str = "mean",
+        order_by: str | RegimeModel = "volatility",
         periods_per_year: float = 252,
         dtype: str | torch.dtype = "float64",
         device: str | torch.device | None = None,
@@ -148,6 +151,13 @@ class RegimeModel(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.estimator_type = "density_estimator"
         return tags
+
+    def __sklearn_clone__(self) -> RegimeModel:
+        # A fitted model in order_by is a setting, and stays fitted.
+        parameters = self.get_params(deep=False)
+        other = parameters.pop("order_by")
+        copies = {name: clone(value, safe=False) for name, value in parameters.items()}
+        return type(self)(**copies, order_by=other)
 
     def fit(
         self,
@@ -432,7 +442,8 @@ class RegimeModel(BaseEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
 
-        A ``random_state`` that is a generator is not saved; it loads as None.
+        A ``random_state`` that is a generator is not saved; it loads as None. Nor is a model in
+        ``order_by``, which loads as "volatility".
 
         :raises OSError: if the file cannot be written.
         """

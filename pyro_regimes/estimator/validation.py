@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
 
@@ -102,11 +103,35 @@ def check_parameters(model: BaseEstimator) -> None:
         isinstance(acceleration, str) and acceleration == "squarem"
     ):
         raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
-    one_of("order_by", model.order_by, ("mean", "volatility"))
+    reference(model)
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
+
+
+def reference(model: BaseEstimator) -> str | Reference:
+    """``order_by``, of a fitted model its regimes.
+
+    :raises ValueError: if it is neither the name of an order nor a fitted model with as many
+        regimes, and, if the model has seen data, as many series.
+    """
+    other = model.order_by
+    if not isinstance(other, type(model)):
+        listed = ", ".join(map(repr, ORDERS))
+        if not isinstance(other, str) or other not in ORDERS:
+            raise ValueError(
+                f"expected order_by to be one of {listed} or a fitted model, got {other!r}"
+            )
+        return other
+    names = getattr(other, "regime_names_", None)
+    if names is None or len(names) != model.n_regimes:
+        came = "one without a fit" if names is None else f"one with {len(names)}"
+        raise ValueError(
+            f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
+        )
+    hmm = other._hmm()
+    return Reference(list(names), *hmm.spec.moments(hmm.parameters.emission))
 
 
 class Settings(NamedTuple):
@@ -121,7 +146,7 @@ class Settings(NamedTuple):
     min_eigenvalue: float
     inference: str
     acceleration: str | None
-    order_by: str
+    order_by: str | Reference
     dtype: torch.dtype
     device: torch.device
     verbose: bool
@@ -133,6 +158,7 @@ def read_settings(model: BaseEstimator) -> Settings:
     :raises ValueError: if the device is not available.
     """
     own = {name: getattr(model, name) for name in Settings._fields}
+    own |= {"order_by": reference(model)}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 
@@ -183,6 +209,11 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | N
     :raises ValueError: if there are too few observations, or if their covariance is singular and
         ``min_eigenvalue`` is 0.
     """
+    if not isinstance(model.order_by, str) and data.shape[1] != model.order_by.n_features_in_:
+        raise ValueError(
+            f"expected X to have the {model.order_by.n_features_in_} series of the model in "
+            f"order_by, got {data.shape[1]}"
+        )
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"

@@ -24,14 +24,16 @@ from tests.regimes import COVARIANCES, MEANS, TRANSITIONS, simulate
 @pytest.fixture(scope="module", params=COVARIANCE_TYPES)
 def fitted(request) -> tuple[RegimeModel, np.ndarray, np.ndarray]:
     x, states = simulate(request.param, 1200)
-    model = RegimeModel(3, request.param, n_init=3, random_state=0, regularization=0.0)
+    model = RegimeModel(
+        3, request.param, n_init=3, random_state=0, regularization=0.0, order_by="mean"
+    )
     return model.fit(x), x, states
 
 
 @pytest.fixture(scope="module")
 def full() -> tuple[RegimeModel, np.ndarray]:
     x, _ = simulate("full", 300, seed=1)
-    return RegimeModel(n_init=2, tol=1e-3, random_state=0).fit(x), x
+    return RegimeModel(n_init=2, tol=1e-3, order_by="mean", random_state=0).fit(x), x
 
 
 def hmmlearn_twin(model: RegimeModel) -> GaussianHMM:
@@ -398,7 +400,9 @@ def test_forecast(fitted):
 def test_summary(full):
     model, x = full
     names = pd.DataFrame(x, columns=["Energy", "Technology"])
-    named = RegimeModel(n_init=2, tol=1e-3, random_state=0, periods_per_year=100).fit(names)
+    named = RegimeModel(
+        n_init=2, tol=1e-3, random_state=0, periods_per_year=100, order_by="mean"
+    ).fit(names)
     summary = named.summary()
     assert summary.series_names == ["Energy", "Technology"]
     np.testing.assert_allclose(summary.mean, 100 * named.means_, rtol=1e-14)

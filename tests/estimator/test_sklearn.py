@@ -41,11 +41,11 @@ def returns() -> np.ndarray:
 
 
 def test_clone_and_parameters():
-    model = RegimeModel(n_regimes=2, order_by="volatility", tol=0.1)
+    model = RegimeModel(n_regimes=2, order_by="mean", tol=0.1)
     copy = clone(model)
     assert copy is not model and copy.get_params() == model.get_params()
     assert copy.set_params(n_regimes=4).n_regimes == 4 and model.n_regimes == 2
-    assert repr(model) == "RegimeModel(n_regimes=2, order_by='volatility', tol=0.1)"
+    assert repr(model) == "RegimeModel(n_regimes=2, order_by='mean', tol=0.1)"
 
 
 def test_pipeline_with_a_y(returns):

@@ -135,7 +135,7 @@ def fitted() -> tuple[PoissonModel, Array, npt.NDArray[np.int64]]:
     settings: dict[str, Any] = dict(n_init=2, inference="svi", tol=None, max_iter=200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return PoissonModel(2, random_state=0, **settings).fit(x), x, states
+        return PoissonModel(2, random_state=0, order_by="mean", **settings).fit(x), x, states
 
 
 def test_a_poisson_model_is_fitted_named_and_counted(fitted) -> None:
