@@ -106,11 +106,13 @@ def fit_regimes(
     )
     parameters = fitted._replace(emission=emission)
     hmm = FittedHMM(parameters, spec, settings.dtype, settings.device)
-    log_likelihood, smoothed_probs = hmm.posterior(data, sizes, "smoothed")
-    order, names, doubt = sort_regimes(
-        parameters, spec, settings.order_by, smoothed_probs.sum(0)
+    weights = hmm.posterior(data, sizes, "smoothed")[1].sum(0)
+    order, names, doubt = sort_regimes(parameters, spec, settings.order_by, weights)
+    ordered = reordered(parameters, spec, order)
+    # Again, as sums in another order end in other digits, and the score is to be the same.
+    log_likelihood, smoothed_probs = hmm._replace(parameters=ordered).posterior(
+        data, sizes, "smoothed"
     )
-    smoothed_probs = smoothed_probs[:, order]
 
     def flags(of_regimes: Flags) -> Flags:
         return np.broadcast_to(of_regimes, len(order))[order]
@@ -130,7 +132,7 @@ def fit_regimes(
         held = [name for name, is_held in zip(names, flags(at_floor), strict=True) if is_held]
         found.append(problems.of_floor(held, settings.min_eigenvalue))
     return FittedRegimes(
-        reordered(parameters, spec, order),
+        ordered,
         names,
         history - offset,
         converged,

@@ -415,7 +415,7 @@ def test_an_error_in_a_thread_does_not_keep_the_lock() -> None:
 @pytest.mark.parametrize("inference", ["em", "svi"])
 def test_a_warning_that_is_an_error_leaves_the_model_as_it_was(inference) -> None:
     x, _ = simulate("diag", 80)
-    model = RegimeModel(**SETTINGS | {"inference": inference, "tol": 1e-9})
+    model = RegimeModel(**SETTINGS | {"inference": inference, "tol": 1e-9, "max_iter": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ConvergenceWarning):

@@ -33,7 +33,10 @@ BAD_PARAMETERS = [
     (dict(regularization="1"), "expected regularization to be a non-negative .* got '1'"),
     (dict(min_eigenvalue=float("inf")), "expected min_eigenvalue to be a non-negative finite"),
     (dict(inference="mcmc"), "expected inference to be one of 'em', 'svi', got 'mcmc'"),
-    (dict(order_by="name"), "order_by to be one of 'volatility', 'mean' or a fitted model, got 'name'"),
+    (
+        dict(order_by="name"),
+        "order_by to be one of 'volatility', 'mean' or a fitted model, got 'name'",
+    ),
     (dict(periods_per_year=0), "expected periods_per_year to be a positive finite number, got 0"),
     (dict(dtype="float16"), "expected dtype to be 'float32' or 'float64', got 'float16'"),
     (dict(dtype=torch.int64), "expected dtype to be 'float32' or 'float64', got torch.int64"),
