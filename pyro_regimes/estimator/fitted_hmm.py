@@ -45,6 +45,21 @@ class FittedHMM(NamedTuple):
             log_likelihood, probs, *_ = run(*chain)
             return float(log_likelihood.sum()) - offset, unpad(probs.double(), sizes)
 
+    def score_samples(self, data: Array, sizes: list[int]) -> Array:
+        r"""The log-density of each row given the rows before it, ``(T,)``.
+
+        .. math:: \log p(x_t \mid x_1, ..., x_{t-1})
+            = \log \sum_k p(q_t = k \mid x_1, ..., x_{t-1})\, b_k(x_t)
+        """
+        with self._computing():
+            hmm, x, _, _ = self._scaled(data, sizes)
+            initial, transition, logits, lengths = hmm._chain(x)
+            _, filtered = ops.filter_probs(initial, transition, logits, lengths)
+            later = filtered[..., :-1, :].log().unsqueeze(-1) + transition
+            predicted = torch.cat([initial.unsqueeze(-2), later.logsumexp(-2)], -2)
+            scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
     ) -> tuple[float, npt.NDArray[np.int64]]:

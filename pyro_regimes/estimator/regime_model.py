@@ -299,6 +299,31 @@ class RegimeModel(BaseEstimator):
         hmm, data, sizes = self._hmm_of(X, lengths, start, after, y)
         return hmm.log_likelihood(data, sizes)
 
+    def score_samples(
+        self,
+        X: Any,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> Array:
+        r"""The log-density of each row given the rows before it; they sum to :meth:`score`.
+
+        .. math:: \log p(x_t \mid x_1, ..., x_{t-1})
+
+        :param start: as in :meth:`predict`, and ``after``.
+        :return: ``(T,)``.
+        """
+        check_is_fitted(self)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        return hmm.score_samples(data, sizes)
+
+    def fit_predict(
+        self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Fit, and return the most likely path of regimes of the training data, ``(T,)``."""
+        return self.fit(X, y, lengths=lengths).predict(X, lengths=lengths)
+
     def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
 
 from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.estimator.beginning import is_irreducible, stationary_probs
@@ -106,3 +107,31 @@ def test_criteria_of_the_training_data():
     assert model.n_samples_fit_ == 200
     assert model.bic() == pytest.approx(model.bic(x), rel=1e-12)
     assert model.aic() == pytest.approx(model.aic(x), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-10), ("float32", 1e-3)])
+def test_scores_of_rows_sum_to_the_score(dtype, tolerance):
+    x = data(400)
+    model = fitted(x).set_params(dtype=dtype)
+    rows = model.score_samples(x)
+    assert rows.shape == (400,) and rows.sum() == pytest.approx(model.score(x), abs=400 * tolerance)
+    parts = [x[:100], x[30:31], x[200:]]
+    rows = model.score_samples(parts)
+    assert rows.sum() == pytest.approx(model.score(parts), abs=400 * tolerance)
+    # A row's score does not depend on those after it.
+    np.testing.assert_allclose(rows[:100], model.score_samples(x)[:100], atol=10 * tolerance)
+    # The first of them is the density of the mixture at the start.
+    weights = model.stationary_distribution_
+    density = sum(
+        weight * multivariate_normal(mean, covariance).pdf(parts[1][0])
+        for weight, mean, covariance in zip(weights, model.means_, model.covariances_)
+    )
+    assert rows[100] == pytest.approx(np.log(density), abs=10 * tolerance)
+
+
+def test_fit_predict():
+    x = data(200)
+    settings = dict(n_init=1, random_state=0)
+    np.testing.assert_array_equal(
+        RegimeModel(2, **settings).fit_predict(x), RegimeModel(2, **settings).fit(x).predict(x)
+    )
