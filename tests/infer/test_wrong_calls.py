@@ -155,8 +155,9 @@ def test_missing_values_that_the_distribution_knows_are_no_fault() -> None:
 
 
 def test_data_that_are_no_tensor_are_refused() -> None:
+    message = r"the data of site 'x' to be a tensor, got ndarray: use torch.as_tensor\(...\)"
     for call in (EM(normal_hmm).run, EM(normal_hmm).step, EM(normal_hmm).evaluate_loss):
-        with pytest.raises(ValueError, match="expected value to be a tensor, got ndarray"):
+        with pytest.raises(ValueError, match=message):
             call(X.numpy())
 
 
