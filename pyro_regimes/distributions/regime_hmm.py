@@ -63,6 +63,8 @@ class RegimeHMM(TorchDistribution):
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
     :raises ValueError: if arguments are invalid or do not match.
+    :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
+        non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
 
     >>> import pyro.distributions as dist
     >>> hmm = RegimeHMM(
@@ -121,6 +123,10 @@ class RegimeHMM(TorchDistribution):
             setattr(self, name, normalised)
             if checking:
                 checks.rows(name, self.arguments[name], normalised)
+        if checking:
+            checks.parameters_have_values(observation_dist)
+            if initial_logits is not None and transition_logits is not None:
+                checks.logits_not_probs(initial_logits, transition_logits)
 
         self._duration = checks.agree_on_num_steps(duration, transition.shape[-3], sizes[-2:-1])
         if lengths is not None:
@@ -385,8 +391,12 @@ class RegimeHMM(TorchDistribution):
 
     def _check_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
-            raise ValueError(f"expected value to be a tensor, got {type(value).__name__}")
-        checks.dense("value", value)
+            raise ValueError(
+                f"expected value to be a tensor, got {type(value).__name__}: use "
+                "torch.as_tensor(value)"
+            )
+        checks.plain("value", value)
+        checks.on_device_of(next(iter(self.arguments.values())), value)
         if value.is_complex():
             raise ValueError(f"expected value to hold real numbers, got dtype {value.dtype}")
         event_shape = self.observation_dist.event_shape

@@ -277,6 +277,8 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
             value = _whole(argument, value, event_shape)
         slots[argument.name] = Slot(name, argument, value)
     value, (scale, mask) = node["value"], _weights_of(node)
+    if not (value.is_floating_point() or value.is_complex()):
+        value = value.long()  # as RegimeHMM does
     return Site(name, hmm, value, scale, mask, family, base, observation_mask, slots)
 
 

@@ -161,6 +161,35 @@ def test_data_that_are_no_tensor_are_refused() -> None:
             call(X.numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint64, torch.int8])
+def test_data_of_integers_are_those_numbers(dtype: torch.dtype) -> None:
+    data = (X > 0).to(dtype)
+    for call in ("run", "step", "evaluate_loss"):
+        found = []
+        for each in (data, data.double()):
+            pyro.clear_param_store()
+            result = getattr(EM(normal_hmm, min_eigenvalue=0.1), call)(each)
+            found.append(torch.tensor(result.history if call == "run" else result))
+        assert_close(*found, rtol=1e-12, atol=0.0)
+
+
+def test_data_on_a_device_without_values_are_refused() -> None:
+    for call in (EM(normal_hmm).run, EM(normal_hmm).step, EM(normal_hmm).evaluate_loss):
+        with pytest.raises(ValueError, match="expected value on the device of the arguments, cpu"):
+            call(X.to("meta"))
+
+
+@pytest.mark.parametrize("sign, num_digits", [(1, 400), (1, 5000), (-1, 5000)])
+def test_integers_of_hundreds_of_digits(sign: int, num_digits: int) -> None:
+    """Too large for a float, and from 4,300 digits on for a message."""
+    value = sign * 10**num_digits
+    for name in ("num_steps", "tol") if value < 0 else ("tol",):
+        with pytest.raises(ValueError, match=f"expected {name} to be .*integer of [0-9]* bits"):
+            EM(normal_hmm).run(X, **{name: value})
+    with pytest.raises(ValueError, match="expected min_eigenvalue of .*integer of [0-9]* bits"):
+        EM(normal_hmm, min_eigenvalue=value)
+
+
 # ---- probabilities of 0 ------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any, Callable, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import torch
 
+from pyro_regimes.distributions.checks import shown
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
@@ -29,6 +31,8 @@ from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 
 __all__ = ["EM", "EMResult"]
+
+_LARGEST = sys.float_info.max
 
 
 class _Settings(NamedTuple):
@@ -118,8 +122,9 @@ class EM:
 
     @min_eigenvalue.setter
     def min_eigenvalue(self, value: float) -> None:
-        if not isinstance(value, (int, float, np.number)) or not 0.0 <= value < math.inf:
-            raise ValueError(f"expected min_eigenvalue of at least 0, got {value!r}")
+        if not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= _LARGEST:
+            came = shown(value)
+            raise ValueError(f"expected min_eigenvalue of at least 0, and finite, got {came}")
         self._session.min_eigenvalue = float(value)
 
     @property
@@ -213,10 +218,10 @@ class EM:
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(
-                f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
+                f"expected num_steps to be an integer of at least 0, got {shown(num_steps)}"
             )
-        if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
-            raise ValueError(f"expected tol to be positive or None, got {tol!r}")
+        if tol is not None and not _is_tolerance(tol):
+            raise ValueError(f"expected tol to be positive or None, got {shown(tol)}")
         if acceleration not in (None, "squarem"):
             raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
         check_callback(callback)
@@ -372,6 +377,13 @@ class EM:
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
         )
+
+
+def _is_tolerance(tol: Any) -> bool:
+    """Whether it is a positive number that a float can hold."""
+    if not isinstance(tol, (int, float, np.number)):
+        return False
+    return bool(0 < tol <= _LARGEST or tol == math.inf)
 
 
 def _check_can_extrapolate(plan: Plan) -> None:
