@@ -49,7 +49,8 @@ def positive_integer(name: str, value: int) -> int:
 def shown(value: object) -> str:
     """A value as an error shows it. Python refuses to print an integer of thousands of digits."""
     if isinstance(value, int) and abs(value) > _LARGEST_SIZE:
-        return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
+        kind = "a negative" if value < 0 else "too large an"
+        return f"{kind} integer of {value.bit_length()} bits"
     return repr(value)
 
 

@@ -216,7 +216,7 @@ WRONG_CALLS = {
     ),
     "a duration of 400 digits": (
         build(duration=10**400),
-        "expected duration to be .* at most 9223372036854775807, got an integer of 1329 bits",
+        "expected duration to be .* at most 9223372036854775807, got too large an integer",
     ),
     "a duration of minus 5000 digits": (
         build(duration=-(10**5000)),
@@ -224,7 +224,7 @@ WRONG_CALLS = {
     ),
     "a forecast of 400 digits": (
         call("forecast", VALUE, 10**400),
-        "expected num_steps to be .* at most 9223372036854775807, got an integer of 1329 bits",
+        "expected num_steps to be .* at most 9223372036854775807, got too large an integer",
     ),
     # tensors without values, and of dtypes without operations
     "a start on meta": (

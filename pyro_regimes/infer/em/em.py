@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any, Callable, NamedTuple
@@ -31,8 +30,6 @@ from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 
 __all__ = ["EM", "EMResult"]
-
-_LARGEST = sys.float_info.max
 
 
 class _Settings(NamedTuple):
@@ -122,9 +119,8 @@ class EM:
 
     @min_eigenvalue.setter
     def min_eigenvalue(self, value: float) -> None:
-        if not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= _LARGEST:
-            came = shown(value)
-            raise ValueError(f"expected min_eigenvalue of at least 0, and finite, got {came}")
+        if not 0.0 <= _number(value) < math.inf:
+            raise ValueError(f"expected min_eigenvalue of at least 0, got {shown(value)}")
         self._session.min_eigenvalue = float(value)
 
     @property
@@ -220,7 +216,7 @@ class EM:
             raise ValueError(
                 f"expected num_steps to be an integer of at least 0, got {shown(num_steps)}"
             )
-        if tol is not None and not _is_tolerance(tol):
+        if tol is not None and not _number(tol) > 0:
             raise ValueError(f"expected tol to be positive or None, got {shown(tol)}")
         if acceleration not in (None, "squarem"):
             raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
@@ -379,11 +375,14 @@ class EM:
         )
 
 
-def _is_tolerance(tol: Any) -> bool:
-    """Whether it is a positive number that a float can hold."""
-    if not isinstance(tol, (int, float, np.number)):
-        return False
-    return bool(0 < tol <= _LARGEST or tol == math.inf)
+def _number(value: Any) -> float:
+    """A real number as a float; NaN for what is none, or too large."""
+    if not isinstance(value, (int, float, np.number)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _check_can_extrapolate(plan: Plan) -> None:
