@@ -266,10 +266,26 @@ class RegimeHMM(TorchDistribution):
             predicted = predicted.masked_fill((time >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
         return Posterior(log_likelihood, filtered, predicted, smoothed, moved)
 
-    def _state_probs(self, value: Tensor, kind: str) -> Tensor:
-        """The "smoothed" or "filtered" probabilities of :meth:`posterior` alone."""
-        run = ops.expectations if kind == "smoothed" else ops.filter_probs
-        probs: Tensor = provenance.call(run, *self._chain(value))[1]
+    def smoothed_probs(self, value: Tensor) -> Tensor:
+        r"""The smoothed probabilities of :meth:`posterior` alone.
+
+        .. math:: \gamma_t(k) = p(q_t = k \mid x_1, \dots, x_T).
+
+        :return: ``(..., T, K)``; 0 on padding and for a sequence of probability zero.
+        """
+        probs: Tensor = provenance.call(ops.expectations, *self._chain(value))[1]
+        return probs
+
+    def filtered_probs(self, value: Tensor) -> Tensor:
+        r"""The filtered probabilities of :meth:`posterior` alone.
+
+        .. math:: p(q_t = k \mid x_1, \dots, x_t).
+
+        They do not look ahead, and take no backward sweep.
+
+        :return: ``(..., T, K)``; 0 on padding and from the first impossible observation on.
+        """
+        probs: Tensor = provenance.call(ops.filter_probs, *self._chain(value))[1]
         return probs
 
     def viterbi(self, value: Tensor) -> Tensor:
