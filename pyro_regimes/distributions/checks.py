@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
 from numbers import Integral
 from operator import index
+from typing import Any
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyro_regimes.kernels import ops
+from pyro_regimes.caller import levels_to_the_caller
+from pyro_regimes.kernels import ops, transforms
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PROBS_TOLERANCE = 1e-6  #: of the sum of a row of probabilities
+_METACLASS = str(inspect.getsourcefile(type(TorchDistribution)))  #: whose call makes a distribution
+_LARGEST_SIZE = 2**63 - 1  #: the largest size of a tensor
 
 #: The remedy at the end of an error about shapes, for the most likely mistake.
 TIME_SLIP = (
@@ -24,20 +33,66 @@ TIME_SLIP = (
 def positive_integer(name: str, value: int) -> int:
     """Check and convert a value to int; NumPy integers and sizes (tensors under jit) are valid."""
     if isinstance(value, Tensor):
-        is_integer = value.dim() == 0 and value.dtype in _INTEGERS
+        is_integer = value.dim() == 0 and value.dtype in _INTEGERS and value.device.type != "meta"
     else:
         is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     # Unlike int(), index() does not warn under torch.jit.trace.
     if not is_integer or index(value) < 1:
-        raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
+        raise ValueError(f"expected {name} to be a positive integer, got {shown(value)}")
+    if index(value) > _LARGEST_SIZE:
+        raise ValueError(
+            f"expected {name} to be a positive integer, at most {_LARGEST_SIZE}, got {shown(value)}"
+        )
     return index(value)
 
 
-def dense(name: str, value: Tensor) -> None:
-    """Raise for sparse and other layouts for which torch lacks the operations."""
+def shown(value: object) -> str:
+    """A value as an error shows it. Python refuses to print an integer of thousands of digits."""
+    if isinstance(value, int) and abs(value) > _LARGEST_SIZE:
+        kind = "a negative" if value < 0 else "too large an"
+        return f"{kind} integer of {value.bit_length()} bits"
+    return repr(value)
+
+
+def plain(name: str, value: Tensor) -> None:
+    """Raise for layouts and dtypes for which torch lacks the operations."""
     if value.layout is not torch.strided:
         raise ValueError(
             f"expected {name} to be a dense tensor, got layout {value.layout}; use .to_dense()"
+        )
+    if value.is_quantized or (value.is_floating_point() and value.dtype not in _FLOATS):
+        remedy = ".dequantize()" if value.is_quantized else ".float()"
+        raise ValueError(
+            f"expected {name} to hold float16, bfloat16, float32 or float64, got dtype "
+            f"{value.dtype}; use {remedy}"
+        )
+
+
+def has_values(name: str, value: Tensor) -> None:
+    """Raise for a tensor on the device "meta", which has a shape and no values."""
+    if value.is_meta:
+        raise ValueError(
+            f"expected {name} to hold values, got a tensor of shape {tuple(value.shape)} on the "
+            "device meta, which has none: create it on the device of the data"
+        )
+
+
+def parameters_have_values(observation_dist: Distribution) -> None:
+    """Raise for an observation distribution whose parameters are on the device "meta"."""
+    base: Any = observation_dist
+    while base is not None:
+        for name, value in vars(base).items():
+            if isinstance(value, Tensor) and value.is_meta:
+                has_values(f"the {name} of observation_dist", value)
+        base = getattr(base, "base_dist", None)
+
+
+def on_device_of(argument: Tensor, value: Tensor) -> None:
+    """Raise for a value on another device than the arguments."""
+    if value.device != argument.device:
+        raise ValueError(
+            f"expected value on the device of the arguments, {argument.device}, got a value of "
+            f"shape {tuple(value.shape)} on {value.device}; use value.to({str(argument.device)!r})"
         )
 
 
@@ -52,7 +107,7 @@ def one_of(
     if not isinstance(value, Tensor) or not value.is_floating_point():
         came = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"expected {chosen} to be a floating point tensor, got {came}")
-    dense(chosen, value)
+    plain(chosen, value)
     if value.shape[-len(event_shape) :] != event_shape:
         raise ValueError(
             f"expected {chosen} to end in {tuple(event_shape)}, as observation_dist has "
@@ -66,6 +121,7 @@ def rows(name: str, value: Tensor, normalised: Tensor) -> None:
 
     :param normalised: the normalised rows, which are NaN for invalid logits.
     """
+    has_values(name, value)
     if name.endswith("logits") and not math.isnan(normalised.detach().sum().item()):
         return
     if name.endswith("probs"):
@@ -77,6 +133,33 @@ def rows(name: str, value: Tensor, normalised: Tensor) -> None:
         raise ValueError(
             f"expected the rows of {name} to {expected}, got {bad.tolist()} of sum {bad.sum():.7g}"
         )
+
+
+def logits_not_probs(initial: Tensor, transition: Tensor) -> None:
+    """Warn of logits that look like probabilities: all rows of both are such.
+
+    Normalised log-probabilities cannot look like this, and other logits hardly do. Only tensors on
+    the CPU are looked at, where this needs no transfer, and almost all logits are told by one row.
+    """
+    if not initial.is_cpu or not transition.is_cpu or not initial.numel():
+        return
+    if initial.shape[-1] == 1 or not transforms.can_be_seen(initial, transition):
+        return
+    row = initial
+    while row.dim() > 1:
+        row = row[0]
+    if not abs(sum(row.tolist()) - 1) <= _PROBS_TOLERANCE:
+        return
+    for value in (initial.detach(), transition.detach()):
+        if bool((value < 0).any()) or bool(((value.sum(-1) - 1).abs() > _PROBS_TOLERANCE).any()):
+            return
+    warnings.warn(
+        "initial_logits and transition_logits are non-negative and their rows sum to 1, as those "
+        "of probabilities do, but they are read as logits: if they are probabilities, pass them by "
+        "name, RegimeHMM(initial_probs=..., transition_probs=..., observation_dist=...)",
+        UserWarning,
+        stacklevel=levels_to_the_caller(_METACLASS),
+    )
 
 
 def agree_on_num_steps(

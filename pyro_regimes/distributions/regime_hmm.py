@@ -63,6 +63,8 @@ class RegimeHMM(TorchDistribution):
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
     :raises ValueError: if arguments are invalid or do not match.
+    :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
+        non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
 
     >>> import pyro.distributions as dist
     >>> hmm = RegimeHMM(
@@ -121,6 +123,10 @@ class RegimeHMM(TorchDistribution):
             setattr(self, name, normalised)
             if checking:
                 checks.rows(name, self.arguments[name], normalised)
+        if checking:
+            checks.parameters_have_values(observation_dist)
+            if initial_logits is not None and transition_logits is not None:
+                checks.logits_not_probs(initial_logits, transition_logits)
 
         self._duration = checks.agree_on_num_steps(duration, transition.shape[-3], sizes[-2:-1])
         if lengths is not None:
@@ -260,10 +266,26 @@ class RegimeHMM(TorchDistribution):
             predicted = predicted.masked_fill((time >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
         return Posterior(log_likelihood, filtered, predicted, smoothed, moved)
 
-    def _state_probs(self, value: Tensor, kind: str) -> Tensor:
-        """The "smoothed" or "filtered" probabilities of :meth:`posterior` alone."""
-        run = ops.expectations if kind == "smoothed" else ops.filter_probs
-        probs: Tensor = provenance.call(run, *self._chain(value))[1]
+    def smoothed_probs(self, value: Tensor) -> Tensor:
+        r"""The smoothed probabilities of :meth:`posterior` alone.
+
+        .. math:: \gamma_t(k) = p(q_t = k \mid x_1, \dots, x_T).
+
+        :return: ``(..., T, K)``; 0 on padding and for a sequence of probability zero.
+        """
+        probs: Tensor = provenance.call(ops.expectations, *self._chain(value))[1]
+        return probs
+
+    def filtered_probs(self, value: Tensor) -> Tensor:
+        r"""The filtered probabilities of :meth:`posterior` alone.
+
+        .. math:: p(q_t = k \mid x_1, \dots, x_t).
+
+        They do not look ahead, and take no backward sweep.
+
+        :return: ``(..., T, K)``; 0 on padding and from the first impossible observation on.
+        """
+        probs: Tensor = provenance.call(ops.filter_probs, *self._chain(value))[1]
         return probs
 
     def viterbi(self, value: Tensor) -> Tensor:
@@ -385,8 +407,12 @@ class RegimeHMM(TorchDistribution):
 
     def _check_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
-            raise ValueError(f"expected value to be a tensor, got {type(value).__name__}")
-        checks.dense("value", value)
+            raise ValueError(
+                f"expected value to be a tensor, got {type(value).__name__}: use "
+                "torch.as_tensor(value)"
+            )
+        checks.plain("value", value)
+        checks.on_device_of(next(iter(self.arguments.values())), value)
         if value.is_complex():
             raise ValueError(f"expected value to hold real numbers, got dtype {value.dtype}")
         event_shape = self.observation_dist.event_shape

@@ -217,7 +217,7 @@ def _regimes(hmm: Any, value: Tensor, kind: str) -> Tensor:
         path: Tensor = hmm.viterbi(value)
         return path
     if type(hmm).posterior is RegimeHMM.posterior:
-        only: Tensor = hmm._state_probs(value, kind)
+        only: Tensor = getattr(hmm, f"{kind}_probs")(value)
         return only
     posterior = hmm.posterior(value)
     probs: Tensor = getattr(posterior, f"{kind}_probs")

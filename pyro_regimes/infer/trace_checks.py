@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 from typing import Any, cast
 
 import pyro
@@ -42,12 +43,31 @@ def check_points(trace: Any) -> None:
             )
 
 
+def check_data(name: str, node: Any) -> None:
+    """Check that the data of an HMM site are a tensor, and its scale and mask those of sequences.
+
+    :raises ValueError: if they are not, with the remedy.
+    """
+    if not isinstance(node["value"], Tensor):
+        raise ValueError(
+            f"expected the data of site {name!r} to be a tensor, got "
+            f"{type(node['value']).__name__}: use torch.as_tensor(...)"
+        )
+    shape = None
+    for kind in ("scale", "mask"):
+        if isinstance(node[kind], Tensor) and node[kind].dim():
+            shape = _hmm_shape(node) if shape is None else shape
+            sizes = zip_longest(reversed(node[kind].shape), reversed(shape), fillvalue=1)
+            if any(own not in (1, size) for own, size in sizes):
+                raise ValueError(_weight_message(name, kind, node[kind], shape))
+
+
 def check_shapes(trace: Any) -> None:
     """Raise for a batch dim without a plate, as ``Trace_ELBO`` does under validation."""
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
             continue
-        shape = _log_prob_shape(node)
+        shape = node["log_prob"].shape if "log_prob" in node else _hmm_shape(node)
         checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
         try:
             check_site_shape(checked, cast(int, math.inf))
@@ -55,17 +75,31 @@ def check_shapes(trace: Any) -> None:
             raise ValueError(_shape_message(name, node, shape)) from error
 
 
-def _log_prob_shape(node: Any) -> torch.Size:
-    """The shape of a site's log density, without computing that of an HMM."""
-    if "log_prob" in node:
-        return node["log_prob"].shape
+def _hmm_shape(node: Any) -> torch.Size:
+    """The shape of an HMM site's log density without its scale and mask, not computing it."""
     fn, value = node["fn"], node["value"]
-    parts = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
-    parts += [each.shape for each in (node["scale"], node["mask"]) if isinstance(each, Tensor)]
+    shape = value.shape[: max(0, value.dim() - fn.event_dim)]
     try:
-        return ops.broadcast(*parts)
+        return ops.broadcast(fn.batch_shape, shape)
     except RuntimeError:
-        return parts[1]  # the value may have batch dims that the distribution lacks
+        return shape  # the value may have batch dims that the distribution lacks
+
+
+def _weight_message(name: str, kind: str, given: Tensor, shape: torch.Size) -> str:
+    """The error message for a scale or a mask that is not one of whole sequences."""
+    message = (
+        f"expected the {kind} of site {name!r} (poutine.{kind}) to broadcast to "
+        f"{tuple(shape)}, one value for each sequence, got shape {tuple(given.shape)}: "
+    )
+    if kind == "scale":
+        return (
+            f"{message}a RegimeHMM has one log-density for a whole sequence, and no weights of "
+            "time steps; to leave steps out, use observation_dist.mask(...)"
+        )
+    return (
+        f"{message}to leave out time steps, mask the observation distribution, "
+        "observation_dist.mask(mask.unsqueeze(-1)) for a mask of shape (..., T)"
+    )
 
 
 def _shape_message(name: str, node: Any, shape: torch.Size) -> str:

@@ -8,11 +8,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import Distribution, Independent, constraints, transform_to
 
 from pyro_regimes import chain, emissions
 from pyro_regimes.distributions import RegimeHMM, observation
@@ -20,6 +19,7 @@ from pyro_regimes.emissions.base import Argument, Family
 from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.subsampling import is_subsampled
 from pyro_regimes.infer.trace_checks import (
+    check_data,
     check_points,
     check_shapes,
     check_store,
@@ -165,17 +165,16 @@ def run_model(
             )
         else:
             latents.append(name)
-    if guide is not None and is_validation_enabled():
+    if guide is not None:
         check_model_guide_match(trace, placed)
     if not sites:
         raise ValueError(no_site_message(trace))
     with handed.substitution():
         trace.compute_log_prob(lambda name, node: name not in sites)
-    if is_validation_enabled():
-        check_shapes(trace)
-        if guide is not None:
-            placed.compute_log_prob()
-            check_shapes(placed)
+    check_shapes(trace)
+    if guide is not None:
+        placed.compute_log_prob()
+        check_shapes(placed)
     others = {
         name: node["log_prob_sum"]
         for name, node in trace.nodes.items()
@@ -224,23 +223,39 @@ def read_hmm(node: Any) -> RegimeHMM | None:
     return hmm if type(hmm) is RegimeHMM else None
 
 
-def _mask_of(node: Any) -> Tensor | bool | None:
-    """The combined mask of the site and of the distribution."""
-    hmm, mask = node["fn"], node["mask"]
+def _weights_of(node: Any) -> tuple[Tensor | float, Tensor | bool | None]:
+    """The scale of each sequence, and the combined mask of the site and of the distribution."""
+    hmm, scale, mask = node["fn"], node["scale"], node["mask"]
     while type(hmm) in emissions.WRAPPERS:
         if type(hmm) is MaskedDistribution:
             mask = hmm._mask if mask is None else mask & hmm._mask
+        elif isinstance(hmm, Independent):
+            own = (None,) * hmm.reinterpreted_batch_ndims
+            scale, mask = (
+                each[(...,) + own] if isinstance(each, Tensor) and each.dim() else each
+                for each in (scale, mask)
+            )
         hmm = hmm.base_dist
-    return mask
+    if isinstance(scale, Tensor) or isinstance(mask, Tensor):
+        value_dim = node["value"].dim() - hmm.event_dim
+        num_dims = max(len(hmm.batch_shape), value_dim)
+        scale, mask = (_without_leading(each, num_dims) for each in (scale, mask))
+    return scale, mask
+
+
+def _without_leading(weight: Any, num_dims: int) -> Any:
+    """A tensor without the leading dims of size 1 that a batch of so many dims lacks."""
+    while isinstance(weight, Tensor) and weight.dim() > num_dims and weight.shape[0] == 1:
+        weight = weight.squeeze(0)
+    return weight
 
 
 def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     """Read an observed RegimeHMM site; None if the site has another distribution."""
-    hmm, mask = read_hmm(node), _mask_of(node)
+    hmm = read_hmm(node)
     if hmm is None:
         return None
-    if not isinstance(node["value"], Tensor):
-        hmm._check_shape(node["value"])  # raises
+    check_data(name, node)
     given = {chain.ARGUMENTS[key]: value for key, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
     family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
@@ -261,9 +276,10 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
         if argument not in chain.ARGUMENTS.values():
             value = _whole(argument, value, event_shape)
         slots[argument.name] = Slot(name, argument, value)
-    return Site(
-        name, hmm, node["value"], node["scale"], mask, family, base, observation_mask, slots
-    )
+    value, (scale, mask) = node["value"], _weights_of(node)
+    if not (value.is_floating_point() or value.is_complex()):
+        value = value.long()  # as RegimeHMM does
+    return Site(name, hmm, value, scale, mask, family, base, observation_mask, slots)
 
 
 def _whole(argument: Argument, value: Tensor, event_shape: torch.Size) -> Tensor:

@@ -16,6 +16,7 @@ from pyro_regimes.kernels import shapes
 _NAMES = ("initial_logits", "transition_logits", "observation_logits")
 #: The number of dims of each argument for one sequence, and its shape as text.
 _SHAPES = ((1, "(..., K)"), (3, "(..., 1 or T-1, K, K)"), (2, "(..., T, K)"))
+_WITHOUT_ARITHMETIC = (torch.uint16, torch.uint32, torch.uint64)
 
 
 class Chain(NamedTuple):
@@ -41,6 +42,16 @@ def check_lengths(lengths: Tensor, num_steps: int | None = None) -> None:
         raise ValueError(f"expected lengths to be an integer tensor, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"expected lengths to be an integer tensor, got dtype {lengths.dtype}")
+    if lengths.dtype in _WITHOUT_ARITHMETIC:
+        raise ValueError(
+            f"expected lengths of uint8 or signed integers, got dtype {lengths.dtype}, for which "
+            "torch lacks arithmetic: use lengths.long()"
+        )
+    if lengths.device.type == "meta":
+        raise ValueError(
+            f"expected lengths to hold values, got a tensor of shape {tuple(lengths.shape)} on the "
+            "device meta, which has none"
+        )
     if not lengths.numel() or torch.compiler.is_compiling():
         return  # values are unknown while a graph is compiled; the operators check them
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):

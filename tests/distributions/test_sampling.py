@@ -138,6 +138,11 @@ def test_a_draw_carries_no_gradient():
             return self.rsample(sample_shape)
 
     loc = LOC.clone().requires_grad_()
-    hmm = RegimeHMM(INITIAL, TRANSITION, Reparametrised(loc, 1.0), duration=3)
+    hmm = RegimeHMM(
+        initial_probs=INITIAL,
+        transition_probs=TRANSITION,
+        observation_dist=Reparametrised(loc, 1.0),
+        duration=3,
+    )
     assert hmm.observation_dist.sample().requires_grad
     assert not hmm.sample().requires_grad

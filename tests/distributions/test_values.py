@@ -31,6 +31,8 @@ METHODS = {
     "log_prob": lambda hmm, x: hmm.log_prob(x),
     "filter": lambda hmm, x: hmm.filter(x).probs,
     "posterior": lambda hmm, x: hmm.posterior(x).smoothed_probs,
+    "smoothed_probs": lambda hmm, x: hmm.smoothed_probs(x),
+    "filtered_probs": lambda hmm, x: hmm.filtered_probs(x),
     "viterbi": lambda hmm, x: hmm.viterbi(x),
     "forecast": lambda hmm, x: hmm.forecast(x, 2).mixture_distribution.probs,
 }
@@ -139,3 +141,15 @@ def test_sparse_and_complex_tensors_are_refused():
             transition_probs=torch.eye(2).to_sparse(),
             observation_dist=dist.Normal(LOC, 1.0),
         )
+
+
+def test_probabilities_alone_of_a_sequence_of_probability_zero():
+    """Possible at the first step only."""
+    hmm = RegimeHMM(
+        initial_probs=torch.tensor([1.0, 0.0]),
+        transition_probs=torch.eye(2),
+        observation_dist=dist.Bernoulli(torch.tensor([1.0, 0.0])),
+    )
+    value = torch.tensor([1.0, 0.0, 1.0])
+    assert hmm.smoothed_probs(value).tolist() == [[0.0, 0.0]] * 3
+    assert hmm.filtered_probs(value).tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]

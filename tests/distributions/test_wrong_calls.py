@@ -1,12 +1,14 @@
 """What each wrong call of RegimeHMM says, and what the validation switches do."""
 
 import math
+import warnings
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch.distributions import Distribution
 
 from pyro_regimes.distributions import RegimeHMM
@@ -204,10 +206,75 @@ WRONG_CALLS = {
         build(lengths=torch.tensor([2, 2]), initial_logits=torch.zeros(5, K)),
         r"expected batch shapes that broadcast, got initial \(5,\), .*lengths \(2,\)",
     ),
+    "lengths without arithmetic": (
+        build(lengths=torch.tensor([1, 2]).to(torch.uint16)),
+        r"expected lengths of uint8 or signed integers, got dtype torch.uint16.*lengths.long\(\)",
+    ),
+    "an integer of 400 digits as lengths": (
+        build(lengths=10**400),
+        "expected lengths to be an integer tensor, got int",
+    ),
+    "a duration of 400 digits": (
+        build(duration=10**400),
+        "expected duration to be .* at most 9223372036854775807, got too large an integer",
+    ),
+    "a duration of minus 5000 digits": (
+        build(duration=-(10**5000)),
+        "expected duration to be a positive integer, got a negative integer of 16610 bits",
+    ),
+    "a forecast of 400 digits": (
+        call("forecast", VALUE, 10**400),
+        "expected num_steps to be .* at most 9223372036854775807, got too large an integer",
+    ),
+    # tensors without values, and of dtypes without operations
+    "a start on meta": (
+        build(initial_logits=torch.zeros(K, device="meta")),
+        r"expected initial_logits to hold values, got a tensor of shape \(3,\) on the device meta",
+    ),
+    "transitions on meta": (
+        from_probs(transition_probs=torch.zeros(K, K, device="meta")),
+        "expected transition_probs to hold values, .* on the device meta, which has none",
+    ),
+    "an observation_dist on meta": (
+        build(observation_dist=dist.Normal(torch.zeros(K, device="meta"), 1, validate_args=False)),
+        "expected the loc of observation_dist to hold values, .* on the device meta",
+    ),
+    "an observation_dist of vectors on meta": (
+        build(
+            observation_dist=dist.Normal(
+                torch.zeros(K, 2, device="meta"), 1, validate_args=False
+            ).to_event(1)
+        ),
+        "expected the loc of observation_dist to hold values, .* on the device meta",
+    ),
+    "lengths on meta": (
+        build(lengths=torch.ones(2, dtype=torch.long, device="meta")),
+        r"expected lengths to hold values, got a tensor of shape \(2,\) on the device meta",
+    ),
+    "a duration on meta": (
+        build(duration=torch.tensor(5, device="meta")),
+        "expected duration to be a positive integer, got tensor",
+    ),
+    "a value on meta": (
+        call("log_prob", VALUE.to("meta")),
+        r"expected value on the device of the arguments, cpu, .* on meta; use value.to\('cpu'\)",
+    ),
+    "logits of 8 bits": (
+        build(initial_logits=torch.zeros(K).to(torch.float8_e4m3fn)),
+        r"expected initial_logits to hold float16.* got dtype torch.float8_e4m3fn; use .float\(\)",
+    ),
+    "a value of 8 bits": (
+        call("viterbi", VALUE.to(torch.float8_e5m2)),
+        r"expected value to hold float16, .* got dtype torch.float8_e5m2; use .float\(\)",
+    ),
     # values
     "a list as value": (
         call("log_prob", [0.0, 1.0]),
-        "expected value to be a tensor, got list",
+        r"expected value to be a tensor, got list: use torch.as_tensor\(value\)",
+    ),
+    "a NumPy array as value": (
+        call("posterior", np.zeros(5)),
+        r"expected value to be a tensor, got ndarray: use torch.as_tensor\(value\)",
     ),
     "a scalar value": (
         call("viterbi", torch.tensor(0.0)),
@@ -354,3 +421,74 @@ class TestValidation:
         value = hmm.sample((2,))
         assert value.shape == (2, 4)
         assert hmm.log_prob(value).isfinite().all()
+
+
+def rows_of_probs(requires_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    initial, transition = GOOD_PROBS["initial_probs"], torch.eye(K) * 0.7 + 0.1
+    return initial.clone().requires_grad_(requires_grad), transition.requires_grad_(requires_grad)
+
+
+class TestProbabilitiesGivenAsLogits:
+    message = "are read as logits.*initial_probs=..., transition_probs=..."
+
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_warns_at_the_line_that_makes_it(self, requires_grad):
+        arguments = rows_of_probs(requires_grad)
+        with pytest.warns(UserWarning, match=self.message) as caught:
+            RegimeHMM(*arguments, GOOD["observation_dist"])
+        assert [each.filename for each in caught] == [__file__]
+
+    def test_warns_of_parameters_with_a_simplex_constraint(self):
+        pyro.clear_param_store()
+
+        def model():
+            parts = zip(("initial", "transition"), rows_of_probs(), strict=True)
+            logits = [pyro.param(name, part, dist.constraints.simplex) for name, part in parts]
+            pyro.sample("x", RegimeHMM(*logits, GOOD["observation_dist"]), obs=VALUE)
+
+        svi = SVI(model, lambda: None, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        with pytest.warns(UserWarning, match=self.message) as caught:
+            svi.step()
+        assert caught[0].filename == __file__
+
+    def test_once_for_each_line(self):
+        def make():
+            return RegimeHMM(*rows_of_probs(), GOOD["observation_dist"])
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            for _ in range(3):
+                make()
+            RegimeHMM(*rows_of_probs(), GOOD["observation_dist"])
+        assert len(caught) == 2
+
+    def test_of_a_batch_and_of_time(self):
+        initial, transition = rows_of_probs()
+        with pytest.warns(UserWarning, match=self.message):
+            RegimeHMM(initial.expand(5, K), transition.expand(5, 4, K, K), GOOD["observation_dist"])
+
+    @pytest.mark.parametrize("num_states", [1, 2, 3, 7])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_says_nothing_of_logits(self, num_states, dtype):
+        """Warnings are errors in this suite."""
+        observed = dist.Normal(torch.zeros(num_states), 1.0)
+        uniform = torch.full((num_states,), 1 / num_states, dtype=dtype)
+        eye = torch.eye(num_states, dtype=dtype)
+        for initial, transition in (
+            (uniform.log(), eye.log()),
+            (torch.zeros_like(uniform), eye * 2),
+            (torch.zeros_like(uniform), eye),
+            (uniform, 2 * eye),
+            (eye[0], eye - 1),
+            (torch.ones_like(uniform), torch.ones_like(eye)),
+        ):
+            RegimeHMM(initial, transition, observed)
+        RegimeHMM(initial_probs=uniform, transition_logits=eye, observation_dist=observed)
+        last = torch.stack([uniform, 2 * uniform])  # its first row alone is one of probabilities
+        RegimeHMM(last, eye, observed)
+
+    def test_says_nothing_without_validation(self):
+        RegimeHMM(*rows_of_probs(), GOOD["observation_dist"], validate_args=False)
+
+    def test_says_nothing_of_one_state(self):
+        RegimeHMM(torch.ones(1), torch.ones(1, 1), dist.Normal(torch.zeros(1), 1.0))

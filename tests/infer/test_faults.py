@@ -370,12 +370,17 @@ def test_impossible_data_end_the_run() -> None:
 
 
 def test_no_sequences_move_nothing() -> None:
-    """Without validation: no plate of Pyro has size 0."""
-    em = EM(normal_hmm)
-    with pyro.validation_enabled(False):
-        assert em.step(X.expand(0, -1)) == 0.0
-        assert torch.equal(pyro.param("loc").detach(), LOC)
-        assert em.run(X.expand(0, -1), num_steps=3).history[0] == 0.0
+    """No plate of Pyro has size 0, so that the batch is part of the value."""
+
+    def model(x: Tensor) -> None:
+        observation_dist = dist.Normal(loc(), scale())
+        hmm = RegimeHMM(observation_dist=observation_dist, **chain())
+        pyro.sample("x", hmm.expand([len(x)]).to_event(1), obs=x)
+
+    em = EM(model)
+    assert em.step(X.expand(0, -1)) == 0.0
+    assert torch.equal(pyro.param("loc").detach(), LOC)
+    assert em.run(X.expand(0, -1), num_steps=3).history[0] == 0.0
 
 
 def test_collapse_on_one_observation() -> None:

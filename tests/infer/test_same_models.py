@@ -60,6 +60,27 @@ def mask_outside() -> None:
         observe(loc=real("loc", LOC))
 
 
+def scale_of_time() -> None:
+    with poutine.scale(scale=torch.linspace(0.5, 1.0, 64)):
+        observe(loc=real("loc", LOC))
+
+
+def scale_of_time_outside() -> None:
+    with poutine.scale(scale=torch.linspace(0.5, 1.0, 64).unsqueeze(-1)):
+        with pyro.plate("sequences", 4):
+            observe(loc=real("loc", LOC), obs=XS)
+
+
+def scale_of_time_and_sequences() -> None:
+    with pyro.plate("sequences", 4), poutine.scale(scale=torch.ones(4, 64)):
+        observe(loc=real("loc", LOC), obs=XS)
+
+
+def mask_of_time_and_sequences() -> None:
+    with pyro.plate("sequences", 4), poutine.mask(mask=torch.ones(4, 64, dtype=torch.bool)):
+        observe(loc=real("loc", LOC), obs=XS)
+
+
 def another_site() -> None:
     observe(loc=real("loc", LOC))
     pyro.sample("y", dist.Normal(torch.zeros(3), 1.0), obs=torch.zeros(3))
@@ -93,6 +114,8 @@ REFUSED = {
         plate_of_another_size,
         restarts_outside,
         mask_outside,
+        scale_of_time,
+        scale_of_time_outside,
         another_site,
     )
 } | {
@@ -106,11 +129,67 @@ def test_refuses_what_svi_refuses(name) -> None:
     model, guide = REFUSED[name]
     with pytest.raises(ValueError):
         SVI(model, guide or (lambda: None), lr(), Trace_ELBO()).step()
-    pyro.clear_param_store()
-    message = "event_dims disagree" if name == "event dims" else "a plate for every batch dim of si"
+    check_refused(name)
+
+
+@pytest.mark.parametrize("off", [pyro.validation_enabled, pyro.infer.util.validation_enabled])
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_without_validation_too(name, off) -> None:
+    with off(False):
+        check_refused(name)
+
+
+def check_refused(name: str) -> None:
+    model, guide = REFUSED[name]
+    message = "a plate for every batch dim of si"
+    if name == "event dims":
+        message = "event_dims disagree"
+    elif name.startswith(("scale", "mask")):
+        message = "of site 'x' .* to broadcast to .*, one value for each sequence"
     for call in ("step", "run", "evaluate_loss"):
+        pyro.clear_param_store()
         with pytest.raises(ValueError, match=message):
             getattr(EM(model, guide), call)()
+
+
+def test_says_what_to_do_about_a_scale_or_a_mask_of_time_steps() -> None:
+    """SVI ends in an error of torch's about sizes."""
+    models = {"scale": scale_of_time_and_sequences, "mask": mask_of_time_and_sequences}
+    for kind, model in models.items():
+        message = (
+            rf"the {kind} of site 'x' \(poutine.{kind}\) to broadcast to \(4,\).* "
+            r"got shape \(4, 64\).*observation_dist.mask"
+        )
+        for call in ("step", "run", "evaluate_loss"):
+            pyro.clear_param_store()
+            with pytest.raises(ValueError, match=message):
+                getattr(EM(model), call)()
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("kind", ["scale", "mask"])
+def test_a_scale_may_have_leading_dims_of_size_1(kind, shape) -> None:
+    """Of a single sequence, or of four in a plate, as for SVI."""
+    scale = torch.linspace(0.5, 2.0, max(shape)).reshape(shape).double()
+    handler = poutine.scale(scale=scale) if kind == "scale" else poutine.mask(mask=scale > 1.2)
+
+    def model() -> None:
+        with handler:
+            if shape == (4, 1):
+                with pyro.plate("restarts", 4, dim=-2), pyro.plate("sequences", 4):
+                    observe(loc=real("loc", LOC), obs=XS)
+            elif shape == (1, 4):
+                with pyro.plate("sequences", 4):
+                    observe(loc=real("loc", LOC), obs=XS)
+            else:
+                observe(loc=real("loc", LOC))
+
+    loss = SVI(model, lambda: None, lr(), Trace_ELBO()).evaluate_loss()
+    assert EM(model).evaluate_loss() == pytest.approx(loss, rel=1e-9)
+    result = EM(model).run(num_steps=5, tol=None)
+    assert result.history[0] == pytest.approx(loss, rel=1e-9)
+    end = SVI(model, lambda: None, lr(), Trace_ELBO()).evaluate_loss()
+    assert result.history[-1] == pytest.approx(end, rel=1e-9)
 
 
 def test_names_the_site_and_the_remedy() -> None:
@@ -137,12 +216,22 @@ def test_at_every_run_of_the_model() -> None:
             em.step()
 
 
-@pytest.mark.parametrize("validation", ["infer", "all"])
-def test_without_validation_nothing_is_refused(validation) -> None:
-    off = pyro.validation_enabled if validation == "all" else pyro.infer.util.validation_enabled
-    with off(False):
-        result = EM(no_plate).run(num_steps=2, tol=None)
-    assert result.num_steps == 2 and result.history[2] < result.history[0]
+@pytest.mark.parametrize("kind", ["scale", "mask"])
+def test_scale_and_mask_of_a_batch_beside_a_batch_that_is_one_value(kind) -> None:
+    """A plate of two portfolios, each the joint value of four independent sequences."""
+    weight = torch.tensor([0.5, 2.0]).double()
+    handler = poutine.scale(scale=weight) if kind == "scale" else poutine.mask(mask=weight > 1)
+
+    def model() -> None:
+        value = torch.stack([XS, XS + 1])
+        with pyro.plate("portfolios", 2), handler:
+            pyro.sample("x", hmm(real("loc", LOC)).expand([2, 4]).to_event(1), obs=value)
+
+    loss = SVI(model, lambda: None, lr(), Trace_ELBO()).evaluate_loss()
+    result = EM(model).run(num_steps=5, tol=None)
+    assert result.history[0] == pytest.approx(loss, rel=1e-9)
+    end = SVI(model, lambda: None, lr(), Trace_ELBO()).evaluate_loss()
+    assert result.history[-1] == pytest.approx(end, rel=1e-9)
 
 
 def test_accepts_what_svi_accepts() -> None:

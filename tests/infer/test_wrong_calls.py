@@ -75,6 +75,58 @@ def test_parameter_of_each_sequence_of_a_subsampled_plate_is_moved_by_an_optimis
     assert em.evaluate_loss(torch.arange(4)) < first - 5
 
 
+def in_turn(by_place: bool) -> Callable[[], None]:
+    """Two of four sequences, one after another, at sites named by sequence or by place."""
+
+    def model() -> None:
+        hmm = with_chain(dist.Normal(loc(), 1.0))
+        for place, index in enumerate(pyro.plate("n", 4, subsample_size=2)):
+            pyro.sample(f"x{place if by_place else index}", hmm, obs=XS[index])
+
+    return model
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sequential_subsampled_plate_is_refused_with_the_remedy(seed: int) -> None:
+    pyro.set_rng_seed(seed)
+    message = "to observe the same sites at every step, got .*Vectorise the plate, or name its sit"
+    with pytest.raises(ValueError, match=message):
+        EM(in_turn(by_place=False)).run(num_steps=20)
+
+
+def test_sequential_subsampled_plate_with_sites_named_by_place_is_fitted() -> None:
+    def log_prob() -> float:
+        with torch.no_grad():
+            return float(with_chain(dist.Normal(loc(), 1.0)).log_prob(XS).sum())
+
+    first = log_prob()
+    result = EM(in_turn(by_place=True)).run(num_steps=20)
+    assert result.num_steps == 20 and log_prob() > first
+
+
+@pytest.mark.parametrize("what", ["site", "batch"])
+def test_model_that_becomes_another_within_a_step_is_refused(what: str) -> None:
+    """At every moment at which EM runs the model."""
+    refused = []
+    for number in (3, 4, 5, 8, 10, 11):
+        pyro.clear_param_store()
+        calls = []
+
+        def model() -> None:
+            calls.append(1)  # noqa: B023
+            is_other = len(calls) >= number  # noqa: B023
+            with pyro.plate("n", 3 if is_other and what == "batch" else 4) as index:
+                hmm = with_chain(dist.Normal(loc() + real("moved", torch.zeros(())).tanh(), 1.0))
+                pyro.sample("y" if is_other and what == "site" else "x", hmm, obs=XS[index])
+
+        try:
+            EM(model, optim=pyro.optim.Adam({"lr": 0.01})).run(num_steps=3, tol=None)
+        except ValueError as error:
+            assert str(error).startswith("expected a model"), error
+            refused.append(number)
+    assert refused
+
+
 # ---- data that are not finite ------------------------------------------------------------------
 
 
@@ -155,9 +207,39 @@ def test_missing_values_that_the_distribution_knows_are_no_fault() -> None:
 
 
 def test_data_that_are_no_tensor_are_refused() -> None:
+    message = r"the data of site 'x' to be a tensor, got ndarray: use torch.as_tensor\(...\)"
     for call in (EM(normal_hmm).run, EM(normal_hmm).step, EM(normal_hmm).evaluate_loss):
-        with pytest.raises(ValueError, match="expected value to be a tensor, got ndarray"):
+        with pytest.raises(ValueError, match=message):
             call(X.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.int8, torch.long])
+def test_data_of_integers_are_those_numbers(dtype: torch.dtype) -> None:
+    data = (X > 0).to(dtype)
+    for call in ("run", "step", "evaluate_loss"):
+        found = []
+        for each in (data, data.double()):
+            pyro.clear_param_store()
+            result = getattr(EM(normal_hmm, min_eigenvalue=0.1), call)(each)
+            found.append(torch.tensor(result.history if call == "run" else result))
+        assert_close(*found, rtol=1e-12, atol=0.0)
+
+
+def test_data_on_a_device_without_values_are_refused() -> None:
+    for call in (EM(normal_hmm).run, EM(normal_hmm).step, EM(normal_hmm).evaluate_loss):
+        with pytest.raises(ValueError, match="expected value on the device of the arguments, cpu"):
+            call(X.to("meta"))
+
+
+@pytest.mark.parametrize("sign, num_digits", [(1, 400), (1, 5000), (-1, 5000)])
+def test_integers_of_hundreds_of_digits(sign: int, num_digits: int) -> None:
+    """Too large for a float, and from 4,300 digits on for a message."""
+    value = sign * 10**num_digits
+    for name in ("num_steps", "tol") if value < 0 else ("tol",):
+        with pytest.raises(ValueError, match=f"expected {name} to be .*integer of [0-9]* bits"):
+            EM(normal_hmm).run(X, **{name: value})
+    with pytest.raises(ValueError, match="min_eigenvalue of at least 0, got .*integer of .* bits"):
+        EM(normal_hmm, min_eigenvalue=value)
 
 
 # ---- probabilities of 0 ------------------------------------------------------------------------

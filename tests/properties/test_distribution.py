@@ -118,3 +118,22 @@ def test_expectations_are_consistent(chain: Chain) -> None:
         xi = xi.sum(-3)
     assert_close(xi.sum(-1), gamma[:-1].sum(0), **TOLERANCE)
     assert_close(xi.sum(-2), gamma[1:].sum(0), **TOLERANCE)
+
+
+@PROPERTY
+@given(st.data(), chains(batch=batches))
+def test_probabilities_alone_are_those_of_the_posterior(data: st.DataObject, chain: Chain) -> None:
+    """On padding too, and with their gradients."""
+    shape = chain.value.shape[:-2]
+    drawn = [data.draw(st.integers(1, chain.num_steps)) for _ in range(shape.numel())]
+    lengths = torch.tensor(drawn, dtype=torch.long).reshape(shape)
+    loc = chain.loc.clone().requires_grad_()
+    hmm = chain._replace(loc=loc).hmm(data.draw(st.sampled_from([None, lengths])))
+    posterior = hmm.posterior(chain.value)
+    for kind in ("smoothed_probs", "filtered_probs"):
+        found, expected = getattr(hmm, kind)(chain.value), getattr(posterior, kind)
+        assert_close(found, expected, **TOLERANCE)
+        weight = torch.linspace(0, 1, found.numel()).double().reshape(found.shape)
+        (one,) = torch.autograd.grad((weight * found).sum(), loc)
+        (other,) = torch.autograd.grad((weight * expected).sum(), loc, retain_graph=True)
+        assert_close(one, other, rtol=1e-8, atol=1e-8)

@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import torch
 
+from pyro_regimes.distributions.checks import shown
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
@@ -118,8 +119,8 @@ class EM:
 
     @min_eigenvalue.setter
     def min_eigenvalue(self, value: float) -> None:
-        if not isinstance(value, (int, float, np.number)) or not 0.0 <= value < math.inf:
-            raise ValueError(f"expected min_eigenvalue of at least 0, got {value!r}")
+        if not 0.0 <= _number(value) < math.inf:
+            raise ValueError(f"expected min_eigenvalue of at least 0, got {shown(value)}")
         self._session.min_eigenvalue = float(value)
 
     @property
@@ -213,10 +214,10 @@ class EM:
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(
-                f"expected num_steps to be an integer of at least 0, got {num_steps!r}"
+                f"expected num_steps to be an integer of at least 0, got {shown(num_steps)}"
             )
-        if tol is not None and not (isinstance(tol, (int, float, np.number)) and tol > 0):
-            raise ValueError(f"expected tol to be positive or None, got {tol!r}")
+        if tol is not None and not _number(tol) > 0:
+            raise ValueError(f"expected tol to be positive or None, got {shown(tol)}")
         if acceleration not in (None, "squarem"):
             raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
         check_callback(callback)
@@ -372,6 +373,16 @@ class EM:
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
         )
+
+
+def _number(value: Any) -> float:
+    """A real number as a float; NaN for what is none, or too large."""
+    if not isinstance(value, (int, float, np.number)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _check_can_extrapolate(plan: Plan) -> None:

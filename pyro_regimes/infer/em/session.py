@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Callable, NamedTuple
 
@@ -23,7 +24,7 @@ from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.ascent import Held
 from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
-from pyro_regimes.infer.em.grouping import Groups, find_groups
+from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
 from pyro_regimes.infer.em.problem import (
     Array,
     Params,
@@ -240,7 +241,10 @@ class Session:
         if plan.holds(run) and (plan.is_subsampled or not run.is_subsampled):
             return plan, run, is_new
         plan, _ = self.make_plan(call)
-        return plan, self.run_as_planned(plan, call), True
+        run = self.run_as_planned(plan, call)
+        if plan.is_subsampled:
+            _check_sites(plan.sites, run)
+        return plan, run, True
 
     def _problem(self, plan: Plan, run: Run) -> Problem:
         if self._groups is None or not self._groups.fits(run):
@@ -273,10 +277,18 @@ class Session:
             subsampled.
         """
         self.frozen = {}
+        sites: list[str] = []
 
         def read(values: Params | None) -> Run:
             with SameSubsamples():  # every run of a subsampled model must see the same data
-                return self.run(call, values)
+                run = self.run(call, values)
+            sites[:] = sites or run.sites
+            if not run.sites.keys() >= set(sites):
+                raise ValueError(
+                    "expected a model whose sites do not depend on parameter values, got "
+                    f"{sites} in one run and {list(run.sites)} in another"
+                )
+            return run
 
         first, plan = self._plan_from(read, call)
         if plan is None or plan.gradient:
@@ -329,13 +341,8 @@ class Session:
         if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
             self._forget_averages()
         self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
-        if self.averages and set(run.sites) != set(self.averages):
-            raise ValueError(
-                "expected a model with subsampled plates to observe the same sites at every step, "
-                f"got {sorted(self.averages)} and then {sorted(run.sites)}: running averages are "
-                "kept by site. Vectorise the plate, or name its sites by their place in the "
-                "minibatch"
-            )
+        if self.averages:
+            _check_sites(self.averages, run)
 
     def describe_engine(self, engine: str) -> None:
         """Record in the plan which engine runs the iterations."""
@@ -401,8 +408,35 @@ def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
     return found
 
 
+def _check_sites(known: Iterable[str], run: Run) -> None:
+    """Refuse minibatches at other sites than the averages are of.
+
+    :raises ValueError: saying which, with the remedy.
+    """
+    if set(run.sites) != set(known):
+        raise ValueError(
+            "expected a model with subsampled plates to observe the same sites at every step, "
+            f"got {sorted(known)} and then {sorted(run.sites)}: running averages are kept by site. "
+            "Vectorise the plate, or name its sites by their place in the minibatch"
+        )
+
+
+class OtherSites(ValueError):
+    """The model observes other sites than before."""
+
+
 def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
-    """The loss of each restart, from one forward pass."""
+    """The loss of each restart, from one forward pass.
+
+    :raises OtherSites: if the run has no place in the groups.
+    """
+    if not groups.fits(run):
+        first = {name: tuple(labels.shape) for name, labels in groups.sequences.items()}
+        then = {name: tuple(batch_shape(site)) for name, site in run.sites.items()}
+        raise OtherSites(
+            "expected a model with the same observed RegimeHMM sites, of the same batch shapes, at "
+            f"every step of a run, got {first} and then {then}"
+        )
     total = groups.total(read_log_probs(run.sites))
     if run.latents or plan.is_joint:
         others = sum(float(value) for value in run.others.values())

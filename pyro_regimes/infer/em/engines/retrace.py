@@ -18,6 +18,7 @@ from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.session import (
     Call,
+    OtherSites,
     Session,
     Snapshot,
     nothing_held,
@@ -57,6 +58,8 @@ class RetraceEngine:
                 self._session.write(params, leaves)
                 run = self._session.run(self._call)
                 losses = read_losses(self.problem.plan, self.problem.groups, run)
+        except OtherSites:
+            raise
         except (torch.linalg.LinAlgError, ValueError):
             if all(torch.equal(value, now.params[name]) for name, value in params.items()):
                 raise  # it is not the step that does it

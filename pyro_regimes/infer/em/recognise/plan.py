@@ -204,7 +204,7 @@ class Plan(NamedTuple):
         """Whether the arguments of a later run still are what the plan says of them."""
         if set(run.params) != set(self.shapes):
             return False
-        if not self.is_subsampled and set(run.sites) != set(self.sites):
+        if set(run.sites) != set(self.sites):
             return False
         if any(run.params[name].shape != shape for name, shape in self.shapes.items()):
             return False
