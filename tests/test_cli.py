@@ -155,10 +155,10 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
     "arguments, message",
     [
         (["fit", "missing.csv"], "No such file or directory: 'missing.csv'"),
-        (["fit", "."], "expected path to name a CSV file, got the directory"),
+        (["fit", "."], "expected path to name a file, got the directory"),
         (["fit", "empty.csv"], "empty.csv"),
         (["fit", "text.csv"], "one"),
-        (["fit", "--prices"], "expected --prices together with a CSV file"),
+        (["fit", "--prices"], "expected --prices together with a file"),
         (["fit", "--n-regimes", "0"], "--n-regimes"),
         (["fit", "--n-regimes", "two"], "valid integer"),
         (["fit", "--covariance-type", "round"], "--covariance-type"),

@@ -1,0 +1,341 @@
+"""Which columns of a table are dates, and which are the series to read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyro_regimes.reading.cells import DATE, MISSING, NUMBER, TEXT, classify, is_compact_date
+from pyro_regimes.reading.packages import pandas
+from pyro_regimes.reading.table import DATE_NAMES, Table, base_name
+
+# The fields of quotes, as vendors name them, in lower case.
+_CLOSE = ["adj close", "adjusted close", "adj. close", "adjclose", "adj_close", "adjusted_close"]
+_CLOSE += ["close", "close/last", "px_last", "last price", "last", "price", "settle", "schluss"]
+_CLOSE += ["schlusskurs", "zamkniecie"]
+_OPEN_HIGH_LOW = {
+    *["open", "high", "low", "px_open", "px_high", "px_low"],
+    *["open price", "high price", "low price", "er\u00f6ffnung", "hoch", "tief"],
+    *["otwarcie", "najwyzszy", "najnizszy"],
+}
+_OTHERS = {
+    *["volume", "vol", "vol.", "px_volume", "wolumen", "volumen", "st\u00fccke", "openint"],
+    *["open interest", "change %", "dividends", "stock splits", "adj volume", "dividend amount"],
+    *["split coefficient", "capital gains", "turnover", "amount", "quote_volume", "vwap"],
+}
+_IDENTIFIERS = ["ticker", "symbol", "name", "series", "variable", "asset", "instrument", "item"]
+_IDENTIFIERS += ["permno", "permco", "gvkey", "isin", "cusip", "sedol", "ric", "id", "sector"]
+_IDENTIFIERS += ["country", "industry", "security", "tic", "code", "act_symbol"]
+_ROW_NUMBERS = {"", "index", "t", "n", "row", "obs", "no", "nr", "#", "id", "unnamed: 0", "time"}
+_SAMPLE = 50
+
+
+class Choice(NamedTuple):
+    """The columns to read, as indices.
+
+    :param date: the dates; None if rows are numbered.
+    :param time: the times of the day, if they are apart.
+    :param identifier: in long format, the column that says to which series a row belongs.
+    :param series: the series; in long format the one column of values.
+    :param names: the names of these series.
+    :param pick: in long format, the series to keep, in this order; None: all.
+    :param quotes: whether the series were taken from the quotes of a day (open, high, low, close).
+    :param notes: what the user should know of the choice.
+    """
+
+    date: int | None
+    time: int | None
+    identifier: int | None
+    series: list[int]
+    names: list[str]
+    pick: list[str] | None
+    quotes: bool
+    notes: list[str]
+
+
+def choose(table: Table, columns: Sequence[str] | None) -> Choice:
+    """Choose the columns to read.
+
+    :param columns: the names that the user chose; fields of quotes and tickers also, where a header
+        of several rows or the long format has them.
+    :raises ValueError: if names repeat or are missing, or the choice is the user's.
+    """
+    labels = [" ".join(filter(None, dict.fromkeys(level))) for level in zip(*table.header)]
+    date = _find_dates(table, labels)
+    date_rows = None if date is None else table.columns[date]
+    rest = [i for i in range(len(labels)) if i != date]
+    if date is None and len(rest) > 1 and _is_row_numbers(table.columns[0], labels[0]):
+        rest.remove(0)
+    time = None
+    if date is not None:
+        time = next((i for i in rest if base_name(labels[i]) == "time" and _is_clock(table, i)), None)
+    # a separator at the end of each line makes a column without a name and without values
+    rest = [
+        i for i in rest if i != time and (labels[i] or not table.columns[i].isna().all())
+    ]
+    if not rest:
+        only = labels[date if date is not None else 0]
+        raise ValueError(
+            f"{table.source}: expected a column of dates and at least one series, got only the "
+            f"column {only!r}; check that the file has the values, and its separator"
+        )
+    _check_names(table, labels, rest)
+
+    notes: list[str] = []
+    repeated = date_rows is not None and date_rows.duplicated().any() and time is None
+    identifier = _find_identifier(table, labels, rest, columns) if repeated else None
+    named = ""
+    if identifier is not None:
+        rest.remove(identifier)
+    for i in list(rest):
+        wanted = columns is not None and labels[i] in columns
+        if _is_text(table, i) and len(rest) > 1 and not wanted:
+            values = table.columns[i].dropna().unique()
+            if len(values) == 1 and (len(table.columns[i]) > 1 or _is_identifier(labels[i])):
+                rest.remove(i)
+                named = str(values[0]) if _is_identifier(labels[i]) else named
+    if len(table.header) > 1:
+        series, names, quotes = _from_levels(table, labels, rest, columns, notes)
+        pick = None
+    elif identifier is not None:
+        series, names, pick, quotes = _from_long(table, labels, rest, columns, notes)
+    else:
+        series, names, quotes = _from_wide(table, labels, rest, columns, notes)
+        pick = None
+        if quotes and named and len(names) == 1 and columns is None:
+            names = [named]
+    return Choice(date, time, identifier, series, names, pick, quotes, notes)
+
+
+# ---- dates -----------------------------------------------------------------------------------
+
+
+def _find_dates(table: Table, labels: list[str]) -> int | None:
+    pd = pandas()
+    bases = [base_name(label) for label in labels]
+    named = [i for i, base in enumerate(bases) if base == "date"]
+    if len(named) > 1:
+        raise ValueError(
+            f"{table.source}: expected one column of dates, got {[labels[i] for i in named]}; "
+            "rename or remove one of them"
+        )
+    if named:
+        return named[0]
+    for i, column in enumerate(table.columns):
+        if pd.api.types.is_datetime64_any_dtype(column) or _majority(column) == DATE:
+            return i
+    first, head = table.columns[0], _head(table.columns[0])
+    if head and all(is_compact_date(cell) for cell in head) and (
+        bases[0] in DATE_NAMES | {""} or all(a < b for a, b in zip(head, head[1:]))
+    ):
+        return 0
+    for i, base in enumerate(bases):
+        if base in DATE_NAMES and not _is_row_numbers(table.columns[i], base):
+            return i
+    # the reader of dates says which cell is no date
+    return 0 if _majority(first) == TEXT and not _is_identifier(labels[0]) else None
+
+
+def _head(column: Any) -> list[Any]:
+    return column.iloc[:_SAMPLE].dropna().tolist()
+
+
+def _majority(column: Any) -> str:
+    if pandas().api.types.is_numeric_dtype(column):
+        return NUMBER
+    kinds = [classify(cell) for cell in _head(column)]
+    kinds = [kind for kind in kinds if kind != MISSING]
+    return max(sorted(set(kinds)), key=kinds.count) if kinds else MISSING
+
+
+def _is_text(table: Table, column: int) -> bool:
+    return _majority(table.columns[column]) == TEXT
+
+
+def _is_row_numbers(column: Any, name: str) -> bool:
+    """Whether whole numbers ascend by one, and are not years."""
+    if base_name(name) not in _ROW_NUMBERS | DATE_NAMES:
+        return False
+    numbers = pandas().to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    ascend = bool((numbers[1:] - numbers[:-1] == 1).all()) and bool((numbers % 1 == 0).all())
+    return ascend and not 1500 <= numbers[0] <= 2200
+
+
+def _is_clock(table: Table, column: int) -> bool:
+    return all(
+        re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?|\d{1,6}", str(cell).strip())
+        for cell in _head(table.columns[column])
+    )
+
+
+def _is_identifier(label: str) -> bool:
+    return base_name(label) in _IDENTIFIERS
+
+
+# ---- series ----------------------------------------------------------------------------------
+
+
+def _check_names(table: Table, labels: list[str], rest: list[int]) -> None:
+    names = [labels[i] for i in rest]
+    repeated = sorted({name for name in names if names.count(name) > 1} - {""})
+    if repeated:
+        raise ValueError(
+            f"{table.source}: expected different column names, got {repeated} more than once; "
+            "rename them"
+        )
+    for i in rest:
+        if not labels[i]:
+            raise ValueError(
+                f"{table.source}: expected a name for every series, got none for column {i + 1}; "
+                "write one into the header"
+            )
+
+
+def _unknown(table: Table, wanted: str, names: Sequence[str]) -> ValueError:
+    close = difflib.get_close_matches(wanted, names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return ValueError(
+        f"{table.source}: expected columns to name columns of the file, got {wanted!r}{hint}; "
+        f"the file has {list(names)[:20]}"
+    )
+
+
+def field_of(name: str) -> str:
+    """The name of a field of quotes as the lists here have it: ``4. close`` is ``close``."""
+    return re.sub(r"^\d+\. ", "", base_name(name)).replace("*", "").strip()
+
+
+def _choose_quote(fields: list[str]) -> int | None:
+    """The closing price among the fields of quotes; None if the fields are no quotes."""
+    known = [field_of(field) for field in fields]
+    closes = [known.index(name) for name in _CLOSE if name in known]
+    others = [name for name in known if name in _OPEN_HIGH_LOW or name in _OTHERS]
+    extra = [name for name in known if name not in _OTHERS | _OPEN_HIGH_LOW | set(_CLOSE)]
+    num_quotes = sum(name in _OPEN_HIGH_LOW or name in _CLOSE for name in known)
+    if not closes or not (num_quotes >= 3 or (len(known) > 1 and not extra)):
+        return None
+    return closes[0] if others or len(closes) > 1 else None
+
+
+def _say_quote(table: Table, field: str, fields: Sequence[str]) -> str:
+    others = [each for each in fields if each != field]
+    return (
+        f"{table.source}: took {field!r} and left out {', '.join(map(repr, others))}; "
+        "columns= (--columns) chooses others"
+    )
+
+
+def _from_wide(
+    table: Table,
+    labels: list[str],
+    rest: list[int],
+    columns: Sequence[str] | None,
+    notes: list[str],
+) -> tuple[list[int], list[str], bool]:
+    names = [labels[i] for i in rest]
+    if columns is not None:
+        for wanted in columns:
+            if wanted not in names:
+                raise _unknown(table, wanted, names)
+        return [rest[names.index(wanted)] for wanted in columns], list(columns), False
+    quote = _choose_quote(names)
+    if quote is None:
+        return rest, names, False
+    notes.append(_say_quote(table, names[quote], names))
+    return [rest[quote]], [names[quote]], True
+
+
+def _from_levels(
+    table: Table,
+    labels: list[str],
+    rest: list[int],
+    columns: Sequence[str] | None,
+    notes: list[str],
+) -> tuple[list[int], list[str], bool]:
+    """Series below a header of several rows, of which one may have the fields of quotes."""
+    upper = [[row[i] for i in rest] for row in table.header]
+    for level, row in enumerate(upper[:-1]):  # merged cells have their name in the first one
+        for j in range(1, len(row)):
+            row[j] = row[j] or row[j - 1]
+        upper[level] = row
+    upper = [row for row in upper if any(row)]
+    fields = next((row for row in upper if _choose_quote(list(dict.fromkeys(row))) is not None), None)
+    if fields is None or len(upper) < 2:
+        names = [" ".join(filter(None, dict.fromkeys(level))) for level in zip(*upper)]
+        named = labels[:]
+        for i, name in zip(rest, names):
+            named[i] = name
+        _check_names(table, named, rest)
+        return _from_wide(table, named, rest, columns, notes)
+    tickers = [
+        " ".join(filter(None, level)) for level in zip(*(row for row in upper if row is not fields))
+    ]
+    wanted_fields, wanted_tickers = [], []
+    for wanted in columns or []:
+        if wanted not in fields and wanted not in tickers:
+            raise _unknown(table, wanted, list(dict.fromkeys([*fields, *tickers])))
+        (wanted_fields if wanted in fields else wanted_tickers).append(wanted)
+    if not wanted_fields:
+        quote = _choose_quote(list(dict.fromkeys(fields)))
+        assert quote is not None
+        wanted_fields = [list(dict.fromkeys(fields))[quote]]
+        notes.append(_say_quote(table, wanted_fields[0], list(dict.fromkeys(fields))))
+    chosen = [
+        (j, ticker if len(wanted_fields) == 1 else f"{ticker} {field}")
+        for ticker in wanted_tickers or dict.fromkeys(tickers)
+        for field in wanted_fields
+        for j in range(len(rest))
+        if tickers[j] == ticker and fields[j] == field
+    ]
+    quotes = all(field_of(field) in _CLOSE for field in wanted_fields)
+    return [rest[j] for j, _ in chosen], [name for _, name in chosen], quotes
+
+
+# ---- long format -----------------------------------------------------------------------------
+
+
+def _find_identifier(
+    table: Table, labels: list[str], rest: list[int], columns: Sequence[str] | None
+) -> int | None:
+    """The column that says to which series a row belongs, where dates repeat."""
+    texts = [i for i in rest if _is_text(table, i) or _is_identifier(labels[i])]
+    varying = [i for i in texts if table.columns[i].nunique() > 1]
+    if len(varying) > 1:
+        varying = sorted(
+            [i for i in varying if _is_identifier(labels[i])],
+            key=lambda i: _IDENTIFIERS.index(base_name(labels[i])),
+        ) or varying
+    return varying[0] if varying else None
+
+
+def _from_long(
+    table: Table,
+    labels: list[str],
+    rest: list[int],
+    columns: Sequence[str] | None,
+    notes: list[str],
+) -> tuple[list[int], list[str], list[str] | None, bool]:
+    """The column of values, and the series to keep."""
+    values = [i for i in rest if not _is_text(table, i)]
+    names = [labels[i] for i in values]
+    wanted = [name for name in columns or [] if name in names]
+    pick = [name for name in columns or [] if name not in names] or None
+    if len(wanted) == 1:
+        return [values[names.index(wanted[0])]], wanted, pick, False
+    quote = _choose_quote(names)
+    if quote is not None and not wanted:
+        notes.append(_say_quote(table, names[quote], names))
+        return [values[quote]], [names[quote]], pick, True
+    if len(values) != 1 or wanted:
+        raise ValueError(
+            f"{table.source}: expected one column of values beside dates and names (long format), "
+            f"got {wanted or names}; choose one with columns= (--columns)"
+        )
+    return values, names, pick, False
+
+
+def unknown_series(table: Table, wanted: str, names: Sequence[str]) -> ValueError:
+    """The error for a series in long format that is not in the file."""
+    return _unknown(table, wanted, names)
