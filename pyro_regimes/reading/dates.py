@@ -162,9 +162,9 @@ def _readings(texts: Any, dayfirst: bool | None) -> list[tuple[str, npt.NDArray[
     if _WEEK.fullmatch(first):
         weeks = texts.str.replace(_WEEK, r"\1-W\2-1", regex=True)
         return [("week", _to_datetime(weeks, "%G-W%V-%u"))]
-    if re.fullmatch(r"\d{13}|\d{10}", first):  # what JSON and exchanges have for a time
+    if re.fullmatch(r"\d{9,10}|\d{12,13}", first):  # what JSON and exchanges have for a time
         numbers = pd.to_numeric(texts, errors="coerce")
-        unit = "ms" if len(first) == 13 else "s"
+        unit = "ms" if len(first) > 10 else "s"
         return [("epoch", pd.to_datetime(numbers, unit=unit, errors="coerce").to_numpy())]
     if re.fullmatch(r"\d{4}\.\d{1,2}", first):  # 1871.1 is October in Shiller's file
         texts = texts.str.replace(r"\.1$", ".10", regex=True)

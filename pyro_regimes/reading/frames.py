@@ -61,7 +61,7 @@ def read_json(source: Source) -> Table:
             data = json.loads(text)
         except json.JSONDecodeError:
             data = [json.loads(line) for line in text.splitlines() if line.strip()]
-        frame = _json_frame(data)
+        frame = _with_dates(_json_frame(data))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{source.name}: expected JSON records, columns or a split table as pandas writes "
@@ -94,10 +94,18 @@ def _json_frame(data: Any) -> Any:
         frame = pd.DataFrame(data)
         # orient="index" has a record for each date
         outer = frame.columns.astype(str)
-        return frame.T if outer.str.match(r"\d{4}-\d\d|\d{9,}").all() else frame
+        return frame.T if outer.str.match(r"\d{4}-\d\d|-?\d{9,}").all() else frame
     if len(lists) == len(data):
         return pd.DataFrame(data)
     raise ValueError(f"a dictionary with the entries {list(data)[:5]}")
+
+
+def _with_dates(frame: Any) -> Any:
+    """pandas writes the dates of an index as milliseconds since 1970 by default."""
+    texts = frame.index.astype(str)
+    if texts.str.fullmatch(r"-?\d{9,13}").all():
+        frame.index = pandas().to_datetime(texts.astype("int64"), unit="ms")
+    return frame
 
 
 def _from_frame(name: str, frame: Any) -> Table:

@@ -97,8 +97,7 @@ def _check_options(columns: Sequence[str] | None, decimal: str | None) -> None:
 def _dates_of(table: Table, choice: Choice, dayfirst: bool | None) -> Dates:
     if choice.date is None:
         return Dates(np.arange(len(table.columns[0])), frequency=UNKNOWN)
-    name = " ".join(filter(None, dict.fromkeys(row[choice.date] for row in table.header)))
-    return read_dates(table, choice.date, name, choice.time, dayfirst)
+    return read_dates(table, choice.date, table.labels()[choice.date], choice.time, dayfirst)
 
 
 # ---- numbers ---------------------------------------------------------------------------------

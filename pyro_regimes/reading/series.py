@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pyro_regimes.reading.cells import DATE, MISSING, NUMBER, TEXT, classify, is_compact_date
 from pyro_regimes.reading.packages import pandas
-from pyro_regimes.reading.table import DATE_NAMES, Table, base_name
+from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Table, base_name
 
 # The fields of quotes, as vendors name them, in lower case.
 _CLOSE = ["adj close", "adjusted close", "adj. close", "adjclose", "adj_close", "adjusted_close"]
@@ -23,11 +23,9 @@ _OPEN_HIGH_LOW = {
 _OTHERS = {
     *["volume", "vol", "vol.", "px_volume", "wolumen", "volumen", "st\u00fccke", "openint"],
     *["open interest", "change %", "dividends", "stock splits", "adj volume", "dividend amount"],
+    *["net", "%chg", "chg", "% chg", "change", "change%", "% change", "percent change"],
     *["split coefficient", "capital gains", "turnover", "amount", "quote_volume", "vwap"],
 }
-_IDENTIFIERS = ["ticker", "symbol", "name", "series", "variable", "asset", "instrument", "item"]
-_IDENTIFIERS += ["permno", "permco", "gvkey", "isin", "cusip", "sedol", "ric", "id", "sector"]
-_IDENTIFIERS += ["country", "industry", "security", "tic", "code", "act_symbol"]
 _ROW_NUMBERS = {"", "index", "t", "n", "row", "obs", "no", "nr", "#", "id", "unnamed: 0", "time"}
 _SAMPLE = 50
 
@@ -62,9 +60,9 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
         of several rows or the long format has them.
     :raises ValueError: if names repeat or are missing, or the choice is the user's.
     """
-    labels = [" ".join(filter(None, dict.fromkeys(level))) for level in zip(*table.header)]
+    table = table._replace(header=_fill_merged(table.header))
+    labels = table.labels()
     date = _find_dates(table, labels)
-    date_rows = None if date is None else table.columns[date]
     rest = [i for i in range(len(labels)) if i != date]
     if date is None and len(rest) > 1 and _is_row_numbers(table.columns[0], labels[0]):
         rest.remove(0)
@@ -84,8 +82,9 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
     _check_names(table, labels, rest)
 
     notes: list[str] = []
-    repeated = date_rows is not None and date_rows.duplicated().any() and time is None
-    identifier = _find_identifier(table, labels, rest, columns) if repeated else None
+    identifier = _find_identifier(table, labels, rest)
+    if identifier is not None and (date is None or not table.columns[date].duplicated().any()):
+        identifier = None
     named = ""
     if identifier is not None:
         rest.remove(identifier)
@@ -171,10 +170,20 @@ def _is_clock(table: Table, column: int) -> bool:
 
 
 def _is_identifier(label: str) -> bool:
-    return base_name(label) in _IDENTIFIERS
+    return base_name(label) in IDENTIFIERS
 
 
 # ---- series ----------------------------------------------------------------------------------
+
+
+def _fill_merged(header: list[list[str]]) -> list[list[str]]:
+    """Merged cells of an upper row have their name in the first one."""
+    filled = [row[:] for row in header]
+    for upper, lower in zip(filled, header[1:]):
+        for i in range(1, len(upper)):
+            if lower[i] and lower[i - 1] and not upper[i]:
+                upper[i] = upper[i - 1]
+    return filled
 
 
 def _check_names(table: Table, labels: list[str], rest: list[int]) -> None:
@@ -255,20 +264,10 @@ def _from_levels(
     notes: list[str],
 ) -> tuple[list[int], list[str], bool]:
     """Series below a header of several rows, of which one may have the fields of quotes."""
-    upper = [[row[i] for i in rest] for row in table.header]
-    for level, row in enumerate(upper[:-1]):  # merged cells have their name in the first one
-        for j in range(1, len(row)):
-            row[j] = row[j] or row[j - 1]
-        upper[level] = row
-    upper = [row for row in upper if any(row)]
+    upper = [row for row in ([each[i] for i in rest] for each in table.header) if any(row)]
     fields = next((row for row in upper if _choose_quote(list(dict.fromkeys(row))) is not None), None)
     if fields is None or len(upper) < 2:
-        names = [" ".join(filter(None, dict.fromkeys(level))) for level in zip(*upper)]
-        named = labels[:]
-        for i, name in zip(rest, names):
-            named[i] = name
-        _check_names(table, named, rest)
-        return _from_wide(table, named, rest, columns, notes)
+        return _from_wide(table, labels, rest, columns, notes)
     tickers = [
         " ".join(filter(None, level)) for level in zip(*(row for row in upper if row is not fields))
     ]
@@ -296,16 +295,14 @@ def _from_levels(
 # ---- long format -----------------------------------------------------------------------------
 
 
-def _find_identifier(
-    table: Table, labels: list[str], rest: list[int], columns: Sequence[str] | None
-) -> int | None:
+def _find_identifier(table: Table, labels: list[str], rest: list[int]) -> int | None:
     """The column that says to which series a row belongs, where dates repeat."""
     texts = [i for i in rest if _is_text(table, i) or _is_identifier(labels[i])]
     varying = [i for i in texts if table.columns[i].nunique() > 1]
     if len(varying) > 1:
         varying = sorted(
             [i for i in varying if _is_identifier(labels[i])],
-            key=lambda i: _IDENTIFIERS.index(base_name(labels[i])),
+            key=lambda i: list(IDENTIFIERS).index(base_name(labels[i])),
         ) or varying
     return varying[0] if varying else None
 

@@ -14,6 +14,12 @@ DATE_NAMES = frozenset(
     + ["observation_date", "time_period", "trade date", "exchange date", "open time", "open_time"]
     + ["yyyymm", "yyyymmdd", "datum", "fecha", "data", "datadate", "caldt", "ref_date"]
 )
+# The names of columns that say to which series a row belongs, the likeliest first.
+IDENTIFIERS = dict.fromkeys(
+    ["ticker", "symbol", "name", "series", "variable", "asset", "instrument", "item", "tic", "code"]
+    + ["permno", "permco", "gvkey", "isin", "cusip", "sedol", "ric", "id", "security", "sector"]
+    + ["industry", "country", "act_symbol"]
+).keys()
 # The first cells of the upper rows of a header, as yfinance and pandas-datareader write them.
 _LEVEL_NAMES = frozenset(["price", "ticker", "tickers", "symbol", "symbols", "attributes"])
 _MOST_HEADER_ROWS = 3
@@ -36,6 +42,10 @@ class Table(NamedTuple):
     where: Callable[[int], str]
     decimal: str = "."
     notes: tuple[str, ...] = ()
+
+    def labels(self) -> list[str]:
+        """One name for each column, of the rows of the header."""
+        return [" ".join(filter(None, dict.fromkeys(names))) for names in zip(*self.header)]
 
     def place(self, row: int, column: str) -> str:
         """The place of a cell, as error messages begin with it."""

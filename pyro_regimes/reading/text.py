@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from pyro_regimes.reading.cells import (
 )
 from pyro_regimes.reading.packages import pandas
 from pyro_regimes.reading.source import Source, decode
-from pyro_regimes.reading.table import DATE_NAMES, Layout, Table, base_name, locate
+from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Layout, Table, base_name, locate
 
 _SEPARATORS = [";", "\t", "|", ",", " "]  # " " stands for any blanks
 _HEAD_LINES, _HEAD_CHARACTERS = 200, 200_000
@@ -68,11 +69,7 @@ def read_text(source: Source, decimal: str | None) -> Table:
         decimal = _find_decimal(name, sample, separator, layout)
 
     header = [[clean_name(cell) for cell in rows.cells[i]] for i in layout.header]
-    as_text = {
-        column: str
-        for column, cell in enumerate(header[-1])
-        if column == layout.date_column or {base_name(row[column]) for row in header} & DATE_NAMES
-    }
+    as_text = _keep_text(header, sample, layout)
     missing = set(VENDORS_MISSING_VALUES)
     if _SAYS_FRENCH_MISSING.search(text[:begin]):  # the remark in the files of Kenneth French
         missing |= {"-99.99", "-999", "-99.9900"}
@@ -84,6 +81,20 @@ def read_text(source: Source, decimal: str | None) -> Table:
     _check_short_rows(name, frame, body, separator, first_line, missing)
     columns = [frame[column] for column in range(layout.width)]
     return Table(name, header, columns, where, decimal, notes)
+
+
+def _keep_text(
+    header: list[list[str]], sample: list[list[str]], layout: Layout
+) -> dict[int, type]:
+    """The columns in which 1871.10 or 0700 would lose a digit as a number: dates and names."""
+    columns = {}
+    for column in range(layout.width):
+        names = {base_name(row[column]) for row in header}
+        first = next((row[column] for row in sample if len(row) == layout.width), "")
+        month = re.fullmatch(r"\d{4}\.\d{1,2}", first) and (column == 0 or names & DATE_NAMES)
+        if month or names & IDENTIFIERS:
+            columns[column] = str
+    return columns
 
 
 def _split(lines: list[str], separator: str) -> _Rows:
@@ -101,6 +112,8 @@ def _split(lines: list[str], separator: str) -> _Rows:
 
 def _find_separator(head: list[str]) -> str:
     """The separator by which the most rows have the same number of cells, more than one."""
+    if _is_one_column(head):
+        return "\t"
     shares = {}
     for separator in _SEPARATORS:
         sizes = [len(row) for row in _split(head, separator).cells if row][-50:]
@@ -108,16 +121,14 @@ def _find_separator(head: list[str]) -> str:
         shares[separator] = count / len(sizes) if size > 1 else 0.0
     for separator, share in shares.items():
         if share >= 0.8:
-            # one column of numbers with a decimal comma
-            if separator == "," and _is_one_column(head):
-                return "\t"
             return separator
     best = max(shares, key=lambda separator: shares[separator])
     return best if shares[best] > 0 else ","
 
 
 def _is_one_column(head: list[str]) -> bool:
-    first, *rest = [line.strip() for line in head if line.strip()]
+    """Whether there is a name, and below it one column of numbers with a decimal comma."""
+    first, *rest = [line.strip() for line in head if line.strip()] or [""]
     return "," not in first and all(re.fullmatch(r"[+-]?\d+(,\d+)?%?", line) for line in rest)
 
 
@@ -149,6 +160,9 @@ def _find_end(
     name: str, text: str, begin: int, layout: Layout, separator: str
 ) -> tuple[int, tuple[str, ...]]:
     """The end of the table: of the text, or a blank line that something else follows."""
+    # a search for a few characters is many times faster than one for a pattern
+    if all(text.find(sign, begin) < 0 for sign in ("\n\n", "\n\r", "\r\r", "\n ", "\n\t")):
+        return len(text), ()
     for match in _BLANK_LINE.finditer(text, begin):
         stop = re.compile(r"[\r\n]|$").search(text, match.end())
         line = text[match.end() : stop.start() if stop else None]
@@ -182,27 +196,29 @@ def _parse(
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
         options["float_precision"] = "round_trip"  # later releases always read floats exactly
     try:
-        return pd.read_csv(
-            io.BytesIO(body.encode("utf-8", "surrogatepass")),
-            sep=r"\s+" if separator == " " else separator,
-            header=None,
-            names=range(width),
-            index_col=False,
-            dtype=as_text or None,
-            decimal=decimal,
-            na_values=sorted(missing),
-            keep_default_na=False,
-            skipinitialspace=True,
-            low_memory=False,
-            **options,
-        )
+        with warnings.catch_warnings():
+            # a column with text in some of its chunks, which the reader of numbers refuses
+            warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+            return pd.read_csv(
+                io.BytesIO(body.encode("utf-8", "surrogatepass")),
+                sep=r"\s+" if separator == " " else separator,
+                header=None,
+                names=range(width),
+                index_col=False,
+                dtype=as_text or None,
+                decimal=decimal,
+                na_values=sorted(missing),
+                keep_default_na=False,
+                skipinitialspace=True,
+                **options,
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         for line, row in _physical_rows(body, separator, first_line):
             if any(row) and len(row) != width:
                 raise ValueError(_other_length(name, line, width, row)) from error
         raise ValueError(
-            f"{name}: expected text with a separator and closed quotes, got {str(error).strip()}; correct "
-            "file or save it again"
+            f"{name}: expected text with a separator and closed quotes, got {str(error).strip()}; "
+            "correct the file or save it again"
         ) from error
 
 
