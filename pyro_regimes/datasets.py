@@ -61,20 +61,20 @@ def read_returns(
     file, and whatever can be read in two ways is refused. The page on files has the table of
     what is read.
 
-    The dates are in the column named ``date``, or in the first column that has dates; rows of a file
-    without dates are numbered. Every other column is a series. Of the quotes of a day (open, high,
+    The dates are in the column named ``date``, or in the first column that has dates; rows of a
+    file without dates are numbered. Every other column is a series. Of the quotes of a day (open, high,
     low, close) the adjusted close is read, or the close, with a warning that says so. In long
     format (date, name, value) each name becomes a series.
 
     :param path: a file, or a binary stream such as ``sys.stdin.buffer``.
     :param prices: whether the series are prices.
-    :param columns: the names of the series to read, in this order; of quotes, also the field and the
-        tickers.
+    :param columns: the names of the series to read, in this order; of quotes, also the field and
+        the tickers.
     :param dayfirst: whether 01/02/2020 is the first of February. By default the column tells; if it
         does not, that is an error. With points, as in 01.02.2020, the day is always first.
     :param sort: whether to sort the rows by date if they are not in ascending order.
-    :param drop_missing: whether to leave out rows with a missing value, with one warning that counts
-        them by column. A return from prices then spans the gap.
+    :param drop_missing: whether to leave out rows with a missing value, with one warning that
+        counts them by column. A return from prices then spans the gap.
     :param decimal: the decimal mark of numbers in text, ``"."`` or ``","``. By default the numbers
         tell; if they do not, that is an error.
     :returns: :class:`Returns`; one row fewer than the file if ``prices`` is true.

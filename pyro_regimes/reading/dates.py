@@ -96,7 +96,6 @@ def _clock(cells: Any) -> Any:
 
 
 def _parse(table: Table, texts: Any, name: str, dayfirst: bool | None) -> Dates:
-    pd = pandas()
     first = texts.iloc[0]
     zone, offsets = None, None
     if _TIME.match(first) and _ZONE.search(first):
@@ -136,8 +135,8 @@ def _parse(table: Table, texts: Any, name: str, dayfirst: bool | None) -> Dates:
             one, two = (str(each[i].astype("datetime64[D]")) for each in (local, other))
             raise ValueError(
                 f"{table.place(i, name)}: expected dates that can be read in one way, such as "
-                f"1990-01-31, got {texts.iloc[i]!r}, which may be {one} or {two}; say dayfirst=True "
-                "or dayfirst=False (--dayfirst or --no-dayfirst)"
+                f"1990-01-31, got {texts.iloc[i]!r}, which may be {one} or {two}; say "
+                "dayfirst=True or dayfirst=False (--dayfirst or --no-dayfirst)"
             )
     date_format = readings[0][0]
     if "%y" in date_format and local.max() > np.datetime64(datetime.date.today()) + 366:

@@ -38,8 +38,8 @@ _WEEKEND_SHARE = 0.2
 def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
     """The frequency of ascending dates, from the median distance between two of them.
 
-    A year has 252 trading days, or 365 days where weekends have rows too. Intraday rows are counted:
-    the median number of rows in a day that has any, times the number of days.
+    A year has 252 trading days, or 365 days where weekends have rows too. Intraday rows are
+    counted: the median number of rows in a day that has any, times the number of days.
 
     :param dates: datetime64 ``(T,)``; anything else has no frequency.
     """

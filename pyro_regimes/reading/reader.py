@@ -73,6 +73,8 @@ def read(
         series = _in_order(table.source, series, sort)
     values, days, names, _ = _without_missing(table.source, series, prices, drop_missing, notes)
     frequency = dates.frequency or infer_frequency(days)
+    if frequency.name.startswith("irregular"):  # it may be so only for the rows left out
+        frequency = infer_frequency(series.dates)
     if prices:
         with np.errstate(over="ignore"):
             values, days = 100 * (values[1:] / values[:-1] - 1), days[1:]

@@ -9,23 +9,9 @@ from typing import Any, NamedTuple
 
 from pyro_regimes.reading.cells import DATE, MISSING, NUMBER, TEXT, classify, is_compact_date
 from pyro_regimes.reading.packages import pandas
+from pyro_regimes.reading.quotes import are_prices, choose_quote, say_quote
 from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Table, base_name
 
-# The fields of quotes, as vendors name them, in lower case.
-_CLOSE = ["adj close", "adjusted close", "adj. close", "adjclose", "adj_close", "adjusted_close"]
-_CLOSE += ["close", "close/last", "px_last", "last price", "last", "price", "settle", "schluss"]
-_CLOSE += ["schlusskurs", "zamkniecie"]
-_OPEN_HIGH_LOW = {
-    *["open", "high", "low", "px_open", "px_high", "px_low"],
-    *["open price", "high price", "low price", "er\u00f6ffnung", "hoch", "tief"],
-    *["otwarcie", "najwyzszy", "najnizszy"],
-}
-_OTHERS = {
-    *["volume", "vol", "vol.", "px_volume", "wolumen", "volumen", "st\u00fccke", "openint"],
-    *["open interest", "change %", "dividends", "stock splits", "adj volume", "dividend amount"],
-    *["net", "%chg", "chg", "% chg", "change", "change%", "% change", "percent change"],
-    *["split coefficient", "capital gains", "turnover", "amount", "quote_volume", "vwap"],
-}
 _ROW_NUMBERS = {"", "index", "t", "n", "row", "obs", "no", "nr", "#", "id", "unnamed: 0", "time"}
 _SAMPLE = 50
 
@@ -68,7 +54,8 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
         rest.remove(0)
     time = None
     if date is not None:
-        time = next((i for i in rest if base_name(labels[i]) == "time" and _is_clock(table, i)), None)
+        clocks = (i for i in rest if base_name(labels[i]) == "time" and _is_clock(table, i))
+        time = next(clocks, None)
     # a separator at the end of each line makes a column without a name and without values
     rest = [
         i for i in rest if i != time and (labels[i] or not table.columns[i].isna().all())
@@ -211,31 +198,6 @@ def _unknown(table: Table, wanted: str, names: Sequence[str]) -> ValueError:
     )
 
 
-def field_of(name: str) -> str:
-    """The name of a field of quotes as the lists here have it: ``4. close`` is ``close``."""
-    return re.sub(r"^\d+\. ", "", base_name(name)).replace("*", "").strip()
-
-
-def _choose_quote(fields: list[str]) -> int | None:
-    """The closing price among the fields of quotes; None if the fields are no quotes."""
-    known = [field_of(field) for field in fields]
-    closes = [known.index(name) for name in _CLOSE if name in known]
-    others = [name for name in known if name in _OPEN_HIGH_LOW or name in _OTHERS]
-    extra = [name for name in known if name not in _OTHERS | _OPEN_HIGH_LOW | set(_CLOSE)]
-    num_quotes = sum(name in _OPEN_HIGH_LOW or name in _CLOSE for name in known)
-    if not closes or not (num_quotes >= 3 or (len(known) > 1 and not extra)):
-        return None
-    return closes[0] if others or len(closes) > 1 else None
-
-
-def _say_quote(table: Table, field: str, fields: Sequence[str]) -> str:
-    others = [each for each in fields if each != field]
-    return (
-        f"{table.source}: took {field!r} and left out {', '.join(map(repr, others))}; "
-        "columns= (--columns) chooses others"
-    )
-
-
 def _from_wide(
     table: Table,
     labels: list[str],
@@ -248,11 +210,12 @@ def _from_wide(
         for wanted in columns:
             if wanted not in names:
                 raise _unknown(table, wanted, names)
-        return [rest[names.index(wanted)] for wanted in columns], list(columns), False
-    quote = _choose_quote(names)
+        chosen = [rest[names.index(wanted)] for wanted in columns]
+        return chosen, list(columns), are_prices(columns, names)
+    quote = choose_quote(names)
     if quote is None:
         return rest, names, False
-    notes.append(_say_quote(table, names[quote], names))
+    notes.append(say_quote(table.source, names[quote], names))
     return [rest[quote]], [names[quote]], True
 
 
@@ -265,22 +228,24 @@ def _from_levels(
 ) -> tuple[list[int], list[str], bool]:
     """Series below a header of several rows, of which one may have the fields of quotes."""
     upper = [row for row in ([each[i] for i in rest] for each in table.header) if any(row)]
-    fields = next((row for row in upper if _choose_quote(list(dict.fromkeys(row))) is not None), None)
+    has_quotes = (row for row in upper if choose_quote(list(dict.fromkeys(row))) is not None)
+    fields = next(has_quotes, None)
     if fields is None or len(upper) < 2:
         return _from_wide(table, labels, rest, columns, notes)
     tickers = [
         " ".join(filter(None, level)) for level in zip(*(row for row in upper if row is not fields))
     ]
-    wanted_fields, wanted_tickers = [], []
+    wanted_fields: list[str] = []
+    wanted_tickers: list[str] = []
     for wanted in columns or []:
         if wanted not in fields and wanted not in tickers:
             raise _unknown(table, wanted, list(dict.fromkeys([*fields, *tickers])))
         (wanted_fields if wanted in fields else wanted_tickers).append(wanted)
     if not wanted_fields:
-        quote = _choose_quote(list(dict.fromkeys(fields)))
+        quote = choose_quote(list(dict.fromkeys(fields)))
         assert quote is not None
         wanted_fields = [list(dict.fromkeys(fields))[quote]]
-        notes.append(_say_quote(table, wanted_fields[0], list(dict.fromkeys(fields))))
+        notes.append(say_quote(table.source, wanted_fields[0], list(dict.fromkeys(fields))))
     chosen = [
         (j, ticker if len(wanted_fields) == 1 else f"{ticker} {field}")
         for ticker in wanted_tickers or dict.fromkeys(tickers)
@@ -288,7 +253,7 @@ def _from_levels(
         for j in range(len(rest))
         if tickers[j] == ticker and fields[j] == field
     ]
-    quotes = all(field_of(field) in _CLOSE for field in wanted_fields)
+    quotes = are_prices(wanted_fields, list(dict.fromkeys(fields)))
     return [rest[j] for j, _ in chosen], [name for _, name in chosen], quotes
 
 
@@ -320,10 +285,10 @@ def _from_long(
     wanted = [name for name in columns or [] if name in names]
     pick = [name for name in columns or [] if name not in names] or None
     if len(wanted) == 1:
-        return [values[names.index(wanted[0])]], wanted, pick, False
-    quote = _choose_quote(names)
+        return [values[names.index(wanted[0])]], wanted, pick, are_prices(wanted, names)
+    quote = choose_quote(names)
     if quote is not None and not wanted:
-        notes.append(_say_quote(table, names[quote], names))
+        notes.append(say_quote(table.source, names[quote], names))
         return [values[quote]], [names[quote]], pick, True
     if len(values) != 1 or wanted:
         raise ValueError(

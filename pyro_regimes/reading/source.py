@@ -41,8 +41,8 @@ def read_source(path: str | os.PathLike[str] | BinaryIO) -> Source:
             raise IsADirectoryError(f"expected path to name a file, got the directory {path}")
         content = path.read_bytes()
     else:
-        name = getattr(path, "name", None)
-        name = name if isinstance(name, str) else "the stream"
+        given = getattr(path, "name", None)
+        name = given if isinstance(given, str) else "the stream"
         content = path.read()
         if not isinstance(content, bytes):
             raise ValueError(
@@ -97,7 +97,7 @@ def _open_zip(name: str, content: bytes) -> Source:
                     "unpack it and read one of them"
                 )
             inner = archive.read(files[0])
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, RuntimeError, zlib.error) as error:
         raise ValueError(
             f"{name}: expected a zip archive, got one that cannot be read ({error}); unpack it "
             "and read the file in it"

@@ -1,4 +1,4 @@
-"""Reads delimited text: finds the separator, the decimal mark and the header; pandas does the rest."""
+"""Reads delimited text: finds separator, decimal mark and header, and lets pandas do the rest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pyro_regimes.reading.cells import (
     DATE,
-    NUMBER,
     VENDORS_MISSING_VALUES,
     classify,
     clean_name,
@@ -27,7 +28,7 @@ from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Layout, Table, b
 _SEPARATORS = [";", "\t", "|", ",", " "]  # " " stands for any blanks
 _HEAD_LINES, _HEAD_CHARACTERS = 200, 200_000
 _COMMENT = re.compile(r"^[ \t]*#(?!N/?A\b|NV\b|VALUE!|DIV/0!)[^\r\n]*", re.MULTILINE)
-_BLANK_LINE = re.compile(r"(?:\r\n|\n|\r)[ \t]*(?:\r\n|\n|\r)\s*(?=\S)")
+_BLANK_LINE = re.compile(r"\n[ \t]*\r?\n\s*(?=\S)")
 _SAYS_FRENCH_MISSING = re.compile(r"-99\.99")
 
 
@@ -50,6 +51,8 @@ def read_text(source: Source, decimal: str | None) -> Table:
     """
     name = source.name
     text = decode(name, source.content)
+    if "\r" in text and "\n" not in text:  # as old Macs end their lines
+        text = text.replace("\r", "\n")
     if "#" in text:
         text = _COMMENT.sub("", text)
     head = list(itertools.islice(io.StringIO(text[:_HEAD_CHARACTERS], newline=""), _HEAD_LINES))
@@ -62,8 +65,13 @@ def read_text(source: Source, decimal: str | None) -> Table:
         separator = "\t"
     first_line = rows.starts[layout.data]
     begin = sum(map(len, head[:first_line]))
-    end, notes = _find_end(name, text, begin, layout, separator)
-    body = text[begin:end]
+    body = text[begin:]
+    notes: tuple[str, ...] = ()
+    data = body.encode("utf-8", "surrogatepass")
+    if _has_blank_lines(data):
+        end, notes = _find_end(name, text, begin, layout, separator)
+        body = text[begin:end]
+        data = body.encode("utf-8", "surrogatepass")
     sample = rows.cells[layout.data :]
     if decimal is None:
         decimal = _find_decimal(name, sample, separator, layout)
@@ -74,7 +82,7 @@ def read_text(source: Source, decimal: str | None) -> Table:
     if _SAYS_FRENCH_MISSING.search(text[:begin]):  # the remark in the files of Kenneth French
         missing |= {"-99.99", "-999", "-99.9900"}
     where = _line_finder(body, separator, first_line, missing)
-    frame = _parse(name, body, separator, decimal, layout.width, as_text, missing, first_line)
+    frame = _parse(name, body, data, separator, decimal, layout.width, as_text, missing, first_line)
     blank = frame.isna().all(axis=1)
     if blank.any():
         frame = frame[~blank].reset_index(drop=True)
@@ -87,7 +95,7 @@ def _keep_text(
     header: list[list[str]], sample: list[list[str]], layout: Layout
 ) -> dict[int, type]:
     """The columns in which 1871.10 or 0700 would lose a digit as a number: dates and names."""
-    columns = {}
+    columns: dict[int, type] = {}
     for column in range(layout.width):
         names = {base_name(row[column]) for row in header}
         first = next((row[column] for row in sample if len(row) == layout.width), "")
@@ -156,13 +164,17 @@ def _find_decimal(name: str, rows: list[list[str]], separator: str, layout: Layo
     return "."
 
 
+def _has_blank_lines(data: bytes) -> bool:
+    """Whether a line may be blank; in an array of bytes this takes a tenth of a search's time."""
+    characters = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(characters[:-1] == ord("\n"))
+    return bool(np.isin(characters[ends + 1], list(b"\n\r \t")).any())
+
+
 def _find_end(
     name: str, text: str, begin: int, layout: Layout, separator: str
 ) -> tuple[int, tuple[str, ...]]:
     """The end of the table: of the text, or a blank line that something else follows."""
-    # a search for a few characters is many times faster than one for a pattern
-    if all(text.find(sign, begin) < 0 for sign in ("\n\n", "\n\r", "\r\r", "\n ", "\n\t")):
-        return len(text), ()
     for match in _BLANK_LINE.finditer(text, begin):
         stop = re.compile(r"[\r\n]|$").search(text, match.end())
         line = text[match.end() : stop.start() if stop else None]
@@ -184,6 +196,7 @@ def _find_end(
 def _parse(
     name: str,
     body: str,
+    data: bytes,
     separator: str,
     decimal: str,
     width: int,
@@ -200,7 +213,7 @@ def _parse(
             # a column with text in some of its chunks, which the reader of numbers refuses
             warnings.simplefilter("ignore", pd.errors.DtypeWarning)
             return pd.read_csv(
-                io.BytesIO(body.encode("utf-8", "surrogatepass")),
+                io.BytesIO(data),
                 sep=r"\s+" if separator == " " else separator,
                 header=None,
                 names=range(width),
