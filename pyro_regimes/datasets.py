@@ -62,8 +62,8 @@ def read_returns(
     what is read.
 
     The dates are in the column named ``date``, or in the first column that has dates; rows of a
-    file without dates are numbered. Every other column is a series. Of the quotes of a day (open, high,
-    low, close) the adjusted close is read, or the close, with a warning that says so. In long
+    file without dates are numbered. Every other column is a series. Of the quotes of a day (open,
+    high, low, close) the adjusted close is read, or the close, with a warning that says so. In long
     format (date, name, value) each name becomes a series.
 
     :param path: a file, or a binary stream such as ``sys.stdin.buffer``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import numbers
 import re
 from typing import Any
 
@@ -65,7 +66,7 @@ def classify(cell: Any) -> str:
     if isinstance(cell, (datetime.date, np.datetime64)):
         return DATE
     if not isinstance(cell, str):
-        return NUMBER
+        return NUMBER if isinstance(cell, numbers.Number) else TEXT
     text = cell.strip()
     if text in VENDORS_MISSING_VALUES:
         return MISSING
@@ -103,13 +104,13 @@ def to_numbers(column: Any, decimal: str) -> tuple[npt.NDArray[np.float64], npt.
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(column), bool)
     pattern = _DECORATED[decimal]
-    numbers = np.full(len(column), np.nan)
+    found = np.full(len(column), np.nan)
     wrong = np.zeros(len(column), dtype=bool)
     for i, cell in enumerate(column.to_numpy(dtype=object)):
         if not isinstance(cell, str):
-            wrong[i] = isinstance(cell, (bool, datetime.date, datetime.time))
-            if not wrong[i] and classify(cell) != MISSING:
-                numbers[i] = float(cell)
+            kind = classify(cell)
+            wrong[i] = kind in (DATE, TEXT) or isinstance(cell, bool)
+            found[i] = float(cell) if kind == NUMBER and not wrong[i] else np.nan
             continue
         text = cell.strip()
         match = pattern.fullmatch(text)
@@ -117,11 +118,11 @@ def to_numbers(column: Any, decimal: str) -> tuple[npt.NDArray[np.float64], npt.
             digits = re.sub(_GROUP, "", match["number"])
             digits = digits.replace("," if decimal == "." else ".", "").replace(decimal, ".")
             negative = match["sign"] in ("-", "\u2212") or bool(match["open"])
-            numbers[i] = -float(digits) if negative else float(digits)
+            found[i] = -float(digits) if negative else float(digits)
         elif text not in VENDORS_MISSING_VALUES:
             wrong[i] = not _is_float(text)
-            numbers[i] = np.nan if wrong[i] else float(text)
-    return numbers, wrong
+            found[i] = np.nan if wrong[i] else float(text)
+    return found, wrong
 
 
 def clean_name(cell: Any) -> str:

@@ -60,8 +60,9 @@ def read_dates(
             f"{table.place(int(empty[0]), name)}: expected a date, got ''; fill it in or remove "
             "the row"
         )
-    if pd.api.types.is_object_dtype(cells) and isinstance(cells.iloc[0], datetime.date):
-        cells = pd.to_datetime(cells, errors="coerce").fillna(cells)
+    if pd.api.types.is_object_dtype(cells):
+        if all(isinstance(cell, datetime.date) for cell in cells):
+            cells = pd.to_datetime(cells)
     if pd.api.types.is_datetime64_any_dtype(cells) and time_column is None:
         return _typed(cells)
     texts = _as_text(cells)

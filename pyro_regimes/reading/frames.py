@@ -102,6 +102,9 @@ def _json_frame(data: Any) -> Any:
 
 def _with_dates(frame: Any) -> Any:
     """pandas writes the dates of an index as milliseconds since 1970 by default."""
+    for name, column in frame.items():
+        if column.dtype == object and column.map(type).isin([dict, list]).any():
+            raise ValueError(f"a table within the column {name!r}")
     texts = frame.index.astype(str)
     if texts.str.fullmatch(r"-?\d{9,13}").all():
         frame.index = pandas().to_datetime(texts.astype("int64"), unit="ms")

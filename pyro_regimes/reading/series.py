@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pyro_regimes.reading.cells import DATE, MISSING, NUMBER, TEXT, classify, is_compact_date
 from pyro_regimes.reading.packages import pandas
 from pyro_regimes.reading.quotes import are_prices, choose_quote, say_quote
@@ -141,12 +143,14 @@ def _is_text(table: Table, column: int) -> bool:
 
 
 def _is_row_numbers(column: Any, name: str) -> bool:
-    """Whether whole numbers ascend by one, and are not years."""
+    """Whether numbers ascend by the same step, and are neither years nor seconds since 1970."""
     if base_name(name) not in _ROW_NUMBERS | DATE_NAMES:
         return False
     numbers = pandas().to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    ascend = bool((numbers[1:] - numbers[:-1] == 1).all()) and bool((numbers % 1 == 0).all())
-    return ascend and not 1500 <= numbers[0] <= 2200
+    steps = np.diff(numbers)
+    ascend = bool(np.isfinite(numbers).all()) and bool((steps > 0).all())
+    regular = bool(np.allclose(steps, steps[:1], rtol=1e-6, atol=0))
+    return ascend and regular and not 1500 <= numbers[0] <= 2200 and abs(numbers[0]) < 1e8
 
 
 def _is_clock(table: Table, column: int) -> bool:

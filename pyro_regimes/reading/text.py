@@ -15,6 +15,7 @@ import numpy as np
 
 from pyro_regimes.reading.cells import (
     DATE,
+    TEXT,
     VENDORS_MISSING_VALUES,
     classify,
     clean_name,
@@ -54,7 +55,7 @@ def read_text(source: Source, decimal: str | None) -> Table:
     if "\r" in text and "\n" not in text:  # as old Macs end their lines
         text = text.replace("\r", "\n")
     if "#" in text:
-        text = _COMMENT.sub("", text)
+        text = _COMMENT.sub("", _open_header(text))
     head = list(itertools.islice(io.StringIO(text[:_HEAD_CHARACTERS], newline=""), _HEAD_LINES))
     if len(text) > _HEAD_CHARACTERS and sum(map(len, head)) == _HEAD_CHARACTERS and len(head) > 1:
         head.pop()  # cut in the middle
@@ -73,8 +74,7 @@ def read_text(source: Source, decimal: str | None) -> Table:
         body = text[begin:end]
         data = body.encode("utf-8", "surrogatepass")
     sample = rows.cells[layout.data :]
-    if decimal is None:
-        decimal = _find_decimal(name, sample, separator, layout)
+    found = decimal or _find_decimal(name, sample, separator, layout)
 
     header = [[clean_name(cell) for cell in rows.cells[i]] for i in layout.header]
     as_text = _keep_text(header, sample, layout)
@@ -82,13 +82,33 @@ def read_text(source: Source, decimal: str | None) -> Table:
     if _SAYS_FRENCH_MISSING.search(text[:begin]):  # the remark in the files of Kenneth French
         missing |= {"-99.99", "-999", "-99.9900"}
     where = _line_finder(body, separator, first_line, missing)
-    frame = _parse(name, body, data, separator, decimal, layout.width, as_text, missing, first_line)
+    frame = _parse(name, body, data, separator, found or ".", layout.width, as_text, missing, first_line)
+    if found is None:  # whole numbers in the first rows
+        found = _find_decimal(name, _with_marks(frame, layout), separator, layout) or "."
+        if found == ",":
+            frame = _parse(name, body, data, separator, found, layout.width, as_text, missing, first_line)
     blank = frame.isna().all(axis=1)
     if blank.any():
         frame = frame[~blank].reset_index(drop=True)
     _check_short_rows(name, frame, body, separator, first_line, missing)
     columns = [frame[column] for column in range(layout.width)]
-    return Table(name, header, columns, where, decimal, notes)
+    return Table(name, header, columns, where, found, notes)
+
+
+def _open_header(text: str) -> str:
+    """The text without the sign of a remark before the names of columns, as NumPy writes it."""
+    names = ""
+    for line in itertools.islice(io.StringIO(text[:_HEAD_CHARACTERS], newline=""), _HEAD_LINES):
+        if _COMMENT.match(line):
+            names = line
+        elif line.strip():
+            opened = names.lstrip(" \t#")
+            for separator in _SEPARATORS if names else ():
+                (above, below) = _split([opened, line], separator).cells
+                if len(above) == len(below) > 1 and TEXT not in map(classify, below):
+                    return text.replace(names, opened, 1)
+            break
+    return text
 
 
 def _keep_text(
@@ -110,11 +130,14 @@ def _split(lines: list[str], separator: str) -> _Rows:
         return _Rows([line.split() for line in lines], list(range(len(lines))))
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     rows, starts, start = [], [], 0
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        rows.append(cells if any(cells) else [])
-        starts.append(start)
-        start = reader.line_num
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            rows.append(cells if any(cells) else [])
+            starts.append(start)
+            start = reader.line_num
+    except csv.Error:  # a line end within a line, or a cell that is too long: pandas says so
+        pass
     return _Rows(rows, starts)
 
 
@@ -140,7 +163,24 @@ def _is_one_column(head: list[str]) -> bool:
     return "," not in first and all(re.fullmatch(r"[+-]?\d+(,\d+)?%?", line) for line in rest)
 
 
-def _find_decimal(name: str, rows: list[list[str]], separator: str, layout: Layout) -> str:
+def _with_marks(frame: Any, layout: Layout) -> list[list[str]]:
+    """The cells of text that have a comma, as rows of one cell each, all else blank."""
+    rows = []
+    for column in range(layout.width):
+        if column != layout.date_column and frame[column].dtype.kind not in "iufb":
+            cells = frame[column].dropna().astype(str)
+            blank = [""] * layout.width
+            rows += [
+                [*blank[:column], cell, *blank[column + 1 :]]
+                for cell in cells[cells.str.contains(",", regex=False)]
+            ]
+    return rows
+
+
+def _find_decimal(
+    name: str, rows: list[list[str]], separator: str, layout: Layout
+) -> str | None:
+    """The decimal mark; None if no number has a point or a comma."""
     evidence = [
         (row[column], decimal_evidence(row[column]))
         for row in rows
@@ -161,7 +201,7 @@ def _find_decimal(name: str, rows: list[list[str]], separator: str, layout: Layo
             f"{name}: expected numbers that can be read in one way, got {cell!r}, which may be "
             f"{one} or {other}; say decimal='.' or decimal=',' (--decimal)"
         )
-    return "."
+    return "." if any(found for _, found in evidence) else None
 
 
 def _has_blank_lines(data: bytes) -> bool:
