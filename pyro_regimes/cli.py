@@ -293,8 +293,9 @@ class _Reading(NamedTuple):
 def _read(csv: Path | None, options: _Reading, num_rows: int | None) -> Returns:
     if csv is None:
         for name, value in options._asdict().items():
-            if value is not None and value is not False:
+            if value or (name == "dayfirst" and value is False):
                 option = f"--{name.replace('_', '-')}"
+                option = "--dayfirst or --no-dayfirst" if name == "dayfirst" else option
                 raise ValueError(f"expected {option} together with a file, got no file; name one")
         returns = datasets.load_sector_returns()
     else:

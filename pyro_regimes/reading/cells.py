@@ -26,7 +26,7 @@ VENDORS_MISSING_VALUES = MISSING_VALUES | {
 _GROUP = "[ \u00a0\u2009\u202f'\u2019]"  # blanks and apostrophes between groups of three digits
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 _NUMBER = {
-    mark: rf"(?:(?:\d{{1,3}}(?:{group}\d{{3}})+|\d+)(?:{decimal}\d*)?|{decimal}\d+){_EXPONENT}"
+    mark: rf"(?:(?:[1-9]\d{{0,2}}(?:{group}\d{{3}})+|\d+)(?:{decimal}\d*)?|{decimal}\d+){_EXPONENT}"
     for mark, group, decimal in [
         (".", f"(?:,|{_GROUP})", r"\."),
         (",", rf"(?:\.|{_GROUP})", ","),
