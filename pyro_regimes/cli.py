@@ -177,7 +177,7 @@ def fit(
         returns.values, states, probs, model.regime_names_, returns.dates
     )
     figure.savefig(out / "regimes.png", dpi=150)
-    _out.print(f"\nWrote states.csv, model.json and regimes.png to {out}", soft_wrap=True)
+    _out.print(f"\nWrote states.csv, model.json and regimes.png to {out}")
 
 
 @app.command()
@@ -276,7 +276,7 @@ def compare(
     if any(run.posterior is not None for run in comparison.runs):
         wrote.append(out / "posteriors.png")
         plot_posteriors(comparison).savefig(wrote[1], dpi=150)
-    _out.print(f"Wrote {' and '.join(map(str, wrote))}", soft_wrap=True)
+    _out.print(f"Wrote {' and '.join(map(str, wrote))}")
 
 
 class _Reading(NamedTuple):

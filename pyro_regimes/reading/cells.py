@@ -47,6 +47,7 @@ _DATE = re.compile(
       | \d{1,2}[-/. ]?[A-Za-z]{3,9}[-/., ]*(?:\d{4}|\d{2})    # 31-Jan-2020
       | (?:[A-Za-z]{3},?\ )?[A-Za-z]{3,9}\ \d{1,2},?\ \d{4}   # Jan 31, 2020
       | [A-Za-z]{3,9}[-/. ](?:\d{4}|\d{2})          # Jan 2020
+      | \d{1,2}[-/]\d{4}                           # 01/2020
     ) (?: [T ,]+\d{1,2}:\d{2}.* )?
     | \d{4}[-: ]?[QqMmWw]\d{1,2}                    # 1947Q1, 1990M01
     | \d{4}[-/:]\d{2}                               # 1990-01
@@ -110,7 +111,8 @@ def to_numbers(column: Any, decimal: str) -> tuple[npt.NDArray[np.float64], npt.
         if not isinstance(cell, str):
             kind = classify(cell)
             wrong[i] = kind in (DATE, TEXT) or isinstance(cell, bool)
-            found[i] = float(cell) if kind == NUMBER and not wrong[i] else np.nan
+            if kind == NUMBER and not wrong[i]:
+                found[i], wrong[i] = _float_of(cell)
             continue
         text = cell.strip()
         match = pattern.fullmatch(text)
@@ -123,6 +125,14 @@ def to_numbers(column: Any, decimal: str) -> tuple[npt.NDArray[np.float64], npt.
             wrong[i] = not _is_float(text)
             found[i] = np.nan if wrong[i] else float(text)
     return found, wrong
+
+
+def _float_of(cell: Any) -> tuple[float, bool]:
+    """The number, and whether it is none that a float can hold."""
+    try:
+        return float(cell), False
+    except (OverflowError, TypeError):  # 10**400, complex numbers
+        return np.nan, True
 
 
 def clean_name(cell: Any) -> str:

@@ -223,6 +223,8 @@ def _date_formats(text: str, dayfirst: bool | None) -> list[str]:
     ]:
         if re.fullmatch(pattern, text):
             return formats
+    if match := re.fullmatch(r"\d{1,2}([-/])\d{4}", text):
+        return [f"%m{match[1]}%Y"]
     if match := re.fullmatch(r"\d{4}([-/:.Mm ]|-M)\d{1,2}", text):
         return [f"%Y{match[1]}%m"]
     for pattern, order in [

@@ -17,9 +17,15 @@ _HEAD_ROWS = 200
 def read_excel(source: Source) -> Table:
     """Read the first sheet of a workbook that has a table."""
     require("openpyxl", f"{source.name}: reading .xlsx")
-    sheets = pandas().read_excel(
-        io.BytesIO(source.content), sheet_name=None, header=None, dtype=object, engine="openpyxl"
-    )
+    content = io.BytesIO(source.content)
+    try:
+        sheets = pandas().read_excel(
+            content, sheet_name=None, header=None, dtype=object, engine="openpyxl"
+        )
+    except Exception as error:  # of many kinds, by the part that is broken
+        raise ValueError(
+            f"{source.name}: expected an Excel workbook, got a broken one ({error}); save it again"
+        ) from error
     filled = {name: sheet for name, sheet in sheets.items() if not sheet.dropna(how="all").empty}
     if not filled:
         raise ValueError(
@@ -43,7 +49,7 @@ def read_parquet(source: Source) -> Table:
     require("pyarrow", f"{source.name}: reading .parquet")
     try:
         frame = pandas().read_parquet(io.BytesIO(source.content), engine="pyarrow")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds, by the part that is broken
         raise ValueError(
             f"{source.name}: expected a Parquet file, got a broken one ({error}); write it again"
         ) from error

@@ -133,7 +133,14 @@ def _unstack(table: Table, choice: Choice, dates: Dates, prices: bool) -> _Serie
     """Long format: one row per date and series becomes one row per date."""
     pd = pandas()
     assert choice.identifier is not None
-    labels = table.columns[choice.identifier].astype(str).str.strip()
+    cells = table.columns[choice.identifier]
+    if cells.isna().any():
+        row = int(np.argmax(cells.isna().to_numpy()))
+        raise ValueError(
+            f"{table.place(row, table.labels()[choice.identifier])}: expected the name of a series, "
+            "got a missing value; write the name, or remove the row"
+        )
+    labels = cells.astype(str).str.strip()
     codes, found = pd.factorize(labels)
     names = list(map(str, found))
     numbers = _numbers(table, choice.series[0], choice.names[0], prices)

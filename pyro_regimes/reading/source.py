@@ -66,8 +66,8 @@ def _identify(name: str, content: bytes) -> Source:
         return Source(name, content, "parquet")
     if content.startswith(_OLD_EXCEL):
         raise ValueError(
-            f"{name}: expected {KINDS}, got an Excel file of the format before 2007; "
-            "save it as .xlsx"
+            f"{name}: expected {KINDS}, got an Excel file of the format before 2007, or "
+            "one with a password; save it as .xlsx without one"
         )
     start = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
     if not start:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,39 @@ def test_identifiers_keep_their_zeros():
     assert read(text).names == ("0700", "0005")
 
 
+@pytest.mark.parametrize(
+    "first, second, day",
+    [
+        ("01/2020", "02/2020", "2020-01-01"),
+        ("2020-1", "2020-2", "2020-01-01"),
+        ("2020/01", "2020/02", "2020-01-01"),
+        ("Q1/2020", "Q2/2020", "2020-01-01"),
+        ("2020:Q2", "2020:Q3", "2020-04-01"),
+        ("May 2020", "June 2020", "2020-05-01"),
+        ("May-20", "Jun-20", "2020-05-01"),
+        ("January 2, 2020", "January 3, 2020", "2020-01-02"),
+        ("2 January 2020", "3 January 2020", "2020-01-02"),
+        ("02Jan2020", "03Jan2020", "2020-01-02"),
+        ("2020.01.02", "2020.01.03", "2020-01-02"),
+        ("2.1.2020", "3.1.2020", "2020-01-02"),
+        ("2020-01-02T00:00:00.000Z", "2020-01-03T00:00:00.000Z", "2020-01-02"),
+        ("2020-01-02 00:00:00+01:00", "2020-01-03 00:00:00+01:00", "2020-01-02"),
+        ("1577923200", "1578009600", "2020-01-02"),
+        ("2020-W02", "2020-W03", "2020-01-06"),
+        ("43831", "43832", None),
+        ("Montag", "Dienstag", None),
+        ("2020-13-01", "2020-13-02", None),
+    ],
+)
+def test_formats_of_dates(first, second, day):
+    text = f'date,a\n"{first}",1\n"{second}",2\n'
+    if day is None:
+        with pytest.raises(ValueError, match="line [23], column 'date': expected a date such as"):
+            read(text)
+    else:
+        assert str(read(text).dates[0]) == day
+
+
 def test_a_stream_of_text_is_refused():
     with pytest.raises(ValueError, match="expected a stream of bytes, got str; open the file with"):
         read_returns(io.StringIO(HEAD))
@@ -184,7 +218,15 @@ def test_wrong_options(options, message):
         (b'{"a": ', "expected JSON records"),
         (b'[{"date": "2024-01-31", "a": {"b": 1}}]', "got something else .a table within the col"),
         (b"[1, 2]", "a list whose entries are not all records"),
-        (b"[]", "expected"),
+        (b"[]", "expected rows of data in the columns"),
+        (
+            b'[{"date": "2024-01-31", "a": 1' + b"0" * 400 + b"}]",
+            "record 1, column 'a': expected a number, got '1000",
+        ),
+        (
+            b"date,ticker,a\n2024-01-31,NA,1\n2024-01-31,X,1\n2024-01-31,Y,1\n",
+            "line 2, column 'ticker': expected the name of a series, got a missing value",
+        ),
         (b"date,a\n2024-01-31,1\rx\n", "expected"),
         (b'date,a\n2024-01-31,"' + b"1" * 300_000 + b'"\n', "expected"),
         (b'date,a\n"' + b"\n" * 300_000, "expected"),
@@ -193,6 +235,16 @@ def test_wrong_options(options, message):
 def test_broken_files_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
         read_returns(io.BytesIO(content))
+
+
+def test_a_broken_workbook():
+    pytest.importorskip("openpyxl")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<broken")
+    content.seek(0)
+    with pytest.raises(ValueError, match="expected an Excel workbook, got a broken one"):
+        read_returns(content)
 
 
 def test_a_broken_parquet_file():
