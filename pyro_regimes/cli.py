@@ -308,6 +308,8 @@ def _read(csv: Path | None, options: _Reading, num_rows: int | None) -> Returns:
             )
         for warning in caught:
             _show_warning(warning.message)
+        if returns.time_zone not in (None, "UTC"):
+            _note(f"times are in UTC; the time zone of the file is {returns.time_zone}")
     return returns if num_rows is None else returns.last(num_rows)
 
 
@@ -323,7 +325,7 @@ def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> flo
         return chosen
     found = returns.periods_per_year
     if tell and found is not None:
-        _note(f"{returns.frequency} data, {found:g} periods a year (--periods-per-year)")
+        _note(f"the rows are {returns.frequency}: {found:g} periods a year (--periods-per-year)")
     elif tell:
         _note("the dates tell no frequency; 252 periods a year (--periods-per-year)")
     return 252 if found is None else found

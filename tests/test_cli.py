@@ -228,7 +228,7 @@ def test_fit_annualises_by_the_frequency_and_prints_names_as_they_are(
     monkeypatch.chdir(tmp_path)
     path = str(write_months(tmp_path / "months.csv"))
     out, err = fit_in_process(capsys, monkeypatch, path, "--sort")
-    assert "note: monthly data, 12 periods a year (--periods-per-year)" in err
+    assert "note: the rows are monthly: 12 periods a year (--periods-per-year)" in err
     assert "FX [EUR] :smile: " in out and "re [31md" in out and "\x1b" not in out + err
     chosen, told = fit_in_process(
         capsys, monkeypatch, path, "--sort", "--periods-per-year", "1200"
@@ -261,7 +261,7 @@ def test_fit_reads_standard_input(tmp_path):
             timeout=300,
         )
     assert done.returncode == 0, done.stderr
-    assert "note: monthly data" in done.stderr and (tmp_path / "regimes" / "states.csv").exists()
+    assert "note: the rows are monthly" in done.stderr and (tmp_path / "regimes" / "states.csv").exists()
 
 
 def test_the_program_ends_with_the_code_the_exit_functions_and_the_traceback():

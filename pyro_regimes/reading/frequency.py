@@ -52,7 +52,7 @@ def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
     days_per_year = _CALENDAR_DAYS if weekend > _WEEKEND_SHARE else _TRADING_DAYS
     rows_per_day = float(np.median(counts))
     if rows_per_day > 1:
-        return Frequency(f"intraday, {rows_per_day:g} rows a day", rows_per_day * days_per_year)
+        return Frequency(f"intraday, {rows_per_day:g} a day", rows_per_day * days_per_year)
     gap = float(np.median(gaps))
     # a few rows around a weekend
     if gap <= 1 or (gap <= 4 and len(gaps) < 5):
@@ -63,4 +63,4 @@ def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
             return frequency
     years = gaps.sum() / 365.25
     per_year = float(f"{len(gaps) / years:.3g}")
-    return Frequency(f"irregular, about {per_year:g} rows a year", per_year)
+    return Frequency(f"irregular, about {per_year:g} a year", per_year)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.reading.cells import to_numbers
+from pyro_regimes.reading.cells import clean_name, to_numbers
 from pyro_regimes.reading.dates import Dates, read_dates
 from pyro_regimes.reading.frames import read_excel, read_json, read_parquet
 from pyro_regimes.reading.frequency import UNKNOWN, infer_frequency
@@ -142,7 +142,7 @@ def _unstack(table: Table, choice: Choice, dates: Dates, prices: bool) -> _Serie
         )
     labels = cells.astype(str).str.strip()
     codes, found = pd.factorize(labels)
-    names = list(map(str, found))
+    names = [clean_name(label) for label in found]
     numbers = _numbers(table, choice.series[0], choice.names[0], prices)
     days, rows = np.unique(dates.values, return_inverse=True)
     cell = rows * len(names) + codes

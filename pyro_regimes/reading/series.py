@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_regimes.reading.cells import DATE, MISSING, NUMBER, TEXT, classify, is_compact_date
+from pyro_regimes.reading.cells import (
+    DATE,
+    MISSING,
+    NUMBER,
+    TEXT,
+    classify,
+    clean_name,
+    is_compact_date,
+)
 from pyro_regimes.reading.packages import pandas
 from pyro_regimes.reading.quotes import are_prices, choose_quote, say_quote
 from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Table, base_name
@@ -83,7 +91,13 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
             values = table.columns[i].dropna().unique()
             if len(values) == 1 and (len(table.columns[i]) > 1 or _is_identifier(labels[i])):
                 rest.remove(i)
-                named = str(values[0]) if _is_identifier(labels[i]) else named
+                if _is_identifier(labels[i]):
+                    named = clean_name(values[0])
+                else:
+                    notes.append(
+                        f"{table.source}: left out {labels[i]!r}, which has the text "
+                        f"{str(values[0])!r} in all rows"
+                    )
     if len(table.header) > 1:
         series, names, quotes = _from_levels(table, labels, rest, columns, notes)
         pick = None

@@ -127,7 +127,12 @@ CASES: list[tuple[str, Read | Refused]] = [
         ),
     ),
     ("stooq_polish.csv", quotes("Zamkniecie", "Zamkniecie", DAYS, [10.5, 11.5, 11])),
-    ("stooq_bulk.txt", quotes("ACME.US", "<CLOSE>", DAYS, [10.5, 11.5, 11])),
+    (
+        "stooq_bulk.txt",
+        quotes("ACME.US", "<CLOSE>", DAYS, [10.5, 11.5, 11])._replace(
+            notes=["left out '<PER>', which has the text 'D'", "took '<CLOSE>'", *PRICES]
+        ),
+    ),
     (
         "stooq_hourly.txt",
         quotes(

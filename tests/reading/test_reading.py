@@ -89,7 +89,7 @@ def test_intraday_rows_are_counted(minutes, rows_a_day):
     frame = pd.DataFrame({"a": np.arange(len(times)) % 7}, index=times)
     returns = read(frame.to_csv(index_label="time"))
     assert returns.periods_per_year == 252 * rows_a_day
-    assert returns.frequency == f"intraday, {rows_a_day} rows a day"
+    assert returns.frequency == f"intraday, {rows_a_day} a day"
     assert returns.dates[1] - returns.dates[0] == np.timedelta64(minutes, "m")
 
 
@@ -187,6 +187,17 @@ def test_formats_of_dates(first, second, day):
             read(text)
     else:
         assert str(read(text).dates[0]) == day
+
+
+def test_names_in_rows_are_free_of_control_characters():
+    text = "date,ticker,value\n2024-01-31,\x1b[1mA,1\n2024-01-31,B\u202ec,2\n"
+    text += "2024-02-29,\x1b[1mA,3\n2024-02-29,B\u202ec,4\n"
+    assert read(text).names == ("[1mA", "B c")
+
+
+def test_a_column_of_one_text_is_left_out_and_named():
+    with pytest.warns(UserWarning, match="left out 'b', which has the text 'EUR' in all rows"):
+        assert read("date,a,b\n2024-01-31,1,EUR\n2024-02-29,2,EUR\n").names == ("a",)
 
 
 def test_a_stream_of_text_is_refused():
