@@ -261,7 +261,8 @@ def test_fit_reads_standard_input(tmp_path):
             timeout=300,
         )
     assert done.returncode == 0, done.stderr
-    assert "note: the rows are monthly" in done.stderr and (tmp_path / "regimes" / "states.csv").exists()
+    assert "note: the rows are monthly" in done.stderr
+    assert (tmp_path / "regimes" / "states.csv").exists()
 
 
 def test_the_program_ends_with_the_code_the_exit_functions_and_the_traceback():

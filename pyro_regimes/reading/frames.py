@@ -68,7 +68,7 @@ def read_json(source: Source) -> Table:
         except json.JSONDecodeError:
             data = [json.loads(line) for line in text.splitlines() if line.strip()]
         frame = _with_dates(_json_frame(data))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{source.name}: expected JSON records, columns or a split table as pandas writes "
             f"them, got something else ({error}); write it with DataFrame.to_json"

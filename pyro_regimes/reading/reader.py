@@ -136,9 +136,10 @@ def _unstack(table: Table, choice: Choice, dates: Dates, prices: bool) -> _Serie
     cells = table.columns[choice.identifier]
     if cells.isna().any():
         row = int(np.argmax(cells.isna().to_numpy()))
+        label = table.labels()[choice.identifier]
         raise ValueError(
-            f"{table.place(row, table.labels()[choice.identifier])}: expected the name of a series, "
-            "got a missing value; write the name, or remove the row"
+            f"{table.place(row, label)}: expected the name of a series, got a missing value; write "
+            "the name, or remove the row"
         )
     labels = cells.astype(str).str.strip()
     codes, found = pd.factorize(labels)
