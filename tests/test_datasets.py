@@ -326,7 +326,10 @@ BAD_RETURNS = {
         "date,a\n2020-01-01,1\n2020-01-02,-inf\n",
         "line 3, column 'a': expected a finite number, got '-inf'",
     ),
-    "too large": ("date,a\n2020-01-01,1e999\n", "expected a finite number, got '(inf|1e999)'"),
+    "too large": (
+        "date,a\n2020-01-01,1e999\n",
+        "expected a finite number, got '(inf|1e999)'",
+    ),
     "not a date": (
         "date,a\n2020-01-01,1\n2020-02-30,2\n",
         "line 3, column 'date': expected a date such as 1990-01-31.*got '2020-02-30'",
@@ -374,7 +377,10 @@ BAD_RETURNS = {
         "date,a,b\n2020-01-02,1,\n2020-01-03,,1\n",
         r"expected no missing cells, got 1 in 'a' \(first on line 3\), 1 in 'b' .*; 2 of 2 rows",
     ),
-    "open quote": ('date,a\n2020-01-01,"1\n2020-01-02,2\n', "expected text with.*closed quotes, got"),
+    "open quote": (
+        'date,a\n2020-01-01,"1\n2020-01-02,2\n',
+        "expected text with.*closed quotes, got",
+    ),
 }
 
 
