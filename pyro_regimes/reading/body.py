@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,11 +91,9 @@ class Body(NamedTuple):
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The number of the last line of each row, and its cells."""
-        lines = io.StringIO(self.text, newline="")
+        lines: Iterable[str] = io.StringIO(self.text, newline="")
         if self.separator == " ":
-            for i, line in enumerate(lines):
-                yield self.first_line + i + 1, line.split()
-            return
+            lines = (" ".join(line.split()) for line in lines)
         reader = csv.reader(lines, delimiter=self.separator, skipinitialspace=True)
         try:
             for row in reader:

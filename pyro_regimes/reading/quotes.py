@@ -11,6 +11,7 @@ from pyro_regimes.reading.table import base_name
 CLOSE = ["adj close", "adjusted close", "adj. close", "adjclose", "adj_close", "adjusted_close"]
 CLOSE += ["close", "close/last", "px_last", "last price", "last", "price", "settle", "schluss"]
 CLOSE += ["schlusskurs", "zamkniecie"]
+CLOSE.insert(0, "adjusted")
 _OPEN_HIGH_LOW = {
     *["open", "high", "low", "px_open", "px_high", "px_low"],
     *["open price", "high price", "low price", "er\u00f6ffnung", "hoch", "tief"],
@@ -35,6 +36,23 @@ def are_prices(chosen: Sequence[str], fields: Sequence[str]) -> bool:
     return choose_quote(fields) is not None and all(
         name in CLOSE or name in _OPEN_HIGH_LOW for name in known
     )
+
+
+def split_names(names: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """The tickers and the fields of names such as ``ACME.Close`` or ``Close_ACME``.
+
+    None if not all names are such, or the fields are no quotes.
+    """
+    known = sorted({*CLOSE, *_OPEN_HIGH_LOW, *_OTHERS}, key=len, reverse=True)
+    listed = "|".join(map(re.escape, known))
+    ticker, field = "(?P<ticker>.+)", f"(?P<field>{listed})"
+    for pattern in (f"{ticker}[._ ]{field}", f"{field}[._ ]{ticker}"):
+        matches = [re.fullmatch(pattern, name, re.IGNORECASE) for name in names]
+        found = [match for match in matches if match]
+        fields = [match["field"] for match in found]
+        if len(found) == len(names) and choose_quote(list(dict.fromkeys(fields))) is not None:
+            return [match["ticker"] for match in found], fields
+    return None
 
 
 def choose_quote(fields: Sequence[str]) -> int | None:

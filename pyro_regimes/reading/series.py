@@ -19,7 +19,7 @@ from pyro_regimes.reading.cells import (
     is_compact_date,
 )
 from pyro_regimes.reading.packages import pandas
-from pyro_regimes.reading.quotes import are_prices, choose_quote, say_quote
+from pyro_regimes.reading.quotes import are_prices, choose_quote, say_quote, split_names
 from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Table, base_name
 
 _ROW_NUMBERS = {"", "index", "t", "n", "row", "obs", "no", "nr", "#", "id", "unnamed: 0", "time"}
@@ -59,8 +59,11 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
     table = table._replace(header=_fill_merged(table.header))
     labels = table.labels()
     date = _find_dates(table, labels)
+    if len(table.header) == 1 and not (columns and set(columns) <= set(labels)):
+        table = table._replace(header=_split_header(labels, date))
     rest = [i for i in range(len(labels)) if i != date]
-    if date is None and len(rest) > 1 and _is_row_numbers(table.columns[0], labels[0]):
+    numbered = len(rest) > 1 and _is_row_numbers(table.columns[0], labels[0])
+    if 0 in rest and numbered and (date is None or labels[0] in ("", "Unnamed: 0")):
         rest.remove(0)
     time = None
     if date is not None:
@@ -109,6 +112,17 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
         if quotes and named and len(names) == 1 and columns is None:
             names = [named]
     return Choice(date, time, identifier, series, names, pick, quotes, notes)
+
+
+def _split_header(labels: list[str], date: int | None) -> list[list[str]]:
+    """A header of two rows for names such as ``ACME.Close``; one row for others."""
+    names = [label for i, label in enumerate(labels) if i != date]
+    levels = split_names(names) if choose_quote(names) is None else None
+    if levels is None:
+        return [labels]
+    if date is None:
+        return [*levels]
+    return [[*row[:date], labels[date], *row[date:]] for row in levels]
 
 
 # ---- dates -----------------------------------------------------------------------------------

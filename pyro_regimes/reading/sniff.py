@@ -61,7 +61,7 @@ def _open_header(text: str) -> str:
 def split(lines: list[str], separator: str) -> Rows:
     """The cells of lines."""
     if separator == " ":
-        return Rows([line.split() for line in lines], list(range(len(lines))))
+        lines = [" ".join(line.split()) for line in lines]
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     rows, starts, start = [], [], 0
     try:

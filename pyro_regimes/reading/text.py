@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyro_regimes.reading.body import Body, find_end
-from pyro_regimes.reading.cells import VENDORS_MISSING_VALUES, clean_name
+from pyro_regimes.reading.cells import NUMBER, TEXT, VENDORS_MISSING_VALUES, classify, clean_name
 from pyro_regimes.reading.sniff import (
+    Rows,
     find_decimal,
     find_separator,
     first_lines,
@@ -35,7 +36,7 @@ def read_text(source: Source, decimal: str | None) -> Table:
     text = without_remarks(text)
     head = first_lines(text)
     separator = find_separator(head)
-    rows = split(head, separator)
+    rows = _name_first_column(split(head, separator))
     layout = locate(name, rows.cells)
     if layout.width == 1:
         separator = "\t"
@@ -57,6 +58,18 @@ def read_text(source: Source, decimal: str | None) -> Table:
         frame = body.parse(mark, as_text) if mark == "," else frame
     columns = [frame[column] for column in range(layout.width)]
     return Table(name, header, columns, body.where, mark, notes)
+
+
+def _name_first_column(rows: Rows) -> Rows:
+    """R writes no name for the column of the names of rows; a blank one takes its place."""
+    filled = [i for i, row in enumerate(rows.cells) if row][:2]
+    if len(filled) == 2:
+        header, first = (rows.cells[i] for i in filled)
+        text_only = {*map(classify, header)} == {TEXT}
+        if text_only and len(header) + 1 == len(first) and NUMBER in map(classify, first[1:]):
+            cells = [["", *row] if i == filled[0] else row for i, row in enumerate(rows.cells)]
+            return rows._replace(cells=cells)
+    return rows
 
 
 def _keep_text(

@@ -145,6 +145,40 @@ def test_a_header_after_the_sign_of_a_remark():
     assert returns.names == ("a", "b") and returns.values.tolist() == [[1.5, -2], [0.5, 3]]
 
 
+def test_a_header_without_a_name_for_the_names_of_rows():
+    # as R's write.table writes it; a first row of data must not be taken for the header
+    returns = read('"a" "b"\n"1" 0.5 1\n"2" 0.7 2\n')
+    assert returns.names == ("a", "b") and returns.values.tolist() == [[0.5, 1], [0.7, 2]]
+    with pytest.raises(ValueError, match="expected a header line"):
+        read('"1" 0.5 1\n"2" 0.7 2\n')
+
+
+def test_row_numbers_beside_dates_are_no_series():
+    # as pandas and R write them
+    text = ",date,a\n0,2024-01-31,1\n1,2024-02-29,2\n"
+    assert read(text).names == ("a",)
+    assert read('"","a","date"\n"1",1,"2024-01-31"\n"2",2,"2024-02-29"\n').names == ("a",)
+
+
+@pytest.mark.parametrize("pattern", ["{ticker}.{field}", "{field}_{ticker}", "{ticker} {field}"])
+def test_tickers_and_fields_in_one_name(pattern):
+    names = [
+        pattern.format(ticker=ticker, field=field)
+        for ticker in ("ACME", "BRK.B")
+        for field in ("Open", "High", "Low", "Close", "Volume", "Adjusted")
+    ]
+    numbers = {day: ",".join(str(day + i) for i in range(12)) for day in (2, 3)}
+    rows = "".join(f"2024-01-0{day},{cells}\n" for day, cells in numbers.items())
+    with pytest.warns(UserWarning, match="took 'Adjusted' and left out|these are prices"):
+        returns = read("date," + ",".join(names) + "\n" + rows)
+    assert returns.names == ("ACME", "BRK.B") and returns.values.tolist() == [[7, 13], [8, 14]]
+    with pytest.warns(UserWarning, match="these are prices"):
+        returns = read("date," + ",".join(names) + "\n" + rows, columns=["Open", "ACME"])
+    assert returns.values.tolist() == [[2], [3]]
+    returns = read("date," + ",".join(names) + "\n" + rows, columns=names[:1])
+    assert returns.names == (names[0],) and returns.values.tolist() == [[2], [3]]
+
+
 def test_steps_of_time_are_no_series():
     returns = read("time,x\n0.0,1.5\n0.1,0.5\n0.2,3\n")
     assert returns.names == ("x",) and returns.dates.tolist() == [0, 1, 2]
