@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import csv as csv_format
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ import traceback
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NamedTuple, NoReturn, Optional
 
 try:
     import rich.progress
@@ -40,8 +41,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-_err = Console(stderr=True)
+# Names of series and of files are printed as they are, with square brackets and colons.
+_out = Console(markup=False, emoji=False)
+_err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 class CovarianceType(str, Enum):
@@ -63,13 +65,37 @@ class OrderBy(str, Enum):
 _CSV = Annotated[
     Optional[Path],
     typer.Argument(
-        help="CSV file with a date column and one column per series. Default: the embedded daily "
-        "returns of seven US sectors, 1990 to 2022, in percent.",
+        help="File of returns, one column per series: .csv, .csv.gz, .zip, .xlsx, .parquet or "
+        ".json; - reads standard input. Default: the embedded daily returns of seven US sectors, "
+        "1990 to 2022, in percent.",
         show_default=False,
     ),
 ]
 _PRICES = Annotated[
-    bool, typer.Option("--prices", help="The CSV holds prices; use their returns in percent.")
+    bool, typer.Option("--prices", help="The file holds prices; use their returns in percent.")
+]
+_COLUMNS = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        help="Column to read, or several separated by commas; this option can be repeated.",
+        show_default="all, or the closing price among open, high, low and close",
+    ),
+]
+_DAYFIRST = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--dayfirst/--no-dayfirst",
+        help="Whether 01/02/2020 is the first of February.",
+        show_default="as the dates tell",
+    ),
+]
+_SORT = Annotated[bool, typer.Option("--sort", help="Sort the rows by date.")]
+_DROP_MISSING = Annotated[
+    bool, typer.Option("--drop-missing", help="Leave out rows with missing cells.")
+]
+_DECIMAL = Annotated[
+    Optional[str],
+    typer.Option(help="Decimal mark, . or , in text files.", show_default="as the numbers tell"),
 ]
 _ROWS = Annotated[
     Optional[int],
@@ -94,6 +120,11 @@ _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 def fit(
     csv: _CSV = None,
     prices: _PRICES = False,
+    columns: _COLUMNS = None,
+    dayfirst: _DAYFIRST = None,
+    sort: _SORT = False,
+    drop_missing: _DROP_MISSING = False,
+    decimal: _DECIMAL = None,
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
     covariance_type: _COVARIANCE = CovarianceType.full,
@@ -102,6 +133,13 @@ def fit(
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")
     ] = OrderBy.volatility,
+    periods_per_year: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Rows in a year, by which the table is annualised.",
+            show_default="as the dates tell, or 252",
+        ),
+    ] = None,
     seed: _SEED = 0,
     out: _OUT = _FIT_OUT,
 ) -> None:
@@ -111,7 +149,9 @@ def fit(
     begin with smoothed use all of the data; those that begin with filtered use the past and the
     present only, as a back-test must.
     """
-    returns = _read(csv, prices, num_rows)
+    options = _Reading(prices, columns, dayfirst, sort, drop_missing, decimal)
+    returns = _read(csv, options, num_rows)
+    periods = _periods_per_year(returns, periods_per_year, tell=csv is not None)
     _make_directory(out)
     model = RegimeModel(
         n_regimes=n_regimes,
@@ -119,6 +159,7 @@ def fit(
         n_init=n_init,
         max_iter=max_iter,
         order_by=order_by.value,
+        periods_per_year=periods,
         random_state=seed,
     )
     with _progress() as progress:
@@ -126,7 +167,6 @@ def fit(
         frame = returns.to_frame()
         model.fit(frame, callback=lambda step, value: progress.update(task, completed=step))
     summary = model.summary()
-    _out.print(str(summary), highlight=False, markup=False)
     states, probs = model.predict(frame), model.predict_proba(frame)
     filtered = model.predict_proba(frame, "filtered")
     _write_states(out / "states.csv", returns, model.regime_names_, states, filtered, probs)
@@ -135,13 +175,20 @@ def fit(
         returns.values, states, probs, model.regime_names_, returns.dates
     )
     figure.savefig(out / "regimes.png", dpi=150)
-    _out.print(f"\nWrote states.csv, model.json and regimes.png to {out}", highlight=False)
+    # After the files, so that a closed pipe or a full terminal costs nothing.
+    _out.print(str(summary))
+    _out.print(f"\nWrote states.csv, model.json and regimes.png to {out}")
 
 
 @app.command()
 def compare(
     csv: _CSV = None,
     prices: _PRICES = False,
+    columns: _COLUMNS = None,
+    dayfirst: _DAYFIRST = None,
+    sort: _SORT = False,
+    drop_missing: _DROP_MISSING = False,
+    decimal: _DECIMAL = None,
     num_rows: _ROWS = None,
     n_regimes: _REGIMES = 3,
     covariance_type: _COVARIANCE = CovarianceType.full,
@@ -177,7 +224,8 @@ def compare(
     conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
     AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png.
     """
-    returns = _read(csv, prices, num_rows)
+    options = _Reading(prices, columns, dayfirst, sort, drop_missing, decimal)
+    returns = _read(csv, options, num_rows)
     _make_directory(out)
     methods = list(method or ALL_METHODS[:-1])
     if nuts and "NUTS" not in methods:
@@ -194,11 +242,11 @@ def compare(
         def tell(name: str, step: int, total: int) -> None:
             nonlocal shown
             if not tasks:
-                _err.print(f"Comparing {len(methods)} methods: {title}", highlight=False)
+                _err.print(f"Comparing {len(methods)} methods: {title}")
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
                 if not _err.is_terminal:  # no progress bar is shown
-                    _err.print(f"{name}, up to {total} steps", highlight=False, markup=False)
+                    _err.print(f"{name}, up to {total} steps")
             progress.update(tasks[name], completed=step)
             if time.monotonic() - shown > _REFRESH:
                 progress.refresh()
@@ -222,27 +270,65 @@ def compare(
         _out.print(table)
     line = speed_up_line(comparison)
     if line:
-        _out.print(line, highlight=False)
+        _out.print(line)
     wrote = [out / "comparison.png"]
     plot_comparison(comparison).savefig(wrote[0], dpi=150)
     if any(run.posterior is not None for run in comparison.runs):
         wrote.append(out / "posteriors.png")
         plot_posteriors(comparison).savefig(wrote[1], dpi=150)
-    _out.print(f"Wrote {' and '.join(map(str, wrote))}", highlight=False)
+    _out.print(f"Wrote {' and '.join(map(str, wrote))}")
 
 
-def _read(csv: Path | None, prices: bool, num_rows: int | None) -> Returns:
+class _Reading(NamedTuple):
+    """The options of reading, as :func:`.read_returns` takes them."""
+
+    prices: bool
+    columns: list[str] | None
+    dayfirst: bool | None
+    sort: bool
+    drop_missing: bool
+    decimal: str | None
+
+
+def _read(csv: Path | None, options: _Reading, num_rows: int | None) -> Returns:
     if csv is None:
-        if prices:
-            raise ValueError("expected --prices together with a CSV file, got no file; name one")
+        for name, value in options._asdict().items():
+            if value or (name == "dayfirst" and value is False):
+                option = f"--{name.replace('_', '-')}"
+                option = "--dayfirst or --no-dayfirst" if name == "dayfirst" else option
+                raise ValueError(f"expected {option} together with a file, got no file; name one")
         returns = datasets.load_sector_returns()
     else:
+        names = _split_names(options.columns) if options.columns else None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            returns = datasets.read_returns(csv, prices=prices)
+            returns = datasets.read_returns(
+                sys.stdin.buffer if str(csv) == "-" else csv,
+                **options._replace(columns=names)._asdict(),
+            )
         for warning in caught:
-            _err.print(f"note: {warning.message}", highlight=False, markup=False)
+            _show_warning(warning.message)
+        if returns.time_zone not in (None, "UTC"):
+            _note(f"times are in UTC; the time zone of the file is {returns.time_zone}")
     return returns if num_rows is None else returns.last(num_rows)
+
+
+def _split_names(columns: list[str]) -> list[str]:
+    """The names in each use of --columns; quotes keep a comma in a name."""
+    rows = csv_format.reader(columns, skipinitialspace=True)
+    return [name.strip() for row in rows for name in row]
+
+
+def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> float:
+    """The user's choice, or what the dates tell; ``tell`` prints where it comes from."""
+    if chosen is not None:
+        return chosen
+    found = returns.periods_per_year
+    if tell and found is not None:
+        _note(f"the rows are {returns.frequency}: {found:g} periods a year (--periods-per-year)")
+    elif tell:
+        _note("the dates tell no frequency; 252 periods a year (--periods-per-year)")
+    return 252 if found is None else found
 
 
 def _make_directory(out: Path) -> None:
@@ -284,6 +370,9 @@ def main() -> NoReturn:
     """Run the command. Invalid input prints one line and exits with code 2."""
     # The tensors are small: a second thread saves no time, and is slow on a busy machine.
     torch.set_num_threads(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -323,12 +412,21 @@ def program() -> NoReturn:
 
 def _fail(reason: object, code: int = 2) -> int:
     if str(reason):  # empty if the help was shown because no command was given
-        _err.print(f"pyro-regimes: error: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _err.print(f"pyro-regimes: error: {_plain(reason)}", soft_wrap=True)
     return code
 
 
 def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
-    _err.print(f"note: {message}", highlight=False, markup=False, soft_wrap=True)
+    _note(str(message))
+
+
+def _note(text: str) -> None:
+    _err.print(f"note: {_plain(text)}", soft_wrap=True)
+
+
+def _plain(text: object) -> str:
+    """Text without control characters, which a terminal would obey; lines stay lines."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in str(text))
 
 
 if __name__ == "__main__":

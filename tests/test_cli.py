@@ -151,6 +151,7 @@ def test_help_teaches(tmp_path):
     assert "compare" in run(cwd=tmp_path).stdout
 
 
+NEWEST = "date,a,b,cc\n2020-01-02,1,3,4\n2020-01-01,2,4,1\n"
 EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
 
 
@@ -158,10 +159,18 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
     "arguments, message",
     [
         (["fit", "missing.csv"], "No such file or directory: 'missing.csv'"),
-        (["fit", "."], "expected path to name a CSV file, got the directory"),
+        (["fit", "."], "expected path to name a file, got the directory"),
         (["fit", "empty.csv"], "empty.csv"),
         (["fit", "text.csv"], "one"),
-        (["fit", "--prices"], "expected --prices together with a CSV file"),
+        (["fit", "--prices"], "expected --prices together with a file"),
+        (["fit", "--drop-missing"], "expected --drop-missing together with a file"),
+        (["compare", "--columns", "a"], "expected --columns together with a file"),
+        (["fit", "--no-dayfirst"], "expected --dayfirst or --no-dayfirst together with a file"),
+        (["fit", "newest.csv"], "the newest row comes first; sort=True (--sort) sorts the rows"),
+        (["fit", "newest.csv", "--sort", "--columns", "a,c"], "'c' (did you mean"),
+        (["fit", "newest.csv", "--decimal", "x"], "expected decimal to be"),
+        (["fit", "--periods-per-year", "0"], "expected periods_per_year to be a positive"),
+        (["fit", "\x1b[31m.csv"], "No such file or directory: '\\x1b[31m.csv'"),
         (["fit", "--n-regimes", "0"], "--n-regimes"),
         (["fit", "--n-regimes", "two"], "valid integer"),
         (["fit", "--covariance-type", "round"], "--covariance-type"),
@@ -176,6 +185,7 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "empty.csv").write_text(EMPTY)
     (tmp_path / "text.csv").write_text(TEXT)
+    (tmp_path / "newest.csv").write_text(NEWEST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pyro-regimes", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -186,6 +196,76 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     (line,) = [line for line in printed.err.splitlines() if line.strip()]
     assert line.startswith("pyro-regimes: error: ") and message in line
     assert (tmp_path / "empty.csv").read_text() == EMPTY
+
+
+def write_months(path: Path) -> Path:
+    rng = np.random.default_rng(seeds.seed(1))
+    scale = np.where(np.arange(120) % 60 < 30, 1.0, 4.0)[:, None]
+    values = rng.normal(size=(120, 3)) * scale
+    days = [f"28.{month:02d}.{year}" for year in range(2010, 2020) for month in range(1, 13)]
+    lines = [";".join([day, *map("{:.3f}".format, row)]) for day, row in zip(days, values)]
+    names = "Datum;FX [EUR] :smile:;re\x1b[31md;a, b\n"
+    path.write_text(names + "\n".join(reversed(lines)) + "\n")
+    return path
+
+
+def fit_in_process(capsys, monkeypatch, *arguments: str):
+    quick = ["--n-regimes", "2", "--n-init", "1", "--max-iter", "999", "--covariance-type", "diag"]
+    monkeypatch.setattr(sys, "argv", ["pyro-regimes", "fit", *arguments, *quick])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    return printed.out, printed.err
+
+
+def means_of(printed: str) -> np.ndarray:
+    lines = printed.splitlines()
+    (first,) = [i for i, line in enumerate(lines) if line.startswith("annualised mean")]
+    return np.array([[float(cell) for cell in lines[first].split()[-2:]]])
+
+
+def test_fit_annualises_by_the_frequency_and_prints_names_as_they_are(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    path = str(write_months(tmp_path / "months.csv"))
+    out, err = fit_in_process(capsys, monkeypatch, path, "--sort")
+    assert "note: the rows are monthly: 12 periods a year (--periods-per-year)" in err
+    assert "FX [EUR] :smile: " in out and "re [31md" in out and "\x1b" not in out + err
+    chosen, told = fit_in_process(
+        capsys, monkeypatch, path, "--sort", "--periods-per-year", "1200"
+    )
+    assert "periods a year" not in told
+    np.testing.assert_allclose(means_of(chosen), 100 * means_of(out), rtol=0, atol=0.6)
+
+
+def test_columns_are_separated_by_commas_that_are_not_quoted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = str(write_months(tmp_path / "months.csv"))
+    columns = ["--columns", '"a, b",re [31md', "--columns", "FX [EUR] :smile:"]
+    out, _ = fit_in_process(capsys, monkeypatch, path, "--sort", *columns)
+    lines = [line.rsplit(maxsplit=2)[0].strip() for line in out.splitlines() if line.strip()]
+    first = lines.index("annualised mean, average")
+    assert lines[first + 1 : first + 4] == ["a, b", "re [31md", "FX [EUR] :smile:"]
+
+
+def test_fit_reads_standard_input(tmp_path):
+    path = write_months(tmp_path / "months.csv")
+    quick = ["--n-regimes", "2", "--n-init", "1", "--max-iter", "3", "--covariance-type", "diag"]
+    with open(path) as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyro_regimes.cli", "fit", "-", "--sort", *quick],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=file,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "note: the rows are monthly" in done.stderr
+    assert (tmp_path / "regimes" / "states.csv").exists()
 
 
 def test_the_program_ends_with_the_code_the_exit_functions_and_the_traceback():

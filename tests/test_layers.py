@@ -18,6 +18,7 @@ LAYERS = {
     "kernels": 0,
     "version": 0,
     "datasets": 0,
+    "reading": 0,
     "data": 0,
     "emissions": 1,
     "distributions": 2,

@@ -1,0 +1,58 @@
+"""The result of reading: series of returns over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_regimes.reading.packages import require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Returns:
+    """Series of returns over time. It unpacks as ``values, dates, names``.
+
+    :param values: float64 ``(T, D)``, one column per series, without missing values.
+    :param dates: ``(T,)``, strictly ascending: datetime64[D] for one row a day or less, a finer
+        datetime64 for intraday rows, or integers 0, 1, ... for a file without dates.
+    :param names: the D names of the series.
+    :param periods_per_year: the number of rows in a year, by which to annualise, or None if the
+        dates do not tell.
+    :param frequency: how often rows come, in words, such as ``"daily"``.
+    :param time_zone: the time zone of intraday rows if the file has one, such as ``"UTC"`` or
+        ``"UTC-05:00"``. Then ``dates`` are in UTC.
+    """
+
+    values: npt.NDArray[np.float64]
+    dates: npt.NDArray[Any]
+    names: tuple[str, ...]
+    periods_per_year: float | None = None
+    frequency: str = "unknown"
+    time_zone: str | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.values, self.dates, self.names))
+
+    def last(self, num_rows: int) -> Returns:
+        """The last ``num_rows`` rows, or all if there are fewer."""
+        return replace(self, values=self.values[-num_rows:], dates=self.dates[-num_rows:])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame with the dates as its index and the names as its columns.
+
+        The index has the time zone of the rows, if there is one.
+
+        :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
+        """
+        pandas = require("pandas", "to_frame")
+        index = pandas.Index(self.dates)
+        if self.time_zone is not None:
+            index = index.tz_localize("UTC").tz_convert(self.time_zone)
+        return pandas.DataFrame(self.values, index=index, columns=list(self.names))
