@@ -57,8 +57,7 @@ def check_data(name: str, node: Any) -> None:
     for kind in ("scale", "mask"):
         if isinstance(node[kind], Tensor) and node[kind].dim():
             shape = _hmm_shape(node) if shape is None else shape
-            sizes = zip_longest(reversed(node[kind].shape), reversed(shape), fillvalue=1)
-            if any(own not in (1, size) for own, size in sizes):
+            if not _broadcasts_to(node[kind].shape, shape):
                 raise ValueError(_weight_message(name, kind, node[kind], shape))
 
 
@@ -73,6 +72,11 @@ def check_shapes(trace: Any) -> None:
             check_site_shape(checked, cast(int, math.inf))
         except ValueError as error:
             raise ValueError(_shape_message(name, node, shape)) from error
+        if "log_prob" not in node and not _broadcasts_to(node["fn"].batch_shape, shape):
+            raise ValueError(
+                f"expected the data of site {name!r} to have a batch shape that broadcasts with "
+                f"that of its distribution, {tuple(node['fn'].batch_shape)}, got {tuple(shape)}"
+            )
 
 
 def _hmm_shape(node: Any) -> torch.Size:
@@ -83,6 +87,13 @@ def _hmm_shape(node: Any) -> torch.Size:
         return ops.broadcast(fn.batch_shape, shape)
     except RuntimeError:
         return shape  # the value may have batch dims that the distribution lacks
+
+
+def _broadcasts_to(own: torch.Size, shape: torch.Size) -> bool:
+    """Whether a shape broadcasts to another, up to leading dims of size 1."""
+    return all(
+        one in (1, size) for one, size in zip_longest(reversed(own), reversed(shape), fillvalue=1)
+    )
 
 
 def _weight_message(name: str, kind: str, given: Tensor, shape: torch.Size) -> str:

@@ -51,6 +51,12 @@ def plate_of_another_size() -> None:
         observe(loc=real("loc", LOC), obs=XS)
 
 
+def other_batch_beside_a_plate() -> None:
+    """Pyro's check of plates allows any size at dimension -1 here; the sizes are no batch."""
+    with pyro.plate("restarts", 1, dim=-2):
+        observe(loc=real("loc", LOC.expand(3, 1, 2)), obs=XS)
+
+
 def restarts_outside() -> None:
     observe(loc=real("loc", LOC.expand(2, 1, 2)))
 
@@ -150,6 +156,15 @@ def check_refused(name: str) -> None:
         pyro.clear_param_store()
         with pytest.raises(ValueError, match=message):
             getattr(EM(model, guide), call)()
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_refuses_a_batch_that_does_not_broadcast(validates) -> None:
+    message = r"the data of site 'x' to have a batch shape that broadcasts .*\(1, 3\), got \(4,\)"
+    for call in ("step", "run", "evaluate_loss"):
+        pyro.clear_param_store()
+        with pyro.validation_enabled(validates), pytest.raises(ValueError, match=message):
+            getattr(EM(other_batch_beside_a_plate), call)()
 
 
 def test_says_what_to_do_about_a_scale_or_a_mask_of_time_steps() -> None:
