@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import csv as csv_format
+import io
 import os
 import sys
 import time

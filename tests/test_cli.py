@@ -283,3 +283,28 @@ def test_the_program_ends_with_the_code_the_exit_functions_and_the_traceback():
     failed = end("1 / 0")
     assert (failed.returncode, failed.stdout) == (1, "printed\nat exit\n")
     assert "ZeroDivisionError" in failed.stderr
+
+
+@pytest.mark.slow
+def test_files_are_written_before_anything_that_may_fail_is_printed(tmp_path):
+    """To a terminal that lacks the letters of a name, and to a pipe that is closed."""
+    rows = [f"2020-01-{i:02d},{i * 7919 % 13 - 6}.{i},{i * 31 % 17 - 8}.{i}" for i in range(1, 32)]
+    text = "\n".join(["date,上证,[eur]", *rows])
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    program = f"{sys.executable} -m pyro_regimes fit x.csv --n-regimes 2 --n-init 1 --out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "cp1252"}
+    for out, rest in (("[page]", "| cat"), ("closed", "| true")):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} '{out}' {rest}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert sorted(each.name for each in (tmp_path / out).iterdir()) == [
+            "model.json", "regimes.png", "states.csv",
+        ]  # fmt: skip
+        assert "Traceback" not in done.stderr
+        if rest == "| cat":
+            assert "\\u4e0a\\u8bc1" in done.stdout and "[eur]" in done.stdout
+            assert done.stdout.rstrip().endswith("to [page]")

@@ -26,7 +26,7 @@ LAYERS = {
     "infer": 4,
     "estimator": 5,
     "comparison": 6,
-    "cli": 7,
+    "__main__", "cli": 7,
     "__init__": 7,
 }
 
