@@ -26,7 +26,8 @@ LAYERS = {
     "infer": 4,
     "estimator": 5,
     "comparison": 6,
-    "__main__", "cli": 7,
+    "cli": 7,
+    "__main__": 8,
     "__init__": 7,
 }
 
