@@ -338,6 +338,30 @@ BAD_RETURNS = {
         "day,a\nMonday,1\n",
         "line 2, column 'day': expected a date.*got 'Monday'",
     ),
+    "first dates unreadable, others not": (
+        "date,a\nstart,1\nsoon,2\n2020-01-03,2\n2020-01-04,2\n2020-01-05,3\n",
+        "line 2, column 'date': expected a date.*got 'start'",
+    ),
+    "first date unreadable, and a blank line": (
+        "date,a\n\nstart,1\n2020-01-03,2\n2020-01-04,2\n2020-01-05,3\n",
+        "line 3, column 'date': expected a date.*got 'start'",
+    ),
+    "first row with text": (
+        "date,a,b\nstart,n1,5\n2020-01-03,2,1\n2020-01-04,2,3\n2020-01-05,3,4\n",
+        "line 2, column 'date': expected a date.*got 'start'",
+    ),
+    "first row too short": (
+        "date,a,b\n2020-01-02,1\n2020-01-03,2,1\n2020-01-04,2,3\n",
+        "line 2: expected 3 cells, as in the header, got 2",
+    ),
+    "first row too long": (
+        "date,a\n2020-01-02,1,5\n2020-01-03,2\n2020-01-04,2\n",
+        "line 2: expected 2 cells, as in the header, got 3",
+    ),
+    "a word above the first row": (
+        "date,a,b\nstart\n2020-01-03,2,1\n2020-01-04,2,3\n",
+        "line 2: expected 3 cells, as in the header, got 1",
+    ),
     "missing date": ("date,a\n2020-01-01,1\n,2\n", "line 3.*expected a date.*got ''"),
     "first date missing": ("date,a\n,1\n2020-01-01,2\n", "line 2.*expected a date.*got ''"),
     "two date formats": (

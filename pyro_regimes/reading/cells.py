@@ -40,6 +40,8 @@ _DECORATED = {
     )
     for mark, number in _NUMBER.items()
 }
+# most numbers, for which there is a fast way
+_PLAIN = {".": r"[+-]?\d+(?:\.\d+)?%?", ",": r"[+-]?\d+(?:,\d+)?%?"}
 _DATE = re.compile(
     r"""
     (?: \d{4}[-/.: ]\d{1,2}[-/. ]\d{1,2}            # 2020-01-31
@@ -104,27 +106,37 @@ def to_numbers(column: Any, decimal: str) -> tuple[npt.NDArray[np.float64], npt.
         return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(column), bool)
-    pattern = _DECORATED[decimal]
     found = np.full(len(column), np.nan)
     wrong = np.zeros(len(column), dtype=bool)
-    for i, cell in enumerate(column.to_numpy(dtype=object)):
-        if not isinstance(cell, str):
-            kind = classify(cell)
-            wrong[i] = kind in (DATE, TEXT) or isinstance(cell, bool)
-            if kind == NUMBER and not wrong[i]:
-                found[i], wrong[i] = _float_of(cell)
-            continue
-        text = cell.strip()
-        match = pattern.fullmatch(text)
-        if match:
-            digits = re.sub(_GROUP, "", match["number"])
-            digits = digits.replace("," if decimal == "." else ".", "").replace(decimal, ".")
-            negative = match["sign"] in ("-", "\u2212") or bool(match["open"])
-            found[i] = -float(digits) if negative else float(digits)
-        elif text not in VENDORS_MISSING_VALUES:
-            wrong[i] = not _is_float(text)
-            found[i] = np.nan if wrong[i] else float(text)
+    plain = np.zeros(len(column), dtype=bool)
+    if isinstance(column.dtype, pd.StringDtype):
+        plain = column.str.fullmatch(_PLAIN[decimal]).to_numpy(dtype=bool, na_value=False)
+        texts = column[plain].str.rstrip("%")
+        texts = texts.str.replace(",", ".", regex=False) if decimal == "," else texts
+        found[plain] = texts.astype(float)
+    cells = column.to_numpy(dtype=object)
+    for i in np.flatnonzero(~plain & ~column.isna().to_numpy()):
+        found[i], wrong[i] = _to_number(cells[i], _DECORATED[decimal], decimal)
     return found, wrong
+
+
+def _to_number(cell: Any, pattern: re.Pattern[str], decimal: str) -> tuple[float, bool]:
+    """The number in a cell, NaN if it is missing, and whether it is something else."""
+    if not isinstance(cell, str):
+        kind = classify(cell)
+        if kind == NUMBER and not isinstance(cell, bool):
+            return _float_of(cell)
+        return math.nan, kind != MISSING
+    text = cell.strip()
+    match = pattern.fullmatch(text)
+    if match:
+        digits = re.sub(_GROUP, "", match["number"])
+        digits = digits.replace("," if decimal == "." else ".", "").replace(decimal, ".")
+        negative = match["sign"] in ("-", "\u2212") or bool(match["open"])
+        return -float(digits) if negative else float(digits), False
+    if text in VENDORS_MISSING_VALUES:
+        return math.nan, False
+    return (float(text), False) if _is_float(text) else (math.nan, True)
 
 
 def _float_of(cell: Any) -> tuple[float, bool]:

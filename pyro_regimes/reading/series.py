@@ -62,8 +62,8 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
     if len(table.header) == 1 and not (columns and set(columns) <= set(labels)):
         table = table._replace(header=_split_header(labels, date))
     rest = [i for i in range(len(labels)) if i != date]
-    numbered = len(rest) > 1 and _is_row_numbers(table.columns[0], labels[0])
-    if 0 in rest and numbered and (date is None or labels[0] in ("", "Unnamed: 0")):
+    beside = len(rest) > 1 and 0 in rest and (date is None or labels[0] in ("", "Unnamed: 0"))
+    if beside and _is_row_numbers(table.columns[0], labels[0]):
         rest.remove(0)
     time = None
     if date is not None:

@@ -100,13 +100,11 @@ def locate(source: str, rows: Sequence[Sequence[Any]]) -> Layout:
             f"{source}: expected a header line of column names, got the data {got}; add a line "
             "such as date,first,second above them"
         )
+    # first rows of data without a readable date, or of another length: the errors about them follow
+    while len(above) > 1 and NUMBER in kinds[above[-1]][1:] and _num_names(kinds[above[-2]]) > 1:
+        above.pop()
     header = _header_rows(rows, kinds, above, date_column)
-    # a first row of data without a readable date
-    for i in header[1:]:
-        rest = kinds[i][1:]
-        if NUMBER in rest and TEXT not in rest:
-            header, data = [each for each in header if each < i], i
-            break
+    data = next((i for i in filled if i > header[-1]), len(rows))
     if data >= len(rows):
         names = [str(cell) for cell in rows[header[-1]]]
         raise ValueError(
@@ -134,6 +132,10 @@ def _is_data(kinds: list[str], date_column: int | None) -> bool:
     return TEXT not in kinds and (NUMBER in kinds or DATE in kinds)
 
 
+def _num_names(kinds: list[str]) -> int:
+    return sum(kind != MISSING for kind in kinds)
+
+
 def _header_rows(
     rows: Sequence[Sequence[Any]], kinds: list[list[str]], above: list[int], date_column: int | None
 ) -> list[int]:
@@ -142,11 +144,10 @@ def _header_rows(
     column = date_column or 0
     while above and len(header) < _MOST_HEADER_ROWS and above[-1] == header[0] - 1:
         lower, upper = header[0], above[-1]
-        num_names = sum(kind != MISSING for kind in kinds[upper])
-        alone = sum(kind != MISSING for kind in kinds[lower]) == 1 < len(kinds[lower])
+        alone = _num_names(kinds[lower]) == 1 < len(kinds[lower])
         blank = MISSING in (kinds[lower][column], kinds[upper][column])
         level = base_name(str(rows[lower][column])) in _LEVEL_NAMES
-        if num_names < 2 or not (alone or blank or level):
+        if _num_names(kinds[upper]) < 2 or not (alone or blank or level):
             break
         header.insert(0, above.pop())
     return header

@@ -62,11 +62,12 @@ def read_text(source: Source, decimal: str | None) -> Table:
 
 def _name_first_column(rows: Rows) -> Rows:
     """R writes no name for the column of the names of rows; a blank one takes its place."""
-    filled = [i for i, row in enumerate(rows.cells) if row][:2]
-    if len(filled) == 2:
-        header, first = (rows.cells[i] for i in filled)
+    filled = [i for i, row in enumerate(rows.cells) if row]
+    if len(filled) > 1:
+        header, first = (rows.cells[i] for i in filled[:2])
         text_only = {*map(classify, header)} == {TEXT}
-        if text_only and len(header) + 1 == len(first) and NUMBER in map(classify, first[1:]):
+        longer = all(len(rows.cells[i]) == len(header) + 1 for i in filled[1:])
+        if text_only and longer and NUMBER in map(classify, first[1:]):
             cells = [["", *row] if i == filled[0] else row for i, row in enumerate(rows.cells)]
             return rows._replace(cells=cells)
     return rows
