@@ -19,7 +19,7 @@ def test_the_code_runs_and_prints(capsys):
     printed = capsys.readouterr().out
     assert "log-likelihood rose by less than 0.0001" in printed
     assert "14 blocks pooled in 2" in printed
-    assert "Sideways" in printed
+    assert "Turbulent" in printed
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))

@@ -60,7 +60,8 @@ def initial_probs(
 
 
 def _begins_with(rows: Array, training_start: Array) -> bool:
-    return bool((rows == training_start[: len(rows)]).all())
+    known = min(len(rows), len(training_start))
+    return bool((rows[:known] == training_start[:known]).all())
 
 
 def _probabilities(name: str, value: Any, num_regimes: int) -> Array:

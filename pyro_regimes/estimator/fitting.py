@@ -126,6 +126,11 @@ def fit_regimes(
         found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
+    lost = problems.of_regularization(
+        settings.regularization, float(history[-1]) - offset, log_likelihood
+    )
+    if lost is not None and not fit.degenerate[best]:
+        found.append(lost)
     if doubt is not None:
         found.append(UserWarning(doubt))
     if at_floor.any():

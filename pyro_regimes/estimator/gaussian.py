@@ -191,8 +191,8 @@ class MatrixGaussian(_Gaussian):
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
         # A Cholesky decomposition takes less of the largest eigenvalue for 0.
-        largest = np.linalg.eigvalsh(_overall(z, 0.0))[-1]
-        return 100 * torch.finfo(dtype).eps * float(largest)
+        values = np.linalg.eigvalsh(_overall(z, 0.0))
+        return 4 * len(values) * torch.finfo(dtype).eps * float(values[-1])
 
     def fewest_observations(self, num_series: int) -> int:
         return 0 if self.shared else num_series + 1

@@ -35,13 +35,12 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
                 "expected X to be a list of series or a list of tables, got some of each; make a "
                 "series a table by x[:, None] or x.to_frame()"
             )
-    tables = [_as_table(each) for each in ([X] if collected is None else collected)]
-    if collected is not None:
-        tables = [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in tables]
-    for table in tables:
-        _check_mask(table)
-        _check_dates(table)
-    return tables, collected is not None
+    for each in [X] if collected is None else collected:
+        _check_mask(each)
+        _check_dates(each)
+    if collected is None:
+        return [_as_table(X)], False
+    return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in collected], True
 
 
 def _as_table(each: Any) -> Any:
@@ -67,6 +66,12 @@ def _date_index(table: Any) -> Any | None:
 
 def _check_dates(table: Any) -> None:
     """:raises ValueError: if the rows have dates that do not ascend."""
+    if getattr(getattr(table, "index", None), "nlevels", 1) > 1:
+        raise ValueError(
+            "expected X with one row for each step, got an index of several levels; a dict of "
+            "tables holds several sequences: {name: part.droplevel(0) for name, part in "
+            "X.groupby(level=0)}"
+        )
     index = _date_index(table)
     if index is None or (index.is_monotonic_increasing and index.is_unique):
         return

@@ -21,6 +21,9 @@ _NAMES = {
 }
 
 
+_ERRORS = 3.0  # standard errors by which means differ that are more than chance
+
+
 class Reference(NamedTuple):
     """The regimes of a fitted model, whose order and names another one takes over."""
 
@@ -49,7 +52,8 @@ def sort_regimes(
 
     :param order_by: "volatility" for the lowest average volatility first, with ties sorted by the
         highest mean; "mean" for the highest average mean first, named Bull and Bear only where the
-        means differ by more than their standard errors; or a reference, of which the regimes take
+        means differ by more than three standard errors of the difference (three, because the fit
+        has chosen the regimes to differ); or a reference, of which the regimes take
         the order and names that make the sum of squared 2-Wasserstein distances least.
     :param weights: effective number of observations of each regime, ``(K,)``.
     """
@@ -70,9 +74,9 @@ def sort_regimes(
         with np.errstate(divide="ignore"):
             errors = np.sqrt(scaled.mean((-2, -1)) / weights)[order]
         gaps = -np.diff(mean[order])
-        if (gaps <= errors[1:] + errors[:-1]).any():
+        if (gaps <= _ERRORS * np.hypot(errors[1:], errors[:-1])).any():
             doubt = (
-                f"The mean returns of the regimes differ by no more than their standard errors, so "
+                "The mean returns of the regimes differ by no more than chance explains, so "
                 f"they are not named {', '.join(names)}. order_by='volatility' names them by what "
                 "tells them apart."
             )

@@ -12,6 +12,7 @@ from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
+_MUCH_LOST = 1.0  # nats
 _FEW = 5  # observations, which a regime is not made of
 _FEWEST_ROWS = 30  # that say something of the kind of data
 _ZERO_SHARE = 0.05  # of rows without any change, of which trading days have far fewer
@@ -53,6 +54,17 @@ def of_convergence(num_steps: int) -> Warning:
     )
 
 
+def of_regularization(amount: float, before: float, after: float) -> Warning | None:
+    """The warning that regularization has changed the model, of which it is to change little."""
+    if after >= before - max(_MUCH_LOST, 1e-6 * abs(before)):
+        return None
+    return UserWarning(
+        f"regularization={amount:g} lowers the log-likelihood of the fit from {before:.2f} to "
+        f"{after:.2f}, as where series nearly depend on each other. If this is not meant, set "
+        "regularization=0."
+    )
+
+
 def of_floor(names: Sequence[str], floor: float) -> Warning:
     """The warning that ``min_eigenvalue`` is larger than the variance of some regimes."""
     return UserWarning(
@@ -73,12 +85,18 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
     )
 
 
-def of_data(data: Array, names: Sequence[str] | None) -> list[Warning]:
-    """Warnings that data look like price levels, or like days without trade filled with zeros."""
+def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
+    """Warnings that data look like price levels, or like days without trade filled with zeros.
+
+    :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
+    """
     found: list[Warning] = []
     if len(data) < _FEWEST_ROWS:
         return found
-    levels = np.flatnonzero([_is_level(series) for series in data.T])
+    longest = int(np.argmax(sizes))
+    first = sum(sizes[:longest])
+    sequence = data[first : first + sizes[longest]]
+    levels = np.flatnonzero([_is_level(series) for series in sequence.T])
     if len(levels):
         columns = ", ".join(str(i) if names is None else repr(str(names[int(i)])) for i in levels)
         found.append(
@@ -100,7 +118,7 @@ def of_data(data: Array, names: Sequence[str] | None) -> list[Warning]:
 
 
 def _is_level(series: Array) -> bool:
-    if (series <= 0).any() or np.ptp(series) == 0:
+    if len(series) < _FEWEST_ROWS or (series <= 0).any() or np.ptp(series) == 0:
         return False
     steps = np.diff(series)
     jump = np.abs(np.diff(np.log(series))).max()

@@ -60,7 +60,7 @@ class RegimeModel(BaseEstimator):
         parametrisation, which adds a non-negative part to the floor.
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
-        Sideways and Bear where the means differ by more than their standard errors. A fitted model
+        Sideways and Bear where the means differ by more than chance explains. A fitted model
         keeps its own order and names: each regime gets the name of the one most like it, so that
         names mean the same from fit to fit.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
@@ -196,7 +196,7 @@ class RegimeModel(BaseEstimator):
         fresh._set_fitted(fitted, spec)
         fresh.n_samples_fit_ = len(data)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
-        of_data = problems.of_data(data, getattr(fresh, "feature_names_in_", None))
+        of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
         for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
             warnings.warn(problem, stacklevel=2)
         # All attributes at once, after everything that may raise (a warning may, too).
@@ -322,7 +322,9 @@ class RegimeModel(BaseEstimator):
         self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
         """Fit, and return the most likely path of regimes of the training data, ``(T,)``."""
-        return self.fit(X, y, lengths=lengths).predict(X, lengths=lengths)
+        self.fit(X, y, lengths=lengths)
+        hmm, data, sizes = self._hmm_of(X, lengths, y=y)
+        return hmm.decode(data, sizes, "viterbi")[1]
 
     def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
@@ -446,11 +448,12 @@ class RegimeModel(BaseEstimator):
         :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
         :raises ImportError: if matplotlib is not installed.
         """
-        index = getattr(X, "index", None)
+        index: Any = getattr(X, "index", None)
         if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
-            dates = np.asarray(index)
+            dates = np.asarray(index if index.tz is None else index.tz_localize(None))
         path, probs = self.predict(X), self.predict_proba(X)
-        return plots.plot_regimes(np.asarray(X), path, probs, self.regime_names_, dates)
+        data, _ = validation.check_data(self, X, None)
+        return plots.plot_regimes(data, path, probs, self.regime_names_, dates)
 
     @property
     def model(self) -> PyroModel:

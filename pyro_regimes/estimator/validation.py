@@ -214,6 +214,15 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | N
             f"expected X to have the {model.order_by.n_features_in_} series of the model in "
             f"order_by, got {data.shape[1]}"
         )
+    if not isinstance(model.order_by, str):
+        own, other = (
+            getattr(each, "feature_names_in_", None) for each in (model, model.order_by)
+        )
+        if own is not None and other is not None and list(own) != list(other):
+            raise ValueError(
+                "expected X to have the columns of the model in order_by, in their order, "
+                f"{list(map(str, other))}, got {list(map(str, own))}"
+            )
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"

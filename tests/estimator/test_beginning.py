@@ -135,3 +135,12 @@ def test_fit_predict():
     np.testing.assert_array_equal(
         RegimeModel(2, **settings).fit_predict(x), RegimeModel(2, **settings).fit(x).predict(x)
     )
+    lengths = [8] * 25
+    model = RegimeModel(2, **settings)
+    path = model.fit_predict(x, lengths)
+    np.testing.assert_array_equal(path, model.predict(x, lengths=lengths))
+
+
+def test_a_model_of_two_rows_serves_longer_data():
+    x = data(5)
+    assert np.isfinite(RegimeModel(1, "diag").fit(x[:2]).score(x))

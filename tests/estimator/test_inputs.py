@@ -108,3 +108,25 @@ def test_rows_of_zeros_are_told():
     x[np.arange(140) % 7 >= 5] = 0
     with pytest.warns(UserWarning, match="40 of 140 rows of X are 0 in every column"):
         quick().fit(x)
+
+
+def test_series_with_names_are_sequences_of_one_series():
+    x = data(90, 1)[:, 0]
+    parts = {"A": pd.Series(x[:40], name="AAPL"), "B": pd.Series(x[40:], name="MSFT")}
+    expected = quick().fit(x[:, None], lengths=[40, 50]).log_likelihood_
+    assert quick().fit(parts).log_likelihood_ == expected
+    assert quick().fit(list(parts.values())).log_likelihood_ == expected
+
+
+def test_nothing_is_lost_of_a_series_on_its_way_to_a_table():
+    """Neither the dates of one without a name, nor the mask of a 1-D array."""
+    series = pd.Series(data(60, 1)[:, 0], pd.bdate_range("2023-01-02", periods=60))
+    for wrong in (series[::-1], [series, series[::-1]], series.rename(3)[::-1]):
+        with pytest.raises(ValueError, match="in order of time"):
+            quick().fit(wrong)
+    masked = np.ma.masked_greater(np.append(series, 999.0), 998.0)
+    with pytest.raises(ValueError, match="no missing values, got a masked array with 1 masked"):
+        quick().fit([masked])
+    panel = pd.concat({"A": series.to_frame(), "B": series.to_frame()})
+    with pytest.raises(ValueError, match="an index of several levels; a dict of tables"):
+        quick().fit(panel)

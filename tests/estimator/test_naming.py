@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 
@@ -26,7 +27,7 @@ def test_names_by_mean_only_where_the_means_differ():
     apart = RegimeModel(2, **settings).fit(noise(0, (0.5, -1.0)))
     assert apart.regime_names_ == ["Bull", "Bear"]
     alike = RegimeModel(2, **settings)
-    with pytest.warns(UserWarning, match="no more than their standard errors, .* named Bull, Bear"):
+    with pytest.warns(UserWarning, match="no more than chance explains, .* named Bull, Bear"):
         alike.fit(noise(0, (0.0, 0.0)))
     assert alike.regime_names_ == ["Regime 1", "Regime 2"]
 
@@ -62,6 +63,10 @@ def test_a_reference_survives_a_clone_and_is_not_saved(tmp_path):
         RegimeModel(3, order_by=model).fit(x)
     with pytest.raises(ValueError, match="with 2 regimes, got one without a fit"):
         RegimeModel(2, order_by=RegimeModel()).fit(x)
+    frame = pd.DataFrame(x, columns=["bonds", "stocks"])
+    named = RegimeModel(2, n_init=1, random_state=0).fit(frame)
+    with pytest.raises(ValueError, match="columns of the model in order_by, in their order"):
+        RegimeModel(2, order_by=named).fit(frame[["stocks", "bonds"]])
     with pytest.raises(ValueError, match="to have the 2 series of the model in order_by, got 1"):
         RegimeModel(2, order_by=model).fit(x[:, :1])
 

@@ -105,7 +105,7 @@ def test_a_combination_of_columns_that_hardly_varies_is_named():
     x, _ = two_regimes(3, 3)
     nearly = np.column_stack([x, x[:, 0] - x[:, 2] + 1e-5 * seeds.rng(1).standard_normal(320)])
     with pytest.warns(UserWarning, match="The columns 0, 2, 3 of X nearly depend on each other"):
-        fit(nearly, "full")
+        fit(nearly, "full", regularization=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(nearly, "diag")
@@ -129,3 +129,43 @@ def test_an_outlier_that_takes_a_regime_is_told_in_the_summary():
     model = fit(x, "full", n_init=1)
     assert "Turbulent holds 3 of 400 steps: an outlier" in str(model.summary())
     assert fit(two_regimes(0, 1)[0], "full").summary().notes == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_calm_regimes_of_correlated_series_are_no_collapse(dtype):
+    """In float32, too, where the least eigenvalue of the calm one is 1e-5 of the data's largest."""
+    rng = seeds.rng(8)
+    state = np.repeat([0, 1, 2, 0, 2, 1, 0, 1, 2], 220)
+    x = rng.standard_normal((len(state), 1)) + 0.05 * rng.standard_normal((len(state), 10))
+    x *= np.array([0.2, 0.5, 1.0])[state][:, None] * 0.01
+    model = RegimeModel(3, n_init=6, random_state=0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The best start did not converge")
+        model.fit(x)  # a collapse would be an error
+    assert (model.predict(x) == state).mean() > 0.98
+
+
+@pytest.mark.parametrize("n_regimes, covariance_type", [(1, "full"), (1, "tied"), (2, "tied")])
+def test_a_floor_binds_far_below_the_largest_variance(n_regimes, covariance_type):
+    """Where rounding of the largest variance is a thousandth of the floor."""
+    x = seeds.rng(0).standard_normal((1000, 2)) * [1e-4, 1e3]
+    model = RegimeModel(
+        n_regimes, covariance_type, min_eigenvalue=1e-7, regularization=0, n_init=1, random_state=0
+    )
+    with pytest.warns(UserWarning, match="min_eigenvalue=1e-07 holds up the variance"):
+        model.fit(x)
+    values = np.linalg.eigvalsh(model.covariances_)[..., 0]
+    np.testing.assert_allclose(values, 1e-7, rtol=1e-2)
+
+
+def test_regularization_that_drowns_a_spread_is_told():
+    rng = seeds.rng(0)
+    wide = np.where(np.repeat([0, 1, 0], 500), 3.0, 1.0)
+    leg = 0.01 * rng.standard_normal(1500)
+    x = np.column_stack([leg, leg + 3e-6 * wide * rng.standard_normal(1500)])
+    with pytest.warns(UserWarning, match="regularization=1e-06 lowers the log-likelihood"):
+        fit(x, "full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = (fit(x, "full", regularization=0.0).predict(x) == (wide > 1)).mean()
+        assert max(right, 1 - right) > 0.95  # the spread hardly counts in the volatilities

@@ -326,7 +326,7 @@ class Session:
             value = params[each.name].detach()
             cells = each.link.forward(blocks(value, each.event_dim))
             feasible = each.argument.feasible(cells, self.min_eigenvalue)
-            if feasible is cells or _is_rounding(feasible, cells):
+            if feasible is cells or _is_rounding(feasible, cells, self.min_eigenvalue):
                 continue
             write_parameter(each.name, each.link.inverse(feasible).reshape(value.shape))
             is_below = True
@@ -388,10 +388,14 @@ class Session:
             warnings.warn(message, RuntimeWarning, stacklevel=levels_to_the_caller())
 
 
-def _is_rounding(one: Tensor, other: Tensor) -> bool:
-    """Whether cells differ by no more than they do on their way through the store."""
+def _is_rounding(one: Tensor, other: Tensor, floor: float) -> bool:
+    """Whether cells differ by no more than on their way through the store, and far less than floor.
+
+    Beside a large variance, rounding may be larger than the floor itself.
+    """
     one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
     bound = 1024 * torch.finfo(one.dtype).eps * other.abs().amax(-1, keepdim=True)
+    bound = bound.clamp(max=1e-3 * floor)
     return bool(((one - other).abs() <= bound).all())
 
 
