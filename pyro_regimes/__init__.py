@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_regimes.distributions import Posterior, RegimeHMM
-from pyro_regimes.infer import EM, EMResult, infer_regimes
 from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
+    from pyro_regimes.distributions import Posterior, RegimeHMM
     from pyro_regimes.estimator import RegimeModel
+    from pyro_regimes.infer import EM, EMResult, infer_regimes
 
 __all__ = [
     "EM",
@@ -21,15 +22,24 @@ __all__ = [
     "__version__",
 ]
 
+# Each name is imported when it is first used, because Pyro takes more than a second to load, and
+# scikit-learn another.
+_PLACES = {
+    "EM": "infer",
+    "EMResult": "infer",
+    "Posterior": "distributions",
+    "RegimeHMM": "distributions",
+    "RegimeModel": "estimator",
+    "infer_regimes": "infer",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the estimator when it is first used: scikit-learn takes as long to load as Pyro."""
-    if name == "RegimeModel":
-        from pyro_regimes.estimator import RegimeModel
-
-        globals()[name] = RegimeModel
-        return RegimeModel
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

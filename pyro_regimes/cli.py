@@ -22,22 +22,12 @@ except ImportError as error:
     raise SystemExit(f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'") from error
 
 import numpy as np
-import torch
 
 from pyro_regimes import datasets
-from pyro_regimes.comparison import (
-    ALL_METHODS,
-    compare_on_returns,
-    plot_comparison,
-    plot_posteriors,
-)
-from pyro_regimes.comparison.tables import speed_up_line, tables
 from pyro_regimes.datasets import Returns
-from pyro_regimes.estimator import RegimeModel, plot_regimes
+from pyro_regimes.version import __version__
 
 app = typer.Typer(
-    help="Market regimes (Calm, Normal, Turbulent) from a table of returns, by hidden Markov "
-    "models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -117,6 +107,24 @@ _REFRESH = 0.1  # seconds between two refreshes of the progress bars
 _FIT_OUT, _COMPARE_OUT = Path("regimes"), Path("comparison")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _out.print(f"pyro-regimes {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+        ),
+    ] = False,
+) -> None:
+    """Market regimes (Calm, Normal, Turbulent) from a table of returns, by hidden Markov models."""
+
+
 @app.command()
 def fit(
     csv: _CSV = None,
@@ -154,6 +162,9 @@ def fit(
     returns = _read(csv, options, num_rows)
     periods = _periods_per_year(returns, periods_per_year, tell=csv is not None)
     _make_directory(out)
+    from pyro_regimes.estimator import RegimeModel, plot_regimes  # takes a second or two
+
+    _use_one_thread()
     model = RegimeModel(
         n_regimes=n_regimes,
         covariance_type=covariance_type.value,
@@ -228,6 +239,15 @@ def compare(
     options = _Reading(prices, columns, dayfirst, sort, drop_missing, decimal)
     returns = _read(csv, options, num_rows)
     _make_directory(out)
+    from pyro_regimes.comparison import (  # takes a second or two
+        ALL_METHODS,
+        compare_on_returns,
+        plot_comparison,
+        plot_posteriors,
+    )
+    from pyro_regimes.comparison.tables import speed_up_line, tables
+
+    _use_one_thread()
     methods = list(method or ALL_METHODS[:-1])
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
@@ -367,10 +387,15 @@ def _write_states(
     pandas.DataFrame(columns).to_csv(path, index=False)
 
 
+def _use_one_thread() -> None:
+    """The tensors are small: a second thread saves no time, and is slow on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def main() -> NoReturn:
     """Run the command. Invalid input prints one line and exits with code 2."""
-    # The tensors are small: a second thread saves no time, and is slow on a busy machine.
-    torch.set_num_threads(1)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")

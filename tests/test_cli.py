@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_regimes import RegimeModel, cli, datasets
+from pyro_regimes import RegimeModel, cli, datasets, version
 from tests import seeds
 
 SMALL = ["--num-rows", "300", "--n-regimes", "2"]
@@ -308,3 +308,8 @@ def test_files_are_written_before_anything_that_may_fail_is_printed(tmp_path):
         if rest == "| cat":
             assert "\\u4e0a\\u8bc1" in done.stdout and "[eur]" in done.stdout
             assert done.stdout.rstrip().endswith("to [page]")
+
+
+def test_version(tmp_path):
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, f"pyro-regimes {version.__version__}")

@@ -98,32 +98,33 @@ def test_the_walk_would_see_an_arrow_upwards():
     assert {"pyro_regimes.estimator", "pyro_regimes.cli"} <= set(imported(tree))
 
 
-@pytest.mark.slow
-def test_importing_the_package_imports_pyro_and_nothing_else():
+def modules_after(code: str) -> set[str]:
+    """Top-level modules other than Python's own that a process has loaded after some code."""
     script = (
-        "import sys, pyro_regimes\n"
-        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
-    done, alone = (
-        subprocess.run([sys.executable, "-c", each], capture_output=True, text=True, check=True)
-        for each in (script, script.replace("pyro_regimes", "pyro, pyro.infer.autoguide"))
-    )
-    more = set(ast.literal_eval(done.stdout)) - set(ast.literal_eval(alone.stdout))
-    assert more - sys.stdlib_module_names == {"pyro_regimes"}
-
-
-@pytest.mark.slow
-def test_the_estimator_is_imported_with_its_name():
-    script = (
-        "import sys, pyro_regimes\n"
-        "assert 'sklearn' not in sys.modules and 'RegimeModel' in dir(pyro_regimes)\n"
-        "from pyro_regimes import *\n"
-        "print(RegimeModel.__module__)"
+        f"{code}\nimport sys\nprint(sorted({{name.partition('.')[0] for name in sys.modules}}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "pyro_regimes.estimator.regime_model"
+    return set(ast.literal_eval(done.stdout)) - sys.stdlib_module_names
+
+
+@pytest.mark.slow
+def test_names_are_imported_when_they_are_used():
+    alone = modules_after("import pyro, pyro.infer.autoguide")
+    assert not {"torch", "pyro", "numpy"} & modules_after("import pyro_regimes")
+    # The distribution and EM bring what Pyro brings, and nothing else.
+    used = modules_after("from pyro_regimes import EM, RegimeHMM, infer_regimes")
+    assert used - alone == {"pyro_regimes"}
+    used = modules_after("from pyro_regimes import *\nassert RegimeModel.fit and EM.run")
+    assert "sklearn" in used
+    others = modules_after("import pyro.infer.autoguide, sklearn.cluster")
+    assert not {"pandas", "matplotlib", "typer", "rich"} & (used - others)
+
+
+@pytest.mark.slow
+def test_the_commands_help_waits_for_nothing():
+    assert not {"torch", "sklearn", "matplotlib"} & modules_after("import pyro_regimes.cli")
 
 
 @pytest.mark.slow
