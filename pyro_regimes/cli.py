@@ -139,6 +139,12 @@ def fit(
     covariance_type: _COVARIANCE = CovarianceType.full,
     n_init: Annotated[int, typer.Option(min=1, help="Number of starts; the best is kept.")] = 10,
     max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
+    tol: Annotated[
+        float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
+    ] = 1e-4,
+    regularization: Annotated[
+        float, typer.Option(min=0, help="Share of itself that is added to every variance.")
+    ] = 1e-6,
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")
     ] = OrderBy.volatility,
@@ -170,6 +176,8 @@ def fit(
         covariance_type=covariance_type.value,
         n_init=n_init,
         max_iter=max_iter,
+        tol=tol,
+        regularization=regularization,
         order_by=order_by.value,
         periods_per_year=periods,
         random_state=seed,

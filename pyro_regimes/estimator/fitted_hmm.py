@@ -54,8 +54,8 @@ class FittedHMM(NamedTuple):
         with self._computing():
             hmm, x, _, _ = self._scaled(data, sizes)
             initial, transition, logits, lengths = hmm._chain(x)
-            _, filtered = ops.filter_probs(initial, transition, logits, lengths)
-            later = filtered[..., :-1, :].log().unsqueeze(-1) + transition
+            filtered = ops.filter_logits(initial, transition, logits, lengths)
+            later = filtered[..., :-1, :].unsqueeze(-1) + transition
             predicted = torch.cat([initial.unsqueeze(-2), later.logsumexp(-2)], -2)
             scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)

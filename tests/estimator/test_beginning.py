@@ -129,6 +129,17 @@ def test_scores_of_rows_sum_to_the_score(dtype, tolerance):
     assert rows[100] == pytest.approx(np.log(density), abs=10 * tolerance)
 
 
+def test_scores_of_rows_where_a_regime_that_is_kept_for_good_fades():
+    """Its filtered probability is far below the least positive number, and an outlier needs it."""
+    x = data(400)
+    model = fitted(x)
+    model.transition_matrix_ = np.array([[1.0, 0.0], [0.1, 0.9]])
+    x = np.concatenate([0.1 * x, [[50.0, 50.0]]])
+    for start in ("fitted", [0.5, 0.5]):
+        score = model.score(x, start=start)
+        assert model.score_samples(x, start=start).sum() == pytest.approx(score, rel=1e-9)
+
+
 def test_fit_predict():
     x = data(200)
     settings = dict(n_init=1, random_state=0)
