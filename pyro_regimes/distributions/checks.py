@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes.caller import levels_to_the_caller
-from pyro_regimes.kernels import ops, transforms
+from pyro_regimes.kernels import ops
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -143,7 +143,7 @@ def logits_not_probs(initial: Tensor, transition: Tensor) -> None:
     """
     if not initial.is_cpu or not transition.is_cpu or not initial.numel():
         return
-    if initial.shape[-1] == 1 or not transforms.can_be_seen(initial, transition):
+    if initial.shape[-1] == 1 or not ops.can_be_seen(initial, transition):
         return
     row = initial
     while row.dim() > 1:

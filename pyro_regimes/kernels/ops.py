@@ -45,11 +45,13 @@ from pyro_regimes.kernels.likelihoods import (
 )
 from pyro_regimes.kernels.paths import sample_posterior, sample_prior, viterbi
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
+from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
     "Expectations",
     "backend",
     "broadcast",
+    "can_be_seen",
     "check_lengths",
     "complete_log_likelihood",
     "describe_kernel",
