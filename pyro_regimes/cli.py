@@ -143,7 +143,7 @@ def fit(
         float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
     ] = 1e-4,
     regularization: Annotated[
-        float, typer.Option(min=0, help="Share of itself that is added to every variance.")
+        float, typer.Option(min=0, help="Each variance is raised by this share of itself.")
     ] = 1e-6,
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")

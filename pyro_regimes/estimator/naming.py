@@ -53,8 +53,8 @@ def sort_regimes(
     :param order_by: "volatility" for the lowest average volatility first, with ties sorted by the
         highest mean; "mean" for the highest average mean first, named Bull and Bear only where the
         means differ by more than three standard errors of the difference (three, because the fit
-        has chosen the regimes to differ); or a reference, of which the regimes take
-        the order and names that make the sum of squared 2-Wasserstein distances least.
+        has chosen the regimes to differ); or a reference, whose order and names the regimes take so
+        that the sum of squared 2-Wasserstein distances is least.
     :param weights: effective number of observations of each regime, ``(K,)``.
     """
     means, covariances = spec.moments(parameters.emission)
