@@ -50,7 +50,7 @@ from benchmarks.starts_memory import extra_multiples
 from benchmarks.starts_problems import TYPES, Array, Problem
 from pyro_regimes import RegimeModel
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.estimator.starts import kind_of, make_starts

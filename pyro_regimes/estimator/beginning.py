@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.parameters import Array, probabilities
 
 NUM_ROWS = 3  # by which a sequence is known to begin as the training data did
 _NEVER = 1e-12  # a transition with a lower probability does not connect two regimes
-_ROUNDING = 1e-6  # of the sum of probabilities that a user gives
 
 START = ("auto", "fitted", "stationary")
 
@@ -37,10 +36,10 @@ def initial_probs(
     if after is not None:
         if not (isinstance(start, str) and start == "auto"):
             raise ValueError(f"expected start='auto' where after is given, got {start!r}")
-        following: Array = _probabilities("after", after, len(fitted)) @ transition_matrix
+        following: Array = probabilities("after", after, (len(fitted),)) @ transition_matrix
         return following / following.sum()
     if not isinstance(start, str):
-        return _probabilities("start", start, len(fitted))
+        return probabilities("start", start, (len(fitted),))
     if start not in START:
         listed = ", ".join(map(repr, START))
         raise ValueError(f"expected start to be one of {listed} or probabilities, got {start!r}")
@@ -62,20 +61,6 @@ def initial_probs(
 def _begins_with(rows: Array, training_start: Array) -> bool:
     known = min(len(rows), len(training_start))
     return bool((rows[:known] == training_start[:known]).all())
-
-
-def _probabilities(name: str, value: Any, num_regimes: int) -> Array:
-    try:
-        probs = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        probs = np.full(1, np.nan)
-    valid = probs.shape == (num_regimes,) and (probs >= 0).all()
-    if not valid or abs(probs.sum() - 1) > _ROUNDING:
-        raise ValueError(
-            f"expected {name} to be {num_regimes} probabilities that sum to 1, got {value!r}"
-        )
-    normalised: Array = probs / probs.sum()
-    return normalised
 
 
 def is_irreducible(transition_matrix: Array) -> bool:

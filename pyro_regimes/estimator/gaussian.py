@@ -68,7 +68,10 @@ class _Gaussian:
         return means, self._full(emission["covariances"], *means.shape)
 
     def check_values(self, emission: Emission) -> None:
-        _, full = self.moments(emission)
+        if "covariances" not in emission:
+            return
+        covariances = emission["covariances"]
+        full = self._full(covariances, len(covariances), covariances.shape[-1])
         deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
         scale = deviations[:, :, None] * deviations[:, None]
         try:
@@ -149,15 +152,17 @@ class MatrixGaussian(_Gaussian):
     """Covariance matrices ``(..., K, D, D)``, or one for all regimes ``(..., D, D)``."""
 
     shared: bool  #: whether all regimes have the same matrix
+    arguments: tuple[str, ...] = field(default=("loc", "covariance_matrix"), init=False)
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         matrix = (num_series, num_series)
         covariances = matrix if self.shared else (num_regimes, *matrix)
         return {"means": (num_regimes, num_series), "covariances": covariances}
 
-    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
         matrix = num_series * (num_series + 1) // 2
-        return num_regimes * num_series + (1 if self.shared else num_regimes) * matrix
+        matrices = 1 if self.shared else num_regimes
+        return {"means": num_regimes * num_series, "covariances": matrices * matrix}
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         covariances = emission["covariances"]
@@ -286,6 +291,7 @@ class DiagonalGaussian(_Gaussian):
     """Variances of independent series ``(..., K, D)``, or one for all series ``(..., K)``."""
 
     equal: bool  #: whether all series of a regime have the same variance
+    arguments: tuple[str, ...] = field(default=("loc", "scale"), init=False)
 
     @property
     def _equal_units(self) -> bool:  # type: ignore[override]
@@ -295,8 +301,9 @@ class DiagonalGaussian(_Gaussian):
         variances = (num_regimes,) if self.equal else (num_regimes, num_series)
         return {"means": (num_regimes, num_series), "covariances": variances}
 
-    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
-        return num_regimes * num_series + num_regimes * (1 if self.equal else num_series)
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
+        variances = num_regimes * (1 if self.equal else num_series)
+        return {"means": num_regimes * num_series, "covariances": variances}
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         return {name: value[order] for name, value in emission.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Callable
 
 import torch
@@ -42,15 +43,17 @@ class GradientAscent:
         x: Tensor,
         lengths: Tensor | None,
         floor: float,
+        fixed: Collection[str] = (),
     ) -> None:
         self._num_starts = len(arguments["initial_probs"])
-        self._model, self._data = pyro_model(arguments, spec, floor), (x, lengths)
-        self._spec, self._floor = spec, floor
+        self._model, self._data = pyro_model(arguments, spec, floor, fixed), (x, lengths)
+        self._arguments, self._spec, self._floor, self._fixed = arguments, spec, floor, fixed
         self._store = ParamStoreDict()
 
     def values(self) -> dict[str, Tensor]:
-        """The constrained parameters."""
-        return {name: value.detach() for name, value in self._store.items()}
+        """The arguments of the model, constrained."""
+        held = {name: value.detach() for name, value in self._store.items()}
+        return {name: held.get(name, value) for name, value in self._arguments.items()}
 
     def run(
         self, max_iter: int, tol: float | None, callback: Callback | None
@@ -92,7 +95,7 @@ class GradientAscent:
 
     def _is_high(self, tol: float) -> Flags:
         """Which starts gain less than :data:`STEADY` times ``tol`` from a step of EM."""
-        em = _SilentEM(pyro_model(self.values(), self._spec), min_eigenvalue=self._floor)
+        em = _SilentEM(pyro_model(self.values(), self._spec, fixed=self._fixed), min_eigenvalue=self._floor)
         losses = em.run(*self._data, num_steps=1, tol=None).restart_history
         before, after = to_numpy(losses).reshape(2, self._num_starts)
         high: Flags = before - after < STEADY * tol

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Order(NamedTuple):
 
 
 def sort_regimes(
-    parameters: Parameters, spec: Spec, order_by: str | Reference, weights: Array
+    parameters: Parameters, spec: Spec, order_by: str | Reference, weights: Callable[[], Array]
 ) -> Order:
     r"""Sort and name the regimes of a model.
 
@@ -55,7 +55,8 @@ def sort_regimes(
         means differ by more than three standard errors of the difference (three, because the fit
         has chosen the regimes to differ); or a reference, whose order and names the regimes take so
         that the sum of squared 2-Wasserstein distances is least.
-    :param weights: effective number of observations of each regime, ``(K,)``.
+    :param weights: computes the effective number of observations of each regime, ``(K,)``, which
+        only an order by mean needs.
     """
     means, covariances = spec.moments(parameters.emission)
     variances = np.diagonal(covariances, axis1=-2, axis2=-1)
@@ -72,7 +73,7 @@ def sort_regimes(
     if order_by == "mean" and names != numbered:
         scaled = covariances / np.outer(unit, unit)
         with np.errstate(divide="ignore"):
-            errors = np.sqrt(scaled.mean((-2, -1)) / weights)[order]
+            errors = np.sqrt(scaled.mean((-2, -1)) / weights())[order]
         gaps = -np.diff(mean[order])
         if (gaps <= _ERRORS * np.hypot(errors[1:], errors[:-1])).any():
             doubt = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ Array = npt.NDArray[np.float64]
 
 #: The parameters of the observations, by name; for a Gaussian ``means`` and ``covariances``.
 Emission = dict[str, Array]
+
+_ROUNDING = 1e-6  # of the sum of probabilities that a user gives
 
 
 class Parameters(NamedTuple):
@@ -42,3 +44,28 @@ class Parameters(NamedTuple):
             join([each.transition_matrix for each in parts]),
             {name: join([each.emission[name] for each in parts]) for name in parts[0].emission},
         )
+
+
+def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Non-negative numbers that sum to 1 over the last dim, to the last digit.
+
+    :raises ValueError: if they are not, or have another shape.
+    """
+    probs = finite_numbers(name, value)
+    if probs.shape != shape:
+        raise ValueError(f"expected {name} to have shape {shape}, got {probs.shape}")
+    sums = probs.sum(-1, keepdims=True)
+    if (probs < 0).any() or (abs(sums - 1) > _ROUNDING).any():
+        raise ValueError(f"expected {name} to be probabilities that sum to 1, got {value!r}")
+    return np.where(abs(sums - 1) < 1e-12, probs, probs / sums)
+
+
+def finite_numbers(name: str, value: Any) -> Array:
+    """:raises ValueError: if they are not finite numbers."""
+    try:
+        found = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected {name} to be an array of numbers, got {value!r}") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"expected {name} to be finite, got {value!r}")
+    return found

@@ -7,6 +7,7 @@ shapes of the arguments differ. :class:`.Parameters` hold the arrays that the us
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 from typing import Callable, Mapping
@@ -75,6 +76,13 @@ def from_arguments(arguments: Mapping[str, Tensor], like: Parameters, spec: Spec
     )
 
 
+def argument_names(names: Collection[str], spec: Spec) -> frozenset[str]:
+    """The names of the arguments of :func:`pyro_model` for those of fitted attributes."""
+    attributes = ("initial_probs", "transition_matrix", *spec.attributes)
+    of = dict(zip(attributes, CHAIN + spec.arguments, strict=True))
+    return frozenset(of[name] for name in names)
+
+
 def regime_hmm(
     arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
 ) -> RegimeHMM:
@@ -87,12 +95,18 @@ def regime_hmm(
     )
 
 
-def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) -> PyroModel:
+def pyro_model(
+    arguments: Mapping[str, Tensor],
+    spec: Spec,
+    floor: float = 0.0,
+    fixed: Collection[str] = (),
+) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
     :param arguments: initial values from :func:`to_arguments`; they are not modified.
     :param floor: the least variance, or eigenvalue of a covariance, in the constraints of the
         parameters; 0 allows all positive values.
+    :param fixed: names of the arguments that are constants, and no parameters.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
         true ``lengths`` ``(N,)``. Its one sample site is "observations".
     """
@@ -104,7 +118,9 @@ def pyro_model(arguments: Mapping[str, Tensor], spec: Spec, floor: float = 0.0) 
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
-            name: pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
+            name: value
+            if name in fixed
+            else pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
             for name, value in arguments.items()
         }
         hmm = regime_hmm(held, spec, lengths)

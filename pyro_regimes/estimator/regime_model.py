@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -73,6 +74,13 @@ class RegimeModel(BaseEstimator):
         2008), which then needs a half to a third of them. The log-likelihood still never falls. A
         start may end in another of several maxima than by plain EM, which is None. SVI does not
         use it.
+    :param init_params: values that every start begins with: a dict with any of ``initial_probs``,
+        ``transition_matrix``, ``means`` and ``covariances``, in the shapes of the attributes below
+        and in the units of the data; or a fitted model, for a warm start from all of its
+        parameters. What is not given is made as ever. If all are given there is one start. A
+        probability of 0 stays 0.
+    :param fixed: names of parameters in ``init_params`` that the fit leaves as they are. They do not
+        count in ``n_parameters_``, and ``regularization`` does not change them.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -88,6 +96,7 @@ class RegimeModel(BaseEstimator):
     ``history_``            log-likelihood of the kept start before each iteration, and the final
                             one, before ``regularization``
     ``covariance_type_``    the ``covariance_type`` of the fit
+    ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
@@ -129,6 +138,8 @@ class RegimeModel(BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
         acceleration: str | None = "squarem",
+        init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
+        fixed: Sequence[str] = (),
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
@@ -146,6 +157,8 @@ class RegimeModel(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.acceleration = acceleration
+        self.init_params = init_params
+        self.fixed = fixed
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -153,11 +166,12 @@ class RegimeModel(BaseEstimator):
         return tags
 
     def __sklearn_clone__(self) -> RegimeModel:
-        # A fitted model in order_by is a setting, and stays fitted.
-        parameters = self.get_params(deep=False)
-        other = parameters.pop("order_by")
-        copies = {name: clone(value, safe=False) for name, value in parameters.items()}
-        return type(self)(**copies, order_by=other)
+        # A fitted model in order_by or init_params is a setting, and stays fitted.
+        copies = {
+            name: value if isinstance(value, type(self)) else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        return type(self)(**copies)
 
     def fit(
         self,
@@ -208,6 +222,7 @@ class RegimeModel(BaseEstimator):
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
         self.covariance_type_ = self.covariance_type
+        self.fixed_ = fitted.fixed
         self.regime_names_ = fitted.regime_names
         self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
         for name in spec.attributes:
@@ -370,7 +385,12 @@ class RegimeModel(BaseEstimator):
         check_is_fitted(self, "initial_probs_")
         n_regimes = len(self.initial_probs_)
         spec = self._spec(self.covariance_type_)
-        return n_regimes**2 - 1 + spec.num_free_parameters(n_regimes, self.n_features_in_)
+        counts = {
+            "initial_probs": n_regimes - 1,
+            "transition_matrix": n_regimes * (n_regimes - 1),
+            **spec.num_free_parameters(n_regimes, self.n_features_in_),
+        }
+        return sum(count for name, count in counts.items() if name not in self.fixed_)
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None

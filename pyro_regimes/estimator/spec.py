@@ -30,14 +30,18 @@ class Spec(Protocol):
     def attributes(self) -> tuple[str, ...]:
         """Names of the emission's parameters: fitted attributes, without the underscore."""
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the arguments of the observation distribution, one for each attribute."""
+
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, by name."""
 
-    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
-        """The number of free parameters of the emission."""
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
+        """The number of free parameters in each attribute."""
 
     def check_values(self, emission: Emission) -> None:
-        """:raises ValueError: if the parameters are not valid."""
+        """:raises ValueError: if the parameters, or some of them, are not valid."""
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         """The parameters with the regimes in another order."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.parameters import Array, Emission, Parameters
 from pyro_regimes.estimator.spec import Spec
 
 STAY = 0.9  # the probability of staying in a state, in a start from k-means or random spreads
@@ -26,7 +27,13 @@ def kind_of(start: int) -> str:
 
 
 def make_starts(
-    x: Array, n_regimes: int, n_init: int, spec: Spec, floor: float, rng: np.random.RandomState
+    x: Array,
+    n_regimes: int,
+    n_init: int,
+    spec: Spec,
+    floor: float,
+    rng: np.random.RandomState,
+    centers: Array | None = None,
 ) -> Parameters:
     """Make several starts in one batch.
 
@@ -37,8 +44,12 @@ def make_starts(
 
     :param x: observations ``(T, D)``, at least ``n_regimes`` of them distinct.
     :param floor: the least variance in any direction.
+    :param centers: those of all starts, ``(K, D)``; None finds them as above.
     :return: parameters with ``n_init`` starts in front.
     """
+    if centers is not None:
+        made = [_from_centers(x, centers, spec, floor, start, rng) for start in range(n_init)]
+        return Parameters.stack(made)
     sample, distinct = _sample(x, n_regimes, rng)
     made = []
     for start in range(n_init):
@@ -49,6 +60,19 @@ def make_starts(
             make = _from_observations if kind_of(start) == "random" else _from_spreads
             made.append(make(x, centers, spec, floor, rng))
     return Parameters.stack(made)
+
+
+def _from_centers(
+    x: Array, centers: Array, spec: Spec, floor: float, start: int, rng: np.random.RandomState
+) -> Parameters:
+    """Given centers with the spreads of the rows nearest to each, or with random ones."""
+    if kind_of(start) == "k-means":
+        labels = pairwise_distances_argmin(x, centers)
+        emission = spec.start_from_clusters(x, np.eye(len(centers))[labels], centers, floor)
+        return _start(_sticky(len(centers)), emission)
+    if kind_of(start) == "random":
+        return _from_observations(x, centers, spec, floor, rng)
+    return _start(_sticky(len(centers)), _around(x, centers, spec, floor, rng))
 
 
 def _from_kmeans(
@@ -84,10 +108,15 @@ def _from_spreads(
 ) -> Parameters:
     """Centers closer to the mean, random multiples of the overall spread, sticky transitions."""
     mean = x.mean(0)
-    multiples = rng.lognormal(size=len(centers))
-    multiples /= multiples.mean()
-    emission = spec.start_around(x, mean + _NEAR * (centers - mean), multiples, floor)
+    emission = _around(x, mean + _NEAR * (centers - mean), spec, floor, rng)
     return _start(_sticky(len(centers)), emission)
+
+
+def _around(
+    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
+) -> Emission:
+    multiples = rng.lognormal(size=len(centers))
+    return spec.start_around(x, centers, multiples / multiples.mean(), floor)
 
 
 def _start(transition_matrix: Array, emission: dict[str, Array]) -> Parameters:

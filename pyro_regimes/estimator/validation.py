@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator.given import Given, check_shapes, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
@@ -104,6 +105,7 @@ def check_parameters(model: BaseEstimator) -> None:
     ):
         raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
     reference(model)
+    read_given(model, _spec_of(model))
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
@@ -134,6 +136,11 @@ def reference(model: BaseEstimator) -> str | Reference:
     return Reference(list(names), *hmm.spec.moments(hmm.parameters.emission))
 
 
+def _spec_of(model: BaseEstimator) -> Spec:
+    spec: Spec = model._spec(model.covariance_type)
+    return spec
+
+
 class Settings(NamedTuple):
     """The validated parameters of the constructor."""
 
@@ -147,6 +154,7 @@ class Settings(NamedTuple):
     inference: str
     acceleration: str | None
     order_by: str | Reference
+    given: Given
     dtype: torch.dtype
     device: torch.device
     verbose: bool
@@ -157,8 +165,8 @@ def read_settings(model: BaseEstimator) -> Settings:
 
     :raises ValueError: if the device is not available.
     """
-    own = {name: getattr(model, name) for name in Settings._fields}
-    own |= {"order_by": reference(model)}
+    own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
+    own |= {"order_by": reference(model), "given": read_given(model, _spec_of(model))}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 
@@ -202,6 +210,22 @@ def check_data(
     return data, given.tolist()
 
 
+def _check_same_columns(
+    name: str, other: BaseEstimator, model: BaseEstimator, num_series: int
+) -> None:
+    if num_series != other.n_features_in_:
+        raise ValueError(
+            f"expected X to have the {other.n_features_in_} series of the model in {name}, got "
+            f"{num_series}"
+        )
+    own, others = (getattr(each, "feature_names_in_", None) for each in (model, other))
+    if own is not None and others is not None and list(own) != list(others):
+        raise ValueError(
+            f"expected X to have the columns of the model in {name}, in their order, "
+            f"{list(map(str, others))}, got {list(map(str, own))}"
+        )
+
+
 def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | None:
     """Raise for data whose likelihood has no maximum from any start.
 
@@ -209,20 +233,10 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | N
     :raises ValueError: if there are too few observations, or if their covariance is singular and
         ``min_eigenvalue`` is 0.
     """
-    if not isinstance(model.order_by, str) and data.shape[1] != model.order_by.n_features_in_:
-        raise ValueError(
-            f"expected X to have the {model.order_by.n_features_in_} series of the model in "
-            f"order_by, got {data.shape[1]}"
-        )
-    if not isinstance(model.order_by, str):
-        own, other = (
-            getattr(each, "feature_names_in_", None) for each in (model, model.order_by)
-        )
-        if own is not None and other is not None and list(own) != list(other):
-            raise ValueError(
-                "expected X to have the columns of the model in order_by, in their order, "
-                f"{list(map(str, other))}, got {list(map(str, own))}"
-            )
+    for name in ("order_by", "init_params"):
+        if isinstance(getattr(model, name), type(model)):
+            _check_same_columns(name, getattr(model, name), model, data.shape[1])
+    check_shapes(read_given(model, spec), spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"

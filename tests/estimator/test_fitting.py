@@ -13,8 +13,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.estimator import RegimeModel, fitting, gradient_ascent
-from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator import RegimeModel, all_starts, gradient_ascent
+from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
@@ -75,7 +75,7 @@ def test_starts_in_several_batches_equal_one(covariance_type, at_once, monkeypat
         )  # fmt: skip
 
     whole = fit("whole")
-    monkeypatch.setattr(fitting, "_starts_at_once", lambda *args: at_once)
+    monkeypatch.setattr(all_starts, "_starts_at_once", lambda *args: at_once)
     parts = fit("parts")
     for one, other in zip(whole[1:], parts[1:], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -113,7 +113,7 @@ def test_only_starts_whose_last_step_is_ems_have_converged(covariance_type):
 )
 def test_starts_at_once_by_the_size_of_the_data(num_steps, size, expected):
     x = torch.empty(1, dtype=torch.float64).expand(num_steps, size)
-    assert min(10, fitting._starts_at_once(x, 3)) == expected
+    assert min(10, all_starts._starts_at_once(x, 3)) == expected
 
 
 def test_a_collapsed_start_does_not_win():

@@ -326,6 +326,7 @@ WATCHED = {
     for name in (
         "estimator/regime_model.py",
         "estimator/fitting.py",
+        "estimator/all_starts.py",
         "estimator/gradient_ascent.py",
         "estimator/isolated_em.py",
         "infer/isolation.py",

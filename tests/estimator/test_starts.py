@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_regimes.estimator import RegimeModel
-from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import kind_of, make_starts

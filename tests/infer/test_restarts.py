@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes import EM, EMResult, RegimeHMM
-from pyro_regimes.estimator.fitting import fit_starts
+from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.spec import find_spec
 from pyro_regimes.estimator.starts import make_starts

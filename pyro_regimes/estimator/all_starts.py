@@ -1,0 +1,210 @@
+"""Fits of all starts, in one batch where memory allows, by EM or by SVI."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Callable, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from pyro_regimes.estimator.convergence import Flags, to_numpy
+from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
+from pyro_regimes.estimator.isolated_em import IsolatedEM
+from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.pyro_model import (
+    argument_names,
+    from_arguments,
+    pyro_model,
+    to_arguments,
+)
+from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.infer import EMResult
+
+#: Memory in bytes that the starts of a fit may always use, in addition to the data.
+_SMALL = 2**27
+
+#: Upper limit beyond that, in multiples of the data. Copies of the data take four more.
+_MOST_MEMORY = 6.0
+
+#: Memory that EM needs for each start, in arrays of shape ``(N, T, K)``.
+_ARRAYS = 5.5
+
+
+class FittedStarts(NamedTuple):
+    """The outcome of every start."""
+
+    parameters: Parameters  #: with the R starts in front
+    history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
+    converged: Flags  #: ``(R,)``
+    degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
+    num_steps: npt.NDArray[np.int64]  #: ``(R,)``: steps of each start until EM froze it
+
+    @classmethod
+    def join(cls, parts: list[FittedStarts]) -> FittedStarts:
+        """All starts of several batches; those of a shorter history stay as they are."""
+        longest = max(len(each.history) for each in parts)
+        histories = [
+            np.concatenate([each.history, each.history[-1:].repeat(longest - len(each.history), 0)])
+            for each in parts
+        ]
+        return cls(
+            Parameters.concatenate([each.parameters for each in parts]),
+            np.concatenate(histories, axis=1),
+            np.concatenate([each.converged for each in parts]),
+            np.concatenate([each.degenerate for each in parts]),
+            np.concatenate([each.num_steps for each in parts]),
+        )
+
+    def best(self) -> int:
+        """The start with the highest final log-likelihood; degenerate ones only if all are.
+
+        The likelihood of a collapsed regime grows without bound, so it is not comparable.
+
+        :raises ValueError: if no start has a finite log-likelihood.
+        """
+        final = self.history[-1]
+        if not np.isfinite(final).any():
+            raise ValueError(
+                "expected X to have a finite log-likelihood, got none from any of "
+                f"{len(final)} starts; look for outliers in X, or set min_eigenvalue"
+            )
+        sound = np.isfinite(final) & (~self.degenerate | self.degenerate.all())
+        if not sound.any():
+            sound = np.isfinite(final)
+        return int(np.where(sound, final, -np.inf).argmax())
+
+
+def fit_starts(
+    starts: Parameters,
+    spec: Spec,
+    x: Tensor,
+    lengths: Tensor | None,
+    *,
+    inference: str,
+    max_iter: int,
+    tol: float | None,
+    min_eigenvalue: float,
+    least: float,
+    acceleration: str | None = None,
+    fixed: Collection[str] = (),
+    callback: Callback | None = None,
+) -> FittedStarts:
+    """Run all starts, in a private parameter store.
+
+    They run in one batch, unless EM would use more than ten times the memory of the data. Then they
+    run in several batches, one after the other, with the same result.
+
+    :param starts: parameters with R starts in front.
+    :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
+    :param min_eigenvalue: the user's floor of the variances.
+    :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
+        there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
+        so that one start may collapse without stopping the others.
+    :param acceleration: of EM, as in :meth:`.EM.run`.
+    :param fixed: names of fitted attributes that keep the values of the starts.
+    :param callback: called after each step with its number, from 1, and the loss of all starts. If
+        there are several batches, numbering continues from one to the next, and the loss is the
+        mean loss of the batch times the number of starts.
+    """
+    num_starts, num_states = starts.initial_probs.shape
+    at_once = _starts_at_once(x, num_states)
+    if inference == "em" and num_starts > at_once:
+        fit = partial(
+            fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
+            tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration, fixed=fixed,
+        )  # fmt: skip
+        return _fit_in_batches(fit, starts, at_once, callback)
+    arguments = partial(
+        to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
+    )
+    floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
+    if inference == "em":
+        held = arguments(starts)
+        em = _FitEM(pyro_model(held, spec, fixed=constant), min_eigenvalue=floor)
+        result = em.run(
+            x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration
+        )
+        losses = result.restart_history.reshape(-1, num_starts)
+        held |= em.values()
+        num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
+    else:
+        raised = spec.raised(starts.emission, 2 * floor)
+        inside = starts._replace(
+            emission={n: starts.emission[n] if n in fixed else raised[n] for n in raised}
+        )
+        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor, constant)
+        losses, converged = ascent.run(max_iter, tol, callback)
+        num_steps, held = np.full(num_starts, len(losses) - 1), ascent.values()
+    parameters = from_arguments(held, starts, spec)
+    history = -to_numpy(losses)
+    finite = np.isfinite(history[-1])
+    variance = spec.least_variances(parameters.emission).reshape(num_starts, -1).min(-1)
+    collapsed = (variance < 2 * least) & (min_eigenvalue < least)
+    return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
+
+
+def _steps_of_em(
+    result: EMResult, losses: Array, tol: float | None
+) -> tuple[npt.NDArray[np.int64], Flags]:
+    """How many steps each start has made before it was frozen, and whether it has converged.
+
+    A start that EM froze because a step lowered its likelihood has converged, too, if the check of
+    convergence confirms it.
+    """
+    num_steps = np.full(losses.shape[1], result.num_steps)
+    converged = np.zeros(losses.shape[1], dtype=np.bool_)
+    if tol is None:
+        return num_steps, converged
+    for start, at in enumerate(result.converged_at):
+        if at is None:  # up to the first step of those that have changed nothing
+            changes = np.flatnonzero(losses[1:, start] != losses[:-1, start])
+            last = changes[-1] + 2 if len(changes) else 1
+            at, converged[start] = min(last, result.num_steps), last <= result.num_steps
+        else:
+            converged[start] = True
+        num_steps[start] = at
+    converged[result.unconfirmed] = False
+    return num_steps, converged
+
+
+def _starts_at_once(x: Tensor, num_states: int) -> int:
+    """The number of starts that EM runs in one batch."""
+    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
+    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
+    return max(1, int(most / one_start))
+
+
+def _fit_in_batches(
+    fit: Callable[..., FittedStarts], starts: Parameters, size: int, callback: Callback | None
+) -> FittedStarts:
+    """Run at most ``size`` starts at a time."""
+    num_starts, steps_before = len(starts.initial_probs), 0
+    fitted = []
+    for first in range(0, num_starts, size):
+        batch = starts.select(slice(first, first + size))
+        report = None
+        if callback is not None:
+            share = len(batch.initial_probs) / num_starts
+            report = partial(_report, callback, steps_before, share)
+        fitted.append(fit(batch, callback=report))
+        steps_before += len(fitted[-1].history) - 1
+    return FittedStarts.join(fitted)
+
+
+def _report(
+    callback: Callback, steps_before: int, share: float, step: int, loss: float
+) -> None:
+    callback(steps_before + step, loss / share)
+
+
+class _FitEM(IsolatedEM):
+    """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
+
+    def _warn(self, message: str) -> None:
+        # Rounding may stop a start with nearly singular covariances before its maximum. EM freezes
+        # it there. A start that the check does not confirm counts as not converged.
+        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
+            super()._warn(message)

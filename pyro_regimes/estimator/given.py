@@ -1,0 +1,148 @@
+"""Parameters that the user gives: where the starts begin, and what a fit leaves as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
+from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.units import Units
+
+CHAIN = ("initial_probs", "transition_matrix")
+
+
+class Given(NamedTuple):
+    """Values by the names of the fitted attributes, without the underscore."""
+
+    values: dict[str, Array]  #: in the units of the data
+    fixed: frozenset[str]  #: names of those that the fit does not change
+
+    def is_complete(self, spec: Spec) -> bool:
+        """Whether they leave nothing random in a start."""
+        return len(self.values) == len(CHAIN + spec.attributes)
+
+    def into(self, starts: Parameters, spec: Spec, units: Units) -> Parameters:
+        """Put the values into starts.
+
+        :param starts: with the starts in front, in ``units``.
+        """
+        if not self.values:
+            return starts
+        num_starts = len(starts.initial_probs)
+
+        def given(name: str, made: Array) -> Array:
+            if name not in self.values:
+                return made
+            value = self.values[name]
+            return np.broadcast_to(value, (num_starts, *value.shape)).copy()
+
+        emission = spec.unscale(starts.emission, units)
+        emission = {name: given(name, made) for name, made in emission.items()}
+        return Parameters(
+            given("initial_probs", starts.initial_probs),
+            given("transition_matrix", starts.transition_matrix),
+            spec.scale(emission, units),
+        )
+
+    def restored(self, fitted: Parameters) -> Parameters:
+        """Put the fixed values, which units may have rounded, into the parameters of a fit."""
+        held = {name: self.values[name] for name in self.fixed}
+        return Parameters(
+            held.get("initial_probs", fitted.initial_probs),
+            held.get("transition_matrix", fitted.transition_matrix),
+            {name: held.get(name, value) for name, value in fitted.emission.items()},
+        )
+
+
+def read_given(model: BaseEstimator, spec: Spec) -> Given:
+    """Read ``init_params`` and ``fixed`` of a model.
+
+    :raises ValueError: if they are not valid, as far as that can be told without data.
+    """
+    values = _values(model, spec)
+    names = CHAIN + spec.attributes
+    fixed = model.fixed
+    listed = [fixed] if isinstance(fixed, str) else list(fixed) if _is_listed(fixed) else [fixed]
+    for name in listed:
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(f"expected fixed to hold names among {', '.join(names)}, got {name!r}")
+        if name not in values:
+            raise ValueError(
+                f"expected init_params to hold the values of the fixed {name!r}, got "
+                f"{', '.join(values) or 'none'}"
+            )
+    if len(set(listed)) == len(names):
+        raise ValueError(
+            "expected at least one parameter not to be fixed, got all; RegimeModel.from_parameters "
+            "makes a model without a fit"
+        )
+    if "covariances" in listed and model.min_eigenvalue > 0:
+        raise ValueError(
+            f"expected min_eigenvalue=0 where covariances are fixed, got {model.min_eigenvalue:g}"
+        )
+    return Given(values, frozenset(listed))
+
+
+def check_shapes(given: Given, spec: Spec, n_regimes: int, num_series: int) -> None:
+    """:raises ValueError: if the values do not suit data of so many series."""
+    shapes = spec.shapes(n_regimes, num_series)
+    for name, value in given.values.items():
+        if name in shapes and value.shape != shapes[name]:
+            raise ValueError(
+                f"expected {name} in init_params to have shape {shapes[name]} for X of "
+                f"{num_series} columns, got {value.shape}"
+            )
+    emission = {name: given.values[name] for name in spec.attributes if name in given.values}
+    spec.check_values(emission)
+
+
+def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
+    given, n_regimes = model.init_params, model.n_regimes
+    if given is None:
+        return {}
+    names = CHAIN + spec.attributes
+    if isinstance(given, type(model)):
+        given = _of_fitted(given, model, names)
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"expected init_params to be a dict of {', '.join(names)}, a fitted model or None, "
+            f"got {given!r}"
+        )
+    values = {}
+    for name, value in given.items():
+        where = f"{name} in init_params"
+        if name == "initial_probs":
+            values[name] = probabilities(where, value, (n_regimes,))
+        elif name == "transition_matrix":
+            values[name] = probabilities(where, value, (n_regimes, n_regimes))
+        elif name in names:
+            values[name] = finite_numbers(where, value)
+        else:
+            raise ValueError(
+                f"expected the keys of init_params among {', '.join(names)}, got {name!r}"
+            )
+    return values
+
+
+def _of_fitted(other: Any, model: BaseEstimator, names: Iterable[str]) -> dict[str, Array]:
+    """The parameters of a fitted model with which another one starts."""
+    if not hasattr(other, "initial_probs_"):
+        raise ValueError("expected init_params to be a fitted model, got one without a fit")
+    for name, has, wanted in (
+        ("regimes", len(other.initial_probs_), model.n_regimes),
+        ("covariance_type", other.covariance_type_, model.covariance_type),
+    ):
+        if has != wanted:
+            raise ValueError(
+                f"expected the model in init_params to have the same {name}, {wanted!r}, got "
+                f"{has!r}"
+            )
+    return {name: getattr(other, f"{name}_") for name in names}
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping))
