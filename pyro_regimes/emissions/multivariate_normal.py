@@ -152,54 +152,79 @@ def _reduce_spread(stats: Moments, given: Arguments, weighted: bool) -> Spread:
     return Spread(stats.weight.to(loc.dtype).unsqueeze(-1), scatter)
 
 
-def _one_by_one(function: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+def _one_by_one(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of matrices, to the last digit the same wherever in a batch a matrix stands.
 
     BLAS rounds differently where a matrix does not begin at a multiple of 16 bytes, which in a
     batch of an odd number of entries each is every other one.
     """
 
-    def of_each(matrices: Tensor, floor: float) -> Tensor:
+    def of_each(matrices: Tensor, *bounds: float) -> Tensor:
         size = matrices.shape[-1]
         if size % 2 == 0 or matrices.device.type != "cpu" or matrices.numel() == 0:
-            return function(matrices, floor)
-        each = [function(one, floor) for one in matrices.reshape(-1, size, size)]
+            return function(matrices, *bounds)
+        each = [function(one, *bounds) for one in matrices.reshape(-1, size, size)]
         return torch.stack(each).reshape(matrices.shape)
 
     return of_each
 
 
 @_one_by_one
-def _raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
-    """The nearest symmetric matrix whose eigenvalues are at least ``floor``."""
+def _raise_eigenvalues(matrix: Tensor, floor: float, share: float = 0.0) -> Tensor:
+    """The nearest symmetric matrix whose eigenvalues are at least ``floor``.
+
+    :param share: and at least this share of the largest one.
+    """
     values, vectors = torch.linalg.eigh(matrix)
-    raised = (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
-    low = (values[..., :1] < floor).unsqueeze(-1)
+    least = (share * values[..., -1:]).clamp(min=floor)
+    raised = (vectors * values.maximum(least).unsqueeze(-2)) @ vectors.mT
+    low = (values[..., :1] < least).unsqueeze(-1)
     return torch.where(low, (raised + raised.mT) / 2, matrix)
 
 
 def _covariance(pooled: Spread, floor: float) -> tuple[Tensor, Tensor]:
-    """The maximiser and its Cholesky factor; NaN if it is not positive definite."""
+    """The maximiser and its Cholesky factor; NaN if it is not positive definite.
+
+    A floor that is lost in the rounding of a matrix is raised to what the matrix can hold.
+    """
     covariance = divide(pooled.scatter, pooled.weight)
     covariance = (covariance + covariance.mT) / 2
-    above = _exceeds(covariance, floor) if floor > 0 else None
-    if above is not None and not bool(above.all()):
-        above = above[..., None, None]
-        known = covariance.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-        raised = _raise_eigenvalues(torch.where(known & ~above, covariance, eye), floor)
-        covariance = torch.where(known, torch.where(above, covariance, raised), torch.nan)
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    # The square of a pivot is the conditional variance given the series before it. Below rounding
-    # the matrix counts as singular: after writing and reading it back, it would be invalid.
-    variance, pivot = (part.diagonal(dim1=-2, dim2=-1) for part in (covariance, factor))
-    rounding = 16 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
-    singular = (info != 0) | ~(pivot**2 > rounding * variance).all(-1)
+    if floor > 0:
+        covariance = _raised_where(~_exceeds(covariance, floor), covariance, floor)
+    factor, singular = _checked_factor(covariance)
+    if floor > 0 and bool(singular.any()):
+        covariance = _raised_where(singular, covariance, floor, 4 * _rounding(covariance))
+        factor, singular = _checked_factor(covariance)
     if singular.device.type != "cpu" or bool(singular.any()):
         singular = singular[..., None, None]
         covariance = covariance.masked_fill(singular, torch.nan)
         factor = factor.masked_fill(singular, torch.nan)
     return covariance, factor
+
+
+def _raised_where(low: Tensor, matrix: Tensor, floor: float, share: float = 0.0) -> Tensor:
+    """Raise the eigenvalues of some matrices; one with an entry that is not finite is NaN."""
+    if not bool(low.any()):
+        return matrix
+    low = low[..., None, None]
+    known = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    raised = _raise_eigenvalues(torch.where(known & low, matrix, eye), floor, share)
+    return torch.where(known, torch.where(low, raised, matrix), torch.nan)
+
+
+def _checked_factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor, and whether the matrix is singular to working precision."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    # The square of a pivot is the conditional variance given the series before it. Below rounding
+    # the matrix counts as singular: after writing and reading it back, it would be invalid.
+    variance, pivot = (part.diagonal(dim1=-2, dim2=-1) for part in (matrix, factor))
+    return factor, (info != 0) | ~(pivot**2 > _rounding(matrix) * variance).all(-1)
+
+
+def _rounding(matrix: Tensor) -> float:
+    """The share of its largest eigenvalue that a matrix cannot tell from 0."""
+    return 16 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
 
 
 def _exceeds(matrix: Tensor, floor: float) -> Tensor:

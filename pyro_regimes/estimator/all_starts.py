@@ -114,7 +114,8 @@ def fit_starts(
     if inference == "em" and num_starts > at_once:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
-            tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration, fixed=fixed,
+            tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
+            fixed=fixed,
         )  # fmt: skip
         return _fit_in_batches(fit, starts, at_once, callback)
     arguments = partial(
@@ -141,8 +142,8 @@ def fit_starts(
     parameters = from_arguments(held, starts, spec)
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
-    variance = spec.least_variances(parameters.emission).reshape(num_starts, -1).min(-1)
-    collapsed = (variance < 2 * least) & (min_eigenvalue < least)
+    flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
+    collapsed = flags.any(-1) & (min_eigenvalue < least)
     return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
 
 

@@ -12,6 +12,8 @@ from pyro_regimes.estimator.parameters import Array, probabilities
 NUM_ROWS = 3  # by which a sequence is known to begin as the training data did
 _NEVER = 1e-12  # a transition with a lower probability does not connect two regimes
 
+_DOUBLINGS = 64  # of the steps after which the long run has come
+
 START = ("auto", "fitted", "stationary")
 
 
@@ -95,6 +97,17 @@ def stationary_probs(transition_matrix: Array) -> Array:
         weights[state] = weights[:state] @ reduced[:state, state]
     probs[order] = weights / weights.sum()
     return probs
+
+
+def long_run_share(initial: Array, transition_matrix: Array) -> Array:
+    """The share of time of each regime in the long run, where it may depend on the first one."""
+    # The average of a step and no step has the same limit, and no period.
+    power = (transition_matrix + np.eye(len(initial))) / 2
+    for _ in range(_DOUBLINGS):
+        power = power @ power
+        power /= power.sum(-1, keepdims=True)
+    share: Array = initial @ power
+    return share
 
 
 def _closed_first(transition_matrix: Array) -> Any:

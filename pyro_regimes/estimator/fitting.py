@@ -116,7 +116,7 @@ def fit_regimes(
         history = history[: fit.num_steps[best] + 1]
     found = []
     if fit.degenerate[best]:
-        collapsed = flags(least_variances < 2 * least)
+        collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
         found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))

@@ -185,6 +185,15 @@ class MatrixGaussian(_Gaussian):
         eigenvalues = np.linalg.eigvalsh(np.nan_to_num(emission["covariances"]))[..., 0]
         return eigenvalues[..., None] if self.shared else eigenvalues
 
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        values = np.linalg.eigvalsh(np.nan_to_num(emission["covariances"]))
+        # EM holds what is lost in rounding at 64 times that.
+        rounding = 64 * values.shape[-1] * torch.finfo(dtype).eps * values[..., -1]
+        flags: npt.NDArray[np.bool_] = values[..., 0] < 2 * np.maximum(least, rounding)
+        return flags[..., None] if self.shared else flags
+
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         covariances = np.atleast_3d(emission["covariances"].T).T  # (K or 1, D, D)
         variances = np.diagonal(covariances, axis1=-2, axis2=-1)
@@ -318,6 +327,12 @@ class DiagonalGaussian(_Gaussian):
     def least_variances(self, emission: Emission) -> Array:
         variances = np.nan_to_num(emission["covariances"])
         return variances if self.equal else variances.min(-1)
+
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        flags: npt.NDArray[np.bool_] = self.least_variances(emission) < 2 * least
+        return flags
 
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         below: npt.NDArray[np.bool_] = self.least_variances(emission) < floor

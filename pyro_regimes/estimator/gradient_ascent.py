@@ -95,7 +95,8 @@ class GradientAscent:
 
     def _is_high(self, tol: float) -> Flags:
         """Which starts gain less than :data:`STEADY` times ``tol`` from a step of EM."""
-        em = _SilentEM(pyro_model(self.values(), self._spec, fixed=self._fixed), min_eigenvalue=self._floor)
+        model = pyro_model(self.values(), self._spec, fixed=self._fixed)
+        em = _SilentEM(model, min_eigenvalue=self._floor)
         losses = em.run(*self._data, num_steps=1, tol=None).restart_history
         before, after = to_numpy(losses).reshape(2, self._num_starts)
         high: Flags = before - after < STEADY * tol

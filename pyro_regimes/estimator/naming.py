@@ -85,6 +85,18 @@ def sort_regimes(
     return Order(order, names)
 
 
+def own_names(parameters: Parameters, spec: Spec, order_by: str | Reference) -> list[str]:
+    """The names of regimes that keep their order, as if estimated without error."""
+    found = sort_regimes(
+        parameters, spec, order_by, lambda: np.full(len(parameters.initial_probs), np.inf)
+    )
+    names = [""] * len(found.names)
+    for name, regime in zip(found.names, found.order, strict=True):
+        names[regime] = name
+    numbered = [f"Regime {i + 1}" for i in range(len(names))]
+    return numbered if sorted(names) == sorted(numbered) else names
+
+
 def _distances(means: Array, covariances: Array, reference: Reference, unit: Array) -> Array:
     r"""Squared 2-Wasserstein distances of normal distributions, ``(K of the reference, K)``.
 

@@ -51,12 +51,16 @@ def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
     :raises ValueError: if they are not, or have another shape.
     """
-    probs = finite_numbers(name, value)
-    if probs.shape != shape:
-        raise ValueError(f"expected {name} to have shape {shape}, got {probs.shape}")
+    try:
+        probs = finite_numbers(name, value)
+    except ValueError:
+        probs = np.full(1, np.nan)
     sums = probs.sum(-1, keepdims=True)
-    if (probs < 0).any() or (abs(sums - 1) > _ROUNDING).any():
-        raise ValueError(f"expected {name} to be probabilities that sum to 1, got {value!r}")
+    if probs.shape != shape or (probs < 0).any() or not (abs(sums - 1) <= _ROUNDING).all():
+        rows = f"{shape[0]} rows of " if len(shape) > 1 else ""
+        raise ValueError(
+            f"expected {name} to be {rows}{shape[-1]} probabilities that sum to 1, got {value!r}"
+        )
     return np.where(abs(sums - 1) < 1e-12, probs, probs / sums)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.given import CHAIN, read_given
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
@@ -39,11 +40,18 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     :raises OSError: if the file cannot be written.
     """
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    if isinstance(model.order_by, BaseEstimator):
+        parameters["order_by"] = "volatility"
+    given = read_given(model, spec).values
+    parameters["init_params"] = {name: value.tolist() for name, value in given.items()} or None
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
+    if not model.n_samples_fit_:
+        fitted["log_likelihood_"] = None  # NaN is no JSON
+    fitted["fixed_"] = list(model.fixed_)
     fitted["regime_names_"] = list(model.regime_names_)
     start = model.training_start_
     fitted["training_start_"] = None if start is None else start.tolist()
@@ -75,8 +83,8 @@ def _plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, np.random.RandomState):
         return None
-    if isinstance(value, BaseEstimator):  # in order_by
-        return "volatility"
+    if isinstance(value, (list, tuple)):  # fixed
+        return list(value)
     return str(value).removeprefix("torch.")
 
 
@@ -89,11 +97,14 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
     """
     content = _read(path)
     try:
-        model = kind(**content["parameters"])
+        parameters = content["parameters"]
+        model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
         spec, fitted = model._spec(model.covariance_type), content["fitted"]
         for name in _arrays(spec):
             setattr(model, name, np.array(fitted[name], dtype=np.float64))
+        if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
+            fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():
             if type(fitted[name]) is not scalar:
                 raise ValueError(f"{name} is not of type {scalar.__name__}: {fitted[name]!r}")
@@ -103,6 +114,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
         _check_shapes(model, spec)
         _check_values(model, spec)
+        model.fixed_ = _fixed(fitted["fixed_"], spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
         model.regime_names_ = names
         if fitted["feature_names_in_"] is not None:
@@ -120,6 +132,13 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     if not whole or len(value) != number:
         raise ValueError(f"{name} is not a list of {number} names: {value!r}")
     return list(value)
+
+
+def _fixed(value: Any, spec: Spec) -> list[str]:
+    names = sorted({*CHAIN, *spec.attributes} & {*value})
+    if value != names:
+        raise ValueError(f"fixed_ is not a sorted list of names of parameters: {value!r}")
+    return names
 
 
 def _training_start(value: Any, num_series: int) -> Array | None:
@@ -143,8 +162,8 @@ def _num_series(model: BaseEstimator, spec: Spec) -> int:
 
 
 def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
-    if model.n_samples_fit_ < 1:
-        raise ValueError(f"n_samples_fit_ is not positive: {model.n_samples_fit_}")
+    if model.n_samples_fit_ < 0:
+        raise ValueError(f"n_samples_fit_ is negative: {model.n_samples_fit_}")
     if model.n_iter_ < 0:
         raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
     states = model.n_regimes
@@ -154,7 +173,7 @@ def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
         "transition_matrix_": (states, states),
         **{f"{name}_": shape for name, shape in emission.items()},
         "share_of_time_": (states,),
-        "history_": (model.n_iter_ + 1,),
+        "history_": (model.n_iter_ + 1 if model.n_samples_fit_ else 0,),
     }
     for name, shape in shapes.items():
         if getattr(model, name).shape != shape:
@@ -163,6 +182,8 @@ def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
 
 def _check_values(model: BaseEstimator, spec: Spec) -> None:
     for name in (*_arrays(spec), "log_likelihood_"):
+        if name == "log_likelihood_" and not model.n_samples_fit_:
+            continue
         if not np.isfinite(getattr(model, name)).all():
             raise ValueError(f"{name} is not finite")
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):

@@ -129,6 +129,8 @@ def of_shares(
     names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
 ) -> list[str]:
     """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
+    if not num_rows:  # parameters without a fit
+        return []
     held = share_of_time * num_rows
     return [
         f"{name} holds {count:.3g} of {num_rows} steps: an outlier, or an error in the data?"

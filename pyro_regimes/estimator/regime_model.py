@@ -16,10 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import persistence, plots, problems, validation
 from pyro_regimes.estimator.beginning import NUM_ROWS, initial_probs, stationary_probs
+from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import row_name
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.naming import own_names
+from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
@@ -79,8 +81,9 @@ class RegimeModel(BaseEstimator):
         and in the units of the data; or a fitted model, for a warm start from all of its
         parameters. What is not given is made as ever. If all are given there is one start. A
         probability of 0 stays 0.
-    :param fixed: names of parameters in ``init_params`` that the fit leaves as they are. They do not
-        count in ``n_parameters_``, and ``regularization`` does not change them.
+    :param fixed: names of parameters in ``init_params`` that the fit leaves as they are, except
+        for the order of the regimes. They do not count in ``n_parameters_``, and
+        ``regularization`` does not change them.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -219,6 +222,62 @@ class RegimeModel(BaseEstimator):
         self.__dict__ = others | found
         return self
 
+    @classmethod
+    def from_parameters(
+        cls,
+        initial_probs: npt.ArrayLike | None,
+        transition_matrix: npt.ArrayLike,
+        means: npt.ArrayLike,
+        covariances: npt.ArrayLike,
+        *,
+        regime_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> RegimeModel:
+        """A model with these parameters, as published or as fitted elsewhere, without a fit.
+
+        It predicts, scores, forecasts and saves as a fitted one. Its ``n_samples_fit_`` is 0, its
+        ``log_likelihood_`` NaN, and its ``share_of_time_`` that of the long run.
+
+        :param initial_probs: ``(K,)``; None is the stationary distribution.
+        :param transition_matrix: ``(K, K)``, (old, new).
+        :param means: ``(K, D)``, or ``(K,)`` for one series.
+        :param covariances: in the shape of the ``covariance_type``, as the attribute.
+        :param regime_names: K names; None is those that ``order_by`` gives. The regimes keep their
+            order in either case.
+        :param feature_names: D names of series.
+        :param settings: parameters of the constructor.
+        :raises ValueError: if the parameters are not valid.
+        """
+        matrix = finite_numbers("transition_matrix", transition_matrix)
+        settings.setdefault("n_regimes", len(np.atleast_1d(matrix)))
+        model = cls(**settings)
+        validation.check_parameters(model)
+        spec = model._spec(model.covariance_type)
+        emission = dict(zip(spec.attributes, (means, covariances), strict=True))
+        parameters = of_values(initial_probs, matrix, emission, model.n_regimes, spec)
+        model.n_features_in_ = parameters.emission[spec.attributes[0]].shape[-1]
+        if feature_names is not None:
+            names = validation.names("feature_names", feature_names, model.n_features_in_)
+            model.feature_names_in_ = np.array(names, dtype=object)
+        order = validation.reference(model)
+        names = own_names(parameters, spec, order)
+        if regime_names is not None:
+            names = validation.names("regime_names", regime_names, model.n_regimes)
+        model._set_fitted(without_fit(parameters, names), spec)
+        model.n_samples_fit_, model.training_start_ = 0, None
+        return model
+
+    @classmethod
+    def from_hmmlearn(cls, other: Any, **settings: Any) -> RegimeModel:
+        """A model with the parameters of a fitted ``hmmlearn.hmm.GaussianHMM``.
+
+        :param settings: as in :meth:`from_parameters`, where ``covariance_type`` is that of
+            ``other``.
+        :raises ValueError: if ``other`` has no parameters of Gaussian emissions.
+        """
+        return cls.from_parameters(**hmmlearn_parameters(other), **settings)
+
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
         self.covariance_type_ = self.covariance_type
@@ -228,7 +287,7 @@ class RegimeModel(BaseEstimator):
         for name in spec.attributes:
             setattr(self, f"{name}_", emission[name])
         self.history_ = fitted.history
-        self.n_iter_ = len(fitted.history) - 1
+        self.n_iter_ = max(len(fitted.history) - 1, 0)
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.smoothed_probs.mean(0)
@@ -365,6 +424,8 @@ class RegimeModel(BaseEstimator):
     def _scored(self, X: Any, lengths: npt.ArrayLike | None) -> tuple[float, int]:
         """The log-likelihood and the number of observations; X None is the training data."""
         check_is_fitted(self)
+        if X is None and not self.n_samples_fit_:
+            raise ValueError("expected X, got None for a model that was not fitted to data")
         if X is None:
             return self.log_likelihood_, self.n_samples_fit_
         hmm, data, sizes = self._hmm_of(X, lengths)
@@ -451,7 +512,7 @@ class RegimeModel(BaseEstimator):
             self.share_of_time_,
             self.periods_per_year,
             f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
-            f"covariances, log-likelihood {self.log_likelihood_:.2f}",
+            f"covariances, {self._score_text()}",
             problems.of_shares(
                 self.regime_names_,
                 self.share_of_time_,
@@ -459,6 +520,11 @@ class RegimeModel(BaseEstimator):
                 2 * hmm.spec.fewest_observations(len(names)),
             ),
         )
+
+    def _score_text(self) -> str:
+        if not self.n_samples_fit_:
+            return "not fitted to data"
+        return f"log-likelihood {self.log_likelihood_:.2f}"
 
     def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
         """Plot the cumulative return, shaded by the most likely path, and smoothed probabilities.

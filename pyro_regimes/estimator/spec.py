@@ -84,6 +84,14 @@ class Spec(Protocol):
     def least_variances(self, emission: Emission) -> Array:
         """The least variance in any direction, ``(..., K)``, or ``(..., 1)`` if it is shared."""
 
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        """Whether a variance is at most twice ``least``, or lost in the rounding of its regime.
+
+        :return: ``(..., K)``, or ``(..., 1)`` if covariances are shared.
+        """
+
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         """Whether each has a variance below ``floor`` in some direction; series of any units."""
 

@@ -45,6 +45,14 @@ def _number(name: str, value: Any, *, positive: bool = False) -> None:
         raise ValueError(f"expected {name} to be a {sign} finite number, got {value!r}")
 
 
+def names(name: str, value: Any, number: int) -> list[str]:
+    """:raises ValueError: if these are not so many strings."""
+    listed = None if isinstance(value, str) else list(value)
+    if listed is None or len(listed) != number or not all(isinstance(n, str) for n in listed):
+        raise ValueError(f"expected {name} to be {number} strings, got {value!r}")
+    return [str(each) for each in listed]
+
+
 def torch_dtype(dtype: object) -> torch.dtype:
     """:raises ValueError: if it is not float32 or float64, as a name or a torch dtype."""
     name = str(dtype).removeprefix("torch.")

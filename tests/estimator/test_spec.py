@@ -27,15 +27,16 @@ class Poisson:
     """Independent counts in each series, at ``rates`` ``(..., K, D)``."""
 
     attributes = ("rates",)
+    arguments = ("rate",)
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         return {"rates": (num_regimes, num_series)}
 
-    def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
-        return num_regimes * num_series
+    def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
+        return {"rates": num_regimes * num_series}
 
     def check_values(self, emission: Emission) -> None:
-        if (emission["rates"] <= 0).any():
+        if (emission.get("rates", np.ones(1)) <= 0).any():
             raise ValueError("rates_ that are not positive")
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
@@ -80,6 +81,11 @@ class Poisson:
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
         return 0.0
+
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        return np.zeros(emission["rates"].shape[:-1], np.bool_)
 
     def least_variances(self, emission: Emission) -> Array:
         return emission["rates"].min(-1)

@@ -1,0 +1,259 @@
+"""Parameters that the user gives: starts, constants of a fit, and models without a fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from pyro_regimes import EM
+from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES
+from tests import seeds
+from tests.regimes import simulate
+
+NAMES = ("initial_probs", "transition_matrix", "means", "covariances")
+STICKY = [[0.98, 0.02, 0.0], [0.01, 0.97, 0.02], [0.0, 0.05, 0.95]]
+
+
+def values(model):
+    return {name: getattr(model, f"{name}_") for name in NAMES}
+
+
+def model_of(covariance_type="full", **settings):
+    settings = dict(n_init=3, random_state=0, regularization=0.0, order_by="mean") | settings
+    return RegimeModel(3, covariance_type, **settings)
+
+
+@pytest.fixture(scope="module", params=COVARIANCE_TYPES)
+def fitted(request):
+    x, _ = simulate(request.param, 600)
+    return model_of(request.param, tol=1e-8, max_iter=500).fit(x), x
+
+
+# ---- starts ------------------------------------------------------------------------------------
+
+
+def test_a_warm_start_is_at_the_optimum_at_once(fitted):
+    model, x = fitted
+    warm = clone(model).set_params(init_params=model, tol=1e-4).fit(x)
+    assert warm.n_iter_ <= 2 and warm.converged_
+    assert abs(warm.log_likelihood_ - model.log_likelihood_) < 1e-4
+    again = clone(model).set_params(init_params=values(model), tol=1e-4).fit(x)
+    np.testing.assert_array_equal(again.history_, warm.history_)
+
+
+@pytest.mark.parametrize("unit, level", [(1.0, 0.0), (1e-6, 3.0), (1e6, -1e6)])
+def test_the_first_likelihood_is_that_of_the_given_parameters(fitted, unit, level):
+    """Given in the units of the data."""
+    model, x = fitted
+    squared = {"means": level + unit * model.means_, "covariances": unit**2 * model.covariances_}
+    start = values(model) | squared
+    moved = RegimeModel.from_parameters(**start, covariance_type=model.covariance_type)
+    data = level + unit * x
+    warm = clone(model).set_params(init_params=start, max_iter=1, tol=None).fit(data)
+    expected = moved.score(data, start="fitted")
+    assert abs(warm.history_[0] - expected) < 1e-7 * abs(expected) + 1e-5
+
+
+def test_means_alone_are_those_of_every_start():
+    x, _ = simulate("full", 300)
+    means = np.array([[2.0, 2.0], [0.0, 0.0], [-2.0, -1.0]])
+    seen = []
+    for seed in range(2):
+        model = model_of(max_iter=0, random_state=seed, init_params={"means": means}, tol=None)
+        seen.append(model.fit(x))
+        np.testing.assert_allclose(seen[-1].means_, means, rtol=1e-12)
+    model.set_params(max_iter=100, tol=1e-4).fit(x)
+    assert model.converged_ and not np.allclose(model.means_, means)
+
+
+def test_zeros_of_a_given_transition_matrix_stay():
+    x, _ = simulate("full", 300)
+    model = model_of(init_params={"transition_matrix": STICKY}, order_by="volatility").fit(x)
+    assert (model.transition_matrix_ == 0).sum() == 2
+
+
+# ---- what a fit leaves as it is ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("fixed", [["means"], ["covariances"], ["transition_matrix", "means"]])
+@pytest.mark.parametrize("whole", [False, True])
+def test_fixed_parameters_keep_their_bits(fitted, inference, fixed, whole):
+    model, x = fitted
+    start = values(model) if whole else {name: values(model)[name] for name in fixed}
+    start = {name: value.copy() for name, value in start.items()}
+    found = model_of(
+        model.covariance_type, inference=inference, max_iter=10, tol=None, init_params=start,
+        fixed=fixed, regularization=1e-3,
+    ).fit(x * 1.1)  # fmt: skip
+    # The regimes are sorted like any, so their order is found first.
+    order = np.argsort(-found.means_.mean(-1))
+    np.testing.assert_array_equal(order, range(3))
+    own = np.argsort(-start["means"].mean(-1)) if "means" in fixed else None
+    for name in fixed:
+        if own is not None or model.covariance_type == "tied" and name == "covariances":
+            np.testing.assert_array_equal(getattr(found, f"{name}_"), start[name])
+        else:  # free means may have sorted them otherwise
+            given = np.sort(start[name], axis=0)
+            np.testing.assert_array_equal(np.sort(getattr(found, f"{name}_"), axis=0), given)
+    assert found.fixed_ == sorted(fixed)
+    assert (np.diff(found.history_) > -1e-6).all() or inference == "svi"
+
+
+def test_the_rest_is_at_its_maximum():
+    """EM on a Pyro model with a constant transition matrix ends in the same parameters."""
+    x, _ = simulate("full", 400)
+    model = model_of(
+        init_params={"transition_matrix": STICKY}, fixed="transition_matrix", tol=1e-9,
+        max_iter=1000, order_by="volatility",
+    ).fit(x)  # fmt: skip
+    before = model.score(x, start="fitted")
+    free = clone(model).set_params(init_params=values(model), fixed=(), tol=1e-4).fit(x)
+    assert free.log_likelihood_ > before - 1e-6
+    held = clone(model).set_params(init_params=values(model), max_iter=3, tol=None).fit(x)
+    np.testing.assert_allclose(held.means_, model.means_, atol=1e-5)
+    assert abs(held.log_likelihood_ - before) < 1e-6
+
+
+def test_fixed_parameters_do_not_count(fitted):
+    model, x = fitted
+    spec = model._spec(model.covariance_type)
+    counts = spec.num_free_parameters(3, 2) | {"initial_probs": 2, "transition_matrix": 6}
+    for name in NAMES:
+        found = model_of(
+            model.covariance_type, init_params=model, fixed=[name], max_iter=1, tol=None
+        ).fit(x)
+        assert found.n_parameters_ == model.n_parameters_ - counts[name]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(init_params=3), "expected init_params to be a dict of initial_probs"),
+        (dict(init_params={"mean": 0}), "expected the keys of init_params among .*'mean'"),
+        (dict(init_params={"means": [[0.0]]}), r"expected means in init_params .*\(3, 2\)"),
+        (dict(init_params={"means": [[np.nan]] * 3}), "expected means in init_params to be finite"),
+        (
+            dict(init_params={"transition_matrix": np.ones((3, 3))}),
+            "expected transition_matrix in init_params to be 3 rows of 3 probabilities",
+        ),
+        (
+            dict(init_params={"covariances": -np.stack([np.eye(2)] * 3)}),
+            "not symmetric and positive definite",
+        ),
+        (dict(init_params=RegimeModel()), "expected init_params to be a fitted model"),
+        (dict(fixed=["means"]), "expected init_params to hold the values of the fixed 'means'"),
+        (dict(fixed=["mean"]), "expected fixed to hold names among"),
+        (dict(fixed=3), "expected fixed to hold names among"),
+    ],
+)
+def test_wrong_parameters_are_refused(settings, message):
+    x, _ = simulate("full", 60)
+    with pytest.raises(ValueError, match=message):
+        model_of(**settings).fit(x)
+
+
+def test_a_model_with_other_regimes_series_or_covariances_is_refused(fitted):
+    model, x = fitted
+    other = "diag" if model.covariance_type == "full" else "full"
+    for settings, data, message in (
+        (dict(n_regimes=2), x, "the same regimes, 2, got 3"),
+        (dict(covariance_type=other), x, "the same covariance_type"),
+        ({}, np.c_[x, x[:, ::-1] ** 2], "the 2 series of the model in init_params, got 4"),
+        (dict(fixed=NAMES), x, "from_parameters makes a model without a fit"),
+        (dict(fixed="covariances", min_eigenvalue=0.1), x, "expected min_eigenvalue=0 where"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clone(model).set_params(init_params=model, **settings).fit(data)
+
+
+def test_settings_survive_clone_and_file(fitted, tmp_path):
+    model, x = fitted
+    warm = model_of(model.covariance_type, init_params=model, fixed=["means"], max_iter=2).fit(x)
+    assert clone(warm).init_params is model
+    warm.save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert loaded.fixed_ == ["means"] and loaded.n_parameters_ == warm.n_parameters_
+    again, first = clone(loaded).fit(x), clone(warm).fit(x)
+    np.testing.assert_array_equal(again.history_, first.history_)
+
+
+# ---- without a fit -----------------------------------------------------------------------------
+
+
+def test_a_model_from_parameters_is_the_fitted_one(fitted, tmp_path):
+    model, x = fitted
+    made = RegimeModel.from_parameters(
+        **values(model), covariance_type=model.covariance_type, order_by="mean"
+    )
+    assert made.score(x) == model.score(x)
+    np.testing.assert_array_equal(made.predict(x), model.predict(x))
+    np.testing.assert_allclose(made.share_of_time_, model.stationary_distribution_, atol=1e-12)
+    assert np.isnan(made.log_likelihood_) and made.n_samples_fit_ == 0
+    assert "not fitted to data" in str(made.summary())
+    assert made.bic(x) == model.bic()
+    with pytest.raises(ValueError, match="expected X, got None"):
+        made.bic()
+    made.save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert loaded.score(x) == model.score(x) and np.isnan(loaded.log_likelihood_)
+    em = EM(made.model).run(torch.tensor(x), num_steps=1, tol=None)
+    assert abs(em.restart_history[0] + model.score(x)) < 1e-8 * abs(model.score(x))
+
+
+def test_regimes_from_parameters_keep_their_order():
+    settings = dict(initial_probs=None, transition_matrix=[[0.9, 0.1], [0.2, 0.8]])
+    made = RegimeModel.from_parameters(means=[0.0, 1.0], covariances=[[[4.0]], [[1.0]]], **settings)
+    assert made.regime_names_ == ["Turbulent", "Calm"]
+    np.testing.assert_allclose(made.initial_probs_, [2 / 3, 1 / 3])
+    named = RegimeModel.from_parameters(
+        means=[[0.0], [1.0]], covariances=[4.0, 1.0], covariance_type="spherical",
+        regime_names=["Risk off", "Risk on"], feature_names=["SPX"], **settings,
+    )  # fmt: skip
+    assert named.regime_names_ == ["Risk off", "Risk on"]
+    assert list(named.feature_names_in_) == ["SPX"]
+
+
+def test_the_long_run_of_a_chain_that_never_mixes():
+    made = RegimeModel.from_parameters([0.3, 0.7], np.eye(2), [0.0, 1.0], [[[1.0]], [[1.0]]])
+    np.testing.assert_allclose(made.share_of_time_, [0.3, 0.7])
+    cycle = RegimeModel.from_parameters([1.0, 0], [[0, 1], [1, 0]], [0, 1], [[[1.0]], [[1.0]]])
+    np.testing.assert_allclose(cycle.share_of_time_, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_model_of_hmmlearn_says_the_same(covariance_type):
+    hmm = pytest.importorskip("hmmlearn.hmm")
+    x, _ = simulate(covariance_type, 300)
+    other = hmm.GaussianHMM(3, covariance_type, random_state=0, n_iter=20).fit(x)
+    model = RegimeModel.from_hmmlearn(other)
+    assert abs(model.score(x) - other.score(x)) < 1e-8 * abs(other.score(x))
+    np.testing.assert_array_equal(model.predict(x), other.predict(x))
+    np.testing.assert_allclose(model.predict_proba(x), other.predict_proba(x), atol=1e-9)
+    with pytest.raises(ValueError, match="expected a fitted hmmlearn.hmm.GaussianHMM"):
+        RegimeModel.from_hmmlearn(hmm.GaussianHMM(3))
+    with pytest.raises(ValueError, match="expected a fitted hmmlearn.hmm.GaussianHMM"):
+        RegimeModel.from_hmmlearn(hmm.CategoricalHMM(2))
+
+
+# ---- a start that collapses beside others ------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_start_collapses_where_rounding_hides_the_floor(dtype):
+    """Its largest variance is so large that the least one is lost in rounding."""
+    rng = seeds.rng(0)
+    x = rng.normal(size=(400, 4))
+    x[200:] *= 3
+    x[100:103] *= 300
+    start = {
+        "means": [[0.0] * 4, [0.0] * 4, list(x[101])],
+        "covariances": [np.eye(4), 9 * np.eye(4), 1e4 * np.eye(4)],
+    }
+    model = RegimeModel(3, n_init=1, init_params=start, dtype=dtype, random_state=0, tol=1e-3)
+    with pytest.warns(Warning, match="A regime collapsed onto a few points"):
+        model.fit(x)
+    assert np.isfinite(model.log_likelihood_)
