@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
-    from pyro_regimes.distributions import Posterior, RegimeHMM
+    from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
     from pyro_regimes.estimator import RegimeModel
     from pyro_regimes.infer import EM, EMResult, infer_regimes
 
@@ -19,6 +19,7 @@ __all__ = [
     "RegimeHMM",
     "RegimeModel",
     "infer_regimes",
+    "stationary_probs",
     "__version__",
 ]
 
@@ -31,6 +32,7 @@ _PLACES = {
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",
     "infer_regimes": "infer",
+    "stationary_probs": "distributions",
 }
 
 

@@ -4,5 +4,6 @@ from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
+from pyro_regimes.kernels.ops import stationary_probs
 
-__all__ = ["Forecast", "Posterior", "RegimeHMM", "Wishart"]
+__all__ = ["Forecast", "Posterior", "RegimeHMM", "Wishart", "stationary_probs"]

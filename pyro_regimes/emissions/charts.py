@@ -13,6 +13,7 @@ the units of the data:
 
 from __future__ import annotations
 
+import math
 from typing import Callable, NamedTuple
 
 import torch
@@ -93,7 +94,17 @@ def _matrix_of(point: Tensor) -> Tensor:
     return torch.stack([each.unsqueeze(-1) * each.unsqueeze(-2) for each in columns]).sum(0)
 
 
+def _roots_of_matrix(matrix: Tensor) -> Tensor:
+    return matrix.sqrt().flatten(-2)
+
+
+def _matrix_of_roots(point: Tensor) -> Tensor:
+    size = math.isqrt(point.shape[-1])
+    return _rows_of(point.reshape(-1, size, size))
+
+
 ROWS = Chart(torch.sqrt, _rows_of, within=_not_far_below)
+TRANSITIONS = Chart(_roots_of_matrix, _matrix_of_roots, within=_not_far_below)
 SCALE = Chart(torch.log, torch.exp)
 FACTOR = Chart(_factor_to, _factor_of)
 MATRIX = Chart(_matrix_to, _matrix_of)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse.csgraph import connected_components
 
 from pyro_regimes.estimator.parameters import Array, probabilities
+from pyro_regimes.kernels import ops
 
 NUM_ROWS = 3  # by which a sequence is known to begin as the training data did
 _NEVER = 1e-12  # a transition with a lower probability does not connect two regimes
@@ -72,30 +74,14 @@ def is_irreducible(transition_matrix: Array) -> bool:
 
 
 def stationary_probs(transition_matrix: Array) -> Array:
-    r"""The distribution :math:`\pi = \pi A` of a chain, by elimination without subtractions.
-
-    The method is that of Grassmann, Taksar and Heyman (1985).
+    r"""The distribution :math:`\pi = \pi A` of a chain.
 
     :raises ValueError: if there is more than one.
     """
-    reduced = transition_matrix.copy()
-    probs = np.zeros(len(reduced))
-    order = _closed_first(reduced)
-    reduced = reduced[np.ix_(order, order)]
-    for last in range(len(reduced) - 1, 0, -1):
-        leaving = reduced[last, :last].sum()
-        if leaving == 0:
-            raise ValueError(
-                "expected a transition matrix with one stationary distribution, got one with "
-                "several: some regimes cannot be reached from others; use start='fitted'"
-            )
-        reduced[:last, last] /= leaving
-        reduced[:last, :last] += np.outer(reduced[:last, last], reduced[last, :last])
-    weights = np.zeros(len(reduced))
-    weights[0] = 1.0
-    for state in range(1, len(reduced)):
-        weights[state] = weights[:state] @ reduced[:state, state]
-    probs[order] = weights / weights.sum()
+    try:
+        probs: Array = ops.stationary_probs(torch.from_numpy(transition_matrix)).numpy()
+    except ValueError as error:
+        raise ValueError(f"{error}; use start='fitted'") from None
     return probs
 
 
@@ -108,13 +94,3 @@ def long_run_share(initial: Array, transition_matrix: Array) -> Array:
         power /= power.sum(-1, keepdims=True)
     share: Array = initial @ power
     return share
-
-
-def _closed_first(transition_matrix: Array) -> Any:
-    """An order of the states that begins with one in a class that is never left."""
-    count, labels = connected_components(transition_matrix > 0, connection="strong")
-    for label in range(count):
-        inside = labels == label
-        if not (transition_matrix[np.ix_(inside, ~inside)] > 0).any():
-            return np.argsort(~inside, kind="stable")
-    return np.arange(len(transition_matrix))  # never: some class is closed

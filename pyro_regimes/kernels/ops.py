@@ -45,6 +45,7 @@ from pyro_regimes.kernels.likelihoods import (
 )
 from pyro_regimes.kernels.paths import sample_posterior, sample_prior, viterbi
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
+from pyro_regimes.kernels.stationary import stationary_probs
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "sample_posterior",
     "sample_prior",
     "squarem",
+    "stationary_probs",
     "viterbi",
     "weighted_moments",
     "without_repeats",

@@ -198,9 +198,15 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
 
 
 def chain_logits(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Normalised logits ``(..., K)`` and ``(..., 1 or T-1, K, K)`` of the chain."""
-    initial, transition = (_chain_logits(arguments, name) for name in ("initial", "transition"))
-    return initial, transition if transition.dim() > 2 else transition.unsqueeze(-3)
+    """Normalised logits ``(..., K)`` and ``(..., 1 or T-1, K, K)`` of the chain.
+
+    Without an initial distribution among the arguments it is the stationary one.
+    """
+    transition = _chain_logits(arguments, "transition")
+    transition = transition if transition.dim() > 2 else transition.unsqueeze(-3)
+    if "initial_probs" in arguments or "initial_logits" in arguments:
+        return _chain_logits(arguments, "initial"), transition
+    return ops.stationary_probs(transition.squeeze(-3).exp()).log(), transition
 
 
 def _chain_logits(arguments: Arguments, name: str) -> Tensor:

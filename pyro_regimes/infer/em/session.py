@@ -36,6 +36,7 @@ from pyro_regimes.infer.em.problem import (
 )
 from pyro_regimes.infer.em.recognise.find import find_parameters
 from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.em.recognise.stationary import with_stationary_as_planned
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.subsampling import SameSubsamples
 from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
@@ -186,7 +187,8 @@ class Session:
         """Run the model, recording gradients only if the plan needs them."""
         connected = plan.needs_graph
         with torch.set_grad_enabled(connected):
-            return self.run(call, connected=connected)
+            run = self.run(call, connected=connected)
+        return with_stationary_as_planned(run, plan.stationary)
 
     def read(self, call: Call, is_start: bool = True) -> Snapshot:
         """Run the model, make or check the plan, and run the E-step.
@@ -300,7 +302,7 @@ class Session:
         self._groups = None
         self._forget_averages()
         needs_own = plan.needs_graph or first.latents or first.others or first.is_subsampled
-        return plan, None if needs_own else first
+        return plan, None if needs_own else with_stationary_as_planned(first, plan.stationary)
 
     def _plan_from(
         self, read: Callable[[Params | None], Run], call: Call

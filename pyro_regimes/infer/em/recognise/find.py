@@ -30,6 +30,7 @@ from pyro_regimes.infer.em.recognise.dependence import (
 )
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
+from pyro_regimes.infer.em.recognise.stationary import find_stationary, with_stationary
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of, num_own_dims
 
 #: Runs the model at given values of its parameters, or at those of the store.
@@ -55,11 +56,8 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
+        current, runs, held, refused, stationary = _run_at_three_points(current, read)
         reached_here = reached_in(current)
-        held, refused = _arguments_of(current, reached_here)
-        runs = [current]
-        for draw in (0, 1):
-            runs.append(_run_elsewhere(read, current.params, held, draw))
         elsewhere = [reached_in(run, current) for run in runs[1:]]
         reached = {
             slot: names.union(*(each[slot] for each in elsewhere))
@@ -80,7 +78,8 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             if name in held and all(each.is_quadratic for each in held[name])
         ]
         if candidates:  # a point nearby, where saturating functions are not flat
-            runs.append(_run_elsewhere(read, current.params, held, 2, (True,)))
+            nearby = _run_elsewhere(read, current.params, held, 2, (True,))
+            runs.append(with_stationary(nearby, stationary))
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         for name, reason in other_uses(runs, priors).items():
@@ -112,7 +111,31 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         list(current.sites),
         current.is_subsampled,
         bool(refused or affine.names or current.is_subsampled or depends),
+        tuple(stationary),
     )
+
+
+def _run_at_three_points(current: Run, read: Reader) -> tuple[
+    Run, list[Run], dict[str, list[Argument]], dict[str, str], list[str]
+]:
+    """Runs at the stored parameters and at two random points.
+
+    :return: the first run; all; the arguments that depend on each parameter; parameters that cannot
+        be set, with the reason; and the sites with a stationary start, which they have at each
+        point.
+    """
+    stationary = find_stationary(current, list(current.sites))
+    while True:
+        here = with_stationary(current, stationary)
+        held, refused = _arguments_of(here, reached_in(here))
+        others = [_run_elsewhere(read, here.params, held, draw) for draw in (0, 1)]
+        agreed = stationary
+        for run in others:
+            agreed = find_stationary(run, agreed)
+        if agreed == stationary:
+            runs = [here, *(with_stationary(run, stationary) for run in others)]
+            return here, runs, held, refused, stationary
+        stationary = agreed
 
 
 def _check_starts(run: Run) -> None:

@@ -16,13 +16,15 @@ from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.priors import Prior
+from pyro_regimes.infer.em.recognise.stationary import is_one_block
 from pyro_regimes.infer.tracing import Run
 
 
 def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
     """Pickle an argument by reference: two are the same only if they are the same object."""
-    if chain.ARGUMENTS.get(argument.name) is argument:
-        return _argument_of, (None, argument.name)
+    for kind in (None, "stationary"):
+        if _chain_argument(kind, argument.name) is argument:
+            return _argument_of, (kind, argument.name)
     for family in emissions.FAMILIES:
         if argument in family.arguments:
             return _argument_of, (type(family), argument.name)
@@ -32,10 +34,17 @@ def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
     )
 
 
-def _argument_of(family: type[emissions.Family] | None, name: str) -> Argument:
+def _chain_argument(kind: str | None, name: str) -> Argument | None:
+    argument = chain.ARGUMENTS.get(name)
+    return argument if kind is None or argument is None else chain.STATIONARY_OF.get(argument)
+
+
+def _argument_of(family: type[emissions.Family] | str | None, name: str) -> Argument:
     """The argument of a registered family, or of the chain."""
-    if family is None:
-        return chain.ARGUMENTS[name]
+    if family is None or isinstance(family, str):
+        found = _chain_argument(family, name)
+        assert found is not None
+        return found
     for known in emissions.FAMILIES:
         if type(known) is family:
             return next(each for each in known.arguments if each.name == name)
@@ -117,6 +126,7 @@ class Plan(NamedTuple):
     #: whether the objective is checked as a whole, not for each restart: if an optimiser updates
     #: parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
+    stationary: tuple[str, ...] = ()  #: sites whose chain starts from its stationary distribution
     engine: str = ""  #: what makes the iterations of a run, and why nothing faster does
     kernel: str = ""  #: what computes the recursions, and why nothing faster does
 
@@ -212,6 +222,8 @@ class Plan(NamedTuple):
         if not all(prior.holds(run) for prior in priors if prior is not None):
             return False
         if not self.affine.holds(run):
+            return False
+        if not all(is_one_block(run.sites[name]) for name in self.stationary if name in run.sites):
             return False
         for each in self.assignments:
             parameter = run.params.get(each.name)

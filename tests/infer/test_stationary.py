@@ -1,0 +1,265 @@
+"""EM over chains that start from their stationary distribution."""
+
+from __future__ import annotations
+
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoDelta
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM, stationary_probs
+from pyro_regimes.chain.stationary import STATIONARY_PROBS, StationaryCounts
+from tests import seeds
+from tests.infer.models import LEFT_TO_RIGHT, LOC, SCALE, TRANSITION, XS, X, probs, real
+
+STATIONARY = "a stationary start"
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    drawn = torch.rand(shape, generator=seeds.generator(seed), dtype=torch.float64) ** 2
+    return drawn / drawn.sum(-1, keepdim=True)
+
+
+def observe(x: Tensor, matrix: Tensor, loc: Tensor, initial: Tensor | None = None) -> None:
+    initial = stationary_probs(matrix) if initial is None else initial
+    hmm = RegimeHMM(
+        initial_probs=initial,
+        transition_probs=matrix,
+        observation_dist=dist.Normal(loc, SCALE[0]),
+    )
+    with pyro.plate("sequences", len(x)) if x.dim() > 1 else pyro.plate("one", 1):
+        pyro.sample("x", hmm, obs=x)
+
+
+def model(x: Tensor) -> None:
+    observe(x, probs("matrix", TRANSITION), real("loc", LOC))
+
+
+# ---- recognition -------------------------------------------------------------------------------
+
+
+def by_logits(x: Tensor) -> None:
+    logits = real("matrix", TRANSITION.log() + 0.3)
+    hmm = RegimeHMM(
+        initial_logits=stationary_probs(logits.softmax(-1)).log(),
+        transition_logits=logits,
+        observation_dist=dist.Normal(real("loc", LOC), 1.0),
+    )
+    with pyro.plate("sequences", len(x)):
+        pyro.sample("x", hmm, obs=x)
+
+
+def by_a_solve(x: Tensor) -> None:
+    """As a user may have written it."""
+    matrix = probs("matrix", TRANSITION)
+    eye = torch.eye(2).double()
+    initial = torch.linalg.solve((eye - matrix + 1).mT, torch.ones(2).double())
+    observe(x, matrix, real("loc", LOC), initial)
+
+
+@pytest.mark.parametrize("given", [model, by_logits, by_a_solve])
+def test_it_is_recognised_and_climbs(given):
+    pyro.clear_param_store()
+    em = EM(given)
+    result = em.run(XS, num_steps=30, tol=None)
+    assert STATIONARY in str(em.plan) and "loc" in str(em.plan)
+    losses = result.restart_history.flatten()
+    assert (losses.diff() <= 1e-9).all() and losses[-1] < losses[0] - 0.1
+
+
+def test_what_only_looks_stationary_is_not_taken_for_it():
+    """At a symmetric matrix the uniform distribution is the stationary one."""
+
+    def constant(x: Tensor) -> None:
+        matrix = probs("matrix", torch.tensor([[0.8, 0.2], [0.2, 0.8]]))
+        observe(x, matrix, real("loc", LOC), torch.tensor([0.5, 0.5]).double())
+
+    def after_one_step(x: Tensor) -> None:
+        matrix = probs("matrix", torch.tensor([[0.8, 0.2], [0.2, 0.8]]))
+        observe(x, matrix, real("loc", LOC), torch.tensor([0.5, 0.5]).double() @ matrix)
+
+    pyro.clear_param_store()
+    em = EM(constant)
+    em.run(XS, num_steps=2, tol=None)
+    assert STATIONARY not in str(em.plan) and "row sums" in str(em.plan)
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="different updates, x.initial_probs and x.transition"):
+        EM(after_one_step).run(XS, num_steps=2)
+
+
+def test_the_plan_can_be_pickled():
+    pyro.clear_param_store()
+    em = EM(model)
+    em.run(XS, num_steps=1, tol=None)
+    again = pickle.loads(pickle.dumps(em.plan))
+    assert str(again) == str(em.plan)
+    assert again.assignments[0].argument is STATIONARY_PROBS
+
+
+# ---- the M-step --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("steps, sequences", [(2, 50), (12, 20), (1000, 1), (3, 1)])
+def test_the_maximiser_against_a_numerical_one(size, steps, sequences):
+    transitions = rows(1, size, size, seed=1) * rows(1, size, size, seed=2)
+    transitions = transitions * sequences * (steps - 1) / transitions.sum()
+    pooled = StationaryCounts(transitions, sequences * rows(1, size, seed=3))
+    old = rows(1, size, size, seed=4)
+
+    def q(matrix: Tensor) -> Tensor:
+        initial = stationary_probs(matrix)
+        return (pooled.transitions * matrix.log()).sum() + (pooled.initial * initial.log()).sum()
+
+    found = STATIONARY_PROBS.maximise(pooled, old, 0.0)
+    assert q(found) >= q(old)
+    logits = found.log().requires_grad_()
+    (gradient,) = torch.autograd.grad(q(logits.softmax(-1)), logits)
+    assert gradient.abs().max() < 1e-5 * sequences * steps
+    best = max(
+        float(_climbed(q, rows(1, size, size, seed=5 + seed).log())) for seed in range(3)
+    )
+    assert q(found) >= best - 1e-7 * abs(best)
+
+
+def _climbed(q, logits: Tensor) -> Tensor:
+    logits.requires_grad_()
+    optim = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optim.zero_grad()
+        loss = -q(logits.softmax(-1))
+        loss.backward()
+        return loss
+
+    optim.step(closure)
+    return q(logits.softmax(-1)).detach()
+
+
+def test_zeros_and_rows_that_are_never_left_stay():
+    old = LEFT_TO_RIGHT.unsqueeze(0)
+    counts = torch.tensor([[[5.0, 2, 0], [0, 4, 1], [0, 0, 0]]]).double()
+    found = STATIONARY_PROBS.maximise(
+        StationaryCounts(counts, torch.tensor([[0.2, 0.5, 0.3]]).double()), old, 0.0
+    )
+    assert torch.equal(found == 0, old == 0) and torch.equal(found[0, 2], old[0, 2])
+    assert not found.isnan().any()
+
+
+# ---- whole fits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_em_ends_where_gradients_end(seed):
+    """On ten simulated sets of short sequences, in which the start counts; and never falls."""
+    size = 2 + seed % 2
+    matrix = 0.6 * torch.eye(size).double() + 0.4 * rows(size, size, seed=seed)
+    loc = 2.5 * torch.arange(size).double()
+    hmm = RegimeHMM(
+        initial_probs=stationary_probs(matrix), transition_probs=matrix,
+        observation_dist=dist.Normal(loc, 1.0), duration=8,
+    )  # fmt: skip
+    torch.manual_seed(seeds.seed(seed))
+    x = hmm.sample((40,))
+
+    def simulated(x: Tensor) -> None:
+        observe(x, probs("matrix", matrix), real("loc", loc + 0.3))
+
+    pyro.clear_param_store()
+    result = EM(simulated).run(x, num_steps=2000, tol=1e-11, acceleration="squarem")
+    losses = result.restart_history.flatten()
+    assert (losses.diff() <= 1e-9 * losses[0]).all() and result.converged
+
+    def likelihood(theta: Tensor) -> Tensor:
+        matrix = theta[: size**2].reshape(size, size).softmax(-1)
+        return RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix,
+            observation_dist=dist.Normal(theta[size**2 :], SCALE[0]),
+        ).log_prob(x).sum()  # fmt: skip
+
+    # From near the end of EM, as there may be several maxima.
+    found = pyro.param("matrix").detach().clamp(min=1e-9).log().flatten()
+    start = torch.cat([found, pyro.param("loc").detach()])
+    start = (start + 0.02 * torch.randn(len(start))).requires_grad_()
+
+    def closure() -> Tensor:
+        start.grad = None
+        loss = -likelihood(start)
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(5):  # near a probability of 0 it forgets too slowly what it has learned
+        torch.optim.LBFGS(
+            [start], max_iter=300, history_size=20, tolerance_grad=1e-9, tolerance_change=1e-14,
+            line_search_fn="strong_wolfe",
+        ).step(closure)  # fmt: skip
+    best = float(closure())
+    assert abs(float(losses[-1]) - best) < 1e-8 * abs(best)
+
+
+def test_restarts_do_not_depend_on_their_neighbours():
+    starts = 0.5 * torch.eye(2).double() + 0.5 * rows(3, 2, 2, seed=9)
+
+    def restarts(x: Tensor, which: Tensor) -> None:
+        matrix = probs("matrix", starts[which].unsqueeze(-3))
+        loc = real("loc", LOC.expand(len(which), 1, 2))
+        hmm = RegimeHMM(
+            initial_probs=stationary_probs(matrix.squeeze(-3)), transition_probs=matrix,
+            observation_dist=dist.Normal(loc, 1.0),
+        )  # fmt: skip
+        with pyro.plate("starts", len(which)):
+            pyro.sample("x", hmm, obs=x)
+
+    histories = []
+    for which in ([0, 1, 2], [0], [1], [2]):
+        pyro.clear_param_store()
+        em = EM(restarts)
+        histories.append(em.run(X, torch.tensor(which), num_steps=5, tol=None).restart_history)
+    assert_close(histories[0], torch.cat(histories[1:], -1), rtol=1e-13, atol=1e-12)
+
+
+def test_a_dirichlet_prior_and_float32():
+    def with_prior(x: Tensor) -> None:
+        alpha = torch.tensor([[5.0, 2.0], [2.0, 4.0]]).to(x)
+        matrix = pyro.sample("matrix", dist.Dirichlet(alpha).to_event(1))
+        loc = pyro.param("loc", LOC.clone())
+        observe(x, matrix, loc)
+
+    pyro.clear_param_store()
+    guide = AutoDelta(pyro.poutine.block(with_prior, expose=["matrix"]))
+    em = EM(with_prior, guide)
+    result = em.run(XS, num_steps=200, tol=1e-9)
+    assert STATIONARY in str(em.plan) and "Dirichlet prior" in str(em.plan)
+    assert result.converged
+    pyro.clear_param_store()
+
+    def single(x: Tensor) -> None:
+        matrix = pyro.param("matrix", TRANSITION.float(), constraint=constraints.simplex)
+        hmm = RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix,
+            observation_dist=dist.Normal(pyro.param("loc", LOC.float()), 1.0),
+        )  # fmt: skip
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("x", hmm, obs=x)
+
+    em = EM(single)
+    result = em.run(XS.float(), num_steps=20, tol=None)
+    assert STATIONARY in str(em.plan)
+    assert (result.restart_history.flatten().diff() < 1e-3).all()
+
+
+def test_a_chain_without_one_stationary_law_is_named():
+    def reducible(x: Tensor) -> None:
+        observe(x, probs("matrix", torch.eye(2)), real("loc", LOC))
+
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="transition_probs with one stationary distribution"):
+        EM(reducible).run(XS, num_steps=2)
