@@ -111,10 +111,13 @@ def _hessian(pooled: StationaryCounts, probs: Tensor, at: _Initial) -> Tensor:
     return found.movedim(0, -1).reshape(len(probs), size * size, size * size)
 
 
-def _ascent(pooled: StationaryCounts, probs: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+def _ascent(
+    pooled: StationaryCounts, probs: Tensor, free: Tensor, is_plain: Tensor
+) -> tuple[Tensor, Tensor]:
     """A direction of log A in which Q rises, and the rise that it promises, ``(cells,)``.
 
-    It is Newton's where Q is concave. Elsewhere curvatures count by their absolute values.
+    It is Newton's where Q is concave. Elsewhere curvatures count by their absolute values, or, if
+    that does not help (``is_plain``), the direction is the score over the first term's information.
     """
     at = _Initial.at(pooled.initial, probs)
     counts = pooled.transitions
@@ -126,8 +129,13 @@ def _ascent(pooled: StationaryCounts, probs: Tensor, free: Tensor) -> tuple[Tens
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
     along = vectors.mT @ (scale * score).unsqueeze(-1)
     step = vectors @ (along / values.abs().clamp(min=1e-3).unsqueeze(-1))
-    direction = (scale * step.squeeze(-1)).clamp(-_LONGEST, _LONGEST)
-    gain = (score * direction).sum(-1)
+    newton, plain = (
+        (scale * each).clamp(-_LONGEST, _LONGEST) for each in (step.squeeze(-1), scale * score)
+    )
+    gain = (score * newton).sum(-1)
+    is_plain = is_plain | ~(gain > 0)
+    gain = torch.where(is_plain, (score * plain).sum(-1), gain)
+    direction = torch.where(is_plain.unsqueeze(-1), plain, newton)
     return direction.reshape(probs.shape), gain
 
 
@@ -147,9 +155,9 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     worse = ~(value >= value_before)
     now = torch.where(worse[:, None, None], before, now)
     value = torch.where(worse, value_before, value)
-    moving = torch.ones_like(worse)
+    moving, is_plain = torch.ones_like(worse), torch.zeros_like(worse)
     for _ in range(_MOST_STEPS):
-        direction, gain = _ascent(wide, now, visited & kept)
+        direction, gain = _ascent(wide, now, visited & kept, is_plain)
         moving = moving & (gain > _LEAST_GAIN * (1 + value.abs()))
         if not bool(moving.any()):
             break
@@ -165,7 +173,8 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
             if not bool(todo.any()):
                 break
             size = torch.where(todo, size / 2, size)
-        moving = moving & ~todo
+        moving = moving & ~(todo & is_plain)
+        is_plain = todo
     found = torch.where(kept, now.to(old.dtype).clamp(min=tiny), 0.0)
     return torch.where(visited, found, old)
 
