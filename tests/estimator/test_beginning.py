@@ -32,7 +32,8 @@ def test_chains_with_states_that_are_left_for_good():
     left_to_right = np.array([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]])
     assert not is_irreducible(left_to_right)
     np.testing.assert_array_equal(stationary_probs(left_to_right), [0, 0, 1])
-    with pytest.raises(ValueError, match="with one stationary distribution, got a matrix with several"):
+    message = "with one stationary distribution, got a matrix with several"
+    with pytest.raises(ValueError, match=message):
         stationary_probs(np.eye(2))
 
 
