@@ -1,6 +1,11 @@
 """Sphinx configuration."""
 
+import sys
+from pathlib import Path
+
 import pyro_regimes
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "pyro_regimes"
 author = "The pyro_regimes developers"
@@ -10,7 +15,7 @@ release = version = pyro_regimes.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "mathml",
 ]
 exclude_patterns = ["_build"]
 
@@ -25,6 +30,8 @@ autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
 
 html_theme = "furo"
 html_title = f"pyro_regimes {version}"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
 
 
 def _drop_placeholders(app, what, name, obj, options, lines):

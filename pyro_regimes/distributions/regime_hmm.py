@@ -31,7 +31,8 @@ class RegimeHMM(TorchDistribution):
 
     .. math::
         \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
-            + \sum_{t=1}^T \log b_{q_t}(x_t), \qquad
+            + \sum_{t=1}^T \log b_{q_t}(x_t),
+
         \log p(x) = \log \sum_q \exp \log p(x, q).
 
     **The first observation is emitted by the initial state** (Rabiner 1989), as in hmmlearn,
