@@ -1,8 +1,9 @@
-"""The derivation names functions and tests that exist; the quick start prints what it says."""
+"""The derivation names functions and tests that exist; pages run and print what they say."""
 
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -43,20 +44,39 @@ def test_functions_exist():
     assert missing == []
 
 
-def test_the_quick_start_prints_what_it_says(capsys):
-    """The part for users of Pyro: every block of code that is followed by its output."""
-    page = (ROOT / "docs" / "quickstart.md").read_text()
-    page = page[page.index("```python\nimport pyro\n") :]
-    blocks = re.findall(r"```(python|text)\n(.*?)```", page, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks].count("text") >= 3
+#: For each page with code, the number of its outputs that are compared.
+PAGES = {"quickstart": 4, "any_model": 1, "coming_from": 0, "files": 0}
+
+#: What a page does at a size that is too large for a test.
+SMALLER = {"num_samples=200, warmup_steps=100": "num_samples=5, warmup_steps=5"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    """All blocks of a page in one namespace, in a directory with a file of prices."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for large, small in SMALLER.items():
+        text = text.replace(large, small)
+    prices = [f"2020-01-{day:02d},{100 + day % 3},{50 + day % 5}\n" for day in range(1, 31)]
+    (tmp_path / "prices.csv").write_text("".join(["date,A,B\n", *prices]))
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    number = re.compile(r"\d+\.\d+")
-    for kind, block in blocks:
-        if kind == "python":
-            capsys.readouterr()
-            exec(block, names)
-            continue
-        printed = capsys.readouterr().out
-        assert number.sub("#", printed) == number.sub("#", block)
-        numbers = [[float(each) for each in number.findall(text)] for text in (printed, block)]
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
+    printed, compared = "", 0
+    with pyro.get_param_store().scope():
+        for kind, block in re.findall(r"```(python|text)\n(.*?)```", text, flags=re.DOTALL):
+            if kind == "python":
+                exec(compile(block, f"{page}.md", "exec"), names)
+                printed = capsys.readouterr().out
+            elif printed:
+                assert_same_output(printed, block)
+                compared += 1
+    assert compared == PAGES[page]
+
+
+def assert_same_output(printed: str, expected: str) -> None:
+    """Words are equal; decimals up to one unit in the last place, or 1e-4 of the number."""
+    number = re.compile(r"\d+\.(\d+)")
+    assert number.sub("#", printed) == number.sub("#", expected)
+    for one, other in zip(number.finditer(printed), number.finditer(expected), strict=True):
+        unit = 10.0 ** -len(other[1])
+        assert float(one[0]) == pytest.approx(float(other[0]), rel=1e-4, abs=1.01 * unit)
