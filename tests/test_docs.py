@@ -33,6 +33,22 @@ def test_tests_exist_in_the_files_that_are_named_with_them():
     assert missing == []
 
 
+def test_functions_exist_in_the_files_that_are_named_with_them():
+    named = re.findall(r"((?:`[A-Za-z_.]+`(?:, | and )?)+)(?: in)? ?`([\w/]+\.py)`", TEXT)
+    pairs = [
+        (name.split(".")[-1], file)
+        for several, file in named
+        for name in re.findall(r"`([A-Za-z_.]+)`", several)
+    ]
+    assert len(pairs) > 50
+    missing = [
+        (name, file)
+        for name, file in pairs
+        if not re.search(rf"(def|class) {name}\b", SOURCES[file])
+    ]
+    assert missing == []
+
+
 def test_functions_exist():
     everything = "".join(SOURCES.values())
     section = TEXT[TEXT.index("## Every equation") :]
