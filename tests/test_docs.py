@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pyro
@@ -86,6 +87,18 @@ def test_the_design_notes_give_a_reason_for_each_long_file_and_function():
     assert long_pieces() - named == set()
     assert {file for file, _ in named} <= set(SOURCES)
     assert [pair for pair in named if f"def {pair[1]}" not in SOURCES[pair[0]]] == []
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".comparison", ".datasets", ".distributions", ".estimator", ".infer"]
+)
+def test_the_api_page_lists_every_public_name(module):
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = {name.split(".")[-1] for name in re.findall(r"auto\w+:: ([\w.]+)", page)}
+    for names in re.findall(r":members: (.+)", page):
+        listed |= set(names.split(", "))
+    public = import_module(f"pyro_regimes{module}").__all__
+    assert set(public) - listed <= {"__version__"}
 
 
 #: For each page with code, the number of its outputs that are compared.

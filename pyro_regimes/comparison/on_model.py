@@ -31,6 +31,7 @@ from pyro_regimes.infer.regimes import find_hmm
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
 #: Methods for the model with priors.
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
+#: All methods. NUTS runs only if it is named.
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
 
 #: The methods that ``processes=2`` runs side by side, the longest first.
