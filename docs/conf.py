@@ -28,6 +28,13 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
 
+# Every reference to a name of this package must resolve. Other packages are not linked.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"(?!pyro_regimes\.).*"),
+    ("py:.*", r"(numpy|pyro|scipy|sklearn|torch)\..*"),
+]
+
 html_theme = "furo"
 html_title = f"pyro_regimes {version}"
 html_math_renderer = "mathml"

@@ -72,7 +72,7 @@ def compare(
     :param data: the data to fit, ``(..., T, D)`` or ``(..., T)``.
     :param held_out: the data that follow in time, of the same shape except for T. Their
         log-likelihood is conditional on ``data``.
-    :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
+    :param methods: some of :data:`.ALL_METHODS`; None for all but NUTS.
     :param init_values: initial values of the sites of ``prior_model``, for all its methods.
     :param em_steps: maximum number of EM steps; EM stops earlier by ``tol``.
     :param svi_steps: number of steps of each SVI.

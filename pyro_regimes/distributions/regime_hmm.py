@@ -76,7 +76,7 @@ class RegimeHMM(TorchDistribution):
     >>> hmm.viterbi(torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]))
     tensor([0, 0, 1, 0, 0])
 
-    :attr:`arguments` holds the arguments as the caller passed them.
+    ``arguments`` holds the arguments as the caller passed them.
     """
 
     arg_constraints = {

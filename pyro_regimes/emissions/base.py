@@ -188,7 +188,7 @@ class Family(ABC):
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
-        """The values of :attr:`arguments`, as the caller gave them, by name.
+        """The values of ``arguments``, as the caller gave them, by name.
 
         It may leave out some: of three ways to say a covariance, one is given.
         """
