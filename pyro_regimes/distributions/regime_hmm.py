@@ -282,7 +282,7 @@ class RegimeHMM(TorchDistribution):
 
         .. math:: p(q_t = k \mid x_1, \dots, x_t).
 
-        They do not look ahead, and take no backward sweep.
+        They do not depend on later observations, and need no backward recursion.
 
         :return: ``(..., T, K)``; 0 on padding and from the first impossible observation on.
         """

@@ -148,13 +148,13 @@ def _no_update(*args: Any) -> Any:
 
 
 def without_update(name: str, event_dim: int = 0, elementwise: bool = True) -> Argument:
-    """An argument that the density and the statistics read, and that EM does not set.
+    """An argument that the density and the statistics use, and that EM does not set.
 
     It is a constant, such as the known shape of a gamma distribution, or a parameter that an
-    optimiser moves.
+    optimiser updates.
 
-    :param name: as the distribution's constructor names it.
-    :param event_dim: the dims of a block.
+    :param name: the argument's name in the distribution's constructor.
+    :param event_dim: number of dims of a block.
     :param elementwise: see :class:`Argument`.
     """
     return Argument(
@@ -190,7 +190,7 @@ class Family(ABC):
     def read(self, distribution: Any) -> Arguments:
         """The values of ``arguments``, as the caller gave them, by name.
 
-        It may leave out some: of three ways to say a covariance, one is given.
+        Some may be missing: a distribution has one of the three representations of a covariance.
         """
 
     def read_for_density(self, distribution: Any) -> Arguments:

@@ -13,12 +13,12 @@ EM, three things hold (Dempster, Laird and Rubin 1977):
 
 All three are measured in nats. Parameters with a closed form use the coordinates of
 :class:`.Natural`. Parameters in which locations are affine are treated jointly. For parameters that
-an optimiser moves, the expected gain is that of the best step along the gradient,
+an optimiser updates, the expected gain is that of the best step along the gradient,
 :math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is a lower bound.
 
 Directions that are not free are those of restarts whose likelihood is not finite, cells without a
-maximum, variances at the floor, and probabilities that are exactly 0. A parameter that was rolled
-back and frozen is expected to gain nothing, too.
+maximum, variances at the floor, and probabilities that are exactly 0. Parameters that were rolled
+back and frozen are not excluded: their expected gain must be almost 0, too.
 """
 
 from __future__ import annotations
