@@ -112,7 +112,7 @@ class Argument:
     links: tuple[Link, ...]  #: bijections from a parameter to the argument, the identity first
     #: Constraints that every maximiser satisfies, besides those of any real number.
     inside: tuple[Constraint, ...]
-    #: ``draw -> candidates``: admissible values far from the present one, the best first; None if
+    #: ``draw -> candidates``: admissible values far from the current one, the best first; None if
     #: any value within the parameter's constraint is admissible.
     draw: Callable[[Draw], list[Tensor]] | None
     #: ``(stats, arguments now, weighted) -> pooled``, one for each block,

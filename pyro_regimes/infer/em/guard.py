@@ -50,7 +50,7 @@ _KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
 #: The number of time steps at which densities are compared.
 _MOST_STEPS = 64
 
-#: The number of time steps that tell which pairs of states may be alike.
+#: The number of time steps for a first selection of pairs of states that may be equal.
 _FEW_STEPS = 8
 
 
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
     name: str  #: the parameter; empty for the loss and for a check that could not run
     what: str
     restarts: list[int]  #: the restarts concerned
-    is_told: bool = False  #: whether an earlier warning has told of it
+    is_told: bool = False  #: whether an earlier warning has reported it
 
 
 def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
@@ -113,7 +113,7 @@ def _compare(
 
 
 def _is_frozen(loop: Loop, names: str) -> bool:
-    """Whether a parameter, or one of several, was rolled back, of which a warning has told."""
+    """Whether a parameter, or one of several, was rolled back, which a warning has reported."""
     frozen = loop.ascent.frozen
     return any(frozen[name].any() for name in names.split(" and ") if name in frozen)
 
