@@ -1,1 +1,1 @@
-"""Speed, measured: ours and a peer in one process, with their answers compared first."""
+"""Benchmarks of this package and of its peers in one process, with results compared first."""

@@ -1,10 +1,11 @@
 """EM with and without extrapolated steps, on regimes that overlap and regimes that do not.
 
 Each of ten problems is one model, fitted from two starts, with ``EM.run(acceleration=None)`` and
-``"squarem"``. A fit's optimum is where it ends when it is continued until the log-likelihood rises
-by less than 1e-11. The table has the E-steps and the seconds until it is within 1e-6 nats of that,
-planning included, and the largest fall of a step beyond rounding, which must be 0. Where the two
-fits end at different optima, the table names the better one and gives no ratio.
+``"squarem"``. The optimum of a fit is its end point when it is continued until the log-likelihood
+rises by less than 1e-11. The table has the number of E-steps and the time until the fit is within
+1e-6 nats of the optimum, including planning, and the largest fall of a step beyond rounding, which
+must be 0. If the two fits end at different optima, the table names the better one and gives no
+ratio.
 
 Simulated chains have T = 3,000 steps; "overlapping" are means that differ by a fraction of a
 standard deviation. The others are daily returns of seven US sectors (8,312 steps). Priors are

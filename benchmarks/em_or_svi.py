@@ -1,9 +1,10 @@
-"""EM beside SVI, VI and NUTS on data whose truth is known: easy, overlapping, and few.
+"""EM, SVI, VI and NUTS on simulated data: easy, overlapping, and few observations.
 
     python -m benchmarks.em_or_svi
 
-The numbers of docs/em_or_svi.md. All methods start at one k-means clustering. The distance to the
-truth is that of the means of the states, matched, as a root mean square in standard deviations.
+This computes the numbers of docs/em_or_svi.md. All methods start at the same k-means clustering.
+The distance to the truth is the root mean square error of the means of the matched states, in
+standard deviations.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a step of EM costs beside a step of SVI, on a model of ten parameters, and what it does.
+"""The cost and the progress of a step of EM and of a step of SVI, on a model of ten parameters.
 
     python -m benchmarks.em_overhead
 
-Both read the same model of the same data, in turns, with Adam for SVI and from the same start. The
-answers are compared first: both losses at the start are the same number. ``EM.step`` runs the model
-twice, the second time to see that the likelihood has not fallen.
+Both fit the same model to the same data from the same start, in turns; SVI uses Adam. First, their
+losses at the start are compared, which must be equal. ``EM.step`` runs the model twice, the second
+time to check that the likelihood has not fallen.
 """
 
 from __future__ import annotations

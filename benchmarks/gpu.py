@@ -1,16 +1,16 @@
-"""The E-step on one CUDA device, beside what its memory can do and beside other libraries.
+"""The E-step on one CUDA device, compared with its memory bandwidth and with other libraries.
 
-First the device's copy bandwidth is measured. Then each workload in float32 and float64: the answer
-is checked against float64 on the CPU, then timed by CUDA events. The least that an E-step can move
-is to read the observation logits once and to write gamma once; those bytes over the time are given
-as a share of the copy bandwidth. Peers take the same observation logits: Pyro's DiscreteHMM by
-log_prob and its gradient, which is the same E-step, and dynamax's smoother, where jax has a GPU.
-What differs from the CPU by more than the tolerance, or fails, gets no time. Medians; compilation
-is not counted.
+First, the copy bandwidth of the device is measured. Then, for each workload in float32 and float64,
+the result is checked against float64 on the CPU and timed by CUDA events. An E-step must at least
+read the observation logits once and write gamma once; the bandwidth that this implies is given as a
+share of the copy bandwidth. The peers get the same observation logits: Pyro's DiscreteHMM by
+log_prob and its gradient, which is the same E-step, and dynamax's smoother, if jax has a GPU.
+Results that fail, or differ from the CPU by more than the tolerance, get no time. Times are medians
+without compilation.
 
     python -m benchmarks.gpu [--repeats N] [--scale N] [--device NAME] [--markdown FILE]
 
-``--scale`` divides the sizes, and ``--device cpu`` tries the program out where there is no GPU.
+``--scale`` divides the sizes, and ``--device cpu`` runs the program without a GPU, as a test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, comparing answers, tables, and where they ran."""
+"""Code shared by the benchmarks: taking turns, comparing results, tables, and the environment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""EM as the users of each library run it, from one start and without priors.
+"""EM as the users of each library run it, from the same start and without priors.
 
-Each class takes a problem and a dtype, prepares what is not to be timed, and has one method,
-``fit(num_steps)``: from the start again, so many EM iterations. A library is imported when its
-class is made, so that one which is absent is missed by its own column only.
+Each class takes a problem and a dtype, and prepares everything that is not timed. Its one method,
+``fit(num_steps)``, runs this number of EM iterations from the start. A library is imported when its
+class is created, so that a missing library affects its own column only.
 """
 
 from __future__ import annotations

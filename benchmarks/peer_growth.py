@@ -1,4 +1,4 @@
-"""What the E-step costs: memory at a million steps, and how time grows with T, K and N.
+"""The cost of the E-step: memory at a million steps, and the growth of time with T, K and N.
 
     python -m benchmarks.peer_growth NUM_STEPS NUM_STATES
 

@@ -1,13 +1,13 @@
-"""log_prob with the gradient of every parameter: RegimeHMM beside Pyro's DiscreteHMM.
+"""log_prob with the gradient of every parameter: RegimeHMM and Pyro's DiscreteHMM.
 
-One Gaussian model with unconstrained parameters. DiscreteHMM transitions once before its first
-observation, so the same meaning can be had in two ways, and both are tried:
+The model is Gaussian with unconstrained parameters. DiscreteHMM makes a transition before its first
+observation, so an equal model can be written in two ways, and both are tried:
 
 - T transition slices, the first of which has our initial logits in every row;
-- one transition matrix for all steps, as most users pass it; our initial logits are then its own
-  after one transition.
+- one transition matrix for all steps, as most users pass it; our initial logits are then those of
+  DiscreteHMM after one transition.
 
-The faster of the two stands for DiscreteHMM, each checked against ours of the same meaning.
+Each is checked against the equal RegimeHMM. The faster of the two is reported.
 """
 
 from __future__ import annotations

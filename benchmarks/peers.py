@@ -1,22 +1,22 @@
-"""EM beside hmmlearn, dynamax and pomegranate, and log_prob beside DiscreteHMM, in one process.
+"""EM, hmmlearn, dynamax and pomegranate, and log_prob with DiscreteHMM, in one process.
 
 Every library gets the same data, simulated from a fixed seed by a sticky Gaussian chain with full
-covariances, and the same start. First their answers are compared with ours in float64: the
-log-likelihood at the start, and log-likelihood and parameters after five iterations. Where they
-differ by more than the tolerance, the table says so instead of giving a time and a ratio.
+covariances, and the same start. First their results are compared with ours in float64: the
+log-likelihood at the start, and log-likelihood and parameters after five iterations. If they differ
+by more than the tolerance, the table says so instead of giving a time and a ratio.
 
-An EM iteration is the time of a run of n + 1 of them less that of a run of one, over n; n is such
-that the run takes half a second, but 2 at least and 50 at most. It leaves out what a run does once:
-tracing and planning with ours, compilation with dynamax, validation with hmmlearn. A second table
-has whole fits of 50 iterations, with all of that but compilation, after one fit to warm up; and how
-long ours takes to be ready for its first iteration, also in gradients of the same model by SVI. A
-third one has fits that stop by themselves, where an iteration raises the log-likelihood by less
-than 1e-4 or after 100, by ours (with its check of convergence) and hmmlearn.
-Runs of all libraries take turns; medians are reported, and a ratio is the peer's median over ours.
+The time of an EM iteration is that of a run of n + 1 iterations minus that of a run of one, divided
+by n. n is such that the run takes half a second, but at least 2 and at most 50. This excludes
+one-time work: tracing and planning in this package, compilation in dynamax, validation in hmmlearn.
+A second table has complete fits of 50 iterations, including all of that except compilation, after a
+warm-up fit; and the time until our first iteration, also in units of gradients of the same model by
+SVI. A third table has fits by this package (with its check of convergence) and by hmmlearn that
+stop if an iteration raises the log-likelihood by less than 1e-4, or after 100 iterations.
+Runs of all libraries take turns. Times are medians, and a ratio is the peer's median over ours.
 
-Of log_prob each side has one of torch's threads or all, whichever is faster for it. On a machine
-with other work to do, threads wait for one another far longer than they compute, and ratios are
-wrong many times over: the first line warns of it.
+For log_prob each side uses one thread of torch or all, whichever is faster. On a busy machine,
+threads wait for each other much longer than they compute, and ratios are meaningless. The first
+line warns of this.
 
     python -m benchmarks.peers [--workload NAME ...] [--repeats N] [--dtype float64|float32|both]
         [--threads N] [--json FILE] [--markdown FILE]

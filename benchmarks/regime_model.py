@@ -1,11 +1,10 @@
-"""``RegimeModel(n_init=10).fit`` beside ten fits by hmmlearn, on daily returns of seven US sectors.
+"""``RegimeModel(n_init=10).fit`` and ten fits by hmmlearn, on daily returns of seven US sectors.
 
-For each covariance type both make ten starts of three regimes, with at most 100 iterations and a
-tolerance of 1e-4 on the log-likelihood, and keep the best; all that a fit does is timed. hmmlearn
-runs one start after the other, each from a k-means of its own, with its default implementation and
-without its own prior of covariances. The best log-likelihoods are printed first. Ours must not be
-lower, or there is no ratio. Runs take turns; medians are reported, and a ratio is hmmlearn's median
-over ours.
+For each covariance type both fit three regimes from ten starts, with at most 100 iterations and a
+tolerance of 1e-4 on the log-likelihood, and keep the best fit. The complete fit is timed. hmmlearn
+runs one start after the other, each with its own k-means, with its default implementation and
+without its prior on covariances. The best log-likelihoods are printed first. If ours is lower,
+there is no ratio. Runs take turns. Times are medians, and a ratio is hmmlearn's median over ours.
 
 The columns: ours by default, with a callback, without acceleration (plain EM, as hmmlearn's), and
 hmmlearn. A second table has ten restarts of plain EM over 50 iterations as a Pyro model, with and

@@ -1,4 +1,4 @@
-"""The problems on which starts are compared: real returns, parts of them, and simulations."""
+"""Problems for the comparison of starts: real returns, parts of them, and simulations."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""One version of the package beside another, in turn: what a user waits for, before and after.
+"""Times of typical calls with two versions of the package, in turns.
 
     python -m benchmarks.versions --before CHECKOUT [--rounds N] [--markdown FILE]
 
-Each round runs every task in a new process with the other checkout's package, and then in one with
-this one's. A process runs each task once to warm up and then three times; the median of all rounds
-is reported. Both get the same data, starts and iterations; what they answer is printed beside the
+Each round runs every task in a new process with the package of the other checkout, and then in one
+with this package. A process runs each task once to warm up and then three times. The median of all
+rounds is reported. Both get the same data, starts and iterations. Results are printed next to the
 times. The tasks are EM as Pyro users run it on 2,500 steps of ten series (50 forced iterations, and
 none: all that comes before the first), RegimeModel with ten starts on the embedded sector returns,
 the same with a callback, and the posterior of one series.

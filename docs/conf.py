@@ -1,6 +1,11 @@
 """Sphinx configuration."""
 
+import sys
+from pathlib import Path
+
 import pyro_regimes
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "pyro_regimes"
 author = "The pyro_regimes developers"
@@ -10,7 +15,7 @@ release = version = pyro_regimes.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "mathml",
 ]
 exclude_patterns = ["_build"]
 
@@ -23,8 +28,17 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
 
+# Every reference to a name of this package must resolve. Other packages are not linked.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"(?!pyro_regimes\.).*"),
+    ("py:.*", r"(numpy|pyro|scipy|sklearn|torch)\..*"),
+]
+
 html_theme = "furo"
 html_title = f"pyro_regimes {version}"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
 
 
 def _drop_placeholders(app, what, name, obj, options, lines):

@@ -2,10 +2,11 @@
 
     python examples/compose_in_pyro.py --out compose
 
-Each of N series has its own chain of calm and stressed regimes. What a series earns in each regime
-depends on a characteristic of it (think of its leverage), through a function that nobody knows. A
-small neural network learns that function from all series together. It has no closed-form update, so
-EM is of no use here, and SVI moves the network, the transitions and the volatilities at once.
+Each of N series has its own chain of calm and stressed regimes. The mean return of a series in each
+regime is an unknown function of a characteristic of the series, such as its leverage. A small
+neural network learns this function from all series together. The network has no closed-form update.
+This example therefore uses SVI, which updates the network, the transitions and the volatilities
+together.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ K = 2  # calm, stressed
 
 
 def true_means(leverage: Tensor) -> Tensor:
-    """What the network has to find, ``(N, 1) -> (N, K)``."""
+    """The function that the network has to learn, ``(N, 1) -> (N, K)``."""
     return torch.cat([1.0 + 0.5 * leverage, -1.0 - 0.5 * leverage**2], -1)
 
 
 def build(
     initial: Tensor, transition: Tensor, means: Tensor, scale: Tensor, duration: int
 ) -> RegimeHMM:
-    # 1. One chain a series. Dimension -2 of the observations' batch shape is always time, so the
-    # means of N series that are constant in time are (N, 1, K). The transitions are shared.
+    # 1. One chain per series. Dimension -2 of the observations' batch shape is always time, so
+    # means of N series that are constant in time have shape (N, 1, K). All series share the
+    # transitions.
     return RegimeHMM(
         initial_probs=initial,
         transition_probs=transition,
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     pyro.clear_param_store()
 
-    # 3. Data from a known truth: N series of T steps.
+    # 3. Data simulated from known parameters: N series of T steps.
     leverage = torch.linspace(-1, 1, args.num_series).unsqueeze(-1)
     transition = torch.tensor([[0.95, 0.05], [0.10, 0.90]])
     scale = torch.tensor([0.5, 1.0])
@@ -72,13 +74,13 @@ def main(args: argparse.Namespace) -> None:
     truth = build(torch.tensor([0.5, 0.5]), transition, means, scale, args.num_steps)
     returns = truth.sample()  # (N, T)
 
-    # 4. The network. Its last bias starts the two regimes apart: from one and the same mean no
-    # gradient would ever separate them.
+    # 4. The network. Its last bias gives the two regimes different initial means. If they were
+    # equal, no gradient would separate them.
     network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, K))
     with torch.no_grad():
         network[-1].bias.copy_(torch.tensor([0.5, -0.5]))
 
-    # 5. SVI. Nothing is latent but the regimes, which the HMM sums over, so the guide is empty.
+    # 5. SVI. Only the regimes are latent, and the HMM sums over them, so the guide is empty.
     adam = pyro.optim.Adam({"lr": args.learning_rate})
     svi = SVI(make_model(network), lambda *_: None, adam, Trace_ELBO())
     losses = [svi.step(leverage, returns) / returns.numel() for _ in range(args.svi_steps)]
@@ -89,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     at_truth = -float(truth.log_prob(returns).sum()) / returns.numel()
     print(f"truth   {at_truth:.4f}\n")
 
-    # 6. What it found.
+    # 6. The results, compared with the true parameters.
     with torch.no_grad():
         found = network(leverage)
         error = (found - means).abs().mean(0).tolist()
@@ -110,8 +112,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-series", type=int, default=30, help="N")
     parser.add_argument("--num-steps", type=int, default=100, help="T")
-    parser.add_argument("--svi-steps", type=int, default=200, help="gradient steps")
-    parser.add_argument("--learning-rate", type=float, default=0.03, help="of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the network")
-    parser.add_argument("--out", type=Path, default=Path("compose"), help="directory of results")
+    parser.add_argument("--svi-steps", type=int, default=200, help="number of steps of SVI")
+    parser.add_argument("--learning-rate", type=float, default=0.03, help="learning rate of Adam")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--out", type=Path, default=Path("compose"), help="output directory")
     main(parser.parse_args())

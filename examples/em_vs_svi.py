@@ -2,9 +2,9 @@
 
     python examples/em_vs_svi.py --out em_vs_svi
 
-All maximise the same likelihood over the same parameters. EM takes closed-form steps and needs no
-learning rate. SVI takes gradient steps and would also fit a model that has no closed form. They
-share the parameter store, so that either may take over from the other.
+All maximise the same likelihood over the same parameters. EM takes closed-form steps and has no
+learning rate. SVI takes gradient steps, and also fits models without closed forms. Both use the
+same parameter store, so each can continue from where the other stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ K = 3  # regimes
 
 
 def model(x: Tensor) -> None:
-    # 1. The model. It starts at three regimes that differ in volatility and last twenty days.
+    # 1. The model. It starts with three regimes that differ in volatility and last ten days on
+    # average.
     size, dtype = x.shape[-1], x.dtype
     scatter = 0.4 * torch.eye(size, dtype=dtype) + 0.6
     sizes = torch.tensor([0.5, 1.0, 3.0], dtype=dtype)[:, None, None]
@@ -50,17 +51,17 @@ def model(x: Tensor) -> None:
 
 
 def no_guide(x: Tensor) -> None:
-    """Nothing is latent but the regimes, and the HMM sums over those."""
+    """Empty: only the regimes are latent, and the HMM sums over them."""
 
 
 def main(args: argparse.Namespace) -> None:
     returns = torch.tensor(load_sector_returns().values[-args.num_rows :])
     cut = int(0.8 * len(returns))
-    # An Adam step is as large in every unit: the series are scaled to one.
+    # Scale all series to the same unit, because the step size of Adam does not depend on units.
     scaled = (returns - returns[:cut].mean(0)) / returns[:cut].std(0)
     x, held_out = scaled[:cut], scaled[cut:]
 
-    # 2. EM and SVI hand the parameters to one another: the loss goes on from where it was.
+    # 2. EM and SVI alternate. Each continues from the parameters of the other.
     pyro.clear_param_store()
     em = EM(model)
     first = em.run(x, num_steps=5, tol=None)
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"SVI  {losses[0]:12.2f} -> {svi.evaluate_loss(x):.2f}")
     print(f"EM   {again.history[0]:12.2f} -> {again.history[-1]:.2f}\n")
 
-    # 3. From one start, to the end, and how long each takes.
+    # 3. Complete runs of all methods from the same start, with their times.
     comparison = compare(
         model,
         x,
@@ -93,11 +94,11 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-rows", type=int, default=8312, help="use the last so many days")
-    parser.add_argument("--em-steps", type=int, default=200, help="EM iterations at most")
-    parser.add_argument("--svi-steps", type=int, default=2000, help="gradient steps")
+    parser.add_argument("--num-rows", type=int, default=8312, help="number of days to use")
+    parser.add_argument("--em-steps", type=int, default=200, help="maximum number of EM steps")
+    parser.add_argument("--svi-steps", type=int, default=2000, help="number of steps of SVI")
     parser.add_argument(
         "--learning-rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="of Adam"
     )
-    parser.add_argument("--out", type=Path, default=Path("em_vs_svi"), help="directory of results")
+    parser.add_argument("--out", type=Path, default=Path("em_vs_svi"), help="output directory")
     main(parser.parse_args())

@@ -1,12 +1,12 @@
-"""A panel of sectors: one regime chain for all, a mean for each sector, and a population behind it.
+"""A panel of sectors with one regime chain, a mean for each sector, and a population of means.
 
     python examples/hierarchical_panel.py --out panel
 
-Sectors share their regimes and their risk, but each earns its own in each regime. A sector's means
-are drawn from a population, whose center is learned too: sectors with little to say are drawn
-towards the others. EM sets the sectors' means, the transitions and the variances in closed form,
-given the population (MAP, through AutoDelta); an optimiser moves the population's center, in the
-same steps.
+All sectors share one chain of regimes. Each sector has its own mean in each regime. These means
+have a common prior, the population, whose center is estimated too, so they are shrunk towards each
+other. Given the population, EM updates the means of the sectors, the transitions and the variances
+in closed form (MAP, with AutoDelta as the guide). In the same steps an optimiser updates the center
+of the population.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.datasets import load_sector_returns
 
 K = 2  # calm, stressed
-SPREAD = 0.03  # of the sectors' means about the population's, in percent a day
+SPREAD = 0.03  # standard deviation of the sectors' means in the population, in percent per day
 
 
 def model(x: Tensor) -> None:
@@ -34,7 +34,8 @@ def model(x: Tensor) -> None:
     start = x.mean() + x.new_tensor([0.02, -0.02])
     center = pyro.param("center", start)
 
-    # 2. The sectors: means about the population's, (D, K), and a variance in each regime.
+    # 2. The sectors: means with the population as their prior, (D, K), and variances in each
+    # regime.
     num_sectors = x.shape[-1]
     with pyro.plate("sectors", num_sectors, dim=-2), pyro.plate("regimes", K, dim=-1):
         means = pyro.sample("means", dist.Normal(center, SPREAD))
@@ -42,7 +43,7 @@ def model(x: Tensor) -> None:
         "variances", x.var(0) * x.new_tensor([[0.5], [3.0]]), constraint=constraints.positive
     )
 
-    # 3. One chain for all sectors together.
+    # 3. One chain for all sectors.
     sticky = 0.9 * torch.eye(K, dtype=x.dtype) + 0.1 / K
     transition = pyro.param("transition", sticky, constraint=constraints.simplex)
     hmm = RegimeHMM(
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     x = torch.tensor(data.values)
     pyro.clear_param_store()
 
-    # 4. EM of the log joint. The plan says what it does with each parameter.
+    # 4. EM for the log joint density. The plan describes how each parameter is updated.
     start = x.mean(0).unsqueeze(-1).expand(-1, K)
     guide = AutoDelta(model, init_loc_fn=init_to_value(values={"means": start}))
     em = EM(model, guide, optim=pyro.optim.Adam({"lr": args.learning_rate}))
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     start, end = -result.history[0], -result.history[-1]
     print(f"log joint {start:.2f} at the start, {end:.2f} at the end\n")
 
-    # 5. Shrinkage: the means beside those of a model without a population.
+    # 5. The means of the sectors and of the population.
     means = guide.median(x)["means"].detach()
     center = pyro.param("center").detach()
     print(f"{'percent a day':<16}{'calm':>8}{'stressed':>10}")
@@ -84,8 +85,8 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-rows", type=int, default=2000, help="use the last so many days")
-    parser.add_argument("--num-steps", type=int, default=100, help="EM steps")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Adam")
-    parser.add_argument("--out", type=Path, default=Path("panel"), help="directory of results")
+    parser.add_argument("--num-rows", type=int, default=2000, help="number of days to use")
+    parser.add_argument("--num-steps", type=int, default=100, help="number of EM steps")
+    parser.add_argument("--learning-rate", type=float, default=0.01, help="learning rate of Adam")
+    parser.add_argument("--out", type=Path, default=Path("panel"), help="output directory")
     main(parser.parse_args())

@@ -1,11 +1,11 @@
-"""Transition probabilities from a covariate, by a neural network, beside closed-form means.
+"""Transition probabilities that depend on a covariate through a neural network.
 
     python examples/neural_transitions.py --out neural
 
-How likely a calm market is to become a stressed one depends on something that is seen: here, on how
-volatile the last month was. A small network gives the transition logits of every day. It has no
-closed form, and an optimiser moves it; means and covariances do, and EM sets them; both in one step
-from one E-step.
+The probability that a calm market becomes a stressed one depends on an observed covariate, here the
+volatility of the last month. A small network computes the transition logits of every day. An
+optimiser updates the network, which has no closed form, and EM updates means and covariances in
+closed form. Each step uses one E-step for both.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def make_covariate(x: Tensor) -> Tensor:
 
 def make_model(network: nn.Module):
     def model(x: Tensor, covariate: Tensor) -> None:
-        # 1. The network: the logits of a move on each day, given what was seen the day before.
+        # 1. The network: the transition logits to each day, given the covariate of the day before.
         pyro.module("network", network)
         logits = network(covariate[:-1]).reshape(-1, K, K)
 
-        # 2. What each regime earns, and its risk.
+        # 2. The mean and the covariance of each regime.
         scatter = x.T.cov(correction=0)
         sizes = torch.tensor([0.5, 3.0], dtype=x.dtype)[:, None, None]
         loc = pyro.param("loc", x.mean(0).repeat(K, 1))
@@ -65,19 +65,19 @@ def main(args: argparse.Namespace) -> None:
     covariate = make_covariate(returns)
     x = returns[WINDOW - 1 :]
 
-    # 3. A network that starts at regimes which last: the bias of staying is 3.
+    # 3. The network. A bias of 3 makes the initial regimes persistent.
     network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, K * K)).double()
     with torch.no_grad():
         network[-1].bias.copy_(3.0 * torch.eye(K).flatten())
     model = make_model(network)
 
-    # 4. One EM, two kinds of update.
+    # 4. EM with both kinds of updates.
     em = EM(model, optim=pyro.optim.Adam({"lr": args.learning_rate}))
     result = em.run(x, covariate, num_steps=args.num_steps, tol=None)
     print(em.plan, end="\n\n")
     print(f"log-likelihood {-result.history[0]:.2f} at the start, {-result.history[-1]:.2f} now\n")
 
-    # 5. What it has learned: the probability of a calm day turning into a stressed one.
+    # 5. The result: transition probabilities after a quiet, an ordinary and a volatile month.
     with torch.no_grad():
         levels = torch.tensor([[-1.5], [0.0], [1.5]]).double()
         moves = network(levels).reshape(-1, K, K).softmax(-1)
@@ -94,9 +94,9 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-rows", type=int, default=2000, help="use the last so many days")
-    parser.add_argument("--num-steps", type=int, default=150, help="EM steps")
-    parser.add_argument("--learning-rate", type=float, default=0.02, help="of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="of the network's start")
-    parser.add_argument("--out", type=Path, default=Path("neural"), help="directory of results")
+    parser.add_argument("--num-rows", type=int, default=2000, help="number of days to use")
+    parser.add_argument("--num-steps", type=int, default=150, help="number of EM steps")
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="learning rate of Adam")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--out", type=Path, default=Path("neural"), help="output directory")
     main(parser.parse_args())

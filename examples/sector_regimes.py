@@ -18,15 +18,15 @@ from pyro_regimes.datasets import load_sector_returns
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. The data: one row a day, one column a sector, in percent. The stocks behind it were
-    # chosen because they survived, so the means are too high. Volatilities and the timing of
-    # regimes suffer less.
+    # 1. The data: one row per day and one column per sector, in percent. They contain only stocks
+    # that survived, so the means are too high. Volatilities and the timing of regimes are less
+    # affected.
     values, dates, names = load_sector_returns().last(args.num_rows)
     table = pandas.DataFrame(values, index=dates, columns=names)
     print(f"{len(table)} days from {dates[0]} to {dates[-1]}: {', '.join(names)}\n")
 
-    # 2. The fit: EM from several starts in one batch. The likelihood has many local maxima, and
-    # the best of the final ones is kept.
+    # 2. The fit: EM from several starts in one batch. The likelihood has many local maxima, so the
+    # best result is kept.
     model = RegimeModel(
         n_regimes=3,
         n_init=args.n_init,
@@ -39,12 +39,11 @@ def main(args: argparse.Namespace) -> None:
     print(f"EM {how} after {model.n_iter_} iterations of {args.n_init} starts:")
     print(f"  log-likelihood {model.history_[0]:.2f} -> {model.history_[-1]:.2f}\n")
 
-    # 3. The regimes, annualised. They are sorted by mean return, so the names follow the means.
-    # Look at the volatilities to see what tells the regimes apart.
+    # 3. The regimes, annualised. They are sorted and named by volatility.
     print(model.summary())
 
-    # 4. Today, without looking ahead, and the days to come. The forecast forgets the present as
-    # fast as the chain mixes.
+    # 4. Probabilities of the regimes today, from filtering, and of the following days. The further
+    # ahead, the closer the forecast is to the stationary distribution.
     now = model.predict_proba(table, kind="filtered")[-1]
     ahead = model.forecast(table, 20)
     print(f"\nregime probabilities  {'  '.join(f'{name:>9}' for name in model.regime_names_)}")
@@ -55,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     ]:
         print(f"{when:<20}  {'  '.join(f'{prob:9.3f}' for prob in probs)}")
 
-    # 5. The picture, if matplotlib is there, and the model as a file that load() reads back.
+    # 5. A figure, if matplotlib is installed, and the model as a file that load() can read.
     args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out / "model.json")
     try:
@@ -73,10 +72,10 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-rows", type=int, default=2000, help="use the last so many days")
-    parser.add_argument("--n-init", type=int, default=4, help="starts, of which the best is kept")
-    parser.add_argument("--max-iter", type=int, default=200, help="EM iterations at most")
-    parser.add_argument("--tol", type=float, default=1e-3, help="smallest rise that EM goes on for")
-    parser.add_argument("--seed", type=int, default=0, help="of the starts")
-    parser.add_argument("--out", type=Path, default=Path("regimes"), help="directory of results")
+    parser.add_argument("--num-rows", type=int, default=2000, help="number of days to use")
+    parser.add_argument("--n-init", type=int, default=4, help="number of starts")
+    parser.add_argument("--max-iter", type=int, default=200, help="maximum number of EM steps")
+    parser.add_argument("--tol", type=float, default=1e-3, help="convergence tolerance")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--out", type=Path, default=Path("regimes"), help="output directory")
     main(parser.parse_args())

@@ -1,11 +1,11 @@
-"""Stochastic EM: regimes from more sequences than one would want to pass over at every step.
+"""Stochastic EM: regimes from many sequences, with a small batch at each step.
 
     python examples/streaming_em.py --out streaming
 
-Thousands of sequences come from one regime model. Each step sees a small batch, through a
-subsampled plate, and moves running averages of the expected statistics; the closed forms maximise
-those. A few passes over the data are enough for what EM on all of it finds, and a step costs what a
-batch costs.
+Thousands of sequences come from one regime model. Each step uses a small batch, drawn by a
+subsampled plate, and updates running averages of the expected statistics, which are then maximised
+in closed form. After a few passes over the data the result is close to that of EM on all the data,
+and the cost of a step depends only on the size of the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(initial: Tensor, transition: Tensor, loc: Tensor, covariance: Tensor, 
 
 
 def parameters() -> tuple[Tensor, ...]:
-    """The parameters, with a start that knows little."""
+    """The parameters, with rough initial values."""
     sticky = 0.7 * torch.eye(K).double() + 0.3 / K
     simplex, definite = constraints.simplex, constraints.positive_definite
     return (
@@ -48,21 +48,21 @@ def parameters() -> tuple[Tensor, ...]:
 
 
 def model(x: Tensor, batch_size: int | None = None) -> None:
-    # 1. The same model for a batch and for everything: the plate says which sequences are seen.
+    # 1. One model for a batch and for all the data. The plate selects the sequences.
     hmm = build(*parameters(), duration=x.shape[-2])
     with pyro.plate("sequences", len(x), subsample_size=batch_size) as index:
         pyro.sample("x", hmm, obs=x if batch_size is None else x[index])
 
 
 def held_out(x: Tensor) -> float:
-    """Log-likelihood of an observation that nobody was fitted to."""
+    """Average log-likelihood per observation of held-out sequences."""
     with torch.no_grad():
         total = build(*parameters(), duration=x.shape[-2]).log_prob(x).sum()
     return float(total) / x[..., 0].numel()
 
 
 def main(args: argparse.Namespace) -> None:
-    # 2. Data from a known truth.
+    # 2. Data simulated from known parameters.
     torch.manual_seed(args.seed)
     truth = build(
         torch.tensor([0.5, 0.3, 0.2]).double(),
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     )
     x, fresh = truth.sample((args.num_sequences,)), truth.sample((args.num_sequences // 4,))
 
-    # 3. EM on everything, as the measure.
+    # 3. EM on all the data, for comparison.
     pyro.clear_param_store()
     began = time.perf_counter()
     result = EM(model).run(x, num_steps=200)
@@ -104,8 +104,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-sequences", type=int, default=2000, help="N")
     parser.add_argument("--num-steps", type=int, default=50, help="T")
-    parser.add_argument("--batch-size", type=int, default=50, help="sequences a step")
-    parser.add_argument("--passes", type=int, default=5, help="over the data")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the batches")
-    parser.add_argument("--out", type=Path, default=Path("streaming"), help="directory of results")
+    parser.add_argument("--batch-size", type=int, default=50, help="sequences per step")
+    parser.add_argument("--passes", type=int, default=5, help="passes over the data")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--out", type=Path, default=Path("streaming"), help="output directory")
     main(parser.parse_args())

@@ -56,33 +56,33 @@ def read_returns(
     .. math:: r_t = 100 \left(\frac{p_t}{p_{t-1}} - 1\right);
 
     returns keep the units of the file, and percent signs are removed. The file is delimited text
-    (.csv, .txt), the same compressed (.csv.gz, .zip), .xlsx, .parquet or .json; the content decides
-    and not the name. Separator, decimal mark, encoding, header and format of dates are found in the
-    file, and whatever can be read in two ways is refused. The page on files has the table of
-    what is read.
+    (.csv, .txt), possibly compressed (.csv.gz, .zip), .xlsx, .parquet or .json. Its type,
+    separator, decimal mark, encoding, header and format of dates are inferred from its content. An
+    ambiguous file raises an error. The page on files lists the formats.
 
-    The dates are in the column named ``date``, or in the first column that has dates; rows of a
-    file without dates are numbered. Every other column is a series. Of the quotes of a day (open,
-    high, low, close) the adjusted close is read, or the close, with a warning that says so. In long
-    format (date, name, value) each name becomes a series.
+    The dates are in the column named ``date``, or in the first column that contains dates. Without
+    dates, rows are numbered. Every other column is a series. If the columns are open, high, low and
+    close, the adjusted close is read, or else the close, with a warning. In long format (date,
+    name, value) each name becomes a series.
 
     :param path: a file, or a binary stream such as ``sys.stdin.buffer``.
     :param prices: whether the series are prices.
-    :param columns: the names of the series to read, in this order; of quotes, also the field and
-        the tickers.
-    :param dayfirst: whether 01/02/2020 is the first of February. By default the column tells; if it
-        does not, that is an error. With points, as in 01.02.2020, the day is always first.
+    :param columns: the names of the series to read, in this order. For open, high, low and close,
+        also the name of the field, and tickers.
+    :param dayfirst: whether 01/02/2020 is the first of February. By default this is inferred from
+        the column, and an ambiguous column is an error. In dates with points, such as 01.02.2020,
+        the day is always first.
     :param sort: whether to sort the rows by date if they are not in ascending order.
-    :param drop_missing: whether to leave out rows with a missing value, with one warning that
-        counts them by column. A return from prices then spans the gap.
-    :param decimal: the decimal mark of numbers in text, ``"."`` or ``","``. By default the numbers
-        tell; if they do not, that is an error.
+    :param drop_missing: whether to drop rows with a missing value, with one warning that counts
+        them by column. A return computed from prices then spans the gap.
+    :param decimal: the decimal mark of numbers in text, ``"."`` or ``","``. By default it is
+        inferred from the numbers, and ambiguous numbers are an error.
     :returns: :class:`Returns`; one row fewer than the file if ``prices`` is true.
     :raises ValueError: if the file cannot be read as such a table: no header, no rows (fewer than 2
         of prices), unnamed or repeated columns, rows of another length than the header; if a value
         is not a finite (for prices, positive) number, or missing; if dates are ambiguous, invalid,
-        repeated or not ascending; or if a series never changes. The message has file, line and
-        column, what was expected, what came, and what to do.
+        repeated or not ascending; or if a series never changes. The message names the file, line
+        and column, what was expected, what was found, and the remedy.
     :raises OSError: if ``path`` cannot be read; :class:`FileNotFoundError` if there is no such
         file, :class:`IsADirectoryError` if it is a directory.
     :raises ImportError: if pandas >= 2.2, or the package that reads this format, is not installed.

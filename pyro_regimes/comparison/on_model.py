@@ -31,6 +31,7 @@ from pyro_regimes.infer.regimes import find_hmm
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
 #: Methods for the model with priors.
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
+#: All methods. NUTS runs only if it is named.
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
 
 #: The methods that ``processes=2`` runs side by side, the longest first.
@@ -71,7 +72,7 @@ def compare(
     :param data: the data to fit, ``(..., T, D)`` or ``(..., T)``.
     :param held_out: the data that follow in time, of the same shape except for T. Their
         log-likelihood is conditional on ``data``.
-    :param methods: some of :data:`ALL_METHODS`; None for all but NUTS.
+    :param methods: some of :data:`.ALL_METHODS`; None for all but NUTS.
     :param init_values: initial values of the sites of ``prior_model``, for all its methods.
     :param em_steps: maximum number of EM steps; EM stops earlier by ``tol``.
     :param svi_steps: number of steps of each SVI.

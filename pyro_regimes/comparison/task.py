@@ -15,7 +15,8 @@ from torch import Tensor
 from pyro_regimes.infer.isolation import isolated
 
 Model = Callable[[Tensor], Any]
-Progress = Callable[[str, int, int], None]  # method, step, number of steps
+#: Called with the name of the method, the step and the number of steps.
+Progress = Callable[[str, int, int], None]
 
 
 class Task(NamedTuple):

@@ -136,10 +136,10 @@ def rows(name: str, value: Tensor, normalised: Tensor) -> None:
 
 
 def logits_not_probs(initial: Tensor, transition: Tensor) -> None:
-    """Warn of logits that look like probabilities: all rows of both are such.
+    """Warn if all rows of both logits look like probabilities.
 
-    Normalised log-probabilities cannot look like this, and other logits hardly do. Only tensors on
-    the CPU are looked at, where this needs no transfer, and almost all logits are told by one row.
+    Normalised log-probabilities cannot look like this, and other logits hardly ever do. Only
+    tensors on the CPU are checked, which needs no transfer. For almost all logits one row suffices.
     """
     if not initial.is_cpu or not transition.is_cpu or not initial.numel():
         return

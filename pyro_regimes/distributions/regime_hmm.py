@@ -31,7 +31,8 @@ class RegimeHMM(TorchDistribution):
 
     .. math::
         \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
-            + \sum_{t=1}^T \log b_{q_t}(x_t), \qquad
+            + \sum_{t=1}^T \log b_{q_t}(x_t),
+
         \log p(x) = \log \sum_q \exp \log p(x, q).
 
     **The first observation is emitted by the initial state** (Rabiner 1989), as in hmmlearn,
@@ -75,7 +76,7 @@ class RegimeHMM(TorchDistribution):
     >>> hmm.viterbi(torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]))
     tensor([0, 0, 1, 0, 0])
 
-    :attr:`arguments` holds the arguments as the caller passed them.
+    ``arguments`` holds the arguments as the caller passed them.
     """
 
     arg_constraints = {
@@ -281,7 +282,7 @@ class RegimeHMM(TorchDistribution):
 
         .. math:: p(q_t = k \mid x_1, \dots, x_t).
 
-        They do not look ahead, and take no backward sweep.
+        They do not depend on later observations, and need no backward recursion.
 
         :return: ``(..., T, K)``; 0 on padding and from the first impossible observation on.
         """

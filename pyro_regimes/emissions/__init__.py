@@ -27,8 +27,8 @@ def register(family: Family) -> None:
     """Make a family known to EM and to :class:`.RegimeHMM`.
 
     Its ``log_prob`` replaces that of its distributions in the likelihood of every RegimeHMM, for EM
-    and for SVI alike. A family of the same class (a notebook cell that is run again) replaces the
-    earlier one.
+    and for SVI alike. A family of the same class replaces the earlier one, for example if a
+    notebook cell is run again.
 
     :param family: its distributions' types must not belong to another family yet.
     :raises ValueError: if they do, or if an attribute of the family is missing.
@@ -84,8 +84,8 @@ class Unwrapped(NamedTuple):
 def unwrap(observation_dist: Distribution) -> Unwrapped:
     """Remove ``to_event``, ``expand`` and ``mask``.
 
-    A mask inside ``to_event``, of single entries of an observation, is not removed: it changes the
-    likelihood, and no family here maximises that.
+    A mask inside ``to_event``, of single entries of an observation, is not removed. It changes the
+    likelihood, and no family has a closed form for the result.
     """
     mask: Tensor | bool | None = None
     batch_dim = len(observation_dist.batch_shape)

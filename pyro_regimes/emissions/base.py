@@ -112,7 +112,7 @@ class Argument:
     links: tuple[Link, ...]  #: bijections from a parameter to the argument, the identity first
     #: Constraints that every maximiser satisfies, besides those of any real number.
     inside: tuple[Constraint, ...]
-    #: ``draw -> candidates``: admissible values far from the present one, the best first; None if
+    #: ``draw -> candidates``: admissible values far from the current one, the best first; None if
     #: any value within the parameter's constraint is admissible.
     draw: Callable[[Draw], list[Tensor]] | None
     #: ``(stats, arguments now, weighted) -> pooled``, one for each block,
@@ -148,13 +148,13 @@ def _no_update(*args: Any) -> Any:
 
 
 def without_update(name: str, event_dim: int = 0, elementwise: bool = True) -> Argument:
-    """An argument that the density and the statistics read, and that EM does not set.
+    """An argument that the density and the statistics use, and that EM does not set.
 
     It is a constant, such as the known shape of a gamma distribution, or a parameter that an
-    optimiser moves.
+    optimiser updates.
 
-    :param name: as the distribution's constructor names it.
-    :param event_dim: the dims of a block.
+    :param name: the argument's name in the distribution's constructor.
+    :param event_dim: number of dims of a block.
     :param elementwise: see :class:`Argument`.
     """
     return Argument(
@@ -188,9 +188,9 @@ class Family(ABC):
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
-        """The values of :attr:`arguments`, as the caller gave them, by name.
+        """The values of ``arguments``, as the caller gave them, by name.
 
-        It may leave out some: of three ways to say a covariance, one is given.
+        Some may be missing: a distribution has one of the three representations of a covariance.
         """
 
     def read_for_density(self, distribution: Any) -> Arguments:

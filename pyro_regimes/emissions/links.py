@@ -84,7 +84,7 @@ def _cholesky_of_inverse(matrix: Tensor) -> Tensor:
     return _cholesky(_inverse(matrix))
 
 
-# Of functions that a module can be asked for by name, so that a plan can be pickled.
+# Only functions that can be imported by name, so that a plan can be pickled.
 
 
 def _power(value: Tensor, exponent: float) -> Tensor:

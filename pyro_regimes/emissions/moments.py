@@ -142,10 +142,10 @@ def sums(moments: Moments) -> Tensor:
 def total(
     moments: Moments, num_batch_dims: int, like: Moments | None, is_full: bool
 ) -> Moments:
-    """The sum over all sequences, float64, of each block about an origin of its own.
+    """The sum over all sequences, float64, of each block about its own origin.
 
-    A spread may be tiny against the distance between states, or between series, so that blocks
-    have no origin in common.
+    Blocks have no common origin, because a spread may be tiny relative to the distance between
+    states or between series.
 
     :param num_batch_dims: number of dims before those of time and state.
     :param like: moments about the origins to use; None uses the mean of the data in each block.

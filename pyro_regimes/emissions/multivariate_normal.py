@@ -153,10 +153,10 @@ def _reduce_spread(stats: Moments, given: Arguments, weighted: bool) -> Spread:
 
 
 def _one_by_one(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of matrices, to the last digit the same wherever in a batch a matrix stands.
+    """A function of matrices whose results do not depend on their place in a batch, to the bit.
 
-    BLAS rounds differently where a matrix does not begin at a multiple of 16 bytes, which in a
-    batch of an odd number of entries each is every other one.
+    BLAS rounds differently if a matrix does not begin at a multiple of 16 bytes. In a batch of
+    matrices with an odd number of entries, this is every other matrix.
     """
 
     def of_each(matrices: Tensor, *bounds: float) -> Tensor:

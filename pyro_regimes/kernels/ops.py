@@ -1,6 +1,6 @@
 """The public functions of the recursions, which check their arguments and call a kernel.
 
-The kernel is the compiled one for the tensors' device (:mod:`.cpu.launch`, :mod:`.cuda.launch`) or
+The kernel is the compiled one for the tensors' device (``cpu/launch.py``, ``cuda/launch.py``) or
 the reference (:mod:`.reference`). :func:`backend` selects a kernel for a block of code.
 
 Every function takes log tensors of one hidden Markov chain, or of a batch of chains:

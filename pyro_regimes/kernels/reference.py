@@ -16,7 +16,7 @@ and everything here is a sum or a derivative of it. The forward recursion is
 There is no code for the backward recursion. Differentiating the forward recursion performs it
 (Fisher's identity) and gives the smoothed probabilities and the expected transitions.
 
-Sums keep small terms next to large logits (:mod:`.sums`). If the logits and their sums are finite
+Sums keep small terms next to large logits (``sums.py``). If the logits and their sums are finite
 in float64, the results are those of exact arithmetic up to rounding. Under transforms, which hide
 the numbers from Python, sums have about 159 bits, enough for logits of similar size.
 

@@ -29,11 +29,11 @@ def flatten(tensor: Tensor, event_dim: int, batch_shape: torch.Size) -> Tensor:
 
 
 def without_repeats(tensor: Tensor, event_dim: int) -> Tensor:
-    """A tensor without the leading dims along which it was expanded: they come back as size 1.
+    """A tensor in which leading dims along which it was expanded have size 1.
 
-    Masks and plates expand a distribution, and what is computed of each copy is computed once. A
-    tensor that is differentiated, traced or transformed is returned as it is: each copy has a
-    gradient of its own.
+    Masks and plates expand a distribution. This avoids repeating a computation for each copy. A
+    tensor that is differentiated, traced or transformed is returned unchanged, because each copy
+    has its own gradient.
     """
     repeated = [
         dim

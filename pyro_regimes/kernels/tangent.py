@@ -15,8 +15,8 @@ the derivatives of the shares are covariances with the score,
     \dot\xi_{t-1}(i, j) = \dot q_t(i \mid j) \gamma_t(j) + q_t(i \mid j) \dot\gamma_t(j), \qquad
     \dot\gamma_{t-1}(i) = \sum_j \dot\xi_{t-1}(i, j).
 
-Only differences of u matter; they are kept near 0, as u grows with T. This serves devices whose
-kernel has no tangents of its own; :mod:`.cpu.tangent` is the same, compiled.
+Only differences of u matter. u is shifted to stay near 0, as it would grow with T. This is used on
+devices without a compiled tangent recursion; :mod:`.cpu.tangent` is the same, compiled.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from torch.autograd import Function, forward_ad
 def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
     """``function.apply(*args)``, which otherwise looks up the names of its arguments each time.
 
-    That takes as long as a short kernel, and serves function transforms alone. A graph takes the
-    operator, with derivatives in reverse mode: torch.compile refuses a function with a ``jvp``.
+    That takes as long as a short kernel, and only function transforms need it. A graph uses the
+    operator, with derivatives in reverse mode, because torch.compile rejects a function with a
+    ``jvp``.
     """
     if torch.compiler.is_compiling() and operator is not None:
         return operator(*args)
@@ -31,7 +32,7 @@ def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing records or transforms what is done to these tensors.
 
-    Then a kernel may be called as it is; otherwise it must be an operator that torch knows.
+    Then a kernel can be called directly. Otherwise it must be an operator registered with torch.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False

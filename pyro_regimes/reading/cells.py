@@ -1,4 +1,4 @@
-"""What a cell holds: a number, a date, text, or nothing."""
+"""The content of a cell: a number, a date, text, or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often rows come, and how many there are in a year."""
+"""The frequency of the rows: its name, and the number of rows per year."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ class Returns:
     """Series of returns over time. It unpacks as ``values, dates, names``.
 
     :param values: float64 ``(T, D)``, one column per series, without missing values.
-    :param dates: ``(T,)``, strictly ascending: datetime64[D] for one row a day or less, a finer
+    :param dates: ``(T,)``, strictly ascending: datetime64[D] for at most one row per day, a finer
         datetime64 for intraday rows, or integers 0, 1, ... for a file without dates.
     :param names: the D names of the series.
-    :param periods_per_year: the number of rows in a year, by which to annualise, or None if the
-        dates do not tell.
-    :param frequency: how often rows come, in words, such as ``"daily"``.
+    :param periods_per_year: the number of rows per year, for annualising, or None if it cannot be
+        inferred from the dates.
+    :param frequency: a description of the frequency of the rows, such as ``"daily"``.
     :param time_zone: the time zone of intraday rows if the file has one, such as ``"UTC"`` or
         ``"UTC-05:00"``. Then ``dates`` are in UTC.
     """

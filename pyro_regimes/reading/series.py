@@ -1,4 +1,4 @@
-"""Which columns of a table are dates, and which are the series to read."""
+"""Selects the columns of a table that are dates, and those that are series."""
 
 from __future__ import annotations
 

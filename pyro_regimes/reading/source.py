@@ -1,4 +1,4 @@
-"""The bytes of a file or a stream, decompressed, and what kind of table they hold."""
+"""The bytes of a file or a stream, decompressed, and the type of table that they contain."""
 
 from __future__ import annotations
 

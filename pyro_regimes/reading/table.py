@@ -1,4 +1,4 @@
-"""A table of raw columns, and where in the file it begins."""
+"""A table of raw columns, and its position in the file."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Ascent:
             self.is_partly_held = np.logical_or.reduce(held) & ~np.logical_and.reduce(held)
 
     def settle(self, level: Flags, num_steps: int) -> None:
-        """Freeze restarts that have converged in so many steps."""
+        """Freeze restarts that have converged in this number of steps."""
         if level.any():
             self.settled_at = np.where(level, num_steps, self.settled_at)
             self._refresh()
@@ -169,9 +169,9 @@ class Ascent:
         self._refresh()
 
     def step(self, engine: Stepping[S], now: S, elsewhere: Flags | None = None) -> S:
-        """One step, of which whatever lowers the likelihood is undone.
+        """One step, in which updates that lower the likelihood are rolled back.
 
-        :param elsewhere: restarts that another engine moves, and this one leaves as they are.
+        :param elsewhere: restarts that another engine updates, and that do not change here.
         """
 
         def with_others(held: Held) -> Held:

@@ -24,7 +24,7 @@ class SiteData(NamedTuple):
     """The data of a site that do not change between steps."""
 
     site: Site
-    value: Tensor  #: ``(..., T, *event)``, finite wherever it does not count
+    value: Tensor  #: ``(..., T, *event)``, finite numbers on padding and where masked
     batch_shape: torch.Size
     dtype: torch.dtype  #: of its likelihood
     weight: Tensor | None  #: weight of each sequence, ``(...)``; None if all are 1
@@ -120,9 +120,9 @@ class Expected(NamedTuple):
 
 
 def check_finite(site: Site) -> None:
-    """Refuse data that are not finite where they count, as no statistics of them are numbers.
+    """Check that data are finite, except for padding, masked and missing values.
 
-    :raises ValueError: saying how many they are, and where.
+    :raises ValueError: if they are not, with their number and places.
     """
     value, hmm, mask = site.value, site.hmm, site.observation_mask
     if bool(value.sum().isfinite()):
@@ -154,7 +154,7 @@ def read_site(site: Site) -> SiteData:
     """Check the observed value as ``log_prob`` does, and prepare the data of a site.
 
     :raises ValueError: if the value has a wrong shape or length, lies outside the support, or is
-        not finite where it counts.
+        not finite, except for padding, masked and missing values.
     """
     hmm, mask = site.hmm, site.observation_mask
     initial_logits, transition_logits, logits, _ = hmm._chain(site.value)

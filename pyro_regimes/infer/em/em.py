@@ -78,9 +78,9 @@ class EM:
     model again to verify the result. If it does not agree, the model is run at every step instead.
 
     A closed form never lowers the objective of any restart. (All restarts count as one if an
-    optimiser moves parameters, locations are affine, or priors depend on parameters.) If rounding
+    optimiser updates parameters, locations are affine, or priors depend on parameters.) If rounding
     or a fault of the model lowers it, the responsible parameters are rolled back and frozen until
-    the next :meth:`run` or :meth:`reset`, or handed over to the optimiser, with a warning.
+    the next :meth:`run` or :meth:`reset`, or left to the optimiser, with a warning.
 
     :param model: a model function with ``pyro.param`` and observed ``pyro.sample`` statements.
     :param guide: takes the same arguments as the model, and assigns a point to each latent site.
@@ -133,9 +133,9 @@ class EM:
 
         The state is the plan, the running averages of stochastic EM with the number of minibatches,
         the frozen parameters, and the warnings already given. It is cleared automatically when the
-        parameter store holds new parameters (after ``pyro.clear_param_store()``), and the averages
-        are when a subsampled plate changes its size. Call it before fitting another data set of the
-        same size from the present parameters.
+        parameter store has new parameters (after ``pyro.clear_param_store()``). The averages are
+        also cleared when a subsampled plate changes its size. Call this method before fitting
+        another data set of the same size from the current parameters.
         """
         self._session.reset()
 
@@ -197,20 +197,20 @@ class EM:
         :param num_steps: the maximum number of steps.
         :param tol: in nats. None runs all ``num_steps``.
         :param callback: called after each step with its number, from 1, and the loss after it. The
-            parameter store then holds the parameters of that step, which it may read and must not
-            change: to change parameters, call :meth:`run` or :meth:`step` again.
+            parameter store then holds the parameters of that step. The callback may read but not
+            change them. To change parameters, call :meth:`run` or :meth:`step` again.
         :param check: whether to verify convergence by one gradient of the model's own objective
             (:mod:`.guard`). If the gradient does not confirm an optimum, a warning names the
             parameters, and the result is not reported as converged.
         :param acceleration: ``"squarem"`` extrapolates every other step (:mod:`.squarem`). EM then
-            needs fewer steps, above all where regimes overlap, and the log-likelihood still never
-            falls. From one start it may reach another of several maxima. If a closed form fails
-            within the run and an optimiser takes over, the run goes on without.
+            needs fewer steps, especially if regimes overlap, and the log-likelihood still never
+            falls. It may converge to another local maximum than plain EM from the same start. If a
+            closed form fails and an optimiser takes over, the run continues without acceleration.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
-            ``callback`` is no function, or ``acceleration`` is unknown; if acceleration is wanted
-            while an optimiser moves parameters or data are subsampled; if the callback changes a
-            parameter of the model; or if the data are not finite where they count.
+            ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set
+            and an optimiser updates parameters or data are subsampled; if the callback changes a
+            parameter of the model; or if data that are not masked are not finite.
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(

@@ -13,12 +13,12 @@ EM, three things hold (Dempster, Laird and Rubin 1977):
 
 All three are measured in nats. Parameters with a closed form use the coordinates of
 :class:`.Natural`. Parameters in which locations are affine are treated jointly. For parameters that
-an optimiser moves, the expected gain is that of the best step along the gradient,
+an optimiser updates, the expected gain is that of the best step along the gradient,
 :math:`\tfrac12 (g^\top g)^2 / g^\top I_c g`, which is a lower bound.
 
 Directions that are not free are those of restarts whose likelihood is not finite, cells without a
-maximum, variances at the floor, and probabilities that are exactly 0. A parameter that was rolled
-back and frozen is expected to gain nothing, too.
+maximum, variances at the floor, and probabilities that are exactly 0. Parameters that were rolled
+back and frozen are not excluded: their expected gain must be almost 0, too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
 #: The number of time steps at which densities are compared.
 _MOST_STEPS = 64
 
-#: The number of time steps that tell which pairs of states may be alike.
+#: The number of time steps for a first selection of pairs of states that may be equal.
 _FEW_STEPS = 8
 
 
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
     name: str  #: the parameter; empty for the loss and for a check that could not run
     what: str
     restarts: list[int]  #: the restarts concerned
-    is_told: bool = False  #: whether an earlier warning has told of it
+    is_told: bool = False  #: whether an earlier warning has reported it
 
 
 def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
@@ -113,7 +113,7 @@ def _compare(
 
 
 def _is_frozen(loop: Loop, names: str) -> bool:
-    """Whether a parameter, or one of several, was rolled back, of which a warning has told."""
+    """Whether a parameter, or one of several, was rolled back, which a warning has reported."""
     frozen = loop.ascent.frozen
     return any(frozen[name].any() for name in names.split(" and ") if name in frozen)
 

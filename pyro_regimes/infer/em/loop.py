@@ -30,9 +30,9 @@ class Engine(Protocol):
 
 
 class HandOver(NamedTuple):
-    """A change of engine for some restarts, which continue from their present state."""
+    """A change of engine for some restarts, which continue from their current state."""
 
-    state: State  #: the present state, with their losses computed by the other engine
+    state: State  #: the current state, with their losses computed by the other engine
     which: Flags  #: the restarts, ``(R,)``
     engine: Engine  #: the engine that makes their next steps
     #: ``(which, other)``: ``state``, with some restarts taken from another state

@@ -82,7 +82,7 @@ class Maximised(NamedTuple):
     arguments: dict[str, Arguments]  #: of the sites, holding these values
     #: for each parameter, whether it has no maximum in some cell that has weight
     unbounded: dict[str, Tensor]
-    idle: dict[str, Tensor]  #: and whether it has some cell without weight, which stays as it is
+    idle: dict[str, Tensor]  #: and whether it has a cell without weight, which does not change
 
 
 def maximise(

@@ -169,7 +169,7 @@ def _measure_cells(
     """Mismatch and expected gain for each cell of a parameter, ``(cells,)``.
 
     :param cells: in the dtype of the statistics.
-    :param dtype: that of the parameter, in which the M-step asks whether a maximum is sound.
+    :param dtype: dtype of the parameter, in which the M-step checks whether a maximum is valid.
     """
     natural = each.argument.natural
     own = own.reshape(cells.shape)

@@ -18,9 +18,10 @@ class EMResult(NamedTuple):
     #: extrapolated step that was rejected
     num_e_steps: int
     restart_history: Tensor  #: ``(num_steps + 1, R)``: the history of each independent restart
-    idle: list[str]  #: parameters of which a part had no data in the last step, and kept its value
-    #: restarts whose convergence is not confirmed by the model's own objective
+    #: parameters of which some part had no data in the last step and kept its value
+    idle: list[str]
+    #: restarts whose convergence the model's own objective does not confirm
     unconfirmed: list[int]
-    #: for each restart the number of steps until it converged, after which it is frozen; None if it
-    #: has not
+    #: for each restart, the number of steps until it converged and was frozen; None if it did not
+    #: converge
     converged_at: list[int | None]

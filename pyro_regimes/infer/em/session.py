@@ -195,7 +195,8 @@ class Session:
 
         The lock is free during the E-step.
 
-        :param is_start: whether parameters may be where EM has not put them, and below the floor.
+        :param is_start: whether parameters may have values that EM has not set, possibly below the
+            floor.
         """
         with self.alone():
             run, problem, params, stored = self._observe(call, is_start)
@@ -274,8 +275,8 @@ class Session:
     def make_plan(self, call: Call) -> tuple[Plan, Run | None]:
         """Determine how each parameter is updated.
 
-        :return: the plan, and the run at the stored parameters if it can serve as the first run of
-            a fit. It cannot if the plan needs gradients, there are other sites, or data are
+        :return: the plan, and the run at the stored parameters if it can be used as the first run
+            of a fit. It cannot if the plan needs gradients, there are other sites, or data are
             subsampled.
         """
         self.frozen = {}

@@ -11,10 +11,11 @@ whose objective is below that of :math:`\theta_1` is rejected, and the step is :
 that the objective never falls. Then the next :math:`|\alpha|` is at most a quarter of the rejected
 one, and each success at this bound raises the bound fourfold.
 
-A run converges in steps of EM only. An extrapolated step may be level by chance, where EM's is not.
+Convergence is tested after steps of EM only, because an extrapolated step may gain little by
+chance.
 
-Each restart has an :math:`\alpha` and a bound of its own. Coordinates are those of the arguments'
-charts (:mod:`pyro_regimes.emissions.charts`). Parameters without a chart make EM's step.
+Each restart has its own :math:`\alpha` and bound. Coordinates are those of the arguments' charts
+(:mod:`pyro_regimes.emissions.charts`). Parameters without a chart make EM's step.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _LEAST_BITS = 100  # that a list of parts keeps after the point
 
 @compiled
 def width_of(reach: float, steps: int) -> int:
-    """The width of rows that hold sums over so many steps, none of them larger than ``reach``.
+    """The width of rows for sums over ``steps`` steps, none of them larger than ``reach``.
 
     The rounding of a pair, 2^-106 of its value at every step, may add up to 2^-46.
     """

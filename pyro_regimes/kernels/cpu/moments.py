@@ -167,9 +167,9 @@ def sum_moments(
 ) -> tuple[npt.NDArray[np.float64], ...]:
     """The arrays of :class:`Moments`.
 
-    Blocks are added up in chunks, and chunks in the order of time. A chunk's size follows from K
-    and D alone, and threads take whole ones: the sums of a sequence are the same to the last digit
-    however many threads there are, and whatever other sequences.
+    Blocks are added up in chunks, and chunks in the order of time. The size of a chunk depends only
+    on K and D, and each chunk is processed by one thread. So the sums of a sequence depend neither
+    on the number of threads nor on other sequences, to the last digit.
     """
     count, num_steps, num_states = weights.shape
     size = value.shape[-1]

@@ -103,7 +103,7 @@ def _first_lanes(builder: Any, count: Any, width: int) -> Any:
 
 
 def _masked(builder: Any, name: str, array_type: Any, width: int, result: Any, *args: Any) -> Any:
-    """Call LLVM's masked load or store, which leaves memory under false lanes alone."""
+    """Call LLVM's masked load or store, which does not access memory of false lanes."""
     element = "f32" if array_type.dtype == types.float32 else "f64"
     function = cgutils.get_or_insert_function(
         builder.module,
@@ -266,7 +266,7 @@ def any_less(typingctx: Any, a: Any, b: Any) -> Any:
 def matvec(typingctx: Any, lanes: Any, matrix: Any, offset: Any) -> Any:
     """:math:`y_j = \\sum_i x_i M_{ij}` for a W x W matrix, row by row in a flat array.
 
-    Four partial sums, as one would wait for each addition in turn.
+    Four partial sums avoid waiting for each addition.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -319,7 +319,7 @@ def best_moves(typingctx: Any, score: Any, matrix: Any, origins: Any, offset: An
     r"""Lanes of :math:`\max_i (x_i + M_{ij})`; the least such i goes to ``origins[offset + j]``.
 
     The W x W matrix is flat, the back pointers are flat bytes. The candidates are compared in
-    pairs, pairs of pairs and so on, as one would wait for each comparison in turn.
+    pairs, pairs of pairs and so on, which avoids waiting for each comparison.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

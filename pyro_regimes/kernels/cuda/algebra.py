@@ -5,12 +5,13 @@ Every kernel works on tiles ``(KP, ..., B)``: KP states, that is K padded to a p
 thread holds all states of its lane and a sum over states stays within the thread; with B = 1 the
 same code spreads the states over the threads.
 
-Arithmetic is float64 whatever the inputs' dtype. For few states the sweeps wait for memory, and
-float64 (which data centre GPUs have in hardware) makes the fast recursion lose mass at 1e-308
-instead of 1e-38, so that hardly anything has to be done again.
+Arithmetic is float64 for inputs of any dtype. For few states the sweeps are limited by memory.
+With float64 (which data centre GPUs have in hardware) the fast recursion loses mass at 1e-308
+instead of 1e-38, so that few sequences have to be recomputed.
 
-``LOG`` chooses between two ways of writing a nonnegative number: as it is, with sums and products,
-or as its logarithm, with log-sum-exp and sums. The first is fast, the second cannot underflow.
+``LOG`` selects one of two representations of a nonnegative number: the number itself, with sums and
+products, or its logarithm, with log-sum-exp and sums. The first is fast, the second cannot
+underflow.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

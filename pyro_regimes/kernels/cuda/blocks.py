@@ -48,8 +48,8 @@ def transfer_kernel(
 ):
     """The transfer matrix of each block: :math:`\\prod_t A_{t-1} \\, \\mathrm{diag}(e^{b_t})`.
 
-    Each row of it is the forward recursion from one state, and has a normaliser of its own. Where
-    there are observations, step 0 has no move before it; where there are none, every step is one.
+    Each row is the forward recursion from one state, and has its own normaliser. With observations,
+    step 0 has no transition before it. Without observations, every step is a transition.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     n = lane // num_blocks

@@ -41,7 +41,7 @@ def shares(terms, axis: tl.constexpr):
 def smooth(alpha, beta, LOG: tl.constexpr):
     """:math:`\\gamma`, ``alpha / S``, and the overlap :math:`S = \\sum_k \\alpha(k) \\beta(k)`.
 
-    In logarithms there is no ``alpha / S`` and no overlap: nothing asks for them.
+    In logarithms ``alpha / S`` and the overlap are not needed and not computed.
     """
     if LOG:
         gamma = shares(alpha + beta, 0)
@@ -104,7 +104,7 @@ def sweep_kernel(
         \\gamma_t = \\alpha_t \\beta_t / S_t, \\quad
         \\xi_t(i, j) = \\alpha_t(i) A_{ij} v_{t+1}(j) / S_t.
 
-    Each vector has a normaliser of its own, which cancels in the quotients.
+    Each vector has its own normaliser, which cancels in the quotients.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     n = lane // num_blocks

@@ -54,8 +54,8 @@ def log_likelihood(
 def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
     """Whether there are kernels, a gradient may be required, and no transform is active.
 
-    :func:`torch.jit.trace` records the function as one node with a fixed number of sequences. So
-    there it serves a single sequence without batch dims.
+    :func:`torch.jit.trace` records the function as one node with a fixed number of sequences.
+    There it is therefore used only for a single sequence without batch dims.
     """
     if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
         return False

@@ -1,10 +1,10 @@
 """Gaussian hidden Markov models, recognised in a problem and iterated by one kernel.
 
 :mod:`.gaussian_steps` makes the ordinary steps of these models. The kernel iterates on the
-arguments of the model's distributions (:mod:`.gaussian_arguments`): parameters may hold them as
-they are or by a link, several blocks may share one, and others may be constants. Every other model
-is left to :mod:`.tensors`, and so is a restart from a step on that is not ordinary
-(:mod:`.relay`).
+arguments of the model's distributions (:mod:`.gaussian_arguments`). An argument may equal a
+parameter or be linked to it by a bijection, several blocks may share a parameter, and others may be
+constants. All other models use :mod:`.tensors`, and so does a restart from its first step on that
+is not ordinary (:mod:`.relay`).
 """
 
 from __future__ import annotations

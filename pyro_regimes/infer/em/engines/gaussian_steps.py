@@ -1,14 +1,15 @@
 r"""EM steps of a Gaussian hidden Markov model on arrays, with nothing allocated in between.
 
 The compiled loops are those of the E-step and the M-step of any model, and of
-:mod:`.kernels.cpu.em_step`; here they follow one another without a tensor operation in between.
+:mod:`.kernels.cpu.em_step`. Here no tensor operations are executed between them.
 
 Covariances may be full or diagonal, and shared by states or series. Any parameter may be held
 fixed, and probabilities may have Dirichlet priors.
 
-A step is made where it is ordinary: every state has weight and is left, and no covariance is nearly
-singular or below the floor. (Near singularity two computations of one likelihood differ, and EM
-reports that of the model.) Of which models it is not, is reported; the general path makes theirs.
+A step is ordinary if every state has weight and is left, and if no covariance is nearly singular
+or below the floor. (Near singularity two computations of one likelihood differ, and EM reports that
+of the model.) Models for which a step is not ordinary are reported, and the general path takes
+over.
 """
 
 from __future__ import annotations

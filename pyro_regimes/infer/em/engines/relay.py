@@ -1,8 +1,8 @@
-"""The fused engine for the restarts that it can serve, and the tensor engine for the others.
+"""The fused engine for the restarts that it supports, and the tensor engine for the others.
 
 A restart begins in the fused engine. At its first step that is not ordinary it changes to the
-tensor engine, from its present state, and stays there. The other restarts are not affected: each
-restart makes the steps that it would make alone, with the engine that it would use alone.
+tensor engine, with its current state, and stays there. The other restarts are not affected: each
+restart has the steps and the engine that it would have alone.
 """
 
 from __future__ import annotations

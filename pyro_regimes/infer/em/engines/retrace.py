@@ -1,7 +1,7 @@
 """EM that runs the model again at every step.
 
-It serves where an optimiser moves parameters too, where a prior depends on parameters, where data
-are subsampled, or where the model is not the same function at every call.
+It is used if an optimiser updates parameters, if a prior depends on parameters, if data are
+subsampled, or if the model is not the same function at every call.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 r"""Stochastic EM: running averages of the expected statistics of minibatches.
 
-Where a plate is subsampled, each step sees some of the sequences. Cappe and Moulines (2009) average
+If a plate is subsampled, each step uses some of the sequences. Cappe and Moulines (2009) average
 the expected sufficient statistics, not the parameters: with :math:`\hat s_n` the statistics of the
 n-th minibatch, scaled to all the data,
 
 .. math::
     s_n = s_{n-1} + \rho_n (\hat s_n - s_{n-1}), \qquad \theta_n = \arg\max_\theta Q(\theta; s_n).
 
-It converges to a stationary point of the whole data's likelihood where
+This converges to a stationary point of the likelihood of all the data if
 :math:`\sum \rho_n = \infty` and :math:`\sum \rho_n^2 < \infty`, as for
 :math:`\rho_n = n^{-\kappa}` with :math:`\tfrac12 < \kappa \le 1`.
 
-The statistics of a minibatch are summed over its sequences, so that those of all minibatches are
-about the same blocks: of each state, and of each time where the model varies in time.
+The statistics of a minibatch are summed over its sequences, so those of all minibatches have the
+same blocks: one for each state, and for each time if the model varies in time.
 """
 
 from __future__ import annotations

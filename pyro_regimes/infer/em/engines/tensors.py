@@ -82,7 +82,7 @@ class TensorEngine:
         return evaluate(self.problem, params, leaves, arguments, found)
 
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
-        """One step, of which whatever lowers the likelihood is undone."""
+        """One step, in which updates that lower the likelihood are rolled back."""
         return ascent.step(self, now)
 
     def is_free(self, now: TensorState, ascent: Ascent) -> Flags:

@@ -1,4 +1,4 @@
-"""Finds the parameters of a model that EM may set, and how they were broadcast.
+"""Finds the parameters of a model that EM can set, and how they were broadcast.
 
 A parameter may be set in closed form if every argument of an observed RegimeHMM that depends on it
 *equals* it, up to broadcasting and selection (see :mod:`.identity`), and if it has no other use.

@@ -78,12 +78,12 @@ class Assignment(NamedTuple):
     """A parameter that is set in closed form."""
 
     name: str
-    argument: Argument  #: what it holds, through the link
+    argument: Argument  #: the argument that it parametrises
     uses: list[Use]
     num_cells: int
-    link: Link  #: what it holds
-    shared: bool  #: whether some cell serves several blocks
-    prior: Prior | None  #: conjugate
+    link: Link  #: the bijection from the parameter to the argument
+    shared: bool  #: whether some cell is used for several blocks
+    prior: Prior | None  #: its conjugate prior, if it has one
 
     @property
     def event_dim(self) -> int:
@@ -127,8 +127,8 @@ class Plan(NamedTuple):
     #: parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
     stationary: tuple[str, ...] = ()  #: sites whose chain starts from its stationary distribution
-    engine: str = ""  #: what makes the iterations of a run, and why nothing faster does
-    kernel: str = ""  #: what computes the recursions, and why nothing faster does
+    engine: str = ""  #: the engine of a run, and the reason if it is not the compiled one
+    kernel: str = ""  #: the kernels of the recursions, and the reason if they are not compiled
 
     def updated(self, site: str) -> frozenset[str]:
         """The arguments of a site that are to be updated."""

@@ -26,15 +26,16 @@ class Prior(NamedTuple):
     """A parameter's conjugate prior."""
 
     site: str
-    family: str  #: for the reader of ``em.plan``
-    is_constant: bool  #: whether no parameter reaches the prior's own arguments
-    pooled: Conjugate
+    family: str  #: the name that ``em.plan`` prints
+    is_constant: bool  #: whether the prior's own arguments depend on no parameter
+    pooled: Conjugate  #: the terms that it adds to the statistics
 
     def statistics(self, latent: Latent, shape: torch.Size, event_dim: int) -> Pooled:
-        """What it adds to the statistics of each cell.
+        """The terms that it adds to the statistics of each cell.
 
-        :param shape: of the parameter, which has the entries of the site's value in their order.
-        :param event_dim: the dims of a cell.
+        :param shape: shape of the parameter, whose entries are those of the site's value in the
+            same order.
+        :param event_dim: number of dims of a cell.
         """
         base = emissions.unwrap(latent.prior).base
         scale = float(latent.scale)
