@@ -8,6 +8,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from pyro_regimes.estimator.convergence import Flags, to_numpy
@@ -18,6 +19,7 @@ from pyro_regimes.estimator.pyro_model import (
     argument_names,
     from_arguments,
     pyro_model,
+    stationary_initial,
     to_arguments,
 )
 from pyro_regimes.estimator.spec import Spec
@@ -90,6 +92,7 @@ def fit_starts(
     least: float,
     acceleration: str | None = None,
     fixed: Collection[str] = (),
+    initial: str = "free",
     callback: Callback | None = None,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
@@ -105,6 +108,7 @@ def fit_starts(
         so that one start may collapse without stopping the others.
     :param acceleration: of EM, as in :meth:`.EM.run`.
     :param fixed: names of fitted attributes that keep the values of the starts.
+    :param initial: as in :func:`.pyro_model`.
     :param callback: called after each step with its number, from 1, and the loss of all starts. If
         there are several batches, numbering continues from one to the next, and the loss is the
         mean loss of the batch times the number of starts.
@@ -115,7 +119,7 @@ def fit_starts(
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
             tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
-            fixed=fixed,
+            fixed=fixed, initial=initial,
         )  # fmt: skip
         return _fit_in_batches(fit, starts, at_once, callback)
     arguments = partial(
@@ -124,7 +128,7 @@ def fit_starts(
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
     if inference == "em":
         held = arguments(starts)
-        em = _FitEM(pyro_model(held, spec, fixed=constant), min_eigenvalue=floor)
+        em = _FitEM(pyro_model(held, spec, fixed=constant, initial=initial), min_eigenvalue=floor)
         result = em.run(
             x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration
         )
@@ -136,10 +140,14 @@ def fit_starts(
         inside = starts._replace(
             emission={n: starts.emission[n] if n in fixed else raised[n] for n in raised}
         )
-        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor, constant)
+        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor, constant, initial)
         losses, converged = ascent.run(max_iter, tol, callback)
         num_steps, held = np.full(num_starts, len(losses) - 1), ascent.values()
     parameters = from_arguments(held, starts, spec)
+    if initial == "stationary":
+        matrices = torch.from_numpy(parameters.transition_matrix)
+        probs = stationary_initial(matrices.unsqueeze(-3)).numpy()
+        parameters = parameters._replace(initial_probs=probs)
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)

@@ -28,6 +28,7 @@ class FittedHMM(NamedTuple):
     spec: Spec
     dtype: torch.dtype
     device: torch.device
+    initial: str = "free"  #: what the initial distribution of the Pyro model is
     first_probs: Array | None = None  #: of the data's first regimes, ``(K,)`` or ``(N, K)``
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
@@ -94,7 +95,7 @@ class FittedHMM(NamedTuple):
 
     def pyro_model(self) -> PyroModel:
         """A Pyro model function that starts from these parameters."""
-        return pyro_model(self._arguments(self.parameters), self.spec)
+        return pyro_model(self._arguments(self.parameters), self.spec, initial=self.initial)
 
     def _computing(self) -> AbstractContextManager[None]:
         """A context in which torch computes without the caller's modes."""

@@ -80,6 +80,7 @@ def fit_regimes(
         min_eigenvalue=min_eigenvalue,
         least=least,
         fixed=given.fixed,
+        initial=settings.initial,
         callback=report if settings.verbose or callback is not None else None,
     )
     best = fit.best()

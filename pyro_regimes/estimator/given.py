@@ -23,7 +23,7 @@ class Given(NamedTuple):
 
     def is_complete(self, spec: Spec) -> bool:
         """Whether they leave nothing random in a start."""
-        return len(self.values) == len(CHAIN + spec.attributes)
+        return {"transition_matrix", *spec.attributes} <= self.values.keys()
 
     def into(self, starts: Parameters, spec: Spec, units: Units) -> Parameters:
         """Put the values into starts.
@@ -75,7 +75,7 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
                 f"expected init_params to hold the values of the fixed {name!r}, got "
                 f"{', '.join(values) or 'none'}"
             )
-    if len(set(listed)) == len(names):
+    if len({*listed} | ({"initial_probs"} if model.initial != "free" else set())) == len(names):
         raise ValueError(
             "expected at least one parameter not to be fixed, got all; RegimeModel.from_parameters "
             "makes a model without a fit"
@@ -113,6 +113,13 @@ def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
             f"got {given!r}"
         )
     values = {}
+    if model.initial != "free":  # no parameter then
+        if "initial_probs" in given and given is model.init_params:
+            raise ValueError(
+                f"expected no initial_probs in init_params where initial={model.initial!r}, got "
+                f"{given['initial_probs']!r}"
+            )
+        given = {name: value for name, value in given.items() if name != "initial_probs"}
     for name, value in given.items():
         where = f"{name} in init_params"
         if name == "initial_probs":

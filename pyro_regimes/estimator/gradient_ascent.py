@@ -44,10 +44,13 @@ class GradientAscent:
         lengths: Tensor | None,
         floor: float,
         fixed: Collection[str] = (),
+        initial: str = "free",
     ) -> None:
         self._num_starts = len(arguments["initial_probs"])
-        self._model, self._data = pyro_model(arguments, spec, floor, fixed), (x, lengths)
-        self._arguments, self._spec, self._floor, self._fixed = arguments, spec, floor, fixed
+        model = pyro_model(arguments, spec, floor, fixed, initial)
+        self._model, self._data = model, (x, lengths)
+        self._arguments, self._spec, self._floor = arguments, spec, floor
+        self._held: dict[str, Any] = {"fixed": fixed, "initial": initial}
         self._store = ParamStoreDict()
 
     def values(self) -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ class GradientAscent:
 
     def _is_high(self, tol: float) -> Flags:
         """Which starts gain less than :data:`STEADY` times ``tol`` from a step of EM."""
-        model = pyro_model(self.values(), self._spec, fixed=self._fixed)
+        model = pyro_model(self.values(), self._spec, **self._held)
         em = _SilentEM(model, min_eigenvalue=self._floor)
         losses = em.run(*self._data, num_steps=1, tol=None).restart_history
         before, after = to_numpy(losses).reshape(2, self._num_starts)

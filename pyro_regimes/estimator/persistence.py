@@ -47,6 +47,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
+    parameters |= {"initial": model.initial_}
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     if not model.n_samples_fit_:
@@ -109,7 +110,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             if type(fitted[name]) is not scalar:
                 raise ValueError(f"{name} is not of type {scalar.__name__}: {fitted[name]!r}")
             setattr(model, name, fitted[name])
-        model.covariance_type_ = model.covariance_type
+        model.covariance_type_, model.initial_ = model.covariance_type, model.initial
         model.n_features_in_ = _num_series(model, spec)
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
         _check_shapes(model, spec)

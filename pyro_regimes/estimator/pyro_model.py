@@ -18,7 +18,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, stationary_probs
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.spec import Spec
 
@@ -83,6 +83,12 @@ def argument_names(names: Collection[str], spec: Spec) -> frozenset[str]:
     return frozenset(of[name] for name in names)
 
 
+def stationary_initial(transition_probs: Tensor) -> Tensor:
+    """The stationary distribution of each transition matrix, without the dim of time."""
+    matrix = transition_probs if transition_probs.dim() == 2 else transition_probs.squeeze(-3)
+    return stationary_probs(matrix)
+
+
 def regime_hmm(
     arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
 ) -> RegimeHMM:
@@ -100,6 +106,7 @@ def pyro_model(
     spec: Spec,
     floor: float = 0.0,
     fixed: Collection[str] = (),
+    initial: str = "free",
 ) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
@@ -107,10 +114,13 @@ def pyro_model(
     :param floor: the least variance, or eigenvalue of a covariance, in the constraints of the
         parameters; 0 allows all positive values.
     :param fixed: names of the arguments that are constants, and no parameters.
+    :param initial: "free"; "uniform", which leaves ``initial_probs`` as they are; or "stationary",
+        which makes them a function of the transition matrix.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
         true ``lengths`` ``(N,)``. Its one sample site is "observations".
     """
     arguments = dict(arguments)
+    constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
 
     def constraint(name: str) -> constraints.Constraint:
         return constraints.simplex if name in CHAIN else spec.constraint(name, floor)
@@ -119,10 +129,12 @@ def pyro_model(
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
             name: value
-            if name in fixed
+            if name in constant
             else pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
             for name, value in arguments.items()
         }
+        if initial == "stationary":
+            held["initial_probs"] = stationary_initial(held["transition_probs"])
         hmm = regime_hmm(held, spec, lengths)
         data_dims = x.dim() - 2
         with ExitStack() as plates:

@@ -85,6 +85,10 @@ class RegimeModel(BaseEstimator):
         for the order of the regimes. They do not count in ``n_parameters_``, and
         ``regularization`` does not change them.
 
+    :param initial: the distribution of the first regime: "free" is estimated, which one sequence
+        hardly determines; "stationary" is the stationary distribution of the transition matrix, as
+        in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
+
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
     ======================  =================================================================
@@ -100,6 +104,7 @@ class RegimeModel(BaseEstimator):
                             one, before ``regularization``
     ``covariance_type_``    the ``covariance_type`` of the fit
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
+    ``initial_``            the ``initial`` of the fit
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
@@ -143,6 +148,7 @@ class RegimeModel(BaseEstimator):
         acceleration: str | None = "squarem",
         init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
         fixed: Sequence[str] = (),
+        initial: str = "free",
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
@@ -162,6 +168,7 @@ class RegimeModel(BaseEstimator):
         self.acceleration = acceleration
         self.init_params = init_params
         self.fixed = fixed
+        self.initial = initial
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -282,6 +289,7 @@ class RegimeModel(BaseEstimator):
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
         self.covariance_type_ = self.covariance_type
         self.fixed_ = fitted.fixed
+        self.initial_ = self.initial
         self.regime_names_ = fitted.regime_names
         self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
         for name in spec.attributes:
@@ -451,7 +459,8 @@ class RegimeModel(BaseEstimator):
             "transition_matrix": n_regimes * (n_regimes - 1),
             **spec.num_free_parameters(n_regimes, self.n_features_in_),
         }
-        return sum(count for name, count in counts.items() if name not in self.fixed_)
+        held = {*self.fixed_} if self.initial_ == "free" else {*self.fixed_, "initial_probs"}
+        return sum(count for name, count in counts.items() if name not in held)
 
     def sample(
         self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
@@ -605,7 +614,8 @@ class RegimeModel(BaseEstimator):
         emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
         parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
         dtype = validation.torch_dtype(self.dtype)
-        return FittedHMM(parameters, spec, dtype, validation.present_device(self.device))
+        device = validation.present_device(self.device)
+        return FittedHMM(parameters, spec, dtype, device, self.initial_)
 
 
 def _is_fitted(name: str) -> bool:

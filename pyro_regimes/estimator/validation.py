@@ -107,6 +107,7 @@ def check_parameters(model: BaseEstimator) -> None:
     one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
     _number("min_eigenvalue", model.min_eigenvalue)
     one_of("inference", model.inference, ("em", "svi"))
+    one_of("initial", model.initial, ("free", "stationary", "uniform"))
     acceleration = model.acceleration
     if acceleration is not None and not (
         isinstance(acceleration, str) and acceleration == "squarem"
@@ -163,6 +164,7 @@ class Settings(NamedTuple):
     acceleration: str | None
     order_by: str | Reference
     given: Given
+    initial: str
     dtype: torch.dtype
     device: torch.device
     verbose: bool

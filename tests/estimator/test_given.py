@@ -257,3 +257,44 @@ def test_a_start_collapses_where_rounding_hides_the_floor(dtype):
     with pytest.warns(Warning, match="A regime collapsed onto a few points"):
         model.fit(x)
     assert np.isfinite(model.log_likelihood_)
+
+
+# ---- the distribution of the first regime ------------------------------------------------------
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("initial", ["stationary", "uniform"])
+def test_the_first_regime(fitted, inference, initial, tmp_path):
+    model, x = fitted
+    found = model_of(
+        model.covariance_type, inference=inference, initial=initial, max_iter=20, tol=None
+    ).fit(x, lengths=[200, 400])
+    expected = np.full(3, 1 / 3) if initial == "uniform" else found.stationary_distribution_
+    np.testing.assert_allclose(found.initial_probs_, expected, rtol=1e-12)
+    assert found.n_parameters_ == model.n_parameters_ - 2
+    assert (np.diff(found.history_) > -1e-7).all() or inference == "svi"
+    assert abs(found.history_[-1] - found.score(x, lengths=[200, 400])) < 1e-6
+    found.save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert loaded.initial_ == initial and loaded.score(x) == found.score(x)
+    before = loaded.score(x, start="fitted")
+    result = EM(loaded.model).run(torch.tensor(x), num_steps=3, tol=None)
+    assert abs(result.restart_history[0] + before) < 1e-7 * abs(before)
+    assert (result.restart_history.flatten().diff() < 1e-7).all()
+
+
+def test_a_stationary_start_is_where_gradients_end():
+    x, _ = simulate("diag", 400)
+    settings = dict(initial="stationary", tol=1e-7, max_iter=2000)
+    model = model_of("diag", **settings).fit(x)
+    again = clone(model).set_params(init_params=model, inference="svi", max_iter=300, tol=None)
+    assert again.fit(x).log_likelihood_ <= model.log_likelihood_ + 1e-6
+
+
+def test_the_first_regime_is_no_parameter_then():
+    x, _ = simulate("full", 60)
+    start = {"initial_probs": [1.0, 0, 0]}
+    with pytest.raises(ValueError, match="expected no initial_probs in init_params where initial"):
+        model_of(initial="uniform", init_params=start).fit(x)
+    with pytest.raises(ValueError, match="expected initial to be one of 'free', 'stationary', 'un"):
+        model_of(initial="fixed").fit(x)
