@@ -162,8 +162,44 @@ def logits_not_probs(initial: Tensor, transition: Tensor) -> None:
     )
 
 
+def allowed_states(
+    allowed: Tensor, num_states: int, lengths: Tensor | None, is_checked: bool
+) -> Tensor:
+    """The states that each time may have, ``(..., 1 or T, K)``.
+
+    :param is_checked: whether to check that each step within the lengths has one.
+    """
+    if not isinstance(allowed, Tensor) or allowed.dtype is not torch.bool:
+        came = f"dtype {allowed.dtype}" if isinstance(allowed, Tensor) else type(allowed).__name__
+        raise ValueError(
+            f"expected allowed_states to be a bool tensor, got {came}; known states become one by "
+            "torch.nn.functional.one_hot(states, K).bool()"
+        )
+    if not allowed.dim() or allowed.shape[-1] != num_states:
+        raise ValueError(
+            f"expected allowed_states to end in ({num_states},), as observation_dist has "
+            f"{num_states} states, got shape {tuple(allowed.shape)}"
+        )
+    if allowed.dim() == 1:
+        allowed = allowed.unsqueeze(-2)
+    if is_checked:
+        none = ~allowed.any(-1)
+        if lengths is not None:
+            time = torch.arange(allowed.shape[-2], device=lengths.device)
+            none = none & (time < lengths.unsqueeze(-1))
+        if bool(none.any()):
+            where = tuple(none.nonzero()[0].tolist())
+            raise ValueError(
+                f"expected allowed_states to allow a state at every step, got none at {where}"
+            )
+    return allowed
+
+
 def agree_on_num_steps(
-    duration: int | None, transition_slices: int, observation_steps: tuple[int, ...]
+    duration: int | None,
+    transition_slices: int,
+    observation_steps: tuple[int, ...],
+    allowed_steps: tuple[int, ...] = (),
 ) -> int | None:
     """T, on which all arguments that determine it must agree; None if none does."""
     found = {}
@@ -174,6 +210,8 @@ def agree_on_num_steps(
         found["the time slices of the transitions (dimension -3) plus 1"] = slices + 1
     if observation_steps not in ((), (1,)):
         found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
+    if allowed_steps not in ((), (1,)):
+        found["dimension -2 of allowed_states"] = index(allowed_steps[0])
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
         raise ValueError(f"expected equal numbers of time steps, got {came}{TIME_SLIP}")

@@ -63,6 +63,11 @@ class RegimeHMM(TorchDistribution):
         an impossible transition; the derivative of its logarithm is defined as 0.
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
+    :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
+        ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
+        row with one, and a left-to-right chain has zeros in ``transition_probs``. The
+        log-probability is then that of the data *and* of such a path, and :meth:`sample` draws
+        given that the path is allowed.
     :raises ValueError: if arguments are invalid or do not match.
     :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
         non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
@@ -97,6 +102,7 @@ class RegimeHMM(TorchDistribution):
         initial_probs: Tensor | None = None,
         transition_probs: Tensor | None = None,
         lengths: Tensor | None = None,
+        allowed_states: Tensor | None = None,
     ) -> None:
         if not isinstance(observation_dist, Distribution):
             raise ValueError(
@@ -129,7 +135,14 @@ class RegimeHMM(TorchDistribution):
             if initial_logits is not None and transition_logits is not None:
                 checks.logits_not_probs(initial_logits, transition_logits)
 
-        self._duration = checks.agree_on_num_steps(duration, transition.shape[-3], sizes[-2:-1])
+        allowed = torch.Size()
+        if allowed_states is not None:
+            allowed_states = checks.allowed_states(allowed_states, sizes[-1], lengths, checking)
+            allowed = allowed_states.shape
+        self.allowed_states = allowed_states
+        self._duration = checks.agree_on_num_steps(
+            duration, transition.shape[-3], sizes[-2:-1], allowed[-2:-1]
+        )
         if lengths is not None:
             ops.check_lengths(lengths, self._duration)
         batch_shape = checks.broadcast_batches(
@@ -137,6 +150,7 @@ class RegimeHMM(TorchDistribution):
             transition=transition.shape[:-3],
             observation_dist=sizes[:-2],
             lengths=torch.Size() if lengths is None else lengths.shape,
+            allowed_states=allowed[:-2],
         )
         event_shape = torch.Size([self._duration or 1]) + observation_dist.event_shape
         super().__init__(batch_shape, event_shape, validate_args=False)  # already validated
@@ -219,7 +233,9 @@ class RegimeHMM(TorchDistribution):
     def _evaluate(self, value: Tensor) -> tuple[Tensor, torch.dtype]:
         """The log-likelihood in float64, and the dtype of the result."""
         value = self._check(value)
-        found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
+        found = None
+        if self.allowed_states is None:
+            found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value)
             log_likelihood = provenance.call(ops.log_likelihood, *chain)
@@ -360,10 +376,7 @@ class RegimeHMM(TorchDistribution):
             raise ValueError(
                 "expected duration, the number of steps to sample, got None; pass duration"
             )
-        shape = torch.Size(sample_shape) + self.batch_shape
-        states = provenance.call(
-            ops.sample_prior, self.initial_logits, self.transition_logits, self.duration, shape
-        )
+        states = self._sample_states(torch.Size(sample_shape))
         each_state = self.batch_shape + (self.duration, self.state_dim)
         each = exact_copy(self.observation_dist).expand(each_state)
         drawn = each.sample(torch.Size(sample_shape))  # (..., T, K) + observation event
@@ -373,15 +386,39 @@ class RegimeHMM(TorchDistribution):
         state_axis = states.dim()
         return drawn.gather(state_axis, index).squeeze(state_axis)
 
+    def _sample_states(self, sample_shape: torch.Size) -> Tensor:
+        """Draw paths without data, ``sample_shape + (..., T)``."""
+        chain = self.initial_logits, self.transition_logits
+        if self.allowed_states is None:
+            shape = sample_shape + self.batch_shape
+            return provenance.call(ops.sample_prior, *chain, self.duration, shape)
+        nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
+        states: Tensor = provenance.call(
+            ops.sample_posterior, *chain, self._restricted(nothing), None, sample_shape=sample_shape
+        )
+        if bool((states < 0).any()):
+            raise ValueError(
+                "expected a chain that has an allowed path of states, got one whose paths all go "
+                "through states that allowed_states excludes"
+            )
+        return states
+
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Check a value and return the arguments of the kernels."""
         return self._chain_of(self._check(value))
 
     def _chain_of(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         logits = observation.log_prob(self.observation_dist, value, self._validate_args)
+        logits = self._restricted(logits)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
         return self.initial_logits, self.transition_logits, logits, self.lengths
+
+    def _restricted(self, logits: Tensor) -> Tensor:
+        """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""
+        if self.allowed_states is None:
+            return logits
+        return torch.where(self.allowed_states, logits, -torch.inf)
 
     def _check(self, value: Tensor) -> Tensor:
         """Check a value and replace its padding."""

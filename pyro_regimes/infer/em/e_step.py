@@ -193,6 +193,7 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     logits: Tensor = site.family.log_prob(data.value, arguments, event_dim)
     if site.observation_mask is not None:
         logits = scale_and_mask(logits, mask=site.observation_mask)
+    logits = site.hmm._restricted(logits)
     steps = data.value.shape[data.value.dim() - event_dim - 1]
     return logits.expand(data.batch_shape + (steps, site.hmm.state_dim))
 
