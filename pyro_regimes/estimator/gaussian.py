@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_regimes.distributions import Wishart
 from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
-from pyro_regimes.estimator.parameters import Array, Emission
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
 #: A cluster with less than this share of the overall variance in some direction, or with less than
@@ -57,35 +57,23 @@ class _Gaussian:
     def fewest_observations(self, num_series: int) -> int:
         raise NotImplementedError
 
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        """Covariance matrices ``(K, D, D)``."""
+    def moments(self, emission: Emission) -> Moments:
+        raise NotImplementedError
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        """Deviations from the means, ``(T, D)``, from standard normal draws of this shape."""
         raise NotImplementedError
 
     # ---- fitted regimes
 
-    def moments(self, emission: Emission) -> tuple[Array, Array]:
-        means = emission["means"]
-        return means, self._full(emission["covariances"], *means.shape)
-
-    def check_values(self, emission: Emission) -> None:
-        _, full = self.moments(emission)
-        deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
-        scale = deviations[:, :, None] * deviations[:, None]
-        try:
-            np.linalg.cholesky(full)  # reads one triangle only
-            regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
-        except np.linalg.LinAlgError:
-            regular = False
-        if not regular:
-            raise ValueError("covariances_ are not symmetric and positive definite")
-
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
-        means, covariances = self.moments(emission)
-        noise = rng.standard_normal((len(states), means.shape[1]))
-        roots = np.linalg.cholesky(covariances)
-        return means[states] + np.einsum("tij,tj->ti", roots[states], noise)
+        means = emission["means"]
+        standard = rng.standard_normal((len(states), means.shape[1]))
+        return means[states] + self._noise(emission, states, standard)
 
     # ---- units
 
@@ -93,9 +81,9 @@ class _Gaussian:
         return Units.of(data.mean(0), data.var(0), equal=equal or self._equal_units)
 
     def units_of(self, emission: Emission) -> Units:
-        means, full = self.moments(emission)
-        variances = np.diagonal(full, axis1=-2, axis2=-1).mean(0) + means.var(0)
-        return Units.of(means.mean(0), variances, equal=self._equal_units)
+        moments = self.moments(emission)
+        variances = moments.variances.mean(0) + moments.means.var(0)
+        return Units.of(moments.means.mean(0), variances, equal=self._equal_units)
 
     def scale(self, emission: Emission, units: Units) -> Emission:
         covariances = emission["covariances"] / self._squares(units.unit)
@@ -158,6 +146,32 @@ class MatrixGaussian(_Gaussian):
     def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
         matrix = num_series * (num_series + 1) // 2
         return num_regimes * num_series + (1 if self.shared else num_regimes) * matrix
+
+    def moments(self, emission: Emission) -> Moments:
+        means, covariances = emission["means"], emission["covariances"]
+        return Moments(means, np.broadcast_to(covariances, (len(means), *covariances.shape[-2:])))
+
+    def check_values(self, emission: Emission) -> None:
+        covariances = emission["covariances"]
+        deviations = np.sqrt(np.maximum(np.diagonal(covariances, axis1=-2, axis2=-1), 0))
+        scale = deviations[..., :, None] * deviations[..., None, :]
+        try:
+            np.linalg.cholesky(covariances)  # reads one triangle only
+            regular = (np.abs(covariances - covariances.swapaxes(-1, -2)) <= 1e-6 * scale).all()
+        except np.linalg.LinAlgError:
+            regular = False
+        if not regular:
+            raise ValueError("covariances_ are not symmetric and positive definite")
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        noise = np.empty_like(standard)
+        roots = np.linalg.cholesky(self.moments(emission).covariances)
+        for regime, root in enumerate(roots):
+            steps = states == regime
+            noise[steps] = np.einsum("ij,tj->ti", root, standard[steps])
+        return noise
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         covariances = emission["covariances"]
@@ -264,9 +278,6 @@ class MatrixGaussian(_Gaussian):
     def _squares(self, unit: Array) -> Array:
         return np.outer(unit, unit)
 
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        return np.broadcast_to(covariances, (num_regimes, num_series, num_series))
-
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return EigenvaluesFrom(floor) if floor else constraints.positive_definite
 
@@ -297,6 +308,20 @@ class DiagonalGaussian(_Gaussian):
 
     def num_free_parameters(self, num_regimes: int, num_series: int) -> int:
         return num_regimes * num_series + num_regimes * (1 if self.equal else num_series)
+
+    def moments(self, emission: Emission) -> Moments:
+        means, covariances = emission["means"], emission["covariances"]
+        variances = covariances[:, None] if self.equal else covariances
+        return Moments(means, np.broadcast_to(variances, means.shape))
+
+    def check_values(self, emission: Emission) -> None:
+        if not (emission["covariances"] > 0).all():
+            raise ValueError("covariances_ are not positive")
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        return np.sqrt(self.moments(emission).variances)[states] * standard
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         return {name: value[order] for name, value in emission.items()}
@@ -353,11 +378,6 @@ class DiagonalGaussian(_Gaussian):
 
     def _squares(self, unit: Array) -> Array:
         return np.square(unit[0] if self.equal else unit)
-
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        variances = covariances[:, None] if self.equal else covariances
-        full = np.broadcast_to(variances, (num_regimes, num_series))
-        return full[:, :, None] * np.eye(num_series)
 
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return ScalesFrom(floor**0.5) if floor else constraints.positive

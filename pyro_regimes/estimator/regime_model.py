@@ -412,25 +412,24 @@ class RegimeModel(BaseEstimator):
         return hmm.forecast(data, n_steps)
 
     def summary(self) -> Summary:
-        """Annualised means and volatilities, durations, shares of time and transitions.
+        """Annualised means and volatilities, correlations, durations, shares of time, transitions.
 
-        :return: a :class:`.Summary`; ``str`` of it is a table.
+        :return: a :class:`.Summary`. ``print`` shows it as a table, and so does a notebook;
+            ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
         """
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         if names is None:
             names = [f"series {i + 1}" for i in range(self.n_features_in_)]
         hmm = self._hmm()
-        means, covariances = hmm.spec.moments(hmm.parameters.emission)
         return summarise(
             self.regime_names_,
             list(names),
-            means,
-            covariances,
+            hmm.spec.moments(hmm.parameters.emission),
             self.transition_matrix_,
             self.share_of_time_,
             self.periods_per_year,
-            f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
+            f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
             f"covariances, log-likelihood {self.log_likelihood_:.2f}",
             problems.of_shares(
                 self.regime_names_,
