@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from pyro_regimes.estimator import persistence, plots, problems, validation
 from pyro_regimes.estimator.beginning import NUM_ROWS, initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
-from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.inputs import date_index, row_name
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
@@ -26,6 +26,7 @@ from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.infer.isolation import plain_torch
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -439,20 +440,49 @@ class RegimeModel(BaseEstimator):
             ),
         )
 
-    def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
-        """Plot the cumulative return, shaded by the most likely path, and smoothed probabilities.
+    def plot(
+        self,
+        X: Any,
+        dates: npt.ArrayLike | None = None,
+        *,
+        ax: Axes | Iterable[Axes] | None = None,
+        unit: str = "unit of the data",
+        rows_per_band: int | None = None,
+    ) -> Figure:
+        """Plot the cumulative return over bands of regimes, above smoothed probabilities.
+
+        A band has the colour of the regime that is most frequent in its rows of the most likely
+        path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
 
         :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None uses the index of X if X is a DataFrame indexed by dates.
-        :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
+        :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
+        :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
+            figure with both.
+        :param unit: the unit of the returns for the label of the axis, such as "%".
+        :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
+        :return: a matplotlib figure, of ``ax`` if it is given.
         :raises ImportError: if matplotlib is not installed.
         """
-        index: Any = getattr(X, "index", None)
-        if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
-            dates = np.asarray(index if index.tz is None else index.tz_localize(None))
+        data, sizes = validation.check_data(self, X, None)
+        if len(sizes) > 1:
+            raise ValueError(
+                f"expected X to be one sequence, got {len(sizes)}; plot each sequence alone"
+            )
+        if rows_per_band is not None:
+            rows_per_band = validation.integer("rows_per_band", rows_per_band, 1)
+        if dates is None:
+            dates = date_index(X)
         path, probs = self.predict(X), self.predict_proba(X)
-        data, _ = validation.check_data(self, X, None)
-        return plots.plot_regimes(data, path, probs, self.regime_names_, dates)
+        return plots.plot_regimes(
+            data,
+            path,
+            probs,
+            self.regime_names_,
+            dates,
+            ax=ax,
+            unit=unit,
+            rows_per_band=rows_per_band,
+        )
 
     @property
     def model(self) -> PyroModel:
