@@ -48,10 +48,21 @@ class _Gaussian:
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         """Covariances of clusters; the overall one replaces those of few or nearly equal rows.
 
-        :param scatters: the covariance matrix of each cluster, ``(K, D, D)``.
+        :param scatters: those of each cluster as :meth:`_scatter` has them, with K in front.
         :param counts: the number of observations of each cluster, ``(K,)``.
-        :param overall: the covariance matrix of all observations, ``(D, D)``.
+        :param overall: as :meth:`_overall` has it.
         """
+        raise NotImplementedError
+
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        """The weighted covariance matrix of observations, or their variances if it is diagonal.
+
+        :return: ``(D, D)`` or ``(D,)``, zero if all weights are zero.
+        """
+        raise NotImplementedError
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        """The covariance matrix of all observations, or their variances, of at least ``floor``."""
         raise NotImplementedError
 
     def fewest_observations(self, num_series: int) -> int:
@@ -111,14 +122,13 @@ class _Gaussian:
         self, x: Array, responsibilities: Array, centers: Array, floor: float
     ) -> Emission:
         counts = responsibilities.sum(0)
-        scatters = np.stack([_scatter(x, weights) for weights in responsibilities.T])
-        overall = _overall(x, floor)
-        covariances = self._from_scatters(scatters, counts, overall, floor)
+        scatters = np.stack([self._scatter(x, weights) for weights in responsibilities.T])
+        covariances = self._from_scatters(scatters, counts, self._overall(x, floor), floor)
         return {"means": centers, "covariances": covariances}
 
     def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
-        overall = _overall(x, floor)
-        scatters = multiples[:, None, None] * overall
+        overall = self._overall(x, floor)
+        scatters = np.multiply.outer(multiples, overall)
         counts = np.full(len(centers), len(x))
         covariances = self._from_scatters(scatters, counts, overall, floor)
         return {"means": centers, "covariances": covariances}
@@ -205,7 +215,7 @@ class MatrixGaussian(_Gaussian):
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
         # A Cholesky decomposition takes less of the largest eigenvalue for 0.
-        values = np.linalg.eigvalsh(_overall(z, 0.0))
+        values = np.linalg.eigvalsh(self._overall(z, 0.0))
         return 4 * len(values) * torch.finfo(dtype).eps * float(values[-1])
 
     def fewest_observations(self, num_series: int) -> int:
@@ -222,7 +232,7 @@ class MatrixGaussian(_Gaussian):
                 f"expected more observations than the {num_series} columns of X for "
                 f"covariance_type={self.covariance_type!r}, got {num_rows}; use {remedy}"
             )
-        values, vectors = np.linalg.eigh(_overall((data - data.mean(0)) / data.std(0), 0.0))
+        values, vectors = np.linalg.eigh(self._overall((data - data.mean(0)) / data.std(0), 0.0))
         share = float(values[0] / values[-1])
         if share > _COLLINEAR and share > 100 * torch.finfo(dtype).eps:
             return None
@@ -280,6 +290,15 @@ class MatrixGaussian(_Gaussian):
 
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return EigenvaluesFrom(floor) if floor else constraints.positive_definite
+
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        weighted, total = _weighted_deviations(x, weights)
+        found: Array = weighted.T @ weighted / total
+        return found
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        covariance = np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1)
+        return _raise_eigenvalues(covariance, floor)
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         if self.shared:
@@ -382,16 +401,22 @@ class DiagonalGaussian(_Gaussian):
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return ScalesFrom(floor**0.5) if floor else constraints.positive
 
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        weighted, total = _weighted_deviations(x, weights)
+        found: Array = np.square(weighted).sum(0) / total
+        return found
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        return np.maximum(x.var(0), floor)
+
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
-        variances = np.diagonal(scatters, axis1=-2, axis2=-1)  # (K, D)
-        reference = np.diagonal(overall)
         few = counts < _SMALL * self.fewest_observations(len(overall))
         if self.equal:
-            variances, reference = variances.mean(-1), reference.mean()
+            scatters, overall = scatters.mean(-1), overall.mean()
         else:
             few = few[:, None]
-        singular = few | (variances < _SINGULAR * reference)
-        return np.maximum(np.where(singular, reference, variances), floor)
+        singular = few | (scatters < _SINGULAR * overall)
+        return np.maximum(np.where(singular, overall, scatters), floor)
 
 
 def _sample_loc(num_regimes: int, mean: Tensor, scale: Tensor) -> Tensor:
@@ -417,18 +442,11 @@ def _is_positive_definite(matrix: Array) -> bool:
     return True
 
 
-def _overall(x: Array, floor: float) -> Array:
-    """The covariance matrix of all observations, with eigenvalues of at least ``floor``."""
-    return _raise_eigenvalues(np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1), floor)
-
-
-def _scatter(x: Array, weights: Array) -> Array:
-    """The weighted covariance matrix of observations; zero if all weights are zero."""
+def _weighted_deviations(x: Array, weights: Array) -> tuple[Array, float]:
+    """Deviations from the weighted mean times the roots of the weights, and the sum of these."""
     members = weights > 0
     if not members.any():
-        return np.zeros((x.shape[1], x.shape[1]))
+        return np.zeros((1, x.shape[1])), 1.0
     x, weights = x[members], weights[members]
     deviations = x - np.average(x, axis=0, weights=weights)
-    weighted = deviations * np.sqrt(weights)[:, None]
-    found: Array = weighted.T @ weighted / weights.sum()
-    return found
+    return deviations * np.sqrt(weights)[:, None], float(weights.sum())

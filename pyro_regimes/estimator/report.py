@@ -20,7 +20,7 @@ class Forecast(NamedTuple):
 
     regime_probs: Array  #: ``(n, K)``, p(q_{T+h} given x_1..T)
     mean: Array  #: ``(n, D)`` of the mixture
-    covariance: Array  #: ``(n, D, D)`` of the mixture
+    covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
 
 
