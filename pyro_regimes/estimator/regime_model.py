@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 import numpy as np
@@ -28,6 +29,10 @@ from pyro_regimes.infer.isolation import plain_torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+#: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
+_SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
 class RegimeModel(BaseEstimator):
@@ -63,7 +68,8 @@ class RegimeModel(BaseEstimator):
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
         keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit.
+        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
     :param device: a torch device; None is the CPU.
@@ -153,12 +159,34 @@ class RegimeModel(BaseEstimator):
         tags.estimator_type = "density_estimator"
         return tags
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A chain of models, each the reference of the next, would keep all of them alive.
+        if isinstance(value, RegimeModel) and (value is self or value._references()):
+            value = value._without_references()
+        super().__setattr__(name, value)
+
+    def _references(self) -> list[str]:
+        """The names of parameters that are models."""
+        return [name for name, value in vars(self).items() if isinstance(value, RegimeModel)]
+
+    def _without_references(self) -> RegimeModel:
+        """A copy with the same fit, and the defaults of parameters that are models."""
+        other, defaults = copy(self), RegimeModel()
+        for name in self._references():
+            setattr(other, name, getattr(defaults, name))
+        return other
+
     def __sklearn_clone__(self) -> RegimeModel:
         # A fitted model in order_by is a setting, and stays fitted.
-        parameters = self.get_params(deep=False)
-        other = parameters.pop("order_by")
-        copies = {name: clone(value, safe=False) for name, value in parameters.items()}
-        return type(self)(**copies, order_by=other)
+        copies = {
+            name: value if isinstance(value, RegimeModel) else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        other = type(self)(**copies)
+        for name in _SKLEARN_SETTINGS:
+            if name in vars(self):
+                setattr(other, name, deepcopy(vars(self)[name]))
+        return other
 
     def fit(
         self,
