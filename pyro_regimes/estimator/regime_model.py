@@ -260,8 +260,9 @@ class RegimeModel(BaseEstimator):
         :param start: probabilities of the first regime of each sequence. "fitted" is
             ``initial_probs_``, which of one training sequence says what its first day was;
             "stationary" is ``stationary_distribution_``; or an array ``(K,)``. "auto" is fitted
-            where X begins with the rows with which training began, where training had several
-            sequences, and where some regimes cannot be reached from others; else stationary.
+            where X begins with the rows with which training began, in float32 or to six decimals,
+            too, where training had several sequences, and where some regimes cannot be reached
+            from others; else stationary.
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Instead of ``start``.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
@@ -565,6 +566,7 @@ class RegimeModel(BaseEstimator):
             self.initial_probs_,
             self.transition_matrix_,
             self.training_start_,
+            hmm.spec.units_of(hmm.parameters.emission).unit,
             data,
             sizes,
         )
