@@ -361,10 +361,10 @@ class DiagonalGaussian(_Gaussian):
         return below
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        # The square of the rounding of the data, with room for that of their mean.
+        # The square of the rounding of z, and of the data in float64, with room for their level.
         variances = z.var(0)
         least = float(variances.mean() if self.equal else variances[variances > 0].min(initial=1))
-        return (1e4 * torch.finfo(dtype).eps) ** 2 * least
+        return max(1e2 * torch.finfo(dtype).eps, 1e4 * torch.finfo(torch.float64).eps) ** 2 * least
 
     def fewest_observations(self, num_series: int) -> int:
         return 2
