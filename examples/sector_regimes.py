@@ -61,7 +61,12 @@ def main(args: argparse.Namespace) -> None:
         from pyro_regimes.estimator import plot_regimes
 
         figure = plot_regimes(
-            values, model.predict(table), model.predict_proba(table), model.regime_names_, dates
+            values,
+            model.predict(table),
+            model.predict_proba(table),
+            model.regime_names_,
+            dates,
+            unit="%",
         )
         figure.savefig(args.out / "regimes.png", dpi=120)
     except ImportError as error:

@@ -24,7 +24,7 @@ def simulate(covariance_type: str, num_steps: int, seed: int = 0) -> tuple[np.nd
     """Observations and states, from the explicit model one step at a time."""
     rng = seeds.rng(seed)
     emission = {"means": MEANS, "covariances": COVARIANCES[covariance_type]}
-    _, full = find_spec(covariance_type).moments(emission)
+    full = find_spec(covariance_type).moments(emission).matrices()
     states = [rng.randint(3)]
     for _ in range(num_steps - 1):
         states.append(rng.choice(3, p=TRANSITIONS[states[-1]]))

@@ -13,7 +13,8 @@ from pyro_regimes.kernels import ops
 
 NUM_ROWS = 3  # by which a sequence is known to begin as the training data did
 _NEVER = 1e-12  # a transition with a lower probability does not connect two regimes
-
+_SAME = 1e-4  # of a deviation: what six decimals leave of returns of one percent
+_FLOAT32 = float(np.finfo(np.float32).eps)
 _DOUBLINGS = 64  # of the steps after which the long run has come
 
 START = ("auto", "fitted", "stationary")
@@ -25,6 +26,7 @@ def initial_probs(
     fitted: Array,
     transition_matrix: Array,
     training_start: Array | None,
+    unit: Array,
     data: Array,
     sizes: list[int],
 ) -> Array:
@@ -35,6 +37,7 @@ def initial_probs(
         sequences, and where some regimes cannot be reached from others; elsewhere it is stationary.
     :param after: probabilities of the regimes before the first step, or None.
     :param training_start: the first rows of the training data; None if it had several sequences.
+    :param unit: the typical deviation of each series from its mean, ``(D,)``.
     :raises ValueError: if these are not valid.
     """
     if after is not None:
@@ -54,7 +57,7 @@ def initial_probs(
     stationary = stationary_probs(transition_matrix)
     firsts = np.cumsum([0, *sizes[:-1]])
     begins = [
-        _begins_with(data[first : first + min(size, NUM_ROWS)], training_start)
+        _begins_with(data[first : first + min(size, NUM_ROWS)], training_start, unit)
         for first, size in zip(firsts, sizes, strict=True)
     ]
     if len(begins) == 1:
@@ -62,9 +65,12 @@ def initial_probs(
     return np.where(np.array(begins)[:, None], fitted, stationary)
 
 
-def _begins_with(rows: Array, training_start: Array) -> bool:
+def _begins_with(rows: Array, training_start: Array, unit: Array) -> bool:
+    """Whether rows are those of training, in float32 or with a few digits, too."""
     known = min(len(rows), len(training_start))
-    return bool((rows[:known] == training_start[:known]).all())
+    trained = training_start[:known]
+    tolerance = _SAME * unit + _FLOAT32 * np.abs(trained)
+    return bool((np.abs(rows[:known] - trained) <= tolerance).all())
 
 
 def is_irreducible(transition_matrix: Array) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_regimes.distributions import Wishart
 from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
-from pyro_regimes.estimator.parameters import Array, Emission
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
 #: A cluster with less than this share of the overall variance in some direction, or with less than
@@ -48,47 +48,43 @@ class _Gaussian:
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         """Covariances of clusters; the overall one replaces those of few or nearly equal rows.
 
-        :param scatters: the covariance matrix of each cluster, ``(K, D, D)``.
+        :param scatters: those of each cluster as :meth:`_scatter` has them, with K in front.
         :param counts: the number of observations of each cluster, ``(K,)``.
-        :param overall: the covariance matrix of all observations, ``(D, D)``.
+        :param overall: as :meth:`_overall` has it.
         """
+        raise NotImplementedError
+
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        """The weighted covariance matrix of observations, or their variances if it is diagonal.
+
+        :return: ``(D, D)`` or ``(D,)``, zero if all weights are zero.
+        """
+        raise NotImplementedError
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        """The covariance matrix of all observations, or their variances, of at least ``floor``."""
         raise NotImplementedError
 
     def fewest_observations(self, num_series: int) -> int:
         raise NotImplementedError
 
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        """Covariance matrices ``(K, D, D)``."""
+    def moments(self, emission: Emission) -> Moments:
+        raise NotImplementedError
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        """Deviations from the means, ``(T, D)``, from standard normal draws of this shape."""
         raise NotImplementedError
 
     # ---- fitted regimes
 
-    def moments(self, emission: Emission) -> tuple[Array, Array]:
-        means = emission["means"]
-        return means, self._full(emission["covariances"], *means.shape)
-
-    def check_values(self, emission: Emission) -> None:
-        if "covariances" not in emission:
-            return
-        covariances = emission["covariances"]
-        full = self._full(covariances, len(covariances), covariances.shape[-1])
-        deviations = np.sqrt(np.maximum(np.diagonal(full, axis1=-2, axis2=-1), 0))
-        scale = deviations[:, :, None] * deviations[:, None]
-        try:
-            np.linalg.cholesky(full)  # reads one triangle only
-            regular = (np.abs(full - full.swapaxes(-1, -2)) <= 1e-6 * scale).all()
-        except np.linalg.LinAlgError:
-            regular = False
-        if not regular:
-            raise ValueError("covariances_ are not symmetric and positive definite")
-
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
-        means, covariances = self.moments(emission)
-        noise = rng.standard_normal((len(states), means.shape[1]))
-        roots = np.linalg.cholesky(covariances)
-        return means[states] + np.einsum("tij,tj->ti", roots[states], noise)
+        means = emission["means"]
+        standard = rng.standard_normal((len(states), means.shape[1]))
+        return means[states] + self._noise(emission, states, standard)
 
     # ---- units
 
@@ -96,9 +92,9 @@ class _Gaussian:
         return Units.of(data.mean(0), data.var(0), equal=equal or self._equal_units)
 
     def units_of(self, emission: Emission) -> Units:
-        means, full = self.moments(emission)
-        variances = np.diagonal(full, axis1=-2, axis2=-1).mean(0) + means.var(0)
-        return Units.of(means.mean(0), variances, equal=self._equal_units)
+        moments = self.moments(emission)
+        variances = moments.variances.mean(0) + moments.means.var(0)
+        return Units.of(moments.means.mean(0), variances, equal=self._equal_units)
 
     def scale(self, emission: Emission, units: Units) -> Emission:
         covariances = emission["covariances"] / self._squares(units.unit)
@@ -126,14 +122,13 @@ class _Gaussian:
         self, x: Array, responsibilities: Array, centers: Array, floor: float
     ) -> Emission:
         counts = responsibilities.sum(0)
-        scatters = np.stack([_scatter(x, weights) for weights in responsibilities.T])
-        overall = _overall(x, floor)
-        covariances = self._from_scatters(scatters, counts, overall, floor)
+        scatters = np.stack([self._scatter(x, weights) for weights in responsibilities.T])
+        covariances = self._from_scatters(scatters, counts, self._overall(x, floor), floor)
         return {"means": centers, "covariances": covariances}
 
     def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
-        overall = _overall(x, floor)
-        scatters = multiples[:, None, None] * overall
+        overall = self._overall(x, floor)
+        scatters = np.multiply.outer(multiples, overall)
         counts = np.full(len(centers), len(x))
         covariances = self._from_scatters(scatters, counts, overall, floor)
         return {"means": centers, "covariances": covariances}
@@ -163,6 +158,34 @@ class MatrixGaussian(_Gaussian):
         matrix = num_series * (num_series + 1) // 2
         matrices = 1 if self.shared else num_regimes
         return {"means": num_regimes * num_series, "covariances": matrices * matrix}
+
+    def moments(self, emission: Emission) -> Moments:
+        means, covariances = emission["means"], emission["covariances"]
+        return Moments(means, np.broadcast_to(covariances, (len(means), *covariances.shape[-2:])))
+
+    def check_values(self, emission: Emission) -> None:
+        if "covariances" not in emission:
+            return
+        covariances = emission["covariances"]
+        deviations = np.sqrt(np.maximum(np.diagonal(covariances, axis1=-2, axis2=-1), 0))
+        scale = deviations[..., :, None] * deviations[..., None, :]
+        try:
+            np.linalg.cholesky(covariances)  # reads one triangle only
+            regular = (np.abs(covariances - covariances.swapaxes(-1, -2)) <= 1e-6 * scale).all()
+        except np.linalg.LinAlgError:
+            regular = False
+        if not regular:
+            raise ValueError("covariances_ are not symmetric and positive definite")
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        noise = np.empty_like(standard)
+        roots = np.linalg.cholesky(self.moments(emission).covariances)
+        for regime, root in enumerate(roots):
+            steps = states == regime
+            noise[steps] = np.einsum("ij,tj->ti", root, standard[steps])
+        return noise
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         covariances = emission["covariances"]
@@ -204,9 +227,12 @@ class MatrixGaussian(_Gaussian):
         return np.array([not _is_positive_definite(each) for each in scaled])
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        # A Cholesky decomposition takes less of the largest eigenvalue for 0.
-        values = np.linalg.eigvalsh(_overall(z, 0.0))
-        return 4 * len(values) * torch.finfo(dtype).eps * float(values[-1])
+        # The square of the rounding of the data, with room for that of their mean, or what a
+        # Cholesky decomposition in float64 takes for 0. What float32 loses of a matrix is relative
+        # to its own largest eigenvalue: see :meth:`collapsed`.
+        values = np.linalg.eigvalsh(self._overall(z, 0.0))
+        rounding = 4 * len(values) * torch.finfo(torch.float64).eps
+        return max((1e2 * torch.finfo(dtype).eps) ** 2, rounding) * float(values[-1])
 
     def fewest_observations(self, num_series: int) -> int:
         return 0 if self.shared else num_series + 1
@@ -222,7 +248,7 @@ class MatrixGaussian(_Gaussian):
                 f"expected more observations than the {num_series} columns of X for "
                 f"covariance_type={self.covariance_type!r}, got {num_rows}; use {remedy}"
             )
-        values, vectors = np.linalg.eigh(_overall((data - data.mean(0)) / data.std(0), 0.0))
+        values, vectors = np.linalg.eigh(self._overall((data - data.mean(0)) / data.std(0), 0.0))
         share = float(values[0] / values[-1])
         if share > _COLLINEAR and share > 100 * torch.finfo(dtype).eps:
             return None
@@ -278,11 +304,17 @@ class MatrixGaussian(_Gaussian):
     def _squares(self, unit: Array) -> Array:
         return np.outer(unit, unit)
 
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        return np.broadcast_to(covariances, (num_regimes, num_series, num_series))
-
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return EigenvaluesFrom(floor) if floor else constraints.positive_definite
+
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        weighted, total = _weighted_deviations(x, weights)
+        found: Array = weighted.T @ weighted / total
+        return found
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        covariance = np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1)
+        return _raise_eigenvalues(covariance, floor)
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
         if self.shared:
@@ -314,6 +346,22 @@ class DiagonalGaussian(_Gaussian):
         variances = num_regimes * (1 if self.equal else num_series)
         return {"means": num_regimes * num_series, "covariances": variances}
 
+    def moments(self, emission: Emission) -> Moments:
+        means, covariances = emission["means"], emission["covariances"]
+        variances = covariances[:, None] if self.equal else covariances
+        return Moments(means, np.broadcast_to(variances, means.shape))
+
+    def check_values(self, emission: Emission) -> None:
+        if "covariances" not in emission:
+            return
+        if not (emission["covariances"] > 0).all():
+            raise ValueError("covariances_ are not positive")
+
+    def _noise(
+        self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
+    ) -> Array:
+        return np.sqrt(self.moments(emission).variances)[states] * standard
+
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         return {name: value[order] for name, value in emission.items()}
 
@@ -339,10 +387,10 @@ class DiagonalGaussian(_Gaussian):
         return below
 
     def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        # The square of the rounding of the data, with room for that of their mean.
+        # The square of the rounding of z, and of the data in float64, with room for their level.
         variances = z.var(0)
         least = float(variances.mean() if self.equal else variances[variances > 0].min(initial=1))
-        return (1e4 * torch.finfo(dtype).eps) ** 2 * least
+        return max(1e2 * torch.finfo(dtype).eps, 1e4 * torch.finfo(torch.float64).eps) ** 2 * least
 
     def fewest_observations(self, num_series: int) -> int:
         return 2
@@ -376,24 +424,25 @@ class DiagonalGaussian(_Gaussian):
     def _squares(self, unit: Array) -> Array:
         return np.square(unit[0] if self.equal else unit)
 
-    def _full(self, covariances: Array, num_regimes: int, num_series: int) -> Array:
-        variances = covariances[:, None] if self.equal else covariances
-        full = np.broadcast_to(variances, (num_regimes, num_series))
-        return full[:, :, None] * np.eye(num_series)
-
     def _covariance_constraint(self, floor: float) -> constraints.Constraint:
         return ScalesFrom(floor**0.5) if floor else constraints.positive
 
+    def _scatter(self, x: Array, weights: Array) -> Array:
+        weighted, total = _weighted_deviations(x, weights)
+        found: Array = np.square(weighted).sum(0) / total
+        return found
+
+    def _overall(self, x: Array, floor: float) -> Array:
+        return np.maximum(x.var(0), floor)
+
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:
-        variances = np.diagonal(scatters, axis1=-2, axis2=-1)  # (K, D)
-        reference = np.diagonal(overall)
         few = counts < _SMALL * self.fewest_observations(len(overall))
         if self.equal:
-            variances, reference = variances.mean(-1), reference.mean()
+            scatters, overall = scatters.mean(-1), overall.mean()
         else:
             few = few[:, None]
-        singular = few | (variances < _SINGULAR * reference)
-        return np.maximum(np.where(singular, reference, variances), floor)
+        singular = few | (scatters < _SINGULAR * overall)
+        return np.maximum(np.where(singular, overall, scatters), floor)
 
 
 def _sample_loc(num_regimes: int, mean: Tensor, scale: Tensor) -> Tensor:
@@ -419,18 +468,11 @@ def _is_positive_definite(matrix: Array) -> bool:
     return True
 
 
-def _overall(x: Array, floor: float) -> Array:
-    """The covariance matrix of all observations, with eigenvalues of at least ``floor``."""
-    return _raise_eigenvalues(np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1), floor)
-
-
-def _scatter(x: Array, weights: Array) -> Array:
-    """The weighted covariance matrix of observations; zero if all weights are zero."""
+def _weighted_deviations(x: Array, weights: Array) -> tuple[Array, float]:
+    """Deviations from the weighted mean times the roots of the weights, and the sum of these."""
     members = weights > 0
     if not members.any():
-        return np.zeros((x.shape[1], x.shape[1]))
+        return np.zeros((1, x.shape[1])), 1.0
     x, weights = x[members], weights[members]
     deviations = x - np.average(x, axis=0, weights=weights)
-    weighted = deviations * np.sqrt(weights)[:, None]
-    found: Array = weighted.T @ weighted / weights.sum()
-    return found
+    return deviations * np.sqrt(weights)[:, None], float(weights.sum())

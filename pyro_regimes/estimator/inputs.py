@@ -58,8 +58,8 @@ def _check_mask(table: Any) -> None:
         )
 
 
-def _date_index(table: Any) -> Any | None:
-    """The index of a DataFrame whose rows have dates."""
+def date_index(table: Any) -> Any | None:
+    """The index of a DataFrame or a Series whose rows have dates; of anything else None."""
     index = getattr(table, "index", None)
     return index if getattr(index, "inferred_type", None) in _DATE_KINDS else None
 
@@ -72,7 +72,7 @@ def _check_dates(table: Any) -> None:
             "tables holds several sequences: {name: part.droplevel(0) for name, part in "
             "X.groupby(level=0)}"
         )
-    index = _date_index(table)
+    index = date_index(table)
     if index is None or (index.is_monotonic_increasing and index.is_unique):
         return
     if index.hasnans:
@@ -93,7 +93,7 @@ def _check_dates(table: Any) -> None:
 
 def row_name(X: Any) -> Callable[[int], str]:
     """A function from the number of a row of X to its date, or to the number if it has none."""
-    index = _date_index(X)
+    index = date_index(X)
     if index is None:
         return str
     return lambda row: str(index[row]).removesuffix(" 00:00:00")

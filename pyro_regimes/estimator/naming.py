@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.parameters import Array, Moments, Parameters
 from pyro_regimes.estimator.spec import Spec
 
 ORDERS = ("volatility", "mean")
@@ -28,8 +28,7 @@ class Reference(NamedTuple):
     """The regimes of a fitted model, whose order and names another one takes over."""
 
     names: list[str]
-    means: Array  #: ``(K, D)``
-    covariances: Array  #: ``(K, D, D)``
+    moments: Moments
 
 
 class Order(NamedTuple):
@@ -58,11 +57,11 @@ def sort_regimes(
     :param weights: computes the effective number of observations of each regime, ``(K,)``, which
         only an order by mean needs.
     """
-    means, covariances = spec.moments(parameters.emission)
-    variances = np.diagonal(covariances, axis1=-2, axis2=-1)
+    moments = spec.moments(parameters.emission)
+    means, variances = moments.means, moments.variances
     unit = np.sqrt(variances.mean(0) + means.var(0))
     if isinstance(order_by, Reference):
-        distances = _distances(means, covariances, order_by, unit)
+        distances = _distances(_scaled(order_by.moments, unit), _scaled(moments, unit))
         return Order(linear_sum_assignment(distances)[1], list(order_by.names))
     mean = ((means - means.mean(0)) / unit).mean(-1)
     volatility = (np.sqrt(variances) / unit).mean(-1)
@@ -71,9 +70,10 @@ def sort_regimes(
     numbered = [f"Regime {i + 1}" for i in range(len(order))]
     names = list(_NAMES.get((order_by, len(order)), numbered))
     if order_by == "mean" and names != numbered:
-        scaled = covariances / np.outer(unit, unit)
+        covariances = _scaled(moments, unit).covariances
+        squared = covariances.reshape(len(means), -1).sum(-1) / len(unit) ** 2
         with np.errstate(divide="ignore"):
-            errors = np.sqrt(scaled.mean((-2, -1)) / weights())[order]
+            errors = np.sqrt(squared / weights())[order]
         gaps = -np.diff(mean[order])
         if (gaps <= _ERRORS * np.hypot(errors[1:], errors[:-1])).any():
             doubt = (
@@ -97,26 +97,33 @@ def own_names(parameters: Parameters, spec: Spec, order_by: str | Reference) -> 
     return numbered if sorted(names) == sorted(numbered) else names
 
 
-def _distances(means: Array, covariances: Array, reference: Reference, unit: Array) -> Array:
+def _scaled(moments: Moments, unit: Array) -> Moments:
+    """The moments of the series in these units, ``(D,)``."""
+    square = unit**2 if moments.are_independent else np.outer(unit, unit)
+    return Moments(moments.means / unit, moments.covariances / square)
+
+
+def _distances(reference: Moments, moments: Moments) -> Array:
     r"""Squared 2-Wasserstein distances of normal distributions, ``(K of the reference, K)``.
 
     .. math::
         |\mu_1 - \mu_2|^2 + \mathrm{tr}\big(\Sigma_1 + \Sigma_2
             - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}\big)
     """
-    square = np.outer(unit, unit)
-    found = np.empty((len(reference.names), len(means)))
-    for i, (mean, covariance) in enumerate(
-        zip(reference.means, reference.covariances, strict=True)
-    ):
-        values, vectors = np.linalg.eigh(covariance / square)
+    between = np.square(reference.means[:, None] - moments.means).sum(-1)
+    if reference.are_independent and moments.are_independent:
+        roots, others = np.sqrt(reference.variances), np.sqrt(moments.variances)
+        spread: Array = np.square(roots[:, None] - others).sum(-1)
+        return between + spread
+    spread = reference.variances.sum(-1)[:, None] + moments.variances.sum(-1)
+    others = moments.matrices()
+    for i, covariance in enumerate(reference.matrices()):
+        values, vectors = np.linalg.eigh(covariance)
         root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-        for k in range(len(means)):
-            other = covariances[k] / square
-            shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
-            spread = np.trace(covariance / square) + np.trace(other) - 2 * shared
-            found[i, k] = np.square((mean - means[k]) / unit).sum() + spread
-    return found
+        for k, other in enumerate(others):
+            shared = np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)
+            spread[i, k] -= 2 * np.sqrt(shared).sum()
+    return between + spread
 
 
 def reordered(

@@ -46,6 +46,32 @@ class Parameters(NamedTuple):
         )
 
 
+class Moments(NamedTuple):
+    """Means and covariances of one observation in each regime."""
+
+    means: Array  #: ``(K, D)``
+    covariances: Array  #: ``(K, D, D)``, or the variances ``(K, D)`` of independent series
+
+    @property
+    def are_independent(self) -> bool:
+        """Whether the series are independent of each other in every regime."""
+        return self.covariances.ndim == 2
+
+    @property
+    def variances(self) -> Array:
+        """The variance of each series in each regime, ``(K, D)``."""
+        if self.are_independent:
+            return self.covariances
+        variances: Array = np.diagonal(self.covariances, axis1=-2, axis2=-1)
+        return variances
+
+    def matrices(self) -> Array:
+        """Covariance matrices ``(K, D, D)``, of independent series too."""
+        if not self.are_independent:
+            return self.covariances
+        return self.covariances[:, :, None] * np.eye(self.covariances.shape[-1])
+
+
 def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Non-negative numbers that sum to 1 over the last dim, to the last digit.
 

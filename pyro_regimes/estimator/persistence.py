@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import numbers
 import os
+import reprlib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ VERSION = 2
 
 _SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool, "n_samples_fit_": int}
 _ROUNDING = 1e-4  # error of the sum of probabilities in float32
+
+_MOST_LETTERS = 500  # of an error in a file
+
+_Shape = tuple[int, ...]
 
 
 def _arrays(spec: Spec) -> tuple[str, ...]:
@@ -102,18 +107,22 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
         spec, fitted = model._spec(model.covariance_type), content["fitted"]
-        for name in _arrays(spec):
-            setattr(model, name, np.array(fitted[name], dtype=np.float64))
         if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
             fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():
             if type(fitted[name]) is not scalar:
-                raise ValueError(f"{name} is not of type {scalar.__name__}: {fitted[name]!r}")
+                came = reprlib.repr(fitted[name])
+                raise ValueError(f"{name} is not of type {scalar.__name__}: {came}")
             setattr(model, name, fitted[name])
+        if model.n_samples_fit_ < 0:
+            raise ValueError(f"n_samples_fit_ is negative: {model.n_samples_fit_}")
+        if model.n_iter_ < 0:
+            raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
         model.covariance_type_, model.initial_ = model.covariance_type, model.initial
-        model.n_features_in_ = _num_series(model, spec)
+        model.n_features_in_ = _num_series(fitted, spec)
+        for name, shape in _shapes(model, spec).items():
+            setattr(model, name, _array(name, fitted[name], shape))
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
-        _check_shapes(model, spec)
         _check_values(model, spec)
         model.fixed_ = _fixed(fitted["fixed_"], spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
@@ -122,8 +131,9 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             names = _names("feature_names_in_", fitted["feature_names_in_"], model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        came = f"{type(error).__name__}({str(error)[:_MOST_LETTERS]!r})"
         raise ValueError(
-            f"expected {path} to hold a complete RegimeModel, got {error!r}; save the model again"
+            f"expected {path} to hold a complete RegimeModel, got {came}; save the model again"
         ) from error
     return model
 
@@ -131,7 +141,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
 def _names(name: str, value: Any, number: int) -> list[str]:
     whole = isinstance(value, list) and all(isinstance(each, str) for each in value)
     if not whole or len(value) != number:
-        raise ValueError(f"{name} is not a list of {number} names: {value!r}")
+        raise ValueError(f"{name} is not a list of {number} names: {reprlib.repr(value)}")
     return list(value)
 
 
@@ -145,40 +155,53 @@ def _fixed(value: Any, spec: Spec) -> list[str]:
 def _training_start(value: Any, num_series: int) -> Array | None:
     if value is None:
         return None
-    start = np.array(value, dtype=np.float64)
-    if start.ndim != 2 or not len(start) or start.shape[1] != num_series:
-        raise ValueError(f"training_start_ has shape {start.shape}, not (rows, {num_series})")
+    rows = len(value) if isinstance(value, list) else 0
+    start = _array("training_start_", value, (max(rows, 1), num_series))
     if not np.isfinite(start).all():
         raise ValueError("training_start_ is not finite")
     return start
 
 
-def _num_series(model: BaseEstimator, spec: Spec) -> int:
+def _num_series(fitted: dict[str, Any], spec: Spec) -> int:
     """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
     name = f"{spec.attributes[0]}_"
-    first = getattr(model, name)
-    if first.ndim != 2 or not first.shape[-1]:
-        raise ValueError(f"{name} has shape {first.shape}, not (K, D)")
-    return int(first.shape[-1])
+    shape = _shape(fitted[name])
+    if len(shape) != 2 or not shape[-1]:
+        raise ValueError(f"{name} has shape {shape}, not (K, D)")
+    return shape[-1]
 
 
-def _check_shapes(model: BaseEstimator, spec: Spec) -> None:
-    if model.n_samples_fit_ < 0:
-        raise ValueError(f"n_samples_fit_ is negative: {model.n_samples_fit_}")
-    if model.n_iter_ < 0:
-        raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
+def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, _Shape]:
+    """The shape of each array, in the order of :func:`_arrays`."""
     states = model.n_regimes
     emission = spec.shapes(states, model.n_features_in_)
-    shapes = {
+    return {
         "initial_probs_": (states,),
         "transition_matrix_": (states, states),
-        **{f"{name}_": shape for name, shape in emission.items()},
+        **{f"{name}_": emission[name] for name in spec.attributes},
         "share_of_time_": (states,),
         "history_": (model.n_iter_ + 1 if model.n_samples_fit_ else 0,),
     }
-    for name, shape in shapes.items():
-        if getattr(model, name).shape != shape:
-            raise ValueError(f"{name} has shape {getattr(model, name).shape}, not {shape}")
+
+
+def _shape(value: Any) -> _Shape:
+    """The lengths of nested lists, from the first of each."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)
+
+
+def _array(name: str, value: Any, shape: _Shape) -> Array:
+    """An array of this shape; the lengths of the lists are checked before it is made."""
+    found = _shape(value)
+    if found != shape:
+        raise ValueError(f"{name} has shape {found}, not {shape}")
+    array = np.array(value, dtype=np.float64)  # refuses lists of different lengths
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+    return array
 
 
 def _check_values(model: BaseEstimator, spec: Spec) -> None:
@@ -190,7 +213,7 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
-            raise ValueError(f"{name} does not hold probabilities: {probs.tolist()}")
+            raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
     spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
 
 

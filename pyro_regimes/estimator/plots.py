@@ -6,17 +6,35 @@ state or matplotlib's settings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Sequence
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from pyro_regimes.estimator.parameters import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From good to bad for up to three regimes, distinct in greyscale and for colour-blind readers.
-_COLORS = ["#2a9d8f", "#e9c46a", "#c8553d", "#6d597a", "#577590", "#90be6d", "#b56576", "#4d4d4d"]
+# From calm to turbulent, distinct in greyscale and for colour-blind readers.
+_TEAL, _GREEN, _SAND, _RED, _PURPLE = "#2a9d8f", "#90be6d", "#e9c46a", "#c8553d", "#6d597a"
+_COLORS = {
+    1: [_TEAL],
+    2: [_TEAL, _RED],
+    3: [_TEAL, _SAND, _RED],
+    4: [_TEAL, _SAND, _RED, _PURPLE],
+    5: [_TEAL, _GREEN, _SAND, _RED, _PURPLE],
+}
+_MORE_COLORS = [*_COLORS[5], "#577590", "#b56576", "#4d4d4d"]
+
+_MOST_BANDS = 170  # that can be told apart in a picture
+_MOST_COLUMNS = 5  # of the legend
+_LETTERS, _LARGE_LETTERS = 13, 8  # of the legend in an inch; of the title
+_ROUND = (1, 2, 5)  # and these times powers of ten: numbers of rows in a band
+_PALE, _FULL = 0.12, 0.55  # opacity of a band of which its regime holds no more than others; all
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -33,9 +51,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def regime_colors(num_regimes: int) -> list[str]:
     """One colour for each regime, in their order."""
-    if num_regimes == 2:
-        return [_COLORS[0], _COLORS[2]]
-    return [_COLORS[k % len(_COLORS)] for k in range(num_regimes)]
+    more = (_MORE_COLORS[k % len(_MORE_COLORS)] for k in range(num_regimes))
+    return list(_COLORS.get(num_regimes, more))
 
 
 def plot_regimes(
@@ -44,62 +61,254 @@ def plot_regimes(
     probs: npt.ArrayLike,
     regime_names: Sequence[str],
     dates: npt.ArrayLike | None = None,
+    *,
+    ax: Axes | Iterable[Axes] | None = None,
+    unit: str = "unit of the data",
+    rows_per_band: int | None = None,
 ) -> Figure:
-    """Plot the cumulative return, shaded by regime, above the probabilities of the regimes.
+    """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
-    :param returns: ``(T, D)``; the line is the cumulative sum of the average over the D series.
-    :param states: the path, ``(T,)``; steps with -1 are not shaded.
+    A path of many rows changes its regime more often than a picture can show. So rows are put
+    together in bands of equal length, and both panels show the same bands:
+
+    - Upper panel: the line is the cumulative sum of the average over the series. A band has the
+      colour of the regime that is most frequent in its rows of the path. The colour is paler the
+      fewer of the rows have this regime, so a pale band holds other regimes, too. The legend says
+      how many rows make a band, and the share of each regime in the whole path.
+    - Lower panel: the probability of each regime, averaged over the rows of the band. No regime is
+      left out here, however short its spells.
+
+    :param returns: ``(T, D)``.
+    :param states: the path, ``(T,)``; rows with -1 are not shaded.
     :param probs: ``(T, K)``.
     :param dates: ``(T,)``; None numbers the steps.
-    :return: a matplotlib figure.
+    :param ax: axes to draw in: one for the upper panel alone, or a pair for both. None makes a
+        figure with both.
+    :param unit: the unit of the returns for the label of the axis, such as "%".
+    :param rows_per_band: None makes a band of 1, 2, 5, 10, 20, ... rows, so that there are at most
+        170. With 1 every row has the colour of its own regime.
+    :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
-    :raises ValueError: if the lengths differ.
+    :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
     """
     values, path, shares = np.asarray(returns), np.asarray(states), np.asarray(probs)
-    time = np.arange(len(values)) if dates is None else np.asarray(dates)
+    time = np.arange(len(values)) if dates is None else _as_time(dates)
     if not len(values) == len(path) == len(shares) == len(time):
         raise ValueError(
             "expected returns, states, probs and dates to have the same length, got "
             f"{len(values)}, {len(path)}, {len(shares)} and {len(time)}"
         )
-    figure = new_figure(11, 6)
-    from matplotlib.patches import Patch
-
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
-    _shade(above, time, path, colors)
-    above.plot(time, values.mean(-1).cumsum(), color="black", linewidth=0.8)
-    patches = [
-        Patch(color=color, alpha=0.45, label=name)
-        for name, color in zip(regime_names, colors, strict=True)
-    ]
-    above.set_ylabel("cumulative return\n(sum of the average series)")
-    above.legend(handles=patches, loc="upper left", title="regime (Viterbi)", framealpha=0.9)
-    above.margins(x=0)
-    below.stackplot(time, shares.T, colors=colors, linewidth=0)
-    below.set(
-        ylim=(0, 1), ylabel="smoothed\nprobability", xlabel="" if dates is not None else "step"
-    )
-    return figure
+    above, *below = _panels(ax)
+    _draw_return(above, values, time, unit)
+    _shade(above, bands, colors)
+    _explain(above, bands, path, regime_names, colors, _title(time, len(regime_names)))
+    for panel in [above, *below]:
+        panel.set_xlim(bands.edges[0], bands.edges[-1])
+        if time.dtype.kind == "M":
+            _label_dates(panel)
+    (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
+    for panel in below:
+        _draw_probs(panel, bands, colors)
+    return _figure_of(above)
 
 
-def _shade(panel: Axes, time: npt.NDArray[Any], path: npt.NDArray[Any], colors: list[str]) -> None:
-    """Shade each step half-way to its neighbours, so that the shortest regime is visible."""
+class _Bands(NamedTuple):
+    """Rows put together: N bands of K regimes."""
+
+    edges: npt.NDArray[Any]  #: ``(N + 1,)``, half-way between two rows, as positions in time
+    rows: float  #: the average number of rows in a band
+    regimes: npt.NDArray[np.int64]  #: ``(N,)``, the most frequent one; -1 where there is none
+    frequency: Array  #: ``(N,)``, its share of the rows
+    probs: Array  #: ``(N, K)``, averages over the rows
+
+
+def _bands(
+    time: npt.NDArray[Any], path: npt.NDArray[Any], probs: Array, rows: int | None
+) -> _Bands:
+    num_rows, num_regimes = probs.shape
+    if rows is None:
+        rows = _round_number(num_rows / _MOST_BANDS)
+    number = max(1, round(num_rows / rows))
+    firsts = np.linspace(0, num_rows, number + 1).round().astype(np.int64)
+    counts = np.diff(firsts)
+    one_hot = (path[:, None] == np.arange(num_regimes)).astype(np.float64)
+    frequencies = np.add.reduceat(one_hot, firsts[:-1]) / counts[:, None]
+    average = np.add.reduceat(probs, firsts[:-1]) / counts[:, None]
+    # The average probability decides between regimes of the same frequency.
+    regimes = (frequencies + 1e-6 * average).argmax(-1)
+    highest = frequencies.max(-1)
+    regimes[highest == 0] = -1
+    return _Bands(_edges(time, firsts), num_rows / number, regimes, highest, average)
+
+
+def _round_number(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below ``least``."""
+    power = 1
+    while True:
+        for factor in _ROUND:
+            if factor * power >= least:
+                return factor * power
+        power *= 10
+
+
+def _edges(time: npt.NDArray[Any], firsts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Where bands begin and end: half-way between two rows, and half a step beyond the ends."""
+    position = time.astype("datetime64[ms]").astype(float) if time.dtype.kind == "M" else time
+    steps = np.diff(position) if len(time) > 1 else np.ones(1)
+    if len(time) == 1 and time.dtype.kind == "M":
+        steps = steps * 86_400_000  # a day
+    ends = [position[0] - steps[0] / 2, position[-1] + steps[-1] / 2]
+    middles = (position[firsts[1:-1] - 1] + position[firsts[1:-1]]) / 2
+    edges: npt.NDArray[Any] = np.concatenate([ends[:1], middles, ends[1:]])
+    return edges.astype("datetime64[ms]") if time.dtype.kind == "M" else edges
+
+
+def _as_time(dates: Any) -> npt.NDArray[Any]:
+    """Dates as datetime64, of periods their beginnings; numbers as they are."""
+    dates = getattr(dates, "array", dates)  # of a pandas Index or Series
+    if hasattr(dates, "to_timestamp"):  # periods
+        dates = dates.to_timestamp()
+    if getattr(dates, "tz", None) is not None:  # local time
+        dates = dates.tz_localize(None)
+    time = np.asarray(dates)
+    return time if time.dtype.kind in "iufM" else time.astype("datetime64[ms]")
+
+
+def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
+    """The axes to draw in, one or two."""
+    if ax is None:
+        figure = new_figure(11, 6.5)
+        panels = list(figure.subplots(2, 1, sharex=True, height_ratios=[2, 1]))
+        for panel in panels:
+            panel.spines[["top", "right"]].set_visible(False)
+        return panels
+    new_figure(1, 1)  # raises if matplotlib is not installed
+    from matplotlib.axes import Axes
+
+    panels = [ax] if isinstance(ax, Axes) or not isinstance(ax, Iterable) else list(ax)
+    if len(panels) not in (1, 2) or not all(isinstance(each, Axes) for each in panels):
+        raise ValueError(
+            "expected ax to be one matplotlib Axes for the upper panel or a pair for both, got "
+            f"{ax!r}"
+        )
+    return panels
+
+
+def _draw_return(panel: Axes, values: Array, time: npt.NDArray[Any], unit: str) -> None:
+    num_series = values.shape[-1]
+    panel.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
+    average = f"\naverage of {num_series} series" if num_series > 1 else ""
+    panel.set_ylabel(f"cumulative return ({unit}){average}")
+
+
+def _shade(panel: Axes, bands: _Bands, colors: list[str]) -> None:
     from matplotlib.colors import ListedColormap
 
-    position = time.astype("datetime64[s]").astype(float) if time.dtype.kind == "M" else time
-    edges = np.interp(np.arange(len(time) + 1) - 0.5, np.arange(len(time)), position)
-    if time.dtype.kind == "M":
-        edges = edges.astype("datetime64[s]")
+    least = 1 / len(colors)
+    certain = (bands.frequency - least) / (1 - least) if len(colors) > 1 else bands.frequency
+    opacity: Any = _PALE + (_FULL - _PALE) * np.clip(certain, 0, 1)[None]
     panel.pcolormesh(
-        edges,
+        bands.edges,
         [0, 1],
-        np.ma.masked_less(path[None].astype(float), 0),
+        np.ma.masked_less(bands.regimes[None].astype(float), 0),
         cmap=ListedColormap(colors),
         vmin=-0.5,
         vmax=len(colors) - 0.5,
-        alpha=0.45,
+        alpha=opacity,
         linewidth=0,
         transform=panel.get_xaxis_transform(),
         rasterized=True,
+        zorder=0,
     )
+
+
+def _explain(
+    panel: Axes,
+    bands: _Bands,
+    path: npt.NDArray[Any],
+    names: Sequence[str],
+    colors: list[str],
+    title: str,
+) -> None:
+    """A legend above the panel, where it hides nothing, and a title above it."""
+    from matplotlib.patches import Patch
+
+    held = np.isin(np.arange(len(names)), bands.regimes)
+    patches = [
+        Patch(
+            color=color,
+            alpha=_FULL,
+            label=f"{name}, {(path == k).mean():.0%} of rows"
+            + ("" if held[k] else "\nin no band the most frequent"),
+        )
+        for k, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+    shaded = "Shaded: regime of each row (Viterbi path)"
+    if bands.rows > 1:
+        shaded = (
+            f"Shaded: most frequent regime of each {bands.rows:.0f} rows (Viterbi path), paler "
+            "where other regimes are among them"
+        )
+    width = _width(panel)
+    explained = textwrap.wrap(shaded, max(20, int(_LETTERS * width)))
+    entries = [str(patch.get_label()).split("\n") for patch in patches]
+    longest = 8 + max(len(line) for entry in entries for line in entry)
+    columns = int(np.clip(_LETTERS * width // longest, 1, min(len(names), _MOST_COLUMNS)))
+    panel.legend(
+        handles=[patch for column in range(columns) for patch in patches[column::columns]],
+        title="\n".join(explained),
+        alignment="left",
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0.2,
+        borderpad=0,
+        frameon=False,
+        ncols=columns,
+        fontsize="small",
+        title_fontsize="small",
+    )
+    rows = [entries[first : first + columns] for first in range(0, len(entries), columns)]
+    lines = len(explained) + sum(max(map(len, row)) for row in rows)
+    wrapped = textwrap.fill(title, max(15, int(_LARGE_LETTERS * width)))
+    panel.set_title(wrapped, loc="left", pad=6 + 15 * lines)
+
+
+def _width(panel: Axes) -> float:
+    """In inches."""
+    return panel.get_window_extent().width / _figure_of(panel).dpi
+
+
+def _figure_of(panel: Axes) -> Figure:
+    figure = panel.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _title(time: npt.NDArray[Any], num_regimes: int) -> str:
+    regimes = "1 regime" if num_regimes == 1 else f"{num_regimes} regimes"
+    if time.dtype.kind != "M":
+        return f"{regimes}, {len(time)} steps"
+    whole_days = (time == time.astype("datetime64[D]")).all()
+    first, last = (
+        np.datetime_as_string(each, unit="D" if whole_days else "m").replace("T", " ")
+        for each in time[[0, -1]]
+    )
+    return f"{regimes}, {first}" + (f" to {last}" if len(time) > 1 else "")
+
+
+def _label_dates(panel: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    most = int(np.clip(1.2 * _width(panel), 4, 11))
+    locator = AutoDateLocator(minticks=most // 2, maxticks=most)
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _draw_probs(panel: Axes, bands: _Bands, colors: list[str]) -> None:
+    closed = np.concatenate([bands.probs, bands.probs[-1:]])
+    panel.stackplot(bands.edges, closed.T, colors=colors, linewidth=0, step="post", alpha=0.85)
+    mean = f"\nmean of {bands.rows:.0f} rows" if bands.rows > 1 else ""
+    panel.set(ylim=(0, 1), yticks=[0, 0.5, 1], ylabel=f"smoothed probability{mean}")

@@ -16,7 +16,10 @@ _MUCH_LOST = 1.0  # nats
 _FEW = 5  # observations, which a regime is not made of
 _FEWEST_ROWS = 30  # that say something of the kind of data
 _ZERO_SHARE = 0.05  # of rows without any change, of which trading days have far fewer
-_LEVEL_CHANGE, _LEVEL_JUMP = 0.2, 0.7  # variance of steps over that of values; largest log ratio
+_LEVEL_CHANGE = 0.2  # the most that steps of a level vary, as a share of its variance
+_LEVEL_TURNS = 0.6  # the most of its steps that turn back; of noise 2/3 do, of a random walk 1/2
+_JUMP = 7.4  # in median absolute steps: 5 standard deviations of a normal distribution
+_FEW_JUMPS = 0.025  # of the steps; more are no exceptions
 
 
 def of_collapse(
@@ -86,7 +89,7 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 
 
 def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
-    """Warnings that data look like price levels, or like days without trade filled with zeros.
+    """Warnings that data look like levels, or like days without trade filled with zeros.
 
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
     """
@@ -99,11 +102,18 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
     levels = np.flatnonzero([_is_level(series) for series in sequence.T])
     if len(levels):
         columns = ", ".join(str(i) if names is None else repr(str(names[int(i)])) for i in levels)
+        looks = (
+            f"Column {columns} of X looks like a level (a price, an index, a yield), not a change: "
+            "it is positive and moves"
+            if len(levels) == 1
+            else f"Columns {columns} of X look like levels (prices, indices, yields), not changes: "
+            "they are positive and move"
+        )
         found.append(
             UserWarning(
-                f"The columns {columns} of X look like prices: positive, with little change "
-                "from step to step. A regime model is for their returns: X.pct_change().dropna(), "
-                "or --prices in the command."
+                f"{looks} little from step to step. Regimes of a level say where it stood, not how "
+                "it moved. For prices fit the returns, X.pct_change().dropna() (--prices in the "
+                "command), and for rates the differences, X.diff().dropna()."
             )
         )
     zeros = int((data == 0).all(axis=1).sum())
@@ -118,11 +128,25 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
 
 
 def _is_level(series: Array) -> bool:
+    """Whether a series is positive and wanders, apart from jumps such as splits of a stock.
+
+    The logarithm of a level varies much more between two jumps than its steps do. This may hold for
+    noise about a few values, too, but two of three steps of noise turn back.
+    """
     if len(series) < _FEWEST_ROWS or (series <= 0).any() or np.ptp(series) == 0:
         return False
-    steps = np.diff(series)
-    jump = np.abs(np.diff(np.log(series))).max()
-    return bool(steps.var() < _LEVEL_CHANGE * series.var() and jump < _LEVEL_JUMP)
+    values = np.log(series)
+    steps = np.diff(values)
+    moves = steps[steps != 0]
+    turns = np.count_nonzero(np.sign(moves[1:]) != np.sign(moves[:-1]))
+    if turns > _LEVEL_TURNS * (len(moves) - 1):
+        return False
+    jumps = np.abs(steps) > _JUMP * np.median(np.abs(moves))
+    if jumps.mean() >= _FEW_JUMPS:
+        jumps[:] = False
+    between = np.concatenate([[0], jumps.cumsum()])  # the number of jumps before each value
+    means = np.bincount(between, values) / np.bincount(between)
+    return bool(steps[~jumps].var() < _LEVEL_CHANGE * (values - means[between]).var())
 
 
 def of_shares(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ from pyro_regimes.estimator.beginning import NUM_ROWS, initial_probs, stationary
 from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
-from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.inputs import date_index, row_name
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers
 from pyro_regimes.estimator.pyro_model import PyroModel
@@ -29,7 +30,12 @@ from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.infer.isolation import plain_torch
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+#: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
+_SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
 class RegimeModel(BaseEstimator):
@@ -65,7 +71,8 @@ class RegimeModel(BaseEstimator):
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
         keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit.
+        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
     :param device: a torch device; None is the CPU.
@@ -175,13 +182,34 @@ class RegimeModel(BaseEstimator):
         tags.estimator_type = "density_estimator"
         return tags
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A chain of models, each the reference of the next, would keep all of them alive.
+        if isinstance(value, RegimeModel) and (value is self or value._references()):
+            value = value._without_references()
+        super().__setattr__(name, value)
+
+    def _references(self) -> list[str]:
+        """The names of parameters that are models."""
+        return [name for name, value in vars(self).items() if isinstance(value, RegimeModel)]
+
+    def _without_references(self) -> RegimeModel:
+        """A copy with the same fit, and the defaults of parameters that are models."""
+        other, defaults = copy(self), RegimeModel()
+        for name in self._references():
+            setattr(other, name, getattr(defaults, name))
+        return other
+
     def __sklearn_clone__(self) -> RegimeModel:
         # A fitted model in order_by or init_params is a setting, and stays fitted.
         copies = {
-            name: value if isinstance(value, type(self)) else clone(value, safe=False)
+            name: value if isinstance(value, RegimeModel) else clone(value, safe=False)
             for name, value in self.get_params(deep=False).items()
         }
-        return type(self)(**copies)
+        other = type(self)(**copies)
+        for name in _SKLEARN_SETTINGS:
+            if name in vars(self):
+                setattr(other, name, deepcopy(vars(self)[name]))
+        return other
 
     def fit(
         self,
@@ -313,8 +341,9 @@ class RegimeModel(BaseEstimator):
         :param start: probabilities of the first regime of each sequence. "fitted" is
             ``initial_probs_``, which of one training sequence says what its first day was;
             "stationary" is ``stationary_distribution_``; or an array ``(K,)``. "auto" is fitted
-            where X begins with the rows with which training began, where training had several
-            sequences, and where some regimes cannot be reached from others; else stationary.
+            where X begins with the rows with which training began, in float32 or to six decimals,
+            too, where training had several sequences, and where some regimes cannot be reached
+            from others; else stationary.
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Instead of ``start``.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
@@ -502,25 +531,24 @@ class RegimeModel(BaseEstimator):
         return hmm.forecast(data, n_steps)
 
     def summary(self) -> Summary:
-        """Annualised means and volatilities, durations, shares of time and transitions.
+        """Annualised means and volatilities, correlations, durations, shares of time, transitions.
 
-        :return: a :class:`.Summary`; ``str`` of it is a table.
+        :return: a :class:`.Summary`. ``print`` shows it as a table, and so does a notebook;
+            ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
         """
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         if names is None:
             names = [f"series {i + 1}" for i in range(self.n_features_in_)]
         hmm = self._hmm()
-        means, covariances = hmm.spec.moments(hmm.parameters.emission)
         return summarise(
             self.regime_names_,
             list(names),
-            means,
-            covariances,
+            hmm.spec.moments(hmm.parameters.emission),
             self.transition_matrix_,
             self.share_of_time_,
             self.periods_per_year,
-            f"{len(means)} regimes of {len(names)} series, {self.covariance_type_} "
+            f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
             f"covariances, {self._score_text()}",
             problems.of_shares(
                 self.regime_names_,
@@ -535,20 +563,49 @@ class RegimeModel(BaseEstimator):
             return "not fitted to data"
         return f"log-likelihood {self.log_likelihood_:.2f}"
 
-    def plot(self, X: Any, dates: npt.ArrayLike | None = None) -> Figure:
-        """Plot the cumulative return, shaded by the most likely path, and smoothed probabilities.
+    def plot(
+        self,
+        X: Any,
+        dates: npt.ArrayLike | None = None,
+        *,
+        ax: Axes | Iterable[Axes] | None = None,
+        unit: str = "unit of the data",
+        rows_per_band: int | None = None,
+    ) -> Figure:
+        """Plot the cumulative return over bands of regimes, above smoothed probabilities.
+
+        A band has the colour of the regime that is most frequent in its rows of the most likely
+        path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
 
         :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None uses the index of X if X is a DataFrame indexed by dates.
-        :return: a matplotlib figure, see :func:`.plots.plot_regimes`.
+        :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
+        :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
+            figure with both.
+        :param unit: the unit of the returns for the label of the axis, such as "%".
+        :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
+        :return: a matplotlib figure, of ``ax`` if it is given.
         :raises ImportError: if matplotlib is not installed.
         """
-        index: Any = getattr(X, "index", None)
-        if dates is None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
-            dates = np.asarray(index if index.tz is None else index.tz_localize(None))
+        data, sizes = validation.check_data(self, X, None)
+        if len(sizes) > 1:
+            raise ValueError(
+                f"expected X to be one sequence, got {len(sizes)}; plot each sequence alone"
+            )
+        if rows_per_band is not None:
+            rows_per_band = validation.integer("rows_per_band", rows_per_band, 1)
+        if dates is None:
+            dates = date_index(X)
         path, probs = self.predict(X), self.predict_proba(X)
-        data, _ = validation.check_data(self, X, None)
-        return plots.plot_regimes(data, path, probs, self.regime_names_, dates)
+        return plots.plot_regimes(
+            data,
+            path,
+            probs,
+            self.regime_names_,
+            dates,
+            ax=ax,
+            unit=unit,
+            rows_per_band=rows_per_band,
+        )
 
     @property
     def model(self) -> PyroModel:
@@ -603,6 +660,7 @@ class RegimeModel(BaseEstimator):
             self.initial_probs_,
             self.transition_matrix_,
             self.training_start_,
+            hmm.spec.units_of(hmm.parameters.emission).unit,
             data,
             sizes,
         )

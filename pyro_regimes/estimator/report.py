@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.parameters import Array, Moments
+from pyro_regimes.reading.packages import require
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Forecast(NamedTuple):
@@ -15,12 +20,22 @@ class Forecast(NamedTuple):
 
     regime_probs: Array  #: ``(n, K)``, p(q_{T+h} given x_1..T)
     mean: Array  #: ``(n, D)`` of the mixture
-    covariance: Array  #: ``(n, D, D)`` of the mixture
+    covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
 
 
+class _Row(NamedTuple):
+    """A row of the table as text."""
+
+    label: str
+    cells: list[str]
+    is_part: bool = False  #: of the row above it, and indented
+
+
 class Summary(NamedTuple):
-    """Annualised properties of the regimes; ``str(summary)`` is a table.
+    """Annualised properties of the regimes.
+
+    ``str(summary)`` is a table, which a notebook shows as HTML. :meth:`to_frame` has the numbers.
 
     Means and volatilities (standard deviations) are in the unit of the data. Those of one step are
     multiplied by P and by the square root of P, where P is the number of periods per year.
@@ -30,6 +45,7 @@ class Summary(NamedTuple):
     series_names: list[str]
     mean: Array  #: ``(K, D)``, annualised
     volatility: Array  #: ``(K, D)``, annualised
+    correlation: Array | None  #: ``(K, D, D)``; None where series are independent in each regime
     expected_duration: Array  #: ``(K,)``, 1 / (1 - A_kk) steps
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
@@ -38,15 +54,8 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         rows = [
-            ("", self.regime_names),
-            ("share of time", [f"{share:.1%}" for share in self.share_of_time]),
-            ("expected duration, steps", [f"{steps:.1f}" for steps in self.expected_duration]),
-            *self._table("annualised mean", self.mean),
-            *self._table("annualised volatility", self.volatility),
-            ("transitions, from row to column", [""] * len(self.regime_names)),
+            (f"  {row.label}" if row.is_part else row.label, row.cells) for row in self._rows()
         ]
-        for name, row in zip(self.regime_names, self.transition_matrix, strict=True):
-            rows.append((f"  {name}", [f"{probability:.4f}" for probability in row]))
         label_width = max(len(label) for label, _ in rows)
         width = 2 + max(len(cell) for _, cells in rows for cell in cells)
         lines = [
@@ -56,44 +65,131 @@ class Summary(NamedTuple):
         notes = ["", *self.notes] if self.notes else []
         return "\n".join([self.title, "", *(line.rstrip() for line in lines), *notes])
 
-    def _table(self, name: str, values: Array) -> list[tuple[str, list[str]]]:
+    def _repr_html_(self) -> str:
+        """The table for a notebook."""
+        head, *rows = self._rows()
+        columns = "<th></th>" + "".join(_cell("th", name, _RIGHT) for name in head.cells)
+        body = "\n".join(
+            f"<tr>{_cell('th', row.label, _INDENTED if row.is_part else _LEFT)}"
+            f"{''.join(_cell('td', cell, _RIGHT) for cell in row.cells)}</tr>"
+            for row in rows
+        )
+        notes = "".join(f"\n<p>{escape(note)}</p>" for note in self.notes)
+        caption = f'<caption style="text-align: left">{escape(self.title)}</caption>'
+        return (
+            f"<div>\n<table>\n{caption}\n<thead>\n<tr>{columns}</tr>\n</thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n</table>{notes}\n</div>"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers as a pandas DataFrame, with a column for each regime.
+
+        The rows have two levels, a property and the series or the regime that it is of, so that
+        ``to_frame().loc["annualised mean"]`` is the table of means, series by regime. Of the
+        correlations it has the average over the pairs of series; :attr:`correlation` has them all.
+
+        :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
+        """
+        pandas = require("pandas", "to_frame")
+        rows = {
+            ("share of time", ""): self.share_of_time,
+            ("expected duration", ""): self.expected_duration,
+        }
+        for name, values in (("mean", self.mean), ("volatility", self.volatility)):
+            if len(self.series_names) > 1:
+                rows["average annualised " + name, ""] = values.mean(-1)
+            for series, column in zip(self.series_names, values.T, strict=True):
+                rows["annualised " + name, series] = column
+        correlation = self._average_correlation()
+        if correlation is not None:
+            rows["average correlation", ""] = correlation
+        for regime, row in zip(self.regime_names, self.transition_matrix, strict=True):
+            rows["transition from", regime] = row
+        index = pandas.MultiIndex.from_tuples(rows, names=["property", "of"])
+        columns = pandas.Index(self.regime_names, name="regime")
+        return pandas.DataFrame(np.stack(list(rows.values())), index=index, columns=columns)
+
+    def _rows(self) -> list[_Row]:
+        """The table as text, from the row of the regimes' names on."""
+        rows = [
+            _Row("", self.regime_names),
+            _Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
+            _Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
+            *self._of_series("annualised mean", self.mean),
+            *self._of_series("annualised volatility", self.volatility),
+        ]
+        correlation = self._average_correlation()
+        if correlation is not None:
+            rows.append(_Row("average correlation", [f"{each:.2f}" for each in correlation]))
+        rows.append(_Row("transitions, from row to column", [""] * len(self.regime_names)))
+        for name, row in zip(self.regime_names, self.transition_matrix, strict=True):
+            rows.append(_Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
+        return rows
+
+    def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
-        labels, columns = [name], [values.mean(-1)]
+        heads, columns = [(name, False)], [values.mean(-1)]
         if len(self.series_names) > 1:
-            labels = [f"{name}, average", *(f"  {series}" for series in self.series_names)]
+            heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
             columns.extend(values.T)
         return [
-            (label, [f"{value:.{decimals}f}" for value in column])
-            for label, column in zip(labels, columns, strict=True)
+            _Row(label, [f"{value:.{decimals}f}" for value in column], is_part)
+            for (label, is_part), column in zip(heads, columns, strict=True)
         ]
+
+    def _average_correlation(self) -> Array | None:
+        """The mean over the pairs of series, ``(K,)``; None where there are none."""
+        num_series = len(self.series_names)
+        if self.correlation is None or num_series == 1:
+            return None
+        first, second = np.triu_indices(num_series, 1)
+        average: Array = self.correlation[:, first, second].mean(-1)
+        return average
+
+
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+_INDENTED = "text-align: left; padding-left: 2em; font-weight: normal"
+
+
+def _cell(tag: str, text: str, style: str) -> str:
+    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
 
 
 def summarise(
     regime_names: list[str],
     series_names: list[str],
-    means: Array,
-    covariances: Array,
+    moments: Moments,
     transition_matrix: Array,
     share_of_time: Array,
     periods_per_year: float,
     title: str,
     notes: list[str],
 ) -> Summary:
-    """Annualise the parameters and collect them in a summary.
-
-    :param covariances: ``(K, D, D)``.
-    """
+    """Annualise the parameters and collect them in a summary."""
     with np.errstate(divide="ignore"):
         expected_duration = 1 / np.maximum(1 - np.diagonal(transition_matrix), 0)
     return Summary(
         list(regime_names),
         list(series_names),
-        means * periods_per_year,
-        np.sqrt(np.diagonal(covariances, axis1=-2, axis2=-1) * periods_per_year),
+        moments.means * periods_per_year,
+        np.sqrt(moments.variances * periods_per_year),
+        _correlation(moments),
         expected_duration,
         share_of_time,
         transition_matrix,
         title,
         notes,
     )
+
+
+def _correlation(moments: Moments) -> Array | None:
+    """Correlation matrices ``(K, D, D)``; None where series are independent."""
+    if moments.are_independent:
+        return None
+    deviations = np.sqrt(moments.variances)
+    correlation = moments.covariances / (deviations[:, :, None] * deviations[:, None])
+    diagonal = np.arange(correlation.shape[-1])
+    correlation[:, diagonal, diagonal] = 1.0
+    found: Array = np.clip(correlation, -1.0, 1.0)
+    return found

@@ -16,7 +16,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
-from pyro_regimes.estimator.parameters import Array, Emission
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
 
@@ -46,8 +46,8 @@ class Spec(Protocol):
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         """The parameters with the regimes in another order."""
 
-    def moments(self, emission: Emission) -> tuple[Array, Array]:
-        """Means ``(K, D)`` and covariance matrices ``(K, D, D)`` of one observation."""
+    def moments(self, emission: Emission) -> Moments:
+        """Means and covariances of one observation; of independent series only the variances."""
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -142,7 +142,7 @@ def reference(model: BaseEstimator) -> str | Reference:
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
     hmm = other._hmm()
-    return Reference(list(names), *hmm.spec.moments(hmm.parameters.emission))
+    return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
 
 
 def _spec_of(model: BaseEstimator) -> Spec:

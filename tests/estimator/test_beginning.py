@@ -59,6 +59,25 @@ def test_other_data_do_not_start_on_the_first_day_of_training():
     assert both == pytest.approx(model.score(x) + stationary, rel=1e-12)
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical", "tied"])
+@pytest.mark.parametrize("scale, level", [(0.01, 0.0), (1.0, 0.0), (1.0, 1e5)])
+def test_the_training_data_are_known_again_when_they_are_rounded(covariance_type, scale, level):
+    """As float32, and from a file with six decimals or six digits."""
+    x = scale * data(300) + level
+    model = RegimeModel(2, covariance_type, n_init=2, tol=1e-2, random_state=0).fit(x)
+    assert model.initial_probs_.max() > 0.99
+    copies = [x.astype(np.float32), np.round(x, 6)]
+    if not level:
+        copies.append(np.vectorize(lambda value: float(f"{value:.6g}"))(x))
+    for copy in copies:
+        assert not (copy == x).all()
+        for rows in (copy, copy[:2]):
+            assert model.score(rows) == model.score(rows, start="fitted")
+            assert model.score(rows) != model.score(rows, start="stationary")
+    for other in (x[1:], x + 0.05 * scale, x[::-1]):
+        assert model.score(other) == model.score(other, start="stationary")
+
+
 def test_after_continues_a_sequence():
     x = data(400)
     model = fitted(x)

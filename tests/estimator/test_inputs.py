@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_regimes.estimator import RegimeModel
+from pyro_regimes.estimator import RegimeModel, problems
 from tests import seeds
 
 SETTINGS = dict(n_regimes=2, covariance_type="tied", n_init=1, max_iter=5, tol=None, random_state=0)
+
+
+LEVEL = r"Column {} of X looks like a level \(a price, an index, a yield\), not a change"
 
 
 def quick() -> RegimeModel:
@@ -97,10 +101,74 @@ def test_prices_are_noticed_and_returns_are_not(seed, volatility, level):
         warnings.simplefilter("error")
         quick().fit(returns)
         quick().fit(np.abs(returns) + 1e-9)  # positive, too
-    trend = np.linspace(0, 40 * volatility, 300)[:, None]
+    trend = np.linspace(0, 200 * volatility, 300)[:, None]  # whatever the walk does
     prices = level * np.exp(np.cumsum(returns, axis=0) + trend)
-    with pytest.warns(UserWarning, match="columns 'spx' of X look like prices"):
+    with pytest.warns(UserWarning, match=LEVEL.format("'spx'")):
         quick().fit(pd.DataFrame(prices, columns=["spx"]))
+
+
+def test_prices_with_a_split_and_an_error_of_typing_are_noticed():
+    """Of nearly all random walks; a few hardly move between the jumps."""
+    noticed = 0
+    for seed in range(200):
+        prices = np.exp(np.cumsum(0.015 * data(300, 1, seed)) + np.linspace(0, 0.6, 300))
+        prices[seed % 300 :] /= 4.0
+        prices[(seed + 100) % 300] *= 100.0
+        noticed += warned(prices)
+    assert noticed > 180
+
+
+def warned(series: np.ndarray) -> bool:
+    found = problems.of_data(series[:, None], [len(series)], None)
+    return any(re.match(LEVEL.format("0"), str(each)) for each in found)
+
+
+def wandering(num_rows: int, share: float, rng: np.random.RandomState) -> np.ndarray:
+    """Of unit variance; a step keeps this share of the last value."""
+    noise = rng.standard_normal(num_rows)
+    for t in range(1, num_rows):
+        noise[t] = share * noise[t - 1] + np.sqrt(1 - share**2) * noise[t]
+    return noise
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6))
+def test_levels_of_any_kind_are_noticed(seed):
+    rng = seeds.rng(seed)
+    volatility_index = 20 * np.exp(0.3 * wandering(1000, 0.97, rng))
+    bond_yield = 4 + 0.5 * wandering(1000, 0.995, rng)
+    assert warned(volatility_index) and warned(bond_yield.clip(0.01))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), stay=st.floats(0.5, 0.995), noise=st.floats(0.01, 0.3))
+def test_positive_regimes_are_no_levels(seed, stay, noise):
+    """However long they last and however far apart they are."""
+    rng = seeds.rng(seed)
+    states = np.zeros(1000, dtype=int)
+    for t in range(1, 1000):
+        states[t] = states[t - 1] if rng.uniform() < stay else rng.randint(3)
+    levels = np.array([1.0, 3.0, 10.0])[states]
+    assert not warned(levels * np.exp(noise * rng.standard_normal(1000)))
+    assert not warned(np.abs(rng.standard_t(3, size=1000)) + 1e-6)  # absolute returns
+    assert not warned(1.0 + rng.poisson(3.0, size=1000))  # counts
+    assert not warned(np.exp(wandering(1000, 0.8, rng)))  # volumes
+
+
+def test_series_of_one_step_and_of_none():
+    """As of a rate that a central bank has set."""
+    step = np.repeat([1.0, 2.0], 50)
+    assert warned(step) and not warned(step[:50])
+
+
+def test_the_warning_says_what_levels_are_and_what_to_fit():
+    steps = seeds.rng(0).standard_normal((400, 2))
+    frame = pd.DataFrame(100 * np.exp(0.01 * steps.cumsum(0)), columns=["VIX", "yield"])
+    with pytest.warns(UserWarning) as caught:
+        quick().fit(frame)
+    (message,) = [str(each.message) for each in caught if "level" in str(each.message)]
+    for part in ("Columns 'VIX', 'yield' of X look like levels", "yields", ".diff()", "pct_change"):
+        assert part in message
 
 
 def test_rows_of_zeros_are_told():

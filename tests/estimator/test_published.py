@@ -28,7 +28,7 @@ def test_a_stationary_start(file, column, n_regimes, covariance_type, printed, a
         tol=1e-7, random_state=0,
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The column.* of X look", UserWarning)
+        warnings.filterwarnings("ignore", "Column.* of X look", UserWarning)
         model.fit(x)
     assert model.log_likelihood_ == pytest.approx(printed, abs=accuracy)
     assert model.n_parameters_ == n_regimes * (n_regimes - 1) + n_regimes + (

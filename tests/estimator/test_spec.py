@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pyro_regimes import RegimeModel
-from pyro_regimes.estimator.parameters import Array, Emission
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec, find_spec
 from pyro_regimes.estimator.units import Units
 from tests import seeds
@@ -42,9 +42,8 @@ class Poisson:
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         return {"rates": emission["rates"][order]}
 
-    def moments(self, emission: Emission) -> tuple[Array, Array]:
-        rates = emission["rates"]
-        return rates, rates[:, :, None] * np.eye(rates.shape[1])
+    def moments(self, emission: Emission) -> Moments:
+        return Moments(emission["rates"], emission["rates"])
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -49,8 +49,9 @@ def test_the_same_regimes_in_any_units(seed, covariance_type, powers, levels, co
     expected = one.log_likelihood_ - len(x) * np.log(units).sum()
     np.testing.assert_allclose(two.log_likelihood_, expected, rtol=0, atol=1e-2)
     np.testing.assert_allclose(two.transition_matrix_, one.transition_matrix_, rtol=0, atol=1e-3)
-    _, ours = one._hmm().spec.moments({"means": one.means_, "covariances": one.covariances_})
-    _, theirs = two._hmm().spec.moments({"means": two.means_, "covariances": two.covariances_})
+    ours, theirs = (
+        each._hmm().spec.moments(each._hmm().parameters.emission).matrices() for each in (one, two)
+    )
     scales = np.sqrt(np.diagonal(ours, axis1=1, axis2=2)) * units
     ours = (ours * np.outer(units, units))[:, columns][:, :, columns]
     bound = scales[:, columns, None] * scales[:, None, columns]
@@ -78,9 +79,30 @@ def test_a_calm_regime_a_thousandth_as_wild_is_kept(covariance_type):
     x = rng.standard_normal((1000, 2)) * np.where(state, 1.0, 1e-3)[:, None]
     model = fit(x, covariance_type, n_init=6)
     assert (model.predict(x) == state).mean() > 0.99
-    variances = model._hmm().spec.moments(model._hmm().parameters.emission)[1]
-    deviations = np.sqrt(np.diagonal(variances, axis1=1, axis2=2))
+    deviations = np.sqrt(model._hmm().spec.moments(model._hmm().parameters.emission).variances)
     np.testing.assert_allclose(deviations, [[1e-3] * 2, [1.0] * 2], rtol=0.15)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+@pytest.mark.parametrize("ratio", [1e-3, 1e-4])
+def test_a_calm_regime_is_kept_in_float32(covariance_type, ratio):
+    """Its deviations have all digits of float32, as they are scaled about the mean."""
+    rng = seeds.rng(0)
+    state = np.repeat([0, 1, 0, 1], 250)
+    x = rng.standard_normal((1000, 2)) * np.where(state, 1.0, ratio)[:, None]
+    model = fit(x, covariance_type, n_init=6)
+    single = fit(x, covariance_type, n_init=6, dtype="float32")
+    np.testing.assert_array_equal(single.predict(x), model.predict(x))
+    np.testing.assert_allclose(single.log_likelihood_, model.log_likelihood_, rtol=0, atol=0.1)
+    np.testing.assert_allclose(single.covariances_, model.covariances_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_values_that_repeat_are_a_collapse_in_either_dtype(covariance_type, dtype):
+    x = np.concatenate([np.full((60, 1), 1.37), seeds.rng(0).standard_normal((60, 1))])
+    with pytest.warns(ConvergenceWarning, match="collapsed onto a few points"):
+        fit(x, covariance_type, dtype=dtype)
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "diag", "tied"])

@@ -23,7 +23,7 @@ def _coordinates(
     spread: Any,  # (K, D, D or 1)
     owner: Any,  # (B,)
     unit: Any,  # (K, D)
-    factor: Any,  # (D, D), overwritten
+    factor: Any,  # (D or 1, D or 1), overwritten
     point: Any,  # (n,)
 ) -> bool:
     """The coordinates of one model; False where a covariance is not positive definite.
@@ -192,7 +192,7 @@ def squarem(
     below = size * (size - 1) // 2 if columns == size else 0
     count = num_states * (1 + num_states + 2 * size + below)
     start, middle, end = np.empty(count), np.empty(count), np.empty(count)
-    factor, unit = np.empty((size, size)), np.empty((num_states, size))
+    factor, unit = np.empty((columns, columns)), np.empty((num_states, size))
     free = (free_initial, free_rows, free_loc, owner)
     for p in range(len(initial)):
         for k in range(num_states):

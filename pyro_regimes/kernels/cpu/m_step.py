@@ -144,7 +144,7 @@ def is_ordinary(
     tiny: float,
     floor: float,
     least: float,
-    factor: Any,  # (D, D), overwritten
+    factor: Any,  # (D or 1, D or 1), overwritten
 ) -> bool:
     """Whether no new spread is nearly singular or below the floor."""
     size = spread.shape[1]
@@ -173,7 +173,7 @@ def _maximise_emission(
     free_loc: Any,  # (K, D)
     owner: Any,  # (B,)
     bounds: Any,  # tiny, floor, least
-    work: Any,  # (K, D), (K, D, D or 1), (B,) and (D, D), overwritten
+    work: Any,  # (K, D), (K, D, D or 1), (B,) and (D or 1, D or 1), overwritten
     loc: Any,
     spread: Any,
 ) -> bool:
@@ -233,7 +233,7 @@ def maximise(
         np.empty((num_states, size)),
         np.empty((num_states, size, columns)),
         np.empty(len(owner)),
-        np.empty((size, size)),
+        np.empty((columns, columns)),
     )
     whole = True
     for p in range(len(old_loc)):
