@@ -1,0 +1,130 @@
+"""``pyro-regimes compare``."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import rich.progress
+import typer
+
+from pyro_regimes.cli import screen
+from pyro_regimes.cli.options import (
+    COVARIANCE,
+    OUT,
+    REGIMES,
+    SEED,
+    CovarianceType,
+    use_one_thread,
+)
+from pyro_regimes.cli.reading import Data, with_data
+from pyro_regimes.cli.writing import make_directory
+
+_PROCESSES = min(
+    2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
+_RATES = [0.01, 0.03, 0.1]
+_REFRESH = 0.1  # seconds between two refreshes of the progress bars
+_COMPARE_OUT = Path("comparison")
+
+
+@with_data
+def compare(
+    data: Data,
+    n_regimes: REGIMES = 3,
+    covariance_type: COVARIANCE = CovarianceType.full,
+    held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
+    em_steps: Annotated[int, typer.Option(min=1, help="Maximum number of EM iterations.")] = 200,
+    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 2000,
+    learning_rate: Annotated[
+        list[float],
+        typer.Option(help="Learning rate of Adam and ClippedAdam; this option can be repeated."),
+    ] = _RATES,
+    method: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Method to run; this option can be repeated.", show_default="all"),
+    ] = None,
+    nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
+    nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            help="2: AutoDelta, the guides and NUTS run two at a time, which may make their "
+            "seconds longer; on Linux without CUDA.",
+            show_default="the number of cores, at most 2",
+        ),
+    ] = _PROCESSES,
+    seed: SEED = 0,
+    out: OUT = _COMPARE_OUT,
+) -> None:
+    """Fit one model from one start by EM, SVI and VI, and compare them.
+
+    EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
+    conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
+    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png.
+    """
+    returns = data.read()
+    make_directory(out)
+    from pyro_regimes.comparison import (  # takes a second or two
+        ALL_METHODS,
+        compare_on_returns,
+        plot_comparison,
+        plot_posteriors,
+    )
+    from pyro_regimes.comparison.tables import speed_up_line, tables
+
+    use_one_thread()
+    methods = list(method or ALL_METHODS[:-1])
+    if nuts and "NUTS" not in methods:
+        methods.append("NUTS")
+    rows, series = returns.values.shape
+    title = (
+        f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    )
+    tasks: dict[str, rich.progress.TaskID] = {}
+    # A thread that refreshes the bars would not survive the fork of a process.
+    with screen.progress_bars(auto_refresh=False) as progress:
+        shown = 0.0
+
+        def tell(name: str, step: int, total: int) -> None:
+            nonlocal shown
+            if not tasks:
+                screen.err.print(f"Comparing {len(methods)} methods: {title}")
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+                if not screen.err.is_terminal:  # no progress bar is shown
+                    screen.err.print(f"{name}, up to {total} steps")
+            progress.update(tasks[name], completed=step)
+            if time.monotonic() - shown > _REFRESH:
+                progress.refresh()
+                shown = time.monotonic()
+
+        comparison = compare_on_returns(
+            returns.values,
+            n_regimes=n_regimes,
+            covariance_type=covariance_type.value,
+            held_out=held_out,
+            methods=methods,
+            em_steps=em_steps,
+            svi_steps=svi_steps,
+            learning_rates=learning_rate,
+            nuts_steps=nuts_steps,
+            random_state=seed,
+            progress=tell,
+            processes=processes,
+        )
+    for table in tables(comparison, title):
+        screen.out.print(table)
+    line = speed_up_line(comparison)
+    if line:
+        screen.out.print(line)
+    wrote = [out / "comparison.png"]
+    plot_comparison(comparison).savefig(wrote[0], dpi=150)
+    if any(run.posterior is not None for run in comparison.runs):
+        wrote.append(out / "posteriors.png")
+        plot_posteriors(comparison).savefig(wrote[1], dpi=150)
+    screen.out.print(f"Wrote {' and '.join(map(str, wrote))}")
