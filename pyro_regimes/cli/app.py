@@ -8,7 +8,10 @@ import typer
 
 from pyro_regimes.cli.compare import compare
 from pyro_regimes.cli.fit import fit
+from pyro_regimes.cli.forecast import forecast
+from pyro_regimes.cli.predict import predict
 from pyro_regimes.cli.screen import out
+from pyro_regimes.cli.today import today
 from pyro_regimes.version import __version__
 
 app = typer.Typer(
@@ -16,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (fit, compare):
+for command in (fit, predict, today, forecast, compare):
     app.command()(command)
 
 

@@ -61,7 +61,7 @@ def compare(
     seed: SEED = 0,
     out: OUT = _COMPARE_OUT,
 ) -> None:
-    """Fit one model from one start by EM, SVI and VI, and compare them.
+    """Compare EM, SVI and VI on one model, from one start.
 
     EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
     conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,

@@ -18,7 +18,7 @@ from pyro_regimes.cli.options import (
     use_one_thread,
 )
 from pyro_regimes.cli.reading import Data, with_data
-from pyro_regimes.cli.writing import make_directory, write_states
+from pyro_regimes.cli.writing import make_directory, states_table, write_csv
 from pyro_regimes.datasets import Returns
 
 _FIT_OUT = Path("regimes")
@@ -80,7 +80,8 @@ def fit(
     summary = model.summary()
     states, probs = model.predict(frame), model.predict_proba(frame)
     filtered = model.predict_proba(frame, "filtered")
-    write_states(out / "states.csv", returns, model.regime_names_, states, filtered, probs)
+    table = states_table(returns.dates, model.regime_names_, states, filtered, probs)
+    write_csv(out / "states.csv", table)
     model.save(out / "model.json")
     figure = plot_regimes(
         returns.values, states, probs, model.regime_names_, returns.dates

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv as csv_format
 import functools
 import inspect
+import io
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Callable, NamedTuple, Optional, get_type_hints
 
@@ -15,6 +17,7 @@ import typer
 from pyro_regimes import datasets
 from pyro_regimes.cli.screen import note, show_warning
 from pyro_regimes.datasets import Returns
+from pyro_regimes.reading.series import UnknownColumn
 
 
 class Data(NamedTuple):
@@ -26,6 +29,7 @@ class Data(NamedTuple):
     csv: Annotated[
         Optional[Path],
         typer.Argument(
+            metavar="DATA",
             help="File of returns, one column per series: .csv, .csv.gz, .zip, .xlsx, .parquet or "
             ".json; - reads standard input. Default: the embedded daily returns of seven US "
             "sectors, 1990 to 2022, in percent.",
@@ -72,15 +76,42 @@ class Data(NamedTuple):
         """
         if self.csv is None:
             self._refuse_options()
-            returns = datasets.load_sector_returns()
-        else:
-            names = _split_names(self.columns) if self.columns else None
-            returns = self._read_file(names)
+            return self._last(datasets.load_sector_returns())
+        return self._last(self._read_file(self._file(), self._chosen()))
+
+    def read_series(self, names: list[str]) -> Returns:
+        """Read the series of a model, in this order. The file may have more, in any order.
+
+        :raises ValueError: as :meth:`read`, or if a series is missing.
+        """
+        if self.csv is None or self.columns:
+            return _select(self.read(), names)
+        file = self._file()
+        try:
+            # the other columns may hold anything
+            returns = self._read_file(file, names)
+        except UnknownColumn:  # reading makes names of its own, such as the ticker of quotes
+            if not isinstance(file, Path):
+                file.seek(0)
+            returns = self._read_file(file, None)
+        return self._last(_select(returns, names))
+
+    def _file(self) -> Path | BinaryIO:
+        """The file, or the content of standard input, which can be read again."""
+        assert self.csv is not None
+        return self.csv if str(self.csv) != "-" else _Stdin(sys.stdin.buffer.read())
+
+    def _chosen(self) -> list[str] | None:
+        """The names in each use of --columns; quotes keep a comma in a name."""
+        if not self.columns:
+            return None
+        rows = csv_format.reader(self.columns, skipinitialspace=True)
+        return [name.strip() for row in rows for name in row]
+
+    def _last(self, returns: Returns) -> Returns:
         return returns if self.num_rows is None else returns.last(self.num_rows)
 
-    def _read_file(self, columns: list[str] | None) -> Returns:
-        file: Path | BinaryIO | None = sys.stdin.buffer if str(self.csv) == "-" else self.csv
-        assert file is not None
+    def _read_file(self, file: Path | BinaryIO, columns: list[str] | None) -> Returns:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             returns = datasets.read_returns(file, **self._options() | {"columns": columns})
@@ -127,7 +158,20 @@ def with_data(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _split_names(columns: list[str]) -> list[str]:
-    """The names in each use of --columns; quotes keep a comma in a name."""
-    rows = csv_format.reader(columns, skipinitialspace=True)
-    return [name.strip() for row in rows for name in row]
+class _Stdin(io.BytesIO):
+    """The content of standard input, under the name of that in messages."""
+
+    name = "<stdin>"
+
+
+def _select(returns: Returns, names: list[str]) -> Returns:
+    """The series of these names, in their order."""
+    missing = [name for name in names if name not in returns.names]
+    if missing:
+        raise ValueError(
+            f"expected DATA to have the columns of the model, {names}, got none named "
+            f"{', '.join(map(repr, missing))} among {list(returns.names)}; rename them, or choose "
+            "them as in the fit (--columns)"
+        )
+    order = [returns.names.index(name) for name in names]
+    return replace(returns, values=returns.values[:, order], names=tuple(names))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-from pyro_regimes.datasets import Returns
 
 
 def make_directory(out: Path) -> None:
@@ -14,18 +13,25 @@ def make_directory(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def write_states(
-    path: Path,
-    returns: Returns,
+def states_table(
+    dates: np.ndarray,
     names: list[str],
     states: np.ndarray,
     filtered_probs: np.ndarray,
     smoothed_probs: np.ndarray,
-) -> None:
-    """Write the regimes of each row; the columns say which of them look ahead."""
-    import pandas
+) -> dict[str, Any]:
+    """The columns of states.csv, of which the names say which look ahead.
 
-    columns = {"date": returns.dates, "viterbi": [names[state] for state in states]}
+    :param states: the path, ``(T,)``, -1 where there is none.
+    """
+    columns = {"date": dates, "viterbi": [names[k] if k >= 0 else "" for k in states]}
     for kind, probs in (("filtered", filtered_probs), ("smoothed", smoothed_probs)):
         columns |= {f"{kind}_{name}": probs[:, k] for k, name in enumerate(names)}
+    return columns
+
+
+def write_csv(path: Path, columns: dict[str, Any]) -> None:
+    """Write a table of columns."""
+    import pandas
+
     pandas.DataFrame(columns).to_csv(path, index=False)

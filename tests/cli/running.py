@@ -51,11 +51,16 @@ def write_months(path: Path) -> Path:
     return path
 
 
-def fit_in_process(capsys, monkeypatch, *arguments: str):
-    quick = ["--n-regimes", "2", "--n-init", "1", "--max-iter", "999", "--covariance-type", "diag"]
-    monkeypatch.setattr(sys, "argv", ["pyro-regimes", "fit", *arguments, *quick])
+def call(capsys, monkeypatch, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """Run a command in this process; check its exit code; return what it prints."""
+    monkeypatch.setattr(sys, "argv", ["pyro-regimes", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     printed = capsys.readouterr()
-    assert stopped.value.code == 0, printed.err
+    assert stopped.value.code == code, printed.err
     return printed.out, printed.err
+
+
+def fit_in_process(capsys, monkeypatch, *arguments: str) -> tuple[str, str]:
+    quick = ["--n-regimes", "2", "--n-init", "1", "--max-iter", "999", "--covariance-type", "diag"]
+    return call(capsys, monkeypatch, "fit", *arguments, *quick)
