@@ -20,6 +20,7 @@ LAYERS = {
     "datasets": 0,
     "reading": 0,
     "data": 0,
+    "files": 0,
     "emissions": 1,
     "distributions": 2,
     "chain": 3,

@@ -21,6 +21,7 @@ from pyro_regimes.cli.options import (
 )
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory
+from pyro_regimes.files import replacing
 
 _PROCESSES = min(
     2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,9 +123,10 @@ def compare(
     line = speed_up_line(comparison)
     if line:
         screen.out.print(line)
-    wrote = [out / "comparison.png"]
-    plot_comparison(comparison).savefig(wrote[0], dpi=150)
+    figures = {out / "comparison.png": plot_comparison(comparison)}
     if any(run.posterior is not None for run in comparison.runs):
-        wrote.append(out / "posteriors.png")
-        plot_posteriors(comparison).savefig(wrote[1], dpi=150)
-    screen.out.print(f"Wrote {' and '.join(map(str, wrote))}")
+        figures[out / "posteriors.png"] = plot_posteriors(comparison)
+    with replacing(*figures) as files:
+        for file, figure in zip(files, figures.values(), strict=True):
+            figure.savefig(file, dpi=150, format="png")
+    screen.out.print(f"Wrote {' and '.join(map(str, figures))}")

@@ -20,6 +20,7 @@ from pyro_regimes.cli.options import (
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, states_table, write_csv
 from pyro_regimes.datasets import Returns
+from pyro_regimes.files import replacing
 
 _FIT_OUT = Path("regimes")
 
@@ -54,7 +55,8 @@ def fit(
 
     Writes states.csv, model.json and regimes.png. In states.csv the column viterbi and those that
     begin with smoothed use all of the data; those that begin with filtered use the past and the
-    present only, as a back-test must.
+    present only, as a back-test must. A name in it that a spreadsheet would run as a formula,
+    because it begins with = + - or @, has an apostrophe in front.
     """
     returns = data.read()
     periods = _periods_per_year(returns, periods_per_year, tell=data.csv is not None)
@@ -80,13 +82,13 @@ def fit(
     summary = model.summary()
     states, probs = model.predict(frame), model.predict_proba(frame)
     filtered = model.predict_proba(frame, "filtered")
-    table = states_table(returns.dates, model.regime_names_, states, filtered, probs)
-    write_csv(out / "states.csv", table)
-    model.save(out / "model.json")
-    figure = plot_regimes(
-        returns.values, states, probs, model.regime_names_, returns.dates
-    )
-    figure.savefig(out / "regimes.png", dpi=150)
+    names = model.regime_names_
+    figure = plot_regimes(returns.values, states, probs, names, returns.dates)
+    written = [out / name for name in ("states.csv", "model.json", "regimes.png")]
+    with replacing(*written) as (table, saved, picture):
+        write_csv(table, states_table(returns.dates, names, states, filtered, probs))
+        model.save(saved)
+        figure.savefig(picture, dpi=150, format="png")
     # After the files, so that a closed pipe or a full terminal costs nothing.
     screen.out.print(str(summary))
     screen.out.print(f"\nWrote states.csv, model.json and regimes.png to {out}")

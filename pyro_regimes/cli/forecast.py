@@ -14,6 +14,7 @@ from pyro_regimes.cli.options import MODEL, START, Start
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.text import fixed, percent, text_table
 from pyro_regimes.cli.writing import make_directory, write_csv
+from pyro_regimes.files import replacing
 
 
 @with_data
@@ -32,7 +33,8 @@ def forecast(
     """Forecast regimes and series after the last row, by a fitted model.
 
     Prints the probability of each regime, and the mean and the standard deviation of each series,
-    in the unit of the data and for one step each. With --out, also writes them to forecast.csv.
+    in the unit of the data and for one step each. With --out, also writes them to forecast.csv,
+    where a name that a spreadsheet would run as a formula has an apostrophe in front.
     """
     fitted, returns, frame = read_fitted(model, data)
     if out is not None:
@@ -46,7 +48,8 @@ def forecast(
         columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
         columns |= {f"mean_{d}": m for d, m in zip(returns.names, found.mean.T, strict=True)}
         columns |= {f"deviation_{d}": s for d, s in zip(returns.names, deviation.T, strict=True)}
-        write_csv(out / "forecast.csv", columns)
+        with replacing(out / "forecast.csv") as (file,):
+            write_csv(file, columns)
     series, width = list(map(screen.plain, returns.names)), screen.out.width
     probs = dict(zip(names, percent(found.regime_probs.T), strict=True))
     means = dict(zip(series, fixed(found.mean.T), strict=True))

@@ -11,6 +11,7 @@ from pyro_regimes.cli.fitted import describe_rows, read_fitted
 from pyro_regimes.cli.options import MODEL, OUT, START, Start
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, states_table, write_csv
+from pyro_regimes.files import replacing
 
 _PREDICT_OUT = Path("prediction")
 
@@ -27,7 +28,7 @@ def predict(
     Columns are matched with the series of the model by their names; the file may have more.
     Writes states.csv as fit does: the column viterbi and those that begin with smoothed use all
     of the rows; those that begin with filtered use the past and the present only, as a back-test
-    must.
+    must. A name in it that a spreadsheet would run as a formula has an apostrophe in front.
     """
     fitted, returns, frame = read_fitted(model, data)
     make_directory(out)
@@ -35,7 +36,8 @@ def predict(
     smoothed = fitted.predict_proba(frame, start=start.value)
     filtered = fitted.predict_proba(frame, "filtered", start=start.value)
     names = fitted.regime_names_
-    write_csv(out / "states.csv", states_table(returns.dates, names, path, filtered, smoothed))
+    with replacing(out / "states.csv") as (table,):
+        write_csv(table, states_table(returns.dates, names, path, filtered, smoothed))
     shares = np.bincount(path[path >= 0], minlength=len(names)) / len(path)
     told = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
     screen.out.print(
