@@ -125,7 +125,7 @@ def test_names_are_imported_when_they_are_used():
 
 @pytest.mark.slow
 def test_the_commands_help_waits_for_nothing():
-    assert not {"torch", "sklearn", "matplotlib"} & modules_after("import pyro_regimes.cli")
+    assert not {"numpy", "torch", "sklearn", "matplotlib"} & modules_after("import pyro_regimes.cli")
 
 
 @pytest.mark.slow

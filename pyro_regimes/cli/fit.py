@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -19,8 +19,10 @@ from pyro_regimes.cli.options import (
 )
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, states_table, write_csv
-from pyro_regimes.datasets import Returns
 from pyro_regimes.files import replacing
+
+if TYPE_CHECKING:
+    from pyro_regimes.datasets import Returns
 
 _FIT_OUT = Path("regimes")
 

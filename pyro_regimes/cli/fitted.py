@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from pyro_regimes.cli import screen
 from pyro_regimes.cli.options import use_one_thread
 from pyro_regimes.cli.reading import Data
-from pyro_regimes.datasets import Returns
 
 if TYPE_CHECKING:
+    from pyro_regimes.datasets import Returns
     from pyro_regimes.estimator import RegimeModel
 
 _OTHER_UNIT = 20.0  # times by which standard deviations differ in different units
@@ -62,6 +60,8 @@ def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
         )
     if len(returns.values) < _FEWEST_ROWS:
         return
+    import numpy as np
+
     volatility = model.summary().volatility / np.sqrt(model.periods_per_year)  # (K, D)
     with np.errstate(over="ignore"):
         deviation = returns.values.std(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import numpy as np
 import typer
 
 from pyro_regimes.cli import screen
@@ -40,11 +39,11 @@ def forecast(
     if out is not None:
         make_directory(out)
     found = fitted.forecast(frame, steps, start=start.value)
-    deviation = np.sqrt(np.diagonal(found.covariance, axis1=-2, axis2=-1))
+    deviation = found.covariance.diagonal(axis1=-2, axis2=-1) ** 0.5
     labels = [f"step {step}" for step in range(1, steps + 1)]
     names = list(map(screen.plain, fitted.regime_names_))
     if out is not None:
-        columns: dict[str, Any] = {"step": np.arange(1, steps + 1)}
+        columns: dict[str, Any] = {"step": range(1, steps + 1)}
         columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
         columns |= {f"mean_{d}": m for d, m in zip(returns.names, found.mean.T, strict=True)}
         columns |= {f"deviation_{d}": s for d, s in zip(returns.names, deviation.T, strict=True)}

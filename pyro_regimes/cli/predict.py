@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from pyro_regimes.cli import screen
 from pyro_regimes.cli.fitted import describe_rows, read_fitted
 from pyro_regimes.cli.options import MODEL, OUT, START, Start
@@ -38,7 +36,7 @@ def predict(
     names = fitted.regime_names_
     with replacing(out / "states.csv") as (table,):
         write_csv(table, states_table(returns.dates, names, path, filtered, smoothed))
-    shares = np.bincount(path[path >= 0], minlength=len(names)) / len(path)
+    shares = [float((path == k).mean()) for k in range(len(names))]
     told = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
     screen.out.print(
         f"{describe_rows(returns)}\n"

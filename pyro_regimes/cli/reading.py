@@ -10,14 +10,23 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Callable, NamedTuple, Optional, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    BinaryIO,
+    Callable,
+    NamedTuple,
+    Optional,
+    get_type_hints,
+)
 
 import typer
 
-from pyro_regimes import datasets
 from pyro_regimes.cli.screen import note, show_warning
-from pyro_regimes.datasets import Returns
-from pyro_regimes.reading.series import UnknownColumn
+
+if TYPE_CHECKING:
+    from pyro_regimes.datasets import Returns
 
 
 class Data(NamedTuple):
@@ -76,6 +85,8 @@ class Data(NamedTuple):
         """
         if self.csv is None:
             self._refuse_options()
+            from pyro_regimes import datasets  # numpy takes a tenth of a second
+
             return self._last(datasets.load_sector_returns())
         return self._last(self._read_file(self._file(), self._chosen()))
 
@@ -86,6 +97,8 @@ class Data(NamedTuple):
         """
         if self.csv is None or self.columns:
             return _select(self.read(), names)
+        from pyro_regimes.reading.series import UnknownColumn
+
         file = self._file()
         try:
             # the other columns may hold anything
@@ -112,6 +125,8 @@ class Data(NamedTuple):
         return returns if self.num_rows is None else returns.last(self.num_rows)
 
     def _read_file(self, file: Path | BinaryIO, columns: list[str] | None) -> Returns:
+        from pyro_regimes import datasets
+
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             returns = datasets.read_returns(file, **self._options() | {"columns": columns})

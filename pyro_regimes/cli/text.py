@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 
 def text_table(
     title: str, labels: Sequence[str], columns: dict[str, list[str]], width: int
@@ -39,7 +37,7 @@ def percent(rows: Any) -> list[list[str]]:
 
 def fixed(rows: Any) -> list[list[str]]:
     """Numbers with the same number of decimals, which shows four digits of the largest one."""
-    largest = float(np.abs(rows).max())
+    largest = max(abs(value) for row in rows for value in row)
     decimals = 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
     decimals = min(max(decimals, 0), 17)
     return [[f"{value:.{decimals}f}" for value in row] for row in rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pyro_regimes.cli import screen
 from pyro_regimes.cli.fitted import describe_rows, read_fitted
 from pyro_regimes.cli.options import MODEL, START, Start
@@ -23,13 +21,13 @@ def today(model: MODEL, data: Data, start: START = Start.auto) -> None:
     fitted, returns, frame = read_fitted(model, data)
     # At the last row the smoothed probabilities are the filtered ones.
     probs = fitted.predict_proba(frame, start=start.value)
-    if not np.isfinite(probs[-1]).all() or not probs[-1].any():
+    if not probs[-1].sum() > 0:
         raise ValueError(
             "expected DATA to have a positive probability in the model, got 0; look for outliers"
         )
     likely = probs.argmax(-1)
     current = likely[-1]
-    others = np.flatnonzero(likely != current)
+    others = (likely != current).nonzero()[0]
     lasted = len(likely) - (others[-1] + 1 if len(others) else 0)
     since = returns.dates[-lasted]
     following = fitted.forecast(frame, 1, start=start.value).regime_probs[0]

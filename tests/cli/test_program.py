@@ -43,7 +43,7 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
         (["fit", "--n-regimes", "0"], "--n-regimes"),
         (["fit", "--n-regimes", "two"], "valid integer"),
         (["fit", "--covariance-type", "round"], "--covariance-type"),
-        (["fit", "--out", "empty.csv"], "name a directory for the results, got 'empty.csv' (File exists)"),
+        (["fit", "--out", "empty.csv"], "for the results, got 'empty.csv' (File exists)"),
         (["fit", "--num-rows", "2"], "n_regimes"),
         (["compare", "--held-out", "2"], "expected held_out to lie between 0 and 1, got 2.0"),
         (["compare", "--num-rows", "5"], "rows on either side of the split"),
