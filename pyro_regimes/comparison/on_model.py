@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any, Sequence
 
 import numpy as np
@@ -25,6 +24,7 @@ from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.side_by_side import can_fork, run_side_by_side
 from pyro_regimes.comparison.task import Model, Progress, Task
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.estimator import validation
 from pyro_regimes.infer.regimes import find_hmm
 
 #: Methods that maximise the likelihood, without priors.
@@ -92,11 +92,13 @@ def compare(
     :raises ValueError: if a method is unknown, a number of steps or a learning rate is not
         positive, or the model fails at its start.
     """
-    _check_counts(
-        em_steps=em_steps, svi_steps=svi_steps, nuts_steps=nuts_steps, num_draws=num_draws
-    )
+    validation.integer("em_steps", em_steps, 1)
+    validation.integer("svi_steps", svi_steps, 1)
+    validation.integer("nuts_steps", nuts_steps, 1)
+    validation.integer("num_draws", num_draws, 1)
     if isinstance(processes, bool) or processes not in (1, 2):
         raise ValueError(f"expected processes to be 1 or 2, got {processes!r}")
+    validation.integer("seed", seed, 0)
     rates = _check_rates(learning_rates)
     middle = rates[len(rates) // 2]
     task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress, jit_compile)
@@ -132,19 +134,16 @@ def compare(
     return Comparison(with_distances(runs))
 
 
-def _check_counts(**counts: Any) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
-
-
 def _check_rates(learning_rates: Any) -> list[float]:
     """Check the learning rates and sort them in ascending order."""
-    rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
+    rates = list(learning_rates) if isinstance(learning_rates, Iterable) else []
     numbers = all(isinstance(rate, (int, float, np.number)) for rate in rates)
-    if not rates or not numbers or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
-    return rates
+    largest = sys.float_info.max
+    if not rates or not numbers or not all(0 < rate <= largest for rate in rates):
+        raise ValueError(
+            f"expected learning_rates to be positive, got {validation.shown(learning_rates)}"
+        )
+    return sorted(rates)
 
 
 def _is_latent(model: Model, task: Task) -> bool:

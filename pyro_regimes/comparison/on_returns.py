@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,6 +55,7 @@ def compare_on_returns(
     """
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
     validation.integer("n_regimes", n_regimes, 1)
+    validation.integer("random_state", random_state, 0)
     values = np.asarray(returns, dtype=np.float64)
     cut = _split(values, held_out, 2 * n_regimes)
     units = Units(values[:cut].mean(0), values[:cut].std(0))
@@ -63,7 +65,7 @@ def compare_on_returns(
             "expected returns without constant series, got standard deviations "
             f"{deviations}; drop the constant series"
         )
-    z, rng = units.scale(values), np.random.RandomState(random_state)
+    z, rng = units.scale(values), validation.random_state(random_state)
     spec = find_spec(covariance_type)
     start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
@@ -95,8 +97,9 @@ def _split(values: Array, held_out: float, least: int) -> int:
 
     :param least: the least number of rows on each side.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
+    if not isinstance(held_out, numbers.Real) or not 0 < held_out < 1:
+        shown = validation.shown(held_out)
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {shown}")
     cut = int(round((1 - held_out) * len(values)))
     if min(cut, len(values) - cut) < least:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.validation import shown
 
 NUM_ROWS = 3  # by which a sequence is known to begin as the training data did
 _NEVER = 1e-12  # a transition with a lower probability does not connect two regimes
@@ -67,12 +68,12 @@ def _begins_with(rows: Array, training_start: Array) -> bool:
 def _probabilities(name: str, value: Any, num_regimes: int) -> Array:
     try:
         probs = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         probs = np.full(1, np.nan)
     valid = probs.shape == (num_regimes,) and (probs >= 0).all()
     if not valid or abs(probs.sum() - 1) > _ROUNDING:
         raise ValueError(
-            f"expected {name} to be {num_regimes} probabilities that sum to 1, got {value!r}"
+            f"expected {name} to be {num_regimes} probabilities that sum to 1, got {shown(value)}"
         )
     normalised: Array = probs / probs.sum()
     return normalised
