@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Optional
 
-import rich.progress
 import typer
 
 from pyro_regimes.cli import screen
@@ -27,7 +25,6 @@ _PROCESSES = min(
     2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 )
 _RATES = [0.01, 0.03, 0.1]
-_REFRESH = 0.1  # seconds between two refreshes of the progress bars
 _COMPARE_OUT = Path("comparison")
 
 
@@ -86,23 +83,15 @@ def compare(
     title = (
         f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
     )
-    tasks: dict[str, rich.progress.TaskID] = {}
-    # A thread that refreshes the bars would not survive the fork of a process.
-    with screen.progress_bars(auto_refresh=False) as progress:
-        shown = 0.0
+    with screen.Progress() as progress:
+        told = False
 
-        def tell(name: str, step: int, total: int) -> None:
-            nonlocal shown
-            if not tasks:
+        def tell(name: str, step: int, total: int, objective: float) -> None:
+            nonlocal told
+            if not told:  # after the options have been checked
                 screen.err.print(f"Comparing {len(methods)} methods: {title}")
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
-                if not screen.err.is_terminal:  # no progress bar is shown
-                    screen.err.print(f"{name}, up to {total} steps")
-            progress.update(tasks[name], completed=step)
-            if time.monotonic() - shown > _REFRESH:
-                progress.refresh()
-                shown = time.monotonic()
+            told = True
+            progress.tell(name, step, total, objective)
 
         comparison = compare_on_returns(
             returns.values,

@@ -77,10 +77,9 @@ def fit(
         periods_per_year=periods,
         random_state=seed,
     )
-    with screen.progress_bars() as progress:
-        task = progress.add_task(f"EM, {n_init} starts", total=max_iter)
-        frame = returns.to_frame()
-        model.fit(frame, callback=lambda step, value: progress.update(task, completed=step))
+    frame, method = returns.to_frame(), f"EM, {n_init} start{'s' * (n_init > 1)}"
+    with screen.Progress() as progress:
+        model.fit(frame, callback=lambda step, mean: progress.tell(method, step, max_iter, mean))
     summary = model.summary()
     states, probs = model.predict(frame), model.predict_proba(frame)
     filtered = model.predict_proba(frame, "filtered")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import rich.progress
@@ -10,6 +12,9 @@ from rich.console import Console
 # Names of series and of files are printed as they are, with square brackets and colons.
 out = Console(markup=False, emoji=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
+
+_BETWEEN_REFRESHES = 0.1  # seconds between two refreshes of the bars
+BETWEEN_LINES = 5.0  # seconds between two lines where there are no bars
 
 
 def note(text: str) -> None:
@@ -27,14 +32,51 @@ def plain(text: object) -> str:
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in str(text))
 
 
-def progress_bars(auto_refresh: bool = True) -> rich.progress.Progress:
-    """Transient progress bars on stderr, so that stdout can be piped."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        console=err,
-        transient=True,
-        auto_refresh=auto_refresh,
-    )
+class Progress:
+    """Progress of methods on stderr, so that stdout can be piped.
+
+    On a terminal there are bars, which go at the end; elsewhere a line now and then. No thread
+    refreshes the bars: it would not survive the fork of a process.
+    """
+
+    def __init__(self) -> None:
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            console=err,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if err.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if err.is_terminal:
+            self._bars.stop()
+
+    def tell(self, name: str, step: int, total: int, objective: float = math.nan) -> None:
+        """Show the step of a method; step 0 announces it.
+
+        :param objective: NaN if there is none.
+        """
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+        if step == 0 and not err.is_terminal:
+            err.print(f"{name}, up to {total} steps", soft_wrap=True)
+        self._bars.update(self._tasks[name], completed=step)
+        since = time.monotonic() - self._shown
+        if since < (_BETWEEN_REFRESHES if err.is_terminal else BETWEEN_LINES):
+            return
+        self._shown = time.monotonic()
+        if err.is_terminal:
+            self._bars.refresh()
+        elif step:
+            value = "" if math.isnan(objective) else f", objective {objective:.2f}"
+            err.print(f"{name}: step {step} of {total}{value}", soft_wrap=True)

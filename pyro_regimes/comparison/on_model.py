@@ -63,8 +63,9 @@ def compare(
     from priors. EM and SVI (``AutoDelta``) maximise its log joint. SVI with ``AutoNormal``,
     ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``, and NUTS, approximate its
     posterior. Variational guides and AutoDelta use the middle learning rate. A run of SVI that
-    diverges is kept and marked ``diverged``. Compilation is not timed. The caller's parameter store
-    and random state do not change.
+    diverges is kept and marked ``diverged``. Compilation is not timed: EM runs twice, so that the
+    second, timed run finds every kernel compiled. The caller's parameter store and random state do
+    not change.
 
     :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
         one with latent sites, which then is the ``prior_model`` too.
@@ -78,8 +79,10 @@ def compare(
     :param nuts_steps: number of draws of NUTS, and of its warm-up steps.
     :param num_draws: number of posterior draws over which held-out likelihoods are averaged.
     :param seed: seed of the variational draws and of NUTS.
-    :param progress: called with the method, the number of a step, and the number of steps: with
-        step 0 before the method compiles its kernels, then after each step, for EM after the last.
+    :param progress: called with the method, the number of a step, the number of steps, and the
+        objective before that step (of guides, an estimate of the ELBO; NaN where there is none):
+        with step 0 before the method compiles its kernels, then after each step, for EM after the
+        last.
     :param jit_compile: whether to record the model and the guides once and to repeat only their
         tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
         last bit and take about half the time, with one optimiser for all parameters and without

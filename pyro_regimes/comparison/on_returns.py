@@ -69,6 +69,12 @@ def compare_on_returns(
     spec = find_spec(covariance_type)
     start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
+    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
+
+    def tell(method: str, step: int, total: int, objective: float) -> None:
+        if progress is not None:
+            progress(method, step, total, objective - fitted)
+
     with plain_torch(torch.device("cpu")):
         zeros = torch.zeros(values.shape[1], dtype=torch.float64)
         found = compare(
@@ -84,11 +90,10 @@ def compare_on_returns(
             learning_rates=learning_rates,
             nuts_steps=nuts_steps,
             seed=random_state,
-            progress=progress,
+            progress=tell,
             jit_compile=True,
             processes=processes,
         )
-    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
     return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])
 
 

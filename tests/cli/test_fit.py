@@ -29,7 +29,8 @@ def test_fit_prints_regimes_and_writes_its_files(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "annualised volatility" in done.stdout and "Turbulent" in done.stdout
-    assert "did not converge in 8 iterations" in done.stderr
+    assert "did not converge in 8 iterations. Increase max_iter" in done.stderr
+    assert "--max-iter" in done.stderr
     folder = tmp_path / "deep" / "o"
     assert (folder / "regimes.png").read_bytes().startswith(b"\x89PNG")
     with open(folder / "states.csv", newline="") as file:

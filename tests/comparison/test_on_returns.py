@@ -30,7 +30,7 @@ def test_every_method_starts_at_the_same_point(covariance_type):
         em_steps=4,
         svi_steps=3,
         learning_rates=RATES,
-        progress=lambda method, step, total: seen.append((method, step, total)),
+        progress=lambda method, step, total, _: seen.append((method, step, total)),
     )
     assert [run.method for run in found.runs] == [
         "EM",
