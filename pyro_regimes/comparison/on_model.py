@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any, Sequence
 
 import numpy as np
@@ -25,6 +24,7 @@ from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.side_by_side import can_fork, run_side_by_side
 from pyro_regimes.comparison.task import Model, Progress, Task
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.estimator import messages, validation
 from pyro_regimes.infer.regimes import find_hmm
 
 #: Methods that maximise the likelihood, without priors.
@@ -64,8 +64,9 @@ def compare(
     from priors. EM and SVI (``AutoDelta``) maximise its log joint. SVI with ``AutoNormal``,
     ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``, and NUTS, approximate its
     posterior. Variational guides and AutoDelta use the middle learning rate. A run of SVI that
-    diverges is kept and marked ``diverged``. Compilation is not timed. The caller's parameter store
-    and random state do not change.
+    diverges is kept and marked ``diverged``. Compilation is not timed: EM runs twice, so that the
+    second, timed run finds every kernel compiled. The caller's parameter store and random state do
+    not change.
 
     :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
         one with latent sites, which then is the ``prior_model`` too.
@@ -79,8 +80,10 @@ def compare(
     :param nuts_steps: number of draws of NUTS, and of its warm-up steps.
     :param num_draws: number of posterior draws over which held-out likelihoods are averaged.
     :param seed: seed of the variational draws and of NUTS.
-    :param progress: called with the method, the number of a step, and the number of steps: with
-        step 0 before the method compiles its kernels, then after each step, for EM after the last.
+    :param progress: called with the method, the number of a step, the number of steps, and the
+        objective before that step (of guides, an estimate of the ELBO; NaN where there is none):
+        with step 0 before the method compiles its kernels, then after each step, for EM after the
+        last.
     :param jit_compile: whether to record the model and the guides once and to repeat only their
         tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
         last bit and take about half the time, with one optimiser for all parameters and without
@@ -93,11 +96,13 @@ def compare(
     :raises ValueError: if a method is unknown, a number of steps or a learning rate is not
         positive, or the model fails at its start.
     """
-    _check_counts(
-        em_steps=em_steps, svi_steps=svi_steps, nuts_steps=nuts_steps, num_draws=num_draws
-    )
+    validation.integer("em_steps", em_steps, 1)
+    validation.integer("svi_steps", svi_steps, 1)
+    validation.integer("nuts_steps", nuts_steps, 1)
+    validation.integer("num_draws", num_draws, 1)
     if isinstance(processes, bool) or processes not in (1, 2):
         raise ValueError(f"expected processes to be 1 or 2, got {processes!r}")
+    validation.integer("seed", seed, 0)
     rates = _check_rates(learning_rates)
     middle = rates[len(rates) // 2]
     task = Task(data, held_out, tol, num_draws, init_values or {}, seed, progress, jit_compile)
@@ -133,19 +138,16 @@ def compare(
     return Comparison(with_distances(runs))
 
 
-def _check_counts(**counts: Any) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
-
-
 def _check_rates(learning_rates: Any) -> list[float]:
     """Check the learning rates and sort them in ascending order."""
-    rates = sorted(learning_rates) if isinstance(learning_rates, Iterable) else []
+    rates = list(learning_rates) if isinstance(learning_rates, Iterable) else []
     numbers = all(isinstance(rate, (int, float, np.number)) for rate in rates)
-    if not rates or not numbers or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"expected learning_rates to be positive, got {learning_rates!r}")
-    return rates
+    largest = sys.float_info.max
+    if not rates or not numbers or not all(0 < rate <= largest for rate in rates):
+        raise ValueError(
+            f"expected learning_rates to be positive, got {messages.shown(learning_rates)}"
+        )
+    return sorted(rates)
 
 
 def _is_latent(model: Model, task: Task) -> bool:

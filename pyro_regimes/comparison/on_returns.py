@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from pyro_regimes.comparison.on_model import compare
 from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.task import Progress
-from pyro_regimes.estimator import validation
+from pyro_regimes.estimator import messages, validation
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.pyro_model import (
     prior_model,
@@ -54,6 +55,7 @@ def compare_on_returns(
     """
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
     validation.integer("n_regimes", n_regimes, 1)
+    validation.integer("random_state", random_state, 0)
     values = np.asarray(returns, dtype=np.float64)
     cut = _split(values, held_out, 2 * n_regimes)
     units = Units(values[:cut].mean(0), values[:cut].std(0))
@@ -63,10 +65,16 @@ def compare_on_returns(
             "expected returns without constant series, got standard deviations "
             f"{deviations}; drop the constant series"
         )
-    z, rng = units.scale(values), np.random.RandomState(random_state)
+    z, rng = units.scale(values), validation.random_state(random_state)
     spec = find_spec(covariance_type)
     start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
+    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
+
+    def tell(method: str, step: int, total: int, objective: float) -> None:
+        if progress is not None:
+            progress(method, step, total, objective - fitted)
+
     with plain_torch(torch.device("cpu")):
         zeros = torch.zeros(values.shape[1], dtype=torch.float64)
         found = compare(
@@ -82,11 +90,10 @@ def compare_on_returns(
             learning_rates=learning_rates,
             nuts_steps=nuts_steps,
             seed=random_state,
-            progress=progress,
+            progress=tell,
             jit_compile=True,
             processes=processes,
         )
-    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
     return Comparison([_in_units_of_data(run, fitted, rest) for run in found.runs])
 
 
@@ -95,8 +102,9 @@ def _split(values: Array, held_out: float, least: int) -> int:
 
     :param least: the least number of rows on each side.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"expected held_out to lie between 0 and 1, got {held_out}")
+    if not isinstance(held_out, numbers.Real) or not 0 < held_out < 1:
+        shown = messages.shown(held_out)
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {shown}")
     cut = int(round((1 - held_out) * len(values)))
     if min(cut, len(values) - cut) < least:
         raise ValueError(

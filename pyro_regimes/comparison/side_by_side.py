@@ -152,9 +152,9 @@ def _serve(run: Run, pipe: Connection, other: Connection) -> None:
         # Not pipe.send(), which would pass tensors as shared memory that ends with this process.
         pipe.send_bytes(pickle.dumps(message))
 
-    def tell(name: str, step: int, total: int) -> None:
+    def tell(name: str, step: int, total: int, objective: float) -> None:
         if step % max(1, total // _MESSAGES_PER_METHOD) == 0 or step == total:
-            send("step", name, step, total)
+            send("step", name, step, total, objective)
 
     while True:
         try:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pyro_regimes.comparison.runs import Comparison, MethodRun
 
+#: What the seconds count.
+_SECONDS = "seconds: without compilation and evaluation"
 
-def tables(comparison: Comparison, title: str) -> list[Table]:
+
+def tables(comparison: Comparison, title: str) -> list[Group]:
     """Tables of a comparison: maximum likelihood, methods with priors, and errors against NUTS."""
     found = []
     if comparison.of("likelihood"):
@@ -17,7 +22,14 @@ def tables(comparison: Comparison, title: str) -> list[Table]:
         found.append(_prior_table(comparison, title))
     if any(run.posterior_errors for run in comparison.runs):
         found.append(_error_table(comparison))
-    return found
+    return [_with_caption(table) for table in found]
+
+
+def _with_caption(table: Table) -> Group:
+    """A table with title and caption of any width, which its columns would otherwise wrap."""
+    title, caption = Text(str(table.title), "italic"), Text(str(table.caption), "dim")
+    table.title = table.caption = None
+    return Group(title, table, caption, "")
 
 
 def speed_up_line(comparison: Comparison, within: float = 0.1) -> str:
@@ -52,7 +64,8 @@ def _likelihood_table(comparison: Comparison, title: str) -> Table:
     table = _new(
         f"Likelihood: {title}",
         "nats; held out: of the last rows given the others; passes: over the data;\n"
-        "to best: until within 0.1 of the best; distance: of parameters, to EM's",
+        "to best: until within 0.1 of the best; distance: of parameters, to EM's;\n"
+        f"{_SECONDS}; one method at a time",
         "log-\nlikelihood",
         "held out",
         "passes",
@@ -80,11 +93,11 @@ def _prior_table(comparison: Comparison, title: str) -> Table:
     rates = sorted({run.method.split("(")[1] for run in runs if "(" in run.method})
     by_adam = f"; guides by Adam({rates[0]}" if rates else ""
     is_beside = any(run.is_beside for run in runs)
-    beside = "\nseconds: beside another method, except those of EM" if is_beside else ""
+    beside = "EM alone, the others two at a time" if is_beside else "one method at a time"
     table = _new(
         f"With priors: {title}",
         "likelihoods at the mode, the medians (VI) or the means (NUTS), and averaged\n"
-        f"over the posterior; to best: of the log joint{by_adam}{beside}",
+        f"over the posterior; to best: of the log joint{by_adam}\n{_SECONDS}; {beside}",
         "log-\nlikelihood",
         "log\njoint",
         "ELBO",

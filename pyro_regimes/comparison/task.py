@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +16,8 @@ from torch import Tensor
 from pyro_regimes.infer.isolation import isolated
 
 Model = Callable[[Tensor], Any]
-#: Called with the name of the method, the step and the number of steps.
-Progress = Callable[[str, int, int], None]
+#: Called with the name of the method, the step, the number of steps, and the objective.
+Progress = Callable[[str, int, int, float], None]
 
 
 class Task(NamedTuple):
@@ -40,10 +41,10 @@ class Task(NamedTuple):
         """Make a new workspace."""
         return Workspace(self.seed, self.data.device)
 
-    def tell(self, method: str, step: int, total: int) -> None:
+    def tell(self, method: str, step: int, total: int, objective: float = math.nan) -> None:
         """Report progress."""
         if self.progress is not None:
-            self.progress(method, step, total)
+            self.progress(method, step, total, objective)
 
 
 class Workspace:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
@@ -69,7 +70,10 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
     listed = [fixed] if isinstance(fixed, str) else list(fixed) if _is_listed(fixed) else [fixed]
     for name in listed:
         if not isinstance(name, str) or name not in names:
-            raise ValueError(f"expected fixed to hold names among {', '.join(names)}, got {name!r}")
+            listed_names = ", ".join(names)
+            raise ValueError(
+                f"expected fixed to hold names among {listed_names}, got {shown(name)}"
+            )
         if name not in values:
             raise ValueError(
                 f"expected init_params to hold the values of the fixed {name!r}, got "
@@ -110,7 +114,7 @@ def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
     if not isinstance(given, Mapping):
         raise ValueError(
             f"expected init_params to be a dict of {', '.join(names)}, a fitted model or None, "
-            f"got {given!r}"
+            f"got {shown(given)}"
         )
     values = {}
     if model.initial != "free":  # no parameter then
@@ -130,7 +134,7 @@ def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
             values[name] = finite_numbers(where, value)
         else:
             raise ValueError(
-                f"expected the keys of init_params among {', '.join(names)}, got {name!r}"
+                f"expected the keys of init_params among {', '.join(names)}, got {shown(name)}"
             )
     return values
 

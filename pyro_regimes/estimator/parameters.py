@@ -7,6 +7,8 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes.estimator.messages import shown
+
 Array = npt.NDArray[np.float64]
 
 #: The parameters of the observations, by name; for a Gaussian ``means`` and ``covariances``.
@@ -85,7 +87,8 @@ def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if probs.shape != shape or (probs < 0).any() or not (abs(sums - 1) <= _ROUNDING).all():
         rows = f"{shape[0]} rows of " if len(shape) > 1 else ""
         raise ValueError(
-            f"expected {name} to be {rows}{shape[-1]} probabilities that sum to 1, got {value!r}"
+            f"expected {name} to be {rows}{shape[-1]} probabilities that sum to 1, got "
+            f"{shown(value)}"
         )
     return np.where(abs(sums - 1) < 1e-12, probs, probs / sums)
 
@@ -94,8 +97,10 @@ def finite_numbers(name: str, value: Any) -> Array:
     """:raises ValueError: if they are not finite numbers."""
     try:
         found = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected {name} to be an array of numbers, got {value!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"expected {name} to be an array of numbers, got {shown(value)}"
+        ) from error
     if not np.isfinite(found).all():
-        raise ValueError(f"expected {name} to be finite, got {value!r}")
+        raise ValueError(f"expected {name} to be finite, got {shown(value)}")
     return found

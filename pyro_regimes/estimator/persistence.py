@@ -10,8 +10,6 @@ import json
 import numbers
 import os
 import reprlib
-import uuid
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from pyro_regimes.estimator.given import CHAIN, read_given
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
+from pyro_regimes.files import file_name, replacing
 
 FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 2
@@ -43,6 +42,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     """Write a fitted model atomically: a file already at ``path`` is replaced in one operation.
 
     :raises OSError: if the file cannot be written.
+    :raises ValueError: if no file can have this name.
     """
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
     if isinstance(model.order_by, BaseEstimator):
@@ -66,15 +66,8 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
     text = json.dumps(content, indent=1, allow_nan=False)
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(file_name("path", path)) as (temporary,):
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -218,8 +211,9 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    file = file_name("path", path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
         raise ValueError(f"expected {path} to be a saved RegimeModel, got: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

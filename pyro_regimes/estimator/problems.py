@@ -53,7 +53,8 @@ def of_collapse(
 def of_convergence(num_steps: int) -> Warning:
     """The warning that the best start was still climbing."""
     return ConvergenceWarning(
-        f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol."
+        f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol "
+        "(in the command --max-iter or --tol)."
     )
 
 

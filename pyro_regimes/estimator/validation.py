@@ -15,6 +15,7 @@ from sklearn.utils.validation import validate_data
 
 from pyro_regimes.estimator.given import Given, check_shapes, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
@@ -26,23 +27,29 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """:raises ValueError: if the value is not one of the choices."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise ValueError(f"expected {name} to be one of {listed}, got {value!r}")
+        raise ValueError(f"expected {name} to be one of {listed}, got {shown(value)}")
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """:raises ValueError: if the value is not an integer of at least ``least``."""
+    """:raises ValueError: if the value is not an integer of at least ``least``, below 2^63."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"expected {name} to be an integer, got {value!r}")
+        raise ValueError(f"expected {name} to be an integer, got {shown(value)}")
     if value < least:
-        raise ValueError(f"expected {name} to be at least {least}, got {value}")
+        raise ValueError(f"expected {name} to be at least {least}, got {shown(value)}")
+    if operator.index(value) >= 2**63:
+        raise ValueError(f"expected {name} to be below 2**63, got {shown(value)}")
     return operator.index(value)
 
 
 def _number(name: str, value: Any, *, positive: bool = False) -> None:
     real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-    if not real or not math.isfinite(value) or value < 0 or (positive and value == 0):
+    try:
+        finite = real and math.isfinite(value)
+    except OverflowError:  # a number that no float holds
+        finite = False
+    if not finite or value < 0 or (positive and value == 0):
         sign = "positive" if positive else "non-negative"
-        raise ValueError(f"expected {name} to be a {sign} finite number, got {value!r}")
+        raise ValueError(f"expected {name} to be a {sign} finite number, got {shown(value)}")
 
 
 def names(name: str, value: Any, number: int) -> list[str]:
@@ -55,9 +62,9 @@ def names(name: str, value: Any, number: int) -> list[str]:
 
 def torch_dtype(dtype: object) -> torch.dtype:
     """:raises ValueError: if it is not float32 or float64, as a name or a torch dtype."""
-    name = str(dtype).removeprefix("torch.")
+    name = "" if isinstance(dtype, numbers.Number) else str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise ValueError(f"expected dtype to be 'float32' or 'float64', got {dtype!r}")
+        raise ValueError(f"expected dtype to be 'float32' or 'float64', got {shown(dtype)}")
     return _DTYPES[name]
 
 
@@ -65,16 +72,17 @@ def torch_device(device: Any) -> torch.device:
     """:raises ValueError: if torch does not know the device; None is the CPU."""
     try:
         return torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"expected device to be a torch device, got {device!r}") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        message = f"expected device to be a torch device, got {shown(device)}"
+        raise ValueError(message) from error
 
 
 def present_device(device: Any) -> torch.device:
-    """:raises ValueError: if there is no such device, or torch was built without it."""
+    """:raises ValueError: if there is no such device, or it holds no values, as "meta"."""
     found = torch_device(device)
     try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"expected device to be available to torch, got {str(device)!r}: {error}"
         ) from error
@@ -91,7 +99,7 @@ def random_state(value: Any) -> np.random.RandomState:
     if isinstance(value, np.random.RandomState):
         return value
     if value is not None and not 0 <= integer("random_state", value, 0) < 2**32:
-        raise ValueError(f"expected random_state to be below 2**32, got {value}")
+        raise ValueError(f"expected random_state to be below 2**32, got {shown(value)}")
     return np.random.RandomState(value)
 
 
@@ -112,7 +120,8 @@ def check_parameters(model: BaseEstimator) -> None:
     if acceleration is not None and not (
         isinstance(acceleration, str) and acceleration == "squarem"
     ):
-        raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
+        came = shown(acceleration)
+        raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
     read_given(model, _spec_of(model))
     _number("periods_per_year", model.periods_per_year, positive=True)
@@ -132,7 +141,7 @@ def reference(model: BaseEstimator) -> str | Reference:
         listed = ", ".join(map(repr, ORDERS))
         if not isinstance(other, str) or other not in ORDERS:
             raise ValueError(
-                f"expected order_by to be one of {listed} or a fitted model, got {other!r}"
+                f"expected order_by to be one of {listed} or a fitted model, got {shown(other)}"
             )
         return other
     names = getattr(other, "regime_names_", None)
@@ -201,23 +210,34 @@ def check_data(
         if lengths is not None:
             raise ValueError("expected lengths to be None where X is a list of arrays, got both")
         parts = [
-            validate_data(model, each, dtype=np.float64, reset=reset and i == 0)
+            _validated(model, each, reset and i == 0)
             for i, each in enumerate(tables)
         ]
         return np.concatenate(parts), [len(part) for part in parts]
     (X,) = tables
-    data = validate_data(model, X, dtype=np.float64, reset=reset)
+    data = _validated(model, X, reset)
     lengths = lengths_given(y, lengths, len(data))
     if lengths is None:
         return data, [len(data)]
     given = np.asarray(lengths)
     if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 1:
-        raise ValueError(f"expected lengths to be a list of positive integers, got {lengths!r}")
-    if given.sum() != len(data):
+        came = shown(lengths)
+        raise ValueError(f"expected lengths to be a list of positive integers, got {came}")
+    sizes: list[int] = given.tolist()  # whose sum cannot wrap around
+    if sum(sizes) != len(data):
         raise ValueError(
-            f"expected lengths to sum to the {len(data)} rows of X, got a sum of {given.sum()}"
+            f"expected lengths to sum to the {len(data)} rows of X, got a sum of {sum(sizes)}"
         )
-    return data, given.tolist()
+    return data, sizes
+
+
+def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
+    """A table as float64, by scikit-learn's ``validate_data``."""
+    try:
+        data: Array = validate_data(model, X, dtype=np.float64, reset=reset)
+    except OverflowError as error:
+        raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
+    return data
 
 
 def _check_same_columns(

@@ -26,6 +26,10 @@ _ROW_NUMBERS = {"", "index", "t", "n", "row", "obs", "no", "nr", "#", "id", "unn
 _SAMPLE = 50
 
 
+class UnknownColumn(ValueError):
+    """The error for a name in ``columns`` that the file does not have."""
+
+
 class Choice(NamedTuple):
     """The columns to read, as indices.
 
@@ -221,10 +225,10 @@ def _check_names(table: Table, labels: list[str], rest: list[int]) -> None:
             )
 
 
-def _unknown(table: Table, wanted: str, names: Sequence[str]) -> ValueError:
+def _unknown(table: Table, wanted: str, names: Sequence[str]) -> UnknownColumn:
     close = difflib.get_close_matches(wanted, names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return ValueError(
+    return UnknownColumn(
         f"{table.source}: expected columns to name columns of the file, got {wanted!r}{hint}; "
         f"the file has {list(names)[:20]}"
     )
@@ -330,6 +334,6 @@ def _from_long(
     return values, names, pick, False
 
 
-def unknown_series(table: Table, wanted: str, names: Sequence[str]) -> ValueError:
+def unknown_series(table: Table, wanted: str, names: Sequence[str]) -> UnknownColumn:
     """The error for a series in long format that is not in the file."""
     return _unknown(table, wanted, names)

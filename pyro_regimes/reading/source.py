@@ -7,8 +7,10 @@ import io
 import os
 import zipfile
 import zlib
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import BinaryIO, NamedTuple
+
+from pyro_regimes.files import file_name
 
 _ZIP, _GZIP = b"PK\x03\x04", b"\x1f\x8b"
 _PARQUET, _OLD_EXCEL = b"PAR1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -35,7 +37,7 @@ def read_source(path: str | os.PathLike[str] | BinaryIO) -> Source:
     :raises ValueError: if it is empty, broken, or of a kind that is not supported.
     """
     if isinstance(path, (str, os.PathLike)):
-        path = Path(path)
+        path = file_name("path", path)
         name = str(path)
         if path.is_dir():
             raise IsADirectoryError(f"expected path to name a file, got the directory {path}")

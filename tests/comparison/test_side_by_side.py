@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 def run(name: str, tell: Any) -> list[MethodRun]:
     """A run whose number of steps is the process that made it."""
     for step in range(4):
-        tell(name, step, 3)
+        tell(name, step, 3, -1.0)
         time.sleep(0.02)
     return [make_run(name, "ELBO", [-2.0, -1.0])._replace(num_steps=os.getpid())]
 
@@ -42,7 +42,8 @@ def test_each_process_takes_the_next_method() -> None:
     assert processes[0] != os.getpid() == processes[1]
     assert min(processes.count(process) for process in set(processes)) >= 2
     assert len(set(processes)) == 2
-    assert sorted(heard) == [(os.getpid(), name, step, 3) for name in names for step in range(4)]
+    steps = [(os.getpid(), name, step, 3, -1.0) for name in names for step in range(4)]
+    assert sorted(heard) == steps
     assert not multiprocessing.active_children()
 
 

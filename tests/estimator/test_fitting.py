@@ -13,6 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator import RegimeModel, all_starts, gradient_ascent
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.parameters import Parameters
@@ -364,3 +365,13 @@ def test_an_unknown_acceleration_is_refused():
     expected = "expected acceleration to be None or 'squarem', got 'fast'"
     with pytest.raises(ValueError, match=expected):
         RegimeModel(acceleration="fast").fit(np.zeros((9, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_regimes", [2, 3, 4])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_the_default_converges_on_the_embedded_returns(n_regimes, covariance_type):
+    """Without a warning, which would be an error here."""
+    returns = load_sector_returns().values
+    model = RegimeModel(n_regimes, covariance_type, random_state=0).fit(returns)
+    assert model.converged_

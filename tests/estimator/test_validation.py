@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -195,3 +196,66 @@ def test_a_callback_that_cannot_be_called_is_refused_first():
     x, _ = simulate("full", 40)
     with pytest.raises(ValueError, match="callback to be a function or None, got 3"):
         RegimeModel(2, max_iter=0).fit(x, callback=3)
+
+
+HUGE, VAST = 10**400, 10**5000  # no float holds these, and Python does not print the second
+
+
+@pytest.mark.parametrize("number", [HUGE, -HUGE, VAST, Fraction(HUGE)], ids=lambda _: "")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n_regimes", "n_init", "max_iter", "tol", "regularization", "min_eigenvalue",
+        "periods_per_year", "random_state", "acceleration", "order_by", "dtype", "device",
+        "covariance_type",
+    ],
+)  # fmt: skip
+def test_numbers_that_no_float_holds_are_refused_by_name(name, number):
+    with pytest.raises(ValueError, match=f"expected {name} to be") as caught:
+        RegimeModel(**{name: number}).fit(GOOD)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("X", lambda m: m.predict([[HUGE, 1], [2, 3]])),
+        ("X", lambda m: m.predict(np.array([[VAST, 1], [2, 3]], dtype=object))),
+        ("X", lambda m: m.fit([np.array([[HUGE, 1]] * 30, dtype=object), GOOD])),
+        ("lengths", lambda m: m.predict(GOOD, lengths=[HUGE])),
+        ("lengths", lambda m: m.predict(GOOD, lengths=[VAST])),
+        ("start", lambda m: m.predict(GOOD, start=[HUGE, 0])),
+        ("start", lambda m: m.predict(GOOD, start=VAST)),
+        ("after", lambda m: m.predict(GOOD, after=[VAST, 0])),
+        ("n_steps", lambda m: m.forecast(GOOD, HUGE)),
+        ("n_samples", lambda m: m.sample(VAST)),
+        ("random_state", lambda m: m.sample(1, random_state=VAST)),
+        ("device", lambda m: m.set_params(device="meta").predict(GOOD)),
+        ("device", lambda m: m.set_params(device=torch.device("meta")).score(GOOD)),
+        ("device", lambda m: RegimeModel(2, device="meta").fit(GOOD)),
+        ("device", lambda m: RegimeModel(2, device="hpu").fit(GOOD)),
+    ],
+)
+def test_wrong_calls_that_leaked_an_error_name_the_argument(fitted, name, call):
+    with pytest.raises(ValueError, match=f"expected {name} to") as caught:
+        call(copy.deepcopy(fitted))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16"])
+def test_lengths_of_any_integer_type(fitted, dtype):
+    many = np.tile(GOOD, (10, 1))
+    sizes = np.array([120, 120, 60], dtype=dtype)  # a sum of 300, which eight bits do not hold
+    expected = fitted.score(many, lengths=[120, 120, 60])
+    assert fitted.score(many, lengths=sizes) == expected
+    assert fitted.score(many, lengths=torch.from_numpy(sizes)) == expected
+    assert fitted.score(many, sizes) == expected
+    with pytest.raises(ValueError, match="expected lengths to sum to the 44 rows .* sum of 300"):
+        fitted.score(many[:44], lengths=sizes)
+
+
+@pytest.mark.parametrize("dtype, sizes", [("uint64", [2**63, 2**63]), ("int64", [2**62] * 4)])
+def test_lengths_that_wrap_around_are_refused(fitted, dtype, sizes):
+    wrapping = np.array([*sizes, 30], dtype=dtype)
+    with pytest.raises(ValueError, match=f"sum to the 30 rows of X, got a sum of {2**64 + 30}"):
+        fitted.score(GOOD, lengths=wrapping)

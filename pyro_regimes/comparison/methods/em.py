@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,12 +68,14 @@ def _run(
 ) -> dict[str, Any]:
     """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
     task.tell(method, 0, num_steps)
-    with restored(workspace):  # compiles the kernels, also those of the check of convergence
-        TimedEM(model, guide, workspace).run(task.data, num_steps=2, tol=math.inf)
+    # The whole run, so that every kernel that it needs is compiled: which ones depends on the data,
+    # and a state that empties or a probability that underflows may need others late.
+    with restored(workspace):
+        TimedEM(model, guide, workspace).run(task.data, num_steps=num_steps, tol=task.tol)
     em = TimedEM(model, guide, workspace)
     result = em.run(task.data, num_steps=num_steps, tol=task.tol)
     seconds = em.seconds
-    task.tell(method, result.num_steps, num_steps)
+    task.tell(method, result.num_steps, num_steps, -result.history[-1])
     return {
         "num_steps": result.num_steps,
         "num_passes": result.num_e_steps,

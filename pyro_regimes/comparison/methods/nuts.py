@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import NUTS
 from pyro.infer.mcmc.util import initialize_model
+from pyro.ops.integrator import potential_grad
 from torch import Tensor
 
 from pyro_regimes.comparison.methods.steps import as_recorded, recording
@@ -63,11 +64,13 @@ def _sample(
     keeps a handler on Pyro's stack and validation switched off from the first draw to the last.
     Here both apply to one draw at a time.
     """
-    with workspace.entered(), pyro.validation_enabled(False), watch, recording():
+    with workspace.entered(), pyro.validation_enabled(False), recording():
         potential = _Potential(model, task)
+        potential.compile()
+    with workspace.entered(), pyro.validation_enabled(False), watch:
         kernel = NUTS(potential_fn=potential, transforms=potential.transforms)
         kernel.initial_params = potential.start
-        kernel.setup(num_steps)  # the first evaluation records the model
+        kernel.setup(num_steps)
     position, kept = kernel.initial_params, []
     for step in range(2 * num_steps):
         with workspace.entered(), pyro.validation_enabled(False), watch:
@@ -102,6 +105,12 @@ class _Potential:
             jit_compile=task.jit_compile,
             skip_jit_warnings=True,
         )
+
+    def compile(self) -> None:
+        """Record the model, and compile what its evaluation and its gradient need."""
+        runs = self.num_runs
+        potential_grad(self, self.start)
+        self.num_runs = runs
 
     def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
         before = self.num_runs

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
@@ -17,6 +18,7 @@ from torch import Tensor
 from pyro_regimes.comparison.methods.at_point import restored
 from pyro_regimes.comparison.scores import parameter_leaves
 from pyro_regimes.comparison.task import Model, Task, Workspace
+from pyro_regimes.distributions import RegimeHMM
 
 #: Errors that a model raises at parameters that are not finite or nearly singular.
 OVERFLOW = (ValueError, torch.linalg.LinAlgError)
@@ -42,12 +44,29 @@ def make_steps(
     with workspace.entered(), torch.random.fork_rng():
         guide(task.data)
         poutine.trace(model).get_trace(task.data)
+        _compile_log_space(task.data)
     if task.jit_compile:
         with workspace.entered(), torch.random.fork_rng():
             return CompiledSteps(model, guide, optim, rate, task.data)
     with restored(workspace), workspace.entered(), torch.random.fork_rng():
         PyroSteps(model, guide, "Adam", 1e-3, task.data).step()
     return PyroSteps(model, guide, optim, rate, task.data)
+
+
+def _compile_log_space(data: Tensor) -> None:
+    """Compile the kernel for sequences whose probabilities underflow, which may occur at any step.
+
+    In the first step the second regime is impossible, to working precision; the second step needs
+    it.
+    """
+    zero = data.new_zeros(())
+    logits = (10_000 * torch.eye(2, dtype=zero.dtype, device=zero.device)).log()
+    hmm = RegimeHMM(
+        initial_logits=zero.expand(2).clone().requires_grad_(),
+        transition_logits=logits,
+        observation_dist=dist.Normal(zero.new_tensor([0.0, 100.0]), 1.0),
+    )
+    hmm.log_prob(zero.new_tensor([0.0, 100.0])).backward()
 
 
 class PyroSteps:

@@ -114,7 +114,7 @@ def _maximise(
         times.append(now)
         values.append(-loss)
         if step < num_steps:
-            task.tell(method, step + 1, num_steps)
+            task.tell(method, step + 1, num_steps, -loss)
     return Trajectory(times, list(range(len(values))), values, watch.seconds, diverged)
 
 

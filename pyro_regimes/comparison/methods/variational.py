@@ -90,7 +90,7 @@ def _maximise(
         if not math.isfinite(value):
             diverged = True
             break
-        task.tell(method, step, num_steps)
+        task.tell(method, step, num_steps, -loss)
         if step % every == 0 or step == num_steps:
             times.append(watch.seconds)
             passes.append(step)

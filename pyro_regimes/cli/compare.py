@@ -1,0 +1,121 @@
+"""``pyro-regimes compare``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from pyro_regimes.cli import screen
+from pyro_regimes.cli.options import (
+    COVARIANCE,
+    OUT,
+    REGIMES,
+    SEED,
+    CovarianceType,
+    use_one_thread,
+)
+from pyro_regimes.cli.reading import Data, with_data
+from pyro_regimes.cli.writing import make_directory
+from pyro_regimes.files import replacing
+
+_PROCESSES = min(
+    2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
+_RATES = [0.01, 0.03, 0.1]
+_COMPARE_OUT = Path("comparison")
+
+
+@with_data
+def compare(
+    data: Data,
+    n_regimes: REGIMES = 3,
+    covariance_type: COVARIANCE = CovarianceType.full,
+    held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
+    em_steps: Annotated[int, typer.Option(min=1, help="Maximum number of EM iterations.")] = 200,
+    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 2000,
+    learning_rate: Annotated[
+        list[float],
+        typer.Option(help="Learning rate of Adam and ClippedAdam; this option can be repeated."),
+    ] = _RATES,
+    method: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Method to run; this option can be repeated.", show_default="all"),
+    ] = None,
+    nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
+    nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            help="2: AutoDelta, the guides and NUTS run two at a time, which may make their "
+            "seconds longer; on Linux without CUDA.",
+            show_default="the number of cores, at most 2",
+        ),
+    ] = _PROCESSES,
+    seed: SEED = 0,
+    out: OUT = _COMPARE_OUT,
+) -> None:
+    """Compare EM, SVI and VI on one model, from one start.
+
+    EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
+    conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
+    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png.
+    """
+    returns = data.read()
+    make_directory(out)
+    from pyro_regimes.comparison import (  # takes a second or two
+        ALL_METHODS,
+        compare_on_returns,
+        plot_comparison,
+        plot_posteriors,
+    )
+    from pyro_regimes.comparison.tables import speed_up_line, tables
+
+    use_one_thread()
+    methods = list(method or ALL_METHODS[:-1])
+    if nuts and "NUTS" not in methods:
+        methods.append("NUTS")
+    rows, series = returns.values.shape
+    title = (
+        f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
+    )
+    with screen.Progress() as progress:
+        told = False
+
+        def tell(name: str, step: int, total: int, objective: float) -> None:
+            nonlocal told
+            if not told:  # after the options have been checked
+                screen.err.print(f"Comparing {len(methods)} methods: {title}")
+            told = True
+            progress.tell(name, step, total, objective)
+
+        comparison = compare_on_returns(
+            returns.values,
+            n_regimes=n_regimes,
+            covariance_type=covariance_type.value,
+            held_out=held_out,
+            methods=methods,
+            em_steps=em_steps,
+            svi_steps=svi_steps,
+            learning_rates=learning_rate,
+            nuts_steps=nuts_steps,
+            random_state=seed,
+            progress=tell,
+            processes=processes,
+        )
+    for table in tables(comparison, title):
+        screen.out.print(table)
+    line = speed_up_line(comparison)
+    if line:
+        screen.out.print(line)
+    figures = {out / "comparison.png": plot_comparison(comparison)}
+    if any(run.posterior is not None for run in comparison.runs):
+        figures[out / "posteriors.png"] = plot_posteriors(comparison)
+    with replacing(*figures) as files:
+        for file, figure in zip(files, figures.values(), strict=True):
+            figure.savefig(file, dpi=150, format="png")
+    screen.out.print(f"Wrote {' and '.join(map(str, figures))}")

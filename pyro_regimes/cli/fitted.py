@@ -1,0 +1,83 @@
+"""A saved model together with rows of data, for the commands that use one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyro_regimes.cli import screen
+from pyro_regimes.cli.options import use_one_thread
+from pyro_regimes.cli.reading import Data
+
+if TYPE_CHECKING:
+    from pyro_regimes.datasets import Returns
+    from pyro_regimes.estimator import RegimeModel
+
+_OTHER_UNIT = 20.0  # times by which standard deviations differ in different units
+_FEWEST_ROWS = 30  # that tell a standard deviation
+
+
+class Fitted(NamedTuple):
+    """A saved model and data that have its series, in its order."""
+
+    model: RegimeModel
+    returns: Returns
+    frame: Any  #: the same, as the model takes them
+
+
+def read_fitted(path: Path, data: Data) -> Fitted:
+    """Read a saved model, and the data; print what is doubtful about the data.
+
+    :raises ValueError: if either cannot be read, or the data lack a series of the model.
+    """
+    from pyro_regimes.estimator import RegimeModel, problems  # takes a second or two
+
+    use_one_thread()
+    model = RegimeModel.load(path)
+    names = getattr(model, "feature_names_in_", None)
+    returns = data.read() if names is None else data.read_series(list(names))
+    num_series = returns.values.shape[1]
+    if names is None and num_series != model.n_features_in_:
+        raise ValueError(
+            f"expected DATA to have the {model.n_features_in_} series of the model, got "
+            f"{num_series}; choose them (--columns)"
+        )
+    if names is None:
+        screen.note("the model has no names of series; those of the file are taken in their order")
+    for problem in problems.of_data(returns.values, [len(returns.values)], returns.names):
+        screen.show_warning(problem)
+    _tell_other_scale(model, returns)
+    return Fitted(model, returns, returns.values if names is None else returns.to_frame())
+
+
+def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
+    """Print notes if the frequency or the unit of the data are not those of the model."""
+    found = returns.periods_per_year
+    if found is not None and not 0.5 < found / model.periods_per_year < 2:
+        screen.note(
+            f"the rows are {returns.frequency}, {found:g} a year; the model has "
+            f"{model.periods_per_year:g}"
+        )
+    if len(returns.values) < _FEWEST_ROWS:
+        return
+    import numpy as np
+
+    volatility = model.summary().volatility / np.sqrt(model.periods_per_year)  # (K, D)
+    with np.errstate(over="ignore"):
+        deviation = returns.values.std(0)
+    low, high = (deviation / volatility.min(0)).max(), (deviation / volatility.max(0)).min()
+    if low < 1 / _OTHER_UNIT or high > _OTHER_UNIT:
+        less = f"{1 / low:.0f} times less than in the calmest"
+        more = f"{high:.0f} times more than in the most turbulent"
+        than = less if low < 1 / _OTHER_UNIT else more
+        screen.note(
+            f"the series vary {than} regime of the model; are they in its unit (percent, "
+            "decimals), and are they returns (--prices)?"
+        )
+
+
+def describe_rows(returns: Returns) -> str:
+    """The number of rows and series, and the first and last date."""
+    rows, series = returns.values.shape
+    counted = f"{rows} row{'s' * (rows != 1)} of {series} series"
+    return f"{counted}, {returns.dates[0]} to {returns.dates[-1]}"

@@ -1,0 +1,58 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class CovarianceType(str, Enum):
+    """The choices of --covariance-type."""
+
+    full = "full"
+    diag = "diag"
+    spherical = "spherical"
+    tied = "tied"
+
+
+class OrderBy(str, Enum):
+    """The choices of --order-by."""
+
+    volatility = "volatility"
+    mean = "mean"
+
+
+class Start(str, Enum):
+    """The choices of --start."""
+
+    auto = "auto"
+    fitted = "fitted"
+    stationary = "stationary"
+
+
+REGIMES = Annotated[int, typer.Option(min=1, help="Number of regimes, K.")]
+COVARIANCE = Annotated[
+    CovarianceType, typer.Option(help="Covariances: full, diagonal, spherical, or one for all.")
+]
+SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
+OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
+MODEL = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model that fit wrote, model.json.")
+]
+START = Annotated[
+    Start,
+    typer.Option(
+        help="Regime before the first row: fitted, as in the first row of the training data; "
+        "stationary, as in the long run; auto, fitted where the rows begin as training did."
+    ),
+]
+
+
+def use_one_thread() -> None:
+    """The tensors are small: a second thread saves no time, and is slow on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)

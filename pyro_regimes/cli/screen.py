@@ -1,0 +1,82 @@
+"""What the command prints: results on stdout; notes and progress on stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+
+# Names of series and of files are printed as they are, with square brackets and colons.
+out = Console(markup=False, emoji=False)
+err = Console(markup=False, emoji=False, highlight=False, stderr=True)
+
+_BETWEEN_REFRESHES = 0.1  # seconds between two refreshes of the bars
+BETWEEN_LINES = 5.0  # seconds between two lines where there are no bars
+
+
+def note(text: str) -> None:
+    """Print a note to the user."""
+    err.print(f"note: {plain(text)}", soft_wrap=True)
+
+
+def show_warning(message: Any, *rest: Any, **more: Any) -> None:
+    """Print a warning as a note; takes the place of ``warnings.showwarning``."""
+    note(str(message))
+
+
+def plain(text: object) -> str:
+    """Text without control characters, which a terminal would obey; lines stay lines."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in str(text))
+
+
+class Progress:
+    """Progress of methods on stderr, so that stdout can be piped.
+
+    On a terminal there are bars, which go at the end; elsewhere a line now and then. No thread
+    refreshes the bars: it would not survive the fork of a process.
+    """
+
+    def __init__(self) -> None:
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            console=err,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if err.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if err.is_terminal:
+            self._bars.stop()
+
+    def tell(self, name: str, step: int, total: int, objective: float = math.nan) -> None:
+        """Show the step of a method; step 0 announces it.
+
+        :param objective: NaN if there is none.
+        """
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+        if step == 0 and not err.is_terminal:
+            err.print(f"{name}, up to {total} steps", soft_wrap=True)
+        self._bars.update(self._tasks[name], completed=step)
+        since = time.monotonic() - self._shown
+        if since < (_BETWEEN_REFRESHES if err.is_terminal else BETWEEN_LINES):
+            return
+        self._shown = time.monotonic()
+        if err.is_terminal:
+            self._bars.refresh()
+        elif step:
+            value = "" if math.isnan(objective) else f", objective {objective:.2f}"
+            err.print(f"{name}: step {step} of {total}{value}", soft_wrap=True)

@@ -1,0 +1,87 @@
+"""``pyro-regimes compare``, run as a user runs it."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from pyro_regimes.cli import screen
+from tests.cli.running import SMALL, call, run
+
+
+@pytest.mark.slow
+def test_compare_prints_the_table_and_draws_it(tmp_path):
+    done = run(
+        "compare",
+        *SMALL,
+        "--svi-steps",
+        "5",
+        "--em-steps",
+        "5",
+        "--learning-rate",
+        "0.02",
+        "--learning-rate",
+        "0.05",
+        "--nuts",
+        "--nuts-steps",
+        "3",
+        "--out",
+        tmp_path / "c",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for word in ("EM", "Adam(0.02)", "ClippedAdam(0.05)", "AutoLowRank", "NUTS", "Against NUTS"):
+        assert word in text
+    assert "held out" in text and "within 0.1" in text
+    assert "…" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
+    for name in ("comparison.png", "posteriors.png"):
+        assert (tmp_path / "c" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_compare_with_some_methods(tmp_path):
+    chosen = ["--method", "EM", "--method", "Adam", "--learning-rate", "0.05"]
+    steps = ["--svi-steps", "5", "--em-steps", "5"]
+    done = run("compare", *SMALL, *steps, *chosen, "--out", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Adam(0.05)" in done.stdout and "Auto" not in done.stdout
+    # Without a terminal there is no bar, but a line where each method begins.
+    lines = [line for line in done.stderr.splitlines() if ": step " not in line]  # if it is slow
+    told = [line.split(",")[0] for line in lines if line]
+    assert told == ["Comparing 2 methods: 2 regimes", "EM", "SVI"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
+
+
+def test_without_a_terminal_a_line_tells_where_a_method_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(screen, "BETWEEN_LINES", 0.0)
+    steps = ["--svi-steps", "3", "--em-steps", "40", "--learning-rate", "0.02", "--nuts-steps", "2"]
+    methods = ["EM", "Adam", "AutoNormal", "NUTS"]
+    chosen = [word for method in methods for word in ("--method", method)]
+    out, err = call(capsys, monkeypatch, "compare", *SMALL, *steps, *chosen, "--processes", "1")
+    told: dict[str, list[float]] = {}
+    for line in err.splitlines():
+        found = re.fullmatch(r"(.+): step (\d+) of (\d+)(, objective (-?[\d.]+))?", line)
+        if found:
+            told.setdefault(found[1], []).append(float(found[5] or math.nan))
+    assert list(map(len, told.values())) == [1, 3, 3, 4]
+    em, adam, guide, draws = told.values()
+    assert adam[0] < adam[1] < em[0] and f" {em[0]:.2f} " in out  # in the units of the data
+    assert guide[-1] < em[0] and all(map(math.isnan, draws))
+
+
+def test_fit_tells_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", *SMALL, "--n-init", "2", "--max-iter", "999"]
+    _, err = call(capsys, monkeypatch, *arguments)
+    assert all(": step " in line for line in err.splitlines())  # where it takes long
+    monkeypatch.setattr(screen, "BETWEEN_LINES", 0.0)
+    _, err = call(capsys, monkeypatch, *arguments)
+    lines = [line for line in err.splitlines() if ": step " in line]
+    assert len(lines) > 3
+    assert re.fullmatch(r"EM, 2 starts: step 1 of 999, objective -\d+\.\d\d", lines[0])
+    values = [float(line.split()[-1]) for line in lines]
+    assert values == sorted(values) and values[0] < values[-1]

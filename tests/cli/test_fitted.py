@@ -1,0 +1,271 @@
+"""``pyro-regimes predict``, ``today`` and ``forecast``: a saved model and rows of data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+
+from pyro_regimes import RegimeModel, datasets
+from tests import seeds
+from tests.cli.running import call, write_csv
+
+SETTINGS: dict[str, Any] = {
+    "n_regimes": 2, "n_init": 3, "max_iter": 999, "covariance_type": "diag", "random_state": 0,
+}  # fmt: skip
+QUICK = ["--n-regimes", "2", "--n-init", "3", "--max-iter", "999", "--covariance-type", "diag"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> tuple[RegimeModel, Path, Path]:
+    """A model of two series, its file, and the file of its data."""
+    folder = tmp_path_factory.mktemp("fitted")
+    data = write_turns(folder / "data.csv")
+    frame = datasets.read_returns(data).to_frame()
+    model = RegimeModel(**SETTINGS).fit(frame)
+    model.save(folder / "model.json")
+    return model, folder / "model.json", data
+
+
+def write_turns(path: Path) -> Path:
+    """182 days, of which the variance changes after every 35."""
+    days = pandas.date_range("2020-01-01", "2020-06-30", name="date")
+    scale = np.where(np.arange(len(days)) % 70 < 35, 0.5, 3.0)[:, None]
+    values = np.random.default_rng(seeds.seed(0)).normal(size=(len(days), 2)) * scale
+    pandas.DataFrame(values, index=days, columns=["left", "right"]).to_csv(path)
+    return path
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames is not None
+    return list(reader.fieldnames), rows
+
+
+def probabilities(rows: list[dict[str, str]], kind: str) -> np.ndarray:
+    names = [f"{kind}_Calm", f"{kind}_Turbulent"]
+    return np.array([[float(row[name]) for name in names] for row in rows])
+
+
+def test_predict_writes_the_states_that_fit_writes(fitted, tmp_path, monkeypatch, capsys):
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    call(capsys, monkeypatch, "fit", data, *QUICK, "--out", "fit")
+    out, err = call(capsys, monkeypatch, "predict", "fit/model.json", data, "--out", "new")
+    assert (tmp_path / "new" / "states.csv").read_text() == Path("fit/states.csv").read_text()
+    assert err == "" and "Wrote states.csv to new" in out
+    path = model.predict(datasets.read_returns(data).to_frame())
+    assert f"Calm {(path == 0).mean():.1%}, Turbulent {(path == 1).mean():.1%}" in out
+    assert f"log-likelihood: {model.log_likelihood_:.2f}" in out
+
+
+def test_columns_are_found_by_name_in_any_order(fitted, tmp_path, monkeypatch, capsys):
+    """The other columns may hold anything, also missing cells and texts."""
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    frame = datasets.read_returns(data).to_frame()
+    text = [None if i % 3 else "n.a." for i in range(len(frame))]
+    other = pandas.DataFrame(
+        {"more": text, "right": frame["right"], "note": "x", "left": frame["left"]}
+    )
+    other.index.name = "date"
+    other.to_csv("other.csv")
+    call(capsys, monkeypatch, "predict", saved, "other.csv", "--out", "new")
+    _, rows = read_table(tmp_path / "new" / "states.csv")
+    np.testing.assert_allclose(
+        probabilities(rows, "filtered"), model.predict_proba(frame, "filtered"), rtol=1e-12, atol=0
+    )
+    chosen = ["--columns", "right,left"]
+    call(capsys, monkeypatch, "predict", saved, "other.csv", *chosen, "--out", "chosen")
+    assert Path("chosen/states.csv").read_text() == Path("new/states.csv").read_text()
+
+
+def test_standard_input_is_read_once(fitted, tmp_path, monkeypatch, capsys):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    call(capsys, monkeypatch, "predict", saved, data, "--out", "file")
+    stream = io.TextIOWrapper(io.BytesIO(data.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stream)
+    call(capsys, monkeypatch, "predict", saved, "-", "--out", "stream")
+    assert Path("file/states.csv").read_text() == Path("stream/states.csv").read_text()
+
+
+def test_a_name_that_reading_makes_is_found(fitted, tmp_path, monkeypatch, capsys):
+    """The one series of a file of quotes has the name of its ticker."""
+    monkeypatch.chdir(tmp_path)
+    _, _, data = fitted
+    levels = 100 + datasets.read_returns(data).to_frame()["left"].cumsum()
+    quotes = pandas.DataFrame({"Ticker": "ACME", "Open": levels, "Close": levels + 1})
+    quotes.index.name = "Date"
+    quotes.to_csv("quotes.csv")
+    call(capsys, monkeypatch, "fit", "quotes.csv", "--prices", *QUICK, "--out", "fit")
+    assert list(RegimeModel.load("fit/model.json").feature_names_in_) == ["ACME"]
+    arguments = ["fit/model.json", "quotes.csv", "--prices", "--out", "new"]
+    call(capsys, monkeypatch, "predict", *arguments)
+    assert Path("new/states.csv").read_text() == Path("fit/states.csv").read_text()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("quotes.csv").read_bytes())))
+    arguments[1] = "-"
+    call(capsys, monkeypatch, "predict", *arguments)
+    assert Path("new/states.csv").read_text() == Path("fit/states.csv").read_text()
+
+
+def test_missing_columns_are_named(fitted, tmp_path, monkeypatch, capsys):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    Path("o.csv").write_text(data.read_text().replace("left", "links"))
+    for arguments in (["o.csv"], []):
+        _, err = call(capsys, monkeypatch, "today", saved, *arguments, code=2)
+        assert "expected DATA to have the columns of the model, ['left', 'right']" in err
+        assert "'left'" in err.split("got none named")[1].split("among")[0]
+    assert "'InfoTech'" in err
+
+
+def test_a_model_without_names_takes_the_columns_in_their_order(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    _, _, data = fitted
+    monkeypatch.chdir(tmp_path)
+    frame = datasets.read_returns(data).to_frame()
+    model = RegimeModel(**SETTINGS).fit(frame.to_numpy())
+    model.save("m.json")
+    _, err = call(capsys, monkeypatch, "predict", "m.json", data)
+    assert "no names of series" in err
+    _, rows = read_table(tmp_path / "prediction" / "states.csv")
+    expected = model.predict_proba(frame.to_numpy())
+    np.testing.assert_allclose(probabilities(rows, "smoothed"), expected, rtol=1e-12, atol=0)
+    _, err = call(capsys, monkeypatch, "predict", "m.json", data, "--columns", "left", code=2)
+    assert "expected DATA to have the 2 series of the model, got 1" in err
+
+
+@pytest.mark.parametrize("start", ["auto", "fitted", "stationary"])
+def test_new_rows_start_as_the_model_says(fitted, tmp_path, monkeypatch, capsys, start):
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--num-rows", "3", "--start", start]
+    call(capsys, monkeypatch, "predict", saved, data, *arguments)
+    _, rows = read_table(tmp_path / "prediction" / "states.csv")
+    frame = datasets.read_returns(data).to_frame()[-3:]
+    first = model.initial_probs_ if start == "fitted" else model.stationary_distribution_
+    expected = model.predict_proba(frame, "filtered", start=first)
+    np.testing.assert_allclose(probabilities(rows, "filtered"), expected, rtol=1e-12, atol=0)
+    out, _ = call(capsys, monkeypatch, "today", saved, data, *arguments)
+    row = next(line for line in out.splitlines() if line.startswith("probability today"))
+    assert row.split()[-2:] == [f"{p:.1%}" for p in expected[-1]]
+
+
+def test_today_tells_the_regime_since_when_and_what_follows(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    out, err = call(capsys, monkeypatch, "today", saved, data)
+    frame = datasets.read_returns(data).to_frame()
+    current = int(model.predict_proba(frame, "filtered")[-1].argmax())
+    likely = model.predict_proba(frame).argmax(-1).tolist()
+    lasted = 0
+    while likely[-1 - lasted] == current:
+        lasted += 1
+    since = frame.index[-lasted].date()
+    assert 5 <= lasted <= 9  # the last change is 7 rows before the end
+    name = model.regime_names_[current]
+    assert out.startswith(f"2020-06-30: {name}, probability ")
+    assert f", for {lasted} rows, since {since}\n" in out
+    following = model.predict_proba(frame, "filtered")[-1] @ model.transition_matrix_
+    table = [line for line in out.splitlines() if len(line.split()) > 2]
+    lines = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in table}
+    assert lines["probability one step later"] == [f"{p:.1%}" for p in following]
+    durations = 1 / (1 - np.diagonal(model.transition_matrix_))
+    assert lines["expected steps until it ends"] == [f"{steps:.1f}" for steps in durations]
+    volatility = np.sqrt(252 * model.covariances_).mean(-1)
+    found = lines["annualised volatility, average"]
+    np.testing.assert_allclose([float(cell) for cell in found], volatility, rtol=1e-3, atol=0)
+    assert err == "" and list(tmp_path.iterdir()) == []  # it writes nothing
+
+
+def test_a_regime_of_all_rows_has_lasted_at_least_so_long(fitted, monkeypatch, capsys):
+    _, saved, data = fitted
+    out, _ = call(capsys, monkeypatch, "today", saved, data, "--num-rows", "5")
+    assert "for at least 5 rows, since 2020-06-26" in out
+    out, _ = call(capsys, monkeypatch, "today", saved, data, "--num-rows", "1")
+    assert "for at least 1 row, since 2020-06-30" in out
+
+
+def test_forecast_prints_and_writes_regimes_means_and_deviations(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    out, _ = call(capsys, monkeypatch, "forecast", saved, data, "--steps", "3")
+    assert list(tmp_path.iterdir()) == []
+    again, _ = call(capsys, monkeypatch, "forecast", saved, data, "--steps", "3", "--out", "f")
+    assert again.startswith(out) and "Wrote forecast.csv to f" in again
+    header, rows = read_table(tmp_path / "f" / "forecast.csv")
+    assert header == [
+        "step", "probability_Calm", "probability_Turbulent", "mean_left", "mean_right",
+        "deviation_left", "deviation_right",
+    ]  # fmt: skip
+    found = np.array([[float(cell) for cell in row.values()] for row in rows])
+    expected = model.forecast(datasets.read_returns(data).to_frame(), 3)
+    deviation = np.sqrt(np.diagonal(expected.covariance, axis1=1, axis2=2))
+    steps = np.arange(1, 4)[:, None]
+    table = np.concatenate([steps, expected.regime_probs, expected.mean, deviation], axis=1)
+    np.testing.assert_allclose(found, table, rtol=1e-12, atol=0)
+    printed = [line.split()[2:] for line in out.splitlines() if line.startswith("step ")]
+    assert printed[:3] == [[f"{p:.1%}" for p in probs] for probs in expected.regime_probs]
+    values = np.array([[float(cell) for cell in line] for line in printed[3:]])
+    np.testing.assert_allclose(values[:3], expected.mean, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(values[3:], deviation, rtol=0, atol=1e-3)
+
+
+def test_another_unit_another_frequency_and_prices_are_told(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    frame = datasets.read_returns(data).to_frame()
+    (frame / 100).to_csv("decimals.csv", index_label="date")
+    _, err = call(capsys, monkeypatch, "today", saved, "decimals.csv")
+    assert "less than in the calmest regime of the model" in err
+    frame.index = pandas.date_range("2000-01-31", periods=len(frame), freq="ME")
+    frame.to_csv("months.csv", index_label="date")
+    _, err = call(capsys, monkeypatch, "today", saved, "months.csv")
+    assert "the rows are monthly, 12 a year; the model has 252" in err
+    write_csv(Path("prices.csv"), 100.0)
+    _, err = call(capsys, monkeypatch, "today", saved, "prices.csv")
+    assert "look like levels (prices" in err
+    _, err = call(capsys, monkeypatch, "today", saved, "prices.csv", "--prices")
+    assert err == ""
+
+
+def test_a_row_without_probability_is_refused(fitted, tmp_path, monkeypatch, capsys):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    Path("far.csv").write_text(data.read_text() + "2020-07-01,1e200,1e200\n")
+    _, err = call(capsys, monkeypatch, "today", saved, "far.csv", code=2)
+    assert "positive probability" in err
+    call(capsys, monkeypatch, "predict", saved, "far.csv")
+    _, rows = read_table(tmp_path / "prediction" / "states.csv")
+    assert {row["viterbi"] for row in rows} == {""}
+
+
+def test_names_of_a_model_reach_the_terminal_without_control_characters(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(saved.read_text())
+    content["fitted"]["regime_names_"] = ["\x1b[31mred", "[b]old"]
+    Path("m.json").write_text(json.dumps(content))
+    for command in ("predict", "today", "forecast"):
+        out, err = call(capsys, monkeypatch, command, "m.json", data)
+        assert "\x1b" not in out + err and "?[31mred" in out and "[b]old" in out
