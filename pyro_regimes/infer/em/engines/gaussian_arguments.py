@@ -60,6 +60,7 @@ class Held(NamedTuple):
 
     assignment: Assignment
     cells: Labels  #: the cell that each block of the argument holds, or -1: ``(P * B,)``
+    is_whole: bool  #: whether each holds the cell of its number
 
 
 class Part:
@@ -109,13 +110,13 @@ class Part:
         every = blocks(form, self.argument.event_dim)
         for each in self.held:
             name, link = each.assignment.name, each.assignment.link
-            first = _first(each.cells, each.assignment.num_cells)[:-1]
-            is_used = first >= 0
-            new = link.inverse(every[first[is_used]]).to(like[name].dtype)
-            if len(new) < len(first):
-                cells = blocks(like[name], each.assignment.event_dim).clone()
-                cells[is_used] = new
-                new = cells
+            if each.is_whole:
+                new = link.inverse(every).to(like[name].dtype)
+            else:
+                first = _first(each.cells, each.assignment.num_cells)[:-1]
+                is_used = first >= 0  # others keep their values
+                new = blocks(like[name], each.assignment.event_dim).clone()
+                new[is_used] = link.inverse(every[first[is_used]]).to(new.dtype)
             params[name] = new.reshape(like[name].shape)
         return params
 
@@ -157,12 +158,12 @@ def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Par
             blocks = np.broadcast_to(blocks, (num_models, *tail, *block))
         return blocks.reshape((num_models, *states, *series, *block)).copy()
 
-    held = [
-        Held(each, of_models(use.cells.numpy(), ()).reshape(-1))
-        for each in plan.assignments
-        for use in each.uses
-        if use.argument == argument.name
-    ]
+    held = []
+    for each in plan.assignments:
+        for use in each.uses:
+            if use.argument == argument.name:
+                cells = of_models(use.cells.numpy(), ()).reshape(-1)
+                held.append(Held(each, cells, use.whole and len(cells) == each.num_cells))
     return Part(argument, of_models(value, value.shape[value.ndim - argument.event_dim :]), held)
 
 
