@@ -202,14 +202,14 @@ def sum_moments(
         spread(work, count * chunks, -(-worthwhile // chunk))
     if chunks == 1:
         return sums
-    return tuple(_in_order(each.reshape((count, chunks) + each.shape[1:])) for each in sums)
+    return tuple(_in_order(each, chunks) for each in sums)
 
 
-def _in_order(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The sum over the second dim, of two entries or more, from the first to the last."""
-    total = parts[:, 0] + parts[:, 1]
-    for index in range(2, parts.shape[1]):
-        total += parts[:, index]
+def _in_order(parts: npt.NDArray[np.float64], chunks: int) -> npt.NDArray[np.float64]:
+    """The sums of each sequence's two or more chunks, from the first to the last."""
+    total = parts[::chunks] + parts[1::chunks]
+    for index in range(2, chunks):
+        total += parts[index::chunks]
     return total
 
 
