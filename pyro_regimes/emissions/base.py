@@ -14,6 +14,7 @@ argument (all states, all series, all sequences); their pooled statistics are ad
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Callable, ClassVar, NamedTuple, TypeVar
 
@@ -114,7 +115,7 @@ class Argument:
     inside: tuple[Constraint, ...]
     #: ``draw -> candidates``: admissible values far from the current one, the best first; None if
     #: any value within the parameter's constraint is admissible.
-    draw: Callable[[Draw], list[Tensor]] | None
+    draw: Callable[[Draw], Iterable[Tensor]] | None
     #: ``(stats, arguments now, weighted) -> pooled``, one for each block,
     #: ``(..., 1 or T, K[, *event])``. ``weighted``: a location's statistics are weighted with the
     #: precisions, as some cell serves blocks that differ in other arguments, or has a prior.

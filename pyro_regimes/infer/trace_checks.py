@@ -67,6 +67,8 @@ def check_shapes(trace: Any) -> None:
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         shape = node["log_prob"].shape if "log_prob" in node else _hmm_shape(node)
+        if not shape and not node["cond_indep_stack"]:
+            continue  # no batch, and no plate
         checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
         try:
             check_site_shape(checked, cast(int, math.inf))

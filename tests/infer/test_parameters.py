@@ -116,15 +116,6 @@ def factor_from_a_second_read() -> None:
 
 
 @refused("transition")
-def stationary_initial() -> None:
-    matrix = probs("transition", TRANSITION)
-    system = torch.cat([matrix.mT - torch.eye(2).double(), torch.ones(1, 2).double()])
-    target = torch.tensor([0.0, 0.0, 1.0]).double().unsqueeze(-1)
-    stationary = torch.linalg.lstsq(system, target).solution.squeeze(-1)
-    observe(initial_probs=stationary / stationary.sum(), transition_probs=matrix)
-
-
-@refused("transition")
 def initial_is_a_row_of_transition() -> None:
     matrix = probs("transition", TRANSITION)
     observe(initial_probs=matrix[0], transition_probs=matrix)

@@ -149,7 +149,8 @@ def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
     digits, which matter for a nearly singular matrix. NaN if there is no Cholesky factor.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    factor = factor.masked_fill((info != 0)[..., None, None], torch.nan)
+    if info.device.type != "cpu" or bool(info.any()):
+        factor = factor.masked_fill((info != 0)[..., None, None], torch.nan)
     leaf = _LOWER_CHOLESKY._inverse(factor)
     return transform_to(constraints.positive_definite)(leaf), leaf
 
@@ -157,7 +158,10 @@ def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def as_stored_after(matrix: Tensor, old: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`as_stored`, but what equals the old matrix keeps that and its stored tensor."""
     value, stored = as_stored(matrix)
-    same = (matrix == old).flatten(-2).all(-1)[..., None, None]
+    same = (matrix == old).flatten(-2).all(-1)
+    if same.device.type == "cpu" and not bool(same.any()):
+        return value, stored
+    same = same[..., None, None]
     return torch.where(same, old, value), torch.where(same, leaf, stored)
 
 

@@ -124,15 +124,24 @@ def _moment_sweep(
                     simd.store(shared, t, each)
                     some = simd.add(some, each)
                 total[row, k, i] += simd.total(some)
-                for j in range(0 if square else i, i + 1 if wanted else 0):
+                for j in range(0, i if square else 0, 2):  # two at a time share the loads
+                    some = more = simd.splat(0.0, WIDTH)
+                    for t in range(0, stop, WIDTH):
+                        each = simd.load(shared, t, WIDTH)
+                        here = j * _BLOCK + t
+                        some = simd.multiply_add(each, simd.load(v, here, WIDTH), some)
+                        more = simd.multiply_add(each, simd.load(v, here + _BLOCK, WIDTH), more)
+                    second[row, k, i, j] += simd.total(some)
+                    second[row, k, i, j + 1] += simd.total(more)
+                if wanted and (i % 2 == 0 or not square):
                     some = simd.splat(0.0, WIDTH)
                     for t in range(0, stop, WIDTH):
                         some = simd.multiply_add(
                             simd.load(shared, t, WIDTH),
-                            simd.load(v, j * _BLOCK + t, WIDTH),
+                            simd.load(v, i * _BLOCK + t, WIDTH),
                             some,
                         )
-                    second[row, k, i, j if square else 0] += simd.total(some)
+                    second[row, k, i, i if square else 0] += simd.total(some)
     if square:
         for row in range(first, last):
             for k in range(num_states):
@@ -193,14 +202,14 @@ def sum_moments(
         spread(work, count * chunks, -(-worthwhile // chunk))
     if chunks == 1:
         return sums
-    return tuple(_in_order(each.reshape((count, chunks) + each.shape[1:])) for each in sums)
+    return tuple(_in_order(each, chunks) for each in sums)
 
 
-def _in_order(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The sum over the second dim, from the first entry to the last."""
-    total = np.zeros(parts.shape[:1] + parts.shape[2:])
-    for index in range(parts.shape[1]):
-        total += parts[:, index]
+def _in_order(parts: npt.NDArray[np.float64], chunks: int) -> npt.NDArray[np.float64]:
+    """The sums of each sequence's two or more chunks, from the first to the last."""
+    total = parts[::chunks] + parts[1::chunks]
+    for index in range(2, chunks):
+        total += parts[index::chunks]
     return total
 
 

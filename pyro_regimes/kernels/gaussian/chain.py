@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pyro_regimes.kernels import autograd, dispatch, transforms
+from pyro_regimes.kernels.arguments import check_lengths
 from pyro_regimes.kernels.gaussian import densities, operators
 from pyro_regimes.kernels.shapes import broadcast, flatten
 
@@ -40,29 +41,44 @@ def log_likelihood(
         ``(..., K or 1, D, 1)``.
     :param lengths: ``(...)``.
     :return: ``(...)``, float64.
+    :raises ValueError: if a length is not from 1 to T.
     """
     tensors = (initial_logits, transition_logits, value, loc, factor)
     shapes = [each.shape[: each.dim() - dim] for each, dim in zip(tensors, _EVENT_DIMS)]
     batch_shape = broadcast(*shapes, *([] if lengths is None else [lengths.shape]))
     flat = [flatten(*each, batch_shape) for each in zip(tensors, _EVENT_DIMS)]
     if lengths is not None:
+        check_lengths(lengths, value.shape[-2])
         lengths = lengths.expand(batch_shape).reshape(-1)
-    found: Tensor = transforms.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
+    found: Tensor
+    if transforms.is_plain(*flat, lengths):
+        initial, transition, *gaussian = flat
+        density = _density(batch_shape.numel(), *gaussian)
+        kernel = dispatch.kernel("cpu", density.device)
+        found = kernel.log_likelihood(initial, transition, density, lengths)
+    else:
+        found = transforms.apply(LogLikelihood, *flat, lengths, batch_shape.numel())
     return found.reshape(batch_shape)
 
 
+def _density(count: int, value: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+    """The densities of so many sequences."""
+    density = operators.log_density(value, loc, factor)
+    return density.expand((count,) + density.shape[1:])
+
+
 def is_served(lengths: Tensor | None, *tensors: Tensor) -> bool:
-    """Whether there are kernels, a gradient may be required, and no transform is active.
+    """Whether there are kernels, and no transform is active.
 
     :func:`torch.jit.trace` records the function as one node with a fixed number of sequences.
-    There it is therefore used only for a single sequence without batch dims.
+    There it serves a single sequence without batch dims, if a gradient may be required.
     """
-    if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
-        return False
     if not all(each.dtype is tensors[0].dtype for each in tensors):
         return False
     if torch.jit.is_tracing():
         if lengths is not None or [each.dim() for each in tensors] != list(_EVENT_DIMS):
+            return False
+        if not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
             return False
         is_plain = transforms.is_untransformed
     else:
@@ -80,8 +96,7 @@ class LogLikelihood(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         initial, transition, value, loc, factor, lengths, count = args
-        density = operators.log_density(value, loc, factor)
-        density = density.expand((count,) + density.shape[1:])
+        density = _density(count, value, loc, factor)
         kernel = dispatch.kernel("cpu", value.device)
         found, smoothed, moved = kernel.expectations(initial, transition, density, lengths)
         ctx.save_for_backward(initial, transition, value, loc, factor, lengths, smoothed, moved)

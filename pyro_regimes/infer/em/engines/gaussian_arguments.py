@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class Held(NamedTuple):
 
     assignment: Assignment
     cells: Labels  #: the cell that each block of the argument holds, or -1: ``(P * B,)``
+    is_whole: bool  #: whether each holds the cell of its number
 
 
 class Part:
@@ -70,15 +72,16 @@ class Part:
 
     def __init__(self, argument: Argument, value: Array, held: list[Held]) -> None:
         self.argument, self.value, self.held = argument, value, held
-        num_models = len(value)
         labels, offset = np.full(value.size // _size(value, argument), -1), 0
         for each in held:
             labels = np.where(each.cells < 0, labels, each.cells + offset)
             offset += each.assignment.num_cells
-        owners = [_owner(row) for row in labels.reshape(num_models, -1)]
+        rows = _first(labels, offset)[labels].reshape(len(value), -1)  # of each model
+        begin = rows.shape[1] * np.arange(len(value))[:, np.newaxis]
+        owners = np.where(rows < 0, -1, rows - begin)
         #: For each block the first one that holds the same cell; -1 for a constant: ``(B,)``.
-        self.owner = owners[0]
-        self.is_alike = all((row == self.owner).all() for row in owners)
+        self.owner: Labels = owners[0]
+        self.is_alike = bool((owners == self.owner).all())
 
     @property
     def is_free(self) -> npt.NDArray[np.bool_]:
@@ -107,13 +110,13 @@ class Part:
         every = blocks(form, self.argument.event_dim)
         for each in self.held:
             name, link = each.assignment.name, each.assignment.link
-            known, where = np.unique(each.cells, return_index=True)
-            where = where[known >= 0]
-            new = link.inverse(every[where]).to(like[name].dtype)
-            if len(where) < each.assignment.num_cells:  # the others are not used
-                cells = blocks(like[name], each.assignment.event_dim).clone()
-                cells[known[known >= 0]] = new
-                new = cells
+            if each.is_whole:
+                new = link.inverse(every).to(like[name].dtype)
+            else:
+                first = _first(each.cells, each.assignment.num_cells)[:-1]
+                is_used = first >= 0  # others keep their values
+                new = blocks(like[name], each.assignment.event_dim).clone()
+                new[is_used] = link.inverse(every[first[is_used]]).to(new.dtype)
             params[name] = new.reshape(like[name].shape)
         return params
 
@@ -122,12 +125,15 @@ def _size(value: Array, argument: Argument) -> int:
     """The number of entries of a block in the kernel's form."""
     if argument is normal.SCALE or argument is normal.LOC:
         return 1
-    return int(np.prod(value.shape[value.ndim - argument.event_dim :]))
+    return math.prod(value.shape[value.ndim - argument.event_dim :])
 
 
-def _owner(labels: Labels) -> Labels:
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.where(labels < 0, -1, first[inverse.reshape(-1)])
+def _first(cells: Labels, count: int) -> Labels:
+    """For each of so many cells the first block that holds it, or -1; and -1 for none, at -1."""
+    first = np.full(count + 1, -1)
+    first[cells[::-1]] = np.arange(len(cells) - 1, -1, -1)  # what is assigned last stays
+    first[-1] = -1
+    return first
 
 
 def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Part | None:
@@ -144,21 +150,20 @@ def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Par
     is_constant = all(size in (1, wanted) for size, wanted in zip(rest, tail, strict=True))
     if count is None or not is_constant:
         return None
-    given = data.site.arguments[argument.name].detach()
-    value = _FORMS[argument].to_kernel(given.double()).numpy()
+    value = _FORMS[argument].to_kernel(slot.value.detach().double()).numpy()
 
     def of_models(blocks: npt.NDArray[Any], block: tuple[int, ...]) -> npt.NDArray[Any]:
-        blocks = np.broadcast_to(
-            blocks.reshape((count, *rest, *block)), (num_models, *tail, *block)
-        )
+        blocks = blocks.reshape((count, *rest, *block))
+        if blocks.shape != (num_models, *tail, *block):
+            blocks = np.broadcast_to(blocks, (num_models, *tail, *block))
         return blocks.reshape((num_models, *states, *series, *block)).copy()
 
-    held = [
-        Held(each, of_models(use.cells.numpy(), ()).reshape(-1))
-        for each in plan.assignments
-        for use in each.uses
-        if use.argument == argument.name
-    ]
+    held = []
+    for each in plan.assignments:
+        for use in each.uses:
+            if use.argument == argument.name:
+                cells = of_models(use.cells.numpy(), ()).reshape(-1)
+                held.append(Held(each, cells, use.whole and len(cells) == each.num_cells))
     return Part(argument, of_models(value, value.shape[value.ndim - argument.event_dim :]), held)
 
 

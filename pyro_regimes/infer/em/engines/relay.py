@@ -159,9 +159,10 @@ class RelayEngine:
             losses = -beyond.log_likelihood
             if not parts.all_fused:
                 losses = np.where(fused, losses, now.losses)
-            moving = fallen(self._rounding, now.losses, losses)
-            if moving.any():
-                return self._hand_over(now, moving, ascent)
+            if not (losses <= now.losses).all():
+                moving = fallen(self._rounding, now.losses, losses)
+                if moving.any():
+                    return self._hand_over(now, moving, ascent)
             self._memory = memory
             if not self._has_begun:  # later steps never add restarts
                 self.has_stepped, self._has_begun = fused, True

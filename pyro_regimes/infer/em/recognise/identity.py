@@ -100,7 +100,7 @@ def is_whole(slot: Slot, parameter: Tensor, link: Link) -> bool:
 
     Its blocks are then the parameter's cells wherever the model runs, and need no comparison.
     """
-    value = slot.value.detach()
+    value = slot.value
     num_lead = value.dim() - parameter.dim()
     if num_lead < 0 or parameter.dim() < slot.event_dim or value.numel() != parameter.numel():
         return False

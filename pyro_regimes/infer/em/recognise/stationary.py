@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes import chain
+from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.tracing import Run, Site, Slot
 from pyro_regimes.kernels import ops
 
@@ -100,8 +101,13 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _is_stationary(site: Site, run: Run) -> bool:
+    initial, transition = _slots(site)
+    if initial is None or not (initial.value.requires_grad and transition.value.requires_grad):
+        return False
+    if identity.viewed(initial.value) is not None:  # it is a parameter of its own
+        return False
     both = _both(site)
-    if both is None or not all(each.requires_grad for each in both):
+    if both is None:
         return False
     own, stationary = both
     if not _close(own.detach(), stationary.detach()):
