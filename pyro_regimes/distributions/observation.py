@@ -53,23 +53,39 @@ def as_gaussian(
     return found._replace(loc=found.loc.expand(every_state))
 
 
-def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = False) -> Tensor:
+def log_prob(
+    observation_dist: Distribution,
+    value: Tensor,
+    is_checked: bool = False,
+    missing: Tensor | None = None,
+) -> Tensor:
     r""":math:`\log b_k(x_t)` for all states.
 
     :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
     :param value: ``(..., T) + observation_dist.event_shape``.
     :param is_checked: whether the value needs no check by ``observation_dist``, which would reject
         values that only some of the states can emit.
+    :param missing: entries to marginalise, in the shape of ``value``, which is any value of the
+        support there.
     :return: ``(..., T, K)``.
-    :raises ValueError: if ``observation_dist`` validates and does not support the value.
+    :raises ValueError: if ``observation_dist`` validates and does not support the value, or does
+        not marginalise some entries of an observation.
     """
     known = _find(observation_dist, value, is_checked)
+    event_dim = len(observation_dist.event_shape)
+    rows, entries = (None, None) if missing is None else missing_parts(missing, event_dim)
+    if entries is not None and not (known is not None and known.family.marginalises):
+        raise ValueError(
+            "expected whole observations to be missing, got some with single missing entries, "
+            f"which {type(observation_dist).__name__} does not marginalise; Normal and "
+            "MultivariateNormal do"
+        )
     if known is None:
-        return own_log_prob(observation_dist, value, is_checked)
+        return _without_rows(own_log_prob(observation_dist, value, is_checked), rows)
 
     def compute(value: Tensor, *arguments: Tensor) -> Tensor:
         given = dict(zip(known.given, arguments, strict=True))
-        return known.family.log_prob(value, given, known.event_dim)
+        return of_family(known.family, value, given, known.event_dim, missing)
 
     density: Tensor = provenance.call(compute, value, *known.given.values())
     if known.mask is not None:
@@ -78,6 +94,33 @@ def log_prob(observation_dist: Distribution, value: Tensor, is_checked: bool = F
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def of_family(
+    family: Family, value: Tensor, given: Arguments, event_dim: int, missing: Tensor | None
+) -> Tensor:
+    """The log density of what is not missing, ``(..., T, K)``; 0 where a whole row is."""
+    if missing is None:
+        return family.log_prob(value, given, event_dim)
+    rows, entries = missing_parts(missing, event_dim)
+    if entries is None:
+        return _without_rows(family.log_prob(value, given, event_dim), rows)
+    return _without_rows(family.log_prob_of_seen(value, entries, given, event_dim), rows)
+
+
+def missing_parts(missing: Tensor, event_dim: int) -> tuple[Tensor, Tensor | None]:
+    """Which rows are missing as a whole, ``(..., T)``, and which entries are in other rows.
+
+    :return: the entries are None if there are none of these.
+    """
+    flat = missing.reshape(missing.shape[: missing.dim() - event_dim] + (-1,))
+    rows = flat.all(-1)
+    entries = missing & ~rows.reshape(rows.shape + (1,) * event_dim)
+    return rows, entries if bool(entries.any()) else None
+
+
+def _without_rows(density: Tensor, rows: Tensor | None) -> Tensor:
+    return density if rows is None else torch.where(rows.unsqueeze(-1), 0.0, density)
 
 
 def own_log_prob(

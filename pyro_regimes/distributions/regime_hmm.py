@@ -63,6 +63,9 @@ class RegimeHMM(TorchDistribution):
         an impossible transition; the derivative of its logarithm is defined as 0.
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
+    :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
+        missing, exactly: a whole observation of any distribution, and single entries of Normal and
+        MultivariateNormal observations, in the likelihood, its gradient and all probabilities.
     :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
@@ -102,6 +105,7 @@ class RegimeHMM(TorchDistribution):
         initial_probs: Tensor | None = None,
         transition_probs: Tensor | None = None,
         lengths: Tensor | None = None,
+        missing: str = "refuse",
         allowed_states: Tensor | None = None,
     ) -> None:
         if not isinstance(observation_dist, Distribution):
@@ -122,6 +126,11 @@ class RegimeHMM(TorchDistribution):
         self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
         self.lengths = lengths
+        if missing not in ("refuse", "marginalise"):
+            raise ValueError(
+                f"expected missing to be 'refuse' or 'marginalise', got {missing!r}"
+            )
+        self.missing = missing
         checking = self._validate_args if validate_args is None else validate_args
         if transition.dim() == 2:
             transition = transition.unsqueeze(-3)
@@ -232,12 +241,12 @@ class RegimeHMM(TorchDistribution):
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, torch.dtype]:
         """The log-likelihood in float64, and the dtype of the result."""
-        value = self._check(value)
+        value, missing = self._check(value)
         found = None
-        if self.allowed_states is None:
+        if self.allowed_states is None and missing is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
-            chain = self._chain_of(value)
+            chain = self._chain_of(value, missing)
             log_likelihood = provenance.call(ops.log_likelihood, *chain)
             return log_likelihood, ops.promoted_dtype(*chain[:3])
         given = (self.initial_logits, self.transition_logits, *found)
@@ -405,10 +414,12 @@ class RegimeHMM(TorchDistribution):
 
     def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Check a value and return the arguments of the kernels."""
-        return self._chain_of(self._check(value))
+        return self._chain_of(*self._check(value))
 
-    def _chain_of(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        logits = observation.log_prob(self.observation_dist, value, self._validate_args)
+    def _chain_of(
+        self, value: Tensor, missing: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        logits = observation.log_prob(self.observation_dist, value, self._validate_args, missing)
         logits = self._restricted(logits)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
@@ -420,15 +431,33 @@ class RegimeHMM(TorchDistribution):
             return logits
         return torch.where(self.allowed_states, logits, -torch.inf)
 
-    def _check(self, value: Tensor) -> Tensor:
-        """Check a value and replace its padding."""
+    def _check(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Check a value, and replace its padding and missing entries, which are returned too."""
         self._check_shape(value)
         if not value.is_floating_point():
             value = value.long()  # bool has no subtraction, and 255 + 1 is 0 in uint8
         value, valid = self._without_padding(value)
+        value, missing = self._filled(value)
         if self._validate_args:
             self._validate_sample(value, valid)
-        return value
+        return value, missing
+
+    def _filled(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Replace missing entries by those of an observation without any, or by 0.
+
+        :param value: without padding.
+        :return: also where they are, in its shape; None if there are none, or they are refused.
+        """
+        if self.missing == "refuse" or not value.is_floating_point():
+            return value, None
+        missing = value.isnan()
+        if not bool(missing.any()):
+            return value, None
+        event_shape = self.observation_dist.event_shape
+        whole = value.detach().reshape((-1,) + event_shape)
+        whole = whole[~whole.isnan().reshape(len(whole), -1).any(-1)]
+        donor = whole[0] if len(whole) else value.new_zeros(event_shape)
+        return torch.where(missing, donor, value), missing
 
     def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Replace padding by the first step; also return the mask of valid steps, ``(..., T)``.

@@ -48,6 +48,9 @@ class Observed(NamedTuple):
     value: Tensor  #: ``(..., T, 1, *event)``, finite wherever a weight is positive
     weights: Tensor  #: gamma, times the site's own scale and mask: ``(..., T, K)``
     varies: bool  #: whether the observation distribution varies in time
+    #: Which entries are missing, in the shape of ``value``, if some are and the row is not; None if
+    #: none are. The value there is any finite number. For families that marginalise.
+    missing: Tensor | None = None
 
     @property
     def event_dim(self) -> int:
@@ -186,6 +189,9 @@ class Family(ABC):
     max_event_dim: ClassVar[float]  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: ClassVar[tuple[Argument, ...]]
+    #: Whether single entries of an observation may be missing: then there is
+    #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`.
+    marginalises: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
@@ -204,6 +210,15 @@ class Family(ABC):
     @abstractmethod
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density in every state, ``(..., T, K)``, of values ``(..., T, *event)``."""
+
+    def log_prob_of_seen(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> Tensor:
+        """As :meth:`log_prob`, of the entries that are not missing: the marginal density.
+
+        :param missing: in the shape of the value, which is any number in the support there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not marginalise missing entries")
 
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The arguments of the kernels of Gaussian chains; None if the density is another one."""

@@ -34,7 +34,8 @@ class Moments(NamedTuple):
     """Moments of each block; ``*event`` is (D,) for vectors. Add only moments about one origin."""
 
     origin: Tensor  #: broadcasts to ``first``
-    weight: Tensor  #: ``(..., 1 or T, K)`` and a 1 for each dim of the event
+    #: ``(..., 1 or T, K)`` and a 1 for each dim of the event, or its size if entries are missing
+    weight: Tensor
     first: Tensor  #: ``(..., 1 or T, K, *event)``
     #: ``(..., D, D)``, or ``(..., *event)`` of independent series; None if not computed
     second: Tensor | None
@@ -49,7 +50,8 @@ def take(
     :param is_full: whether the second moments are matrices.
     """
     event_dim = observed.event_dim
-    if observed.varies or origin.shape[-2 - event_dim : -1 - event_dim] not in ((), (1,)):
+    is_constant = origin.shape[-2 - event_dim : -1 - event_dim] in ((), (1,))
+    if observed.missing is not None or observed.varies or not is_constant:
         return _take_by_time(observed, origin, is_full, with_second)
     value = observed.value.squeeze(-1 - event_dim)
     event_shape = value.shape[value.dim() - event_dim :]
@@ -76,10 +78,12 @@ def take(
 def _take_by_time(
     observed: Observed, origin: Tensor, is_full: bool, with_second: bool
 ) -> Moments:
-    """Moments for a distribution or an origin that varies in time."""
+    """Moments for a distribution or an origin that varies in time, or with missing entries."""
     event_dim, varies = observed.event_dim, observed.varies
     deviation = observed.value - origin  # (..., T, K, *event)
     weight = observed.weights.reshape(observed.weights.shape + (1,) * event_dim)
+    if observed.missing is not None:
+        weight = torch.where(observed.missing, 0.0, weight)
     first, second = weight * deviation, None
     if with_second:
         second = (

@@ -29,7 +29,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, constraints
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, moments
+from pyro_regimes.emissions import charts, conjugate, draws, links
+from pyro_regimes.emissions import missing as missing_entries
+from pyro_regimes.emissions import moments
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -67,6 +69,13 @@ def _constant(value: Tensor, loc: Tensor, factor: Tensor) -> Gaussian | None:
     if loc.shape[-3:-2] not in ((), (1,)) or factor.shape[-4:-3] not in ((), (1,)):
         return None
     return Gaussian(value, ops.without_time(loc, 2), ops.without_time(factor, 3))
+
+
+def _covariance_of(given: Arguments) -> Tensor:
+    if "covariance_matrix" in given:
+        return given["covariance_matrix"]
+    factor = _factor(given)
+    return factor @ factor.mT
 
 
 def _precision(given: Arguments) -> Tensor:
@@ -406,6 +415,7 @@ class _Family(Family):
     distributions = (MultivariateNormal, dist.MultivariateNormal)
     max_event_dim = 1
     arguments = (LOC, COVARIANCE_MATRIX, SCALE_TRIL, PRECISION_MATRIX)
+    marginalises = True
 
     def read(self, distribution: MultivariateNormal) -> Arguments:
         """The location, and the one of the three matrices that the caller passed."""
@@ -431,9 +441,18 @@ class _Family(Family):
         """The location and the Cholesky factor."""
         return _constant(value, *_loc_and_factor(given))
 
+    def log_prob_of_seen(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> Tensor:
+        """The marginal density of the series that are not missing."""
+        return missing_entries.log_prob(value, missing, given["loc"], _covariance_of(given))
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the current locations."""
         with_second = not names.isdisjoint(_SPREADS)
+        if observed.missing is not None:
+            covariance = _covariance_of(given)
+            return missing_entries.moments(observed, given["loc"], covariance, with_second)
         return moments.take(observed, given["loc"], True, with_second)
 
     def is_accurate(self, stats: Moments, given: Arguments, name: str) -> Tensor | bool:

@@ -146,6 +146,7 @@ class _Family(Family):
     distributions = (Normal, dist.Normal)
     max_event_dim = math.inf
     arguments = (LOC, SCALE)
+    marginalises = True
 
     def read(self, distribution: Normal) -> Arguments:
         """The location and the standard deviation."""
@@ -158,6 +159,15 @@ class _Family(Family):
             return ops.gaussian_log_prob(*gaussian)
         loc, scale = (ops.without_repeats(given[name], event_dim) for name in ("loc", "scale"))
         each = Normal(loc, scale, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
+        return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+    def log_prob_of_seen(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> Tensor:
+        """The sum over the series that are not missing."""
+        normal = Normal(given["loc"], given["scale"], validate_args=False)
+        each = normal.log_prob(value.unsqueeze(-1 - event_dim))
+        each = torch.where(missing.unsqueeze(-1 - event_dim), 0.0, each)
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:

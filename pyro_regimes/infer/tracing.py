@@ -71,7 +71,8 @@ class Site(NamedTuple):
     def densities(self) -> Tensor:
         """The log density of each observation in each state, ``(..., T, K)``; unchecked."""
         hmm = self.hmm
-        return observation.log_prob(hmm.observation_dist, hmm._without_padding(self.value)[0], True)
+        value, missing = hmm._filled(hmm._without_padding(self.value)[0])
+        return observation.log_prob(hmm.observation_dist, value, True, missing)
 
     @property
     def arguments(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_regimes.chain.rows import ChainCounts
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, observation
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
@@ -29,6 +29,7 @@ class SiteData(NamedTuple):
     dtype: torch.dtype  #: of its likelihood
     weight: Tensor | None  #: weight of each sequence, ``(...)``; None if all are 1
     chain: tuple[Tensor, Tensor, Tensor]  #: the kernels' logits at which the site was read
+    missing: Tensor | None  #: the missing entries, in the shape of ``value``, or None
 
     @property
     def arguments(self) -> Arguments:
@@ -113,10 +114,16 @@ class Expected(NamedTuple):
         if site.observation_mask is not None:
             mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
             gamma = torch.where(mask == 0, 0.0, gamma * mask)
+        entries = None
+        if data.missing is not None:
+            rows, entries = observation.missing_parts(data.missing, event_dim)
+            gamma = torch.where(rows.unsqueeze(-1), 0.0, gamma)
         value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
         # As many batch dims as the weights have: a family tells the event's dims by the difference.
         value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
-        return Observed(value, gamma, site.varies)
+        if entries is not None:
+            entries = entries.unsqueeze(-1 - event_dim).expand(value.shape)
+        return Observed(value, gamma, site.varies, entries)
 
 
 def check_finite(site: Site) -> None:
@@ -124,7 +131,8 @@ def check_finite(site: Site) -> None:
 
     :raises ValueError: if they are not, with their number and places.
     """
-    value, hmm, mask = site.value, site.hmm, site.observation_mask
+    hmm, mask = site.hmm, site.observation_mask
+    value = hmm._filled(site.value)[0]
     if bool(value.sum().isfinite()):
         return  # then all are; a sum that overflows says nothing
     num_lead = value.dim() - hmm.event_dim + 1
@@ -161,7 +169,7 @@ def read_site(site: Site) -> SiteData:
     check_finite(site)
     dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
     dtype = torch.promote_types(dtype, logits.dtype)
-    value = hmm._without_padding(site.value)[0].detach()
+    value, missing = hmm._filled(hmm._without_padding(site.value)[0].detach())
     if isinstance(mask, Tensor):
         event_dim = len(hmm.observation_dist.event_shape)
         counted = mask.expand(torch.broadcast_shapes(mask.shape, logits.shape)).any(-1)
@@ -173,7 +181,7 @@ def read_site(site: Site) -> SiteData:
         counts = (weight != 0).reshape(weight.shape + (1,) * (1 + event_dim))
         value = torch.where(counts, value, 0.0)
     chain = (initial_logits, transition_logits, logits)
-    return SiteData(site, value, shape, dtype, weight, chain)
+    return SiteData(site, value, shape, dtype, weight, chain, missing)
 
 
 def _weight(site: Site, ones: Tensor) -> Tensor | None:
@@ -190,7 +198,7 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     if site.family is None:  # no closed form updates it
         return data.chain[2].detach()
     event_dim = len(site.hmm.observation_dist.event_shape)
-    logits: Tensor = site.family.log_prob(data.value, arguments, event_dim)
+    logits = observation.of_family(site.family, data.value, arguments, event_dim, data.missing)
     if site.observation_mask is not None:
         logits = scale_and_mask(logits, mask=site.observation_mask)
     logits = site.hmm._restricted(logits)

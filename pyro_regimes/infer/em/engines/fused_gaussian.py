@@ -197,6 +197,8 @@ def _why_not_gaussian(data: SiteData) -> str | None:
         return "observations are no Gaussian vectors that are constant in time"
     if data.weight is not None or site.observation_mask is not None:
         return "observations are weighted or masked"
+    if data.missing is not None:
+        return "some entries are missing"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:

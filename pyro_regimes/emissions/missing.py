@@ -1,0 +1,143 @@
+r"""Gaussian vectors of which some entries are missing.
+
+Let O and M be the observed and the missing entries of a row. Its density in a state is that of the
+observed ones, :math:`N(x_O; \mu_O, \Sigma_{OO})`. The expectations of the missing ones given the
+state are
+
+.. math::
+    \mathrm{E}[x_M] = \mu_M + \Sigma_{MO} \Sigma_{OO}^{-1} (x_O - \mu_O), \qquad
+    \mathrm{Cov}[x_M] = \Sigma_{MM} - \Sigma_{MO} \Sigma_{OO}^{-1} \Sigma_{OM}
+
+(Little and Rubin 2002, section 11.2). Rows with the same entries missing share a factorisation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import Observed
+from pyro_regimes.emissions.moments import Moments
+
+
+_MOST_BITS = 62  # of an int64, for the missing entries of a row
+
+
+class _Patterns(NamedTuple):
+    """The factorisations of a covariance with the missing entries left out, and each row's place.
+
+    The patterns stand in the place of time. If the covariance varies in time, each step has its
+    own factorisation.
+    """
+
+    seen: Tensor  #: 1 for observed entries and 0 for missing ones, ``(..., P, 1, D)``
+    #: the inverse of the Cholesky factor, 0 for missing entries, ``(..., P, K, D, D)``
+    whitening: Tensor
+    log_scale: Tensor  #: half of the log determinant, ``(..., P, K)``
+    place: Tensor | None  #: the pattern of each row, ``(..., T)``; None if each has its own
+
+    @classmethod
+    def of(cls, missing: Tensor, covariance: Tensor) -> _Patterns:
+        """Factorise a covariance.
+
+        :param missing: ``(..., T, D)``.
+        :param covariance: ``(..., 1 or T, K, D, D)``.
+        """
+        place = None
+        if covariance.dim() < 4 or covariance.shape[-4] == 1:
+            missing, place = _distinct(missing)
+        seen = (~missing).to(covariance.dtype).unsqueeze(-2)
+        kept = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
+        factor = torch.linalg.cholesky(kept)
+        eye = torch.diag_embed(seen).expand(factor.shape)
+        whitening = torch.linalg.solve_triangular(factor, eye, upper=False)
+        log_scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return cls(seen, whitening, log_scale, place)
+
+    def of_rows(self, each: Tensor, num_dims: int) -> Tensor:
+        """What each row has of the patterns' values, ``(..., P, *rest)`` to ``(..., T, *rest)``.
+
+        :param num_dims: the number of dims of the rest.
+        """
+        if self.place is None:
+            return each
+        if self.place.dim() == 1:
+            return each.index_select(-1 - num_dims, self.place)
+        place = self.place.reshape(self.place.shape + (1,) * num_dims)
+        place = place[(None,) * (each.dim() - place.dim())]
+        each = each[(None,) * (place.dim() - each.dim())]
+        return torch.take_along_dim(each, place, dim=-1 - num_dims)
+
+    def over_rows(self, weights: Tensor) -> Tensor:
+        """The weights ``(..., T, K)``, summed over the rows of each pattern: ``(..., P, K)``."""
+        if self.place is None:
+            return weights
+        sums = weights.new_zeros(weights.shape[:-2] + (self.seen.shape[-3], weights.shape[-1]))
+        place = self.place.unsqueeze(-1).expand(weights.shape)
+        return sums.scatter_add(-2, place, weights)
+
+
+def _distinct(missing: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows, ``(P, D)``, and the number of each row's, ``(...)``."""
+    size = missing.shape[-1]
+    if size > _MOST_BITS:
+        rows, place = missing.reshape(-1, size).unique(dim=0, return_inverse=True)
+        return rows, place.reshape(missing.shape[:-1])
+    bits = 2 ** torch.arange(size, device=missing.device)
+    codes, place = (missing * bits).sum(-1).unique(return_inverse=True)
+    return (codes.unsqueeze(-1) & bits) != 0, place
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Products of many small matrices with vectors, for which BLAS is slow."""
+    return (matrix * vector.unsqueeze(-2)).sum(-1)
+
+
+def log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+    """The log densities of the observed entries, ``(..., T, K)``.
+
+    :param value: ``(..., T, D)``; entries that are missing may hold any finite number.
+    :param missing: ``(..., T, D)``.
+    :param loc: ``(..., 1 or T, K, D)``.
+    :param covariance: ``(..., 1 or T, K, D, D)``.
+    """
+    patterns = _Patterns.of(missing, covariance)
+    whitened = _times(patterns.of_rows(patterns.whitening, 3), value.unsqueeze(-2) - loc)
+    num_seen = (~missing).to(loc.dtype).sum(-1, keepdim=True)
+    found: Tensor = -0.5 * (whitened.square().sum(-1) + math.log(2 * math.pi) * num_seen)
+    return found - patterns.of_rows(patterns.log_scale, 1)
+
+
+def moments(
+    observed: Observed, loc: Tensor, covariance: Tensor, with_second: bool
+) -> Moments:
+    """The expected moments about the locations, of the observed and of the missing entries.
+
+    :param observed: with ``missing``.
+    :param loc: ``(..., 1 or T, K, D)``.
+    :param covariance: ``(..., 1 or T, K, D, D)``.
+    """
+    assert observed.missing is not None
+    patterns = _Patterns.of(observed.missing.squeeze(-2), covariance)
+    # The slopes of the regression of all entries on the observed ones, (..., P, K, D, D).
+    part = patterns.whitening @ covariance
+    slopes = part.mT @ patterns.whitening
+    expected = _times(patterns.of_rows(slopes, 3), observed.value - loc)  # about the locations
+    weight = observed.weights.unsqueeze(-1)
+    first, second = weight * expected, None
+    if with_second:
+        residual = covariance - part.mT @ part
+        if observed.varies:
+            own = weight.unsqueeze(-1) * patterns.of_rows(residual, 3)
+            second = first.unsqueeze(-1) * expected.unsqueeze(-2) + own
+        else:
+            second = torch.einsum("...tki,...tkj->...kij", first, expected)
+            own = patterns.over_rows(observed.weights)[..., None, None] * residual
+            second = (second + own.sum(-4)).unsqueeze(-4)
+        second = (second + second.mT) / 2
+    if observed.varies:
+        return Moments(loc, weight, first, second)
+    return Moments(loc, weight.sum(-3, keepdim=True), first.sum(-3, keepdim=True), second)

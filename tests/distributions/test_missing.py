@@ -1,0 +1,243 @@
+"""Missing entries are marginalised: in densities, gradients, probabilities and EM."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_regimes import EM, RegimeHMM
+from tests import seeds
+
+K, D, T = 2, 3, 12
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
+
+
+def spreads(*shape: int, seed: int = 0) -> Tensor:
+    root = draw(*shape, D, D, seed=seed)
+    return root @ root.mT + torch.eye(D).double()
+
+
+def holes(value: Tensor, share: float = 0.4, seed: int = 9) -> Tensor:
+    """The value with entries, and the whole of the third row, missing."""
+    gone = torch.rand(value.shape, generator=seeds.generator(seed)) < share
+    gone[..., 2, :] = True
+    return value.masked_fill(gone, torch.nan)
+
+
+KINDS = {
+    "normal": lambda loc, spread: dist.Normal(loc, spread.diagonal(dim1=-2, dim2=-1)).to_event(1),
+    "covariance": lambda loc, spread: dist.MultivariateNormal(loc, covariance_matrix=spread),
+    "factor": lambda loc, spread: dist.MultivariateNormal(
+        loc, scale_tril=torch.linalg.cholesky(spread)
+    ),
+    "precision": lambda loc, spread: dist.MultivariateNormal(
+        loc, precision_matrix=torch.linalg.inv(spread)
+    ),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def hmm(emission: dist.Distribution, **settings) -> RegimeHMM:
+    return RegimeHMM(
+        initial_probs=draw(K, seed=1).softmax(-1), transition_probs=draw(K, K, seed=2).softmax(-1),
+        observation_dist=emission, missing="marginalise", **settings,
+    )  # fmt: skip
+
+
+def marginal(emission: dist.Distribution, row: Tensor) -> Tensor:
+    """The log densities of what a row holds, by the marginal distribution."""
+    seen = ~row.isnan()
+    if not seen.any():
+        return torch.zeros(K).double()
+    mean, where = emission.mean[..., seen], seen.nonzero().flatten()
+    if isinstance(emission, dist.MultivariateNormal):
+        part = emission.covariance_matrix[..., where, :][..., where]
+    else:
+        part = torch.diag_embed(emission.variance[..., seen])
+    return dist.MultivariateNormal(mean, part).log_prob(row[seen])
+
+
+@kinds
+def test_against_brute_force(kind):
+    emission = KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4))
+    x = holes(draw(T, D, seed=5))
+    chain = hmm(emission)
+    logits = torch.stack([marginal(emission, row) for row in x])
+    impossible = torch.zeros(K).double().expand(T, K)
+    by_hand = RegimeHMM(
+        chain.initial_logits, chain.transition_logits, _Given(logits), duration=T
+    )
+    assert_close(chain.log_prob(x), by_hand.log_prob(impossible[:, 0]), rtol=1e-11, atol=1e-10)
+    zeros = impossible[:, 0]
+    assert_close(chain.smoothed_probs(x), by_hand.smoothed_probs(zeros), rtol=1e-10, atol=1e-10)
+    assert_close(chain.filtered_probs(x), by_hand.filtered_probs(zeros), rtol=1e-10, atol=1e-10)
+    assert torch.equal(chain.viterbi(x), by_hand.viterbi(zeros))
+    forecast = chain.forecast(x, 2)
+    assert forecast.mean.isfinite().all()
+
+
+class _Given(dist.TorchDistribution):
+    """Log densities that are given, ``(T, K)``."""
+
+    arg_constraints: dict = {}
+    support = constraints.real
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.logits
+
+
+@kinds
+def test_gradients_are_right_and_never_nan(kind):
+    x = holes(draw(6, D, seed=5))
+
+    def log_prob(loc: Tensor, root: Tensor) -> Tensor:
+        spread = root @ root.mT + torch.eye(D).double()
+        return hmm(KINDS[kind](loc, spread)).log_prob(x)
+
+    given = draw(K, D, seed=3).requires_grad_(), draw(K, D, D, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(log_prob, given)
+    value = x.clone().requires_grad_()
+    hmm(KINDS[kind](given[0].detach(), spreads(K, seed=4))).log_prob(value).backward()
+    assert value.grad is not None and not value.grad.isnan().any()
+    assert bool((value.grad[x.isnan()] == 0).all())
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_batches_lengths_and_time(kind, dtype):
+    emission = KINDS[kind](
+        draw(5, 1, T, K, D, seed=3).to(dtype), spreads(1, 1, K, seed=4).to(dtype)
+    )
+    x = holes(draw(4, T, D, seed=5)).to(dtype)
+    lengths = torch.tensor([T, 5, 1, 7])
+    x[1, 6:] = torch.nan
+    batch = hmm(emission, lengths=lengths).log_prob(x)
+    assert batch.shape == (5, 4)
+    for i in range(5):
+        for n, length in enumerate(lengths.tolist()):
+            one = KINDS[kind](
+                draw(5, 1, T, K, D, seed=3).to(dtype)[i, 0, :length],
+                spreads(1, 1, K, seed=4).to(dtype)[0, 0],
+            )
+            alone = hmm(one).log_prob(x[n, :length])
+            tolerance = 1e-4 if dtype is torch.float32 else 1e-10
+            assert_close(batch[i, n], alone, rtol=tolerance, atol=tolerance)
+
+
+@kinds
+def test_nothing_missing_is_as_ever(kind):
+    emission = KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4))
+    x = draw(T, D, seed=5)
+    chain = hmm(emission)
+    plain = RegimeHMM(chain.initial_logits, chain.transition_logits, emission)
+    assert_close(chain.log_prob(x), plain.log_prob(x))
+    nothing = chain.log_prob(torch.full((T, D), torch.nan).double())
+    assert_close(nothing, torch.zeros(()).double(), rtol=0, atol=1e-12)
+
+
+def test_whole_rows_of_any_distribution():
+    chain = RegimeHMM(
+        initial_probs=torch.tensor([0.5, 0.5]),
+        transition_probs=torch.tensor([[0.7, 0.3], [0.3, 0.7]]),
+        observation_dist=dist.Poisson(torch.tensor([1.0, 5.0])), missing="marginalise",
+    )  # fmt: skip
+    x = torch.tensor([1.0, torch.nan, 6.0])
+    power = torch.tensor([[0.7, 0.3], [0.3, 0.7]]) @ torch.tensor([[0.7, 0.3], [0.3, 0.7]])
+    density = dist.Poisson(torch.tensor([1.0, 5.0]))
+    first, last = (density.log_prob(torch.tensor(each)).exp() for each in (1.0, 6.0))
+    expected = ((0.5 * first) @ power @ last).log()
+    assert_close(chain.log_prob(x), expected)
+
+
+def test_what_is_refused():
+    emission = dist.Laplace(draw(K, D), 1.0).to_event(1)
+    x = holes(draw(T, D))
+    with pytest.raises(ValueError, match="whole observations to be missing, got some with single"):
+        hmm(emission).log_prob(x)
+    with pytest.raises(ValueError, match="missing to be 'refuse' or 'marginalise', got 'drop'"):
+        RegimeHMM(draw(K), draw(K, K), emission, missing="drop")
+    with pytest.raises(ValueError, match="expected value to lie in the support"):
+        RegimeHMM(draw(K), draw(K, K), emission).log_prob(x)
+
+
+# ---- EM ----------------------------------------------------------------------------------------
+
+
+def simulated(num_steps: int) -> Tensor:
+    states = (torch.arange(num_steps) // 10) % 2
+    loc = torch.tensor([[-2.0, 0, 1], [1, 2, -1]]).double()
+    roots = torch.linalg.cholesky(spreads(K, seed=4))
+    return loc[states] + (roots[states] @ draw(num_steps, D, 1, seed=5)).squeeze(-1)
+
+
+def fit(x: Tensor, kind: str, num_starts: int = 1, **settings):
+    loc = draw(num_starts, 1, K, D, seed=7)
+
+    def model(x: Tensor) -> None:
+        name = {"normal": "scale", "covariance": "covariance_matrix"}[kind]
+        if kind == "normal":
+            start, constraint = torch.full((num_starts, 1, K, D), 2.0), constraints.positive
+        else:
+            start = 4 * torch.eye(D).expand(num_starts, 1, K, D, D)
+            constraint = constraints.positive_definite
+        spread = pyro.param(name, start.double().clone(), constraint=constraint)
+        matrix = torch.full((num_starts, 1, K, K), 0.5).double()
+        rows = pyro.param("rows", matrix, constraint=constraints.simplex)
+        at = pyro.param("loc", loc.clone())
+        emission = (
+            dist.Normal(at, spread).to_event(1)
+            if kind == "normal"
+            else dist.MultivariateNormal(at, covariance_matrix=spread)
+        )
+        chain = RegimeHMM(
+            initial_probs=torch.tensor([0.5, 0.5]).double(), transition_probs=rows,
+            observation_dist=emission, missing="marginalise",
+        )  # fmt: skip
+        with pyro.plate("starts", num_starts):
+            pyro.sample("x", chain, obs=x)
+
+    pyro.clear_param_store()
+    em = EM(model)
+    return em, em.run(x, **settings)
+
+
+@pytest.mark.parametrize("kind", ["normal", "covariance"])
+def test_em_climbs_to_an_optimum_of_the_model(kind):
+    """The check of convergence differentiates the model's own likelihood."""
+    x = holes(simulated(200), 0.3)
+    em, result = fit(x, kind, num_starts=2, num_steps=500, tol=1e-7)
+    assert result.converged and not result.unconfirmed
+    assert "missing" in str(em.plan)
+    assert bool((result.restart_history.diff(dim=0) <= 1e-8).all())
+
+
+@pytest.mark.parametrize("kind", ["normal", "covariance"])
+def test_em_without_missing_entries_takes_the_same_steps(kind):
+    x = simulated(100)
+    whole = fit(x, kind, num_steps=5, tol=None)[1].restart_history
+    more = torch.cat([x, torch.full((1, D), torch.nan).double()])  # the last row says nothing
+    padded = fit(more, kind, num_steps=5, tol=None)[1].restart_history
+    assert_close(whole[0], padded[0])  # from the second step on, one more transition counts
+
+
+def test_estimates_are_near_those_of_the_complete_data():
+    x = simulated(3000)
+    fit(x, "covariance", num_steps=200, tol=1e-6)
+    whole = {name: pyro.param(name).detach().clone() for name in ("loc", "covariance_matrix")}
+    fit(holes(x, 0.3), "covariance", num_steps=400, tol=1e-6)
+    # A standard error of the complete data: about sd / sqrt(1500).
+    error = whole["covariance_matrix"].diagonal(dim1=-2, dim2=-1).sqrt() / np.sqrt(1500)
+    assert bool(((pyro.param("loc").detach() - whole["loc"]).abs() < 3 * error).all())
