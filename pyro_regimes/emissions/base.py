@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, NamedTuple, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import torch
 from torch import Tensor
@@ -181,10 +181,10 @@ class Family(ABC):
     """
 
     #: Exact types, as a subclass may override the density.
-    distributions: ClassVar[tuple[type[Distribution], ...]]
-    max_event_dim: ClassVar[float]  #: the most dims of one observation
+    distributions: tuple[type[Distribution], ...]
+    max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
-    arguments: ClassVar[tuple[Argument, ...]]
+    arguments: tuple[Argument, ...]
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
@@ -235,6 +235,13 @@ class Family(ABC):
         fields are summed.
         """
         return apply(lambda part: over_sequences(part, num_batch_dims), stats)
+
+
+#: Builds the family of a distribution that contains others, found by the third argument; None if
+#: there is none: ``(distribution, event_dim, find_family) -> family``.
+Builder = Callable[
+    [Distribution, int, Callable[[Distribution, int], Optional[Family]]], Optional[Family]
+]
 
 
 def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
