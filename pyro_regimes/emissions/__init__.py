@@ -16,12 +16,17 @@ from pyro_regimes.emissions.base import (
     Observed,
     without_update,
 )
+from pyro_regimes.emissions.gamma import GAMMA
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 
 #: The known families, in the order in which they are tried.
-FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL]
+FAMILIES: list[Family] = [
+    MULTIVARIATE_NORMAL,
+    NORMAL,
+    GAMMA,
+]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.
 BUILDERS: tuple[Builder, ...] = (transformed.build,)

@@ -81,6 +81,22 @@ class Natural(NamedTuple):
     gain: Callable[[Tensor, Pooled, Tensor, float], Tensor]
 
 
+class Joint(NamedTuple):
+    r"""The maximisation of an argument together with another one.
+
+    Maximised in turn, arguments that are strongly correlated converge slowly. Where each cell of
+    the other argument serves blocks of only one cell of this one, and neither has a prior, these
+    functions replace :attr:`Argument.reduce` and :attr:`Argument.maximise`. The other argument is
+    maximised before this one if it comes before it, and after it in any case.
+    """
+
+    other: str  #: the name of the other argument, of the same family
+    reduce: Callable[[Stats, Arguments], Pooled]  #: as :attr:`Argument.reduce`
+    maximise: Callable[[Pooled, Tensor, float], Tensor]  #: as :attr:`Argument.maximise`
+    #: Whether each cell of this argument must serve blocks of only one cell of the other, too.
+    one_to_one: bool = False
+
+
 #: The terms that a conjugate prior adds to the pooled statistics of a parameter's cells:
 #: ``(prior, shape of the site's value, shape of the parameter, event_dim) -> pooled``.
 Conjugate = Callable[[Any, torch.Size, torch.Size, int], Pooled]
@@ -141,6 +157,7 @@ class Argument:
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
     chart: Chart | None = None
+    joint: Joint | None = None  #: the maximisation together with another argument
 
 
 def _no_update(*args: Any) -> Any:
@@ -281,6 +298,11 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     known = weight > 0
     ratio = total / weight.masked_fill(~known, 1.0)
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
+
+
+def over_event(each: Tensor, event_dim: int) -> Tensor:
+    """The sum over the elements of one observation, the last dims."""
+    return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
 
 def blocks(value: Tensor, event_dim: int) -> Tensor:

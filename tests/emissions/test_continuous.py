@@ -47,6 +47,24 @@ CASES = {
         [1e-300, 1e-5, 0.3, 1.0, 4.5, 1e8, 1e300],
         [0.0, -1.0],
     ),
+    "InverseGamma": Case(
+        dist.InverseGamma,
+        {"concentration": [3.0, 30.0], "rate": [1.0, 60.0]},
+        {"concentration": [1.0, 5.0], "rate": [1.0, 1.0]},
+        POSITIVE,
+        lambda x, concentration, rate: scipy.stats.invgamma.logpdf(x, concentration, scale=rate),
+        [1e-5, 0.01, 0.3, 1.0, 4.999, 5.0, 6.0, 100.0, 1e8, 1e300],
+        [-1.0, 0.0],
+    ),
+    "Gamma": Case(
+        dist.Gamma,
+        {"concentration": [2.0, 30.0], "rate": [1.0, 6.0]},
+        {"concentration": [1.0, 5.0], "rate": [1.0, 1.0]},
+        POSITIVE,
+        lambda x, concentration, rate: scipy.stats.gamma.logpdf(x, concentration, scale=1 / rate),
+        [1e-300, 1e-5, 0.3, 1.0, 4.999, 5.0, 6.0, 100.0, 1e8, 0.0],
+        [-1.0],
+    ),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
 
@@ -73,7 +91,7 @@ def test_density_is_that_of_scipy(name: str) -> None:
     case = CASES[name]
     found = log_prob(build(case, case.arguments, torch.float64), numbers(case))
     for state in range(K):
-        given = {name: value[state] for name, value in case.arguments.items()}
+        given = {key: value[state] for key, value in case.arguments.items()}
         expected = torch.as_tensor(case.scipy(np.array(case.inside), **given))
         assert_close(found[:, state], expected, rtol=1e-11, atol=1e-11)
 
@@ -134,7 +152,10 @@ def test_gradcheck_in_value_and_arguments(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(seeds.seed(2))
     x = build(case, case.arguments, torch.float64).sample((4,))[..., 0].requires_grad_()
-    given = [torch.tensor(each, dtype=torch.float64).requires_grad_() for each in case.arguments.values()]
+    given = [
+        torch.tensor(each, dtype=torch.float64, requires_grad=True)
+        for each in case.arguments.values()
+    ]
 
     def density(x: Tensor, *values: Tensor) -> Tensor:
         return log_prob(case.make(**dict(zip(case.arguments, values, strict=True))), x)
@@ -316,4 +337,6 @@ def test_the_unit_of_the_data_does_not_matter(name: str) -> None:
 #: How a start changes with the unit of the data.
 UNITS: dict[str, dict[str, Callable[[np.ndarray, float], np.ndarray]]] = {
     "LogNormal": {"loc": lambda loc, unit: loc + np.log(unit)},
+    "Gamma": {"rate": lambda rate, unit: rate / unit},
+    "InverseGamma": {"rate": lambda rate, unit: rate * unit},
 }

@@ -75,6 +75,8 @@ class Assignment(NamedTuple):
     link: Link  #: what it holds
     shared: bool  #: whether some cell serves several blocks
     prior: Prior | None  #: conjugate
+    #: the parameters that are maximised together with it, see :class:`.Joint`
+    joint: tuple[str, ...] = ()
 
     @property
     def event_dim(self) -> int:
@@ -170,10 +172,17 @@ class Plan(NamedTuple):
 
     def without(self, names: list[str], reason: str) -> Plan:
         """Leave parameters to the optimiser."""
-        assignments = [each for each in self.assignments if each.name not in names]
+
+        def left(given: list[Assignment]) -> list[Assignment]:
+            kept = (each for each in given if each.name not in names)
+            gone = set(names)
+            return [
+                each._replace(joint=()) if gone.intersection(each.joint) else each for each in kept
+            ]
+
         return self._replace(
-            assignments=assignments,
-            order=[each for each in self.order if each.name not in names],
+            assignments=left(self.assignments),
+            order=left(self.order),
             affine=self.affine.without(names),
             gradient=self.gradient | dict.fromkeys(names, reason),
             is_joint=True,

@@ -1,0 +1,31 @@
+"""Expected sums of functions of the observations, in float64."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_regimes.emissions import moments
+from pyro_regimes.emissions.base import Observed
+
+
+def over_time(observed: Observed, *parts: Tensor) -> list[Tensor]:
+    """The weight and the weighted sums of some functions, ``(..., 1 or T, K, *event)``.
+
+    :param parts: ``(..., T, 1 or K, *event)``, finite wherever a weight is positive or 0.
+    """
+    weights, event_dim = observed.weights.double(), observed.event_dim
+    sums = []
+    for part in parts:
+        part = part.double()
+        if part.shape[-1 - event_dim] == 1:
+            origin = part.new_zeros(part.shape[part.dim() - event_dim :])
+            each = observed._replace(value=part, weights=weights)
+            found = moments.take(each, origin, is_full=False, with_second=False)
+            sums.append(found.first)
+        else:
+            product = weights.reshape(weights.shape + (1,) * event_dim) * part
+            time = weights.dim() - 2
+            sums.append(product if observed.varies else product.sum(time, keepdim=True))
+    weight = weights if observed.varies else weights.sum(-2, keepdim=True)
+    weight = weight.reshape(weight.shape + (1,) * event_dim)
+    return [weight.expand(sums[0].shape), *sums]
