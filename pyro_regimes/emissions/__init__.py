@@ -19,6 +19,7 @@ from pyro_regimes.emissions.base import (
 from pyro_regimes.emissions.gamma import GAMMA
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.emissions.von_mises import VON_MISES
 from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 
 #: The known families, in the order in which they are tried.
@@ -26,6 +27,7 @@ FAMILIES: list[Family] = [
     MULTIVARIATE_NORMAL,
     NORMAL,
     GAMMA,
+    VON_MISES,
 ]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.

@@ -44,7 +44,8 @@ def is_near(e: Tensor) -> Tensor:
     return e.abs() < _NEAR
 
 
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+def polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """The sum of the coefficients times the powers of x, the constant first."""
     total = torch.full_like(x, coefficients[-1])
     for each in coefficients[-2::-1]:
         total = total * x + each
@@ -57,14 +58,14 @@ def stirling_rest(a: Tensor) -> Tensor:
     big = torch.where(large, a, _LARGE)
     small = torch.where(large, 1.0, a)
     plain = small.lgamma() - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
-    return torch.where(large, _polynomial(_STIRLING, big**-2) / big, plain)
+    return torch.where(large, polynomial(_STIRLING, big**-2) / big, plain)
 
 
 def log_minus_digamma(a: Tensor) -> Tensor:
     r""":math:`\log a - \psi(a)`, decreasing from infinity to 0."""
     large = a >= _LARGE
     big = torch.where(large, a, _LARGE)
-    series = _polynomial(tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)), big**-2)
+    series = polynomial(tuple((2 * n + 1) * c for n, c in enumerate(_STIRLING)), big**-2)
     small = torch.where(large, 1.0, a)
     return torch.where(large, (0.5 + series / big) / big, small.log() - small.digamma())
 
@@ -74,7 +75,7 @@ def stretched_slope(a: Tensor) -> Tensor:
     large = a >= _LARGE
     big = torch.where(large, a, _LARGE)
     weights = tuple((2 * n + 1) * (2 * n + 2) * c for n, c in enumerate(_STIRLING))
-    series = _polynomial(weights, big**-2)
+    series = polynomial(weights, big**-2)
     small = torch.where(large, 1.0, a)
     plain = small * torch.special.polygamma(1, small) - 1
     return torch.where(large, (0.5 + series / big) / big, plain)
