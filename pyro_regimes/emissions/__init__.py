@@ -17,6 +17,7 @@ from pyro_regimes.emissions.base import (
     without_update,
 )
 from pyro_regimes.emissions.gamma import GAMMA
+from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.von_mises import VON_MISES
@@ -27,6 +28,7 @@ FAMILIES: list[Family] = [
     MULTIVARIATE_NORMAL,
     NORMAL,
     GAMMA,
+    HALF_NORMAL,
     VON_MISES,
 ]
 

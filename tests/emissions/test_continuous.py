@@ -66,6 +66,15 @@ CASES = {
         [1e-300, 1e-5, 0.3, 1.0, 4.999, 5.0, 6.0, 100.0, 1e8, 0.0],
         [-1.0],
     ),
+    "HalfNormal": Case(
+        dist.HalfNormal,
+        {"scale": [0.5, 3.0]},
+        {"scale": [1.0, 2.0]},
+        {"scale": constraints.positive},
+        lambda x, scale: scipy.stats.halfnorm.logpdf(x, scale=scale),
+        [1e-300, 0.01, 1.0, 0.0, 4.0, 100.0],
+        [-1e-3, -5.0],
+    ),
     "VonMises": Case(
         dist.VonMises,
         {"loc": [0.5, -2.9], "concentration": [1.5, 30.0]},
@@ -351,4 +360,5 @@ UNITS: dict[str, dict[str, Callable[[np.ndarray, float], np.ndarray]]] = {
     "LogNormal": {"loc": lambda loc, unit: loc + np.log(unit)},
     "Gamma": {"rate": lambda rate, unit: rate / unit},
     "InverseGamma": {"rate": lambda rate, unit: rate * unit},
+    "HalfNormal": {"scale": lambda scale, unit: scale * unit},
 }

@@ -128,6 +128,11 @@ FAMILIES = {
         {"rate": constraints.positive, "concentration": constraints.positive},
         lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
     ),
+    "HalfNormal": elementwise(
+        dist.HalfNormal,
+        {"scale": constraints.positive},
+        lambda draws: draws.abs() * (1 + draws[..., :1].sign() / 2),
+    ),
     "VonMises": Family(
         lambda loc, spread: dist.VonMises(loc, spread).expand(
             torch.broadcast_shapes(loc.shape, spread.shape, (K, D))
