@@ -21,6 +21,7 @@ from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.von_mises import VON_MISES
+from pyro_regimes.emissions.weibull import WEIBULL
 from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 
 #: The known families, in the order in which they are tried.
@@ -30,6 +31,7 @@ FAMILIES: list[Family] = [
     GAMMA,
     HALF_NORMAL,
     VON_MISES,
+    WEIBULL,
 ]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.

@@ -97,6 +97,26 @@ class Joint(NamedTuple):
     one_to_one: bool = False
 
 
+class End(NamedTuple):
+    """One end of a bracket of each cell: where the derivative of Q had the other sign."""
+
+    at: Tensor  #: infinite if no such cells are known
+    pooled: Pooled  #: the statistics there
+
+
+class Sweep(NamedTuple):
+    """A maximiser of statistics that are those at one value of the argument.
+
+    It makes one step at a time, and the statistics are taken anew after each. Q must have a single
+    maximum. Stochastic EM makes one step for each minibatch.
+    """
+
+    #: ``(pooled, cells, lower end, upper end) -> (new cells, which are final)``. The sign of
+    #: :attr:`Natural.score` tells the ends; a step out of the bracket is replaced by its middle.
+    step: Callable[[Pooled, Tensor, End, End], tuple[Tensor, Tensor]]
+    most: int = 100  #: the most steps
+
+
 #: The terms that a conjugate prior adds to the pooled statistics of a parameter's cells:
 #: ``(prior, shape of the site's value, shape of the parameter, event_dim) -> pooled``.
 Conjugate = Callable[[Any, torch.Size, torch.Size, int], Pooled]
@@ -158,6 +178,8 @@ class Argument:
     #: The coordinates in which EM extrapolates its steps; None if it does not.
     chart: Chart | None = None
     joint: Joint | None = None  #: the maximisation together with another argument
+    #: The maximisation in several passes over the data; it replaces :attr:`maximise` in the M-step.
+    sweep: Sweep | None = None
 
 
 def _no_update(*args: Any) -> Any:

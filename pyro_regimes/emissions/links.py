@@ -156,6 +156,13 @@ CONCENTRATION = (
     Link("inverse softplus of concentration", softplus, _inverse_softplus),
 )
 
+SCALE = (
+    identity("scale"),
+    _logarithm("log of scale", 1.0),
+    Link("reciprocal of scale", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
+    Link("inverse softplus of scale", softplus, _inverse_softplus),
+)
+
 STANDARD_DEVIATION = (
     identity("standard deviation"),
     Link("variance", torch.sqrt, torch.square, inside=_POSITIVE),

@@ -75,6 +75,17 @@ CASES = {
         [1e-300, 0.01, 1.0, 0.0, 4.0, 100.0],
         [-1e-3, -5.0],
     ),
+    "Weibull": Case(
+        dist.Weibull,
+        {"scale": [0.5, 3.0], "concentration": [0.8, 4.0]},
+        {"scale": [1.0, 2.0], "concentration": [1.0, 1.0]},
+        {"scale": constraints.positive, "concentration": constraints.positive},
+        lambda x, scale, concentration: scipy.stats.weibull_min.logpdf(
+            x, concentration, scale=scale
+        ),
+        [1e-300, 0.01, 1.0, 2.5, 4.0, 20.0, 1e-20],
+        [0.0, -5.0],
+    ),
     "VonMises": Case(
         dist.VonMises,
         {"loc": [0.5, -2.9], "concentration": [1.5, 30.0]},
@@ -360,5 +371,6 @@ UNITS: dict[str, dict[str, Callable[[np.ndarray, float], np.ndarray]]] = {
     "LogNormal": {"loc": lambda loc, unit: loc + np.log(unit)},
     "Gamma": {"rate": lambda rate, unit: rate / unit},
     "InverseGamma": {"rate": lambda rate, unit: rate * unit},
+    "Weibull": {"scale": lambda scale, unit: scale * unit},
     "HalfNormal": {"scale": lambda scale, unit: scale * unit},
 }

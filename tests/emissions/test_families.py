@@ -133,6 +133,11 @@ FAMILIES = {
         {"scale": constraints.positive},
         lambda draws: draws.abs() * (1 + draws[..., :1].sign() / 2),
     ),
+    "Weibull": elementwise(
+        dist.Weibull,
+        {"scale": constraints.positive, "concentration": constraints.positive},
+        lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
+    ),
     "VonMises": Family(
         lambda loc, spread: dist.VonMises(loc, spread).expand(
             torch.broadcast_shapes(loc.shape, spread.shape, (K, D))
@@ -313,12 +318,12 @@ def test_update_is_the_numerical_maximiser(family: Family, shapes: Shapes) -> No
         best = expectation.maximise(between, (name,))
         between = between | {name: new[name]}
         assert expectation.slope(between, name) < 1e-8 * data.numel()
-        assert_close(expectation(between), expectation(best), rtol=1e-9, atol=0.0)
+        _assert_reaches(expectation(between), expectation(best))
     assert expectation(new) > expectation(old) + 1e-3
 
     if joint:  # then it is the maximum over all at once
         best = expectation.maximise(old, tuple(shapes))
-        assert_close(expectation(new), expectation(best), rtol=1e-9, atol=0.0)
+        _assert_reaches(expectation(new), expectation(best))
         for name in shapes:
             assert expectation.slope(new, name) < 1e-8 * data.numel()
 
@@ -328,6 +333,12 @@ def test_update_is_the_numerical_maximiser(family: Family, shapes: Shapes) -> No
     assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
     likelihood = poutine.trace(model).get_trace().log_prob_sum().item()
     assert likelihood == pytest.approx(-history[-1], rel=1e-10)
+
+
+def _assert_reaches(found: Tensor, best: Tensor) -> None:
+    """With a slope of 0, a value that is no lower is the maximum; the optimiser may stop early."""
+    assert found >= best - 1e-9 * best.abs()
+    assert_close(found, best, rtol=1e-7, atol=0.0)
 
 
 def _is_shared(shapes: Shapes) -> bool:
