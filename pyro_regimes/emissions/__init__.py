@@ -18,6 +18,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.gamma import GAMMA
 from pyro_regimes.emissions.half_normal import HALF_NORMAL
+from pyro_regimes.emissions.laplace import LAPLACE
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.von_mises import VON_MISES
@@ -30,6 +31,7 @@ FAMILIES: list[Family] = [
     NORMAL,
     GAMMA,
     HALF_NORMAL,
+    LAPLACE,
     VON_MISES,
     WEIBULL,
 ]

@@ -86,6 +86,15 @@ CASES = {
         [1e-300, 0.01, 1.0, 2.5, 4.0, 20.0, 1e-20],
         [0.0, -5.0],
     ),
+    "Laplace": Case(
+        dist.Laplace,
+        {"loc": [0.5, -3.0], "scale": [0.8, 2.0]},
+        {"loc": [1.0, -1.0], "scale": [1.0, 1.0]},
+        {"loc": constraints.real, "scale": constraints.positive},
+        lambda x, loc, scale: scipy.stats.laplace.logpdf(x, loc, scale),
+        [-300.0, -3.0, 0.0, 0.5, 4.0, 300.0],
+        [],
+    ),
     "VonMises": Case(
         dist.VonMises,
         {"loc": [0.5, -2.9], "concentration": [1.5, 30.0]},
@@ -372,5 +381,6 @@ UNITS: dict[str, dict[str, Callable[[np.ndarray, float], np.ndarray]]] = {
     "Gamma": {"rate": lambda rate, unit: rate / unit},
     "InverseGamma": {"rate": lambda rate, unit: rate * unit},
     "Weibull": {"scale": lambda scale, unit: scale * unit},
+    "Laplace": {key: lambda value, unit: value * unit for key in ("loc", "scale")},
     "HalfNormal": {"scale": lambda scale, unit: scale * unit},
 }
