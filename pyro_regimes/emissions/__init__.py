@@ -16,6 +16,8 @@ from pyro_regimes.emissions.base import (
     Observed,
     without_update,
 )
+from pyro_regimes.emissions.beta import BETA
+from pyro_regimes.emissions.dirichlet import DIRICHLET
 from pyro_regimes.emissions.gamma import GAMMA
 from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.laplace import LAPLACE
@@ -29,6 +31,8 @@ from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 FAMILIES: list[Family] = [
     MULTIVARIATE_NORMAL,
     NORMAL,
+    BETA,
+    DIRICHLET,
     GAMMA,
     HALF_NORMAL,
     LAPLACE,

@@ -81,6 +81,16 @@ def stretched_slope(a: Tensor) -> Tensor:
     return torch.where(large, (0.5 + series / big) / big, plain)
 
 
+def digamma(a: Tensor) -> Tensor:
+    r""":math:`\psi(a)`."""
+    return a.digamma()
+
+
+def trigamma(a: Tensor) -> Tensor:
+    r""":math:`\psi'(a)`."""
+    return torch.special.polygamma(1, a)
+
+
 def find_root(
     function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import moments
@@ -29,3 +30,13 @@ def over_time(observed: Observed, *parts: Tensor) -> list[Tensor]:
     weight = weights if observed.varies else weights.sum(-2, keepdim=True)
     weight = weight.reshape(weight.shape + (1,) * event_dim)
     return [weight.expand(sums[0].shape), *sums]
+
+
+def of_logs(observed: Observed, value: Tensor) -> list[Tensor]:
+    """The weight and the weighted sum of the logarithm; -inf where a value of 0 has weight."""
+    positive = value > 0
+    weight, total = over_time(observed, torch.where(positive, value, 1.0).double().log())
+    if not bool(positive.all()):
+        zeros = over_time(observed, (~positive).double())[1]
+        total = torch.where(zeros > 0, -torch.inf, total)
+    return [weight, total]

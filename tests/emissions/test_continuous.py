@@ -86,6 +86,18 @@ CASES = {
         [1e-300, 0.01, 1.0, 2.5, 4.0, 20.0, 1e-20],
         [0.0, -5.0],
     ),
+    "Beta": Case(
+        dist.Beta,
+        {"concentration1": [0.8, 20.0], "concentration0": [2.0, 5.0]},
+        {"concentration1": [1.5, 3.0], "concentration0": [1.5, 1.5]},
+        {"concentration1": constraints.positive, "concentration0": constraints.positive},
+        lambda x, concentration1, concentration0: scipy.stats.beta.logpdf(
+            x, concentration1, concentration0
+        ),
+        [1e-300, 1e-3, 0.3, 0.5, 0.8, 0.81, 0.999, 1.0],
+        [-0.1, 1.1],
+        unit=False,
+    ),
     "Laplace": Case(
         dist.Laplace,
         {"loc": [0.5, -3.0], "scale": [0.8, 2.0]},

@@ -139,6 +139,21 @@ FAMILIES = {
         {"scale": constraints.positive, "concentration": constraints.positive},
         lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
     ),
+    "Beta": elementwise(
+        dist.Beta,
+        {"concentration1": constraints.positive, "concentration0": constraints.positive},
+        lambda draws: (draws + draws[..., :1].sign()).sigmoid(),
+    ),
+    "Dirichlet": Family(
+        lambda concentration: dist.Dirichlet(concentration),
+        {"concentration": constraints.positive},
+        {
+            "own": {"concentration": (K, D)},
+            "tied": {"concentration": (D,)},
+            "of each sequence": {"concentration": (N, 1, K, D)},
+        },
+        lambda draws: (draws + draws[..., :1].sign()).softmax(-1),
+    ),
     "Laplace": Family(
         lambda loc, spread: dist.Laplace(loc, spread).expand(
             torch.broadcast_shapes(loc.shape, spread.shape, (K, D))

@@ -131,7 +131,7 @@ def maximise(
         function = each.argument.maximise
         if each.joint and each.argument.joint is not None:
             function = each.argument.joint.maximise
-        if each.argument.sweep is not None:
+        if each.argument.sweep is not None and not each.joint:
 
             def at(cells: Tensor, each: Assignment = each, old: Tensor = old) -> Pooled:
                 value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
