@@ -322,6 +322,12 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
 
 
+def as_real(value: Tensor, like: Tensor) -> Tensor:
+    """Observations in the dtype in which they meet an argument; integers have no logarithm."""
+    dtype = value.dtype if value.is_floating_point() else like.dtype
+    return value.to(torch.promote_types(dtype, like.dtype))
+
+
 def over_event(each: Tensor, event_dim: int) -> Tensor:
     """The sum over the elements of one observation, the last dims."""
     return each.sum(list(range(-event_dim, 0))) if event_dim else each

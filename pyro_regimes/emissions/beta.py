@@ -28,6 +28,7 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     Sweep,
+    as_real,
     divide,
     divide_where_known,
     over_event,
@@ -147,7 +148,7 @@ class BetaFamily(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density, summed over the series of one observation."""
-        value = value.unsqueeze(-1 - event_dim)
+        value = as_real(value, given["concentration1"]).unsqueeze(-1 - event_dim)
         outside = (value < 0) | (value > 1)
         inside = torch.where(outside, 0.5, value)
         both = torch.broadcast_tensors(given["concentration1"], given["concentration0"])

@@ -32,6 +32,7 @@ from pyro_regimes.emissions.base import (
     Family,
     Natural,
     Observed,
+    as_real,
     divide,
     divide_where_known,
 )
@@ -90,6 +91,7 @@ def solve(means: Tensor) -> Tensor:
     a = total * means.softmax(-1) + 0.1
     value = _objective(a, means)
     tolerance = 8 * torch.finfo(a.dtype).eps
+    found = a.isnan().any(-1, keepdim=True)  # what is found stays, whatever the others need
     for _ in range(_MOST_STEPS):
         total = a.sum(-1, keepdim=True)
         slope = special.digamma(total) - special.digamma(a) + means
@@ -100,12 +102,13 @@ def solve(means: Tensor) -> Tensor:
             new = a + share * step
             better = _objective(new, means)
             down = better < value - 64 * torch.finfo(a.dtype).eps * (1 + value.abs())
+            down = down & ~found
             if not bool(down.any()):
                 break
             share = torch.where(down, share / 2, share)
-        moved = ((new - a).abs() > tolerance * a).any()
-        a, value = new, better
-        if not bool(moved):
+        a, value, old = torch.where(found, a, new), torch.where(found, value, better), a
+        found = found | ((a - old).abs() <= tolerance * old).all(-1, keepdim=True)
+        if bool(found.all()):
             break
     return a
 
@@ -189,6 +192,7 @@ class DirichletFamily(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density; -inf outside the simplex."""
+        value = as_real(value, given["concentration"])
         outside = (value < 0).any(-1) | ((value.sum(-1) - 1).abs() > 1e-6)
         density = log_density(value.clamp(min=0).unsqueeze(-2), given["concentration"])
         return density.masked_fill(outside.unsqueeze(-1), -torch.inf)

@@ -38,6 +38,7 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     apply,
+    as_real,
     divide,
     divide_where_known,
     over_event,
@@ -215,10 +216,8 @@ class GammaFamily(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density, summed over the series of one observation."""
-        each = log_density(
-            value.unsqueeze(-1 - event_dim), given["concentration"], given["rate"]
-        )
-        return over_event(each, event_dim)
+        value = as_real(value, given["rate"]).unsqueeze(-1 - event_dim)
+        return over_event(log_density(value, given["concentration"], given["rate"]), event_dim)
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Excess:
         """Sums about the geometric mean of the observations, or about the mean of each state.

@@ -106,6 +106,7 @@ def find_root(
     x = start.maximum(low).minimum(high)
     low, high = low.expand_as(x).clone(), high.expand_as(x).clone()
     tolerance = 4 * torch.finfo(x.dtype).eps
+    found = x.isnan()  # what is found stays, so that no element depends on the others
     for _ in range(_MOST_STEPS):
         value, slope = function(x)
         high = torch.where(value > 0, x, high)
@@ -113,10 +114,10 @@ def find_root(
         new = x - value / slope
         inside = (new >= low) & (new <= high)
         new = torch.where(inside, new, (low + high) / 2)
-        new = torch.where((value == 0) | x.isnan(), x, new)
-        moved = (new - x).abs() > tolerance * x.abs().clamp(min=1.0)
+        new = torch.where(found | (value == 0), x, new)
+        found = found | ((new - x).abs() <= tolerance * x.abs().clamp(min=1.0))
         x = new
-        if not bool(moved.any()):
+        if bool(found.all()):
             break
     return x
 

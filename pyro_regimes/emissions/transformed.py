@@ -41,6 +41,7 @@ from pyro_regimes.emissions.base import (
     Family,
     Observed,
     Stats,
+    as_real,
     without_update,
 )
 from pyro_regimes.emissions.wrappers import unwrap
@@ -231,6 +232,7 @@ class TransformedFamily(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The density of the inverse, less the logarithm of the slope."""
+        value = as_real(value, next(iter(given.values())))
         inner, log_slope, inside = self._invert(value, given, event_dim, with_state=False)
         density = self.family.log_prob(inner, given, event_dim)
         if event_dim:

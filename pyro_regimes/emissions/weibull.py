@@ -32,6 +32,7 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     Sweep,
+    as_real,
     divide,
     divide_where_known,
     over_event,
@@ -225,7 +226,7 @@ class WeibullFamily(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density, summed over the series of one observation."""
-        value = value.unsqueeze(-1 - event_dim)
+        value = as_real(value, given["scale"]).unsqueeze(-1 - event_dim)
         return over_event(log_density(value, given["scale"], given["concentration"]), event_dim)
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Powers:
