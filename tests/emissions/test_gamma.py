@@ -129,6 +129,42 @@ def test_what_is_maximised_together(sharing: Sharing, joint: tuple[str, ...] | N
     assert found.get("a") == joint
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_rate_of_two_sites(fixed: bool) -> None:
+    """A second site, in which the concentration is another one, is known to the rate alone."""
+    x = data(doubles(4.0, 9.0), MEANS)
+
+    def model(x: Tensor) -> None:
+        a, r = positive("a", ONES), positive("r", ONES)
+        with pyro.plate("sequences", N):
+            pyro.sample("x", hmm(dist.Gamma(a, r)), obs=x)
+            pyro.sample("y", hmm(dist.Gamma(doubles(5.0, 5.0) if fixed else a, r)), obs=2 * x)
+
+    em = EM(model)
+    result = em.run(x, num_steps=2000, tol=1e-8)
+    assert result.converged and not result.unconfirmed
+    history = result.history
+    assert all(b <= a + 1e-10 * abs(a) for a, b in zip(history, history[1:]))
+    joint = {each.name: each.joint for each in em.plan.assignments}
+    assert joint["a"] == (() if fixed else ("r",))
+
+
+def test_a_rate_that_an_optimiser_takes_over_is_no_longer_joint() -> None:
+    """Its maximum lies outside its constraint."""
+    x = data(doubles(4.0, 9.0), MEANS)
+
+    def model(x: Tensor) -> None:
+        bound = constraints.interval(0.0, 3.0)
+        r = pyro.param("r", doubles(1.0, 1.0), constraint=bound)
+        with pyro.plate("sequences", N):
+            pyro.sample("x", hmm(dist.Gamma(positive("a", ONES), r)), obs=x)
+
+    em = EM(model, optim=pyro.optim.Adam({"lr": 0.02}))
+    history = em.run(x, num_steps=60, tol=None).history
+    assert list(em.plan.gradient) == ["r"] and em.plan.order[0].joint == ()
+    assert history[-1] < history[0] - 10.0
+
+
 def test_together_they_converge_as_fast_as_a_normal() -> None:
     """In turn, a concentration of 1e4 would take thousands of steps."""
     x = data(doubles(1e4, 1e4), doubles(1.0, 1.5))
