@@ -90,7 +90,7 @@ class Joint(NamedTuple):
     maximised before this one if it comes before it, and after it in any case.
     """
 
-    other: str  #: the name of the other argument, of the same family
+    other: tuple[str, ...]  #: the names of the other argument, in each parametrisation
     reduce: Callable[[Stats, Arguments], Pooled]  #: as :attr:`Argument.reduce`
     maximise: Callable[[Pooled, Tensor, float], Tensor]  #: as :attr:`Argument.maximise`
     #: Whether each cell of this argument must serve blocks of only one cell of the other, too.
@@ -104,7 +104,7 @@ class End(NamedTuple):
     pooled: Pooled  #: the statistics there
 
 
-class Sweep(NamedTuple):
+class Search(NamedTuple):
     """A maximiser of statistics that are those at one value of the argument.
 
     It makes one step at a time, and the statistics are taken anew after each. Q must have a single
@@ -179,7 +179,7 @@ class Argument:
     chart: Chart | None = None
     joint: Joint | None = None  #: the maximisation together with another argument
     #: The maximisation in several passes over the data; it replaces :attr:`maximise` in the M-step.
-    sweep: Sweep | None = None
+    search: Search | None = None
 
 
 def _no_update(*args: Any) -> Any:

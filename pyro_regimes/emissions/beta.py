@@ -27,7 +27,7 @@ from pyro_regimes.emissions.base import (
     Joint,
     Natural,
     Observed,
-    Sweep,
+    Search,
     as_real,
     divide,
     divide_where_known,
@@ -123,11 +123,11 @@ def _argument(name: str, joint: Joint | None) -> Argument:
         why_unbounded="the values of a state are all equal, or some of them are 0 or 1",
         chart=charts.SCALE,
         joint=joint,
-        sweep=Sweep(_step),
+        search=Search(_step),
     )
 
 
-_BOTH = Joint("concentration0", _reduce_both, _maximise_both, one_to_one=True)
+_BOTH = Joint(("concentration0",), _reduce_both, _maximise_both, one_to_one=True)
 CONCENTRATION1 = _argument("concentration1", _BOTH)
 CONCENTRATION0 = _argument("concentration0", None)
 

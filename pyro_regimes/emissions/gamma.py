@@ -179,7 +179,7 @@ CONCENTRATION = Argument(
     natural=Natural(_stretch, _concentration_score, _concentration_gain),
     why_unbounded="the values of a state are all equal, or some of them are 0",
     chart=charts.SCALE,
-    joint=Joint("rate", _reduce_with_mean, _maximise_with_mean),
+    joint=Joint(("rate",), _reduce_with_mean, _maximise_with_mean),
 )
 
 

@@ -28,7 +28,7 @@ from pyro_regimes.emissions.base import (
     Family,
     Natural,
     Observed,
-    Sweep,
+    Search,
     divide,
     divide_where_known,
     over_event,
@@ -155,7 +155,7 @@ LOC = Argument(
     sound=torch.isfinite,
     natural=Natural(_shift, _score, _gain),
     chart=charts.location(lambda given: given["scale"]),
-    sweep=Sweep(_step),
+    search=Search(_step),
 )
 
 SCALE = Argument(

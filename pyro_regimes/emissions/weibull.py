@@ -31,7 +31,7 @@ from pyro_regimes.emissions.base import (
     Family,
     Natural,
     Observed,
-    Sweep,
+    Search,
     as_real,
     divide,
     divide_where_known,
@@ -181,7 +181,7 @@ SCALE = Argument(
     sound=_is_positive,
     natural=Natural(_stretch, _scale_score, _scale_gain),
     chart=charts.SCALE,
-    sweep=Sweep(_scale_step),
+    search=Search(_scale_step),
 )
 
 CONCENTRATION = Argument(
@@ -199,7 +199,7 @@ CONCENTRATION = Argument(
     natural=Natural(_stretch, _score, _gain),
     why_unbounded="the values of a state are all equal",
     chart=charts.SCALE,
-    sweep=Sweep(_step),
+    search=Search(_step),
 )
 
 

@@ -19,7 +19,7 @@ from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.sweeps import sweep
+from pyro_regimes.infer.em.search import search
 from pyro_regimes.infer.tracing import Site, Slot, num_own_dims
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
@@ -131,14 +131,14 @@ def maximise(
         function = each.argument.maximise
         if each.joint and each.argument.joint is not None:
             function = each.argument.joint.maximise
-        if each.argument.sweep is not None and not each.joint:
+        if each.argument.search is not None and not each.joint:
 
             def at(cells: Tensor, each: Assignment = each, old: Tensor = old) -> Pooled:
                 value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
                 fill_arguments(each, value, arguments, sites)
                 return pool(each, collected, pseudo)
 
-            new = sweep(each.argument, pooled, now, None if plan.is_subsampled else at)
+            new = search(each.argument, pooled, now, None if plan.is_subsampled else at)
         else:
             new = function(pooled, now, floor)
         new = new.reshape(cells.shape)

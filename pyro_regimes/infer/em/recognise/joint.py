@@ -20,7 +20,7 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
     others = [
         other
         for other in assignments
-        if other.argument.name == joint.other and _share_a_site(each, other)
+        if other.argument.name in joint.other and _share_a_site(each, other)
     ]
     if not others or any(other.prior is not None for other in others):
         return each
@@ -28,9 +28,10 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
     pairs = []
     for site in sites:
         slots = run.sites[site].slots
-        if joint.other not in slots:
+        names = [name for name in joint.other if name in slots]
+        if not names:
             return each
-        own, its = slots[each.argument.name], slots[joint.other]
+        own, its = slots[each.argument.name], slots[names[0]]
         labels, first = torch.full(its.lead, -1, device="cpu"), 0
         for other in others:
             cells = _cells(other, its)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Argument, End, Pooled, apply
 
 
-def sweep(
+def search(
     argument: Argument, pooled: Pooled, cells: Tensor, at: Callable[[Tensor], Pooled] | None
 ) -> Tensor:
     """The maximiser for each cell, by steps within brackets; NaN if there is none.
@@ -18,17 +18,17 @@ def sweep(
     :param pooled: the statistics at the present cells.
     :param at: takes the statistics at other cells; None if the data are gone, for a single step.
     """
-    assert argument.sweep is not None
+    assert argument.search is not None
     now = cells.to(pooled[0].dtype)
     low, high = End(torch.full_like(now, -torch.inf), pooled), End(
         torch.full_like(now, torch.inf), pooled
     )
     final = torch.zeros_like(now, dtype=torch.bool)
-    for _ in range(argument.sweep.most):
+    for _ in range(argument.search.most):
         score = argument.natural.score(pooled, now)
         low = _replace(low, (score > 0) & ~final, now, pooled)
         high = _replace(high, (score < 0) & ~final, now, pooled)
-        new, is_last = argument.sweep.step(pooled, now, low, high)
+        new, is_last = argument.search.step(pooled, now, low, high)
         outside = (new <= low.at) | (new >= high.at)
         middle = torch.where((low.at + high.at).isfinite(), (low.at + high.at) / 2, now)
         new = torch.where(outside & ~is_last, middle, new)
