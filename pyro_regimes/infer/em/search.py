@@ -20,9 +20,10 @@ def search(
     """
     assert argument.search is not None
     now = cells.to(pooled[0].dtype)
-    low, high = End(torch.full_like(now, -torch.inf), pooled), End(
-        torch.full_like(now, torch.inf), pooled
-    )
+    low = End(torch.full_like(now, -torch.inf), pooled)
+    high = End(torch.full_like(now, torch.inf), pooled)
+    if at is None:
+        return argument.search.step(pooled, now, low, high)[0]
     final = torch.zeros_like(now, dtype=torch.bool)
     for _ in range(argument.search.most):
         score = argument.natural.score(pooled, now)
@@ -33,7 +34,7 @@ def search(
         middle = torch.where((low.at + high.at).isfinite(), (low.at + high.at) / 2, now)
         new = torch.where(outside & ~is_last, middle, new)
         now, final = torch.where(final, now, new), final | is_last | new.isnan() | (new == now)
-        if at is None or bool(final.all()):
+        if bool(final.all()):
             break
         # What has no maximum has no statistics either.
         pooled = at(torch.where(now.isnan(), cells.to(now.dtype), now))
