@@ -139,6 +139,11 @@ FAMILIES = {
         {"scale": constraints.positive, "concentration": constraints.positive},
         lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
     ),
+    "InverseGamma": elementwise(
+        dist.InverseGamma,
+        {"rate": constraints.positive, "concentration": constraints.positive},
+        lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
+    ),
     "Beta": elementwise(
         dist.Beta,
         {"concentration1": constraints.positive, "concentration0": constraints.positive},

@@ -127,21 +127,7 @@ def maximise(
         old = params[each.name]
         pooled = pool(each, collected, pseudo, joint=bool(each.joint))
         cells = blocks(old, each.event_dim)
-        now = each.link.forward(cells)
-        function = each.argument.maximise
-        if each.joint and each.argument.joint is not None:
-            function = each.argument.joint.maximise
-        if each.argument.search is not None and not each.joint:
-
-            def at(cells: Tensor, each: Assignment = each, old: Tensor = old) -> Pooled:
-                value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
-                fill_arguments(each, value, arguments, sites)
-                return pool(each, collected, pseudo)
-
-            new = search(each.argument, pooled, now, None if plan.is_subsampled else at)
-        else:
-            new = function(pooled, now, floor)
-        new = new.reshape(cells.shape)
+        new = _maximiser(each, old, pooled, collected, pseudo, floor, plan.is_subsampled)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
@@ -162,6 +148,33 @@ def maximise(
             stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
         fill_arguments(each, values[each.name], arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
+
+
+def _maximiser(
+    each: Assignment,
+    old: Tensor,
+    pooled: Pooled,
+    collected: Collected,
+    pseudo: dict[str, Pooled],
+    floor: float,
+    is_subsampled: bool,
+) -> Tensor:
+    """The best value of the argument for each cell of a parameter; NaN where there is none."""
+    cells = blocks(old, each.event_dim)
+    now = each.link.forward(cells)
+    argument = each.argument
+    if each.joint and argument.joint is not None:
+        return argument.joint.maximise(pooled, now, floor).reshape(cells.shape)
+    if argument.search is None:
+        return argument.maximise(pooled, now, floor).reshape(cells.shape)
+    sites = {name: there.data for name, there in collected.expected.items()}
+
+    def at(cells: Tensor) -> Pooled:
+        value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
+        fill_arguments(each, value, collected.arguments, sites)
+        return pool(each, collected, pseudo)
+
+    return search(argument, pooled, now, None if is_subsampled else at).reshape(cells.shape)
 
 
 def _with_joint(order: list[Assignment]) -> Iterator[Assignment]:
