@@ -5,22 +5,43 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from torch.distributions import Distribution
 
-import pyro.distributions as dist
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
-from torch import Tensor
-from torch.distributions import Distribution, Independent
-
-from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
+from pyro_regimes.emissions import transformed
+from pyro_regimes.emissions.base import (
+    Argument,
+    Builder,
+    Family,
+    Natural,
+    Observed,
+    without_update,
+)
+from pyro_regimes.emissions.beta import BETA
+from pyro_regimes.emissions.dirichlet import DIRICHLET
+from pyro_regimes.emissions.gamma import GAMMA
+from pyro_regimes.emissions.half_normal import HALF_NORMAL
+from pyro_regimes.emissions.laplace import LAPLACE
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.emissions.von_mises import VON_MISES
+from pyro_regimes.emissions.weibull import WEIBULL
+from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 
 #: The known families, in the order in which they are tried.
-FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL]
+FAMILIES: list[Family] = [
+    MULTIVARIATE_NORMAL,
+    NORMAL,
+    BETA,
+    DIRICHLET,
+    GAMMA,
+    HALF_NORMAL,
+    LAPLACE,
+    VON_MISES,
+    WEIBULL,
+]
 
-#: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.
-WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)
+#: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.
+BUILDERS: tuple[Builder, ...] = (transformed.build,)
 
 
 def register(family: Family) -> None:
@@ -74,32 +95,6 @@ def _check(family: Family) -> None:
             )
 
 
-class Unwrapped(NamedTuple):
-    """An observation distribution without its wrappers."""
-
-    base: Distribution
-    mask: Tensor | bool | None  #: mask of the observations that count, ``(..., T, K)``
-
-
-def unwrap(observation_dist: Distribution) -> Unwrapped:
-    """Remove ``to_event``, ``expand`` and ``mask``.
-
-    A mask inside ``to_event``, of single entries of an observation, is not removed. It changes the
-    likelihood, and no family has a closed form for the result.
-    """
-    mask: Tensor | bool | None = None
-    batch_dim = len(observation_dist.batch_shape)
-    inner: Any = observation_dist
-    while type(inner) in WRAPPERS:
-        if type(inner) is MaskedDistribution:
-            if len(inner.batch_shape) > batch_dim:
-                break
-            more = inner._mask
-            mask = more if mask is None else mask & more
-        inner = inner.base_dist
-    return Unwrapped(inner, mask)
-
-
 def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     """The family of a distribution, or None.
 
@@ -110,10 +105,15 @@ def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     for family in FAMILIES:
         if type(base) in family.distributions and event_dim <= family.max_event_dim:
             return family
+    for build in BUILDERS:
+        built = build(base, event_dim, find_family)
+        if built is not None:
+            return built
     return None
 
 
 __all__ = [
+    "BUILDERS",
     "FAMILIES",
     "WRAPPERS",
     "Argument",

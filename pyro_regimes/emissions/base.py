@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, NamedTuple, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,6 +85,42 @@ class Natural(NamedTuple):
     gain: Callable[[Tensor, Pooled, Tensor, float], Tensor]
 
 
+class Joint(NamedTuple):
+    r"""The maximisation of an argument together with another one.
+
+    Maximised in turn, arguments that are strongly correlated converge slowly. Where each cell of
+    the other argument serves blocks of only one cell of this one, and neither has a prior, these
+    functions replace :attr:`Argument.reduce` and :attr:`Argument.maximise`. The other argument is
+    maximised before this one if it comes before it, and after it in any case.
+    """
+
+    other: tuple[str, ...]  #: the names of the other argument, in each parametrisation
+    reduce: Callable[[Stats, Arguments], Pooled]  #: as :attr:`Argument.reduce`
+    maximise: Callable[[Pooled, Tensor, float], Tensor]  #: as :attr:`Argument.maximise`
+    #: Whether each cell of this argument must serve blocks of only one cell of the other, too.
+    one_to_one: bool = False
+
+
+class End(NamedTuple):
+    """One end of a bracket of each cell: where the derivative of Q had the other sign."""
+
+    at: Tensor  #: infinite if no such cells are known
+    pooled: Pooled  #: the statistics there
+
+
+class Search(NamedTuple):
+    """A maximiser of statistics that are those at one value of the argument.
+
+    It makes one step at a time, and the statistics are taken anew after each. Q must have a single
+    maximum. Stochastic EM makes one step for each minibatch.
+    """
+
+    #: ``(pooled, cells, lower end, upper end) -> (new cells, which are final)``. The sign of
+    #: :attr:`Natural.score` tells the ends; a step out of the bracket is replaced by its middle.
+    step: Callable[[Pooled, Tensor, End, End], tuple[Tensor, Tensor]]
+    most: int = 100  #: the most steps
+
+
 #: The terms that a conjugate prior adds to the pooled statistics of a parameter's cells:
 #: ``(prior, shape of the site's value, shape of the parameter, event_dim) -> pooled``.
 Conjugate = Callable[[Any, torch.Size, torch.Size, int], Pooled]
@@ -145,6 +181,9 @@ class Argument:
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
     chart: Chart | None = None
+    joint: Joint | None = None  #: the maximisation together with another argument
+    #: The maximisation in several passes over the data; it replaces :attr:`maximise` in the M-step.
+    search: Search | None = None
 
 
 def _no_update(*args: Any) -> Any:
@@ -185,13 +224,13 @@ class Family(ABC):
     """
 
     #: Exact types, as a subclass may override the density.
-    distributions: ClassVar[tuple[type[Distribution], ...]]
-    max_event_dim: ClassVar[float]  #: the most dims of one observation
+    distributions: tuple[type[Distribution], ...]
+    max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
-    arguments: ClassVar[tuple[Argument, ...]]
+    arguments: tuple[Argument, ...]
     #: Whether single entries of an observation may be missing: then there is
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`.
-    marginalises: ClassVar[bool] = False
+    marginalises: bool = False
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
@@ -253,6 +292,13 @@ class Family(ABC):
         return apply(lambda part: over_sequences(part, num_batch_dims), stats)
 
 
+#: Builds the family of a distribution that contains others, found by the third argument; None if
+#: there is none: ``(distribution, event_dim, find_family) -> family``.
+Builder = Callable[
+    [Distribution, int, Callable[[Distribution, int], Optional[Family]]], Optional[Family]
+]
+
+
 def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
     """The sum over the first dims, which are replaced by one of size 1; float64."""
     return part.double().reshape((-1,) + part.shape[num_batch_dims:]).sum(0, keepdim=True)
@@ -290,6 +336,17 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     known = weight > 0
     ratio = total / weight.masked_fill(~known, 1.0)
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
+
+
+def as_real(value: Tensor, like: Tensor) -> Tensor:
+    """Observations in the dtype in which they meet an argument; integers have no logarithm."""
+    dtype = value.dtype if value.is_floating_point() else like.dtype
+    return value.to(torch.promote_types(dtype, like.dtype))
+
+
+def over_event(each: Tensor, event_dim: int) -> Tensor:
+    """The sum over the elements of one observation, the last dims."""
+    return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
 
 def blocks(value: Tensor, event_dim: int) -> Tensor:

@@ -15,6 +15,8 @@ locations                 MultivariateNormal(m, R)     :math:`(n \Sigma^{-1} + R
 a variance                InverseGamma(a, b)           :math:`(S + 2b) / (n + 2a + 2)`
 a precision               Gamma(a, b)                  :math:`(n + 2a - 2) / (S + 2b)`
 a precision matrix        Wishart(:math:`\nu, V`)      :math:`(n + \nu - D - 1)(S + V^{-1})^{-1}`
+a rate of waiting times   Gamma(a, b)                  :math:`(n + a - 1) / (s + b)`
+a mean waiting time       InverseGamma(a, b)           :math:`(s + b) / (n + a + 1)`
 ========================  ===========================  ============================================
 
 The density is maximised **in the space of the site that carries the prior**, as with
@@ -33,7 +35,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Conjugate, blocks
-from pyro_regimes.emissions.statistics import Counts, Spread, WeightedSum
+from pyro_regimes.emissions.statistics import Counts, Spread, Totals, WeightedSum
 
 
 def dirichlet(
@@ -97,6 +99,22 @@ def wishart(prior: dist.Wishart, given: torch.Size, shape: torch.Size, event_dim
     inverse = blocks(prior.precision_matrix.expand(given).reshape(shape), 2)
     freedom = prior.df[..., None, None].expand(given[:-2] + (1, 1)).reshape(-1, 1, 1)
     return Spread(freedom - shape[-1] - 1, inverse)
+
+
+def gamma_of_waiting_rate(
+    prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Totals:
+    """The terms of a Gamma prior of rates of waiting times."""
+    concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
+    return Totals(concentration - 1, rate)
+
+
+def inverse_gamma_of_waiting_mean(
+    prior: dist.InverseGamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Totals:
+    """The terms of an InverseGamma prior of mean waiting times."""
+    concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
+    return Totals(concentration + 1, rate)
 
 
 #: The priors of any location.

@@ -22,7 +22,6 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Observed
 from pyro_regimes.emissions.moments import Moments
 
-
 _MOST_BITS = 62  # of an int64, for the missing entries of a row
 
 

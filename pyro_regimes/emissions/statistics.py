@@ -33,3 +33,10 @@ class Spread(NamedTuple):
 
     weight: Tensor
     scatter: Tensor
+
+
+class Totals(NamedTuple):
+    """Statistics of rates: weights and weighted sums of the observations."""
+
+    weight: Tensor
+    total: Tensor

@@ -5,6 +5,7 @@ The arguments define the updates, in :mod:`pyro_regimes.chain` and :mod:`pyro_re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import Callable, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.search import search
 from pyro_regimes.infer.tracing import Site, Slot, num_own_dims
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
@@ -55,8 +57,13 @@ class Collected:
             name: each.statistics(plan.updated(name)) for name, each in expected.items()
         }
 
-    def reduce(self, site: str, argument: Argument, weighted: bool) -> Pooled:
-        """The pooled statistics of every block of one argument, at the current arguments."""
+    def reduce(
+        self, site: str, argument: Argument, weighted: bool, joint: bool = False
+    ) -> Pooled:
+        """The pooled statistics of every block of one argument, at the current arguments.
+
+        :param joint: whether those for its maximisation together with another argument.
+        """
         found, given = self._found[site], self.arguments[site]
         family = self.expected[site].data.site.family
         if family is None or argument not in family.arguments:
@@ -71,6 +78,8 @@ class Collected:
                     again = family.merge(accurate, found.emission, again)
                 found = found._replace(emission=again, names=found.names | {argument.name})
                 self._found[site] = found
+        if joint and argument.joint is not None:
+            return argument.joint.reduce(found.emission, given)
         return argument.reduce(found.emission, given, weighted)
 
 
@@ -114,12 +123,11 @@ def maximise(
         values = _solve_affine(plan.affine, collected, params, pseudo)
         values = {name: keep(name, params[name], value) for name, value in values.items()}
         fill_affine(plan.affine, values, params, arguments)
-    for each in plan.order:
+    for each in _with_joint(plan.order):
         old = params[each.name]
-        pooled = pool(each, collected, pseudo)
+        pooled = pool(each, collected, pseudo, joint=bool(each.joint))
         cells = blocks(old, each.event_dim)
-        now = each.link.forward(cells)
-        new = each.argument.maximise(pooled, now, floor).reshape(cells.shape)
+        new = _maximiser(each, old, pooled, collected, pseudo, floor, plan.is_subsampled)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
@@ -140,6 +148,42 @@ def maximise(
             stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
         fill_arguments(each, values[each.name], arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
+
+
+def _maximiser(
+    each: Assignment,
+    old: Tensor,
+    pooled: Pooled,
+    collected: Collected,
+    pseudo: dict[str, Pooled],
+    floor: float,
+    is_subsampled: bool,
+) -> Tensor:
+    """The best value of the argument for each cell of a parameter; NaN where there is none."""
+    cells = blocks(old, each.event_dim)
+    now = each.link.forward(cells)
+    argument = each.argument
+    if each.joint and argument.joint is not None:
+        return argument.joint.maximise(pooled, now, floor).reshape(cells.shape)
+    if argument.search is None:
+        return argument.maximise(pooled, now, floor).reshape(cells.shape)
+    sites = {name: there.data for name, there in collected.expected.items()}
+
+    def at(cells: Tensor) -> Pooled:
+        value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
+        fill_arguments(each, value, collected.arguments, sites)
+        return pool(each, collected, pseudo)
+
+    return search(argument, pooled, now, None if is_subsampled else at).reshape(cells.shape)
+
+
+def _with_joint(order: list[Assignment]) -> Iterator[Assignment]:
+    """The order of updates, in which what is maximised together with a parameter follows it."""
+    before: list[Assignment] = []
+    for each in order:
+        yield each
+        yield from (other for other in before if other.name in each.joint)
+        before.append(each)
 
 
 def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,19 +292,24 @@ def _solve_affine(
 
 
 def pool(
-    each: Assignment, collected: Collected, pseudo: dict[str, Pooled], weighted: bool = False
+    each: Assignment,
+    collected: Collected,
+    pseudo: dict[str, Pooled],
+    weighted: bool = False,
+    joint: bool = False,
 ) -> Pooled:
     """Sum the statistics of the blocks of each cell: fields ``(cells, *block)``.
 
     :param pseudo: terms that conjugate priors add.
     :param weighted: whether locations are weighted with precisions in any case.
+    :param joint: whether for the maximisation together with another parameter.
     :return: of one dtype, which need not be that of the parameter.
     """
     # The precision of a prior is added to that of the data.
     weighted = weighted or each.shared or each.prior is not None
     total: Pooled = None
     for use in each.uses:
-        found = _pooled_blocks(use.site, use.argument, collected, weighted)
+        found = _pooled_blocks(use.site, use.argument, collected, weighted, joint)
         if not use.whole:
             found = apply(lambda part, use=use: _by_cells(part, use, each.num_cells), found)
         total = found if total is None else add(total, found)
@@ -276,7 +325,9 @@ def _of_one_dtype(pooled: Pooled) -> Pooled:
     return apply(lambda part: part.to(widest), pooled)
 
 
-def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -> Pooled:
+def _pooled_blocks(
+    site: str, name: str, collected: Collected, weighted: bool, joint: bool = False
+) -> Pooled:
     """The statistics of every block of an argument: fields ``(blocks, *block)``."""
     there = collected.expected[site]
     slot = there.data.site.slots[name]
@@ -290,7 +341,7 @@ def _pooled_blocks(site: str, name: str, collected: Collected, weighted: bool) -
 
     # A location that is constant in time may stand beside spreads that are not.
     weighted = weighted or _is_over_time(there.data.site, slot)
-    return apply(to_lead, collected.reduce(site, slot.argument, weighted))
+    return apply(to_lead, collected.reduce(site, slot.argument, weighted, joint))
 
 
 def _is_over_time(site: Site, slot: Slot) -> bool:

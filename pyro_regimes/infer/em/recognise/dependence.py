@@ -10,12 +10,16 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.tracing import Run, Slot
+
+#: Names of nodes in autograd's graph that join tensors.
+_JOINS = ("StackBackward0", "CatBackward0")
 
 _HIDDEN = "changes with the parameters, but has no derivative in them (a detach()?)"
 
@@ -67,7 +71,59 @@ def reached_in(run: Run, like: Run | None = None) -> Reached:
 
 def _reached(value: Tensor, run: Run) -> set[str]:
     name = _viewed_parameter(value, run)
-    return set(gradients_of(value, run.params)) if name is None else {name}
+    if name is not None:
+        return {name}
+    return set(gradients_of(value, run.params)) - _beside(value, run)
+
+
+def _beside(value: Tensor, run: Run) -> set[str]:
+    """Parameters of tensors that were stacked beside those of which a value is a view.
+
+    Autograd gives them a derivative of 0, and not none. A Beta, for one, keeps both of its
+    concentrations in one tensor.
+    """
+    joined, waiting = [], [identity.below_views(value.grad_fn)]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node.name() in _JOINS:
+            edges = [GradientEdge(*edge) for edge in node.next_functions if edge[0] is not None]
+            joined += edges
+            waiting += [identity.below_views(edge.node) for edge in edges]
+    if not joined:
+        return set()
+    found = torch.autograd.grad(
+        value, joined, torch.ones_like(value), retain_graph=True, allow_unused=True
+    )
+    seen: set[Any] = set()
+    unseen: set[Any] = set()
+    for edge, gradient in zip(joined, found, strict=True):
+        is_seen = gradient is not None and bool((gradient != 0).any())
+        below = identity.below_views(edge.node)
+        if not is_seen:
+            unseen.add(edge.node)
+        elif below is None or below.name() not in _JOINS:  # else its own parts tell
+            seen.add(edge.node)
+    within, beside = _leaves(seen), _leaves(unseen)
+    return {
+        name
+        for name, parameter in run.params.items()
+        if id(parameter) in beside and id(parameter) not in within
+    }
+
+
+def _leaves(nodes: set[Any]) -> set[int]:
+    """The leaves that autograd reaches from some nodes, by their identity."""
+    found, waiting, known = set(), list(nodes), set(nodes)
+    while waiting:
+        node = waiting.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.add(id(leaf))
+        for following, _ in node.next_functions:
+            if following is not None and following not in known:
+                known.add(following)
+                waiting.append(following)
+    return found
 
 
 def _viewed_parameter(value: Tensor, run: Run) -> str | None:

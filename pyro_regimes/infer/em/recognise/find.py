@@ -28,6 +28,7 @@ from pyro_regimes.infer.em.recognise.dependence import (
     reached_in,
     slot_in,
 )
+from pyro_regimes.infer.em.recognise.joint import find_joint
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
 from pyro_regimes.infer.em.recognise.stationary import find_stationary, with_stationary
@@ -88,6 +89,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         if closed != affine.names:
             affine = _find_affine(closed, runs, refused)
         assignments = [each for each in assignments if each.name not in refused]
+        assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
         hidden = find_hidden_dependence(runs, assignments, refused, covered, reached_here)
         if hidden and differs(current, read(None)):

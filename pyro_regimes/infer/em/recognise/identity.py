@@ -136,13 +136,17 @@ def agrees(slot: Slot, parameter: Tensor, cells: Tensor, link: Link) -> bool:
 
 def viewed(value: Tensor) -> Tensor | None:
     """The leaf of which a tensor is a view, by what autograd recorded; None if it is no view."""
-    node: Any = value.grad_fn
-    if node is None:
+    if value.grad_fn is None:
         return value if value.requires_grad else None
+    leaf: Tensor | None = getattr(below_views(value.grad_fn), "variable", None)
+    return leaf
+
+
+def below_views(node: Any) -> Any:
+    """The node in autograd's graph that a chain of views begins with."""
     while node is not None and node.name() in _VIEWS:
         node = node.next_functions[0][0]
-    leaf: Tensor | None = getattr(node, "variable", None)
-    return leaf
+    return node
 
 
 def is_same_view(slots: list[Slot], parameters: list[Tensor]) -> bool:

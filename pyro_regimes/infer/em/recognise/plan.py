@@ -84,6 +84,8 @@ class Assignment(NamedTuple):
     link: Link  #: the bijection from the parameter to the argument
     shared: bool  #: whether some cell is used for several blocks
     prior: Prior | None  #: its conjugate prior, if it has one
+    #: the parameters that are maximised together with it, see :class:`.Joint`
+    joint: tuple[str, ...] = ()
 
     @property
     def event_dim(self) -> int:
@@ -180,10 +182,17 @@ class Plan(NamedTuple):
 
     def without(self, names: list[str], reason: str) -> Plan:
         """Leave parameters to the optimiser."""
-        assignments = [each for each in self.assignments if each.name not in names]
+
+        def left(given: list[Assignment]) -> list[Assignment]:
+            kept = (each for each in given if each.name not in names)
+            gone = set(names)
+            return [
+                each._replace(joint=()) if gone.intersection(each.joint) else each for each in kept
+            ]
+
         return self._replace(
-            assignments=assignments,
-            order=[each for each in self.order if each.name not in names],
+            assignments=left(self.assignments),
+            order=left(self.order),
             affine=self.affine.without(names),
             gradient=self.gradient | dict.fromkeys(names, reason),
             is_joint=True,
