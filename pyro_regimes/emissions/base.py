@@ -141,6 +141,9 @@ class Argument:
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
     chart: Chart | None = None
+    #: Whether its statistics are taken at the new values of the arguments before it, in a pass over
+    #: the data of its own. (Stochastic EM takes all at the current arguments.)
+    sweep: bool = False
 
 
 def _no_update(*args: Any) -> Any:

@@ -82,6 +82,9 @@ FAMILIES = {
         "precision_matrix", constraints.positive_definite
     ),
 }
+#: Families whose E-step has more than the states, so that a step does not maximise this Q.
+LATENT = {emissions.student_t.STUDENT_T}  # tests/emissions/test_student_t.py
+
 CASES = [
     pytest.param(family, shapes, id=f"{name}, {sharing}")
     for name, family in FAMILIES.items()
@@ -94,7 +97,7 @@ def test_every_family_is_in_the_battery() -> None:
     for family in FAMILIES.values():
         distribution = family.build(**start(family, next(iter(family.sharings.values()))))
         built.add(emissions.find_family(emissions.unwrap(distribution).base))
-    assert built == set(emissions.FAMILIES)
+    assert built == set(emissions.FAMILIES) - LATENT
 
 
 def draw(*shape: int, seed: int) -> Tensor:

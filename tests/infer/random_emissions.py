@@ -203,7 +203,7 @@ def normal_through_an_affine_transform(
     return Emission(make, draw_data(draws, layout))
 
 
-@emission(0.6, closed=False)
+@emission(0.6)
 def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     scale = draw_scale(draws, registry, layout)
     df = registry.positive("df", draws.uniform(3.0, 8.0))

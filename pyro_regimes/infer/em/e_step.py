@@ -76,6 +76,8 @@ class Expected(NamedTuple):
         :param names: names of the arguments to update.
         """
         site = self.data.site
+        if site.family is not None:
+            names = names - {each.name for each in site.family.arguments if each.sweep} or names
         if site.family is not None and (site.varies or self.data.value.device.type != "cpu"):
             # Those of spreads are taken when the new locations are known: there would be one for
             # every observation, or to find out whether they may be corrected takes as long.
