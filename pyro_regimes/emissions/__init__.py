@@ -14,11 +14,12 @@ from torch.distributions import Distribution, Independent
 
 from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.student_t import STUDENT_T
 
 #: The known families, in the order in which they are tried.
-FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL, STUDENT_T]
+FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL, STUDENT_T, MULTIVARIATE_STUDENT_T]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.
 WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)

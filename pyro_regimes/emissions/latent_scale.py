@@ -111,9 +111,9 @@ def start(weight: Tensor) -> Stats:
     return Stats(weight, *[None] * 7)
 
 
-def squares(deviation: Tensor) -> Tensor:
-    """Squares of deviations in units of the scale, which stay finite, and so do their ratios."""
-    return deviation.square().clamp(max=torch.finfo(deviation.dtype).max ** 0.75)
+def bounded(square: Tensor) -> Tensor:
+    """Squared distances, below what makes ratios of them overflow."""
+    return square.clamp(max=torch.finfo(square.dtype).max ** 0.75)
 
 
 def expected_scale(square: Tensor, df: Tensor, size: int) -> Tensor:

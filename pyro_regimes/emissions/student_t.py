@@ -101,8 +101,8 @@ class _Family(Family):
         df, loc, scale = (
             ops.without_repeats(given[name], event_dim) for name in ("df", "loc", "scale")
         )
-        deviation = (value.unsqueeze(-1 - event_dim) - loc) / scale
-        each = latent_scale.log_density(latent_scale.squares(deviation), df, 1) - scale.log()
+        square = latent_scale.bounded(((value.unsqueeze(-1 - event_dim) - loc) / scale).square())
+        each = latent_scale.log_density(square, df, 1) - scale.log()
         return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
@@ -110,7 +110,7 @@ class _Family(Family):
         over_time = latent_scale.over_time(observed)
         weights = observed.weights.reshape(observed.weights.shape + (1,) * observed.event_dim)
         deviation = observed.value - given["loc"]
-        square = latent_scale.squares(deviation / given["scale"])
+        square = latent_scale.bounded((deviation / given["scale"]).square())
         stats = latent_scale.start(over_time(weights.expand(square.shape)))
         if not names.isdisjoint(("loc", "scale")):
             latent = weights * latent_scale.expected_scale(square, given["df"], 1)

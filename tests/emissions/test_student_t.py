@@ -59,6 +59,13 @@ def by_series(value: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
     return ((value.unsqueeze(-2) - loc) / scale) ** 2, 2 * scale.log()
 
 
+def of_vectors(value: Tensor, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    deviation = (value.unsqueeze(-2) - loc).unsqueeze(-1)
+    white = torch.linalg.solve_triangular(factor, deviation, upper=False)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return white.square().sum((-2, -1)), log_det
+
+
 FAMILIES = {
     "StudentT": Family(
         series,
@@ -75,6 +82,22 @@ FAMILIES = {
         },
         1,
         by_series,
+    ),
+    "MultivariateStudentT": Family(
+        lambda df, loc, spread: dist.MultivariateStudentT(
+            df, loc.expand(torch.broadcast_shapes(loc.shape, (K, D))), spread
+        ),
+        constraints.lower_cholesky,
+        {
+            "own": {"df": (K,), "loc": (K, D), "spread": (K, D, D)},
+            "df of all": {"df": (), "loc": (K, D), "spread": (K, D, D)},
+            "tied": {"df": (K,), "loc": (K, D), "spread": (D, D)},
+            "one location": {"df": (K,), "loc": (D,), "spread": (K, D, D)},
+            "of each sequence": {"df": (N, 1, K), "loc": (N, 1, K, D), "spread": (N, 1, K, D, D)},
+            "locations of each time": {"df": (), "loc": (T, K, D), "spread": (D, D)},
+        },
+        D,
+        of_vectors,
     ),
 }
 CASES = [
@@ -500,6 +523,46 @@ def test_density_varies_in_time_and_broadcasts() -> None:
     assert_close(found, given.log_prob(x.unsqueeze(-2)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("df", [0.1, 4.5, 1e4])
+def test_multivariate_density_is_that_of_scipy(df: float) -> None:
+    factor = transform_to(constraints.lower_cholesky)(draw(D, D, seed=1)) * 0.01
+    loc = draw(D, seed=2)
+    value = torch.cat([draw(20, D, seed=3), loc[None], 1e30 * draw(1, D, seed=4)])
+    given = dist.MultivariateStudentT(torch.tensor([df]).double(), loc[None], factor[None])
+    family = emissions.find_family(given, 1)
+    found = family.log_prob(value, family.read(given), 1).squeeze(-1)
+    matrix = (factor @ factor.mT).numpy()
+    expected = scipy.stats.multivariate_t.logpdf(value.numpy(), loc.numpy(), matrix, df)
+    # scipy inverts the matrix by its eigenvalues.
+    assert_close(found, torch.as_tensor(expected), rtol=1e-7, atol=1e-7)
+    assert_close(found, given.log_prob(value), rtol=1e-11, atol=1e-11)
+
+
+def test_derivatives_of_the_multivariate_density() -> None:
+    value = draw(4, D, seed=1)
+    raw = transform_to(constraints.lower_cholesky)(draw(K, D, D, seed=4))
+    arguments = [2 + draw(K, seed=2).exp(), draw(K, D, seed=3), raw]
+
+    def density(value: Tensor, df: Tensor, loc: Tensor, factor: Tensor) -> Tensor:
+        given = {"df": df, "loc": loc, "scale_tril": factor.tril()}
+        return emissions.multivariate_student_t.MULTIVARIATE_STUDENT_T.log_prob(value, given, 1)
+
+    leaves = [each.detach().requires_grad_() for each in (value, *arguments)]
+    assert torch.autograd.gradcheck(density, leaves)
+    assert torch.autograd.gradgradcheck(density, leaves)
+
+
+def test_multivariate_density_varies_in_time_and_broadcasts() -> None:
+    x = heavy(N, T, D, seed=1)
+    factor = transform_to(constraints.lower_cholesky)(draw(K, D, D, seed=4))
+    given = dist.MultivariateStudentT(
+        draw(T, K, seed=2).exp(), draw(N, 1, K, D, seed=3), factor
+    )
+    family = emissions.find_family(given, 1)
+    found = family.log_prob(x, family.read(given), 1)
+    assert_close(found, given.log_prob(x.unsqueeze(-2)), rtol=1e-11, atol=1e-11)
+
+
 # ---- what else EM needs ------------------------------------------------------------------------
 
 
@@ -557,6 +620,86 @@ def test_a_conjugate_prior_of_the_variance_gives_the_mode() -> None:
     history = result.history
     assert result.converged and not result.unconfirmed
     assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
+
+
+@pytest.mark.parametrize("held", ["covariance", "precision matrix"])
+def test_links_of_a_scale_matrix(held: str) -> None:
+    family = FAMILIES["MultivariateStudentT"]
+    old = start(family, family.sharings["own"])
+    x = heavy(N, T, D, seed=7)
+    EM(make_model(family, old)).run(x, num_steps=10, tol=None)
+    factor = pyro.param("spread").detach()
+    pyro.clear_param_store()
+
+    def to_factor(matrix: Tensor) -> Tensor:
+        if held == "covariance":
+            return torch.linalg.cholesky(matrix)
+        return dist.MultivariateNormal(torch.zeros(D).double(), precision_matrix=matrix).scale_tril
+
+    def model(x: Tensor) -> None:
+        first = old["spread"] @ old["spread"].mT
+        first = first if held == "covariance" else first.inverse()
+        df = pyro.param("df", old["df"], constraint=constraints.positive)
+        matrix = pyro.param("p", first, constraint=constraints.positive_definite)
+        values = {"df": df, "loc": pyro.param("loc", old["loc"]), "spread": to_factor(matrix)}
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("x", hmm(family, values), obs=x)
+
+    em = EM(model)
+    em.run(x, num_steps=10, tol=None)
+    assert f"as {held}" in str(em.plan)
+    assert_close(to_factor(pyro.param("p").detach()), factor, rtol=1e-6, atol=1e-8)
+
+
+def test_a_wishart_prior_of_the_precision_gives_the_mode() -> None:
+    x = heavy(N, T, D, seed=7)
+    given = {
+        "loc": torch.zeros(K, D).double() + torch.tensor([[0.0], [1.5]]).double(),
+        "precision": torch.eye(D).double().expand(K, D, D).clone(),
+    }
+
+    def model(x: Tensor) -> None:
+        df = pyro.param("df", torch.full((K,), 8.0).double(), constraint=constraints.positive)
+        with pyro.plate("states", K):
+            loc = pyro.sample("loc", dist.Normal(torch.zeros(D).double(), 2.0).to_event(1))
+            precision = pyro.sample(
+                "precision",
+                dist.Wishart(torch.tensor(20.0).double(), torch.eye(D).double() / 20),
+            )
+        factor = dist.MultivariateNormal(loc, precision_matrix=precision).scale_tril
+        each = RegimeHMM(
+            initial_probs=INITIAL,
+            transition_probs=TRANSITION,
+            observation_dist=dist.MultivariateStudentT(df, loc, factor),
+        )
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("x", each, obs=x)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values=given))
+    result = EM(model, guide).run(x, num_steps=500, tol=1e-9)
+    history = result.history
+    assert result.converged and not result.unconfirmed
+    assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
+
+
+@pytest.mark.parametrize("floor", [1e-4, 0.05, 0.8])
+@pytest.mark.parametrize("family, shapes", OWN)
+def test_the_end_under_a_floor_is_a_maximum(
+    family: Family, shapes: Shapes, floor: float
+) -> None:
+    """The check of convergence knows which directions a floor blocks, and warns of the others."""
+    x = heavy(N, T, D, seed=7)
+    x[..., 2] = x[..., 1] * 0.5 + 1e-3 * x[..., 2]  # nearly singular
+    result = EM(make_model(family, start(family, shapes)), min_eigenvalue=floor).run(
+        x, num_steps=3000, tol=1e-9
+    )
+    assert result.converged and not result.unconfirmed
+    history = result.history
+    assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
+    spread = pyro.param("spread").detach()
+    variances = spread**2 if family.size == 1 else torch.linalg.eigvalsh(spread @ spread.mT)
+    assert variances.min() >= floor * (1 - 1e-9)
+    assert (variances.min() <= floor * (1 + 1e-6)) == (floor > 1e-4 or family.size > 1)
 
 
 @pytest.mark.parametrize("df", [1.0, 4.0, 30.0])
