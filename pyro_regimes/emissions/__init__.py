@@ -5,24 +5,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import pyro.distributions as dist
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
-from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
+from pyro_regimes.emissions.gaussian_mixture import (
+    MIXTURE_OF_MULTIVARIATE_NORMALS,
+    MIXTURE_OF_NORMALS,
+)
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.student_t import STUDENT_T
+from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
 
 #: The known families, in the order in which they are tried.
-FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL, STUDENT_T, MULTIVARIATE_STUDENT_T]
-
-#: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.
-WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)
+FAMILIES: list[Family] = [
+    MULTIVARIATE_NORMAL,
+    NORMAL,
+    STUDENT_T,
+    MULTIVARIATE_STUDENT_T,
+    MIXTURE_OF_NORMALS,
+    MIXTURE_OF_MULTIVARIATE_NORMALS,
+]
 
 
 def register(family: Family) -> None:
@@ -76,32 +80,6 @@ def _check(family: Family) -> None:
             )
 
 
-class Unwrapped(NamedTuple):
-    """An observation distribution without its wrappers."""
-
-    base: Distribution
-    mask: Tensor | bool | None  #: mask of the observations that count, ``(..., T, K)``
-
-
-def unwrap(observation_dist: Distribution) -> Unwrapped:
-    """Remove ``to_event``, ``expand`` and ``mask``.
-
-    A mask inside ``to_event``, of single entries of an observation, is not removed: it changes the
-    likelihood, and no family here maximises that.
-    """
-    mask: Tensor | bool | None = None
-    batch_dim = len(observation_dist.batch_shape)
-    inner: Any = observation_dist
-    while type(inner) in WRAPPERS:
-        if type(inner) is MaskedDistribution:
-            if len(inner.batch_shape) > batch_dim:
-                break
-            more = inner._mask
-            mask = more if mask is None else mask & more
-        inner = inner.base_dist
-    return Unwrapped(inner, mask)
-
-
 def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     """The family of a distribution, or None.
 
@@ -110,7 +88,7 @@ def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     :param event_dim: number of event dims of the observation distribution that contains it.
     """
     for family in FAMILIES:
-        if type(base) in family.distributions and event_dim <= family.max_event_dim:
+        if family.serves(base, event_dim):
             return family
     return None
 

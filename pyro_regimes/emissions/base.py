@@ -189,6 +189,15 @@ class Family(ABC):
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: ClassVar[tuple[Argument, ...]]
 
+    def serves(self, distribution: Distribution, event_dim: int) -> bool:
+        """Whether it is the family of a distribution.
+
+        By default that of all distributions of its types.
+
+        :param event_dim: number of event dims of the observation distribution that contains it.
+        """
+        return type(distribution) in self.distributions and event_dim <= self.max_event_dim
+
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
         """The values of :attr:`arguments`, as the caller gave them, by name.
@@ -246,10 +255,15 @@ def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
 
 
 def apply(function: Callable[..., Tensor], *stats: T) -> T:
-    """Apply a function to each field of NamedTuples of tensors; None stays None."""
+    """Apply a function to each tensor of NamedTuples of these and of NamedTuples; None stays."""
+
+    def of_field(*parts: Any) -> Any:
+        if parts[0] is None:
+            return None
+        return apply(function, *parts) if isinstance(parts[0], tuple) else function(*parts)
+
     first: Any = stats[0]
-    columns = zip(*stats)
-    return type(first)(*(None if each[0] is None else function(*each) for each in columns))
+    return type(first)(*(of_field(*each) for each in zip(*stats)))
 
 
 def add(one: T, other: T) -> T:

@@ -83,9 +83,13 @@ FAMILIES = {
     ),
 }
 #: Families whose E-step has more than the states, so that a step does not maximise this Q.
-LATENT = {  # tests/emissions/test_student_t.py
+LATENT = {
+    # tests/emissions/test_student_t.py
     emissions.student_t.STUDENT_T,
     emissions.multivariate_student_t.MULTIVARIATE_STUDENT_T,
+    # tests/emissions/test_gaussian_mixture.py
+    emissions.gaussian_mixture.MIXTURE_OF_NORMALS,
+    emissions.gaussian_mixture.MIXTURE_OF_MULTIVARIATE_NORMALS,
 }
 
 CASES = [

@@ -245,7 +245,7 @@ def categorical(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> 
     return Emission(lambda: dist.Categorical(read()), data)
 
 
-@emission(0.6, _is_scalar, closed=False)
+@emission(0.6, _is_scalar)
 def mixture_of_two_normals(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
