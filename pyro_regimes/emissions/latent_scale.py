@@ -81,6 +81,9 @@ _TERMS = 10
 
 _MOST_ITERATIONS = 60
 
+#: A step of Newton's method that leaves an error of about its square.
+_CLOSE = 1e-7
+
 
 class Stats(NamedTuple):
     """Expected statistics. Those of the argument that they are not for are None."""
@@ -281,20 +284,23 @@ def _complements() -> list[list[float]]:
     return [[2 * each for each in row[1:]] for row in found]
 
 
+_COMPLEMENTS = _complements()
+
+
 class _Objective:
     """The expected log-likelihood as a function of x, the change of the logarithm of df."""
 
     def __init__(self, pooled: Freedom, df: Tensor) -> None:
         self.weight, self.logs, self.df = pooled.weight, pooled.logs, df
         self.size = pooled.size / pooled.weight
-        coefficients = torch.tensor(_complements(), dtype=df.dtype, device=df.device)
+        coefficients = torch.tensor(_COMPLEMENTS, dtype=df.dtype, device=df.device)
         self.order = torch.arange(1, _TERMS + 1, dtype=df.dtype, device=df.device)
         self.terms = pooled.powers @ coefficients.mT  # (..., terms)
 
     def _logs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of log(1 + d / df), and its first two derivatives."""
         z = -(x / 4).tanh()
-        inner = (1 - z * z) / 4  # of -z
+        inner = (1 - z * z) / 4  # the derivative of -z
         powers = z.unsqueeze(-1) ** (self.order - 1)
         each = powers * self.terms
         value = z * (each / self.order).sum(-1)
@@ -306,56 +312,59 @@ class _Objective:
         """At x, less a constant."""
         df = self.df * x.exp()
         half = (df + self.size) / 2
-        constant = half.lgamma() - (df / 2).lgamma() - self.size / 2 * df.log()
+        more, less = torch.stack([half, df / 2]).lgamma()
+        constant = more - less - self.size / 2 * df.log()
         return self.weight * constant - half * self._logs(x)[0]
 
     def slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first two derivatives at x."""
         df = self.df * x.exp()
-        half = (df + self.size) / 2
+        half, own = (df + self.size) / 2, df / 2
         logs, first, second = self._logs(x)
-        of_gamma = (half.digamma() - (df / 2).digamma()) * df / 2 - self.size / 2
-        curvature = (half.polygamma(1) - (df / 2).polygamma(1)) * (df / 2) ** 2
-        slope = self.weight * of_gamma - df / 2 * logs - half * first
-        more = self.weight * (of_gamma + self.size / 2 + curvature)
-        return slope, more - df / 2 * logs - df * first - half * second
+        both = torch.stack([half, own])
+        digamma, trigamma = both.digamma(), both.polygamma(1)
+        of_gamma = own * (digamma[0] - digamma[1])
+        curvature = of_gamma + own**2 * (trigamma[0] - trigamma[1])
+        slope = self.weight * (of_gamma - self.size / 2) - own * logs - half * first
+        return slope, self.weight * curvature - own * logs - df * first - half * second
 
 
 def _maximise(pooled: Freedom, now: Tensor, floor: float) -> Tensor:
     """The maximiser within reach of the current value; never below the likelihood there."""
     center = pooled.center / pooled.weight
     objective = _Objective(pooled, center.exp())
-    nothing = torch.zeros_like(center)
-    low, high = (
-        (math.log(LEAST) - center).clamp(-_REACH, 0.0),
-        (math.log(MOST) - center).clamp(0.0, _REACH),
-    )
-    slope, _ = objective.slope(nothing)
-    end = torch.where(slope > 0, high, low)
-    beyond, _ = objective.slope(end)
-    x = torch.where(beyond * slope > 0, end, _root(objective, end))
-    x = torch.where(objective.value(x) >= objective.value(nothing), x, nothing)
-    return (center + x).exp().clamp(torch.finfo(now.dtype).tiny)
+    low = (math.log(LEAST) - center).clamp(-_REACH, 0.0)
+    high = (math.log(MOST) - center).clamp(0.0, _REACH)
+    x = _climb(objective, low, high)
+    there, here = objective.value(torch.stack([x, torch.zeros_like(x)]))
+    x = torch.where(there >= here, x, 0.0)
+    return (center + x).exp()
 
 
-def _root(objective: _Objective, end: Tensor) -> Tensor:
-    """Where the slope changes its sign between 0 and an end: Newton's method, or bisection.
+def _climb(objective: _Objective, low: Tensor, high: Tensor) -> Tensor:
+    """Uphill from 0 to where the slope vanishes, or to a bound: Newton's method, or bisection.
 
     A cell that has converged stays as it is, so that no cell depends on the others.
     """
-    left, right = end.clamp(max=0.0), end.clamp(min=0.0)
-    x = torch.zeros_like(end)
-    done = torch.zeros_like(end, dtype=torch.bool)
+    x = torch.zeros_like(low)
+    left, right = low, high
+    done = known_left = known_right = torch.zeros_like(low, dtype=torch.bool)
     for _ in range(_MOST_ITERATIONS):
         slope, curvature = objective.slope(x)
-        left, right = torch.where(slope > 0, x, left), torch.where(slope > 0, right, x)
-        newton = x - slope / curvature
-        inside = (curvature < 0) & (newton > left) & (newton < right)
-        new = torch.where(inside, newton, (left + right) / 2)
-        done = done | ((new - x).abs() <= 1e-14) | new.isnan()
+        up = slope > 0
+        left, right = torch.where(up, x, left), torch.where(up, right, x)
+        known_left, known_right = known_left | up, known_right | ~up
+        concave, newton = curvature < 0, x - slope / curvature
+        close = concave & ((newton - x).abs() <= _CLOSE)
+        new = torch.where(concave, newton, torch.where(up, right, left))
+        # A bound is tried once. A step to where the slope is known already becomes a bisection.
+        beyond = (new <= left) & known_left | (new >= right) & known_right
+        new = torch.where(beyond & ~close, (left + right) / 2, new.maximum(left).minimum(right))
+        still = ~((new - x).abs() > _CLOSE)
+        x = torch.where(done, x, new)
+        done = done | still
         if bool(done.all()):
             break
-        x = torch.where(done, x, new)
     return x
 
 

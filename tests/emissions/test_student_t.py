@@ -264,6 +264,42 @@ def test_df_is_where_a_numerical_optimiser_finds_it(family: Family, shapes: Shap
         assert loss(math.log(df[index])) <= found.fun + 1e-9 * abs(found.fun)
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_df_of_many_cells_at_once(size: int) -> None:
+    """Tails of all kinds, from all kinds of starts; each is where Brent's method finds it."""
+    rng = np.random.default_rng(3)
+    heavy, near = np.meshgrid([0.2, 1.0, 3.0, 9.0, 40.0, 1e6], [0.15, 0.9, 3.1, 9.0, 60.0, 9e3])
+    heavy, near = torch.as_tensor(heavy.ravel()), torch.as_tensor(near.ravel())
+    chi = torch.as_tensor(rng.chisquare(heavy.numpy(), size=(500, len(heavy)))) / heavy
+    square = torch.as_tensor(rng.chisquare(size, size=(500, len(heavy)))) / chi
+    weight = torch.as_tensor(rng.random((500, len(heavy))))
+
+    def total(part: Tensor) -> Tensor:
+        return part.sum(0)
+
+    stats = latent_scale.start(total(weight))
+    stats = latent_scale.with_freedom(stats, square, weight, near, total)
+    argument = emissions.student_t.DF
+    found = argument.maximise(latent_scale.pool_freedom(stats, size), near, 0.0)
+    score = argument.natural.score(latent_scale.pool_freedom(stats, size), near)
+    assert ((found >= near) == (score >= 0)).all()
+
+    def loss(log_df: float, cell: int) -> float:
+        df = torch.tensor(log_df, dtype=torch.float64).exp()
+        density = latent_scale.log_density(square[:, cell], df, size)
+        return -float((weight[:, cell] * density).sum())
+
+    for cell, log_near in enumerate(near.log().tolist()):
+        low = max(log_near - math.log(2), math.log(latent_scale.LEAST))
+        high = min(log_near + math.log(2), math.log(latent_scale.MOST))
+        best = minimize_scalar(
+            loss, args=(cell,), bounds=(low, high), method="bounded", options={"xatol": 1e-9}
+        )
+        mine = loss(math.log(found[cell]), cell)
+        assert low - 1e-12 <= math.log(found[cell]) <= high + 1e-12
+        assert mine <= min(best.fun, loss(low, cell), loss(high, cell)) + 1e-9 * abs(best.fun)
+
+
 @pytest.mark.parametrize("family, shapes", OWN)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_fall_from_random_starts_and_the_end_is_a_maximum(
