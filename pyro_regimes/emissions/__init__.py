@@ -12,6 +12,7 @@ from pyro_regimes.emissions.gaussian_mixture import (
     MIXTURE_OF_MULTIVARIATE_NORMALS,
     MIXTURE_OF_NORMALS,
 )
+from pyro_regimes.emissions.low_rank_normal import LOW_RANK_NORMAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
 from pyro_regimes.emissions.normal import NORMAL
@@ -24,6 +25,7 @@ FAMILIES: list[Family] = [
     NORMAL,
     STUDENT_T,
     MULTIVARIATE_STUDENT_T,
+    LOW_RANK_NORMAL,
     MIXTURE_OF_NORMALS,
     MIXTURE_OF_MULTIVARIATE_NORMALS,
 ]

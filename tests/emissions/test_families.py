@@ -90,6 +90,8 @@ LATENT = {
     # tests/emissions/test_gaussian_mixture.py
     emissions.gaussian_mixture.MIXTURE_OF_NORMALS,
     emissions.gaussian_mixture.MIXTURE_OF_MULTIVARIATE_NORMALS,
+    # tests/emissions/test_low_rank_normal.py
+    emissions.low_rank_normal.LOW_RANK_NORMAL,
 }
 
 CASES = [

@@ -213,7 +213,7 @@ def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Em
     )
 
 
-@emission(0.6, _is_vector, closed=False)
+@emission(0.6, _is_vector)
 def low_rank_multivariate_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
