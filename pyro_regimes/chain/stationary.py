@@ -24,10 +24,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_regimes.chain import rows
-from pyro_regimes.chain.rows import ChainCounts
+from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.chain.transition import TRANSITION_LOGITS, TRANSITION_PROBS
-from pyro_regimes.emissions import charts, conjugate
+from pyro_regimes.emissions import charts, conjugate, rows
 from pyro_regimes.emissions.base import Arguments, Natural
 from pyro_regimes.kernels import ops
 

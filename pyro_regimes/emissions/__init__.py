@@ -19,10 +19,17 @@ from pyro_regimes.emissions.base import (
 from pyro_regimes.emissions.beta import BETA
 from pyro_regimes.emissions.dirichlet import DIRICHLET
 from pyro_regimes.emissions.gamma import GAMMA
+from pyro_regimes.emissions.gaussian_mixture import (
+    MIXTURE_OF_MULTIVARIATE_NORMALS,
+    MIXTURE_OF_NORMALS,
+)
 from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.laplace import LAPLACE
+from pyro_regimes.emissions.low_rank_normal import LOW_RANK_NORMAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.emissions.student_t import STUDENT_T
 from pyro_regimes.emissions.von_mises import VON_MISES
 from pyro_regimes.emissions.weibull import WEIBULL
 from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
@@ -38,6 +45,11 @@ FAMILIES: list[Family] = [
     LAPLACE,
     VON_MISES,
     WEIBULL,
+    STUDENT_T,
+    MULTIVARIATE_STUDENT_T,
+    LOW_RANK_NORMAL,
+    MIXTURE_OF_NORMALS,
+    MIXTURE_OF_MULTIVARIATE_NORMALS,
 ]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.
@@ -103,7 +115,7 @@ def find_family(base: Distribution, event_dim: int = 0) -> Family | None:
     :param event_dim: number of event dims of the observation distribution that contains it.
     """
     for family in FAMILIES:
-        if type(base) in family.distributions and event_dim <= family.max_event_dim:
+        if family.serves(base, event_dim):
             return family
     for build in BUILDERS:
         built = build(base, event_dim, find_family)

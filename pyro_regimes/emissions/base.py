@@ -184,6 +184,9 @@ class Argument:
     joint: Joint | None = None  #: the maximisation together with another argument
     #: The maximisation in several passes over the data; it replaces :attr:`maximise` in the M-step.
     search: Search | None = None
+    #: Whether its statistics are taken at the new values of the arguments before it, in a pass over
+    #: the data of its own. (Stochastic EM takes all at the current arguments.)
+    sweep: bool = False
 
 
 def _no_update(*args: Any) -> Any:
@@ -231,6 +234,15 @@ class Family(ABC):
     #: Whether single entries of an observation may be missing: then there is
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`.
     marginalises: bool = False
+
+    def serves(self, distribution: Distribution, event_dim: int) -> bool:
+        """Whether it is the family of a distribution.
+
+        By default that of all distributions of its types.
+
+        :param event_dim: number of event dims of the observation distribution that contains it.
+        """
+        return type(distribution) in self.distributions and event_dim <= self.max_event_dim
 
     @abstractmethod
     def read(self, distribution: Any) -> Arguments:
@@ -305,10 +317,15 @@ def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
 
 
 def apply(function: Callable[..., Tensor], *stats: T) -> T:
-    """Apply a function to each field of NamedTuples of tensors; None stays None."""
+    """Apply a function to each tensor of NamedTuples of these and of NamedTuples; None stays."""
+
+    def of_field(*parts: Any) -> Any:
+        if parts[0] is None:
+            return None
+        return apply(function, *parts) if isinstance(parts[0], tuple) else function(*parts)
+
     first: Any = stats[0]
-    columns = zip(*stats)
-    return type(first)(*(None if each[0] is None else function(*each) for each in columns))
+    return type(first)(*(of_field(*each) for each in zip(*stats)))
 
 
 def add(one: T, other: T) -> T:

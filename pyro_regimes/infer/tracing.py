@@ -293,7 +293,7 @@ def _whole(argument: Argument, value: Tensor, event_shape: torch.Size) -> Tensor
     lead = value.dim() - len(block)
     if lead >= 0 and value.shape[lead:] != block:
         value = value.expand(value.shape[:lead] + block)
-    time = lead - 2
+    time = lead - argument.num_own_dims
     if time >= 0 and value.shape[time] > 1 and value.stride(time) == 0:
         value = value.narrow(time, 0, 1)
     return value

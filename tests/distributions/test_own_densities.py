@@ -83,12 +83,13 @@ def test_every_method_uses_the_class_own_density(name, validate_args):
         lambda: dist.Normal(LOC, 1.0),
         lambda: dist.StudentT(3.0, LOC, 1.0),
         lambda: Halved(LOC, 1.0),
+        lambda: dist.Cauchy(LOC, 1.0),
         lambda: dist.MixtureOfDiagNormals(
             LOCS.reshape(2, 3, 1), torch.ones(2, 3, 1).double(), torch.zeros(2, 3).double()
         ).to_event(0),
         lambda: dist.Poisson(LOC.exp()),
     ],
-    ids=["Normal", "StudentT", "subclass", "mixture", "Poisson"],
+    ids=["Normal", "StudentT", "subclass", "Cauchy", "mixture", "Poisson"],
 )
 def test_nan_is_refused_where_the_distribution_does_not_take_it(make, validate_args):
     value = torch.tensor([0.0, NAN, 1.0], dtype=torch.float64)

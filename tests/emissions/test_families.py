@@ -209,6 +209,18 @@ FAMILIES = {
         "precision_matrix", constraints.positive_definite
     ),
 }
+#: Families whose E-step has more than the states, so that a step does not maximise this Q.
+LATENT = {
+    # tests/emissions/test_student_t.py
+    emissions.student_t.STUDENT_T,
+    emissions.multivariate_student_t.MULTIVARIATE_STUDENT_T,
+    # tests/emissions/test_gaussian_mixture.py
+    emissions.gaussian_mixture.MIXTURE_OF_NORMALS,
+    emissions.gaussian_mixture.MIXTURE_OF_MULTIVARIATE_NORMALS,
+    # tests/emissions/test_low_rank_normal.py
+    emissions.low_rank_normal.LOW_RANK_NORMAL,
+}
+
 CASES = [
     pytest.param(family, shapes, id=f"{name}, {sharing}")
     for name, family in FAMILIES.items()
@@ -222,7 +234,7 @@ def test_every_family_is_in_the_battery() -> None:
         distribution = family.build(**start(family, next(iter(family.sharings.values()))))
         built.add(emissions.find_family(emissions.unwrap(distribution).base))
     of_others = {each for each in built if isinstance(each, TransformedFamily)}
-    assert of_others and built - of_others == set(emissions.FAMILIES)
+    assert of_others and built - of_others == set(emissions.FAMILIES) - LATENT
 
 
 def draw(*shape: int, seed: int) -> Tensor:

@@ -203,7 +203,7 @@ def normal_through_an_affine_transform(
     return Emission(make, draw_data(draws, layout))
 
 
-@emission(0.6, closed=False)
+@emission(0.6)
 def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Emission:
     scale = draw_scale(draws, registry, layout)
     df = registry.positive("df", draws.uniform(3.0, 8.0))
@@ -213,7 +213,7 @@ def student_t(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> Em
     )
 
 
-@emission(0.6, _is_vector, closed=False)
+@emission(0.6, _is_vector)
 def low_rank_multivariate_normal(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:
@@ -245,7 +245,7 @@ def categorical(draws: Draws, registry: Registry, layout: Layout, loc: Read) -> 
     return Emission(lambda: dist.Categorical(read()), data)
 
 
-@emission(0.6, _is_scalar, closed=False)
+@emission(0.6, _is_scalar)
 def mixture_of_two_normals(
     draws: Draws, registry: Registry, layout: Layout, loc: Read
 ) -> Emission:

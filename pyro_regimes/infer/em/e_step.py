@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_regimes.chain.rows import ChainCounts
+from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.distributions import RegimeHMM, observation
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
@@ -77,6 +77,8 @@ class Expected(NamedTuple):
         :param names: names of the arguments to update.
         """
         site = self.data.site
+        if site.family is not None:
+            names = names - {each.name for each in site.family.arguments if each.sweep} or names
         if site.family is not None and (site.varies or self.data.value.device.type != "cpu"):
             # Those of spreads are taken when the new locations are known: there would be one for
             # every observation, or to find out whether they may be corrected takes as long.

@@ -1,0 +1,150 @@
+r"""The family of correlated Student-t series, ``MultivariateStudentT(df, loc, scale_tril)``.
+
+One latent scale is shared by the series of an observation,
+
+.. math::
+    u_t(k) = \frac{\nu_k + D}{\nu_k + (x_t - \mu_k)^\top \Sigma_k^{-1} (x_t - \mu_k)}, \qquad
+    \mu_k = \frac{\sum_t \gamma_t(k) u_t(k) x_t}{\sum_t \gamma_t(k) u_t(k)}, \qquad
+    \Sigma_k = \frac{\sum_t \gamma_t(k) u_t(k) (x_t - \mu_k) (x_t - \mu_k)^\top}
+                    {\sum_t \gamma_t(k) u_t(k)}
+
+with the scale matrix :math:`\Sigma_k = L_k L_k^\top` (the covariance is
+:math:`\nu_k / (\nu_k - 2)` times it). The degrees of freedom :math:`\nu_k` maximise the likelihood
+given the new location and scale matrix. See :mod:`.latent_scale`. Where a floor binds,
+:math:`\Sigma_k` is the exact maximiser of an EM step under that constraint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from pyro.distributions import MultivariateStudentT
+from torch import Tensor
+
+from pyro_regimes.emissions import latent_scale, moments, multivariate_normal
+from pyro_regimes.emissions.base import Arguments, Family, Natural, Observed
+from pyro_regimes.emissions.latent_scale import Freedom, LatentSpread, Stats
+from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.statistics import Spread, WeightedSum
+from pyro_regimes.kernels import ops
+
+_MATRIX = multivariate_normal.SCALE_TRIL
+
+
+def _reduce_loc(stats: Stats, given: Arguments, weighted: bool) -> WeightedSum:
+    found: WeightedSum = multivariate_normal.LOC.reduce(stats.moments, given, weighted)
+    return found
+
+
+def _reduce_spread(stats: Stats, given: Arguments, weighted: bool) -> LatentSpread:
+    spread: Spread = _MATRIX.reduce(stats.moments, given, weighted)
+    return latent_scale.pool_spread(stats, spread, given["df"], given["loc"].shape[-1])
+
+
+def _maximise_spread(pooled: LatentSpread, now: Tensor, floor: float) -> Tensor:
+    best = _MATRIX.maximise(pooled.px, now, 0.0)
+    if floor <= 0:
+        return best
+    # At a binding floor the latent scales have another mean than 1, which PX-EM would divide out.
+    raised = _MATRIX.maximise(pooled.px, now, floor)
+    binds = (raised != best).flatten(-2).any(-1)[..., None, None]
+    return torch.where(binds, _MATRIX.maximise(pooled.em, now, floor), best)
+
+
+def _score(pooled: LatentSpread, spread: Tensor) -> Tensor:
+    return _MATRIX.natural.score(pooled.em, spread)
+
+
+def _gain(score: Tensor, pooled: LatentSpread, spread: Tensor, floor: float) -> Tensor:
+    # The information in the shape of the matrix; there is less in its size.
+    known = (pooled.weight - 2 * pooled.slack).clamp(min=0.0)
+    return _MATRIX.natural.gain(score, Spread(known, pooled.scatter), spread, floor)
+
+
+def _reduce_df(stats: Stats, given: Arguments, weighted: bool) -> Freedom:
+    return latent_scale.pool_freedom(stats, given["loc"].shape[-1])
+
+
+LOC = replace(
+    multivariate_normal.LOC,
+    kind="location of a MultivariateStudentT",
+    what="mean weighted with latent scales",
+    reduce=_reduce_loc,
+)
+
+SCALE_TRIL = replace(
+    _MATRIX,
+    kind="Cholesky factor of a MultivariateStudentT",
+    what="scatter over latent scales (PX-EM)",
+    reduce=_reduce_spread,
+    maximise=_maximise_spread,
+    natural=Natural(_MATRIX.natural.perturb, _score, _gain),
+    priors=latent_scale.priors(_MATRIX.priors),
+)
+
+DF = latent_scale.freedom("degrees of freedom of a MultivariateStudentT", False, _reduce_df)
+
+
+def _square(value: Tensor, given: Arguments) -> tuple[Tensor, Tensor]:
+    """The squared distance ``(..., T, K)``, and the log determinant of the Cholesky factor."""
+    factor = ops.without_repeats(given["scale_tril"], 2)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    gaussian = {"loc": given["loc"], "scale_tril": factor}
+    density = MULTIVARIATE_NORMAL.log_prob(value, gaussian, 1)
+    constant = 0.5 * value.shape[-1] * math.log(2 * math.pi)
+    return latent_scale.bounded(-2 * (density + log_det + constant)), log_det
+
+
+class _Family(Family):
+    """``MultivariateStudentT(df, loc, scale_tril)``."""
+
+    distributions = (MultivariateStudentT,)
+    max_event_dim = 1
+    arguments = (LOC, SCALE_TRIL, DF)
+
+    def read(self, distribution: MultivariateStudentT) -> Arguments:
+        """The degrees of freedom, the location and the Cholesky factor of the scale matrix."""
+        return {
+            "df": distribution.df,
+            "loc": distribution.loc,
+            "scale_tril": distribution._unbroadcasted_scale_tril,
+        }
+
+    def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        """The log density."""
+        square, log_det = _square(value, given)
+        df = ops.without_repeats(given["df"], 0)
+        return latent_scale.log_density(square, df, value.shape[-1]) - log_det
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
+        """Moments about the current locations, weighted with the latent scales."""
+        over_time = latent_scale.over_time(observed)
+        square, _ = _square(observed.value.squeeze(-2), given)
+        stats = latent_scale.start(over_time(observed.weights))
+        if not names.isdisjoint(("loc", "scale_tril")):
+            latent = latent_scale.expected_scale(square, given["df"], observed.value.shape[-1])
+            scaled = observed._replace(weights=observed.weights * latent)
+            found = moments.take(scaled, given["loc"], True, "scale_tril" in names)
+            stats = stats.with_moments(found)
+        if "df" in names:
+            stats = latent_scale.with_freedom(
+                stats, square, observed.weights, given["df"], over_time
+            )
+        return stats
+
+    def is_accurate(self, stats: Stats, given: Arguments, name: str) -> Tensor | bool:
+        """Whether statistics have what an argument needs, with enough digits."""
+        return latent_scale.is_accurate(stats, given, name, is_full=True)
+
+    def merge(self, accurate: Tensor, stats: Stats, again: Stats) -> Stats:
+        """Combine statistics of two origins, block by block."""
+        return latent_scale.merge(accurate, stats, again)
+
+    def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
+        """The sum over all sequences, each block about its own origin."""
+        return latent_scale.total(stats, num_batch_dims, like, is_full=True)
+
+
+MULTIVARIATE_STUDENT_T = _Family()
