@@ -15,9 +15,14 @@ from torch.distributions import Distribution, Independent
 from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.emissions.poisson import POISSON
 
 #: The known families, in the order in which they are tried.
-FAMILIES: list[Family] = [MULTIVARIATE_NORMAL, NORMAL]
+FAMILIES: list[Family] = [
+    MULTIVARIATE_NORMAL,
+    NORMAL,
+    POISSON,
+]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.
 WRAPPERS = (Independent, dist.Independent, ExpandedDistribution, MaskedDistribution)

@@ -276,6 +276,11 @@ def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
     return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
 
 
+def over_event(each: Tensor, event_dim: int) -> Tensor:
+    """The sum over the elements of one observation, the last dims."""
+    return each.sum(list(range(-event_dim, 0))) if event_dim else each
+
+
 def blocks(value: Tensor, event_dim: int) -> Tensor:
     """Flatten the leading dims: ``(blocks, *block)``."""
     return value.reshape((-1,) + value.shape[value.dim() - event_dim :])

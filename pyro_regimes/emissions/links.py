@@ -1,10 +1,11 @@
 r"""Parametrisations of an argument: the identity, or another known bijection of a parameter.
 
 A standard deviation may be parametrised as such, by a variance, by a precision, or by the logarithm
-of one of the three; a covariance as such, by its Cholesky factor or by a precision; probabilities
-as such or by logits. The maximiser is computed in the argument's coordinates and written back
-through the inverse, because a maximum of the likelihood does not depend on coordinates. (The
-maximum of a posterior density does: see :mod:`.conjugate`.)
+of one of the three; a covariance as such, by its Cholesky factor or by a precision; a rate as such,
+by its logarithm, its reciprocal or a softplus; probabilities as such or by logits. The maximiser is
+computed in the argument's coordinates and written back through the inverse, because a maximum of
+the likelihood does not depend on coordinates. (The maximum of a posterior density does: see
+:mod:`.conjugate`.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+from torch.nn.functional import softplus
 
 Map = Callable[[Tensor], Tensor]
 
@@ -104,6 +106,14 @@ def _logarithm(name: str, factor: float) -> Link:
     return Link(name, partial(_exp_of, factor=factor), partial(_log_over, factor=factor))
 
 
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + (-(-value).expm1()).log()
+
+
+def _complement(value: Tensor) -> Tensor:
+    return 1 - value
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
 
@@ -135,6 +145,22 @@ PROBABILITIES = (
 LOCATION = (identity("location"),)
 
 _POSITIVE = (constraints.positive, constraints.nonnegative)
+
+_UNIT = (constraints.unit_interval, *_POSITIVE)
+
+RATE = (
+    identity("rate"),
+    _logarithm("log of rate", 1.0),
+    Link("reciprocal of rate", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
+    Link("inverse softplus of rate", softplus, _inverse_softplus),
+)
+
+PROBABILITY = (
+    identity("probability"),
+    Link("logits", torch.sigmoid, torch.logit),
+    Link("complement", _complement, _complement, inside=_UNIT),
+    _logarithm("log of probability", 1.0),
+)
 
 STANDARD_DEVIATION = (
     identity("standard deviation"),

@@ -33,3 +33,18 @@ class Spread(NamedTuple):
 
     weight: Tensor
     scatter: Tensor
+
+
+class Totals(NamedTuple):
+    """Statistics of rates: weights and weighted sums of the observations."""
+
+    weight: Tensor
+    total: Tensor
+
+
+class Trials(NamedTuple):
+    """Statistics of a probability: expected numbers of trials, of successes and of failures."""
+
+    weight: Tensor
+    successes: Tensor
+    failures: Tensor

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
 from tests import seeds
+from tests.emissions import battery
 
 K, D, N, T = 2, 3, 3, 40
 Shapes = dict[str, tuple[int, ...]]
@@ -94,6 +95,8 @@ def test_every_family_is_in_the_battery() -> None:
     for family in FAMILIES.values():
         distribution = family.build(**start(family, next(iter(family.sharings.values()))))
         built.add(emissions.find_family(emissions.unwrap(distribution).base))
+    for case in battery.CASES.values():
+        built.add(emissions.find_family(case.build(**case.known, **case.start())))
     assert built == set(emissions.FAMILIES)
 
 

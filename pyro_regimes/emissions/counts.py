@@ -1,0 +1,150 @@
+r"""Densities of counts and categories, exact where a probability is 0 or 1.
+
+.. math::
+    \text{Poisson} \quad & x \log \lambda - \lambda - \log x! \\
+    \text{Bernoulli} \quad & x \log p + (1 - x) \log (1 - p) \\
+    \text{Binomial} \quad & \log \tbinom{n}{x} + x \log p + (n - x) \log (1 - p) \\
+    \text{Geometric} \quad & \log p + x \log (1 - p) \\
+    \text{NegativeBinomial} \quad & \log \Gamma(x + r) - \log \Gamma(r) - \log x!
+        + r \log (1 - p) + x \log p \\
+    \text{Multinomial} \quad & \log n! - \sum_i \log x_i! + \sum_i x_i \log p_i
+
+torch clamps probabilities to :math:`[\epsilon, 1 - \epsilon]`, so that nothing is impossible. Here
+the density is -inf for an event of probability 0, and outside the support. Terms such as
+:math:`\log x!` grow with the count and cancel. They are computed in float64, whatever the dtype of
+the result, because in float32 a count of a million leaves no digit.
+
+:math:`\log p` and :math:`\log (1 - p)` are two arguments, so that neither is rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.ops.special import log_binomial
+from torch import Tensor
+
+from pyro_regimes.emissions.logs import logsumexp, safe_log, times
+
+
+def result_dtype(value: Tensor, argument: Tensor) -> torch.dtype:
+    """The dtype of a density; an integer value does not change that of the argument."""
+    other = value.dtype if value.is_floating_point() else torch.float32
+    return torch.promote_types(argument.dtype, other)
+
+
+def is_no_count(value: Tensor) -> Tensor:
+    """Which values are negative or no integers; NaN is not among them."""
+    return (value < 0) | (value > value.floor())
+
+
+def _without(value: Tensor, outside: Tensor) -> Tensor:
+    """A value with 0 where it is outside the support, at which nothing is infinite or NaN."""
+    return torch.where(outside, 0.0, value)
+
+
+def poisson(value: Tensor, rate: Tensor) -> Tensor:
+    """The log density of a Poisson."""
+    dtype, value, rate = result_dtype(value, rate), value.double(), rate.double()
+    outside = is_no_count(value)
+    value = _without(value, outside)
+    density = times(value, safe_log(rate)) - rate - (value + 1).lgamma()
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def bernoulli(value: Tensor, success: Tensor, failure: Tensor) -> Tensor:
+    """The log density of a Bernoulli; log p and log(1 - p) are given."""
+    dtype, value = result_dtype(value, success), value.to(success.dtype)
+    outside = is_no_count(value) | (value > 1)
+    value = _without(value, outside)
+    density = times(value, success) + times(1 - value, failure)
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def binomial(
+    value: Tensor, total_count: Tensor, success: Tensor, failure: Tensor, tolerance: float = 0.0
+) -> Tensor:
+    """The log density of a Binomial.
+
+    :param tolerance: see ``pyro.distributions.Binomial.approx_log_prob_tol``.
+    """
+    dtype = result_dtype(value, success)
+    value, total_count, success, failure = (
+        each.double() for each in (value, total_count, success, failure)
+    )
+    outside = is_no_count(value) | (value > total_count)
+    value = _without(value, outside)
+    density = (
+        log_binomial(total_count, value, tol=tolerance)
+        + times(value, success)
+        + times(total_count - value, failure)
+    )
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def geometric(value: Tensor, success: Tensor, failure: Tensor) -> Tensor:
+    """The log density of the number of failures before a success."""
+    dtype, value = result_dtype(value, success), value.double()
+    outside = is_no_count(value)
+    density = times(_without(value, outside), failure.double()) + success.double()
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def negative_binomial(
+    value: Tensor, total_count: Tensor, success: Tensor, failure: Tensor
+) -> Tensor:
+    """The log density of the number of successes before ``total_count`` failures."""
+    dtype = result_dtype(value, success)
+    value, total_count, success, failure = (
+        each.double() for each in (value, total_count, success, failure)
+    )
+    outside = is_no_count(value)
+    value = _without(value, outside)
+    nothing = total_count == 0  # then 0 is the only possible value
+    total_count = total_count.masked_fill(nothing, 1.0)
+    ways = (total_count + value).lgamma() - (value + 1).lgamma() - total_count.lgamma()
+    density = ways + times(total_count, failure) + times(value, success)
+    density = torch.where(nothing, safe_log((value == 0).to(density.dtype)), density)
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def multinomial(value: Tensor, logits: Tensor, total_count: Tensor | None = None) -> Tensor:
+    """The log density of a Multinomial, over the last dim.
+
+    :param logits: log probabilities.
+    :param total_count: number of trials; None to take any.
+    """
+    dtype, value = result_dtype(value, logits), value.double()
+    outside = is_no_count(value).any(-1)
+    if total_count is not None:
+        total = value.sum(-1)
+        outside = outside | (total < total_count) | (total > total_count)
+    value = _without(value, outside.unsqueeze(-1))
+    ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+    density = ways + times(value, logits.double()).sum(-1)
+    return density.masked_fill(outside, -torch.inf).to(dtype)
+
+
+def categorical(value: Tensor, logits: Tensor) -> Tensor:
+    """The log density of a Categorical; the categories are the last dim of ``logits``."""
+    outside = is_no_count(value) | (value >= logits.shape[-1])
+    unknown = value.isnan()
+    index = value.masked_fill(outside | unknown, 0).long()
+    is_constant = logits.dim() > 1 and logits.shape[:-2].numel() == 1
+    if is_constant and index.shape[-1:] == (1,) and logits.dim() <= index.dim() + 1:
+        # Constant in time: its gradient does not have a row for every observation.
+        density = logits.reshape(logits.shape[-2:]).mT[index.squeeze(-1)]
+    else:
+        index, logits = torch.broadcast_tensors(index.unsqueeze(-1), logits)
+        density = logits.gather(-1, index[..., :1]).squeeze(-1)
+    return density.masked_fill(outside, -torch.inf).masked_fill(unknown, torch.nan)
+
+
+def zero_inflated(value: Tensor, density: Tensor, gate: Tensor, no_gate: Tensor) -> Tensor:
+    """The log density of a mixture with a point mass at 0.
+
+    :param density: the log density of the other component.
+    :param gate: the log probability of the point mass, and ``no_gate`` that of its complement.
+    """
+    density = no_gate + density
+    both = torch.stack(torch.broadcast_tensors(gate, density), -1)
+    return torch.where(value == 0, logsumexp(both), density)

@@ -1,0 +1,47 @@
+r"""Logarithms of probabilities that may be exactly 0, with gradients that are never NaN.
+
+The logarithm of 0 is -inf, and its derivative is defined as 0. A product of a count of 0 with it is
+0, as :math:`0^0 = 1`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def safe_log(probs: Tensor) -> Tensor:
+    """The logarithm, with value -inf and derivative 0 at 0."""
+    impossible = probs == 0
+    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
+
+
+def safe_log_complement(probs: Tensor) -> Tensor:
+    """log(1 - p), with value -inf and derivative 0 at 1."""
+    certain = probs == 1
+    return (-probs.masked_fill(certain, 0.0)).log1p().masked_fill(certain, -torch.inf)
+
+
+def both_of_probs(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log(1 - p)."""
+    return safe_log(probs), safe_log_complement(probs)
+
+
+def both_of_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log(1 - p) of a probability with these logits."""
+    return logsigmoid(logits), logsigmoid(-logits)
+
+
+def times(count: Tensor, logits: Tensor) -> Tensor:
+    """``count * logits``, with 0 for a count of 0 of an event of probability 0."""
+    impossible = logits == -torch.inf
+    finite = count * logits.masked_fill(impossible, 0.0)
+    return finite.masked_fill(impossible & ((count < 0) | (count > 0)), -torch.inf)
+
+
+def logsumexp(terms: Tensor) -> Tensor:
+    """logsumexp over the last dim, with gradient 0 if all terms are -inf."""
+    peak = terms.detach().amax(-1, keepdim=True)
+    peak = peak.masked_fill(peak.isinf(), 0.0)
+    return safe_log((terms - peak).exp().sum(-1)) + peak.squeeze(-1)

@@ -1,0 +1,112 @@
+"""The table of families of counts, categories and waiting times for ``test_battery``.
+
+A family joins with one entry.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Distribution, transform_to
+from torch.distributions.constraints import Constraint
+
+from tests import seeds
+
+K, D, N, T = 2, 3, 4, 40
+INF = math.inf
+
+Params = dict[str, Tensor]
+Map = Callable[[Tensor], Tensor]
+
+
+class Held(NamedTuple):
+    """Another way to hold an argument: a link of its parameter."""
+
+    link: str
+    of: Map  #: from the parameter to the argument
+    to: Map  #: the inverse
+    constraint: Constraint = constraints.real
+
+
+class Case(NamedTuple):
+    """One family with one way to give its arguments."""
+
+    build: Callable[..., Any]
+    constraints: dict[str, Constraint]  #: by parameter
+    density: Callable[..., Any]  #: ``(value, arguments) -> log density``, by scipy
+    #: arguments, a value and its log density, at bounds of the support and at huge values
+    extremes: list[tuple[dict[str, Any], Any, float]]
+    own: tuple[int, ...] = ()  #: dims of one block, as of a row of probabilities
+    event: tuple[int, ...] = ()  #: dims of one observation of the distribution itself
+    is_real: bool = False  #: whether a value is a real number, with a derivative
+    links: dict[str, list[Held]] = {}
+    priors: list[tuple[str, Held | None, Any]] = []  #: parameter, link, prior of its value
+    #: parameters whose update is one step, not the maximiser
+    stepwise: tuple[str, ...] = ()
+    known: dict[str, Any] = {}  #: further arguments of ``build``, which EM does not set
+    center: float = 0.0  #: of random unconstrained parameters
+
+    def start(self, shapes: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> Params:
+        """Random parameters: by default of each state, of scalar observations."""
+        found = {}
+        for index, (name, constraint) in enumerate(self.constraints.items()):
+            shape = (K,) if shapes is None else shapes[name]
+            size = shape + self.own
+            if constraint is constraints.simplex:
+                size = shape + (self.own[-1] - 1,)
+            free = draw(*size, seed=100 * seed + index)
+            found[name] = transform_to(constraint)(0.7 * free + self.center)
+        return found
+
+    def distribution(self, params: Params, event: tuple[int, ...] = ()) -> Distribution:
+        """The observation distribution, of ``event`` independent series."""
+        base = self.build(**params, **self.known)
+        shape = torch.broadcast_shapes(base.batch_shape, (K,) + event)
+        return base.expand(shape).to_event(len(event))
+
+    def sample(self, *event: int, seed: int = 0, num_sequences: int = N) -> Tensor:
+        """Data ``(N, T, *event)`` of two regimes in turn."""
+        params = self.start({name: (K,) + event for name in self.constraints}, seed=50 + seed)
+        torch.manual_seed(seeds.seed(seed))
+        found = self.distribution(params, event).sample((num_sequences, T))
+        state = torch.arange(T) // 10 % K
+        return found[:, torch.arange(T), state]
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
+
+
+LOG = Held("log of rate", torch.exp, torch.log)
+RECIPROCAL = Held(
+    "reciprocal of rate", torch.reciprocal, torch.reciprocal, constraints.positive
+)
+SOFTPLUS = Held(
+    "inverse softplus of rate", torch.nn.functional.softplus, lambda x: x.expm1().log()
+)
+
+CASES = {
+    "Poisson": Case(
+        dist.Poisson,
+        {"rate": constraints.positive},
+        stats.poisson.logpmf,
+        [
+            ({"rate": 0.0}, 0.0, 0.0),
+            ({"rate": 0.0}, 2.0, -INF),
+            ({"rate": 3.0}, -1.0, -INF),
+            ({"rate": 3.0}, 1.5, -INF),
+            ({"rate": 1e-30}, 0.0, 0.0),
+            ({"rate": 1e-30}, 1.0, -30 * math.log(10.0)),
+            ({"rate": 2.0**20}, 2.0**20, -0.5 * math.log(math.pi * 2.0**21) - 2.0**-20 / 12),
+        ],
+        links={"rate": [LOG, RECIPROCAL, SOFTPLUS]},
+        priors=[("rate", None, dist.Gamma(4.0, torch.tensor(2.0).double()))],
+        center=1.0,
+    ),
+}
