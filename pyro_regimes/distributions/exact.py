@@ -21,7 +21,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes.emissions import counts
-from pyro_regimes.emissions.logs import both_of_logits, both_of_probs, logsumexp, safe_log
+from pyro_regimes.emissions.logs import (
+    Outcomes,
+    logsumexp,
+    outcomes_of_logits,
+    outcomes_of_probs,
+    safe_log,
+)
 from pyro_regimes.emissions.parametrisation import read_given
 
 
@@ -54,12 +60,10 @@ def _category_logits(distribution: Distribution) -> Tensor:
     return safe_log(given) if name == "probs" else given
 
 
-def _binary_logits(
-    distribution: Distribution, probs: str = "probs", logits: str = "logits"
-) -> tuple[Tensor, Tensor]:
-    """log p and log(1 - p) of an event."""
+def _outcomes(distribution: Distribution, probs: str = "probs", logits: str = "logits") -> Outcomes:
+    """Log probabilities of an event and of its complement."""
     ((name, given),) = read_given(distribution, probs, logits).items()
-    return both_of_probs(given) if name == probs else both_of_logits(given)
+    return outcomes_of_probs(given) if name == probs else outcomes_of_logits(given)
 
 
 class _Exact:
@@ -81,23 +85,23 @@ class _Categorical(_Exact):
 
 class _Bernoulli(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
-        return counts.bernoulli(value, *_binary_logits(self))
+        return counts.bernoulli(value, _outcomes(self))
 
 
 class _Binomial(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
         tolerance = getattr(self, "approx_log_prob_tol", 0.0)  # a setting of Pyro
-        return counts.binomial(value, self.total_count, *_binary_logits(self), tolerance)
+        return counts.binomial(value, self.total_count, _outcomes(self), tolerance)
 
 
 class _Geometric(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
-        return counts.geometric(value, *_binary_logits(self))
+        return counts.geometric(value, _outcomes(self))
 
 
 class _NegativeBinomial(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
-        return counts.negative_binomial(value, self.total_count, *_binary_logits(self))
+        return counts.negative_binomial(value, self.total_count, _outcomes(self))
 
 
 class _Poisson(_Exact):
@@ -107,7 +111,7 @@ class _Poisson(_Exact):
 
 class _Multinomial(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
-        return counts.multinomial(value, self.logits)
+        return counts.multinomial(value, self.logits, self.total_count)
 
 
 class ExactMixture(_Exact):
@@ -129,8 +133,8 @@ class _Independent:
 
 class _ZeroInflated(_Exact):
     def _log_prob(self: Any, value: Tensor) -> Tensor:
-        gate, no_gate = _binary_logits(self, "gate", "gate_logits")
-        return counts.zero_inflated(value, self.base_dist.log_prob(value), gate, no_gate)
+        gate = _outcomes(self, "gate", "gate_logits")
+        return counts.zero_inflated(value, self.base_dist.log_prob(value), gate)
 
 
 #: Other distributions, such as mixtures, contain these; a copy has exact logits.

@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
+from pyro_regimes.emissions.bernoulli import BERNOULLI
+from pyro_regimes.emissions.binomial import BINOMIAL
+from pyro_regimes.emissions.geometric import GEOMETRIC
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.poisson import POISSON
@@ -22,6 +25,9 @@ FAMILIES: list[Family] = [
     MULTIVARIATE_NORMAL,
     NORMAL,
     POISSON,
+    BERNOULLI,
+    BINOMIAL,
+    GEOMETRIC,
 ]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.

@@ -23,13 +23,13 @@ import torch
 from pyro.ops.special import log_binomial
 from torch import Tensor
 
-from pyro_regimes.emissions.logs import logsumexp, safe_log, times
+from pyro_regimes.emissions.logs import Outcomes, logsumexp, safe_log, times
 
 
-def result_dtype(value: Tensor, argument: Tensor) -> torch.dtype:
+def result_dtype(value: Tensor, argument: torch.dtype) -> torch.dtype:
     """The dtype of a density; an integer value does not change that of the argument."""
     other = value.dtype if value.is_floating_point() else torch.float32
-    return torch.promote_types(argument.dtype, other)
+    return torch.promote_types(argument, other)
 
 
 def is_no_count(value: Tensor) -> Tensor:
@@ -44,80 +44,71 @@ def _without(value: Tensor, outside: Tensor) -> Tensor:
 
 def poisson(value: Tensor, rate: Tensor) -> Tensor:
     """The log density of a Poisson."""
-    dtype, value, rate = result_dtype(value, rate), value.double(), rate.double()
+    dtype, value, rate = result_dtype(value, rate.dtype), value.double(), rate.double()
     outside = is_no_count(value)
     value = _without(value, outside)
     density = times(value, safe_log(rate)) - rate - (value + 1).lgamma()
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
-def bernoulli(value: Tensor, success: Tensor, failure: Tensor) -> Tensor:
-    """The log density of a Bernoulli; log p and log(1 - p) are given."""
-    dtype, value = result_dtype(value, success), value.to(success.dtype)
+def bernoulli(value: Tensor, event: Outcomes) -> Tensor:
+    """The log density of a Bernoulli."""
+    dtype, value = result_dtype(value, event.dtype), value.double()
     outside = is_no_count(value) | (value > 1)
     value = _without(value, outside)
-    density = times(value, success) + times(1 - value, failure)
+    density = times(value, event.success) + times(1 - value, event.failure)
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
 def binomial(
-    value: Tensor, total_count: Tensor, success: Tensor, failure: Tensor, tolerance: float = 0.0
+    value: Tensor, total_count: Tensor, event: Outcomes, tolerance: float = 0.0
 ) -> Tensor:
     """The log density of a Binomial.
 
     :param tolerance: see ``pyro.distributions.Binomial.approx_log_prob_tol``.
     """
-    dtype = result_dtype(value, success)
-    value, total_count, success, failure = (
-        each.double() for each in (value, total_count, success, failure)
-    )
+    dtype = result_dtype(value, event.dtype)
+    value, total_count = value.double(), total_count.double()
     outside = is_no_count(value) | (value > total_count)
     value = _without(value, outside)
     density = (
         log_binomial(total_count, value, tol=tolerance)
-        + times(value, success)
-        + times(total_count - value, failure)
+        + times(value, event.success)
+        + times(total_count - value, event.failure)
     )
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
-def geometric(value: Tensor, success: Tensor, failure: Tensor) -> Tensor:
+def geometric(value: Tensor, event: Outcomes) -> Tensor:
     """The log density of the number of failures before a success."""
-    dtype, value = result_dtype(value, success), value.double()
+    dtype, value = result_dtype(value, event.dtype), value.double()
     outside = is_no_count(value)
-    density = times(_without(value, outside), failure.double()) + success.double()
+    density = times(_without(value, outside), event.failure) + event.success
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
-def negative_binomial(
-    value: Tensor, total_count: Tensor, success: Tensor, failure: Tensor
-) -> Tensor:
+def negative_binomial(value: Tensor, total_count: Tensor, event: Outcomes) -> Tensor:
     """The log density of the number of successes before ``total_count`` failures."""
-    dtype = result_dtype(value, success)
-    value, total_count, success, failure = (
-        each.double() for each in (value, total_count, success, failure)
-    )
+    dtype = result_dtype(value, event.dtype)
+    value, total_count = value.double(), total_count.double()
     outside = is_no_count(value)
     value = _without(value, outside)
     nothing = total_count == 0  # then 0 is the only possible value
     total_count = total_count.masked_fill(nothing, 1.0)
     ways = (total_count + value).lgamma() - (value + 1).lgamma() - total_count.lgamma()
-    density = ways + times(total_count, failure) + times(value, success)
+    density = ways + times(total_count, event.failure) + times(value, event.success)
     density = torch.where(nothing, safe_log((value == 0).to(density.dtype)), density)
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
-def multinomial(value: Tensor, logits: Tensor, total_count: Tensor | None = None) -> Tensor:
+def multinomial(value: Tensor, logits: Tensor, total_count: Tensor | int) -> Tensor:
     """The log density of a Multinomial, over the last dim.
 
     :param logits: log probabilities.
-    :param total_count: number of trials; None to take any.
     """
-    dtype, value = result_dtype(value, logits), value.double()
-    outside = is_no_count(value).any(-1)
-    if total_count is not None:
-        total = value.sum(-1)
-        outside = outside | (total < total_count) | (total > total_count)
+    dtype, value = result_dtype(value, logits.dtype), value.double()
+    total = value.sum(-1)
+    outside = is_no_count(value).any(-1) | (total < total_count) | (total > total_count)
     value = _without(value, outside.unsqueeze(-1))
     ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
     density = ways + times(value, logits.double()).sum(-1)
@@ -139,12 +130,13 @@ def categorical(value: Tensor, logits: Tensor) -> Tensor:
     return density.masked_fill(outside, -torch.inf).masked_fill(unknown, torch.nan)
 
 
-def zero_inflated(value: Tensor, density: Tensor, gate: Tensor, no_gate: Tensor) -> Tensor:
+def zero_inflated(value: Tensor, density: Tensor, gate: Outcomes) -> Tensor:
     """The log density of a mixture with a point mass at 0.
 
     :param density: the log density of the other component.
-    :param gate: the log probability of the point mass, and ``no_gate`` that of its complement.
+    :param gate: of the point mass.
     """
-    density = no_gate + density
-    both = torch.stack(torch.broadcast_tensors(gate, density), -1)
-    return torch.where(value == 0, logsumexp(both), density)
+    dtype = result_dtype(value, torch.promote_types(density.dtype, gate.dtype))
+    density = gate.failure + density
+    both = torch.stack(torch.broadcast_tensors(gate.success, density), -1)
+    return torch.where(value == 0, logsumexp(both), density).to(dtype)

@@ -6,6 +6,8 @@ The logarithm of 0 is -inf, and its derivative is defined as 0. A product of a c
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -23,14 +25,24 @@ def safe_log_complement(probs: Tensor) -> Tensor:
     return (-probs.masked_fill(certain, 0.0)).log1p().masked_fill(certain, -torch.inf)
 
 
-def both_of_probs(probs: Tensor) -> tuple[Tensor, Tensor]:
+class Outcomes(NamedTuple):
+    """Log probabilities of an event and of its complement, float64: counts multiply them."""
+
+    success: Tensor
+    failure: Tensor
+    dtype: torch.dtype  #: that of the argument
+
+
+def outcomes_of_probs(probs: Tensor) -> Outcomes:
     """log p and log(1 - p)."""
-    return safe_log(probs), safe_log_complement(probs)
+    wide = probs.double()
+    return Outcomes(safe_log(wide), safe_log_complement(wide), probs.dtype)
 
 
-def both_of_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
+def outcomes_of_logits(logits: Tensor) -> Outcomes:
     """log p and log(1 - p) of a probability with these logits."""
-    return logsigmoid(logits), logsigmoid(-logits)
+    wide = logits.double()
+    return Outcomes(logsigmoid(wide), logsigmoid(-wide), logits.dtype)
 
 
 def times(count: Tensor, logits: Tensor) -> Tensor:

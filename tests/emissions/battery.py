@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -91,6 +92,106 @@ SOFTPLUS = Held(
     "inverse softplus of rate", torch.nn.functional.softplus, lambda x: x.expm1().log()
 )
 
+LOGIT = Held("logits", torch.sigmoid, torch.logit)
+PROBABILITY = Held("", torch.logit, torch.sigmoid, constraints.unit_interval)
+COMPLEMENT = Held("complement", lambda x: 1 - x, lambda x: 1 - x, constraints.unit_interval)
+LOG_PROBABILITY = Held(
+    "log of probability", torch.exp, torch.log, constraints.less_than(0.0)
+)
+BETA = dist.Beta(torch.tensor(3.0).double(), 2.0)
+
+
+def trials(build: Callable[..., Any], density: Callable[..., Any], **others: Any) -> Case:
+    """A family with a probability of success."""
+    return Case(
+        build,
+        {"probs": constraints.unit_interval},
+        density,
+        links={"probs": [LOGIT, COMPLEMENT, LOG_PROBABILITY]},
+        priors=[("probs", None, BETA), ("probs", COMPLEMENT, BETA)],
+        **others,
+    )
+
+
+def by_logits(case: Case) -> Case:
+    """The same family with logits."""
+    density = case.density
+
+    def of_logits(value: Any, *arguments: Any) -> Any:
+        *known, logits = arguments
+        return density(value, *known, 1 / (1 + np.exp(-logits)))
+
+    return case._replace(
+        constraints={"logits": constraints.real},
+        density=of_logits,
+        extremes=[
+            (each | {"logits": float(np.log(p) - np.log1p(-p))}, value, expected)
+            for given, value, expected in case.extremes
+            for p in [given["probs"]]
+            for each in [{name: other for name, other in given.items() if name != "probs"}]
+            if 0 < p < 1
+        ],
+        links={"logits": [PROBABILITY, COMPLEMENT_OF_LOGITS]},
+        priors=[("logits", PROBABILITY, BETA)],
+    )
+
+
+COMPLEMENT_OF_LOGITS = Held(
+    "complement",
+    lambda x: torch.logit(1 - x),
+    lambda x: torch.sigmoid(-x),
+    constraints.unit_interval,
+)
+
+BERNOULLI = trials(
+    dist.Bernoulli,
+    stats.bernoulli.logpmf,
+    extremes=[
+        ({"probs": 0.0}, 0.0, 0.0),
+        ({"probs": 0.0}, 1.0, -INF),
+        ({"probs": 1.0}, 1.0, 0.0),
+        ({"probs": 1.0}, 0.0, -INF),
+        ({"probs": 1e-30}, 1.0, -30 * math.log(10.0)),
+        ({"probs": 0.5}, 2.0, -INF),
+        ({"probs": 0.5}, 0.5, -INF),
+        ({"probs": 0.5}, -1.0, -INF),
+    ],
+)
+
+GEOMETRIC = trials(
+    dist.Geometric,
+    lambda value, probs: stats.geom.logpmf(value + 1, probs),
+    extremes=[
+        ({"probs": 1.0}, 0.0, 0.0),
+        ({"probs": 1.0}, 3.0, -INF),
+        ({"probs": 1e-30}, 0.0, -30 * math.log(10.0)),
+        ({"probs": 2.0**-20}, 2.0**20, -20 * math.log(2.0) + 2**20 * math.log1p(-(2.0**-20))),
+        ({"probs": 0.5}, 0.5, -INF),
+        ({"probs": 0.5}, -1.0, -INF),
+    ],
+)
+
+#: The most likely of 2^21 tosses, by Stirling's formula.
+HALF = -0.5 * math.log(math.pi * 2.0**20) - 2.0**-20 / 8
+
+BINOMIAL = trials(
+    dist.Binomial,
+    stats.binom.logpmf,
+    known={"total_count": 5},
+    extremes=[
+        ({"probs": 0.0}, 0.0, 0.0),
+        ({"probs": 0.0}, 1.0, -INF),
+        ({"probs": 1.0}, 5.0, 0.0),
+        ({"probs": 1.0}, 4.0, -INF),
+        ({"probs": 0.5}, 6.0, -INF),
+        ({"probs": 0.5}, 2.5, -INF),
+        ({"probs": 0.5}, -1.0, -INF),
+        ({"probs": 0.5, "total_count": 0}, 0.0, 0.0),
+        ({"probs": 1e-30}, 5.0, -150 * math.log(10.0)),
+        ({"probs": 0.5, "total_count": 2**21}, 2.0**20, HALF),
+    ],
+)
+
 CASES = {
     "Poisson": Case(
         dist.Poisson,
@@ -109,4 +210,10 @@ CASES = {
         priors=[("rate", None, dist.Gamma(4.0, torch.tensor(2.0).double()))],
         center=1.0,
     ),
+    "Bernoulli": BERNOULLI,
+    "Bernoulli by logits": by_logits(BERNOULLI),
+    "Binomial": BINOMIAL,
+    "Binomial by logits": by_logits(BINOMIAL),
+    "Geometric": GEOMETRIC,
+    "Geometric by logits": by_logits(GEOMETRIC),
 }
