@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pyro_regimes.chain import rows
+from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.chain.initial import INITIAL_PROBS
-from pyro_regimes.chain.rows import ChainCounts
+from pyro_regimes.emissions import rows
 from pyro_regimes.emissions.base import Arguments
 from pyro_regimes.emissions.statistics import Counts
 

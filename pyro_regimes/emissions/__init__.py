@@ -15,7 +15,9 @@ from torch.distributions import Distribution, Independent
 from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, without_update
 from pyro_regimes.emissions.bernoulli import BERNOULLI
 from pyro_regimes.emissions.binomial import BINOMIAL
+from pyro_regimes.emissions.categorical import CATEGORICAL
 from pyro_regimes.emissions.geometric import GEOMETRIC
+from pyro_regimes.emissions.multinomial import MULTINOMIAL, ONE_HOT_CATEGORICAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.poisson import POISSON
@@ -28,6 +30,9 @@ FAMILIES: list[Family] = [
     BERNOULLI,
     BINOMIAL,
     GEOMETRIC,
+    CATEGORICAL,
+    ONE_HOT_CATEGORICAL,
+    MULTINOMIAL,
 ]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.

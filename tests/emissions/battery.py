@@ -58,10 +58,7 @@ class Case(NamedTuple):
         found = {}
         for index, (name, constraint) in enumerate(self.constraints.items()):
             shape = (K,) if shapes is None else shapes[name]
-            size = shape + self.own
-            if constraint is constraints.simplex:
-                size = shape + (self.own[-1] - 1,)
-            free = draw(*size, seed=100 * seed + index)
+            free = draw(*shape, *self.own, seed=100 * seed + index)
             found[name] = transform_to(constraint)(0.7 * free + self.center)
         return found
 
@@ -192,6 +189,96 @@ BINOMIAL = trials(
     ],
 )
 
+ROW_LOGITS = Held("logits", lambda x: x.softmax(-1), torch.log)
+ROW = Held("", torch.log, lambda x: x.softmax(-1), constraints.simplex)
+DIRICHLET = dist.Dirichlet(torch.tensor([2.0, 3.0, 1.5, 1.0]).double())
+LAST_IS_ZERO = [0.2, 0.3, 0.5, 0.0]
+UNEVEN = [2.0**-40, 0.25, 0.25, 0.5 - 2.0**-40]
+
+
+def rows(build: Callable[..., Any], density: Callable[..., Any], **others: Any) -> Case:
+    """A family with probabilities of four categories."""
+    return Case(
+        build,
+        {"probs": constraints.simplex},
+        density,
+        own=(4,),
+        links={"probs": [ROW_LOGITS]},
+        priors=[("probs", None, DIRICHLET)],
+        **others,
+    )
+
+
+def rows_by_logits(case: Case) -> Case:
+    """The same family with logits."""
+    density = case.density
+
+    def of_logits(value: Any, *arguments: Any) -> Any:
+        *known, logits = arguments
+        return density(value, *known, np.exp(logits) / np.exp(logits).sum())
+
+    return case._replace(
+        constraints={"logits": constraints.real},
+        density=of_logits,
+        extremes=[
+            ({"logits": [math.log(p) if p else -INF for p in given["probs"]]}, value, expected)
+            for given, value, expected in case.extremes
+            if len(given) == 1
+        ],
+        links={"logits": [ROW]},
+        priors=[("logits", ROW, DIRICHLET)],
+    )
+
+
+CATEGORICAL = rows(
+    dist.Categorical,
+    lambda value, probs: np.log(probs)[value.astype(int)],
+    extremes=[
+        ({"probs": LAST_IS_ZERO}, 3.0, -INF),
+        ({"probs": LAST_IS_ZERO}, 0.0, math.log(0.2)),
+        ({"probs": UNEVEN}, 0.0, -40 * math.log(2.0)),
+        ({"probs": UNEVEN}, 4.0, -INF),
+        ({"probs": UNEVEN}, -1.0, -INF),
+        ({"probs": UNEVEN}, 1.5, -INF),
+    ],
+)
+
+ONE_HOT = rows(
+    dist.OneHotCategorical,
+    lambda value, probs: (value * np.log(probs)).sum(-1),
+    event=(4,),
+    extremes=[
+        ({"probs": LAST_IS_ZERO}, [0.0, 0.0, 0.0, 1.0], -INF),
+        ({"probs": LAST_IS_ZERO}, [1.0, 0.0, 0.0, 0.0], math.log(0.2)),
+        ({"probs": UNEVEN}, [1.0, 0.0, 0.0, 0.0], -40 * math.log(2.0)),
+        ({"probs": UNEVEN}, [1.0, 1.0, 0.0, 0.0], -INF),
+        ({"probs": UNEVEN}, [0.0, 0.0, 0.0, 0.0], -INF),
+        ({"probs": UNEVEN}, [0.0, 0.5, 0.5, 0.0], -INF),
+        ({"probs": UNEVEN}, [0.0, 2.0, -1.0, 0.0], -INF),
+    ],
+)
+
+MULTINOMIAL = rows(
+    dist.Multinomial,
+    lambda value, n, probs: stats.multinomial.logpmf(value, int(n), probs / probs.sum()),
+    event=(4,),
+    known={"total_count": 6},
+    extremes=[
+        ({"probs": LAST_IS_ZERO}, [3.0, 0.0, 2.0, 1.0], -INF),
+        ({"probs": LAST_IS_ZERO}, [6.0, 0.0, 0.0, 0.0], 6 * math.log(0.2)),
+        ({"probs": UNEVEN}, [6.0, 0.0, 0.0, 0.0], -240 * math.log(2.0)),
+        ({"probs": UNEVEN}, [1.0, 1.0, 1.0, 1.0], -INF),
+        ({"probs": UNEVEN}, [7.0, 0.0, 0.0, 0.0], -INF),
+        ({"probs": UNEVEN}, [7.0, 0.0, 0.0, -1.0], -INF),
+        ({"probs": UNEVEN}, [5.5, 0.5, 0.0, 0.0], -INF),
+        (
+            {"probs": [0.5, 0.5, 0.0, 0.0], "total_count": 2**21},
+            [2.0**20, 2.0**20, 0.0, 0.0],
+            HALF,
+        ),
+    ],
+)
+
 CASES = {
     "Poisson": Case(
         dist.Poisson,
@@ -216,4 +303,10 @@ CASES = {
     "Binomial by logits": by_logits(BINOMIAL),
     "Geometric": GEOMETRIC,
     "Geometric by logits": by_logits(GEOMETRIC),
+    "Categorical": CATEGORICAL,
+    "Categorical by logits": rows_by_logits(CATEGORICAL),
+    "OneHotCategorical": ONE_HOT,
+    "OneHotCategorical by logits": rows_by_logits(ONE_HOT),
+    "Multinomial": MULTINOMIAL,
+    "Multinomial by logits": rows_by_logits(MULTINOMIAL),
 }

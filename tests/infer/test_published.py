@@ -12,8 +12,7 @@ from pyro.distributions import constraints
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.chain import rows
-from pyro_regimes.emissions import Observed
+from pyro_regimes.emissions import Observed, rows
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_regimes.chain.rows import ChainCounts
+from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape

@@ -1,4 +1,4 @@
-r"""Rows of probabilities and their expected counts, for the initial and transition blocks.
+r"""Rows of probabilities, of the hidden chain and of categories.
 
 The maximiser of a row is its normalised counts. For the perturbation
 :math:`p_j e^{e_j} / \sum_k p_k e^{e_k}` the score of counts c with the sum n is
@@ -7,32 +7,29 @@ The maximiser of a row is its normalised counts. For the perturbation
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_regimes.emissions.base import Natural
+from pyro_regimes.emissions import charts, conjugate, draws, links
+from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.logs import logsumexp, safe_log
 from pyro_regimes.emissions.statistics import Counts
 
 
-class ChainCounts(NamedTuple):
-    """Expected counts of one site."""
-
-    initial: Tensor  #: gamma at the first step, ``(..., K)``
-    transitions: Tensor  #: summed xi, ``(..., 1 or T-1, K, K)``
-
-
 def normalise(counts: Tensor) -> Tensor:
-    """Normalise expected counts ``(cells, K)``; NaN for a state that was never left."""
+    """Normalise expected counts ``(cells, K)``; NaN for a row without counts."""
     total = counts.sum(-1, keepdim=True)
     tiny = torch.finfo(counts.dtype).tiny
     return counts / total.masked_fill(total < tiny, torch.nan)
 
 
 def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
-    """Probabilities from expected counts ``(cells, K)``; NaN for a state that was never left.
+    """Probabilities from expected counts ``(cells, K)``; NaN for a row without counts.
 
     A probability that underflows to 0 is set to the least positive number, unless it was 0 before.
     EM cannot change a zero, and a model that takes its logarithm gets NaN gradients.
@@ -86,3 +83,48 @@ def _gain(score: Tensor, pooled: Counts, probs: Tensor, floor: float) -> Tensor:
 
 
 NATURAL = Natural(_perturb, _score, _gain)
+
+
+def _reduce(stats: Counts, given: Arguments, weighted: bool) -> Counts:
+    return stats
+
+
+PROBS = Argument(
+    name="probs",
+    kind="probabilities of categories",
+    event_dim=1,
+    elementwise=True,
+    what="shares of the categories",
+    links=links.PROBABILITIES,
+    inside=(constraints.simplex, constraints.positive, constraints.nonnegative),
+    draw=draws.rows,
+    reduce=_reduce,
+    maximise=maximise,
+    sound=is_sound,
+    natural=NATURAL,
+    canonical=of_probs,
+    priors={"probabilities": {dist.Dirichlet: conjugate.dirichlet}},
+    chart=charts.ROWS,
+)
+
+LOGITS = replace(PROBS, name="logits", canonical=of_logits, written=write_logits)
+
+PROBS_OF_VECTOR = replace(PROBS, elementwise=False)
+LOGITS_OF_VECTOR = replace(LOGITS, elementwise=False)
+
+
+def given_dtype(given: Arguments) -> torch.dtype:
+    """The dtype of the probabilities or logits of categories."""
+    return given["logits" if "logits" in given else "probs"].dtype
+
+
+def log_probs(given: Arguments, dtype: torch.dtype | None = None) -> Tensor:
+    """Normalised log probabilities of categories, exact for a probability of 0.
+
+    :param dtype: in which they are computed; None for that of the argument.
+    """
+    if "logits" in given:
+        logits = given["logits"].to(dtype or given["logits"].dtype)
+        return logits - logsumexp(logits).unsqueeze(-1)
+    probs = given["probs"].to(dtype or given["probs"].dtype)
+    return safe_log(probs / probs.sum(-1, keepdim=True))
