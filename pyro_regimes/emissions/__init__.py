@@ -16,6 +16,7 @@ from pyro_regimes.emissions.base import Argument, Family, Natural, Observed, wit
 from pyro_regimes.emissions.bernoulli import BERNOULLI
 from pyro_regimes.emissions.binomial import BINOMIAL
 from pyro_regimes.emissions.categorical import CATEGORICAL
+from pyro_regimes.emissions.exponential import EXPONENTIAL
 from pyro_regimes.emissions.geometric import GEOMETRIC
 from pyro_regimes.emissions.multinomial import MULTINOMIAL, ONE_HOT_CATEGORICAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
@@ -33,6 +34,7 @@ FAMILIES: list[Family] = [
     CATEGORICAL,
     ONE_HOT_CATEGORICAL,
     MULTINOMIAL,
+    EXPONENTIAL,
 ]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.

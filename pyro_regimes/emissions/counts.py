@@ -19,6 +19,8 @@ the result, because in float32 a count of a million leaves no digit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pyro.ops.special import log_binomial
 from torch import Tensor
@@ -120,7 +122,7 @@ def categorical(value: Tensor, logits: Tensor) -> Tensor:
     outside = is_no_count(value) | (value >= logits.shape[-1])
     unknown = value.isnan()
     index = value.masked_fill(outside | unknown, 0).long()
-    is_constant = logits.dim() > 1 and logits.shape[:-2].numel() == 1
+    is_constant = logits.dim() > 1 and math.prod(logits.shape[:-2]) == 1
     if is_constant and index.shape[-1:] == (1,) and logits.dim() <= index.dim() + 1:
         # Constant in time: its gradient does not have a row for every observation.
         density = logits.reshape(logits.shape[-2:]).mT[index.squeeze(-1)]

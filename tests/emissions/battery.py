@@ -309,4 +309,22 @@ CASES = {
     "OneHotCategorical by logits": rows_by_logits(ONE_HOT),
     "Multinomial": MULTINOMIAL,
     "Multinomial by logits": rows_by_logits(MULTINOMIAL),
+    "Exponential": Case(
+        dist.Exponential,
+        {"rate": constraints.positive},
+        lambda value, rate: stats.expon.logpdf(value, scale=1 / rate),
+        [
+            ({"rate": 2.0}, 0.0, math.log(2.0)),
+            ({"rate": 2.0}, -1.0, -INF),
+            ({"rate": 1e-30}, 1e30, -30 * math.log(10.0) - 1),
+            ({"rate": 1e30}, 1e-30, 30 * math.log(10.0) - 1),
+            ({"rate": 2.0}, INF, -INF),
+        ],
+        is_real=True,
+        links={"rate": [LOG, RECIPROCAL, SOFTPLUS]},
+        priors=[
+            ("rate", None, dist.Gamma(4.0, torch.tensor(2.0).double())),
+            ("rate", RECIPROCAL, dist.InverseGamma(4.0, torch.tensor(2.0).double())),
+        ],
+    ),
 }
