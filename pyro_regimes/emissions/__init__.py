@@ -20,8 +20,10 @@ from pyro_regimes.emissions.exponential import EXPONENTIAL
 from pyro_regimes.emissions.geometric import GEOMETRIC
 from pyro_regimes.emissions.multinomial import MULTINOMIAL, ONE_HOT_CATEGORICAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.negative_binomial import NEGATIVE_BINOMIAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.poisson import POISSON
+from pyro_regimes.emissions.zero_inflated_poisson import ZERO_INFLATED_POISSON
 
 #: The known families, in the order in which they are tried.
 FAMILIES: list[Family] = [
@@ -35,6 +37,8 @@ FAMILIES: list[Family] = [
     ONE_HOT_CATEGORICAL,
     MULTINOMIAL,
     EXPONENTIAL,
+    NEGATIVE_BINOMIAL,
+    ZERO_INFLATED_POISSON,
 ]
 
 #: Wrappers that :func:`unwrap` removes; exact types, as a subclass may override the density.

@@ -141,6 +141,11 @@ class Argument:
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
     chart: Chart | None = None
+    #: As ``maximise``, at the best value of another argument for each value of this one. It serves
+    #: where a parameter in that argument has the same cells, no prior, and is updated later: both
+    #: are then maximised together.
+    profile: Callable[[Pooled, Tensor, float], Tensor] | None = None
+    profiled: tuple[str, ...] = ()  #: the names of the other argument, in each parametrisation
 
 
 def _no_update(*args: Any) -> Any:

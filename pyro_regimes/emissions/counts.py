@@ -89,6 +89,50 @@ def geometric(value: Tensor, event: Outcomes) -> Tensor:
     return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
+#: From here on the asymptotic series of gamma functions are exact to rounding.
+_LARGE = 32.0
+
+
+def log_rising(start: Tensor, steps: Tensor) -> Tensor:
+    r""":math:`\log \Gamma(r + x) - \log \Gamma(r)` in float64; it does not cancel for a large r."""
+    direct = (start + steps).lgamma() - start.lgamma()
+    low, ratio = start.clamp(min=_LARGE), steps / start.clamp(min=_LARGE)
+    high = low + steps
+    series = steps * low.log() + (high - 0.5) * ratio.log1p() - steps
+    series = series + _log_gamma_tail(high) - _log_gamma_tail(low)
+    return torch.where(start < _LARGE, direct, series)
+
+
+def _log_gamma_tail(z: Tensor) -> Tensor:
+    square = z**-2
+    return (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / z
+
+
+def harmonic(start: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`\sum_{j < x} 1 / (r + j)` and :math:`\sum_{j < x} 1 / (r + j)^2`, float64.
+
+    They are the first derivative of :func:`log_rising` in r and minus the second, for counts x.
+    """
+    first = (start + steps).digamma() - start.digamma()
+    second = torch.polygamma(1, start) - torch.polygamma(1, start + steps)
+    low = start.clamp(min=_LARGE)
+    high, share = low + steps, steps / low
+    below, above = low**-2, high**-2
+    digamma = share.log1p() + 0.5 * share / high - _digamma_tail(above) + _digamma_tail(below)
+    trigamma = share / high * (1 + 0.5 / low + 0.5 / high)
+    trigamma = trigamma + _trigamma_tail(below) / low - _trigamma_tail(above) / high
+    is_small = start < _LARGE
+    return torch.where(is_small, first, digamma), torch.where(is_small, second, trigamma)
+
+
+def _digamma_tail(square: Tensor) -> Tensor:
+    return square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))
+
+
+def _trigamma_tail(square: Tensor) -> Tensor:
+    return square * (1 / 6 - square * (1 / 30 - square * (1 / 42 - square / 30)))
+
+
 def negative_binomial(value: Tensor, total_count: Tensor, event: Outcomes) -> Tensor:
     """The log density of the number of successes before ``total_count`` failures."""
     dtype = result_dtype(value, event.dtype)
@@ -97,7 +141,7 @@ def negative_binomial(value: Tensor, total_count: Tensor, event: Outcomes) -> Te
     value = _without(value, outside)
     nothing = total_count == 0  # then 0 is the only possible value
     total_count = total_count.masked_fill(nothing, 1.0)
-    ways = (total_count + value).lgamma() - (value + 1).lgamma() - total_count.lgamma()
+    ways = log_rising(total_count, value) - (value + 1).lgamma()
     density = ways + times(total_count, event.failure) + times(value, event.success)
     density = torch.where(nothing, safe_log((value == 0).to(density.dtype)), density)
     return density.masked_fill(outside, -torch.inf).to(dtype)

@@ -148,12 +148,20 @@ _POSITIVE = (constraints.positive, constraints.nonnegative)
 
 _UNIT = (constraints.unit_interval, *_POSITIVE)
 
-RATE = (
-    identity("rate"),
-    _logarithm("log of rate", 1.0),
-    Link("reciprocal of rate", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
-    Link("inverse softplus of rate", softplus, _inverse_softplus),
-)
+
+def _positive(name: str) -> tuple[Link, ...]:
+    """The links of a positive number."""
+    return (
+        identity(name),
+        _logarithm(f"log of {name}", 1.0),
+        Link(f"reciprocal of {name}", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
+        Link(f"inverse softplus of {name}", softplus, _inverse_softplus),
+    )
+
+
+RATE = _positive("rate")
+
+TOTAL_COUNT = _positive("total_count")
 
 PROBABILITY = (
     identity("probability"),

@@ -279,6 +279,61 @@ MULTINOMIAL = rows(
     ],
 )
 
+COUNT_LINKS = [
+    link._replace(link=link.link.replace("rate", "total_count"))
+    for link in (LOG, RECIPROCAL, SOFTPLUS)
+]
+
+NEGATIVE_BINOMIAL = Case(
+    dist.NegativeBinomial,
+    {"total_count": constraints.positive, "probs": constraints.unit_interval},
+    lambda value, count, probs: stats.nbinom.logpmf(value, count, 1 - probs),
+    [
+        ({"total_count": 3.0, "probs": 0.0}, 0.0, 0.0),
+        ({"total_count": 3.0, "probs": 0.0}, 1.0, -INF),
+        ({"total_count": 0.0, "probs": 0.5}, 0.0, 0.0),
+        ({"total_count": 0.0, "probs": 0.5}, 1.0, -INF),
+        ({"total_count": 3.0, "probs": 0.5}, -1.0, -INF),
+        ({"total_count": 3.0, "probs": 0.5}, 0.5, -INF),
+        ({"total_count": 1.0, "probs": 0.5}, 1e6, -(1e6 + 1) * math.log(2.0)),
+        # Almost a Poisson of rate 2.
+        ({"total_count": 2.0**80, "probs": 2.0**-79}, 3.0, 3 * math.log(2.0) - 2 - math.log(6.0)),
+        ({"total_count": 2.0**20 + 1.0, "probs": 0.5}, 2.0**20, HALF - math.log(2.0)),
+    ],
+    links={"total_count": COUNT_LINKS, "probs": [LOGIT, COMPLEMENT]},
+    priors=[
+        ("probs", None, BETA),
+        ("total_count", None, dist.Gamma(4.0, torch.tensor(2.0).double())),
+    ],
+    stepwise=("total_count",),
+    center=0.7,
+)
+
+
+def _zero_inflated(value: Any, rate: Any, gate: Any) -> Any:
+    density = np.log1p(-gate) + stats.poisson.logpmf(value, rate)
+    return np.where(value == 0, np.logaddexp(np.log(gate), density), density)
+
+
+ZERO_INFLATED = Case(
+    dist.ZeroInflatedPoisson,
+    {"rate": constraints.positive, "gate": constraints.unit_interval},
+    _zero_inflated,
+    [
+        ({"rate": 3.0, "gate": 1.0}, 0.0, 0.0),
+        ({"rate": 3.0, "gate": 1.0}, 1.0, -INF),
+        ({"rate": 3.0, "gate": 0.0}, 0.0, -3.0),
+        ({"rate": 3.0, "gate": 0.25}, -1.0, -INF),
+        ({"rate": 3.0, "gate": 0.25}, 0.5, -INF),
+        ({"rate": 1e4, "gate": 0.25}, 0.0, math.log(0.25)),
+        ({"rate": 1e-30, "gate": 0.25}, 1.0, math.log(0.75) - 30 * math.log(10.0)),
+    ],
+    links={"rate": [LOG], "gate": [LOGIT, COMPLEMENT]},
+    priors=[("gate", None, BETA), ("rate", None, dist.Gamma(4.0, torch.tensor(2.0).double()))],
+    stepwise=("rate", "gate"),
+    center=0.5,
+)
+
 CASES = {
     "Poisson": Case(
         dist.Poisson,
@@ -326,5 +381,26 @@ CASES = {
             ("rate", None, dist.Gamma(4.0, torch.tensor(2.0).double())),
             ("rate", RECIPROCAL, dist.InverseGamma(4.0, torch.tensor(2.0).double())),
         ],
+    ),
+    "NegativeBinomial": NEGATIVE_BINOMIAL,
+    "NegativeBinomial of known total_count": NEGATIVE_BINOMIAL._replace(
+        constraints={"probs": constraints.unit_interval},
+        known={"total_count": 2.5},
+        extremes=[],
+        links={"probs": [LOGIT, COMPLEMENT]},
+        priors=[("probs", COMPLEMENT, BETA)],
+        stepwise=(),
+    ),
+    "ZeroInflatedPoisson": ZERO_INFLATED,
+    "ZeroInflatedPoisson by logits": ZERO_INFLATED._replace(
+        build=lambda rate, gate_logits, **others: dist.ZeroInflatedPoisson(
+            rate, gate_logits=gate_logits, **others
+        ),
+        constraints={"rate": constraints.positive, "gate_logits": constraints.real},
+        density=lambda value, rate, gate: _zero_inflated(value, rate, 1 / (1 + np.exp(-gate))),
+        extremes=[],
+        links={"gate_logits": [PROBABILITY]},
+        priors=[("gate_logits", PROBABILITY, BETA)],
+        stepwise=("rate", "gate_logits"),
     ),
 }

@@ -109,10 +109,6 @@ class Expectation:
         return {name: each.detach() for name, each in at(torch.tensor(found.x)).items()}
 
 
-def closed(case: Case) -> tuple[str, ...]:
-    return tuple(name for name in case.constraints if name not in case.stepwise)
-
-
 # ---- the density -------------------------------------------------------------------------------
 
 
@@ -239,11 +235,11 @@ def test_update_is_the_numerical_maximiser(case: Case, sharing: str) -> None:
     assert {each.name for each in em.plan.assignments} == set(old)
     assert q(new) >= q(old)
     between = old
-    for name in closed(case):
-        best = q.maximise(between, (name,))
+    for name in case.constraints:  # each given those before it
+        best = None if name in case.stepwise else q.maximise(between, (name,))
         between = between | {name: new[name]}
-        # A parameter of few observations may be at the bound of the support.
-        assert q(between) >= q(best) - 1e-7 * abs(q(best))
+        if best is not None:  # a parameter of few observations may be at the bound of the support
+            assert q(between) >= q(best) - 1e-7 * abs(q(best))
 
 
 @every_case
@@ -380,23 +376,21 @@ def test_conjugate_priors(case: Case, name: str, link: Held | None, prior: Any) 
 
 @every_case
 def test_stochastic_em(case: Case) -> None:
-    """Minibatches lead to about the same likelihood as all data."""
+    """Minibatches lead to where all data lead, but for a small part of the way."""
     size, start = 40, case.start()
     x = case.sample(num_sequences=size)
-    whole = EM(Model(case, start, num_sequences=size)).run(x, num_steps=200, tol=1e-6)
-    first = whole.history[0]
-    pyro.clear_param_store()
 
     def minibatches(x: Tensor) -> None:
         observed = case.distribution(Model(case, start).params())
         with pyro.plate("sequences", size, subsample_size=8) as index:
             pyro.sample("x", hmm_of(observed), obs=x[index])
 
+    whole = Model(case, start, num_sequences=size)
+    first = EM(whole).evaluate_loss(x)
     torch.manual_seed(seeds.seed(1))
     EM(minibatches).run(x, num_steps=100, tol=None)
-    trace = pyro.poutine.trace(Model(case, start, num_sequences=size)).get_trace(x)
-    reached = -trace.log_prob_sum().item()
-    assert reached < whole.history[-1] + 0.05 * (first - whole.history[-1])
+    history = EM(whole).run(x, num_steps=200, tol=1e-6).history
+    assert first - history[0] > 0.9 * (first - history[-1])
 
 
 @every_case
@@ -413,7 +407,7 @@ def test_natural_coordinates(case: Case) -> None:
     observed = emissions.Observed(x.double().unsqueeze(-1 - event_dim), gamma, False)
     stats = family.statistics(observed, given, frozenset(given))
     for argument in family.arguments:
-        if argument.name not in given or not argument.links:
+        if argument.name not in given or argument.name in case.known or not argument.links:
             continue
         link, name = argument.links[0], _name_of(case, argument.name)
         pooled = argument.reduce(stats, given, False)
@@ -425,6 +419,8 @@ def test_natural_coordinates(case: Case) -> None:
 
         shift = 0.01 * torch.ones_like(found).cumsum(-1)
         moved = argument.natural.perturb(found, shift)
+        if name in case.stepwise:  # by Fisher's identity where the statistics were taken
+            found = argument.canonical(at[name])
         for cells in (found, moved):
             by = torch.zeros_like(cells, requires_grad=True)
             (slope,) = torch.autograd.grad(objective(argument.natural.perturb(cells, by)), by)

@@ -119,7 +119,10 @@ def maximise(
         pooled = pool(each, collected, pseudo)
         cells = blocks(old, each.event_dim)
         now = each.link.forward(cells)
-        new = each.argument.maximise(pooled, now, floor).reshape(cells.shape)
+        maximiser = each.argument.maximise
+        if each.argument.profile is not None and _has_partner(each, plan):
+            maximiser = each.argument.profile
+        new = maximiser(pooled, now, floor).reshape(cells.shape)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
@@ -140,6 +143,24 @@ def maximise(
             stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
         fill_arguments(each, values[each.name], arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
+
+
+def _has_partner(each: Assignment, plan: Plan) -> bool:
+    """Whether the argument that ``profile`` maximises too has a parameter with the same cells."""
+    names = each.argument.profiled
+    for other in plan.order[plan.order.index(each) + 1 :]:
+        uses = {use.site: use for use in other.uses if use.argument in names}
+        if other.prior is not None or len(uses) != len(other.uses) or len(uses) != len(each.uses):
+            continue
+        if any(use.site not in uses for use in each.uses):
+            continue
+        pairs = [(use.cells, uses[use.site].cells) for use in each.uses]
+        if all(len(one) == len(two) for one, two in pairs):
+            cells = torch.stack([torch.cat(part) for part in zip(*pairs, strict=True)])
+            number = cells.unique(dim=1).shape[1]
+            if bool((cells >= 0).all()) and all(len(part.unique()) == number for part in cells):
+                return each.prior is None
+    return False
 
 
 def as_stored(matrix: Tensor) -> tuple[Tensor, Tensor]:
