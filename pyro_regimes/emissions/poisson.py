@@ -25,7 +25,6 @@ from pyro_regimes.emissions.base import (
     Observed,
     divide,
     divide_where_known,
-    over_event,
 )
 from pyro_regimes.emissions.statistics import Totals
 
@@ -94,8 +93,7 @@ class _Family(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`x_t \log \lambda_k - \lambda_k - \log x_t!`, summed over one observation."""
-        each = counts.poisson(value.unsqueeze(-1 - event_dim), given["rate"])
-        return over_event(each, event_dim)
+        return counts.poisson(value.unsqueeze(-1 - event_dim), given["rate"], event_dim)
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Totals:
         """Weights and weighted sums of the counts."""
