@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -286,15 +288,18 @@ def test_it_converges_in_both_dtypes(case: Case) -> None:
     x, start = case.sample(), case.start()
     result = EM(Model(case, start)).run(x, num_steps=3000, tol=1e-9)
     assert result.converged and not result.unconfirmed
-    likelihood = pyro.poutine.trace(Model(case, start)).get_trace(x).log_prob_sum()
+    objective = pyro.poutine.trace(Model(case, start)).get_trace(x).log_prob_sum()
     leaves = [pyro.param(name).unconstrained() for name in start]
-    for gradient in torch.autograd.grad(likelihood, leaves):
+    for gradient in torch.autograd.grad(objective, leaves):
         assert gradient.abs().max() < 1e-2
-    pyro.clear_param_store()
-    single = {name: value.float() for name, value in start.items()}
-    result = EM(Model(case, single)).run(x.float(), num_steps=3000, tol=1e-2)
-    assert result.converged and not result.unconfirmed
-    assert result.history[-1] == pytest.approx(-likelihood.item(), rel=1e-3)
+    histories = []
+    for dtype in (torch.float64, torch.float32):
+        pyro.clear_param_store()
+        model = Model(case, {name: value.to(dtype) for name, value in start.items()})
+        histories.append(EM(model).run(x.to(dtype), num_steps=20, tol=None).history)
+        result = EM(model).run(x.to(dtype), num_steps=3000, tol=1e-2)
+        assert result.converged and not result.unconfirmed
+    assert histories[1] == pytest.approx(histories[0], rel=1e-5)
 
 
 @every_case
@@ -315,6 +320,44 @@ def test_a_state_without_data_keeps_its_parameters(case: Case) -> None:
         new = pyro.param(name).detach()
         assert_close(new[1], value[1], rtol=1e-12, atol=0.0)
         assert not torch.allclose(new[0], value[0])
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_that_are_all_equal(case: Case, dtype: torch.dtype) -> None:
+    """Also at the lower bound of the support: parameters stay valid, and no step fails."""
+    x, start = case.sample().to(dtype), case.start()
+    start = {name: value.to(dtype) for name, value in start.items()}
+    values = [x[:1, :1], x[-1:, -1:]] + ([] if case.event else [torch.zeros_like(x[:1, :1])])
+    for value in values:
+        pyro.clear_param_store()
+        same = value.expand(x.shape).contiguous()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*has no maximum", RuntimeWarning)
+            history = EM(Model(case, start)).run(same, num_steps=60, tol=None, check=False).history
+        assert np.isfinite(history).all()
+        slack = 1e-9 if dtype == torch.float64 else 1e-5
+        assert all(b <= a + slack * (1 + abs(a)) for a, b in zip(history, history[1:]))
+        for name in start:
+            assert pyro.param(name).isfinite().all()
+
+
+@every_case
+def test_it_is_pickled(case: Case) -> None:
+    x, start = case.sample(), case.start()
+    plain = EM(Model(case, start))
+    plain.step(x)
+    plans = [plain.plan]
+    for name, links in case.links.items():
+        for link in links:
+            pyro.clear_param_store()
+            em = EM(Model(case, start, links={name: link}))
+            em.step(x)
+            plans.append(em.plan)
+    for plan in plans:
+        again = pickle.loads(pickle.dumps(plan))
+        for one, two in zip(plan.assignments, again.assignments, strict=True):
+            assert one.argument is two.argument and one.link.name == two.link.name
 
 
 @every_case
