@@ -80,10 +80,13 @@ def poisson(value: Tensor, rate: Tensor, event_dim: int = 0) -> Tensor:
 
 def bernoulli(value: Tensor, event: Outcomes) -> Tensor:
     """The log density of a Bernoulli."""
-    dtype, value = result_dtype(value, event.dtype), value.double()
+    dtype = result_dtype(value, event.dtype)
+    value = value.to(dtype)
     outside = is_no_count(value) | (value > 1)
     value = _without(value, outside)
-    density = times(value, event.success) + times(1 - value, event.failure)
+    # Nothing cancels: in the argument's dtype, whatever that of the value is.
+    success, failure = event.success.to(event.dtype), event.failure.to(event.dtype)
+    density = times(value, success) + times(1 - value, failure)
     return _impossible(density, outside).to(dtype)
 
 

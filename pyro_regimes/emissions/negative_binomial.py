@@ -94,7 +94,7 @@ def _reduce_count(stats: Overdispersed, given: Arguments, weighted: bool) -> Fai
 
 
 def _derivatives(pooled: Failures, count: Tensor) -> tuple[Tensor, Tensor]:
-    """A and B at r, by the bound beside which no step from there passes the maximum."""
+    """A and B at r; away from r_0 by the bound with which no step passes the maximum."""
     known = pooled.second > 0
     origin = torch.where(known, pooled.origin / pooled.weight, count)
     second = pooled.second.masked_fill(~known, 1.0)
@@ -128,12 +128,12 @@ def _profile_count(pooled: Failures, now: Tensor, floor: float) -> Tensor:
     slope = pooled.weight * share / (now * (1 + share))  # minus that of the demand
     known = (first > 0) & (second > 0)
     first, second = first.masked_fill(~known, torch.nan), second.masked_fill(~known, torch.nan)
-    # Up: a / (r + c) = k + l / r, where the demand is below k + l / r, being concave in 1 / r.
+    # Up: a / (r + c) = k + lin / r. The demand is below the right side, being concave in 1 / r.
     a, c = first**2 / second, (first / second - now).clamp(min=0.0)
     k, lin = pooled.weight * _log1p_less_share(share), slope * now**2
     half = 0.5 * (a - lin - k * c)
     up = (half + (half**2 - k * lin * c).clamp(min=0.0).sqrt()) / k
-    # Down: alpha / r + beta = a / (r + c), where the demand is above a / (r + c).
+    # Down: alpha / r + beta = a / (r + c). The demand is above the right side.
     alpha, beta = second * now**2, (first - second * now).clamp(min=0.0)
     a, c = demand**2 / slope, (demand / slope - now).clamp(min=0.0)
     half = 0.5 * (a - alpha - beta * c)
