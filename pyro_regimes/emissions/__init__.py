@@ -16,23 +16,32 @@ from pyro_regimes.emissions.base import (
     Observed,
     without_update,
 )
+from pyro_regimes.emissions.bernoulli import BERNOULLI
 from pyro_regimes.emissions.beta import BETA
+from pyro_regimes.emissions.binomial import BINOMIAL
+from pyro_regimes.emissions.categorical import CATEGORICAL
 from pyro_regimes.emissions.dirichlet import DIRICHLET
+from pyro_regimes.emissions.exponential import EXPONENTIAL
 from pyro_regimes.emissions.gamma import GAMMA
 from pyro_regimes.emissions.gaussian_mixture import (
     MIXTURE_OF_MULTIVARIATE_NORMALS,
     MIXTURE_OF_NORMALS,
 )
+from pyro_regimes.emissions.geometric import GEOMETRIC
 from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.laplace import LAPLACE
 from pyro_regimes.emissions.low_rank_normal import LOW_RANK_NORMAL
+from pyro_regimes.emissions.multinomial import MULTINOMIAL, ONE_HOT_CATEGORICAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
+from pyro_regimes.emissions.negative_binomial import NEGATIVE_BINOMIAL
 from pyro_regimes.emissions.normal import NORMAL
+from pyro_regimes.emissions.poisson import POISSON
 from pyro_regimes.emissions.student_t import STUDENT_T
 from pyro_regimes.emissions.von_mises import VON_MISES
 from pyro_regimes.emissions.weibull import WEIBULL
 from pyro_regimes.emissions.wrappers import WRAPPERS, Unwrapped, unwrap
+from pyro_regimes.emissions.zero_inflated_poisson import ZERO_INFLATED_POISSON
 
 #: The known families, in the order in which they are tried.
 FAMILIES: list[Family] = [
@@ -50,6 +59,16 @@ FAMILIES: list[Family] = [
     LOW_RANK_NORMAL,
     MIXTURE_OF_NORMALS,
     MIXTURE_OF_MULTIVARIATE_NORMALS,
+    POISSON,
+    BERNOULLI,
+    BINOMIAL,
+    GEOMETRIC,
+    CATEGORICAL,
+    ONE_HOT_CATEGORICAL,
+    MULTINOMIAL,
+    EXPONENTIAL,
+    NEGATIVE_BINOMIAL,
+    ZERO_INFLATED_POISSON,
 ]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.

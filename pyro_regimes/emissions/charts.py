@@ -5,7 +5,9 @@ the units of the data:
 
 - probabilities: :math:`\sqrt{p_i}`, in which the Fisher information of a row is constant, and a
   probability of 0 is a point like any other;
-- scales: :math:`\log \sigma`;
+- a probability p: :math:`\arcsin \sqrt p`, likewise;
+- rates of counts: :math:`\sqrt\lambda`, in which the Fisher information is constant;
+- scales, and rates of waiting times: :math:`\log \sigma`;
 - positive definite matrices with the Cholesky factor L: the logarithms of the standard deviations,
   and the entries of L over the diagonal entry of their row;
 - locations: themselves, over the standard deviation of the observations.
@@ -64,6 +66,25 @@ def _not_far_below(probs: Tensor, after: Tensor) -> Tensor:
     return torch.where(after > 0, probs.clamp(min=tiny), after)
 
 
+def _arc(probs: Tensor) -> Tensor:
+    return probs.sqrt().asin()
+
+
+def _of_arc(angle: Tensor) -> Tensor:
+    return angle.sin().square()
+
+
+def _inside_unit(probs: Tensor, after: Tensor) -> Tensor:
+    """A probability and its complement of at least a hundredth of others, and with their zeros."""
+    after = after.to(probs.dtype)
+    low, high = LEAST_SHARE * after, 1 - LEAST_SHARE * (1 - after)
+    return torch.where((after > 0) & (after < 1), probs.maximum(low).minimum(high), after)
+
+
+def _not_far_below_rate(rate: Tensor, after: Tensor) -> Tensor:
+    return rate.maximum(LEAST_SHARE * after.to(rate.dtype))
+
+
 def _factor_to(factor: Tensor) -> Tensor:
     factor = factor.tril()
     size = factor.shape[-1]
@@ -105,6 +126,8 @@ def _matrix_of_roots(point: Tensor) -> Tensor:
 
 ROWS = Chart(torch.sqrt, _rows_of, within=_not_far_below)
 TRANSITIONS = Chart(_roots_of_matrix, _matrix_of_roots, within=_not_far_below)
+PROBABILITY = Chart(_arc, _of_arc, within=_inside_unit)
+COUNT_RATE = Chart(torch.sqrt, torch.square, within=_not_far_below_rate)
 SCALE = Chart(torch.log, torch.exp)
 FACTOR = Chart(_factor_to, _factor_of)
 MATRIX = Chart(_matrix_to, _matrix_of)

@@ -15,14 +15,17 @@ locations                 MultivariateNormal(m, R)     :math:`(n \Sigma^{-1} + R
 a variance                InverseGamma(a, b)           :math:`(S + 2b) / (n + 2a + 2)`
 a precision               Gamma(a, b)                  :math:`(n + 2a - 2) / (S + 2b)`
 a precision matrix        Wishart(:math:`\nu, V`)      :math:`(n + \nu - D - 1)(S + V^{-1})^{-1}`
+a rate of counts          Gamma(a, b)                  :math:`(s + a - 1) / (n + b)`
 a rate of waiting times   Gamma(a, b)                  :math:`(n + a - 1) / (s + b)`
 a mean waiting time       InverseGamma(a, b)           :math:`(s + b) / (n + a + 1)`
+a probability             Beta(a, b)                   successes plus :math:`a - 1`, failures plus
+                                                       :math:`b - 1`, normalised
 ========================  ===========================  ============================================
 
 The density is maximised **in the space of the site that carries the prior**, as with
 ``AutoDelta``. So equivalent priors, an inverse gamma on a variance and a gamma on a precision, have
 different modes. A Dirichlet with a concentration below 1 has no mode inside the simplex and has no
-closed form.
+closed form. With a gamma or a beta of a concentration below 1 a cell may have no maximum.
 
 The functions take the prior, the shape of its site's value, the shape of the parameter (which has
 the same entries in the same order) and the number of dims of a cell.
@@ -35,7 +38,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Conjugate, blocks
-from pyro_regimes.emissions.statistics import Counts, Spread, Totals, WeightedSum
+from pyro_regimes.emissions.statistics import Counts, Spread, Totals, Trials, WeightedSum
 
 
 def dirichlet(
@@ -101,6 +104,14 @@ def wishart(prior: dist.Wishart, given: torch.Size, shape: torch.Size, event_dim
     return Spread(freedom - shape[-1] - 1, inverse)
 
 
+def gamma_of_count_rate(
+    prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Totals:
+    """The terms of a Gamma prior of rates of counts."""
+    concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
+    return Totals(rate, concentration - 1)
+
+
 def gamma_of_waiting_rate(
     prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: int
 ) -> Totals:
@@ -115,6 +126,23 @@ def inverse_gamma_of_waiting_mean(
     """The terms of an InverseGamma prior of mean waiting times."""
     concentration, rate = _gamma_arguments(prior, given, shape, event_dim)
     return Totals(concentration + 1, rate)
+
+
+def beta(prior: dist.Beta, given: torch.Size, shape: torch.Size, event_dim: int) -> Trials:
+    """The terms of a Beta prior of probabilities."""
+    successes, failures = (
+        blocks(each.expand(given).reshape(shape), event_dim) - 1
+        for each in (prior.concentration1, prior.concentration0)
+    )
+    return Trials(successes + failures, successes, failures)
+
+
+def beta_of_complement(
+    prior: dist.Beta, given: torch.Size, shape: torch.Size, event_dim: int
+) -> Trials:
+    """The terms of a Beta prior of complements of probabilities."""
+    weight, failures, successes = beta(prior, given, shape, event_dim)
+    return Trials(weight, successes, failures)
 
 
 #: The priors of any location.

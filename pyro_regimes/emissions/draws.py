@@ -127,6 +127,17 @@ def positive(draw: Draw) -> list[Tensor]:
     return [draw.old * torch.pow(10.0, draw.sign * size)]
 
 
+def probability(draw: Draw) -> list[Tensor]:
+    """Numbers between 0 and 1, or their logits."""
+    logits = draw.normal() * (1.0 if draw.mild else 2.0) + draw.sign
+    candidates = [logits.sigmoid()]
+    if draw.constraint is constraints.real:
+        candidates.insert(0, logits)
+    if draw.mild:  # a probability without a constraint must be one as well
+        candidates.reverse()
+    return candidates
+
+
 def matrices(draw: Draw, factor_first: bool = False) -> Iterator[Tensor]:
     """A positive definite matrix and its Cholesky factor, if the value is one of the two."""
     old = draw.old

@@ -110,6 +110,10 @@ def _inverse_softplus(value: Tensor) -> Tensor:
     return value + (-(-value).expm1()).log()
 
 
+def _complement(value: Tensor) -> Tensor:
+    return 1 - value
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
 
@@ -142,25 +146,32 @@ LOCATION = (identity("location"),)
 
 _POSITIVE = (constraints.positive, constraints.nonnegative)
 
-RATE = (
-    identity("rate"),
-    _logarithm("log of rate", 1.0),
-    Link("reciprocal of rate", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
-    Link("inverse softplus of rate", softplus, _inverse_softplus),
-)
+_UNIT = (constraints.unit_interval, *_POSITIVE)
 
-CONCENTRATION = (
-    identity("concentration"),
-    _logarithm("log of concentration", 1.0),
-    Link("reciprocal of concentration", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
-    Link("inverse softplus of concentration", softplus, _inverse_softplus),
-)
 
-SCALE = (
-    identity("scale"),
-    _logarithm("log of scale", 1.0),
-    Link("reciprocal of scale", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
-    Link("inverse softplus of scale", softplus, _inverse_softplus),
+def _positive(name: str) -> tuple[Link, ...]:
+    """The links of a positive number."""
+    return (
+        identity(name),
+        _logarithm(f"log of {name}", 1.0),
+        Link(f"reciprocal of {name}", torch.reciprocal, torch.reciprocal, inside=_POSITIVE),
+        Link(f"inverse softplus of {name}", softplus, _inverse_softplus),
+    )
+
+
+RATE = _positive("rate")
+
+CONCENTRATION = _positive("concentration")
+
+SCALE = _positive("scale")
+
+TOTAL_COUNT = _positive("total_count")
+
+PROBABILITY = (
+    identity("probability"),
+    Link("logits", torch.sigmoid, torch.logit),
+    Link("complement", _complement, _complement, inside=_UNIT),
+    _logarithm("log of probability", 1.0),
 )
 
 STANDARD_DEVIATION = (

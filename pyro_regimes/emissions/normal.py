@@ -30,6 +30,7 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
     is_at_floor,
+    over_event,
 )
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
@@ -159,7 +160,7 @@ class _Family(Family):
             return ops.gaussian_log_prob(*gaussian)
         loc, scale = (ops.without_repeats(given[name], event_dim) for name in ("loc", "scale"))
         each = Normal(loc, scale, validate_args=False).log_prob(value.unsqueeze(-1 - event_dim))
-        return each.sum(list(range(-event_dim, 0))) if event_dim else each
+        return over_event(each, event_dim)
 
     def log_prob_of_seen(
         self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int

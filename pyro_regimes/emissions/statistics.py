@@ -40,3 +40,11 @@ class Totals(NamedTuple):
 
     weight: Tensor
     total: Tensor
+
+
+class Trials(NamedTuple):
+    """Statistics of a probability: expected numbers of trials, of successes and of failures."""
+
+    weight: Tensor
+    successes: Tensor
+    failures: Tensor

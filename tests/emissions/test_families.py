@@ -21,6 +21,7 @@ from pyro_regimes import EM, RegimeHMM, emissions
 from pyro_regimes.distributions import observation
 from pyro_regimes.emissions.transformed import TransformedFamily
 from tests import seeds
+from tests.emissions import battery
 
 K, D, N, T = 2, 3, 3, 40
 Shapes = dict[str, tuple[int, ...]]
@@ -233,6 +234,8 @@ def test_every_family_is_in_the_battery() -> None:
     for family in FAMILIES.values():
         distribution = family.build(**start(family, next(iter(family.sharings.values()))))
         built.add(emissions.find_family(emissions.unwrap(distribution).base))
+    for case in battery.CASES.values():
+        built.add(emissions.find_family(case.build(**case.known, **case.start())))
     of_others = {each for each in built if isinstance(each, TransformedFamily)}
     assert of_others and built - of_others == set(emissions.FAMILIES) - LATENT
 

@@ -136,7 +136,7 @@ def fitted() -> tuple[PoissonModel, Array, npt.NDArray[np.int64]]:
     rng = seeds.rng(0)
     states = (np.arange(400) // 40) % 2
     x = rng.poisson(RATES[states]).astype(np.float64)
-    # tol asks what an EM step would gain, and EM has no closed form for Poisson counts yet.
+    # tol asks what an EM step would gain, and this emission has no EM of its own.
     settings: dict[str, Any] = dict(n_init=2, inference="svi", tol=None, max_iter=200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

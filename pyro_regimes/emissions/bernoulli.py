@@ -1,0 +1,36 @@
+r"""The family of events that happen or not, ``Bernoulli(probs)`` or ``Bernoulli(logits=...)``.
+
+.. math::
+    p_k = \frac{\sum_t \gamma_t(k) x_t}{\sum_t \gamma_t(k)}
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import Bernoulli
+
+from pyro_regimes.emissions import counts, totals
+from pyro_regimes.emissions.base import Arguments, Observed
+from pyro_regimes.emissions.logs import Outcomes
+from pyro_regimes.emissions.statistics import Trials
+from pyro_regimes.emissions.trials import TrialsFamily
+
+
+class _Family(TrialsFamily):
+    """``Bernoulli(probs)``."""
+
+    distributions = (Bernoulli, dist.Bernoulli)
+
+    def density(self, value: Tensor, given: Arguments, trial: Outcomes) -> Tensor:
+        r""":math:`x_t \log p_k + (1 - x_t) \log (1 - p_k)`."""
+        return counts.bernoulli(value, trial)
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Trials:
+        """Expected numbers of events."""
+        weight, successes = totals.take(observed)
+        _, failures = totals.take(observed._replace(value=1 - observed.value))
+        return Trials(weight, successes, failures)
+
+
+BERNOULLI = _Family()

@@ -1,0 +1,105 @@
+r"""The family of waiting times, ``Exponential(rate)`` with or without ``to_event``.
+
+.. math::
+    \lambda_k = \frac{\sum_t \gamma_t(k)}{\sum_t \gamma_t(k) x_t}
+
+maximises :math:`\sum_t \gamma_t(k) (\log \lambda_k - \lambda_k x_t)`. The sums run over everything
+that shares the rate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Exponential, constraints
+
+from pyro_regimes.emissions import charts, conjugate, draws, links, totals
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    Family,
+    Natural,
+    Observed,
+    divide,
+    divide_where_known,
+    over_event,
+)
+from pyro_regimes.emissions.statistics import Totals
+
+
+def _reduce(stats: Totals, given: Arguments, weighted: bool) -> Totals:
+    return stats
+
+
+def _maximise(pooled: Totals, now: Tensor, floor: float) -> Tensor:
+    return divide(pooled.weight, pooled.total.masked_fill(pooled.total <= 0, torch.nan))
+
+
+def _is_positive(rate: Tensor) -> Tensor:
+    return rate.isfinite() & (rate > 0)
+
+
+# In e, with a rate of lambda (1 + e): the score is n - lambda s, and the information n.
+
+
+def _stretch(rate: Tensor, by: Tensor) -> Tensor:
+    return rate * (1 + by)
+
+
+def _score(pooled: Totals, rate: Tensor) -> Tensor:
+    return pooled.weight - rate * pooled.total
+
+
+def _gain(score: Tensor, pooled: Totals, rate: Tensor, floor: float) -> Tensor:
+    return divide_where_known(0.5 * score**2, pooled.weight)
+
+
+RATE = Argument(
+    name="rate",
+    kind="rate of an Exponential",
+    event_dim=0,
+    elementwise=True,
+    what="weighted rate",
+    links=links.RATE,
+    inside=(constraints.positive, constraints.nonnegative),
+    draw=draws.positive,
+    reduce=_reduce,
+    maximise=_maximise,
+    sound=_is_positive,
+    natural=Natural(_stretch, _score, _gain),
+    why_unbounded="the waiting times of a state are all 0; it keeps its rate",
+    priors={
+        "rate": {dist.Gamma: conjugate.gamma_of_waiting_rate},
+        "reciprocal of rate": {dist.InverseGamma: conjugate.inverse_gamma_of_waiting_mean},
+    },
+    chart=charts.SCALE,
+)
+
+
+class _Family(Family):
+    """``Exponential(rate)``."""
+
+    distributions = (Exponential, dist.Exponential)
+    max_event_dim = math.inf
+    arguments = (RATE,)
+
+    def read(self, distribution: Exponential) -> Arguments:
+        """The rate."""
+        return {"rate": distribution.rate}
+
+    def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r""":math:`\log \lambda_k - \lambda_k x_t`, summed over the series of one observation."""
+        rate, value = given["rate"], value.unsqueeze(-1 - event_dim)
+        outside = value < 0
+        each = rate.log() - rate * value.masked_fill(outside, 0.0)
+        return over_event(each.masked_fill(outside, -torch.inf), event_dim)
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Totals:
+        """Weights and weighted sums of the waiting times."""
+        return totals.take(observed)
+
+
+EXPONENTIAL = _Family()

@@ -1,0 +1,103 @@
+r"""The family of counts, ``Poisson(rate)`` with or without ``to_event``.
+
+.. math::
+    \lambda_k = \frac{\sum_t \gamma_t(k) x_t}{\sum_t \gamma_t(k)}
+
+maximises :math:`\sum_t \gamma_t(k) (x_t \log \lambda_k - \lambda_k)`. The sums run over everything
+that shares the rate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Poisson, constraints
+
+from pyro_regimes.emissions import charts, conjugate, counts, draws, links, totals
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    Family,
+    Natural,
+    Observed,
+    divide,
+    divide_where_known,
+)
+from pyro_regimes.emissions.statistics import Totals
+
+
+def _reduce(stats: Totals, given: Arguments, weighted: bool) -> Totals:
+    return stats
+
+
+def _maximise(pooled: Totals, now: Tensor, floor: float) -> Tensor:
+    """The mean; a mean of 0 is set to the least positive number, which EM can leave again."""
+    mean = divide(pooled.total, pooled.weight)
+    mean = mean.masked_fill(mean < 0, torch.nan)
+    return torch.where(now > 0, mean.clamp(min=torch.finfo(now.dtype).tiny), mean)
+
+
+def _is_sound(rate: Tensor) -> Tensor:
+    return rate.isfinite() & (rate >= 0)
+
+
+# In e, with a rate of lambda (1 + e): the score is s - n lambda, and the information n lambda.
+
+
+def _stretch(rate: Tensor, by: Tensor) -> Tensor:
+    return rate * (1 + by)
+
+
+def _score(pooled: Totals, rate: Tensor) -> Tensor:
+    return pooled.total - pooled.weight * rate
+
+
+def _gain(score: Tensor, pooled: Totals, rate: Tensor, floor: float) -> Tensor:
+    return divide_where_known(0.5 * score**2, pooled.weight * rate)
+
+
+RATE = Argument(
+    name="rate",
+    kind="rate of a Poisson",
+    event_dim=0,
+    elementwise=True,
+    what="weighted mean",
+    links=links.RATE,
+    inside=(constraints.positive, constraints.nonnegative),
+    draw=draws.positive,
+    reduce=_reduce,
+    maximise=_maximise,
+    sound=_is_sound,
+    natural=Natural(_stretch, _score, _gain),
+    why_unbounded=(
+        "the counts of a state are all 0, or nearly, and the prior of its rate is unbounded at 0"
+    ),
+    priors={"rate": {dist.Gamma: conjugate.gamma_of_count_rate}},
+    chart=charts.COUNT_RATE,
+)
+
+
+class _Family(Family):
+    """``Poisson(rate)``."""
+
+    distributions = (Poisson, dist.Poisson)
+    max_event_dim = math.inf
+    arguments = (RATE,)
+
+    def read(self, distribution: Poisson) -> Arguments:
+        """The rate."""
+        return {"rate": distribution.rate}
+
+    def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r""":math:`x_t \log \lambda_k - \lambda_k - \log x_t!`, summed over one observation."""
+        return counts.poisson(value.unsqueeze(-1 - event_dim), given["rate"], event_dim)
+
+    def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Totals:
+        """Weights and weighted sums of the counts."""
+        return totals.take(observed)
+
+
+POISSON = _Family()

@@ -1,0 +1,24 @@
+"""Expected totals of independent observations."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_regimes.emissions import moments
+from pyro_regimes.emissions.base import Observed
+from pyro_regimes.emissions.statistics import Totals
+
+
+def take(observed: Observed) -> Totals:
+    """The weight and the weighted sum of each element, ``(..., 1 or T, K, *event)``."""
+    value = observed.value
+    origin = value.new_zeros(value.shape[value.dim() - observed.event_dim :])
+    found = moments.take(observed, origin, is_full=False, with_second=False)
+    return Totals(found.weight.expand(found.first.shape), found.first)
+
+
+def over_time(observed: Observed, part: Tensor) -> Tensor:
+    """The weighted sum of ``(..., T, K or 1, *event)``, or its terms if the site varies in time."""
+    weights = observed.weights.reshape(observed.weights.shape + (1,) * observed.event_dim)
+    found = weights * part
+    return found if observed.varies else found.sum(observed.weights.dim() - 2, keepdim=True)
