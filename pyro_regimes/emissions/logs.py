@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_regimes.kernels.transforms import can_be_seen
+
 
 def safe_log(probs: Tensor) -> Tensor:
     """The logarithm, with value -inf and derivative 0 at 0."""
@@ -45,9 +47,16 @@ def outcomes_of_logits(logits: Tensor) -> Outcomes:
     return Outcomes(logsigmoid(wide), logsigmoid(-wide), logits.dtype)
 
 
+def is_empty(mask: Tensor) -> bool:
+    """Whether a mask is known to be False everywhere, on the CPU, where asking costs little."""
+    return mask.device.type == "cpu" and can_be_seen(mask) and not bool(mask.any())
+
+
 def times(count: Tensor, logits: Tensor) -> Tensor:
     """``count * logits``, with 0 for a count of 0 of an event of probability 0."""
     impossible = logits == -torch.inf
+    if is_empty(impossible):
+        return count * logits
     finite = count * logits.masked_fill(impossible, 0.0)
     return finite.masked_fill(impossible & ((count < 0) | (count > 0)), -torch.inf)
 

@@ -19,13 +19,15 @@ def read_given(
     """The one of two attributes that the caller passed, by its name.
 
     torch computes the other one when somebody reads it, with probabilities clamped, and keeps it.
-    Then the result is the logits, those of the probabilities where they were clamped.
+    Where it does not tell which was given, the result is the logits, exact where they are those of
+    clamped probabilities.
 
     :param probs: the name of the probabilities, of which a Categorical has rows.
     :param logits: the name of their logits.
     """
     known = vars(distribution)
-    if logits not in known:
+    # torch's ``_param`` is the one that was given, until the distribution is expanded.
+    if logits not in known or probs in known and known.get("_param") is known[probs]:
         return {probs: known[probs]}
     if probs not in known or known[logits].requires_grad and not known[probs].requires_grad:
         return {logits: known[logits]}  # or the probabilities were computed without a graph
