@@ -169,7 +169,7 @@ class _Family(Family):
     def _read(
         self, distribution: MixtureSameFamily, read: Callable[[Distribution], Arguments]
     ) -> Arguments:
-        weights = read_given(distribution._mixture_distribution)
+        weights = read_given(_at_one_time(distribution._mixture_distribution))
         inner = read(unwrap(distribution._component_distribution).base)
         given = {_MIXTURE + name: value for name, value in weights.items()}
         return given | {_COMPONENT + name: value for name, value in inner.items()}
@@ -247,6 +247,20 @@ class _Family(Family):
             about = None if like is None else like.components
             components = self.inner.total(stats.components, num_batch_dims, about)
         return MixtureStats(counts, components)
+
+
+def _at_one_time(weights: Categorical) -> Categorical:
+    """Weights that were expanded over time, as a mask does, at one time.
+
+    Torch has computed logits from probabilities, so that :func:`.read_given` compares the two.
+    """
+    copied: Categorical = Categorical.__new__(Categorical)
+    copied.__dict__.update(vars(weights))
+    for name in ("probs", "logits"):
+        value = vars(weights).get(name)
+        if value is not None and value.dim() > 2 and value.shape[-3] > 1 and value.stride(-3) == 0:
+            copied.__dict__[name] = value.narrow(-3, 0, 1)
+    return copied
 
 
 def _log_weights(given: Arguments) -> Tensor:

@@ -10,7 +10,8 @@ One latent scale is shared by the series of an observation,
 
 with the scale matrix :math:`\Sigma_k = L_k L_k^\top` (the covariance is
 :math:`\nu_k / (\nu_k - 2)` times it). The degrees of freedom :math:`\nu_k` maximise the likelihood
-given the new location and scale matrix. See :mod:`.latent_scale`. Where a floor binds,
+given the new location and scale matrix. See :mod:`.latent_scale` and
+:mod:`.degrees_of_freedom`. Where a floor binds,
 :math:`\Sigma_k` is the exact maximiser of an EM step under that constraint.
 """
 
@@ -23,9 +24,10 @@ import torch
 from pyro.distributions import MultivariateStudentT
 from torch import Tensor
 
-from pyro_regimes.emissions import latent_scale, moments, multivariate_normal
+from pyro_regimes.emissions import degrees_of_freedom, latent_scale, moments, multivariate_normal
 from pyro_regimes.emissions.base import Arguments, Family, Natural, Observed
-from pyro_regimes.emissions.latent_scale import Freedom, LatentSpread, Stats
+from pyro_regimes.emissions.degrees_of_freedom import Freedom
+from pyro_regimes.emissions.latent_scale import LatentSpread, Stats
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
 from pyro_regimes.kernels import ops
@@ -64,7 +66,7 @@ def _gain(score: Tensor, pooled: LatentSpread, spread: Tensor, floor: float) -> 
 
 
 def _reduce_df(stats: Stats, given: Arguments, weighted: bool) -> Freedom:
-    return latent_scale.pool_freedom(stats, given["loc"].shape[-1])
+    return degrees_of_freedom.pool_freedom(stats, given["loc"].shape[-1])
 
 
 LOC = replace(
@@ -84,7 +86,7 @@ SCALE_TRIL = replace(
     priors=latent_scale.priors(_MATRIX.priors),
 )
 
-DF = latent_scale.freedom("degrees of freedom of a MultivariateStudentT", False, _reduce_df)
+DF = degrees_of_freedom.freedom("degrees of freedom of a MultivariateStudentT", False, _reduce_df)
 
 
 def _square(value: Tensor, given: Arguments) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ r"""The family of independent Student-t series, ``StudentT(df, loc, scale)``.
                         {\sum_t \gamma_t(k) u_t(k)}
 
 series by series, each with latent scales of its own. The degrees of freedom :math:`\nu_k` maximise
-the likelihood given the new location and scale. See :mod:`.latent_scale`.
+the likelihood given the new location and scale. See :mod:`.latent_scale` and
+:mod:`.degrees_of_freedom`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import StudentT
 
-from pyro_regimes.emissions import latent_scale, normal
+from pyro_regimes.emissions import degrees_of_freedom, latent_scale, normal
 from pyro_regimes.emissions.base import (
     Arguments,
     Family,
@@ -28,7 +29,8 @@ from pyro_regimes.emissions.base import (
     divide_where_known,
     is_at_floor,
 )
-from pyro_regimes.emissions.latent_scale import Freedom, LatentSpread, Stats
+from pyro_regimes.emissions.degrees_of_freedom import Freedom
+from pyro_regimes.emissions.latent_scale import LatentSpread, Stats
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.statistics import WeightedSum
 from pyro_regimes.kernels import ops
@@ -62,7 +64,7 @@ def _scale_gain(score: Tensor, pooled: LatentSpread, scale: Tensor, floor: float
 
 
 def _reduce_df(stats: Stats, given: Arguments, weighted: bool) -> Freedom:
-    return latent_scale.pool_freedom(stats, 1)
+    return degrees_of_freedom.pool_freedom(stats, 1)
 
 
 LOC = replace(
@@ -82,7 +84,7 @@ SCALE = replace(
     priors=latent_scale.priors(normal.SCALE.priors),
 )
 
-DF = latent_scale.freedom("degrees of freedom of a StudentT", True, _reduce_df)
+DF = degrees_of_freedom.freedom("degrees of freedom of a StudentT", True, _reduce_df)
 
 
 class _Family(Family):

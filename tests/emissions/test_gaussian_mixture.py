@@ -377,7 +377,7 @@ def test_a_weight_of_zero_stays_zero_and_far_values_have_gradients() -> None:
 def test_one_argument_is_known(family: Family, shapes: Shapes, fixed: str) -> None:
     x = data(N, T, D, seed=7)
     em = EM(make_model(family, start(family, shapes), (fixed,)), min_eigenvalue=1e-2)
-    result = em.run(x, num_steps=3000, tol=1e-8)
+    result = em.run(x, num_steps=3000, tol=1e-5)
     assert {each.name for each in em.plan.assignments} == set(shapes) - {fixed}
     assert result.converged and not result.unconfirmed
 

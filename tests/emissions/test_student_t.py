@@ -25,7 +25,7 @@ from torch.distributions import transform_to
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
-from pyro_regimes.emissions import latent_scale
+from pyro_regimes.emissions import degrees_of_freedom, latent_scale
 from tests import seeds
 
 K, D, N, T = 2, 3, 3, 60
@@ -280,8 +280,8 @@ def test_df_of_many_cells_at_once(size: int) -> None:
     stats = latent_scale.start(total(weight))
     stats = latent_scale.with_freedom(stats, square, weight, near, total)
     argument = emissions.student_t.DF
-    found = argument.maximise(latent_scale.pool_freedom(stats, size), near, 0.0)
-    score = argument.natural.score(latent_scale.pool_freedom(stats, size), near)
+    found = argument.maximise(degrees_of_freedom.pool_freedom(stats, size), near, 0.0)
+    score = argument.natural.score(degrees_of_freedom.pool_freedom(stats, size), near)
     assert ((found >= near) == (score >= 0)).all()
 
     def loss(log_df: float, cell: int) -> float:
@@ -290,8 +290,8 @@ def test_df_of_many_cells_at_once(size: int) -> None:
         return -float((weight[:, cell] * density).sum())
 
     for cell, log_near in enumerate(near.log().tolist()):
-        low = max(log_near - math.log(2), math.log(latent_scale.LEAST))
-        high = min(log_near + math.log(2), math.log(latent_scale.MOST))
+        low = max(log_near - math.log(2), math.log(degrees_of_freedom.LEAST))
+        high = min(log_near + math.log(2), math.log(degrees_of_freedom.MOST))
         best = minimize_scalar(
             loss, args=(cell,), bounds=(low, high), method="bounded", options={"xatol": 1e-9}
         )
@@ -316,7 +316,7 @@ def test_no_fall_from_random_starts_and_the_end_is_a_maximum(
     objective = hmm(family, values).log_prob(x).sum()
     leaves = [pyro.param(name).unconstrained() for name in shapes]
     for found, name in zip(torch.autograd.grad(objective, leaves), shapes, strict=True):
-        at_bound = values["df"] >= latent_scale.MOST * (1 - 1e-9) if name == "df" else None
+        at_bound = values["df"] >= degrees_of_freedom.MOST * (1 - 1e-9) if name == "df" else None
         assert (found if at_bound is None else found[~at_bound]).abs().max() < 0.02
 
 
@@ -359,7 +359,8 @@ def test_gaussian_data_take_df_to_its_bound(
         tol = 1e-10 if dtype == torch.float64 else 1e-4
         result = EM(make_model(family, given)).run(x.to(dtype), num_steps=500, tol=tol)
     assert result.converged and not result.unconfirmed
-    assert_close(pyro.param("df").detach(), torch.full(shapes["df"], latent_scale.MOST).to(dtype))
+    bound = torch.full(shapes["df"], degrees_of_freedom.MOST)
+    assert_close(pyro.param("df").detach(), bound.to(dtype))
 
 
 @pytest.mark.parametrize("family, shapes", OWN)
@@ -387,7 +388,7 @@ def test_values_far_outside_the_bounds_of_df_are_left_or_approached() -> None:
         ).history
         assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
         found = pyro.param("df").detach()
-        assert (found < latent_scale.MOST).all() and (found > latent_scale.LEAST).all()
+        assert (found < degrees_of_freedom.MOST).all() and (found > degrees_of_freedom.LEAST).all()
 
 
 @pytest.mark.parametrize("family, shapes", OWN)
@@ -749,7 +750,7 @@ def test_information_is_that_of_the_density(df: float) -> None:
         [torch.autograd.grad(each, leaf, retain_graph=True)[0] for each in density]
     )
     expected = (scores**2 * density.detach().exp() * step).sum()
-    found = latent_scale.information(torch.tensor(df).double(), 1.0)
+    found = degrees_of_freedom.information(torch.tensor(df).double(), 1.0)
     assert_close(found, expected, rtol=1e-6, atol=0.0)
 
 
