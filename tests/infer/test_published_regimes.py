@@ -101,3 +101,30 @@ def test_the_federal_funds_rate():
     assert_close(
         given.smoothed_probs(x)[:, 0], column("fedfunds.csv", "smoothed_1"), rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("num_states, printed", [(2, 342.3183), (3, 329.4603), (4, 327.8316)])
+def test_earthquakes(num_states, printed):
+    x = column("earthquakes_1900_2006.csv", "count")
+    num_starts, generator = 12, torch.Generator().manual_seed(0)
+    drawn = torch.rand(
+        num_starts, 1, num_states, num_states, generator=generator, dtype=torch.float64
+    )
+    matrix = 2 * torch.eye(num_states).double() + drawn
+    rows = torch.randint(len(x), (num_starts, 1, num_states), generator=generator)
+
+    def model(x: Tensor) -> None:
+        matrices = pyro.param(
+            "matrix", matrix / matrix.sum(-1, keepdim=True), constraint=constraints.simplex
+        )
+        rate = pyro.param("rate", x[rows] + 0.5, constraint=constraints.positive)
+        hmm = RegimeHMM(
+            initial_probs=stationary_probs(matrices.squeeze(-3)),
+            transition_probs=matrices,
+            observation_dist=dist.Poisson(rate),
+        )
+        with pyro.plate("starts", num_starts):
+            pyro.sample("x", hmm, obs=x)
+
+    result = EM(model).run(x, num_steps=2000, tol=1e-6, acceleration="squarem")
+    assert float(result.restart_history[-1].min()) == pytest.approx(printed, abs=1e-4)
