@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions.base import over_event
 from pyro_regimes.emissions.logs import Outcomes, is_empty, logsumexp, safe_log, times
-from pyro_regimes.kernels.transforms import can_be_seen
+from pyro_regimes.kernels.ops import can_be_seen
 
 
 def result_dtype(value: Tensor, argument: torch.dtype) -> torch.dtype:

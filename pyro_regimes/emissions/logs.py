@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_regimes.kernels.transforms import can_be_seen
+from pyro_regimes.kernels.ops import can_be_seen
 
 
 def safe_log(probs: Tensor) -> Tensor:
