@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy, deepcopy
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import persistence, plots, problems, validation
-from pyro_regimes.estimator.beginning import NUM_ROWS, initial_probs, stationary_probs
+from pyro_regimes.estimator import persistence, problems, validation
+from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
-from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
-from pyro_regimes.estimator.inputs import date_index, row_name
+from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.naming import own_names
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers
-from pyro_regimes.estimator.pyro_model import PyroModel
-from pyro_regimes.estimator.report import Forecast, Summary, summarise
-from pyro_regimes.estimator.sampling import draw
-from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.estimator.parameters import finite_numbers
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(BaseEstimator):
+class RegimeModel(FittedModel):
     r"""Gaussian hidden Markov model of returns, fitted by EM from many starts in one batch.
 
     .. math::
@@ -328,107 +320,6 @@ class RegimeModel(BaseEstimator):
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.smoothed_probs.mean(0)
 
-    def predict(
-        self,
-        X: Any,
-        *,
-        lengths: npt.ArrayLike | None = None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.int64]:
-        """The most likely path of regimes (Viterbi), given the whole sequence.
-
-        :param start: probabilities of the first regime of each sequence. "fitted" is
-            ``initial_probs_``, which of one training sequence says what its first day was;
-            "stationary" is ``stationary_distribution_``; or an array ``(K,)``. "auto" is fitted
-            where X begins with the rows with which training began, in float32 or to six decimals,
-            too, where training had several sequences, and where some regimes cannot be reached
-            from others; else stationary.
-        :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
-            as the last filtered ones of the rows before. Instead of ``start``.
-        :return: ``(T,)``; all -1 for a sequence of probability zero.
-        """
-        return self.decode(X, lengths=lengths, start=start, after=after)[1]
-
-    def predict_proba(
-        self,
-        X: Any,
-        kind: str = "smoothed",
-        *,
-        lengths: npt.ArrayLike | None = None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> Array:
-        """Probability of each regime at each step.
-
-        :param kind: "smoothed", given the whole sequence, or "filtered", given past and present.
-        :param start: as in :meth:`predict`, and ``after``.
-        :return: ``(T, K)``.
-        """
-        check_is_fitted(self)
-        validation.one_of("kind", kind, ("smoothed", "filtered"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.posterior(data, sizes, kind)[1]
-
-    def decode(
-        self,
-        X: Any,
-        algorithm: str = "viterbi",
-        *,
-        lengths: npt.ArrayLike | None = None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> tuple[float, npt.NDArray[np.int64]]:
-        """A path of regimes and its log-probability together with the data, log p(x, q).
-
-        :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
-            of each step. This minimises the expected number of errors, but the path may have
-            probability zero.
-        :param start: as in :meth:`predict`, and ``after``.
-        :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
-        """
-        check_is_fitted(self)
-        validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.decode(data, sizes, algorithm)
-
-    def score(
-        self,
-        X: Any,
-        y: Any = None,
-        *,
-        lengths: npt.ArrayLike | None = None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> float:
-        """The log-likelihood of X, summed over all steps and sequences.
-
-        :param y: as in :meth:`fit`.
-        :param start: as in :meth:`predict`, and ``after``.
-        """
-        check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after, y)
-        return hmm.log_likelihood(data, sizes)
-
-    def score_samples(
-        self,
-        X: Any,
-        *,
-        lengths: npt.ArrayLike | None = None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> Array:
-        r"""The log-density of each row given the rows before it; they sum to :meth:`score`.
-
-        .. math:: \log p(x_t \mid x_1, ..., x_{t-1})
-
-        :param start: as in :meth:`predict`, and ``after``.
-        :return: ``(T,)``.
-        """
-        check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.score_samples(data, sizes)
-
     def fit_predict(
         self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
@@ -436,188 +327,6 @@ class RegimeModel(BaseEstimator):
         self.fit(X, y, lengths=lengths)
         hmm, data, sizes = self._hmm_of(X, lengths, y=y)
         return hmm.decode(data, sizes, "viterbi")[1]
-
-    def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
-        r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
-
-        The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
-        of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
-        :math:`D(D+1)/2`.
-
-        :param X: None is the training data.
-        """
-        return -2 * self._scored(X, lengths)[0] + 2 * self.n_parameters_
-
-    def bic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
-        r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
-
-        T is the number of observations of all sequences.
-
-        :param X: None is the training data.
-        """
-        log_likelihood, num_rows = self._scored(X, lengths)
-        return -2 * log_likelihood + self.n_parameters_ * float(np.log(num_rows))
-
-    def _scored(self, X: Any, lengths: npt.ArrayLike | None) -> tuple[float, int]:
-        """The log-likelihood and the number of observations; X None is the training data."""
-        check_is_fitted(self)
-        if X is None and not self.n_samples_fit_:
-            raise ValueError("expected X, got None for a model that was not fitted to data")
-        if X is None:
-            return self.log_likelihood_, self.n_samples_fit_
-        hmm, data, sizes = self._hmm_of(X, lengths)
-        return hmm.log_likelihood(data, sizes), len(data)
-
-    @property
-    def stationary_distribution_(self) -> Array:
-        r"""The share of time of each regime in the long run, :math:`\pi = \pi A`, ``(K,)``.
-
-        :raises ValueError: if the transition matrix has several such distributions.
-        """
-        check_is_fitted(self, "initial_probs_")
-        return stationary_probs(self.transition_matrix_)
-
-    @property
-    def n_parameters_(self) -> int:
-        """The number of free parameters; see :meth:`aic`."""
-        check_is_fitted(self, "initial_probs_")
-        n_regimes = len(self.initial_probs_)
-        spec = self._spec(self.covariance_type_)
-        counts = {
-            "initial_probs": n_regimes - 1,
-            "transition_matrix": n_regimes * (n_regimes - 1),
-            **spec.num_free_parameters(n_regimes, self.n_features_in_),
-        }
-        held = {*self.fixed_} if self.initial_ == "free" else {*self.fixed_, "initial_probs"}
-        return sum(count for name, count in counts.items() if name not in held)
-
-    def sample(
-        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Draw one sequence from the fitted model.
-
-        :param random_state: seed of the draws; None uses that of the model.
-        :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
-        """
-        check_is_fitted(self)
-        n_samples = validation.integer("n_samples", n_samples, 1)
-        seed = self.random_state if random_state is None else random_state
-        rng = validation.random_state(seed)
-        hmm = self._hmm()
-        return draw(hmm.parameters, hmm.spec, n_samples, rng)
-
-    def forecast(
-        self,
-        X: Any,
-        n_steps: int,
-        *,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-    ) -> Forecast:
-        """Forecast the marginal distribution of each of the observations that follow a sequence.
-
-        :param X: ``(T, D)``, one sequence.
-        :param n_steps: number of steps, at least 1.
-        :param start: as in :meth:`predict`, and ``after``.
-        :return: a :class:`pyro_regimes.estimator.Forecast`.
-        """
-        check_is_fitted(self)
-        n_steps = validation.integer("n_steps", n_steps, 1)
-        hmm, data, sizes = self._hmm_of(X, None, start, after)
-        if len(sizes) > 1:
-            raise ValueError(
-                f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
-            )
-        return hmm.forecast(data, n_steps)
-
-    def summary(self) -> Summary:
-        """Annualised means and volatilities, correlations, durations, shares of time, transitions.
-
-        :return: a :class:`.Summary`. ``print`` shows it as a table, and so does a notebook;
-            ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
-        """
-        check_is_fitted(self)
-        names = getattr(self, "feature_names_in_", None)
-        if names is None:
-            names = [f"series {i + 1}" for i in range(self.n_features_in_)]
-        hmm = self._hmm()
-        return summarise(
-            self.regime_names_,
-            list(names),
-            hmm.spec.moments(hmm.parameters.emission),
-            self.transition_matrix_,
-            self.share_of_time_,
-            self.periods_per_year,
-            f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
-            f"covariances, {self._score_text()}",
-            problems.of_shares(
-                self.regime_names_,
-                self.share_of_time_,
-                self.n_samples_fit_,
-                2 * hmm.spec.fewest_observations(len(names)),
-            ),
-        )
-
-    def _score_text(self) -> str:
-        if not self.n_samples_fit_:
-            return "not fitted to data"
-        return f"log-likelihood {self.log_likelihood_:.2f}"
-
-    def plot(
-        self,
-        X: Any,
-        dates: npt.ArrayLike | None = None,
-        *,
-        ax: Axes | Iterable[Axes] | None = None,
-        unit: str = "unit of the data",
-        rows_per_band: int | None = None,
-    ) -> Figure:
-        """Plot the cumulative return over bands of regimes, above smoothed probabilities.
-
-        A band has the colour of the regime that is most frequent in its rows of the most likely
-        path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
-
-        :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
-        :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
-            figure with both.
-        :param unit: the unit of the returns for the label of the axis, such as "%".
-        :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
-        :return: a matplotlib figure, of ``ax`` if it is given.
-        :raises ImportError: if matplotlib is not installed.
-        """
-        data, sizes = validation.check_data(self, X, None)
-        if len(sizes) > 1:
-            raise ValueError(
-                f"expected X to be one sequence, got {len(sizes)}; plot each sequence alone"
-            )
-        if rows_per_band is not None:
-            rows_per_band = validation.integer("rows_per_band", rows_per_band, 1)
-        if dates is None:
-            dates = date_index(X)
-        path, probs = self.predict(X), self.predict_proba(X)
-        return plots.plot_regimes(
-            data,
-            path,
-            probs,
-            self.regime_names_,
-            dates,
-            ax=ax,
-            unit=unit,
-            rows_per_band=rows_per_band,
-        )
-
-    @property
-    def model(self) -> PyroModel:
-        """The fitted model as a Pyro function ``model(x, lengths=None)``, to be carried on with.
-
-        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
-        (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
-        The site is "observations".
-        """
-        check_is_fitted(self)
-        return self._hmm().pyro_model()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
@@ -638,42 +347,6 @@ class RegimeModel(BaseEstimator):
         :raises OSError: if the file cannot be read.
         """
         return persistence.read_model(path, cls)
-
-    def _spec(self, covariance_type: str) -> Spec:
-        """The object that implements the emission and the covariance type."""
-        return find_spec(covariance_type)
-
-    def _hmm_of(
-        self,
-        X: Any,
-        lengths: npt.ArrayLike | None,
-        start: Any = "auto",
-        after: npt.ArrayLike | None = None,
-        y: Any = None,
-    ) -> tuple[FittedHMM, Array, list[int]]:
-        """The fitted model with the initial probabilities of X, its rows and its sizes."""
-        data, sizes = validation.check_data(self, X, lengths, y)
-        hmm = self._hmm()
-        first_probs = initial_probs(
-            start,
-            after,
-            self.initial_probs_,
-            self.transition_matrix_,
-            self.training_start_,
-            hmm.spec.units_of(hmm.parameters.emission).unit,
-            data,
-            sizes,
-        )
-        return hmm._replace(first_probs=first_probs), data, sizes
-
-    def _hmm(self) -> FittedHMM:
-        """The fitted parameters, ready for computation."""
-        spec = self._spec(self.covariance_type_)
-        emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
-        parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
-        dtype = validation.torch_dtype(self.dtype)
-        device = validation.present_device(self.device)
-        return FittedHMM(parameters, spec, dtype, device, self.initial_)
 
 
 def _is_fitted(name: str) -> bool:
