@@ -12,7 +12,7 @@ need not be concave. Let :math:`Z = (I - A + 1 \pi)^{-1}` and :math:`u = Z (g / 
 (Schweitzer 1968). :func:`_maximise` makes Newton steps in log A from the better of the old matrix
 and the normalised counts, and halves a step that does not raise Q, so that Q never falls. In a long
 sequence the second term is small, and two or three steps suffice. A probability of 0 stays 0, and a
-row that is never left stays as it is.
+row of a state that is neither left nor the first one stays as it is.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _ascent(
     weight = counts.sum(-1, keepdim=True)
     score = counts - weight * probs + at.score(probs)
     score = torch.where(free, score, 0.0).flatten(-2)
-    scale = torch.where(free, (weight * probs).clamp(min=1e-300).rsqrt(), 0.0).flatten(-2)
+    known = weight + pooled.initial.unsqueeze(-1)
+    scale = torch.where(free, (known * probs).clamp(min=1e-300).rsqrt(), 0.0).flatten(-2)
     curvature = -_hessian(pooled, probs, at) * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
     along = vectors.mT @ (scale * score).unsqueeze(-1)
@@ -146,9 +147,11 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     kept = before > 0
     counts = torch.where(kept, wide.transitions, 0.0)
     wide = wide._replace(transitions=counts)
-    visited = counts.sum(-1, keepdim=True) > torch.finfo(torch.float64).tiny
+    weight = counts.sum(-1) + wide.initial  # of a state that is left, or the first one
+    visited = (weight > torch.finfo(torch.float64).tiny).unsqueeze(-1)
+    is_left = counts.sum(-1, keepdim=True) > torch.finfo(torch.float64).tiny
     tiny = torch.finfo(old.dtype).tiny
-    now = torch.where(visited, rows.normalise(counts), before)
+    now = torch.where(is_left, rows.normalise(counts), before)
     now = torch.where(kept, now.clamp(min=tiny), 0.0)
     value, value_before = _objective(wide, now), _objective(wide, before)
     worse = ~(value >= value_before)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DOUBLINGS = 40  # of the steps after which the long run has come
-
 
 def stationary_probs(transition_probs: Tensor) -> Tensor:
     r"""The stationary distribution of a transition matrix, :math:`\pi = \pi A`.
@@ -20,6 +18,12 @@ def stationary_probs(transition_probs: Tensor) -> Tensor:
     :raises ValueError: if the last two dims differ, or some matrix has several stationary
         distributions, because it has several classes of states that are never left.
     """
+    if not isinstance(transition_probs, Tensor) or not transition_probs.is_floating_point():
+        came = getattr(transition_probs, "dtype", type(transition_probs).__name__)
+        raise ValueError(
+            f"expected transition_probs to be a floating point tensor, got {came}; use "
+            "torch.as_tensor(value)"
+        )
     if transition_probs.dim() < 2 or transition_probs.shape[-1] != transition_probs.shape[-2]:
         raise ValueError(
             "expected transition_probs to have shape (..., K, K), got "
@@ -30,36 +34,57 @@ def stationary_probs(transition_probs: Tensor) -> Tensor:
     num_states = matrix.shape[-1]
     rows = order.unsqueeze(-1).expand(matrix.shape)
     reduced = matrix.gather(-2, rows).gather(-1, rows.mT)
-    weights, leaving = [], []
+    weights = []
     for last in range(num_states - 1, 0, -1):
         row = reduced[..., last, :last]
         total = row.sum(-1, keepdim=True)
         column = reduced[..., :last, last] / total
-        leaving.append(total.detach())
         weights.append(column)
         reduced = reduced[..., :last, :last] + column.unsqueeze(-1) * row.unsqueeze(-2)
-    if leaving and not bool((torch.cat(leaving, -1) > 0).all()):
-        raise ValueError(
-            "expected transition_probs with one stationary distribution, got a matrix with "
-            "several: some states cannot be reached from others"
-        )
     found = torch.ones_like(matrix[..., 0, :1])
     for column in reversed(weights):  # of the states after the first, in order
         found = torch.cat([found, (found * column).sum(-1, keepdim=True)], -1)
     found = found / found.sum(-1, keepdim=True)
+    if not bool((found.detach() >= 0).all()):  # nor NaN
+        raise ValueError(_why_none(transition_probs.detach()))
     return found.gather(-1, order.argsort(-1))
+
+
+def _reaches(matrix: Tensor) -> Tensor:
+    """Whether each state can be reached from each other one, ``(..., K, K)``; itself always."""
+    num_states = matrix.shape[-1]
+    reached = (matrix > 0).double() + torch.eye(num_states, device=matrix.device).double()
+    steps = 1
+    while steps < num_states:
+        reached, steps = ((reached @ reached) > 0).double(), 2 * steps
+    return reached > 0
+
+
+def _recurrent(matrix: Tensor) -> Tensor:
+    """Whether the chain comes back to each state for sure, ``(..., K)``."""
+    reached = _reaches(matrix)
+    return ~(reached & ~reached.mT).any(-1)
 
 
 def _recurrent_first(matrix: Tensor) -> Tensor:
     """The states of each matrix, beginning with one to which the chain comes back: ``(..., K)``."""
-    num_states = matrix.shape[-1]
-    states = torch.arange(num_states, device=matrix.device).expand(matrix.shape[:-1])
+    states = torch.arange(matrix.shape[-1], device=matrix.device).expand(matrix.shape[:-1])
     if matrix.device.type == "cpu" and bool((matrix > 0).all()):
         return states
-    # The average of a step and no step has the same limit, and no period.
-    power = (matrix + torch.eye(num_states, dtype=matrix.dtype, device=matrix.device)) / 2
-    for _ in range(_DOUBLINGS):
-        power = power @ power
-        power = power / power.sum(-1, keepdim=True)
-    first = power[..., 0, :].argmax(-1, keepdim=True)
+    first = _recurrent(matrix).double().argmax(-1, keepdim=True)
     return torch.where(states == 0, first, torch.where(states == first, 0, states))
+
+
+def _why_none(transition_probs: Tensor) -> str:
+    """The message for matrices of which some has no, or no single, stationary distribution."""
+    sums = transition_probs.sum(-1)
+    wrong = ~((transition_probs >= 0).all(-1) & (sums > 0) & sums.isfinite())
+    if bool(wrong.any()):
+        return (
+            "expected the rows of transition_probs to be non-negative, with a positive sum, got "
+            f"{transition_probs[wrong][0].tolist()}"
+        )
+    return (
+        "expected transition_probs with one stationary distribution, got a matrix with several: "
+        "some states cannot be reached from others"
+    )

@@ -283,6 +283,17 @@ def test_the_first_regime(fitted, inference, initial, tmp_path):
     assert (result.restart_history.flatten().diff() < 1e-7).all()
 
 
+@pytest.mark.parametrize("n_regimes", [2, 3])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_stationary_start_is_recognised_in_every_dtype(n_regimes, dtype):
+    x, _ = simulate("full", 300)
+    model = RegimeModel(n_regimes, initial="stationary", dtype=dtype, random_state=0, max_iter=5)
+    model.set_params(tol=None).fit(x)
+    np.testing.assert_allclose(
+        model.initial_probs_, model.stationary_distribution_, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_stationary_start_is_where_gradients_end():
     x, _ = simulate("diag", 400)
     settings = dict(initial="stationary", tol=1e-7, max_iter=2000)

@@ -148,10 +148,19 @@ def test_zeros_and_rows_that_are_never_left_stay():
     old = LEFT_TO_RIGHT.unsqueeze(0)
     counts = torch.tensor([[[5.0, 2, 0], [0, 4, 1], [0, 0, 0]]]).double()
     found = STATIONARY_PROBS.maximise(
-        StationaryCounts(counts, torch.tensor([[0.2, 0.5, 0.3]]).double()), old, 0.0
+        StationaryCounts(counts, torch.tensor([[0.4, 0.6, 0.0]]).double()), old, 0.0
     )
     assert torch.equal(found == 0, old == 0) and torch.equal(found[0, 2], old[0, 2])
     assert not found.isnan().any()
+
+
+def test_sequences_of_one_step_say_where_they_start():
+    old = rows(1, 3, 3, seed=1)
+    counts = torch.tensor([[10.0, 1.0, 5.0]]).double()
+    found = STATIONARY_PROBS.maximise(
+        StationaryCounts(torch.zeros(1, 3, 3).double(), counts), old, 0.0
+    )
+    assert_close(stationary_probs(found), counts / 16, rtol=1e-5, atol=0)
 
 
 # ---- whole fits --------------------------------------------------------------------------------

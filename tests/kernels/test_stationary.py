@@ -51,6 +51,11 @@ def test_states_that_are_left_for_good():
     assert_close(stationary_probs(pair), torch.tensor([0, 1 / 3, 2 / 3]).double())
 
 
+def test_a_state_that_is_left_hardly_ever():
+    matrix = torch.tensor([[1 - 1e-13, 1e-13], [0, 1]]).double()
+    assert stationary_probs(matrix).tolist() == [0, 1]
+
+
 def test_a_chain_with_a_period():
     assert_close(stationary_probs(torch.tensor([[0.0, 1], [1, 0]])), torch.tensor([0.5, 0.5]))
 
@@ -63,6 +68,11 @@ def test_a_chain_with_a_period():
             torch.tensor([[0.2, 0.4, 0.4], [0, 1.0, 0], [0, 0, 1.0]]),
             "one stationary distribution, got a matrix with several",
         ),
+        (torch.tensor([[0.0, 0.0], [0.5, 0.5]]), r"non-negative, with a positive sum, got \[0.0"),
+        (torch.tensor([[1.5, -0.5], [0.5, 0.5]]), r"non-negative, with a positive sum, got \[1.5"),
+        (torch.tensor([[torch.nan, 1], [0.5, 0.5]]), r"with a positive sum, got \[nan"),
+        (torch.eye(2).long(), "to be a floating point tensor, got torch.int64"),
+        ([[1.0]], "to be a floating point tensor, got list; use torch.as_tensor"),
         (torch.ones(2, 3), r"shape \(\.\.\., K, K\), got \(2, 3\)"),
         (torch.ones(2), r"shape \(\.\.\., K, K\), got \(2,\)"),
     ],

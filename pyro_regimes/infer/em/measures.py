@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -37,6 +37,33 @@ class Perturbed(NamedTuple):
     value: Tensor
 
 
+class Objective(NamedTuple):
+    """The model's own log joint density."""
+
+    total: float
+    of_sites: dict[str, Tensor]  #: of each sequence, by observed site
+
+    @classmethod
+    def of(cls, total: Tensor, trace: Any) -> Objective:
+        """:param trace: with the log-probabilities of its sites."""
+        sites = {
+            name: node["log_prob"].detach()
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and node["is_observed"] and "log_prob" in node
+        }
+        return cls(float(total.detach()), sites)
+
+    def losses(self, problem: Problem) -> Array | None:
+        """The loss of each restart; None if they are not sums of their own sequences alone."""
+        plan, groups = problem.plan, problem.groups
+        if plan.is_joint or problem.latents or set(self.of_sites) != set(groups.sequences):
+            return None
+        if any(each.shape != groups.sequences[name].shape for name, each in self.of_sites.items()):
+            return None
+        losses: Array = -groups.total(self.of_sites).cpu().numpy()
+        return losses
+
+
 def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
     """Every parameter with a closed form, expanded about its present value."""
     found = {}
@@ -55,8 +82,8 @@ def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
 
 def differentiate(
     session: Session, call: Call, natural: dict[str, Perturbed]
-) -> tuple[float, dict[str, Tensor]]:
-    """The model's own loss, and the negative of its gradient by parameter.
+) -> tuple[Objective, dict[str, Tensor]]:
+    """The model's own objective, and its gradient by parameter.
 
     Gradients are with respect to the coordinates of :func:`perturbed` where a parameter has them,
     and to the store's unconstrained tensor otherwise. If the model also reads a parameter with
@@ -68,10 +95,12 @@ def differentiate(
     with session.alone():
         trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
         with handed.substitution():
+            trace.compute_log_prob()
             objective = trace.log_prob_sum()
         leaves = dict(pyro.get_param_store().named_parameters())
+    found_at = Objective.of(objective, trace)
     if not objective.requires_grad:
-        return -float(objective), {}
+        return found_at, {}
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     named = {name: each.by for name, each in natural.items()}
     named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
@@ -81,7 +110,7 @@ def differentiate(
         for name, gradient in zip(named, found, strict=True)
         if gradient is not None
     }
-    return -float(objective.detach()), gradients
+    return found_at, gradients
 
 
 def measure(
