@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ _NAMES = {
 }
 
 
+_SAME = 1e-9  # relative difference of volatilities that are equal
+_MUCH = 0.02  # relative difference of volatilities that is seen
 _ERRORS = 3.0  # standard errors by which means differ that are more than chance
 
 
@@ -62,12 +65,17 @@ def sort_regimes(
     unit = np.sqrt(variances.mean(0) + means.var(0))
     if isinstance(order_by, Reference):
         distances = _distances(_scaled(order_by.moments, unit), _scaled(moments, unit))
-        return Order(linear_sum_assignment(distances)[1], list(order_by.names))
+        order = linear_sum_assignment(distances)[1]
+        before = (np.sqrt(order_by.moments.variances) / unit).mean(-1)
+        after = (np.sqrt(variances) / unit).mean(-1)[order]
+        return Order(order, list(order_by.names), _doubt_of(order_by.names, before, after))
     mean = ((means - means.mean(0)) / unit).mean(-1)
     volatility = (np.sqrt(variances) / unit).mean(-1)
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
     order = np.lexsort(keys)
     numbered = [f"Regime {i + 1}" for i in range(len(order))]
+    if order_by == "volatility" and np.ptp(volatility) <= _SAME * volatility.max():
+        return Order(order, numbered)  # as tied covariances have it
     names = list(_NAMES.get((order_by, len(order)), numbered))
     if order_by == "mean" and names != numbered:
         covariances = _scaled(moments, unit).covariances
@@ -83,6 +91,19 @@ def sort_regimes(
             )
             return Order(order, numbered, doubt)
     return Order(order, names)
+
+
+def _doubt_of(names: list[str], before: Array, after: Array) -> str | None:
+    """A warning where two regimes have changed places by volatility since the reference."""
+    for i, j in combinations(range(len(names)), 2):
+        low, high = (i, j) if before[i] < before[j] else (j, i)
+        if after[low] > after[high] * (1 + _MUCH) and before[high] > before[low] * (1 + _MUCH):
+            return (
+                f"{names[low]} is more volatile than {names[high]} now, which it was not in the "
+                "model in order_by: each name is that of the regime most like it, and the regimes "
+                "have changed. order_by='volatility' names them anew."
+            )
+    return None
 
 
 def own_names(parameters: Parameters, spec: Spec, order_by: str | Reference) -> list[str]:

@@ -378,7 +378,7 @@ def test_the_default_converges_on_the_embedded_returns(n_regimes, covariance_typ
 
 
 def test_a_start_that_nearly_collapses_leaves_the_others_their_convergence():
-    """Near a singular covariance the model's loss and EM's differ; that of other starts does not."""
+    """Near a singular covariance the loss of the model differs from that of EM."""
     x = load_sector_returns().values[-500:]
     model = RegimeModel(random_state=0).fit(x)  # a warning is an error here
     assert model.converged_

@@ -86,3 +86,27 @@ def test_labels_do_not_swap_from_window_to_window():
             calm, turbulent = after.summary().volatility.mean(-1)
             assert calm < turbulent
             before = after
+
+
+def test_regimes_that_have_changed_places_are_told():
+    """Each is most like the one of its name, by which series are wild, but not as wild as it."""
+    rng = seeds.rng(0)
+    state = np.repeat([0, 1, 2, 0, 2, 1], 200)
+
+    def data(scales: list[list[float]]) -> np.ndarray:
+        return rng.standard_normal((1200, 3)) * np.array(scales)[state]
+
+    settings = dict(n_init=4, random_state=0)
+    first = data([[1.0, 1.0, 1.0], [6.0, 2.0, 1.0], [1.0, 2.0, 9.0]])
+    model = RegimeModel(3, **settings).fit(first)
+    assert model.regime_names_ == ["Calm", "Normal", "Turbulent"]
+    later = data([[1.0, 1.0, 1.0], [9.0, 2.0, 1.0], [1.0, 2.0, 6.0]])
+    with pytest.warns(UserWarning, match="Normal is more volatile than Turbulent now"):
+        again = RegimeModel(3, order_by=model, **settings).fit(later)
+    assert again.means_.shape == (3, 3) and again.covariances_[1, 0, 0] > 50
+
+
+def test_regimes_of_equal_volatility_have_no_name_by_volatility():
+    x, _ = two_regimes(0, 2, ratio=1.0)
+    model = RegimeModel(2, "tied", n_init=2, random_state=0).fit(x)
+    assert model.regime_names_ == ["Regime 1", "Regime 2"]
