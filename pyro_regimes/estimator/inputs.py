@@ -8,6 +8,8 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes.reading.returns import Returns
+
 _DATE_KINDS = ("datetime64", "datetime", "date", "period")  # pandas' names of inferred types
 
 
@@ -20,6 +22,8 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     :raises ValueError: if X mixes series and tables, is an empty collection, has masked values, or
         has dates that are not in order.
     """
+    if isinstance(X, Returns):
+        X = X.to_frame()
     collected: list[Any] | None = None
     if isinstance(X, Mapping) and not hasattr(X, "shape"):  # some sparse matrices are dicts
         collected = list(X.values())
@@ -38,6 +42,7 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     for each in [X] if collected is None else collected:
         _check_mask(each)
         _check_dates(each)
+        _check_missing(each)
     if collected is None:
         return [_as_table(X)], False
     return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in collected], True
@@ -56,6 +61,30 @@ def _check_mask(table: Any) -> None:
             "expected X to have no missing values, got a masked array with "
             f"{np.ma.count_masked(table)} masked; drop these rows or fill them"
         )
+
+
+def _check_missing(table: Any) -> None:
+    """:raises ValueError: if entries are NaN, which says where and what to do."""
+    if not (isinstance(table, np.ndarray) or hasattr(table, "to_numpy")):
+        return  # what else it may be is refused later
+    values = np.asarray(table)
+    if values.ndim not in (1, 2) or values.dtype.kind != "f":
+        return
+    missing = np.isnan(values)
+    if not missing.any():
+        return
+    per_column = missing.reshape(len(missing), -1).sum(0)
+    names = getattr(table, "columns", range(len(per_column)))
+    listed = ", ".join(
+        f"{count} in column {name!r}"
+        for name, count in zip(names, per_column, strict=True)
+        if count
+    )
+    first = row_name(table)(int(missing.reshape(len(missing), -1).any(-1).argmax()))
+    raise ValueError(
+        f"expected X without missing values, got NaN: {listed}, the first at row {first}; drop the "
+        "rows (X.dropna()), or fit a Pyro model with RegimeHMM(..., missing='marginalise')"
+    )
 
 
 def date_index(table: Any) -> Any | None:

@@ -299,10 +299,12 @@ def _title(time: npt.NDArray[Any], num_regimes: int) -> str:
 
 
 def _label_dates(panel: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.dates import MONTHLY, AutoDateLocator, ConciseDateFormatter
 
     most = int(np.clip(1.2 * _width(panel), 4, 11))
-    locator = AutoDateLocator(minticks=most // 2, maxticks=most)
+    locator = AutoDateLocator(minticks=max(2, most // 3), maxticks=most)
+    # Else it warns where half-years are too many and years too few.
+    locator.intervald[MONTHLY] = [*locator.intervald[MONTHLY], 12]
     panel.xaxis.set_major_locator(locator)
     panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator import RegimeModel, problems
 from tests import seeds
 
@@ -198,3 +199,20 @@ def test_nothing_is_lost_of_a_series_on_its_way_to_a_table():
     panel = pd.concat({"A": series.to_frame(), "B": series.to_frame()})
     with pytest.raises(ValueError, match="an index of several levels; a dict of tables"):
         quick().fit(panel)
+
+
+def test_returns_as_they_were_read():
+    quick().fit(load_sector_returns().last(200))
+
+
+def test_missing_values_are_named():
+    frame = pd.DataFrame(data(60, 2, 0), columns=["spx", "ndx"])
+    frame.index = pd.bdate_range("2020-01-01", periods=60)
+    frame.iloc[3:5, 1] = np.nan
+    message = r"got NaN: 2 in column 'ndx', the first at row 2020-01-06; .*X.dropna\(\)"
+    with pytest.raises(ValueError, match=message):
+        quick().fit(frame)
+    with pytest.raises(ValueError, match="got NaN: 2 in column 1, the first at row 3"):
+        quick().fit(frame.to_numpy())
+    with pytest.raises(ValueError, match="got NaN: 1 in column 0"):
+        quick().fit([np.array([0.1, np.nan]), data(40, 1, 0)[:, 0]])

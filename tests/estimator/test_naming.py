@@ -100,7 +100,7 @@ def test_regimes_that_have_changed_places_are_told():
     first = data([[1.0, 1.0, 1.0], [6.0, 2.0, 1.0], [1.0, 2.0, 9.0]])
     model = RegimeModel(3, **settings).fit(first)
     assert model.regime_names_ == ["Calm", "Normal", "Turbulent"]
-    later = data([[1.0, 1.0, 1.0], [9.0, 2.0, 1.0], [1.0, 2.0, 6.0]])
+    later = data([[1.0, 1.0, 1.0], [9.0, 3.0, 1.0], [1.0, 2.0, 7.0]])
     with pytest.warns(UserWarning, match="Normal is more volatile than Turbulent now"):
         again = RegimeModel(3, order_by=model, **settings).fit(later)
     assert again.means_.shape == (3, 3) and again.covariances_[1, 0, 0] > 50

@@ -1,5 +1,7 @@
 """Figures hold what they are said to hold, and touch no global state."""
 
+import io
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -211,3 +213,17 @@ def test_one_sequence_is_drawn():
     assert panel.collections[0].get_array().size == 3 and "(%)" in panel.get_ylabel()
     periods = pd.DataFrame(x, index=pd.period_range("2005-01", periods=60, freq="M"))
     assert model.plot(periods).axes[0].get_title(loc="left").endswith("2005-01-01 to 2009-12-01")
+
+
+@pytest.mark.parametrize("num_rows", [20, 250, 500, 700, 1250, 1600, 8000])
+@pytest.mark.parametrize("size", [(3, 2), (5, 2.5), (11, 6)])
+def test_dates_of_any_length_are_labelled_without_a_warning(num_rows, size):
+    """As matplotlib's locator gave between half-years and years; a warning is an error here."""
+    first = np.datetime64("1995-03-06")
+    dates = first + np.arange(num_rows) * 7 // 5
+    states = np.arange(num_rows) // 10 % 2
+    figure = Figure(figsize=size)
+    both = tuple(figure.subplots(2, 1))
+    probs = np.eye(2)[states]
+    plots.plot_regimes(np.ones((num_rows, 1)), states, probs, ["a", "b"], dates, ax=both)
+    figure.savefig(io.BytesIO())

@@ -51,7 +51,7 @@ BAD_DATA = [
     ((GOOD[:0],), {}, "Found array with 0 sample"),
     ((GOOD[:, 0],), {}, "Expected 2D array, got 1D"),
     ((GOOD[None],), {}, "Found array with dim 3|expected X"),
-    ((np.where(GOOD == GOOD.max(), np.nan, GOOD),), {}, "contains NaN"),
+    ((np.where(GOOD == GOOD.max(), np.nan, GOOD),), {}, "got NaN: 1 in column"),
     ((np.where(GOOD == GOOD.max(), np.inf, GOOD),), {}, "contains infinity"),
     (([["a", "b"]] * 30,), {}, "could not convert string|dtype='numeric'|Unable to convert"),
     ((GOOD * 1e200,), {}, "finite variance"),

@@ -25,3 +25,11 @@ class EMResult(NamedTuple):
     #: for each restart, the number of steps until it converged and was frozen; None if it did not
     #: converge
     converged_at: list[int | None]
+
+    def __repr__(self) -> str:
+        restarts = self.restart_history.shape[-1]
+        of = f" over {restarts} restarts" if restarts > 1 else ""
+        return (
+            f"EMResult(loss {self.history[-1]:.6g}{of} after {self.num_steps} steps, "
+            f"converged={self.converged}: {self.stop_reason})"
+        )

@@ -155,6 +155,8 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     given = {slot.argument for slot in data.site.slots.values()}
     for kinds in (_INITIAL, _TRANSITION, _LOC, _SPREAD):
         argument = next((each for each in kinds if each in given), None)
+        if argument is None and kinds is _INITIAL:
+            return "the chain starts from its stationary distribution"
         if argument is None:
             return "it serves covariances, Cholesky factors and standard deviations"
         part = read(plan, data, argument, groups.num_restarts)
