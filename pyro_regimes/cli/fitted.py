@@ -53,16 +53,16 @@ def read_fitted(path: Path, data: Data) -> Fitted:
 def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
     """Print notes if the frequency or the unit of the data are not those of the model."""
     found = returns.periods_per_year
-    if found is not None and not 0.5 < found / model.periods_per_year < 2:
+    if found is not None and not 0.5 < found / model._periods_per_year() < 2:
         screen.note(
             f"the rows are {returns.frequency}, {found:g} a year; the model has "
-            f"{model.periods_per_year:g}"
+            f"{model._periods_per_year():g}"
         )
     if len(returns.values) < _FEWEST_ROWS:
         return
     import numpy as np
 
-    volatility = model.summary().volatility / np.sqrt(model.periods_per_year)  # (K, D)
+    volatility = model.summary().volatility / np.sqrt(model._periods_per_year())  # (K, D)
     with np.errstate(over="ignore"):
         deviation = returns.values.std(0)
     low, high = (deviation / volatility.min(0)).max(), (deviation / volatility.max(0)).min()

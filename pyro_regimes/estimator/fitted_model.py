@@ -31,7 +31,8 @@ class FittedModel(BaseEstimator):
     A subclass sets the attributes below.
     """
 
-    periods_per_year: float
+    periods_per_year: float | None
+    periods_per_year_: float
     dtype: Any
     device: Any
     random_state: Any
@@ -258,7 +259,7 @@ class FittedModel(BaseEstimator):
             hmm.spec.moments(hmm.parameters.emission),
             self.transition_matrix_,
             self.share_of_time_,
-            self.periods_per_year,
+            self._periods_per_year(),
             f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
             f"covariances, {self._score_text()}",
             problems.of_shares(
@@ -268,6 +269,10 @@ class FittedModel(BaseEstimator):
                 2 * hmm.spec.fewest_observations(len(names)),
             ),
         )
+
+    def _periods_per_year(self) -> float:
+        own = self.periods_per_year
+        return self.periods_per_year_ if own is None else own
 
     def _score_text(self) -> str:
         if not self.n_samples_fit_:

@@ -8,8 +8,10 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns
 
+_TRADING_DAYS = 252.0  # in a year
 _DATE_KINDS = ("datetime64", "datetime", "date", "period")  # pandas' names of inferred types
 
 
@@ -91,6 +93,23 @@ def date_index(table: Any) -> Any | None:
     """The index of a DataFrame or a Series whose rows have dates; of anything else None."""
     index = getattr(table, "index", None)
     return index if getattr(index, "inferred_type", None) in _DATE_KINDS else None
+
+
+def periods_per_year(X: Any) -> float:
+    """The number of rows in a year, by the dates of the first table of X; 252 without dates."""
+    if isinstance(X, Returns):
+        return X.periods_per_year or _TRADING_DAYS
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):
+        X = list(X.values())
+    index = date_index(X[0] if isinstance(X, (list, tuple)) and len(X) else X)
+    if index is None:
+        return _TRADING_DAYS
+    if index.inferred_type == "period":
+        index = index.to_timestamp()
+    elif getattr(index, "tz", None) is not None:
+        index = index.tz_localize(None)
+    dates = np.asarray(index).astype("datetime64[s]")
+    return infer_frequency(dates).periods_per_year or _TRADING_DAYS
 
 
 def _check_dates(table: Any) -> None:

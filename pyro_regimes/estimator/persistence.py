@@ -24,7 +24,13 @@ from pyro_regimes.files import file_name, replacing
 FORMAT = "pyro_regimes.RegimeModel"
 VERSION = 2
 
-_SCALARS = {"log_likelihood_": float, "n_iter_": int, "converged_": bool, "n_samples_fit_": int}
+_SCALARS = {
+    "log_likelihood_": float,
+    "n_iter_": int,
+    "converged_": bool,
+    "n_samples_fit_": int,
+    "periods_per_year_": float,
+}
 _ROUNDING = 1e-4  # error of the sum of probabilities in float32
 
 _MOST_LETTERS = 500  # of an error in a file

@@ -20,6 +20,7 @@ from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
+from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import finite_numbers
@@ -65,7 +66,8 @@ class RegimeModel(FittedModel):
         keeps its own order and names: each regime gets the name of the one most like it, so that
         names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
         copy without it is kept, so that a chain of fits keeps one model only.
-    :param periods_per_year: number of steps per year, with which :meth:`summary` annualises.
+    :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
+        takes it from the dates of the training data (12 for monthly rows), or 252 without dates.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
     :param device: a torch device; None is the CPU.
     :param random_state: seed of the starts and of :meth:`sample`: an integer, a NumPy
@@ -109,6 +111,7 @@ class RegimeModel(FittedModel):
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit
+    ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
     ======================  =================================================================
@@ -139,7 +142,7 @@ class RegimeModel(FittedModel):
         min_eigenvalue: float = 0.0,
         inference: str = "em",
         order_by: str | RegimeModel = "volatility",
-        periods_per_year: float = 252,
+        periods_per_year: float | None = None,
         dtype: str | torch.dtype = "float64",
         device: str | torch.device | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -239,6 +242,7 @@ class RegimeModel(FittedModel):
             fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
         fresh._set_fitted(fitted, spec)
         fresh.n_samples_fit_ = len(data)
+        fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
         for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
@@ -293,6 +297,7 @@ class RegimeModel(FittedModel):
             names = validation.names("regime_names", regime_names, model.n_regimes)
         model._set_fitted(without_fit(parameters, names), spec)
         model.n_samples_fit_, model.training_start_ = 0, None
+        model.periods_per_year_ = 252.0
         return model
 
     @classmethod

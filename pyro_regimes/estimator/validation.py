@@ -124,7 +124,8 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
     read_given(model, _spec_of(model))
-    _number("periods_per_year", model.periods_per_year, positive=True)
+    if model.periods_per_year is not None:
+        _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)

@@ -185,7 +185,7 @@ def test_today_tells_the_regime_since_when_and_what_follows(
     assert lines["probability one step later"] == [f"{p:.1%}" for p in following]
     durations = 1 / (1 - np.diagonal(model.transition_matrix_))
     assert lines["expected steps until it ends"] == [f"{steps:.1f}" for steps in durations]
-    volatility = np.sqrt(252 * model.covariances_).mean(-1)
+    volatility = np.sqrt(365 * model.covariances_).mean(-1)
     found = lines["annualised volatility, average"]
     np.testing.assert_allclose([float(cell) for cell in found], volatility, rtol=1e-3, atol=0)
     assert err == "" and list(tmp_path.iterdir()) == []  # it writes nothing
@@ -239,7 +239,7 @@ def test_another_unit_another_frequency_and_prices_are_told(
     frame.index = pandas.date_range("2000-01-31", periods=len(frame), freq="ME")
     frame.to_csv("months.csv", index_label="date")
     _, err = call(capsys, monkeypatch, "today", saved, "months.csv")
-    assert "the rows are monthly, 12 a year; the model has 252" in err
+    assert "the rows are monthly, 12 a year; the model has 365" in err
     write_csv(Path("prices.csv"), 100.0)
     _, err = call(capsys, monkeypatch, "today", saved, "prices.csv")
     assert "look like levels (prices" in err

@@ -216,3 +216,24 @@ def test_missing_values_are_named():
         quick().fit(frame.to_numpy())
     with pytest.raises(ValueError, match="got NaN: 1 in column 0"):
         quick().fit([np.array([0.1, np.nan]), data(40, 1, 0)[:, 0]])
+
+
+@pytest.mark.parametrize(
+    "freq, periods", [("B", 252), ("D", 365), ("W", 52), ("ME", 12), ("QE", 4), ("YE", 1)]
+)
+def test_the_summary_annualises_by_the_dates(freq, periods, tmp_path):
+    x = data(60, 1, 0)
+    frame = pd.DataFrame(x, index=pd.date_range("2000-01-31", periods=60, freq=freq))
+    model = quick().fit(frame)
+    own = model.summary().mean
+    np.testing.assert_allclose(own, periods * model.means_)
+    others = [[frame], {"a": frame[0]}]
+    if freq != "B":  # pandas gives up periods of business days
+        others.append(frame.set_axis(frame.index.to_period(), axis=0))
+    for other in others:
+        np.testing.assert_allclose(quick().fit(other).summary().mean, own)
+    model.save(tmp_path / "model.json")
+    np.testing.assert_array_equal(RegimeModel.load(tmp_path / "model.json").summary().mean, own)
+    np.testing.assert_allclose(quick().fit(x).summary().mean, 252 * model.means_)
+    given = quick().set_params(periods_per_year=10).fit(frame)
+    np.testing.assert_allclose(given.summary().mean, 10 * model.means_)
