@@ -71,7 +71,7 @@ class RegimeHMM(TorchDistribution):
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
         log-probability is then that of the data *and* of such a path, and :meth:`sample` draws
-        given that the path is allowed.
+        given that the path is allowed. What it holds after the ``lengths`` is ignored.
     :raises ValueError: if arguments are invalid or do not match.
     :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
         non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
@@ -403,8 +403,13 @@ class RegimeHMM(TorchDistribution):
             shape = sample_shape + self.batch_shape
             return provenance.call(ops.sample_prior, *chain, self.duration, shape)
         nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
+        logits = self._restricted(nothing)
+        if self.lengths is not None:  # after them all states are allowed
+            time = torch.arange(nothing.shape[-2], device=self.lengths.device)
+            valid = (time < self.lengths.unsqueeze(-1)).unsqueeze(-1)
+            logits = torch.where(valid, logits, nothing)
         states: Tensor = provenance.call(
-            ops.sample_posterior, *chain, self._restricted(nothing), None, sample_shape=sample_shape
+            ops.sample_posterior, *chain, logits, None, sample_shape=sample_shape
         )
         if bool((states < 0).any()):
             raise ValueError(
