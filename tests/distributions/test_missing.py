@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.emissions import missing
+from pyro_regimes.emissions import Observed, missing
 from tests import seeds
 
 K, D, T = 2, 3, 12
@@ -312,6 +312,16 @@ def test_no_array_of_a_matrix_for_each_row(share):
         hmm(dist.MultivariateNormal(loc, spread)).log_prob(x).backward()
     assert loc.grad is not None and loc.grad.isfinite().all()
     assert largest.numel <= max(x.numel() * K, missing._LEAST_BLOCK)
+
+    value = x.nan_to_num(0.0).unsqueeze(-2)
+    weights = draw(num_steps, K, seed=6).softmax(-1)
+    observed = Observed(value, weights, False, x.isnan().unsqueeze(-2))
+    with _Largest() as largest:
+        blocks = missing.moments(observed, loc.detach(), spread, True)
+    assert largest.numel <= max(x.numel() * K, missing._LEAST_BLOCK)
+    whole = missing._moments(observed, loc.detach(), spread, True)
+    assert_close(blocks.first, whole.first, rtol=1e-10, atol=1e-8)
+    assert_close(blocks.second, whole.second, rtol=1e-10, atol=1e-8)
 
 
 # ---- infinite values ---------------------------------------------------------------------------
