@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, transform_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
@@ -145,7 +146,10 @@ def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
     """An observation in the support of the first state, of dtype and device of a tensor."""
     event_shape = observation_dist.event_shape
     try:
-        transform = transform_to(observation_dist.support)
+        support = observation_dist.support
+        if isinstance(support, MixtureSameFamilyConstraint):
+            support = support.base_constraint
+        transform = transform_to(support)
         found = transform(like.new_zeros(transform.inverse_shape(event_shape)))
     except NotImplementedError:
         try:  # of discrete distributions

@@ -360,6 +360,9 @@ SUPPORTS = {
     "geometric": lambda at: dist.Geometric(at[:, 0].sigmoid()),
     "one hot": lambda at: dist.OneHotCategorical(logits=at),
     "multinomial": lambda at: dist.Multinomial(4, logits=at),
+    "mixture": lambda at: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(K, 3).double()), dist.LogNormal(at, 1.0)
+    ),
     "wishart": lambda at: dist.Wishart(
         5 + at[:, 0].exp(), covariance_matrix=torch.eye(2).double().expand(K, 2, 2)
     ),
