@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, transform_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
 from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
+from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
+
+#: Distributions of Pyro that marginalise NaN by a loop over values; the families do it for them.
+_NAN_MASKED: dict[type[Distribution], Family] = {
+    dist.NanMaskedNormal: NORMAL,
+    dist.NanMaskedMultivariateNormal: MULTIVARIATE_NORMAL,
+}
 
 
 class _Known(NamedTuple):
@@ -71,17 +81,20 @@ def log_prob(
     :raises ValueError: if ``observation_dist`` validates and does not support the value, or does
         not marginalise some entries of an observation.
     """
-    known = _find(observation_dist, value, is_checked)
-    event_dim = len(observation_dist.event_shape)
-    rows, entries = (None, None) if missing is None else missing_parts(missing, event_dim)
-    if entries is not None and not (known is not None and known.family.marginalises):
-        raise ValueError(
-            "expected whole observations to be missing, got some with single missing entries, "
-            f"which {type(observation_dist).__name__} does not marginalise; Normal and "
-            "MultivariateNormal do"
-        )
+    base = emissions.unwrap(observation_dist).base
+    family = None
+    if missing is not None and type(base) in _NAN_MASKED:
+        family = _NAN_MASKED[type(base)]
+        missing = missing | value.isinf()  # as Pyro does
+        value = torch.where(value.isinf(), 0.0, value)
+    known = _find(observation_dist, value, is_checked, family)
+    if missing is not None and not (known is not None and known.family.marginalises):
+        _check_whole(missing, len(observation_dist.event_shape), type(base).__name__)
     if known is None:
-        return _without_rows(own_log_prob(observation_dist, value, is_checked), rows)
+        own = own_log_prob(observation_dist, value, is_checked)
+        if missing is None:
+            return own
+        return _of_whole_rows(own, missing, len(observation_dist.event_shape))
 
     def compute(value: Tensor, *arguments: Tensor) -> Tensor:
         given = dict(zip(known.given, arguments, strict=True))
@@ -102,25 +115,79 @@ def of_family(
     """The log density of what is not missing, ``(..., T, K)``; 0 where a whole row is."""
     if missing is None:
         return family.log_prob(value, given, event_dim)
+    if not family.marginalises:
+        return _of_whole_rows(family.log_prob(value, given, event_dim), missing, event_dim)
     rows, entries = missing_parts(missing, event_dim)
+    infinite = value.isinf()  # not a number in a product with 0
+    value = torch.where(infinite, 0.0, value)
     if entries is None:
-        return _without_rows(family.log_prob(value, given, event_dim), rows)
-    return _without_rows(family.log_prob_of_seen(value, entries, given, event_dim), rows)
+        density = family.log_prob(value, given, event_dim)
+    else:
+        density = family.log_prob_of_seen(value, entries, given, event_dim)
+    density = torch.where(_any(infinite, event_dim).unsqueeze(-1), -torch.inf, density)
+    return _without_rows(density, rows)
 
 
 def missing_parts(missing: Tensor, event_dim: int) -> tuple[Tensor, Tensor | None]:
     """Which rows are missing as a whole, ``(..., T)``, and which entries are in other rows.
 
-    :return: the entries are None if there are none of these.
+    :return: the entries are None if there are none of these, as far as Python can see.
     """
-    flat = missing.reshape(missing.shape[: missing.dim() - event_dim] + (-1,))
-    rows = flat.all(-1)
+    rows = ~_any(~missing, event_dim)
+    if not event_dim:
+        return rows, None
     entries = missing & ~rows.reshape(rows.shape + (1,) * event_dim)
-    return rows, entries if bool(entries.any()) else None
+    if ops.can_be_seen(entries) and not bool(entries.any()):
+        return rows, None
+    return rows, entries
 
 
-def _without_rows(density: Tensor, rows: Tensor | None) -> Tensor:
-    return density if rows is None else torch.where(rows.unsqueeze(-1), 0.0, density)
+def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
+    """An observation in the support of the first state, of dtype and device of a tensor."""
+    event_shape = observation_dist.event_shape
+    try:
+        support = observation_dist.support
+        if isinstance(support, MixtureSameFamilyConstraint):
+            support = support.base_constraint
+        transform = transform_to(support)
+        found = transform(like.new_zeros(transform.inverse_shape(event_shape)))
+    except NotImplementedError:
+        try:  # of discrete distributions
+            found = observation_dist.mode
+        except NotImplementedError:
+            return like.new_zeros(event_shape)
+    num_lead = found.dim() - len(event_shape)
+    return found.detach()[(0,) * num_lead].to(like).expand(event_shape)
+
+
+def _any(mask: Tensor, event_dim: int) -> Tensor:
+    """Whether any entry of each observation is True, ``(..., T)``."""
+    return mask.reshape(mask.shape[: mask.dim() - event_dim] + (-1,)).any(-1)
+
+
+def _check_whole(missing: Tensor, event_dim: int, name: str) -> None:
+    """Raise if single entries of an observation are missing, where Python can see them."""
+    _, entries = missing_parts(missing, event_dim)
+    if entries is not None and ops.can_be_seen(entries):
+        raise ValueError(
+            "expected whole observations to be missing, got some with single missing entries, "
+            f"which {name} does not marginalise; Normal and MultivariateNormal do"
+        )
+
+
+def _of_whole_rows(density: Tensor, missing: Tensor, event_dim: int) -> Tensor:
+    """The density without missing rows; NaN for rows with single missing entries.
+
+    In a traced graph, NaN stands for the error.
+    """
+    rows, entries = missing_parts(missing, event_dim)
+    if entries is not None:
+        density = torch.where(_any(entries, event_dim).unsqueeze(-1), torch.nan, density)
+    return _without_rows(density, rows)
+
+
+def _without_rows(density: Tensor, rows: Tensor) -> Tensor:
+    return torch.where(rows.unsqueeze(-1), 0.0, density)
 
 
 def own_log_prob(
@@ -133,11 +200,16 @@ def own_log_prob(
     return density
 
 
-def _find(observation_dist: Distribution, value: Tensor, is_checked: bool) -> _Known | None:
-    """Find the family of the distribution and read its arguments; check the value."""
+def _find(
+    observation_dist: Distribution, value: Tensor, is_checked: bool, family: Family | None = None
+) -> _Known | None:
+    """Find the family of the distribution and read its arguments; check the value.
+
+    :param family: the family to take.
+    """
     base, mask = emissions.unwrap(observation_dist)
     event_dim = len(observation_dist.event_shape)
-    family = emissions.find_family(base, event_dim)
+    family = family or emissions.find_family(base, event_dim)
     if family is None:
         return None
     if base._validate_args and not is_checked:

@@ -21,6 +21,8 @@ class _lazy(lazy_property):
     """A cached property, computed with its graph even if first read without gradients."""
 
     def __get__(self, instance, obj_type=None):  # type: ignore[no-untyped-def]
+        if torch.compiler.is_compiling():  # which does not support the question
+            return super().__get__(instance, obj_type)
         if instance is not None and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return super().__get__(instance, obj_type)
@@ -66,12 +68,14 @@ class RegimeHMM(TorchDistribution):
         after the length are ignored, including NaN. Samples have length T.
     :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
         missing, exactly: a whole observation of any distribution, and single entries of Normal and
-        MultivariateNormal observations, in the likelihood, its gradient and all probabilities.
+        MultivariateNormal observations, in the likelihood, its gradient and all probabilities. In
+        a traced or compiled graph, single missing entries of other distributions give NaN instead
+        of an error.
     :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
         log-probability is then that of the data *and* of such a path, and :meth:`sample` draws
-        given that the path is allowed.
+        given that the path is allowed. What it holds after the ``lengths`` is ignored.
     :raises ValueError: if arguments are invalid or do not match.
     :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
         non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
@@ -403,8 +407,13 @@ class RegimeHMM(TorchDistribution):
             shape = sample_shape + self.batch_shape
             return provenance.call(ops.sample_prior, *chain, self.duration, shape)
         nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
+        logits = self._restricted(nothing)
+        if self.lengths is not None:  # after them all states are allowed
+            time = torch.arange(nothing.shape[-2], device=self.lengths.device)
+            valid = (time < self.lengths.unsqueeze(-1)).unsqueeze(-1)
+            logits = torch.where(valid, logits, nothing)
         states: Tensor = provenance.call(
-            ops.sample_posterior, *chain, self._restricted(nothing), None, sample_shape=sample_shape
+            ops.sample_posterior, *chain, logits, None, sample_shape=sample_shape
         )
         if bool((states < 0).any()):
             raise ValueError(
@@ -440,25 +449,29 @@ class RegimeHMM(TorchDistribution):
         value, valid = self._without_padding(value)
         value, missing = self._filled(value)
         if self._validate_args:
+            if missing is not None:  # a missing observation has no value to check
+                rows, _ = observation.missing_parts(missing, self.event_dim - 1)
+                valid = ~rows if valid is None else valid & ~rows
             self._validate_sample(value, valid)
         return value, missing
 
     def _filled(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Replace missing entries by those of an observation without any, or by 0.
+        """Replace missing entries by those of a finite observation, or by a value of the support.
 
         :param value: without padding.
         :return: also where they are, in its shape; None if there are none, or they are refused.
         """
-        if self.missing == "refuse" or not value.is_floating_point():
+        if self.missing == "refuse" or not value.is_floating_point() or not value.numel():
             return value, None
         missing = value.isnan()
-        if not bool(missing.any()):
+        if ops.can_be_seen(value) and not bool(missing.any()):
             return value, None
         event_shape = self.observation_dist.event_shape
-        whole = value.detach().reshape((-1,) + event_shape)
-        whole = whole[~whole.isnan().reshape(len(whole), -1).any(-1)]
-        donor = whole[0] if len(whole) else value.new_zeros(event_shape)
-        return torch.where(missing, donor, value), missing
+        each = value.detach().reshape((-1,) + event_shape)
+        finite = each.isfinite().reshape(each.shape[:1] + (-1,)).all(-1)
+        donor = each.index_select(0, finite.int().argmax(0, keepdim=True)).squeeze(0)
+        inside = observation.some_value(self.observation_dist, like=value)
+        return torch.where(missing, torch.where(finite.any(), donor, inside), value), missing
 
     def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Replace padding by the first step; also return the mask of valid steps, ``(..., T)``.
@@ -532,10 +545,11 @@ class RegimeHMM(TorchDistribution):
             inside = inside | self._is_missing(value)
         if not inside.all():
             outside = value.expand(inside.shape + self.observation_dist.event_shape)[~inside]
+            remedy = "; NaN is missing data with missing='marginalise'"
             raise ValueError(
                 f"expected value to lie in the support {support} of observation_dist at every "
                 f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
-                f"shape {tuple(value.shape)}"
+                f"shape {tuple(value.shape)}{remedy * bool(outside.isnan().any())}"
             )
 
     @torch.no_grad()

@@ -9,20 +9,30 @@ state are
     \mathrm{Cov}[x_M] = \Sigma_{MM} - \Sigma_{MO} \Sigma_{OO}^{-1} \Sigma_{OM}
 
 (Little and Rubin 2002, section 11.2). Rows with the same entries missing share a factorisation.
+
+Only rows with missing entries are processed here, in blocks: a matrix for each row may take much
+more memory than the data.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from pyro_regimes.emissions.base import Observed
-from pyro_regimes.emissions.moments import Moments
+from pyro_regimes.emissions.base import Observed, add
+from pyro_regimes.emissions.moments import Moments, take
+from pyro_regimes.kernels import ops
 
 _MOST_BITS = 62  # of an int64, for the missing entries of a row
+
+#: The matrices of a block have at most so many entries, or so many times those of ``(T, K)``.
+_LEAST_BLOCK = 2**18
+_SHARE = 4.0
 
 
 class _Patterns(NamedTuple):
@@ -46,7 +56,8 @@ class _Patterns(NamedTuple):
         :param covariance: ``(..., 1 or T, K, D, D)``.
         """
         place = None
-        if covariance.dim() < 4 or covariance.shape[-4] == 1:
+        # The number of distinct rows depends on values.
+        if ops.can_be_seen(missing) and _is_constant(covariance, -4):
             missing, place = _distinct(missing)
         seen = (~missing).to(covariance.dtype).unsqueeze(-2)
         kept = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
@@ -95,14 +106,84 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix * vector.unsqueeze(-2)).sum(-1)
 
 
-def log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+def _is_constant(argument: Tensor, dim: int) -> bool:
+    """Whether an argument has no dim for time, or one of size 1."""
+    return argument.dim() < -dim or argument.shape[dim] == 1
+
+
+def _at(rows: Tensor, argument: Tensor, dim: int) -> Tensor:
+    """The values of some rows."""
+    return argument if _is_constant(argument, dim) else argument.index_select(dim, rows)
+
+
+def _blocks(rows: Tensor, each: int, like: Tensor) -> tuple[Tensor, ...]:
+    """Split rows into blocks.
+
+    :param each: the number of entries of the matrices of one row.
+    :param like: log densities or weights ``(..., T, K)``.
+    """
+    most = max(_LEAST_BLOCK, int(_SHARE * like.numel()))
+    return rows.split(max(1, most // max(1, each))) if len(rows) else ()
+
+
+def _rows_of(missing: Tensor) -> Tensor:
+    """The rows in which entries of any sequence are missing, of ``(..., T, D)``."""
+    return missing.any(-1).reshape(-1, missing.shape[-2]).any(0).nonzero().squeeze(-1)
+
+
+def log_prob(
+    value: Tensor,
+    missing: Tensor,
+    loc: Tensor,
+    covariance: Tensor,
+    complete: Callable[[Tensor], Tensor],
+) -> Tensor:
     """The log densities of the observed entries, ``(..., T, K)``.
 
-    :param value: ``(..., T, D)``; entries that are missing may hold any finite number.
+    A backward pass computes each block again. Where Python cannot look at the mask, all rows are
+    processed at once.
+
+    :param value: ``(..., T, D)``, finite; entries that are missing may hold any number.
     :param missing: ``(..., T, D)``.
     :param loc: ``(..., 1 or T, K, D)``.
     :param covariance: ``(..., 1 or T, K, D, D)``.
+    :param complete: the log densities of values of which none are missing.
     """
+    if not ops.can_be_seen(missing):
+        return _log_prob(value, missing, loc, covariance)
+    whole = complete(value)
+    shape, num_lead = whole.shape, value.dim() - 2
+    lead = loc.shape[-3 - num_lead : -2] + covariance.shape[-4 - num_lead : -3]
+    if all(size == 1 for size in lead):
+        # The rows of all sequences become those of one.
+        value, missing = value.reshape(-1, value.shape[-1]), missing.reshape(-1, value.shape[-1])
+        loc = loc.reshape(loc.shape[: -3 - num_lead] + (1,) + loc.shape[-2:])
+        covariance = covariance.reshape(
+            covariance.shape[: -4 - num_lead] + (1,) + covariance.shape[-3:]
+        )
+        whole = whole.reshape(shape[: len(shape) - 2 - num_lead] + (len(value), shape[-1]))
+    rows = _rows_of(missing)
+    if missing.dim() == 2:  # those with the same entries missing beside each other
+        rows = rows[_distinct(missing[rows])[1].argsort()]
+    each = whole.shape[:-2].numel() * shape[-1] * value.shape[-1] ** 2
+    blocks, densities = _blocks(rows, each, whole), []
+    for block in blocks:
+        part = (
+            value.index_select(-2, block), missing.index_select(-2, block),
+            _at(block, loc, -3), _at(block, covariance, -4),
+        )  # fmt: skip
+        if len(blocks) == 1 or not torch.is_grad_enabled() or not ops.can_be_seen(*part):
+            density = _log_prob(*part)
+        else:
+            density = checkpoint(_log_prob, *part, use_reentrant=False, preserve_rng_state=False)
+        densities.append(density.expand(whole.shape[:-2] + density.shape[-2:]))
+    if densities:
+        whole = whole.index_copy(-2, rows, torch.cat(densities, -2).to(whole.dtype))
+    return whole.reshape(shape)
+
+
+def _log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+    """The same, of all rows at once."""
     patterns = _Patterns.of(missing, covariance)
     whitened = _times(patterns.of_rows(patterns.whitening, 3), value.unsqueeze(-2) - loc)
     num_seen = (~missing).to(loc.dtype).sum(-1, keepdim=True)
@@ -119,6 +200,27 @@ def moments(
     :param loc: ``(..., 1 or T, K, D)``.
     :param covariance: ``(..., 1 or T, K, D, D)``.
     """
+    assert observed.missing is not None
+    if observed.varies:  # each row has moments of its own
+        return _moments(observed, loc, covariance, with_second)
+    missing, weights = observed.missing.squeeze(-2), observed.weights
+    whole = torch.where(missing.any(-1, keepdim=True), 0.0, weights)
+    found = take(observed._replace(weights=whole, missing=None), loc, True, with_second)
+    each = weights.shape[:-2].numel() * weights.shape[-1] * missing.shape[-1] ** 2
+    for block in _blocks(_rows_of(missing), each, weights):
+        rows = Observed(
+            observed.value.index_select(-3, block),
+            (weights - whole).index_select(-2, block),
+            False,
+            observed.missing.index_select(-3, block),
+        )
+        part = _moments(rows, _at(block, loc, -3), _at(block, covariance, -4), with_second)
+        found = add(found, part)._replace(origin=loc)
+    return found
+
+
+def _moments(observed: Observed, loc: Tensor, covariance: Tensor, with_second: bool) -> Moments:
+    """The same, of all rows at once."""
     assert observed.missing is not None
     patterns = _Patterns.of(observed.missing.squeeze(-2), covariance)
     # The slopes of the regression of all entries on the observed ones, (..., P, K, D, D).

@@ -445,7 +445,12 @@ class _Family(Family):
         self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
     ) -> Tensor:
         """The marginal density of the series that are not missing."""
-        return missing_entries.log_prob(value, missing, given["loc"], _covariance_of(given))
+
+        def complete(value: Tensor) -> Tensor:
+            return self.log_prob(value, given, event_dim)
+
+        covariance = _covariance_of(given)
+        return missing_entries.log_prob(value, missing, given["loc"], covariance, complete)
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the current locations."""

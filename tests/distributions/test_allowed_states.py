@@ -116,6 +116,36 @@ def test_samples_keep_to_the_allowed_states():
         never.sample()
 
 
+def test_samples_go_on_after_the_lengths():
+    """The padding of allowed_states may hold anything; samples have length T all the same."""
+    allowed = torch.ones(2, T, K, dtype=torch.bool)
+    allowed[0, 0] = torch.tensor([False, True, False])
+    allowed[1, 2:] = False
+    allowed[1, 1] = torch.tensor([False, False, True])
+    loc = torch.tensor([-100.0, 0, 100]).double()
+    chain = RegimeHMM(
+        initial_probs=rows(K, seed=1), transition_probs=rows(K, K, seed=2),
+        observation_dist=dist.Normal(loc, 1.0), allowed_states=allowed,
+        lengths=torch.tensor([T, 2]),
+    )  # fmt: skip
+    assert chain.log_prob(draw(2, T)).isfinite().all()
+    drawn = (chain.sample((200,)) / 100).round() + 1  # the states
+    assert drawn.shape == (200, 2, T)
+    assert bool((drawn[:, 0, 0] == 1).all()) and bool((drawn[:, 1, 1] == 2).all())
+    after = drawn[:, 1, 2:]
+    assert {0, 1, 2} == set(after.flatten().tolist())
+
+    # One row of states for all times, which no length ends.
+    never = torch.tensor([True, True, False])
+    shared = RegimeHMM(
+        initial_probs=rows(K, seed=1), transition_probs=rows(K, K, seed=2),
+        observation_dist=dist.Normal(loc, 1.0), allowed_states=never, duration=T,
+        lengths=torch.tensor([T, 2]),
+    )  # fmt: skip
+    within = (shared.sample((200,)) / 100).round() + 1
+    assert bool((within[:, 0] < 2).all()) and bool((within[:, 1, :2] < 2).all())
+
+
 @pytest.mark.parametrize(
     "allowed, message",
     [

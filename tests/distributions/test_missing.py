@@ -7,11 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.utils._python_dispatch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
+from pyro_regimes.emissions import Observed, missing
 from tests import seeds
 
 K, D, T = 2, 3, 12
@@ -171,6 +173,259 @@ def test_what_is_refused():
         RegimeHMM(draw(K), draw(K, K), emission, missing="drop")
     with pytest.raises(ValueError, match="expected value to lie in the support"):
         RegimeHMM(draw(K), draw(K, K), emission).log_prob(x)
+
+
+# ---- where Python cannot look at the values ----------------------------------------------------
+
+
+def by_hand(emission: dist.Distribution, x: Tensor) -> Tensor:
+    """The log-likelihood, from the marginal densities of the rows."""
+    chain = hmm(emission)
+    logits = torch.stack([marginal(emission, row) for row in x])
+    given = RegimeHMM(chain.initial_logits, chain.transition_logits, _Given(logits), duration=T)
+    return given.log_prob(torch.zeros(T).double())
+
+
+def three_holes() -> list[Tensor]:
+    """Nothing missing, a whole row, single entries."""
+    x = draw(T, D, seed=5)
+    row, entries = x.clone(), x.clone()
+    row[4] = torch.nan
+    entries[1, 0] = entries[6, 1:] = torch.nan
+    return [x, row, entries]
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_serves_other_holes(kind):
+    emission = KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4))
+    chain = hmm(emission, validate_args=False)
+    for example in three_holes():
+        traced = torch.jit.trace(chain.log_prob, (example,), check_trace=False)
+        for x in three_holes():
+            assert_close(traced(x), by_hand(emission, x), rtol=1e-11, atol=1e-10)
+
+
+@kinds
+def test_vmap(kind):
+    emission = KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4))
+    chain = hmm(emission, validate_args=False)
+    together = torch.stack(three_holes())
+    expected = torch.stack([by_hand(emission, x) for x in together])
+    assert_close(torch.func.vmap(chain.log_prob)(together), expected, rtol=1e-11, atol=1e-10)
+
+    locs, spread = draw(2, K, D, seed=3), spreads(K, seed=4)
+    initial, transition = chain.initial_logits, chain.transition_logits
+
+    def at(loc: Tensor) -> Tensor:
+        return RegimeHMM(
+            initial, transition, KINDS[kind](loc, spread), missing="marginalise"
+        ).log_prob(together)
+
+    with pyro.validation_enabled(False):
+        found = torch.func.vmap(at)(locs)
+        slopes = torch.func.vmap(torch.func.grad(lambda loc: at(loc).sum()))(locs)
+        moved = locs[1].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(at(moved).sum(), moved)
+    assert_close(found[1], at(locs[1]), rtol=1e-11, atol=1e-10)
+    assert_close(slopes[1], slope, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("validation_as_it_was")
+@kinds
+def test_a_compiled_graph_serves_other_holes(kind):
+    emission = KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4))
+    expected = [by_hand(emission, x) for x in three_holes()]
+    with pyro.validation_enabled(False):
+        chain = hmm(KINDS[kind](draw(K, D, seed=3), spreads(K, seed=4)))
+        compiled = torch.compile(chain.log_prob, fullgraph=True, backend="aot_eager")
+        found = [compiled(x) for x in three_holes()]
+    assert_close(found, expected, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("emission", ["laplace", "low rank"])
+def test_a_trace_has_no_number_for_what_is_not_marginalised(emission):
+    """It cannot raise; NaN is not taken for a log-probability."""
+    made = {
+        "laplace": dist.Laplace(draw(K, D), 1.0).to_event(1),
+        "low rank": dist.LowRankMultivariateNormal(
+            draw(K, D), draw(K, D, 1), torch.ones(K, D).double()
+        ),
+    }[emission]
+    chain = hmm(made, validate_args=False)
+    whole, row, entries = three_holes()
+    for example in (whole, row):
+        traced = torch.jit.trace(chain.log_prob, (example,), check_trace=False)
+        assert_close(traced(whole), chain.log_prob(whole))
+        assert_close(traced(row), chain.log_prob(row))
+        assert traced(entries).isnan()
+
+
+# ---- many rows ---------------------------------------------------------------------------------
+
+
+def test_rows_in_blocks_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(missing, "_LEAST_BLOCK", 0)
+    monkeypatch.setattr(missing, "_SHARE", 0.1)
+    test_gradients_are_right_and_never_nan("covariance")
+    test_against_brute_force("factor")
+    test_batches_lengths_and_time("covariance", torch.float64)
+    x = holes(draw(6, D, seed=5))
+
+    def log_prob(loc: Tensor, root: Tensor) -> Tensor:
+        spread = root @ root.mT + torch.eye(D).double()
+        return hmm(KINDS["covariance"](loc, spread)).log_prob(x)
+
+    given = draw(K, D, seed=3).requires_grad_(), draw(K, D, D, seed=4).requires_grad_()
+    assert torch.autograd.gradgradcheck(log_prob, given)
+    x = holes(simulated(60), 0.3)
+    blocks = fit(x, "covariance", num_steps=4, tol=None)[1].restart_history
+    monkeypatch.undo()
+    whole = fit(x, "covariance", num_steps=4, tol=None)[1].restart_history
+    assert_close(blocks, whole, rtol=1e-11, atol=1e-9)
+
+
+class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most numbers of a tensor that an operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.numel = max(self.numel, found.untyped_storage().nbytes() // found.itemsize)
+        return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_no_array_of_a_matrix_for_each_row(share):
+    num_steps, size = 6000, 12
+    x = draw(num_steps, size, seed=5)
+    x[7, 3] = torch.nan
+    x[torch.rand(x.shape, generator=seeds.generator(9)) < share] = torch.nan
+    loc = draw(K, size, seed=3).requires_grad_()
+    spread = torch.eye(size).double().expand(K, size, size)
+    with _Largest() as largest:
+        hmm(dist.MultivariateNormal(loc, spread)).log_prob(x).backward()
+    assert loc.grad is not None and loc.grad.isfinite().all()
+    assert largest.numel <= max(x.numel() * K, missing._LEAST_BLOCK)
+
+    value = x.nan_to_num(0.0).unsqueeze(-2)
+    weights = draw(num_steps, K, seed=6).softmax(-1)
+    observed = Observed(value, weights, False, x.isnan().unsqueeze(-2))
+    with _Largest() as largest:
+        blocks = missing.moments(observed, loc.detach(), spread, True)
+    assert largest.numel <= max(x.numel() * K, missing._LEAST_BLOCK)
+    whole = missing._moments(observed, loc.detach(), spread, True)
+    assert_close(blocks.first, whole.first, rtol=1e-10, atol=1e-8)
+    assert_close(blocks.second, whole.second, rtol=1e-10, atol=1e-8)
+
+
+# ---- infinite values ---------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("at", [(0, 0), (0, 2), (5, 1)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("hole", ["entry", "row"])
+def test_an_infinite_value_has_density_zero(kind, at, sign, hole):
+    loc = draw(K, D, seed=3).requires_grad_()
+    x = draw(T, D, seed=5)
+    x[5, 0] = torch.nan
+    if hole == "row":
+        x[5], at = torch.nan, (0, at[1])
+    x[at] = sign * torch.inf
+    value = x.clone().requires_grad_()
+    found = hmm(KINDS[kind](loc, spreads(K, seed=4))).log_prob(value)
+    assert found.item() == -torch.inf
+    found.backward()
+    assert loc.grad is not None and not loc.grad.isnan().any()
+    assert value.grad is not None and not value.grad.isnan().any()
+
+
+# ---- nothing observed --------------------------------------------------------------------------
+
+SUPPORTS = {
+    "lognormal": lambda at: dist.LogNormal(at[:, 0], 1.0),
+    "lognormals": lambda at: dist.LogNormal(at, 1.0).to_event(1),
+    "dirichlet": lambda at: dist.Dirichlet(at.exp()),
+    "beta": lambda at: dist.Beta(at[:, 0].exp(), 2.0),
+    "gamma": lambda at: dist.Gamma(at[:, 0].exp(), 2.0),
+    "uniform": lambda at: dist.Uniform(3 + at[:, 0].exp(), 9.0),
+    "pareto": lambda at: dist.Pareto(at[:, 0].exp(), 2.0),
+    "poisson": lambda at: dist.Poisson(at[:, 0].exp()),
+    "geometric": lambda at: dist.Geometric(at[:, 0].sigmoid()),
+    "one hot": lambda at: dist.OneHotCategorical(logits=at),
+    "multinomial": lambda at: dist.Multinomial(4, logits=at),
+    "mixture": lambda at: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(K, 3).double()), dist.LogNormal(at, 1.0)
+    ),
+    "wishart": lambda at: dist.Wishart(
+        5 + at[:, 0].exp(), covariance_matrix=torch.eye(2).double().expand(K, 2, 2)
+    ),
+    "von mises": lambda at: dist.VonMises(at[:, 0], 2.0),
+    "student": lambda at: dist.MultivariateStudentT(
+        4 + at[:, 0].exp(), at, torch.eye(D).double().expand(K, D, D)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SUPPORTS)
+@pytest.mark.parametrize("validate_args", [True, False])
+def test_a_sequence_of_which_nothing_is_observed(kind, validate_args):
+    at = draw(K, D, seed=3).requires_grad_()
+    emission = SUPPORTS[kind](at)
+    x = torch.full((T, *emission.event_shape), torch.nan).double()
+    chain = hmm(emission, validate_args=validate_args)
+    found = chain.log_prob(x)
+    assert_close(found, torch.zeros(()).double(), rtol=0, atol=1e-12)
+    found.backward()
+    assert at.grad is None or bool((at.grad == 0).all())
+    stationary = hmm(SUPPORTS[kind](at.detach()))
+    assert_close(
+        stationary.filtered_probs(x)[0], stationary.initial_probs, rtol=1e-12, atol=1e-12
+    )
+
+
+# ---- distributions that marginalise by themselves ----------------------------------------------
+
+NAN_MASKED = {
+    "normal": lambda loc, spread: dist.NanMaskedNormal(
+        loc, spread.diagonal(dim1=-2, dim2=-1)
+    ).to_event(1),
+    "covariance": lambda loc, spread: dist.NanMaskedMultivariateNormal(loc, spread),
+}
+
+
+@pytest.mark.parametrize("kind", NAN_MASKED)
+def test_nan_masked_distributions(kind):
+    loc, spread = draw(K, D, seed=3), spreads(K, seed=4)
+    normal = KINDS[kind](loc, spread.diagonal(dim1=-2, dim2=-1).sqrt().diag_embed() ** 2)
+    emission = NAN_MASKED[kind](loc, spread)
+    x = holes(draw(T, D, seed=5))
+    found = hmm(emission).log_prob(x)
+    refusing = hmm(emission)
+    refusing.missing = "refuse"  # it marginalises by itself
+    assert_close(found, refusing.log_prob(x), rtol=1e-11, atol=1e-10)
+    if kind == "normal":
+        assert_close(found, hmm(normal).log_prob(x), rtol=1e-11, atol=1e-10)
+    x[0, 1] = torch.inf  # which Pyro takes as missing, too
+    assert_close(hmm(emission).log_prob(x), refusing.log_prob(x), rtol=1e-11, atol=1e-10)
+
+
+def test_the_error_for_nan_names_the_remedy():
+    chain = RegimeHMM(draw(K), draw(K, K), dist.Normal(draw(K), 1.0))
+    x = draw(T)
+    x[3] = torch.nan
+    with pytest.raises(ValueError, match="got .*nan.*; NaN is missing data with missing='marg"):
+        chain.log_prob(x)
+    positive = RegimeHMM(draw(K), draw(K, K), dist.Gamma(draw(K).exp(), 1.0))
+    with pytest.raises(ValueError) as error:
+        positive.log_prob(torch.tensor([-1.0, 2.0]).double())
+    assert "marginalise" not in str(error.value)
 
 
 # ---- EM ----------------------------------------------------------------------------------------
