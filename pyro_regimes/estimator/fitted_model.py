@@ -186,7 +186,9 @@ class FittedModel(BaseEstimator):
         :raises ValueError: if the transition matrix has several such distributions.
         """
         check_is_fitted(self, "initial_probs_")
-        return stationary_probs(self.transition_matrix_)
+        where = "in the training data" if self.n_samples_fit_ else "from initial_probs_ on"
+        remedy = f"see share_of_time_ for the shares {where}"
+        return stationary_probs(self.transition_matrix_, "transition_matrix_", remedy)
 
     @property
     def n_parameters_(self) -> int:

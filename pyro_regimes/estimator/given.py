@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.beginning import stationary_probs
 from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
 from pyro_regimes.estimator.spec import Spec
@@ -87,6 +88,12 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
     if "covariances" in listed and model.min_eigenvalue > 0:
         raise ValueError(
             f"expected min_eigenvalue=0 where covariances are fixed, got {model.min_eigenvalue:g}"
+        )
+    if model.initial == "stationary" and "transition_matrix" in values:
+        stationary_probs(
+            values["transition_matrix"],
+            "transition_matrix in init_params",
+            "give another one, or set initial='free' or initial='uniform'",
         )
     return Given(values, frozenset(listed))
 

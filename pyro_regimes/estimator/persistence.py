@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import CHAIN, read_given
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
@@ -207,6 +208,15 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
             raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
+    if model.initial_ != "free":
+        implied = implied_probs(
+            model.initial_, model.transition_matrix_, "transition_matrix_", "set initial='free'"
+        )
+        if (np.abs(model.initial_probs_ - implied) > _ROUNDING).any():
+            raise ValueError(
+                f"expected initial_probs_ to be {implied.tolist()}, the {model.initial_} "
+                f"distribution, got {model.initial_probs_.tolist()}"
+            )
     spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
 
 

@@ -266,7 +266,8 @@ class RegimeModel(FittedModel):
         It predicts, scores, forecasts and saves as a fitted one. Its ``n_samples_fit_`` is 0, its
         ``log_likelihood_`` NaN, and its ``share_of_time_`` that of the long run.
 
-        :param initial_probs: ``(K,)``; None is the stationary distribution.
+        :param initial_probs: ``(K,)``; None is the stationary distribution, or the uniform one if
+            ``initial="uniform"``. Unless ``initial="free"`` no other one is accepted.
         :param transition_matrix: ``(K, K)``, (old, new).
         :param means: ``(K, D)``, or ``(K,)`` for one series.
         :param covariances: in the shape of the ``covariance_type``, as the attribute.
@@ -282,7 +283,9 @@ class RegimeModel(FittedModel):
         validation.check_parameters(model)
         spec = model._spec(model.covariance_type)
         emission = dict(zip(spec.attributes, (means, covariances), strict=True))
-        parameters = of_values(initial_probs, matrix, emission, model.n_regimes, spec)
+        parameters = of_values(
+            initial_probs, matrix, emission, model.n_regimes, spec, model.initial
+        )
         model.n_features_in_ = parameters.emission[spec.attributes[0]].shape[-1]
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)

@@ -239,6 +239,71 @@ def test_a_model_of_hmmlearn_says_the_same(covariance_type):
         RegimeModel.from_hmmlearn(hmm.CategoricalHMM(2))
 
 
+MOVES = [[0.9, 0.1], [0.2, 0.8]]
+OF_ONE_SERIES = dict(means=[0.0, 1.0], covariances=[[[4.0]], [[1.0]]])
+
+
+@pytest.mark.parametrize(
+    "initial, expected", [("stationary", [2 / 3, 1 / 3]), ("uniform", [0.5, 0.5])]
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_the_first_regime_of_parameters_is_that_of_initial(initial, expected, given, tmp_path):
+    """The score, the Pyro model and the number of parameters say the same."""
+    made = RegimeModel.from_parameters(
+        expected if given else None, MOVES, initial=initial, **OF_ONE_SERIES
+    )
+    np.testing.assert_allclose(made.initial_probs_, expected, rtol=1e-15)
+    assert made.n_parameters_ == 2 + 4
+    x = seeds.rng(0).normal(size=(20, 1))
+    result = EM(made.model).run(torch.tensor(x), num_steps=1, tol=None)
+    score = made.score(x, start="fitted")
+    assert result.restart_history[0].item() == pytest.approx(-score, rel=1e-12)
+    made.save(tmp_path / "model.json")
+    assert RegimeModel.load(tmp_path / "model.json").score(x, start="fitted") == score
+
+
+@pytest.mark.parametrize("initial", ["stationary", "uniform"])
+def test_another_first_regime_than_that_of_initial_is_refused(initial, tmp_path):
+    message = f"expected initial_probs to be None or the {initial} distribution .*initial='free'"
+    for probs in ([1.0, 0.0], [0.6, 0.4]):
+        with pytest.raises(ValueError, match=message):
+            RegimeModel.from_parameters(probs, MOVES, initial=initial, **OF_ONE_SERIES)
+    made = RegimeModel.from_parameters(None, MOVES, initial=initial, **OF_ONE_SERIES)
+    made.initial_probs_ = np.array([1.0, 0.0])
+    made.save(tmp_path / "model.json")
+    with pytest.raises(ValueError, match=f"expected initial_probs_ to be .*the {initial} dist"):
+        RegimeModel.load(tmp_path / "model.json")
+
+
+def test_each_call_has_its_own_remedy_where_there_is_no_stationary_distribution():
+    how = dict(transition_matrix=np.eye(2), **OF_ONE_SERIES)
+    several = "with one stationary distribution, got a matrix with several: some regimes .*; "
+    with pytest.raises(ValueError, match=f"transition_matrix {several}give initial_probs$"):
+        RegimeModel.from_parameters(None, **how)
+    remedy = "give initial_probs, with initial='free'$"
+    with pytest.raises(ValueError, match=f"transition_matrix {several}{remedy}"):
+        RegimeModel.from_parameters(None, initial="stationary", **how)
+    made = RegimeModel.from_parameters([0.5, 0.5], **how)
+    with pytest.raises(ValueError, match=f"transition_matrix_ {several}see share_of_time_"):
+        made.stationary_distribution_
+    with pytest.raises(ValueError, match=f"transition_matrix_ {several}use start='fitted'$"):
+        made.score([[0.0], [1.0]], start="stationary")
+
+
+def test_a_stationary_fit_refuses_a_matrix_that_has_no_stationary_distribution():
+    x, _ = simulate("full", 60)
+    halves = [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    message = "expected transition_matrix in init_params with one stationary .*; .*initial="
+    for fixed in ((), ("transition_matrix",)):
+        model = model_of(
+            initial="stationary", init_params={"transition_matrix": halves}, fixed=fixed
+        )
+        with pytest.raises(ValueError, match=message) as caught:
+            model.fit(x)
+        assert "Trace Shapes" not in str(caught.value)
+    model.set_params(initial="uniform", order_by="volatility", max_iter=2, tol=None).fit(x)
+
+
 # ---- a start that collapses beside others ------------------------------------------------------
 
 
