@@ -10,11 +10,15 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import stationary_probs
 from pyro_regimes.estimator.messages import shown
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
+from pyro_regimes.estimator.parameters import (
+    CHAIN_ATTRIBUTES,
+    Array,
+    Parameters,
+    finite_numbers,
+    probabilities,
+)
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
-
-CHAIN = ("initial_probs", "transition_matrix")
 
 
 class Given(NamedTuple):
@@ -66,7 +70,7 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
     :raises ValueError: if they are not valid, as far as that can be told without data.
     """
     values = _values(model, spec)
-    names = CHAIN + spec.attributes
+    names = CHAIN_ATTRIBUTES + spec.attributes
     fixed = model.fixed
     listed = [fixed] if isinstance(fixed, str) else list(fixed) if _is_listed(fixed) else [fixed]
     for name in listed:
@@ -115,7 +119,7 @@ def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
     given, n_regimes = model.init_params, model.n_regimes
     if given is None:
         return {}
-    names = CHAIN + spec.attributes
+    names = CHAIN_ATTRIBUTES + spec.attributes
     if isinstance(given, type(model)):
         given = _of_fitted(given, model, names)
     if not isinstance(given, Mapping):

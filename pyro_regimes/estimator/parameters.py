@@ -11,6 +11,9 @@ from pyro_regimes.estimator.messages import shown
 
 Array = npt.NDArray[np.float64]
 
+#: Names of the parameters of the chain: fitted attributes, without the underscore.
+CHAIN_ATTRIBUTES = ("initial_probs", "transition_matrix")
+
 #: The parameters of the observations, by name; for a Gaussian ``means`` and ``covariances``.
 Emission = dict[str, Array]
 

@@ -16,8 +16,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
-from pyro_regimes.estimator.given import CHAIN, read_given
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.given import read_given
+from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
 from pyro_regimes.files import file_name, replacing
@@ -140,7 +140,7 @@ def _names(name: str, value: Any, number: int) -> list[str]:
 
 
 def _fixed(value: Any, spec: Spec) -> list[str]:
-    names = sorted({*CHAIN, *spec.attributes} & {*value})
+    names = sorted({*CHAIN_ATTRIBUTES, *spec.attributes} & {*value})
     if value != names:
         raise ValueError(f"fixed_ is not a sorted list of names of parameters: {value!r}")
     return names

@@ -227,13 +227,13 @@ class RegimeModel(FittedModel):
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        validation.check_parameters(self)
+        settings = validation.read_settings(self)
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
-        spec, settings = self._spec(self.covariance_type), validation.read_settings(self)
-        doubt = validation.check_fittable(fresh, data, spec)
+        spec = self._spec(self.covariance_type)
+        doubt = validation.check_fittable(fresh, data, spec, settings.given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))

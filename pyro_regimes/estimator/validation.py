@@ -103,8 +103,12 @@ def random_state(value: Any) -> np.random.RandomState:
     return np.random.RandomState(value)
 
 
-def check_parameters(model: BaseEstimator) -> None:
-    """:raises ValueError: if a parameter of the constructor is not valid."""
+def check_parameters(model: BaseEstimator) -> Given:
+    """Check the parameters of the constructor.
+
+    :return: the values of ``init_params``.
+    :raises ValueError: if a parameter is not valid.
+    """
     integer("n_regimes", model.n_regimes, 1)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
@@ -123,11 +127,12 @@ def check_parameters(model: BaseEstimator) -> None:
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
-    read_given(model, _spec_of(model))
+    given = read_given(model, model._spec(model.covariance_type))
     _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
+    return given
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -154,11 +159,6 @@ def reference(model: BaseEstimator) -> str | Reference:
     return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
 
 
-def _spec_of(model: BaseEstimator) -> Spec:
-    spec: Spec = model._spec(model.covariance_type)
-    return spec
-
-
 class Settings(NamedTuple):
     """The validated parameters of the constructor."""
 
@@ -180,12 +180,13 @@ class Settings(NamedTuple):
 
 
 def read_settings(model: BaseEstimator) -> Settings:
-    """Read the settings of a model that passed :func:`check_parameters`.
+    """Check and read the settings of a model.
 
-    :raises ValueError: if the device is not available.
+    :raises ValueError: if one of them is not valid, or the device is not available.
     """
+    given = check_parameters(model)
     own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
-    own |= {"order_by": reference(model), "given": read_given(model, _spec_of(model))}
+    own |= {"order_by": reference(model), "given": given}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 
@@ -256,17 +257,19 @@ def _check_same_columns(
         )
 
 
-def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | None:
-    """Raise for data whose likelihood has no maximum from any start.
+def check_fittable(
+    model: BaseEstimator, data: Array, spec: Spec, given: Given
+) -> Warning | None:
+    """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
     :return: a warning for the user, or None.
-    :raises ValueError: if there are too few observations, or if their covariance is singular and
-        ``min_eigenvalue`` is 0.
+    :raises ValueError: if there are too few observations, or if their covariance is singular, the
+        covariances are not fixed and ``min_eigenvalue`` is 0.
     """
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
-    check_shapes(read_given(model, spec), spec, model.n_regimes, data.shape[1])
+    check_shapes(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
@@ -284,7 +287,7 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | N
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0:  # a floor makes any covariance regular
+    if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
         return None
     names = getattr(model, "feature_names_in_", None)
     doubt = spec.check_data(data, names, torch_dtype(model.dtype))

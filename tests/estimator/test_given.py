@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.base import clone
 
 from pyro_regimes import EM
@@ -116,6 +119,42 @@ def test_the_rest_is_at_its_maximum():
     held = clone(model).set_params(init_params=values(model), max_iter=3, tol=None).fit(x)
     np.testing.assert_allclose(held.means_, model.means_, atol=1e-5)
     assert abs(held.log_likelihood_ - before) < 1e-6
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", ["constant", "collinear", "few", "equal"])
+def test_fixed_covariances_bound_the_likelihood_of_any_data(covariance_type, kind, inference):
+    noise = seeds.rng(0).normal(size=(3 if kind == "few" else 40, 3))
+    x = {
+        "constant": noise * [1.0, 1.0, 0.0] + 5.0,
+        "collinear": noise[:, [0, 1, 0]] + noise[:, [1, 0, 0]],
+        "few": noise,
+        "equal": np.repeat(noise[:1], 40, axis=0),
+    }[kind]
+    matrix = np.diag([1.0, 2.0, 0.5]) if covariance_type in ("full", "diag") else 2 * np.eye(3)
+    value = {"full": matrix[None], "tied": matrix, "diag": np.diagonal(matrix)[None]}.get(
+        covariance_type, [2.0]
+    )
+    model = RegimeModel(
+        1, covariance_type, init_params={"covariances": value}, fixed="covariances",
+        inference=inference, max_iter=500, tol=1e-6, random_state=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* rows .* of X|Column|The column", UserWarning)
+        model.fit(x)
+    accuracy = 1e-9 if inference == "em" else 1e-2
+    np.testing.assert_allclose(model.means_[0], x.mean(0), atol=accuracy)
+    expected = multivariate_normal(x.mean(0), matrix).logpdf(x).sum()
+    assert model.log_likelihood_ == pytest.approx(expected, abs=accuracy)
+    if kind not in ("few", "equal"):
+        both = np.concatenate([value] * 2) if covariance_type != "tied" else value
+        model.set_params(n_regimes=2, init_params={"covariances": both}, max_iter=5, tol=None)
+        model.set_params(order_by="mean" if inference == "svi" else "volatility")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(x)
+        assert (np.diff(model.history_) > -1e-9).all() or inference == "svi"
 
 
 def test_fixed_parameters_do_not_count(fitted):
