@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
-from pyro_regimes.estimator.given import read_given
+from pyro_regimes.estimator.given import Given, check_shapes, read_given
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
@@ -43,17 +43,25 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     """Write a fitted model atomically: a file already at ``path`` is replaced in one operation.
 
     :raises OSError: if the file cannot be written.
-    :raises ValueError: if no file can have this name.
+    :raises ValueError: if no file can have this name, or a parameter of the constructor is not
+        valid.
     """
-    parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    parameters = {
+        name: _plain(value)
+        for name, value in model.get_params(deep=False).items()
+        if name not in ("init_params", "fixed")
+    }
     if isinstance(model.order_by, BaseEstimator):
         parameters["order_by"] = "volatility"
-    given = read_given(model, spec).values
-    parameters["init_params"] = {name: value.tolist() for name, value in given.items()} or None
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
     parameters |= {"initial": model.initial_}
+    loaded = type(model)(**parameters)
+    check_parameters(loaded)  # else the file could not be loaded
+    given = _given(model, loaded, spec)
+    values = {name: value.tolist() for name, value in given.values.items()}
+    parameters |= {"init_params": values or None, "fixed": sorted(given.fixed)}
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     if not model.n_samples_fit_:
@@ -71,6 +79,22 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
+    """``init_params`` and ``fixed``, or nothing if they do not suit the fit that is saved.
+
+    :param loaded: a model with the parameters of the file, to which these are added.
+    """
+    loaded.set_params(init_params=model.init_params, fixed=model.fixed)
+    try:
+        if model.covariance_type == model.covariance_type_:
+            given = read_given(loaded, spec)
+            check_shapes(given, spec, loaded.n_regimes, model.n_features_in_)
+            return given
+    except ValueError:
+        pass
+    return Given({}, frozenset())
+
+
 def _plain(value: Any) -> Any:
     """A constructor's parameter for JSON: dtypes and devices by name, a generator as None."""
     if value is None or isinstance(value, (bool, str)):
@@ -83,8 +107,6 @@ def _plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, np.random.RandomState):
         return None
-    if isinstance(value, (list, tuple)):  # fixed
-        return list(value)
     return str(value).removeprefix("torch.")
 
 

@@ -335,9 +335,12 @@ class RegimeModel(FittedModel):
         """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
 
         A ``random_state`` that is a generator is not saved; it loads as None. Nor is a model in
-        ``order_by``, which loads as "volatility".
+        ``order_by``, which loads as "volatility". ``init_params`` and ``fixed`` are saved unless
+        they were set for another fit after this one, with which they do not agree.
 
+        :param path: the file to write.
         :raises OSError: if the file cannot be written.
+        :raises ValueError: if a parameter that was set after the fit is not valid.
         """
         check_is_fitted(self)
         persistence.write_model(path, self, self._spec(self.covariance_type_))
