@@ -77,10 +77,11 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
     )
 
 
-def hmmlearn_parameters(other: Any) -> dict[str, Any]:
+def hmmlearn_parameters(other: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :meth:`.RegimeModel.from_parameters` for a fitted ``GaussianHMM``.
 
-    :raises ValueError: if it has no parameters of Gaussian emissions.
+    :param settings: other arguments, which may repeat those of the model.
+    :raises ValueError: if it has no parameters of Gaussian emissions, or settings contradict them.
     """
     kind = getattr(other, "covariance_type", None)
     needed = ("startprob_", "transmat_", "means_", "covars_")
@@ -96,10 +97,17 @@ def hmmlearn_parameters(other: Any) -> dict[str, Any]:
         covariances = covariances[:: len(covariances) // len(other.means_), 0, 0]
     elif kind == "tied":
         covariances = covariances[0]
-    return {
+    found = {
         "initial_probs": other.startprob_,
         "transition_matrix": other.transmat_,
         "means": other.means_,
         "covariances": covariances,
         "covariance_type": kind,
     }
+    for name, value in found.items():
+        if name in settings and not np.array_equal(settings[name], value):
+            raise ValueError(
+                f"expected {name} to be that of the hmmlearn model, {shown(value)}, got "
+                f"{shown(settings[name])}; leave it out"
+            )
+    return {**settings, **found}

@@ -50,8 +50,8 @@ class FittedModel(BaseEstimator):
     def predict(
         self,
         X: Any,
-        *,
         lengths: npt.ArrayLike | None = None,
+        *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> npt.NDArray[np.int64]:
@@ -72,44 +72,57 @@ class FittedModel(BaseEstimator):
     def predict_proba(
         self,
         X: Any,
-        kind: str = "smoothed",
-        *,
+        *args: Any,
+        kind: str | None = None,
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> Array:
         """Probability of each regime at each step.
 
+        :param X: as in :meth:`fit`.
+        :param args: ``kind`` or ``lengths`` by position, as in ``predict_proba(X, "filtered")`` and
+            in hmmlearn's ``predict_proba(X, lengths)``.
         :param kind: "smoothed", given the whole sequence, or "filtered", given past and present.
+            None is "smoothed".
+        :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`, and ``after``.
         :return: ``(T, K)``.
         """
         check_is_fitted(self)
-        validation.one_of("kind", kind, ("smoothed", "filtered"))
+        choices = ("smoothed", "filtered")
+        chosen, lengths = validation.choice_and_lengths("kind", args, kind, lengths, choices)
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.posterior(data, sizes, kind)[1]
+        return hmm.posterior(data, sizes, chosen)[1]
 
     def decode(
         self,
         X: Any,
-        algorithm: str = "viterbi",
-        *,
+        *args: Any,
+        algorithm: str | None = None,
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
+        :param X: as in :meth:`fit`.
+        :param args: ``algorithm`` or ``lengths`` by position, as in ``decode(X, "smoothing")`` and
+            in hmmlearn's ``decode(X, lengths)``.
         :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
             of each step. This minimises the expected number of errors, but the path may have
-            probability zero.
+            probability zero. None is "viterbi".
+        :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`, and ``after``.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         """
         check_is_fitted(self)
-        validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
+        choices = ("viterbi", "smoothing")
+        chosen, lengths = validation.choice_and_lengths(
+            "algorithm", args, algorithm, lengths, choices
+        )
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.decode(data, sizes, algorithm)
+        return hmm.decode(data, sizes, chosen)
 
     def score(
         self,
@@ -132,8 +145,8 @@ class FittedModel(BaseEstimator):
     def score_samples(
         self,
         X: Any,
-        *,
         lengths: npt.ArrayLike | None = None,
+        *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> Array:
@@ -148,7 +161,7 @@ class FittedModel(BaseEstimator):
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
         return hmm.score_samples(data, sizes)
 
-    def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+    def aic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
 
         The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
@@ -159,7 +172,7 @@ class FittedModel(BaseEstimator):
         """
         return -2 * self._scored(X, lengths)[0] + 2 * self.n_parameters_
 
-    def bic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+    def bic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
         T is the number of observations of all sequences.

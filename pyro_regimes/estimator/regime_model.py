@@ -302,11 +302,14 @@ class RegimeModel(FittedModel):
     def from_hmmlearn(cls, other: Any, **settings: Any) -> RegimeModel:
         """A model with the parameters of a fitted ``hmmlearn.hmm.GaussianHMM``.
 
-        :param settings: as in :meth:`from_parameters`, where ``covariance_type`` is that of
+        :param other: the fitted model of hmmlearn.
+        :param settings: as in :meth:`from_parameters`. The ``covariance_type`` is that of
             ``other``.
-        :raises ValueError: if ``other`` has no parameters of Gaussian emissions.
+        :return: the model.
+        :raises ValueError: if ``other`` has no parameters of Gaussian emissions, or a setting
+            contradicts it.
         """
-        return cls.from_parameters(**hmmlearn_parameters(other), **settings)
+        return cls.from_parameters(**hmmlearn_parameters(other, settings))
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""

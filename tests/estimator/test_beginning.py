@@ -149,6 +149,16 @@ def test_scores_of_rows_sum_to_the_score(dtype, tolerance):
     assert rows[100] == pytest.approx(np.log(density), abs=10 * tolerance)
 
 
+@pytest.mark.parametrize("start", ["auto", "fitted", "stationary", [0.3, 0.7]])
+def test_scores_of_rows_of_several_sequences(start):
+    x = data(400)
+    model = fitted(x, lengths=[100, 150, 150])
+    rows = model.score_samples(x, lengths=[100, 300], start=start)
+    for part in (slice(0, 100), slice(100, 400)):
+        alone = model.score_samples(x[part], start=start)
+        np.testing.assert_allclose(rows[part], alone, rtol=1e-12)
+
+
 def test_scores_of_rows_where_a_regime_that_is_kept_for_good_fades():
     """Its filtered probability is far below the least positive number, and an outlier needs it."""
     x = data(400)

@@ -181,7 +181,7 @@ def test_fixed_parameters_do_not_count(fitted):
         ),
         (
             dict(init_params={"covariances": -np.stack([np.eye(2)] * 3)}),
-            "not symmetric and positive definite",
+            "to be symmetric and positive definite, got a least eigenvalue of -1 in regime 0",
         ),
         (dict(init_params=RegimeModel()), "expected init_params to be a fitted model"),
         (dict(fixed=["means"]), "expected init_params to hold the values of the fixed 'means'"),
@@ -341,6 +341,63 @@ def test_a_stationary_fit_refuses_a_matrix_that_has_no_stationary_distribution()
             model.fit(x)
         assert "Trace Shapes" not in str(caught.value)
     model.set_params(initial="uniform", order_by="volatility", max_iter=2, tol=None).fit(x)
+
+
+@pytest.mark.parametrize("name", ["regime_names", "feature_names"])
+@pytest.mark.parametrize("value", [5, 5.0, "ab", [1], ["a", "b", "c"], str])
+def test_names_that_are_none_are_refused(name, value):
+    number = 2 if name == "regime_names" else 1
+    with pytest.raises(ValueError, match=f"expected {name} to be {number} strings, got"):
+        RegimeModel.from_parameters(None, MOVES, **OF_ONE_SERIES, **{name: value})
+
+
+class Elsewhere:
+    """What :meth:`.from_hmmlearn` reads."""
+
+    covariance_type = "diag"
+    startprob_, transmat_ = np.array([0.5, 0.5]), np.array(MOVES)
+    means_, covars_ = np.array([[0.0], [1.0]]), np.array([[[4.0]], [[1.0]]])
+
+
+def test_settings_of_a_model_of_hmmlearn_may_repeat_it():
+    made = RegimeModel.from_hmmlearn(
+        Elsewhere(), covariance_type="diag", means=[[0], [1]], order_by="mean"
+    )
+    np.testing.assert_array_equal(made.covariances_, [[4.0], [1.0]])
+    assert made.covariance_type_ == "diag" and made.order_by == "mean"
+    for name, value in (
+        ("covariance_type", "full"),
+        ("covariance_type", np.array(["diag", "full"])),
+        ("means", [[0.0], [2.0]]),
+        ("initial_probs", None),
+        ("covariances", "none"),
+    ):
+        with pytest.raises(ValueError, match=f"expected {name} to be that of the hmmlearn model, "):
+            RegimeModel.from_hmmlearn(Elsewhere(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "covariance_type, value, message",
+    [
+        ("full", [[[4.0]], [[-1.0]]], "to be symmetric and positive .* of -1 in regime 1"),
+        ("tied", [[0.0]], "to be symmetric .*, got a least eigenvalue of 0; "),
+        ("diag", [[4.0], [0.0]], "to be positive variances, got 0 in regime 1; "),
+        ("spherical", [-4.0, 1.0], "to be positive variances, got -4 in regime 0; "),
+    ],
+)
+def test_covariances_that_are_none_are_refused(covariance_type, value, message):
+    with pytest.raises(ValueError, match=f"expected covariances {message}"):
+        RegimeModel.from_parameters(None, MOVES, [0, 1], value, covariance_type=covariance_type)
+    model = RegimeModel(2, covariance_type, init_params={"covariances": value})
+    with pytest.raises(ValueError, match=f"expected covariances {message}"):
+        model.fit(np.arange(9.0)[:, None])
+
+
+def test_covariances_that_are_not_symmetric_are_refused():
+    value = [np.eye(2), [[1.0, 0.5], [0.3, 1.0]]]
+    message = r"got a matrix C in regime 1 that is not symmetric; use \(C \+ C.T\) / 2"
+    with pytest.raises(ValueError, match=message):
+        RegimeModel.from_parameters(None, MOVES, np.zeros((2, 2)), value)
 
 
 # ---- a start that collapses beside others ------------------------------------------------------

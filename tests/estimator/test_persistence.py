@@ -138,9 +138,9 @@ def _covariances(first: list[list[float]]) -> dict[str, object]:
         ({"initial_probs_": [1.5, -0.5, 0.0]}, "initial_probs_"),
         ({"transition_matrix_": [[1, 0, 0], [0, 1, 0], [0, 0, 2]]}, "transition_matrix_"),
         ({"share_of_time_": [2.0, 0.0, 0.0]}, "share_of_time_"),
-        (_covariances([[1.0, 2.0], [2.0, 1.0]]), "covariances_"),
-        (_covariances([[1.0, 0.5], [0.0, 1.0]]), "covariances_"),
-        (_covariances([[0.0, 0.0], [0.0, 1.0]]), "covariances_"),
+        (_covariances([[1.0, 2.0], [2.0, 1.0]]), "expected covariances to be symmetric"),
+        (_covariances([[1.0, 0.5], [0.0, 1.0]]), "expected covariances to be symmetric"),
+        (_covariances([[0.0, 0.0], [0.0, 1.0]]), "expected covariances to be symmetric"),
     ],
 )
 def test_load_refuses_values_that_no_fit_has(one, tmp_path, fitted, message):
@@ -163,7 +163,7 @@ def test_load_refuses_variances_that_are_not_positive(covariance_type, tmp_path)
         covariance_type
     ]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="covariances_"):
+    with pytest.raises(ValueError, match="expected covariances to be positive"):
         RegimeModel.load(path)
 
 
