@@ -9,7 +9,13 @@ import numpy as np
 from pyro_regimes.estimator.beginning import implied_probs, long_run_share
 from pyro_regimes.estimator.fitting import FittedRegimes
 from pyro_regimes.estimator.messages import shown
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
+from pyro_regimes.estimator.parameters import (
+    Array,
+    Parameters,
+    finite_numbers,
+    in_shape,
+    probabilities,
+)
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
 
 _ROUNDING = 1e-6  # of probabilities that a user gives
@@ -27,18 +33,17 @@ def of_values(
 
     :param initial_probs: None is the distribution that ``initial`` implies, and the stationary one
         where that is "free".
-    :param emission: in the order of the attributes of the spec; the first one is ``(K, D)``, or
-        ``(K,)`` for one series.
+    :param emission: in the order of the attributes of the spec; the first one is ``(K, D)``. For
+        one series trailing dims of length 1 may be left out.
     :raises ValueError: if they are not valid.
     """
     matrix = probabilities("transition_matrix", transition_matrix, (n_regimes, n_regimes))
     first_probs = _first_probs(initial_probs, matrix, initial)
     values = {name: finite_numbers(name, value) for name, value in emission.items()}
-    first = spec.attributes[0]
-    if values[first].ndim == 1:
-        values[first] = values[first][:, None]
-    num_series = values[first].shape[-1] if values[first].ndim else 1
+    first = values[spec.attributes[0]]
+    num_series = first.shape[-1] if first.ndim > 1 else 1
     for name, shape in spec.shapes(n_regimes, max(num_series, 1)).items():
+        values[name] = in_shape(values[name], shape)
         if values[name].shape != shape:
             raise ValueError(f"expected {name} to have shape {shape}, got {values[name].shape}")
     spec.check_values(values)

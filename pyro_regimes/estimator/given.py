@@ -15,6 +15,7 @@ from pyro_regimes.estimator.parameters import (
     Array,
     Parameters,
     finite_numbers,
+    in_shape,
     probabilities,
 )
 from pyro_regimes.estimator.spec import Spec
@@ -102,17 +103,22 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
     return Given(values, frozenset(listed))
 
 
-def check_shapes(given: Given, spec: Spec, n_regimes: int, num_series: int) -> None:
-    """:raises ValueError: if the values do not suit data of so many series."""
-    shapes = spec.shapes(n_regimes, num_series)
-    for name, value in given.values.items():
-        if name in shapes and value.shape != shapes[name]:
-            raise ValueError(
-                f"expected {name} in init_params to have shape {shapes[name]} for X of "
-                f"{num_series} columns, got {value.shape}"
-            )
-    emission = {name: given.values[name] for name in spec.attributes if name in given.values}
+def for_series(given: Given, spec: Spec, n_regimes: int, num_series: int) -> Given:
+    """The values in the shapes of data of so many series.
+
+    :raises ValueError: if they do not suit such data.
+    """
+    emission = {}
+    for name, shape in spec.shapes(n_regimes, num_series).items():
+        if name in given.values:
+            emission[name] = in_shape(given.values[name], shape)
+            if emission[name].shape != shape:
+                raise ValueError(
+                    f"expected {name} in init_params to have shape {shape} for X of {num_series} "
+                    f"columns, got {emission[name].shape}"
+                )
     spec.check_values(emission)
+    return given._replace(values=given.values | emission)
 
 
 def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
-from pyro_regimes.estimator.given import Given, check_shapes, read_given
+from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
@@ -88,8 +88,7 @@ def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
     try:
         if model.covariance_type == model.covariance_type_:
             given = read_given(loaded, spec)
-            check_shapes(given, spec, loaded.n_regimes, model.n_features_in_)
-            return given
+            return for_series(given, spec, loaded.n_regimes, model.n_features_in_)
     except ValueError:
         pass
     return Given({}, frozenset())

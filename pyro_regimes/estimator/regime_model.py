@@ -233,7 +233,8 @@ class RegimeModel(FittedModel):
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
         spec = self._spec(self.covariance_type)
-        doubt = validation.check_fittable(fresh, data, spec, settings.given)
+        given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
+        settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
@@ -270,7 +271,8 @@ class RegimeModel(FittedModel):
             ``initial="uniform"``. Unless ``initial="free"`` no other one is accepted.
         :param transition_matrix: ``(K, K)``, (old, new).
         :param means: ``(K, D)``, or ``(K,)`` for one series.
-        :param covariances: in the shape of the ``covariance_type``, as the attribute.
+        :param covariances: in the shape of the attribute, which depends on ``covariance_type``. For
+            one series trailing dims of length 1 may be left out.
         :param regime_names: K names; None is those that ``order_by`` gives. The regimes keep their
             order in either case.
         :param feature_names: D names of series.

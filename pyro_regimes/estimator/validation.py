@@ -13,7 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.estimator.given import Given, check_shapes, read_given
+from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
@@ -290,17 +290,17 @@ def _check_same_columns(
 
 def check_fittable(
     model: BaseEstimator, data: Array, spec: Spec, given: Given
-) -> Warning | None:
+) -> tuple[Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
-    :return: a warning for the user, or None.
+    :return: the given values in the shapes of the data, and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
     """
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
-    check_shapes(given, spec, model.n_regimes, data.shape[1])
+    given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
@@ -319,7 +319,7 @@ def check_fittable(
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
     if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
-        return None
+        return given, None
     names = getattr(model, "feature_names_in_", None)
     doubt = spec.check_data(data, names, torch_dtype(model.dtype))
-    return None if doubt is None else UserWarning(doubt)
+    return given, None if doubt is None else UserWarning(doubt)

@@ -400,6 +400,83 @@ def test_covariances_that_are_not_symmetric_are_refused():
         RegimeModel.from_parameters(None, MOVES, np.zeros((2, 2)), value)
 
 
+SHAPES = {
+    "full": [[[4.0]], [[1.0]]],
+    "tied": [[2.0]],
+    "diag": [[4.0], [1.0]],
+    "spherical": [4.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_dims_of_one_series_may_be_left_out(covariance_type):
+    x = seeds.rng(0).normal(size=(60, 1)) * np.repeat([1.0, 2.0], 30)[:, None]
+    shape = np.shape(SHAPES[covariance_type])
+    arrays = [SHAPES[covariance_type]]
+    while arrays[-1] is not None and shape and shape[-1] == 1:
+        arrays.append(np.squeeze(arrays[-1], -1))
+        shape = shape[:-1]
+    assert len(arrays) == {"full": 3, "tied": 3, "diag": 2, "spherical": 1}[covariance_type]
+    models, fits = [], []
+    for covariances in arrays:
+        for means in ([[0.0], [0.5]], [0.0, 0.5]):
+            given = {"means": means, "covariances": covariances}
+            models.append(
+                RegimeModel.from_parameters(None, MOVES, **given, covariance_type=covariance_type)
+            )
+            fits.append(
+                RegimeModel(
+                    2, covariance_type, init_params=given, fixed=["means"], max_iter=3, tol=None,
+                    random_state=0,
+                ).fit(x)
+            )  # fmt: skip
+    for each in (models, fits):
+        assert {model.score(x) for model in each} == {each[0].score(x)}
+        assert {model.covariances_.shape for model in each} == {np.shape(arrays[0])}
+        assert {model.means_.shape for model in each} == {(2, 1)}
+
+
+def test_dims_of_several_series_may_not_be_left_out():
+    x = seeds.rng(0).normal(size=(60, 2))
+    for given in ({"means": [0.0, 1.0]}, {"covariances": [1.0, 1.0]}):
+        with pytest.raises(ValueError, match=r"init_params to have shape \(2, 2.*, got \(2,\)"):
+            RegimeModel(2, init_params=given).fit(x)
+    with pytest.raises(ValueError, match=r"expected covariances to have shape \(2, 2\), got \(2,"):
+        RegimeModel.from_parameters(
+            None, MOVES, np.zeros((2, 2)), [1.0, 1.0], covariance_type="diag"
+        )
+    wrong = {"covariances": [[1.0, 1.0]]}
+    with pytest.raises(ValueError, match=r"expected covariances to have shape \(2, 1, 1\), got"):
+        RegimeModel.from_parameters(None, MOVES, [0.0, 1.0], **wrong)
+
+
+@pytest.mark.parametrize(
+    "probs, message",
+    [
+        ([0.333] * 3, r"that sum to 1, got \[0.333.*, with the sum 0.999; divide .* their sum$"),
+        ([0.5, 0.3, 0.3], r"that sum to 1, got \[0.5, 0.3, 0.3\], with the sum 1.1$"),
+        ([1.2, -0.2, 0.0], r"that sum to 1, got \[1.2, -0.2, 0.0\], with the negative -0.2$"),
+        ([0.5, 0.5], r"that sum to 1, got \[0.5, 0.5\]$"),
+    ],
+)
+def test_the_sum_of_rounded_probabilities_is_shown(probs, message):
+    covariances = np.ones((3, 1, 1))
+    how = dict(means=[0, 1, 2], covariances=covariances)
+    with pytest.raises(ValueError, match=f"expected initial_probs to be 3 probabilities {message}"):
+        RegimeModel.from_parameters(probs, STICKY, **how)
+    matrix = [STICKY[0], probs, STICKY[2]]
+    if len(probs) == 3:
+        rows = "(?s)expected transition_matrix.* 3 rows of 3 probabilities that sum to 1, got .*"
+        row = message.partition(", with")[2].replace("divide .* their", "divide each row by its")
+        row = f"{rows}, with{row}".replace("the sum", "the sum of row 1,")
+        for call in (
+            lambda: RegimeModel.from_parameters(None, matrix, **how),
+            lambda: model_of(init_params={"transition_matrix": matrix}).fit(np.eye(9)[:, :1]),
+        ):
+            with pytest.raises(ValueError, match=row):
+                call()
+
+
 # ---- a start that collapses beside others ------------------------------------------------------
 
 
