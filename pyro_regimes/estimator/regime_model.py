@@ -78,12 +78,12 @@ class RegimeModel(FittedModel):
     :param init_params: values that every start begins with: a dict with any of ``initial_probs``,
         ``transition_matrix``, ``means`` and ``covariances``, in the shapes of the attributes below
         and in the units of the data; or a fitted model, for a warm start from all of its
-        parameters. What is not given is made as ever. If all are given there is one start. A
-        probability of 0 stays 0.
+        parameters. Parameters that are not given start as they do without ``init_params``. If the
+        transition matrix, means and covariances are all given, there is only one start. A
+        probability of 0 stays 0. For one series trailing dims of length 1 may be left out.
     :param fixed: names of parameters in ``init_params`` that the fit leaves as they are, except
         for the order of the regimes. They do not count in ``n_parameters_``, and
         ``regularization`` does not change them.
-
     :param initial: the distribution of the first regime: "free" is estimated, which one sequence
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
@@ -277,6 +277,7 @@ class RegimeModel(FittedModel):
             order in either case.
         :param feature_names: D names of series.
         :param settings: parameters of the constructor.
+        :return: the model.
         :raises ValueError: if the parameters are not valid.
         """
         matrix = finite_numbers("transition_matrix", transition_matrix)
@@ -331,7 +332,14 @@ class RegimeModel(FittedModel):
     def fit_predict(
         self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
-        """Fit, and return the most likely path of regimes of the training data, ``(T,)``."""
+        """Fit, and return the most likely path of regimes of the training data.
+
+        :param X: as in :meth:`fit`.
+        :param y: as in :meth:`fit`.
+        :param lengths: as in :meth:`fit`.
+        :return: ``(T,)``.
+        :raises ValueError: if a parameter of the model, or X, is not valid.
+        """
         self.fit(X, y, lengths=lengths)
         hmm, data, sizes = self._hmm_of(X, lengths, y=y)
         return hmm.decode(data, sizes, "viterbi")[1]
@@ -354,6 +362,8 @@ class RegimeModel(FittedModel):
     def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
         """Read a model that :meth:`save` wrote. No code in the file is executed.
 
+        :param path: the file to read.
+        :return: the model.
         :raises ValueError: if the file is not a saved model, or has an unknown version.
         :raises OSError: if the file cannot be read.
         """
