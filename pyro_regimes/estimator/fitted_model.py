@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_regimes.estimator import plots, problems, validation
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
-from pyro_regimes.estimator.inputs import date_index
+from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
@@ -96,10 +96,11 @@ class FittedModel(BaseEstimator):
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        choices = ("smoothed", "filtered")
-        chosen, lengths = validation.choice_and_lengths("kind", args, kind, lengths, choices)
+        kind, lengths = choice_and_lengths("kind", args, kind, lengths)
+        kind = "smoothed" if kind is None else kind
+        validation.one_of("kind", kind, ("smoothed", "filtered"))
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.posterior(data, sizes, chosen)[1]
+        return hmm.posterior(data, sizes, kind)[1]
 
     def decode(
         self,
@@ -125,12 +126,11 @@ class FittedModel(BaseEstimator):
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        choices = ("viterbi", "smoothing")
-        chosen, lengths = validation.choice_and_lengths(
-            "algorithm", args, algorithm, lengths, choices
-        )
+        algorithm, lengths = choice_and_lengths("algorithm", args, algorithm, lengths)
+        algorithm = "viterbi" if algorithm is None else algorithm
+        validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        return hmm.decode(data, sizes, chosen)
+        return hmm.decode(data, sizes, algorithm)
 
     def score(
         self,
@@ -226,8 +226,8 @@ class FittedModel(BaseEstimator):
         :raises ValueError: if the transition matrix has several such distributions.
         """
         check_is_fitted(self, "initial_probs_")
-        where = "in the training data" if self.n_samples_fit_ else "from initial_probs_ on"
-        remedy = f"see share_of_time_ for the shares {where}"
+        of = "shares in the training data" if self.n_samples_fit_ else "long run of initial_probs_"
+        remedy = f"see share_of_time_ for the {of}"
         return stationary_probs(self.transition_matrix_, "transition_matrix_", remedy)
 
     @property

@@ -30,34 +30,6 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"expected {name} to be one of {listed}, got {shown(value)}")
 
 
-def choice_and_lengths(
-    name: str, args: tuple[Any, ...], choice: Any, lengths: Any, choices: tuple[str, ...]
-) -> tuple[str, Any]:
-    """A choice and the lengths of sequences, which may be given by position in either order.
-
-    hmmlearn has the lengths first. None is the first choice, or no lengths.
-
-    :param args: those given by position.
-    :param choice: the choice if it is given by name, and ``lengths``.
-    :raises ValueError: if one of them is given twice, or the choice is not one of the choices.
-    """
-    given = [("lengths" if _is_sequence(arg) else name, arg) for arg in args]
-    given += [(name, choice), ("lengths", lengths)]
-    found: dict[str, Any] = {}
-    for key, value in given:
-        if value is None:
-            continue
-        if key in found:
-            raise ValueError(f"expected {key} once, got {shown(found[key])} and {shown(value)}")
-        found[key] = value
-    one_of(name, found.setdefault(name, choices[0]), choices)
-    return found[name], found.get("lengths")
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1
-
-
 def integer(name: str, value: Any, least: int) -> int:
     """:raises ValueError: if the value is not an integer of at least ``least``, below 2^63."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
