@@ -51,10 +51,10 @@ def initial_probs(
         listed = ", ".join(map(repr, START))
         raise ValueError(f"expected start to be one of {listed} or probabilities, got {start!r}")
     if start == "stationary":
-        return stationary_probs(transition_matrix)
+        return stationary_probs(transition_matrix, "transition_matrix_", "use start='fitted'")
     if start == "fitted" or training_start is None or not is_irreducible(transition_matrix):
         return fitted
-    stationary = stationary_probs(transition_matrix)
+    stationary = stationary_probs(transition_matrix, "transition_matrix_", "use start='fitted'")
     firsts = np.cumsum([0, *sizes[:-1]])
     begins = [
         _begins_with(data[first : first + min(size, NUM_ROWS)], training_start, unit)
@@ -79,16 +79,32 @@ def is_irreducible(transition_matrix: Array) -> bool:
     return bool(count == 1)
 
 
-def stationary_probs(transition_matrix: Array) -> Array:
+def stationary_probs(transition_matrix: Array, name: str, remedy: str) -> Array:
     r"""The distribution :math:`\pi = \pi A` of a chain.
 
+    :param name: what the matrix is called in an error.
+    :param remedy: what the caller can do where there is more than one such distribution.
     :raises ValueError: if there is more than one.
     """
     try:
         probs: Array = ops.stationary_probs(torch.from_numpy(transition_matrix)).numpy()
-    except ValueError as error:
-        raise ValueError(f"{error}; use start='fitted'") from None
+    except ValueError:
+        raise ValueError(
+            f"expected {name} with one stationary distribution, got a matrix with several: some "
+            f"regimes cannot be reached from others; {remedy}"
+        ) from None
     return probs
+
+
+def implied_probs(initial: str, transition_matrix: Array, name: str, remedy: str) -> Array:
+    """The distribution of the first regime where ``initial`` is "stationary" or "uniform".
+
+    :param name: as in :func:`stationary_probs`, and ``remedy``.
+    :raises ValueError: if it is "stationary" and there is more than one such distribution.
+    """
+    if initial == "stationary":
+        return stationary_probs(transition_matrix, name, remedy)
+    return np.full(len(transition_matrix), 1 / len(transition_matrix))
 
 
 def long_run_share(initial: Array, transition_matrix: Array) -> Array:

@@ -6,10 +6,19 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from pyro_regimes.estimator.beginning import long_run_share, stationary_probs
+from pyro_regimes.estimator.beginning import implied_probs, long_run_share
 from pyro_regimes.estimator.fitting import FittedRegimes
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
+from pyro_regimes.estimator.messages import shown
+from pyro_regimes.estimator.parameters import (
+    Array,
+    Parameters,
+    finite_numbers,
+    in_shape,
+    probabilities,
+)
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+
+_ROUNDING = 1e-6  # of probabilities that a user gives
 
 
 def of_values(
@@ -18,33 +27,48 @@ def of_values(
     emission: Mapping[str, Any],
     n_regimes: int,
     spec: Spec,
+    initial: str,
 ) -> Parameters:
     """Check values and make them parameters.
 
-    :param initial_probs: None is the stationary distribution.
-    :param emission: in the order of the attributes of the spec; the first one is ``(K, D)``, or
-        ``(K,)`` for one series.
+    :param initial_probs: None is the distribution that ``initial`` implies, and the stationary one
+        where that is "free".
+    :param emission: in the order of the attributes of the spec; the first one is ``(K, D)``. For
+        one series trailing dims of length 1 may be left out.
     :raises ValueError: if they are not valid.
     """
     matrix = probabilities("transition_matrix", transition_matrix, (n_regimes, n_regimes))
-    if initial_probs is None:
-        initial = stationary_probs(matrix)
-    else:
-        initial = probabilities("initial_probs", initial_probs, (n_regimes,))
+    first_probs = _first_probs(initial_probs, matrix, initial)
     values = {name: finite_numbers(name, value) for name, value in emission.items()}
-    first = spec.attributes[0]
-    if values[first].ndim == 1:
-        values[first] = values[first][:, None]
-    num_series = values[first].shape[-1] if values[first].ndim else 1
+    first = values[spec.attributes[0]]
+    num_series = first.shape[-1] if first.ndim > 1 else 1
     for name, shape in spec.shapes(n_regimes, max(num_series, 1)).items():
+        values[name] = in_shape(values[name], shape)
         if values[name].shape != shape:
             raise ValueError(f"expected {name} to have shape {shape}, got {values[name].shape}")
     spec.check_values(values)
-    return Parameters(initial, matrix, values)
+    return Parameters(first_probs, matrix, values)
+
+
+def _first_probs(given: Any, matrix: Array, initial: str) -> Array:
+    """The distribution of the first regime, which must be the one that ``initial`` implies."""
+    if initial == "free" and given is not None:
+        return probabilities("initial_probs", given, (len(matrix),))
+    remedy = "give initial_probs" + ("" if initial == "free" else ", with initial='free'")
+    implied = "stationary" if initial == "free" else initial
+    probs = implied_probs(implied, matrix, "transition_matrix", remedy)
+    if given is not None:
+        found = probabilities("initial_probs", given, (len(matrix),))
+        if (abs(found - probs) > _ROUNDING).any():
+            raise ValueError(
+                f"expected initial_probs to be None or the {initial} distribution "
+                f"{shown(probs.tolist())}, got {shown(given)}; give None, or set initial='free'"
+            )
+    return probs
 
 
 def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
-    """What a fit would say of parameters that no fit has found."""
+    """The fitted regimes of a model that was not fitted to data."""
     share = long_run_share(parameters.initial_probs, parameters.transition_matrix)
     return FittedRegimes(
         parameters,
@@ -58,10 +82,11 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
     )
 
 
-def hmmlearn_parameters(other: Any) -> dict[str, Any]:
+def hmmlearn_parameters(other: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :meth:`.RegimeModel.from_parameters` for a fitted ``GaussianHMM``.
 
-    :raises ValueError: if it has no parameters of Gaussian emissions.
+    :param settings: other arguments, which may repeat those of the model.
+    :raises ValueError: if it has no parameters of Gaussian emissions, or settings contradict them.
     """
     kind = getattr(other, "covariance_type", None)
     needed = ("startprob_", "transmat_", "means_", "covars_")
@@ -77,10 +102,17 @@ def hmmlearn_parameters(other: Any) -> dict[str, Any]:
         covariances = covariances[:: len(covariances) // len(other.means_), 0, 0]
     elif kind == "tied":
         covariances = covariances[0]
-    return {
+    found = {
         "initial_probs": other.startprob_,
         "transition_matrix": other.transmat_,
         "means": other.means_,
         "covariances": covariances,
         "covariance_type": kind,
     }
+    for name, value in found.items():
+        if name in settings and not np.array_equal(settings[name], value):
+            raise ValueError(
+                f"expected {name} to be that of the hmmlearn model, {shown(value)}, got "
+                f"{shown(settings[name])}; leave it out"
+            )
+    return {**settings, **found}

@@ -57,7 +57,8 @@ class FittedHMM(NamedTuple):
             initial, transition, logits, lengths = hmm._chain(x)
             filtered = ops.filter_logits(initial, transition, logits, lengths)
             later = filtered[..., :-1, :].unsqueeze(-1) + transition
-            predicted = torch.cat([initial.unsqueeze(-2), later.logsumexp(-2)], -2)
+            first = initial.expand(filtered[..., 0, :].shape)
+            predicted = torch.cat([first.unsqueeze(-2), later.logsumexp(-2)], -2)
             scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
 

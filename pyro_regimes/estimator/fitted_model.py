@@ -1,4 +1,4 @@
-"""What a fitted regime model can be asked: paths, probabilities, scores, forecasts and tables."""
+"""The methods of a fitted regime model: paths, probabilities, scores, forecasts and tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_regimes.estimator import plots, problems, validation
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
-from pyro_regimes.estimator.inputs import date_index
+from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Summary, summarise
@@ -51,41 +51,54 @@ class FittedModel(BaseEstimator):
     def predict(
         self,
         X: Any,
-        *,
         lengths: npt.ArrayLike | None = None,
+        *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), given the whole sequence.
 
-        :param start: probabilities of the first regime of each sequence. "fitted" is
-            ``initial_probs_``, which of one training sequence says what its first day was;
-            "stationary" is ``stationary_distribution_``; or an array ``(K,)``. "auto" is fitted
-            where X begins with the rows with which training began, in float32 or to six decimals,
-            too, where training had several sequences, and where some regimes cannot be reached
-            from others; else stationary.
+        :param X: as in :meth:`fit`, with the D series of the model.
+        :param lengths: as in :meth:`fit`.
+        :param start: probabilities of the first regime of each sequence: an array ``(K,)``,
+            "fitted" for ``initial_probs_``, "stationary" for ``stationary_distribution_``, or
+            "auto". After a fit to one sequence, ``initial_probs_`` only says in which regime that
+            sequence began, so "auto" uses it for sequences that begin with the same rows (also if
+            they are rounded to float32 or six decimals), and the stationary distribution for
+            others. "auto" is "fitted" for all sequences if the model was fitted to several, if it
+            is from :meth:`from_parameters`, or if some regimes cannot be reached from others.
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
-            as the last filtered ones of the rows before. Instead of ``start``.
+            as the last filtered ones of the rows before. Give it instead of ``start``.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         return self.decode(X, lengths=lengths, start=start, after=after)[1]
 
     def predict_proba(
         self,
         X: Any,
-        kind: str = "smoothed",
-        *,
+        *args: Any,
+        kind: str | None = None,
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> Array:
         """Probability of each regime at each step.
 
+        :param X: as in :meth:`fit`.
+        :param args: ``kind`` or ``lengths`` by position, as in ``predict_proba(X, "filtered")`` and
+            in hmmlearn's ``predict_proba(X, lengths)``.
         :param kind: "smoothed", given the whole sequence, or "filtered", given past and present.
-        :param start: as in :meth:`predict`, and ``after``.
+            None is "smoothed".
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
         :return: ``(T, K)``.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
+        kind, lengths = choice_and_lengths("kind", args, kind, lengths)
+        kind = "smoothed" if kind is None else kind
         validation.one_of("kind", kind, ("smoothed", "filtered"))
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
         return hmm.posterior(data, sizes, kind)[1]
@@ -93,21 +106,29 @@ class FittedModel(BaseEstimator):
     def decode(
         self,
         X: Any,
-        algorithm: str = "viterbi",
-        *,
+        *args: Any,
+        algorithm: str | None = None,
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
+        :param X: as in :meth:`fit`.
+        :param args: ``algorithm`` or ``lengths`` by position, as in ``decode(X, "smoothing")`` and
+            in hmmlearn's ``decode(X, lengths)``.
         :param algorithm: "viterbi" for the most likely path; "smoothing" for the most likely regime
             of each step. This minimises the expected number of errors, but the path may have
-            probability zero.
-        :param start: as in :meth:`predict`, and ``after``.
+            probability zero. None is "viterbi".
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
+        algorithm, lengths = choice_and_lengths("algorithm", args, algorithm, lengths)
+        algorithm = "viterbi" if algorithm is None else algorithm
         validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
         return hmm.decode(data, sizes, algorithm)
@@ -123,8 +144,13 @@ class FittedModel(BaseEstimator):
     ) -> float:
         """The log-likelihood of X, summed over all steps and sequences.
 
+        :param X: as in :meth:`predict`.
         :param y: as in :meth:`fit`.
-        :param start: as in :meth:`predict`, and ``after``.
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
+        :return: log p(x).
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         hmm, data, sizes = self._hmm_of(X, lengths, start, after, y)
@@ -133,8 +159,8 @@ class FittedModel(BaseEstimator):
     def score_samples(
         self,
         X: Any,
-        *,
         lengths: npt.ArrayLike | None = None,
+        *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
     ) -> Array:
@@ -142,30 +168,43 @@ class FittedModel(BaseEstimator):
 
         .. math:: \log p(x_t \mid x_1, ..., x_{t-1})
 
-        :param start: as in :meth:`predict`, and ``after``.
+        :param X: as in :meth:`predict`.
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
         :return: ``(T,)``.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
         return hmm.score_samples(data, sizes)
 
-    def aic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+    def aic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Akaike's criterion, :math:`-2 \log p(x) + 2 p`; lower is better.
 
         The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
         of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
-        :math:`D(D+1)/2`.
+        :math:`D(D+1)/2`. Parameters that were ``fixed`` in the fit are not counted, and neither are
+        the :math:`K-1` initial probabilities unless ``initial`` was "free".
 
-        :param X: None is the training data.
+        :param X: as in :meth:`predict`; None is the training data.
+        :param lengths: as in :meth:`fit`.
+        :return: the criterion.
+        :raises ValueError: if an argument is not valid, if X is None for a model that was not
+            fitted to data, or if the model is not fitted.
         """
         return -2 * self._scored(X, lengths)[0] + 2 * self.n_parameters_
 
-    def bic(self, X: Any = None, *, lengths: npt.ArrayLike | None = None) -> float:
+    def bic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
         T is the number of observations of all sequences.
 
-        :param X: None is the training data.
+        :param X: as in :meth:`predict`; None is the training data.
+        :param lengths: as in :meth:`fit`.
+        :return: the criterion.
+        :raises ValueError: if an argument is not valid, if X is None for a model that was not
+            fitted to data, or if the model is not fitted.
         """
         log_likelihood, num_rows = self._scored(X, lengths)
         return -2 * log_likelihood + self.n_parameters_ * float(np.log(num_rows))
@@ -182,16 +221,22 @@ class FittedModel(BaseEstimator):
 
     @property
     def stationary_distribution_(self) -> Array:
-        r"""The share of time of each regime in the long run, :math:`\pi = \pi A`, ``(K,)``.
+        r"""The share of time of each regime in the long run, :math:`\pi = \pi A`.
 
+        :return: ``(K,)``.
         :raises ValueError: if the transition matrix has several such distributions.
         """
         check_is_fitted(self, "initial_probs_")
-        return stationary_probs(self.transition_matrix_)
+        of = "shares in the training data" if self.n_samples_fit_ else "long run of initial_probs_"
+        remedy = f"see share_of_time_ for the {of}"
+        return stationary_probs(self.transition_matrix_, "transition_matrix_", remedy)
 
     @property
     def n_parameters_(self) -> int:
-        """The number of free parameters; see :meth:`aic`."""
+        """The number of free parameters of the fit.
+
+        :return: p in :meth:`aic`.
+        """
         check_is_fitted(self, "initial_probs_")
         n_regimes = len(self.initial_probs_)
         spec = self._spec(self.covariance_type_)
@@ -208,8 +253,10 @@ class FittedModel(BaseEstimator):
     ) -> tuple[Array, npt.NDArray[np.int64]]:
         """Draw one sequence from the fitted model.
 
+        :param n_samples: number of steps, at least 1.
         :param random_state: seed of the draws; None uses that of the model.
         :return: observations ``(n_samples, D)`` and their regimes ``(n_samples,)``.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         n_samples = validation.integer("n_samples", n_samples, 1)
@@ -230,8 +277,10 @@ class FittedModel(BaseEstimator):
 
         :param X: ``(T, D)``, one sequence.
         :param n_steps: number of steps, at least 1.
-        :param start: as in :meth:`predict`, and ``after``.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
@@ -301,6 +350,7 @@ class FittedModel(BaseEstimator):
         :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
         :return: a matplotlib figure, of ``ax`` if it is given.
         :raises ImportError: if matplotlib is not installed.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         data, sizes = validation.check_data(self, X, None)
         if len(sizes) > 1:
@@ -325,12 +375,14 @@ class FittedModel(BaseEstimator):
 
     @property
     def model(self) -> PyroModel:
-        """The fitted model as a Pyro function ``model(x, lengths=None)``, to be carried on with.
+        """The fitted model as a Pyro function ``model(x, lengths=None)``, for other inference.
 
         Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
         (or ``scale``) start at the fitted values where the caller's parameter store has none of
         these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
         The site is "observations".
+
+        :return: the function.
         """
         check_is_fitted(self)
         return self._hmm().pyro_model()

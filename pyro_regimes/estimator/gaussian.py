@@ -167,15 +167,20 @@ class MatrixGaussian(_Gaussian):
         if "covariances" not in emission:
             return
         covariances = emission["covariances"]
-        deviations = np.sqrt(np.maximum(np.diagonal(covariances, axis1=-2, axis2=-1), 0))
-        scale = deviations[..., :, None] * deviations[..., None, :]
-        try:
-            np.linalg.cholesky(covariances)  # reads one triangle only
-            regular = (np.abs(covariances - covariances.swapaxes(-1, -2)) <= 1e-6 * scale).all()
-        except np.linalg.LinAlgError:
-            regular = False
-        if not regular:
-            raise ValueError("covariances_ are not symmetric and positive definite")
+        expected = "expected covariances to be symmetric and positive definite, got"
+        for regime, one in enumerate(covariances.reshape(-1, *covariances.shape[-2:])):
+            where = "" if self.shared else f" in regime {regime}"
+            deviations = np.sqrt(np.maximum(np.diagonal(one), 0))
+            if (np.abs(one - one.T) > 1e-6 * np.outer(deviations, deviations)).any():
+                raise ValueError(
+                    f"{expected} a matrix C{where} that is not symmetric; use (C + C.T) / 2"
+                )
+            if not _is_positive_definite(one):
+                least = np.linalg.eigvalsh(one)[0]
+                raise ValueError(
+                    f"{expected} a least eigenvalue of {least:.3g}{where}; add a small positive "
+                    "number to the diagonal"
+                )
 
     def _noise(
         self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
@@ -354,8 +359,13 @@ class DiagonalGaussian(_Gaussian):
     def check_values(self, emission: Emission) -> None:
         if "covariances" not in emission:
             return
-        if not (emission["covariances"] > 0).all():
-            raise ValueError("covariances_ are not positive")
+        covariances = emission["covariances"]
+        wrong = np.argwhere(~(covariances > 0))
+        if len(wrong):
+            raise ValueError(
+                f"expected covariances to be positive variances, got "
+                f"{covariances[tuple(wrong[0])]:.3g} in regime {wrong[0, 0]}; use variances above 0"
+            )
 
     def _noise(
         self, emission: Emission, states: npt.NDArray[np.int64], standard: Array

@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from pyro_regimes.estimator.beginning import stationary_probs
 from pyro_regimes.estimator.messages import shown
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, probabilities
+from pyro_regimes.estimator.parameters import (
+    CHAIN_ATTRIBUTES,
+    Array,
+    Parameters,
+    finite_numbers,
+    in_shape,
+    probabilities,
+)
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
-
-CHAIN = ("initial_probs", "transition_matrix")
 
 
 class Given(NamedTuple):
@@ -65,7 +71,7 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
     :raises ValueError: if they are not valid, as far as that can be told without data.
     """
     values = _values(model, spec)
-    names = CHAIN + spec.attributes
+    names = CHAIN_ATTRIBUTES + spec.attributes
     fixed = model.fixed
     listed = [fixed] if isinstance(fixed, str) else list(fixed) if _is_listed(fixed) else [fixed]
     for name in listed:
@@ -88,27 +94,38 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
         raise ValueError(
             f"expected min_eigenvalue=0 where covariances are fixed, got {model.min_eigenvalue:g}"
         )
+    if model.initial == "stationary" and "transition_matrix" in values:
+        stationary_probs(
+            values["transition_matrix"],
+            "transition_matrix in init_params",
+            "give another one, or set initial='free' or initial='uniform'",
+        )
     return Given(values, frozenset(listed))
 
 
-def check_shapes(given: Given, spec: Spec, n_regimes: int, num_series: int) -> None:
-    """:raises ValueError: if the values do not suit data of so many series."""
-    shapes = spec.shapes(n_regimes, num_series)
-    for name, value in given.values.items():
-        if name in shapes and value.shape != shapes[name]:
-            raise ValueError(
-                f"expected {name} in init_params to have shape {shapes[name]} for X of "
-                f"{num_series} columns, got {value.shape}"
-            )
-    emission = {name: given.values[name] for name in spec.attributes if name in given.values}
+def for_series(given: Given, spec: Spec, n_regimes: int, num_series: int) -> Given:
+    """The values in the shapes of data of so many series.
+
+    :raises ValueError: if they do not suit such data.
+    """
+    emission = {}
+    for name, shape in spec.shapes(n_regimes, num_series).items():
+        if name in given.values:
+            emission[name] = in_shape(given.values[name], shape)
+            if emission[name].shape != shape:
+                raise ValueError(
+                    f"expected {name} in init_params to have shape {shape} for X of {num_series} "
+                    f"columns, got {emission[name].shape}"
+                )
     spec.check_values(emission)
+    return given._replace(values=given.values | emission)
 
 
 def _values(model: BaseEstimator, spec: Spec) -> dict[str, Array]:
     given, n_regimes = model.init_params, model.n_regimes
     if given is None:
         return {}
-    names = CHAIN + spec.attributes
+    names = CHAIN_ATTRIBUTES + spec.attributes
     if isinstance(given, type(model)):
         given = _of_fitted(given, model, names)
     if not isinstance(given, Mapping):

@@ -11,10 +11,14 @@ from pyro_regimes.estimator.messages import shown
 
 Array = npt.NDArray[np.float64]
 
+#: Names of the parameters of the chain: fitted attributes, without the underscore.
+CHAIN_ATTRIBUTES = ("initial_probs", "transition_matrix")
+
 #: The parameters of the observations, by name; for a Gaussian ``means`` and ``covariances``.
 Emission = dict[str, Array]
 
 _ROUNDING = 1e-6  # of the sum of probabilities that a user gives
+_PRINTED = 0.01 + 1e-9  # error of the sum of probabilities that are printed with two digits
 
 
 class Parameters(NamedTuple):
@@ -83,14 +87,39 @@ def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> Array:
         probs = finite_numbers(name, value)
     except ValueError:
         probs = np.full(1, np.nan)
-    sums = probs.sum(-1, keepdims=True)
-    if probs.shape != shape or (probs < 0).any() or not (abs(sums - 1) <= _ROUNDING).all():
+    problem = _problem(probs) if probs.shape == shape else ""
+    if problem is not None:
         rows = f"{shape[0]} rows of " if len(shape) > 1 else ""
         raise ValueError(
             f"expected {name} to be {rows}{shape[-1]} probabilities that sum to 1, got "
-            f"{shown(value)}"
+            f"{shown(value)}{problem}"
         )
+    sums = probs.sum(-1, keepdims=True)
     return np.where(abs(sums - 1) < 1e-12, probs, probs / sums)
+
+
+def _problem(probs: Array) -> str | None:
+    """What is wrong with probabilities, and the remedy, for a message; None if nothing is."""
+    if (probs < 0).any():
+        return f", with the negative {probs.min():.10g}"
+    errors = abs(probs.sum(-1) - 1)
+    if (errors <= _ROUNDING).all():
+        return None
+    row = np.unravel_index(errors.argmax(), errors.shape)
+    of_row = f" of row {row[0]}," if row else ""
+    problem = f", with the sum{of_row} {probs[row].sum():.10g}"
+    if errors.max() > _PRINTED:
+        return problem
+    return problem + ("; divide each row by its sum" if row else "; divide them by their sum")
+
+
+def in_shape(value: Array, shape: tuple[int, ...]) -> Array:
+    """Add the trailing dims of length 1 that values of one series may leave out.
+
+    A value that does not have this shape then is returned as it is.
+    """
+    full = value.shape + (1,) * (len(shape) - value.ndim)
+    return value.reshape(full) if full == shape else value
 
 
 def finite_numbers(name: str, value: Any) -> Array:

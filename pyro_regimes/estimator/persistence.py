@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from pyro_regimes.estimator.given import CHAIN, read_given
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.beginning import implied_probs
+from pyro_regimes.estimator.given import Given, for_series, read_given
+from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
 from pyro_regimes.files import file_name, replacing
@@ -48,17 +49,25 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     """Write a fitted model atomically: a file already at ``path`` is replaced in one operation.
 
     :raises OSError: if the file cannot be written.
-    :raises ValueError: if no file can have this name.
+    :raises ValueError: if no file can have this name, or a parameter of the constructor is not
+        valid.
     """
-    parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    parameters = {
+        name: _plain(value)
+        for name, value in model.get_params(deep=False).items()
+        if name not in ("init_params", "fixed")
+    }
     if isinstance(model.order_by, BaseEstimator):
         parameters["order_by"] = "volatility"
-    given = read_given(model, spec).values
-    parameters["init_params"] = {name: value.tolist() for name, value in given.items()} or None
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
     parameters |= {"initial": model.initial_}
+    loaded = type(model)(**parameters)
+    check_parameters(loaded)  # else the file could not be loaded
+    given = _given(model, loaded, spec)
+    values = {name: value.tolist() for name, value in given.values.items()}
+    parameters |= {"init_params": values or None, "fixed": sorted(given.fixed)}
     fitted = {name: getattr(model, name).tolist() for name in _arrays(spec)}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     if not model.n_samples_fit_:
@@ -76,6 +85,21 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
+    """``init_params`` and ``fixed``, or nothing if they do not suit the fit that is saved.
+
+    :param loaded: a model with the parameters of the file, to which these are added.
+    """
+    loaded.set_params(init_params=model.init_params, fixed=model.fixed)
+    try:
+        if model.covariance_type == model.covariance_type_:
+            given = read_given(loaded, spec)
+            return for_series(given, spec, loaded.n_regimes, model.n_features_in_)
+    except ValueError:
+        pass
+    return Given({}, frozenset())
+
+
 def _plain(value: Any) -> Any:
     """A constructor's parameter for JSON: dtypes and devices by name, a generator as None."""
     if value is None or isinstance(value, (bool, str)):
@@ -88,8 +112,6 @@ def _plain(value: Any) -> Any:
         return float(value)
     if isinstance(value, np.random.RandomState):
         return None
-    if isinstance(value, (list, tuple)):  # fixed
-        return list(value)
     return str(value).removeprefix("torch.")
 
 
@@ -145,7 +167,7 @@ def _names(name: str, value: Any, number: int) -> list[str]:
 
 
 def _fixed(value: Any, spec: Spec) -> list[str]:
-    names = sorted({*CHAIN, *spec.attributes} & {*value})
+    names = sorted({*CHAIN_ATTRIBUTES, *spec.attributes} & {*value})
     if value != names:
         raise ValueError(f"fixed_ is not a sorted list of names of parameters: {value!r}")
     return names
@@ -213,6 +235,15 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
             raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
+    if model.initial_ != "free":
+        implied = implied_probs(
+            model.initial_, model.transition_matrix_, "transition_matrix_", "set initial='free'"
+        )
+        if (np.abs(model.initial_probs_ - implied) > _ROUNDING).any():
+            raise ValueError(
+                f"expected initial_probs_ to be {implied.tolist()}, the {model.initial_} "
+                f"distribution, got {model.initial_probs_.tolist()}"
+            )
     spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
 
 

@@ -19,12 +19,12 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM, stationary_probs
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.spec import Spec
 
 PyroModel = Callable[..., None]
 
-CHAIN = ("initial_probs", "transition_probs")
+CHAIN_ARGUMENTS = ("initial_probs", "transition_probs")
 
 
 def to_arguments(
@@ -78,8 +78,8 @@ def from_arguments(arguments: Mapping[str, Tensor], like: Parameters, spec: Spec
 
 def argument_names(names: Collection[str], spec: Spec) -> frozenset[str]:
     """The names of the arguments of :func:`pyro_model` for those of fitted attributes."""
-    attributes = ("initial_probs", "transition_matrix", *spec.attributes)
-    of = dict(zip(attributes, CHAIN + spec.arguments, strict=True))
+    attributes = CHAIN_ATTRIBUTES + spec.attributes
+    of = dict(zip(attributes, CHAIN_ARGUMENTS + spec.arguments, strict=True))
     return frozenset(of[name] for name in names)
 
 
@@ -123,7 +123,7 @@ def pyro_model(
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
 
     def constraint(name: str) -> constraints.Constraint:
-        return constraints.simplex if name in CHAIN else spec.constraint(name, floor)
+        return constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
 
     def model(x: Tensor, lengths: Tensor | None = None) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
@@ -178,4 +178,4 @@ def prior_model(
 
 def site_values(arguments: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
     """Values of the sites of :func:`prior_model` for the arguments of one set of parameters."""
-    return {**{name: arguments[name] for name in CHAIN}, **spec.site_values(arguments)}
+    return {**{name: arguments[name] for name in CHAIN_ARGUMENTS}, **spec.site_values(arguments)}

@@ -80,12 +80,12 @@ class RegimeModel(FittedModel):
     :param init_params: values that every start begins with: a dict with any of ``initial_probs``,
         ``transition_matrix``, ``means`` and ``covariances``, in the shapes of the attributes below
         and in the units of the data; or a fitted model, for a warm start from all of its
-        parameters. What is not given is made as ever. If all are given there is one start. A
-        probability of 0 stays 0.
+        parameters. Parameters that are not given start as they do without ``init_params``. If the
+        transition matrix, means and covariances are all given, there is only one start. A
+        probability of 0 stays 0. For one series trailing dims of length 1 may be left out.
     :param fixed: names of parameters in ``init_params`` that the fit leaves as they are, except
         for the order of the regimes. They do not count in ``n_parameters_``, and
         ``regularization`` does not change them.
-
     :param initial: the distribution of the first regime: "free" is estimated, which one sequence
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
@@ -230,13 +230,14 @@ class RegimeModel(FittedModel):
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        validation.check_parameters(self)
+        settings = validation.read_settings(self)
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
-        spec, settings = self._spec(self.covariance_type), validation.read_settings(self)
-        doubt = validation.check_fittable(fresh, data, spec)
+        spec = self._spec(self.covariance_type)
+        given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
+        settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
@@ -270,14 +271,17 @@ class RegimeModel(FittedModel):
         It predicts, scores, forecasts and saves as a fitted one. Its ``n_samples_fit_`` is 0, its
         ``log_likelihood_`` NaN, and its ``share_of_time_`` that of the long run.
 
-        :param initial_probs: ``(K,)``; None is the stationary distribution.
+        :param initial_probs: ``(K,)``; None is the stationary distribution, or the uniform one if
+            ``initial="uniform"``. Unless ``initial="free"`` no other one is accepted.
         :param transition_matrix: ``(K, K)``, (old, new).
         :param means: ``(K, D)``, or ``(K,)`` for one series.
-        :param covariances: in the shape of the ``covariance_type``, as the attribute.
+        :param covariances: in the shape of the attribute, which depends on ``covariance_type``. For
+            one series trailing dims of length 1 may be left out.
         :param regime_names: K names; None is those that ``order_by`` gives. The regimes keep their
             order in either case.
         :param feature_names: D names of series.
         :param settings: parameters of the constructor.
+        :return: the model.
         :raises ValueError: if the parameters are not valid.
         """
         matrix = finite_numbers("transition_matrix", transition_matrix)
@@ -286,7 +290,9 @@ class RegimeModel(FittedModel):
         validation.check_parameters(model)
         spec = model._spec(model.covariance_type)
         emission = dict(zip(spec.attributes, (means, covariances), strict=True))
-        parameters = of_values(initial_probs, matrix, emission, model.n_regimes, spec)
+        parameters = of_values(
+            initial_probs, matrix, emission, model.n_regimes, spec, model.initial
+        )
         model.n_features_in_ = parameters.emission[spec.attributes[0]].shape[-1]
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
@@ -304,11 +310,14 @@ class RegimeModel(FittedModel):
     def from_hmmlearn(cls, other: Any, **settings: Any) -> RegimeModel:
         """A model with the parameters of a fitted ``hmmlearn.hmm.GaussianHMM``.
 
-        :param settings: as in :meth:`from_parameters`, where ``covariance_type`` is that of
+        :param other: the fitted model of hmmlearn.
+        :param settings: as in :meth:`from_parameters`. The ``covariance_type`` is that of
             ``other``.
-        :raises ValueError: if ``other`` has no parameters of Gaussian emissions.
+        :return: the model.
+        :raises ValueError: if ``other`` has no parameters of Gaussian emissions, or a setting
+            contradicts it.
         """
-        return cls.from_parameters(**hmmlearn_parameters(other), **settings)
+        return cls.from_parameters(**hmmlearn_parameters(other, settings))
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
@@ -328,7 +337,14 @@ class RegimeModel(FittedModel):
     def fit_predict(
         self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
-        """Fit, and return the most likely path of regimes of the training data, ``(T,)``."""
+        """Fit, and return the most likely path of regimes of the training data.
+
+        :param X: as in :meth:`fit`.
+        :param y: as in :meth:`fit`.
+        :param lengths: as in :meth:`fit`.
+        :return: ``(T,)``.
+        :raises ValueError: if a parameter of the model, or X, is not valid.
+        """
         self.fit(X, y, lengths=lengths)
         hmm, data, sizes = self._hmm_of(X, lengths, y=y)
         return hmm.decode(data, sizes, "viterbi")[1]
@@ -337,9 +353,12 @@ class RegimeModel(FittedModel):
         """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
 
         A ``random_state`` that is a generator is not saved; it loads as None. Nor is a model in
-        ``order_by``, which loads as "volatility".
+        ``order_by``, which loads as "volatility". ``init_params`` and ``fixed`` are saved unless
+        they were set for another fit after this one, with which they do not agree.
 
+        :param path: the file to write.
         :raises OSError: if the file cannot be written.
+        :raises ValueError: if a parameter that was set after the fit is not valid.
         """
         check_is_fitted(self)
         persistence.write_model(path, self, self._spec(self.covariance_type_))
@@ -348,6 +367,8 @@ class RegimeModel(FittedModel):
     def load(cls, path: str | os.PathLike[str]) -> RegimeModel:
         """Read a model that :meth:`save` wrote. No code in the file is executed.
 
+        :param path: the file to read.
+        :return: the model.
         :raises ValueError: if the file is not a saved model, or has an unknown version.
         :raises OSError: if the file cannot be read.
         """

@@ -13,7 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.estimator.given import Given, check_shapes, read_given
+from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
@@ -54,9 +54,12 @@ def _number(name: str, value: Any, *, positive: bool = False) -> None:
 
 def names(name: str, value: Any, number: int) -> list[str]:
     """:raises ValueError: if these are not so many strings."""
-    listed = None if isinstance(value, str) else list(value)
+    try:
+        listed = None if isinstance(value, str) else list(value)
+    except TypeError:
+        listed = None
     if listed is None or len(listed) != number or not all(isinstance(n, str) for n in listed):
-        raise ValueError(f"expected {name} to be {number} strings, got {value!r}")
+        raise ValueError(f"expected {name} to be {number} strings, got {shown(value)}")
     return [str(each) for each in listed]
 
 
@@ -103,8 +106,12 @@ def random_state(value: Any) -> np.random.RandomState:
     return np.random.RandomState(value)
 
 
-def check_parameters(model: BaseEstimator) -> None:
-    """:raises ValueError: if a parameter of the constructor is not valid."""
+def check_parameters(model: BaseEstimator) -> Given:
+    """Check the parameters of the constructor.
+
+    :return: the values of ``init_params``.
+    :raises ValueError: if a parameter is not valid.
+    """
     integer("n_regimes", model.n_regimes, 1)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
@@ -123,12 +130,13 @@ def check_parameters(model: BaseEstimator) -> None:
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
-    read_given(model, _spec_of(model))
+    given = read_given(model, model._spec(model.covariance_type))
     if model.periods_per_year is not None:
         _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
+    return given
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -155,11 +163,6 @@ def reference(model: BaseEstimator) -> str | Reference:
     return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
 
 
-def _spec_of(model: BaseEstimator) -> Spec:
-    spec: Spec = model._spec(model.covariance_type)
-    return spec
-
-
 class Settings(NamedTuple):
     """The validated parameters of the constructor."""
 
@@ -181,12 +184,13 @@ class Settings(NamedTuple):
 
 
 def read_settings(model: BaseEstimator) -> Settings:
-    """Read the settings of a model that passed :func:`check_parameters`.
+    """Check and read the settings of a model.
 
-    :raises ValueError: if the device is not available.
+    :raises ValueError: if one of them is not valid, or the device is not available.
     """
+    given = check_parameters(model)
     own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
-    own |= {"order_by": reference(model), "given": read_given(model, _spec_of(model))}
+    own |= {"order_by": reference(model), "given": given}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 
@@ -257,17 +261,19 @@ def _check_same_columns(
         )
 
 
-def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | None:
-    """Raise for data whose likelihood has no maximum from any start.
+def check_fittable(
+    model: BaseEstimator, data: Array, spec: Spec, given: Given
+) -> tuple[Given, Warning | None]:
+    """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
-    :return: a warning for the user, or None.
-    :raises ValueError: if there are too few observations, or if their covariance is singular and
-        ``min_eigenvalue`` is 0.
+    :return: the given values in the shapes of the data, and a warning for the user or None.
+    :raises ValueError: if there are too few observations, or if their covariance is singular, the
+        covariances are not fixed and ``min_eigenvalue`` is 0.
     """
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
-    check_shapes(read_given(model, spec), spec, model.n_regimes, data.shape[1])
+    given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
@@ -285,8 +291,8 @@ def check_fittable(model: BaseEstimator, data: Array, spec: Spec) -> Warning | N
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0:  # a floor makes any covariance regular
-        return None
+    if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
+        return given, None
     names = getattr(model, "feature_names_in_", None)
     doubt = spec.check_data(data, names, torch_dtype(model.dtype))
-    return None if doubt is None else UserWarning(doubt)
+    return given, None if doubt is None else UserWarning(doubt)

@@ -22,7 +22,7 @@ def test_the_stationary_distribution_is_one(seed, num_states, zeros):
     matrix *= rng.uniform(size=matrix.shape) > zeros
     matrix[np.arange(num_states), (np.arange(num_states) + 1) % num_states] += 1e-3  # a cycle
     matrix /= matrix.sum(1, keepdims=True)
-    probs = stationary_probs(matrix)
+    probs = stationary_probs(matrix, "A", "")
     assert is_irreducible(matrix) and (probs > 0).all()
     np.testing.assert_allclose(probs @ matrix, probs, rtol=1e-12)
     np.testing.assert_allclose(probs.sum(), 1.0, rtol=1e-12)
@@ -31,10 +31,10 @@ def test_the_stationary_distribution_is_one(seed, num_states, zeros):
 def test_chains_with_states_that_are_left_for_good():
     left_to_right = np.array([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]])
     assert not is_irreducible(left_to_right)
-    np.testing.assert_array_equal(stationary_probs(left_to_right), [0, 0, 1])
-    message = "with one stationary distribution, got a matrix with several"
+    np.testing.assert_array_equal(stationary_probs(left_to_right, "A", ""), [0, 0, 1])
+    message = "expected A with one stationary distribution, got a matrix with several: .*; mend it"
     with pytest.raises(ValueError, match=message):
-        stationary_probs(np.eye(2))
+        stationary_probs(np.eye(2), "A", "mend it")
 
 
 def fitted(x: np.ndarray, **how: object) -> RegimeModel:
@@ -147,6 +147,16 @@ def test_scores_of_rows_sum_to_the_score(dtype, tolerance):
         for weight, mean, covariance in zip(weights, model.means_, model.covariances_)
     )
     assert rows[100] == pytest.approx(np.log(density), abs=10 * tolerance)
+
+
+@pytest.mark.parametrize("start", ["auto", "fitted", "stationary", [0.3, 0.7]])
+def test_scores_of_rows_of_several_sequences(start):
+    x = data(400)
+    model = fitted(x, lengths=[100, 150, 150])
+    rows = model.score_samples(x, lengths=[100, 300], start=start)
+    for part in (slice(0, 100), slice(100, 400)):
+        alone = model.score_samples(x[part], start=start)
+        np.testing.assert_allclose(rows[part], alone, rtol=1e-12)
 
 
 def test_scores_of_rows_where_a_regime_that_is_kept_for_good_fades():

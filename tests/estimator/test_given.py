@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.base import clone
 
 from pyro_regimes import EM
@@ -118,6 +121,42 @@ def test_the_rest_is_at_its_maximum():
     assert abs(held.log_likelihood_ - before) < 1e-6
 
 
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", ["constant", "collinear", "few", "equal"])
+def test_fixed_covariances_bound_the_likelihood_of_any_data(covariance_type, kind, inference):
+    noise = seeds.rng(0).normal(size=(3 if kind == "few" else 40, 3))
+    x = {
+        "constant": noise * [1.0, 1.0, 0.0] + 5.0,
+        "collinear": noise[:, [0, 1, 0]] + noise[:, [1, 0, 0]],
+        "few": noise,
+        "equal": np.repeat(noise[:1], 40, axis=0),
+    }[kind]
+    matrix = np.diag([1.0, 2.0, 0.5]) if covariance_type in ("full", "diag") else 2 * np.eye(3)
+    value = {"full": matrix[None], "tied": matrix, "diag": np.diagonal(matrix)[None]}.get(
+        covariance_type, [2.0]
+    )
+    model = RegimeModel(
+        1, covariance_type, init_params={"covariances": value}, fixed="covariances",
+        inference=inference, max_iter=500, tol=1e-6, random_state=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* rows .* of X|Column|The column", UserWarning)
+        model.fit(x)
+    accuracy = 1e-9 if inference == "em" else 1e-2
+    np.testing.assert_allclose(model.means_[0], x.mean(0), atol=accuracy)
+    expected = multivariate_normal(x.mean(0), matrix).logpdf(x).sum()
+    assert model.log_likelihood_ == pytest.approx(expected, abs=accuracy)
+    if kind not in ("few", "equal"):
+        both = np.concatenate([value] * 2) if covariance_type != "tied" else value
+        model.set_params(n_regimes=2, init_params={"covariances": both}, max_iter=5, tol=None)
+        model.set_params(order_by="mean" if inference == "svi" else "volatility")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(x)
+        assert (np.diff(model.history_) > -1e-9).all() or inference == "svi"
+
+
 def test_fixed_parameters_do_not_count(fitted):
     model, x = fitted
     spec = model._spec(model.covariance_type)
@@ -142,7 +181,7 @@ def test_fixed_parameters_do_not_count(fitted):
         ),
         (
             dict(init_params={"covariances": -np.stack([np.eye(2)] * 3)}),
-            "not symmetric and positive definite",
+            "to be symmetric and positive definite, got a least eigenvalue of -1 in regime 0",
         ),
         (dict(init_params=RegimeModel()), "expected init_params to be a fitted model"),
         (dict(fixed=["means"]), "expected init_params to hold the values of the fixed 'means'"),
@@ -237,6 +276,205 @@ def test_a_model_of_hmmlearn_says_the_same(covariance_type):
         RegimeModel.from_hmmlearn(hmm.GaussianHMM(3))
     with pytest.raises(ValueError, match="expected a fitted hmmlearn.hmm.GaussianHMM"):
         RegimeModel.from_hmmlearn(hmm.CategoricalHMM(2))
+
+
+MOVES = [[0.9, 0.1], [0.2, 0.8]]
+OF_ONE_SERIES = dict(means=[0.0, 1.0], covariances=[[[4.0]], [[1.0]]])
+
+
+@pytest.mark.parametrize(
+    "initial, expected", [("stationary", [2 / 3, 1 / 3]), ("uniform", [0.5, 0.5])]
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_the_first_regime_of_parameters_is_that_of_initial(initial, expected, given, tmp_path):
+    """The score, the Pyro model and the number of parameters say the same."""
+    made = RegimeModel.from_parameters(
+        expected if given else None, MOVES, initial=initial, **OF_ONE_SERIES
+    )
+    np.testing.assert_allclose(made.initial_probs_, expected, rtol=1e-15)
+    assert made.n_parameters_ == 2 + 4
+    x = seeds.rng(0).normal(size=(20, 1))
+    result = EM(made.model).run(torch.tensor(x), num_steps=1, tol=None)
+    score = made.score(x, start="fitted")
+    assert result.restart_history[0].item() == pytest.approx(-score, rel=1e-12)
+    made.save(tmp_path / "model.json")
+    assert RegimeModel.load(tmp_path / "model.json").score(x, start="fitted") == score
+
+
+@pytest.mark.parametrize("initial", ["stationary", "uniform"])
+def test_another_first_regime_than_that_of_initial_is_refused(initial, tmp_path):
+    message = f"expected initial_probs to be None or the {initial} distribution .*initial='free'"
+    for probs in ([1.0, 0.0], [0.6, 0.4]):
+        with pytest.raises(ValueError, match=message):
+            RegimeModel.from_parameters(probs, MOVES, initial=initial, **OF_ONE_SERIES)
+    made = RegimeModel.from_parameters(None, MOVES, initial=initial, **OF_ONE_SERIES)
+    made.initial_probs_ = np.array([1.0, 0.0])
+    made.save(tmp_path / "model.json")
+    with pytest.raises(ValueError, match=f"expected initial_probs_ to be .*the {initial} dist"):
+        RegimeModel.load(tmp_path / "model.json")
+
+
+def test_each_call_has_its_own_remedy_where_there_is_no_stationary_distribution():
+    how = dict(transition_matrix=np.eye(2), **OF_ONE_SERIES)
+    several = "with one stationary distribution, got a matrix with several: some regimes .*; "
+    with pytest.raises(ValueError, match=f"transition_matrix {several}give initial_probs$"):
+        RegimeModel.from_parameters(None, **how)
+    remedy = "give initial_probs, with initial='free'$"
+    with pytest.raises(ValueError, match=f"transition_matrix {several}{remedy}"):
+        RegimeModel.from_parameters(None, initial="stationary", **how)
+    made = RegimeModel.from_parameters([0.5, 0.5], **how)
+    with pytest.raises(ValueError, match=f"transition_matrix_ {several}see share_of_time_"):
+        made.stationary_distribution_
+    with pytest.raises(ValueError, match=f"transition_matrix_ {several}use start='fitted'$"):
+        made.score([[0.0], [1.0]], start="stationary")
+
+
+def test_a_stationary_fit_refuses_a_matrix_that_has_no_stationary_distribution():
+    x, _ = simulate("full", 60)
+    halves = [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    message = "expected transition_matrix in init_params with one stationary .*; .*initial="
+    for fixed in ((), ("transition_matrix",)):
+        model = model_of(
+            initial="stationary", init_params={"transition_matrix": halves}, fixed=fixed
+        )
+        with pytest.raises(ValueError, match=message) as caught:
+            model.fit(x)
+        assert "Trace Shapes" not in str(caught.value)
+    model.set_params(initial="uniform", order_by="volatility", max_iter=2, tol=None).fit(x)
+
+
+@pytest.mark.parametrize("name", ["regime_names", "feature_names"])
+@pytest.mark.parametrize("value", [5, 5.0, "ab", [1], ["a", "b", "c"], str])
+def test_names_that_are_none_are_refused(name, value):
+    number = 2 if name == "regime_names" else 1
+    with pytest.raises(ValueError, match=f"expected {name} to be {number} strings, got"):
+        RegimeModel.from_parameters(None, MOVES, **OF_ONE_SERIES, **{name: value})
+
+
+class Elsewhere:
+    """What :meth:`.from_hmmlearn` reads."""
+
+    covariance_type = "diag"
+    startprob_, transmat_ = np.array([0.5, 0.5]), np.array(MOVES)
+    means_, covars_ = np.array([[0.0], [1.0]]), np.array([[[4.0]], [[1.0]]])
+
+
+def test_settings_of_a_model_of_hmmlearn_may_repeat_it():
+    made = RegimeModel.from_hmmlearn(
+        Elsewhere(), covariance_type="diag", means=[[0], [1]], order_by="mean"
+    )
+    np.testing.assert_array_equal(made.covariances_, [[4.0], [1.0]])
+    assert made.covariance_type_ == "diag" and made.order_by == "mean"
+    for name, value in (
+        ("covariance_type", "full"),
+        ("covariance_type", np.array(["diag", "full"])),
+        ("means", [[0.0], [2.0]]),
+        ("initial_probs", None),
+        ("covariances", "none"),
+    ):
+        with pytest.raises(ValueError, match=f"expected {name} to be that of the hmmlearn model, "):
+            RegimeModel.from_hmmlearn(Elsewhere(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "covariance_type, value, message",
+    [
+        ("full", [[[4.0]], [[-1.0]]], "to be symmetric and positive .* of -1 in regime 1"),
+        ("tied", [[0.0]], "to be symmetric .*, got a least eigenvalue of 0; "),
+        ("diag", [[4.0], [0.0]], "to be positive variances, got 0 in regime 1; "),
+        ("spherical", [-4.0, 1.0], "to be positive variances, got -4 in regime 0; "),
+    ],
+)
+def test_covariances_that_are_none_are_refused(covariance_type, value, message):
+    with pytest.raises(ValueError, match=f"expected covariances {message}"):
+        RegimeModel.from_parameters(None, MOVES, [0, 1], value, covariance_type=covariance_type)
+    model = RegimeModel(2, covariance_type, init_params={"covariances": value})
+    with pytest.raises(ValueError, match=f"expected covariances {message}"):
+        model.fit(np.arange(9.0)[:, None])
+
+
+def test_covariances_that_are_not_symmetric_are_refused():
+    value = [np.eye(2), [[1.0, 0.5], [0.3, 1.0]]]
+    message = r"got a matrix C in regime 1 that is not symmetric; use \(C \+ C.T\) / 2"
+    with pytest.raises(ValueError, match=message):
+        RegimeModel.from_parameters(None, MOVES, np.zeros((2, 2)), value)
+
+
+SHAPES = {
+    "full": [[[4.0]], [[1.0]]],
+    "tied": [[2.0]],
+    "diag": [[4.0], [1.0]],
+    "spherical": [4.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_dims_of_one_series_may_be_left_out(covariance_type):
+    x = seeds.rng(0).normal(size=(60, 1)) * np.repeat([1.0, 2.0], 30)[:, None]
+    shape = np.shape(SHAPES[covariance_type])
+    arrays = [SHAPES[covariance_type]]
+    while arrays[-1] is not None and shape and shape[-1] == 1:
+        arrays.append(np.squeeze(arrays[-1], -1))
+        shape = shape[:-1]
+    assert len(arrays) == {"full": 3, "tied": 3, "diag": 2, "spherical": 1}[covariance_type]
+    models, fits = [], []
+    for covariances in arrays:
+        for means in ([[0.0], [0.5]], [0.0, 0.5]):
+            given = {"means": means, "covariances": covariances}
+            models.append(
+                RegimeModel.from_parameters(None, MOVES, **given, covariance_type=covariance_type)
+            )
+            fits.append(
+                RegimeModel(
+                    2, covariance_type, init_params=given, fixed=["means"], max_iter=3, tol=None,
+                    random_state=0,
+                ).fit(x)
+            )  # fmt: skip
+    for each in (models, fits):
+        assert {model.score(x) for model in each} == {each[0].score(x)}
+        assert {model.covariances_.shape for model in each} == {np.shape(arrays[0])}
+        assert {model.means_.shape for model in each} == {(2, 1)}
+
+
+def test_dims_of_several_series_may_not_be_left_out():
+    x = seeds.rng(0).normal(size=(60, 2))
+    for given in ({"means": [0.0, 1.0]}, {"covariances": [1.0, 1.0]}):
+        with pytest.raises(ValueError, match=r"init_params to have shape \(2, 2.*, got \(2,\)"):
+            RegimeModel(2, init_params=given).fit(x)
+    with pytest.raises(ValueError, match=r"expected covariances to have shape \(2, 2\), got \(2,"):
+        RegimeModel.from_parameters(
+            None, MOVES, np.zeros((2, 2)), [1.0, 1.0], covariance_type="diag"
+        )
+    wrong = {"covariances": [[1.0, 1.0]]}
+    with pytest.raises(ValueError, match=r"expected covariances to have shape \(2, 1, 1\), got"):
+        RegimeModel.from_parameters(None, MOVES, [0.0, 1.0], **wrong)
+
+
+@pytest.mark.parametrize(
+    "probs, message",
+    [
+        ([0.333] * 3, r"that sum to 1, got \[0.333.*, with the sum 0.999; divide .* their sum$"),
+        ([0.5, 0.3, 0.3], r"that sum to 1, got \[0.5, 0.3, 0.3\], with the sum 1.1$"),
+        ([1.2, -0.2, 0.0], r"that sum to 1, got \[1.2, -0.2, 0.0\], with the negative -0.2$"),
+        ([0.5, 0.5], r"that sum to 1, got \[0.5, 0.5\]$"),
+    ],
+)
+def test_the_sum_of_rounded_probabilities_is_shown(probs, message):
+    covariances = np.ones((3, 1, 1))
+    how = dict(means=[0, 1, 2], covariances=covariances)
+    with pytest.raises(ValueError, match=f"expected initial_probs to be 3 probabilities {message}"):
+        RegimeModel.from_parameters(probs, STICKY, **how)
+    matrix = [STICKY[0], probs, STICKY[2]]
+    if len(probs) == 3:
+        rows = "(?s)expected transition_matrix.* 3 rows of 3 probabilities that sum to 1, got .*"
+        row = message.partition(", with")[2].replace("divide .* their", "divide each row by its")
+        row = f"{rows}, with{row}".replace("the sum", "the sum of row 1,")
+        for call in (
+            lambda: RegimeModel.from_parameters(None, matrix, **how),
+            lambda: model_of(init_params={"transition_matrix": matrix}).fit(np.eye(9)[:, :1]),
+        ):
+            with pytest.raises(ValueError, match=row):
+                call()
 
 
 # ---- a start that collapses beside others ------------------------------------------------------

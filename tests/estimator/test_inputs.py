@@ -45,6 +45,54 @@ def test_lengths_in_the_place_of_y_are_lengths(sizes):
         quick().fit(x, [*sizes, 1])
 
 
+@pytest.mark.parametrize("sizes", [[25, 35], np.array([25, 35]), (25, 35), [60], None])
+def test_the_signatures_of_hmmlearn_serve(sizes):
+    x = data()
+    model = quick().fit(x, sizes)
+    named = {"lengths": sizes}
+    for name in ("predict", "predict_proba", "score", "score_samples", "aic", "bic"):
+        call = getattr(model, name)
+        np.testing.assert_array_equal(call(x, sizes), call(x, **named))
+    np.testing.assert_array_equal(
+        model.predict_proba(x, "filtered", sizes), model.predict_proba(x, "filtered", **named)
+    )
+    np.testing.assert_array_equal(
+        model.predict_proba(x, sizes, kind="filtered"), model.predict_proba(x, "filtered", sizes)
+    )
+    for algorithm in ("viterbi", "smoothing"):
+        expected = model.decode(x, algorithm, **named)
+        for found in (
+            model.decode(x, sizes, algorithm),
+            model.decode(x, algorithm, sizes),
+            model.decode(x, sizes, algorithm=algorithm),
+        ):
+            assert found[0] == expected[0]
+            np.testing.assert_array_equal(found[1], expected[1])
+    assert model.decode(x, sizes)[0] == model.decode(x, sizes, None)[0]
+    assert model.decode(x, lengths=sizes, algorithm=None)[0] == model.decode(x, sizes)[0]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m.decode(data(), [30, 30], [30, 30]), "expected lengths once, got \\[30, 30"),
+        (lambda m: m.decode(data(), [30, 30], lengths=[30, 30]), "expected lengths once, got"),
+        (lambda m: m.decode(data(), "viterbi", algorithm="viterbi"), "expected algorithm once"),
+        (lambda m: m.predict_proba(data(), [30, 30], [30, 30]), "expected lengths once, got"),
+        (lambda m: m.predict_proba(data(), [30, 31]), "expected lengths to sum to the 60 rows"),
+        (lambda m: m.decode(data(), [30, 30.5]), "expected lengths to be a list of positive"),
+        (lambda m: m.decode(data(), "viterbi", "viterbi"), "expected algorithm once, got"),
+        (lambda m: m.decode(data(), 3), "expected algorithm to be one of 'viterbi', .*, got 3"),
+        (lambda m: m.decode(data(), {}), "expected algorithm to be one of 'viterbi', .*, got {}"),
+        (lambda m: m.predict(data(), "viterbi"), "expected lengths to be a list of positive"),
+        (lambda m: m.bic(data(), 3), "expected lengths to be a list of positive"),
+    ],
+)
+def test_positions_that_hold_something_else_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(quick().fit(data()))
+
+
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=6).filter(lambda s: sum(s) > 12))
 def test_one_dimensional_arrays_are_univariate_sequences(sizes):

@@ -78,7 +78,7 @@ def small_file(path, **fitted: Any) -> None:
         (dict(parameters={"covariance_type": "full"}, means_=[[0] * 6000]), "covariances_ has"),
         (dict(parameters={"covariance_type": "tied"}, means_=[[0] * 6000]), "covariances_ has"),
         (dict(means_=[[0] * 2500], covariances_=[[1] * 2499]), "covariances_ has shape"),
-        (dict(_NO_START, covariances_=[[-1] * 2500]), "covariances_ are not positive"),
+        (dict(_NO_START, covariances_=[[-1] * 2500]), "expected covariances to be positive"),
         (dict(n_iter_=10**12), "history_ has shape"),
         (dict(transition_matrix_=[[]] * 3000), r"transition_matrix_ has shape \(3000, 0\), not"),
         (dict(means_=["x" * 12000]), "means_ has shape"),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 
 from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES
@@ -137,9 +138,9 @@ def _covariances(first: list[list[float]]) -> dict[str, object]:
         ({"initial_probs_": [1.5, -0.5, 0.0]}, "initial_probs_"),
         ({"transition_matrix_": [[1, 0, 0], [0, 1, 0], [0, 0, 2]]}, "transition_matrix_"),
         ({"share_of_time_": [2.0, 0.0, 0.0]}, "share_of_time_"),
-        (_covariances([[1.0, 2.0], [2.0, 1.0]]), "covariances_"),
-        (_covariances([[1.0, 0.5], [0.0, 1.0]]), "covariances_"),
-        (_covariances([[0.0, 0.0], [0.0, 1.0]]), "covariances_"),
+        (_covariances([[1.0, 2.0], [2.0, 1.0]]), "expected covariances to be symmetric"),
+        (_covariances([[1.0, 0.5], [0.0, 1.0]]), "expected covariances to be symmetric"),
+        (_covariances([[0.0, 0.0], [0.0, 1.0]]), "expected covariances to be symmetric"),
     ],
 )
 def test_load_refuses_values_that_no_fit_has(one, tmp_path, fitted, message):
@@ -162,7 +163,7 @@ def test_load_refuses_variances_that_are_not_positive(covariance_type, tmp_path)
         covariance_type
     ]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="covariances_"):
+    with pytest.raises(ValueError, match="expected covariances to be positive"):
         RegimeModel.load(path)
 
 
@@ -188,6 +189,58 @@ def test_what_is_set_after_the_fit_is_of_the_next_fit(tmp_path):
         assert (each.score(x), each.bic(x), str(each.summary())) == before[:3]
         np.testing.assert_array_equal(each.sample(3)[0], before[3])
     assert model.fit(x).covariances_.shape == (3, 2)
+
+
+MATRIX = [[0.9, 0.1], [0.2, 0.8]]
+HELD = {"A": MATRIX}
+LARGER = {"initial_probs": [0.2, 0.3, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        (dict(n_regimes=3, init_params=LARGER), {}),
+        (dict(n_regimes=3, init_params=LARGER, fixed=["initial_probs"]), {}),
+        (dict(init_params={"means": np.zeros((2, 3))}), {}),
+        (dict(init_params={"means": [["a"]]}), {}),
+        (dict(initial="uniform", init_params={"transition_matrix": MATRIX}), HELD),
+        (dict(covariance_type="diag", init_params={"covariances": np.ones((2, 2))}), {}),
+        (dict(init_params={"transition_matrix": MATRIX}, fixed="transition_matrix"), HELD),
+        (dict(init_params={"transition_matrix": MATRIX}, fixed={"transition_matrix"}), HELD),
+        (dict(fixed=["means"]), {}),
+    ],
+)
+def test_a_file_holds_the_given_values_that_suit_its_fit(tmp_path, settings, kept):
+    x, _ = simulate("full", 100)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(x)
+    model.set_params(**settings).save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert loaded.score(x) == model.score(x)
+    if not kept:
+        assert loaded.init_params is None and loaded.fixed == ()
+    else:
+        assert loaded.init_params == {"transition_matrix": kept["A"]}
+        assert loaded.fixed == (("transition_matrix",) if "fixed" in settings else ())
+    clone(loaded).set_params(max_iter=0).fit(x)
+
+
+def test_a_stationary_fit_keeps_no_other_initial_probabilities(tmp_path):
+    x, _ = simulate("full", 100)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0, initial="stationary").fit(x)
+    model.set_params(initial="free", init_params={"initial_probs": [0.5, 0.5]})
+    model.save(tmp_path / "model.json")
+    assert RegimeModel.load(tmp_path / "model.json").init_params is None
+
+
+@pytest.mark.parametrize(
+    "name, value", [("tol", -1.0), ("tol", float("inf")), ("n_init", 0), ("device", "abacus")]
+)
+def test_settings_with_which_no_file_loads_are_refused_by_save(tmp_path, name, value):
+    x, _ = simulate("full", 100)
+    model = RegimeModel(2, n_init=1, tol=1.0, random_state=0).fit(x).set_params(**{name: value})
+    with pytest.raises(ValueError, match=f"expected {name} to be"):
+        model.save(tmp_path / "model.json")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"no JSON", b"\x80\x04\x95\x00", b"[" * 100_000])
