@@ -1,4 +1,4 @@
-"""A maximum-likelihood fit from many starts: the best of them, sorted, named and judged."""
+"""A maximum-likelihood fit from many starts: the best one, with its regimes sorted and named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FittedRegimes(NamedTuple):
     converged: bool
     log_likelihood: float  #: of the parameters
     smoothed_probs: Array  #: ``(T, K)``, of the parameters
-    problems: list[Warning]  #: what a user has to know of the fit
+    problems: list[Warning]  #: warnings about the fit
 
 
 def fit_regimes(

@@ -39,7 +39,7 @@ class Order(NamedTuple):
 
     order: npt.NDArray[np.int64]  #: ``(K,)``, the old numbers in the new order
     names: list[str]  #: in the new order
-    doubt: str | None = None  #: what a user has to know of the names
+    doubt: str | None = None  #: a warning about the names
 
 
 def sort_regimes(

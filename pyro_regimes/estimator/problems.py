@@ -1,4 +1,4 @@
-"""What a user has to know of a fit: a collapse, a floor that binds, no convergence."""
+"""Warnings about a fit: a collapse, a floor that binds, no convergence, doubtful data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def of_collapse(
 
 
 def of_convergence(num_steps: int) -> Warning:
-    """The warning that the best start was still climbing."""
+    """The warning that the best start has not converged."""
     return ConvergenceWarning(
         f"The best start did not converge in {num_steps} iterations. Increase max_iter or tol "
         "(in the command --max-iter or --tol)."

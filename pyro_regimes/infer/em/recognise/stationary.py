@@ -18,7 +18,7 @@ from pyro_regimes.kernels import ops
 
 
 def find_stationary(run: Run, names: Collection[str]) -> list[str]:
-    """The sites, among some, whose initial distribution is the stationary one, by all signs.
+    """The sites, among some, whose initial distribution is the stationary one.
 
     The values agree, and so do the vector-Jacobian products in all parameters.
 
