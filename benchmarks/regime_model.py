@@ -35,7 +35,7 @@ from benchmarks import measure
 from benchmarks.measure import duration, fixed, take_turns
 from pyro_regimes import EM, RegimeModel
 from pyro_regimes.datasets import load_sector_returns
-from pyro_regimes.estimator.pyro_model import CHAIN, pyro_model, regime_hmm, to_arguments
+from pyro_regimes.estimator.pyro_model import CHAIN_ARGUMENTS, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec, find_spec
 from pyro_regimes.estimator.starts import make_starts
 
@@ -107,7 +107,7 @@ def _prior_model(arguments: Mapping[str, torch.Tensor], spec: Spec) -> Callable[
     def model(x: torch.Tensor) -> None:
         held = {}
         for name, value in arguments.items():
-            if name in CHAIN:
+            if name in CHAIN_ARGUMENTS:
                 prior = dist.Dirichlet(torch.full_like(value, 2.0))
                 held[name] = pyro.sample(name, prior.to_event(value.dim() - 1))
             else:
@@ -134,7 +134,7 @@ def priors(repeats: int) -> str:
         starts = make_starts(z.numpy(), K, NUM_STARTS, spec, 1e-6, np.random.RandomState(0))
         arguments = to_arguments(starts, spec)
         model = _prior_model(arguments, spec)
-        start = init_to_value(values={name: arguments[name] for name in CHAIN})
+        start = init_to_value(values={name: arguments[name] for name in CHAIN_ARGUMENTS})
         plain = EM(pyro_model(arguments, spec))
         mapped = EM(model, AutoDelta(model, init_loc_fn=start))
         tasks = {"plain": partial(_fit, plain, z), "priors": partial(_fit, mapped, z)}

@@ -67,6 +67,10 @@ def pool_freedom(stats: Stats, size: int) -> Freedom:
     return Freedom(weight, size * weight, stats.center, stats.logs, stats.powers)
 
 
+#: The least gain of a step, in nats.
+_LEAST_GAIN = 1e-10
+
+
 def _complements() -> list[list[float]]:
     r"""The coefficients of :math:`2 (1 - T_j(1 - 2 q))`, j = 1, 2, ..., in :math:`q, q^2, ...`"""
     before, now = [0.0] * (TERMS + 1), [0.0, 2.0] + [0.0] * (TERMS - 1)
@@ -133,7 +137,7 @@ def _maximise(pooled: Freedom, now: Tensor, floor: float) -> Tensor:
     high = (math.log(MOST) - center).clamp(0.0, _REACH)
     x = _climb(objective, low, high)
     there, here = objective.value(torch.stack([x, torch.zeros_like(x)]))
-    x = torch.where(there >= here, x, 0.0)
+    x = torch.where(there >= here + _LEAST_GAIN, x, 0.0)  # else it is within rounding
     return (center + x).exp()
 
 

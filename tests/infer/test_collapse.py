@@ -157,7 +157,7 @@ def check(em: EM, result: EMResult, model: Callable[[], None], dtype: torch.dtyp
 
 
 def fit(name: str, data: Callable, floor: float, dtype: torch.dtype, seed: int) -> None:
-    random = seeds.rng(seed)
+    random = np.random.RandomState(seed)
     x = torch.tensor(data(random)).to(dtype)
     model = model_of(SPREADS[name], x, random)
     pyro.clear_param_store()

@@ -14,6 +14,7 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
+from pyro_regimes.distributions.checks import at_random_point
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.draws import random_value
 from pyro_regimes.emissions.links import Link
@@ -246,7 +247,8 @@ def _run_elsewhere(
             for index, (name, value) in enumerate(params.items())
         }
         try:
-            return read(values)
+            with at_random_point():
+                return read(values)
         except (ValueError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 raise

@@ -110,6 +110,8 @@ def _is_stationary(site: Site, run: Run) -> bool:
     if both is None:
         return False
     own, stationary = both
+    if not (own.requires_grad and stationary.requires_grad):  # a single state has one law
+        return False
     if not _close(own.detach(), stationary.detach()):
         return False
     generator = torch.Generator().manual_seed(2)
