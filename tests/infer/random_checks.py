@@ -258,7 +258,7 @@ class Checker:
                 self.failures.append(f"4 {type(error).__name__} at {place}: {error}")
         for each in warned:
             message = str(each.message)
-            fall = re.search(r"lowered the log-likelihood of restarts .* by up to (\S+)\. ", message)
+            fall = re.search(r"lowered the log-likelihood .* by up to (\S+)\. ", message)
             if fall is not None and float(fall[1]) < _ROUNDING:
                 continue
             if not self.collapsed and (
