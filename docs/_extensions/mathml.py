@@ -36,7 +36,7 @@ def visit_block(translator, node):
     # A blank line separates equations, as in Sphinx's other renderers; \\ separates lines of one.
     for equation in filter(str.strip, node.astext().split("\n\n")):
         if r"\\" in equation and r"\begin" not in equation:
-            equation = rf"\begin{{split}}{equation}\end{{split}}"
+            equation = rf"\begin{{aligned}}{equation}\end{{aligned}}"
         translator.body.append(mathml(node, equation, True))
     translator.body.append("</div>\n")
     raise nodes.SkipNode
