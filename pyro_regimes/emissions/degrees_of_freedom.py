@@ -35,6 +35,7 @@ from pyro_regimes.emissions.base import Argument, Arguments, Natural, divide_whe
 from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.latent_scale import TERMS, Stats
 from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.special import log_gamma_ratio
 
 #: Bounds of the degrees of freedom. Near 0, the likelihood of a few observations has no maximum in
 #: the scale. At the most, a Student-t is nearly a Gaussian: the excess of its kurtosis is 6e-4.
@@ -65,10 +66,6 @@ def pool_freedom(stats: Stats, size: int) -> Freedom:
     assert stats.center is not None and stats.logs is not None and stats.powers is not None
     weight = stats.weight.double()
     return Freedom(weight, size * weight, stats.center, stats.logs, stats.powers)
-
-
-#: The least gain of a step, in nats.
-_LEAST_GAIN = 1e-10
 
 
 def _complements() -> list[list[float]]:
@@ -112,9 +109,7 @@ class _Objective:
         """At x, less a constant."""
         df = self.df * x.exp()
         half = (df + self.size) / 2
-        more, less = torch.stack([half, df / 2]).lgamma()
-        constant = more - less - self.size / 2 * df.log()
-        return self.weight * constant - half * self._logs(x)[0]
+        return self.weight * log_gamma_ratio(df / 2, self.size / 2) - half * self._logs(x)[0]
 
     def slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first two derivatives at x."""
@@ -137,7 +132,7 @@ def _maximise(pooled: Freedom, now: Tensor, floor: float) -> Tensor:
     high = (math.log(MOST) - center).clamp(0.0, _REACH)
     x = _climb(objective, low, high)
     there, here = objective.value(torch.stack([x, torch.zeros_like(x)]))
-    x = torch.where(there >= here + _LEAST_GAIN, x, 0.0)  # else it is within rounding
+    x = torch.where(there >= here, x, 0.0)
     return (center + x).exp()
 
 

@@ -42,6 +42,7 @@ from pyro_regimes.emissions.base import (
     over_sequences,
 )
 from pyro_regimes.emissions.moments import Moments
+from pyro_regimes.emissions.special import log_gamma_ratio
 from pyro_regimes.emissions.statistics import Spread
 
 #: The number of powers of q in the statistics of the degrees of freedom.
@@ -89,9 +90,9 @@ def expected_scale(square: Tensor, df: Tensor, size: int) -> Tensor:
 
 def log_density(square: Tensor, df: Tensor, size: int) -> Tensor:
     """The log density of a standard Student-t of so many dims."""
-    whole = df.double()  # the two gamma functions are large and nearly the same
-    constant = (0.5 * (whole + size)).lgamma() - (0.5 * whole).lgamma()
-    constant = (constant - 0.5 * size * (math.pi * whole).log()).to(df.dtype)
+    half = 0.5 * size
+    constant = log_gamma_ratio(0.5 * df.double(), half) - half * math.log(2 * math.pi)
+    constant = constant.to(df.dtype)
     return constant - 0.5 * (df + size) * (square / df).log1p()
 
 

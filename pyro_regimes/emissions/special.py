@@ -61,6 +61,12 @@ def stirling_rest(a: Tensor) -> Tensor:
     return torch.where(large, polynomial(_STIRLING, big**-2) / big, plain)
 
 
+def log_gamma_ratio(a: Tensor, h: float | Tensor) -> Tensor:
+    r""":math:`\log\Gamma(a + h) - \log\Gamma(a) - h \log a`, which is small for a large a > 0."""
+    b = a + h
+    return (b - 0.5) * (h / a).log1p() - h + stirling_rest(b) - stirling_rest(a)
+
+
 def log_minus_digamma(a: Tensor) -> Tensor:
     r""":math:`\log a - \psi(a)`, decreasing from infinity to 0."""
     large = a >= _LARGE
