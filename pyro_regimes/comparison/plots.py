@@ -39,13 +39,15 @@ def plot_comparison(comparison: Comparison) -> Figure:
         above, below = panels[0, column], panels[1, column]
         above.set(xscale="log", ylabel="log-likelihood")
         above.set_ylim(best - 1.3 * spread, best + 0.1 * spread)
-        below.set(xscale="log", yscale="log", xlabel=label, ylabel="nats below the best")
+        below.set(xscale="log", yscale="log", xlabel=label)
+        below.set_ylabel("nats below the best, at least 0.001")
         if drawn:
             _mark_goal(below)
     panels[0, 0].set_title("Against seconds")
     panels[0, 1].set_title("Against passes")
     if drawn:
-        panels[0, 1].legend(loc="lower right", fontsize="small", framealpha=0.9)
+        handles, labels = panels[0, 1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 

@@ -33,6 +33,7 @@ from pyro_regimes.emissions.base import (
     divide_where_known,
     over_event,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: Newton's error after a step in the logarithm that is this small is its square.
 _SMALL = 1e-8
@@ -90,14 +91,6 @@ def _maximise(pooled: Slope, now: Tensor, floor: float) -> Tensor:
     return _step(pooled, now, End(now, pooled), End(now, pooled))[0]
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 def _score(pooled: Slope, concentration: Tensor) -> Tensor:
     return pooled.slope
 
@@ -118,8 +111,8 @@ def _argument(name: str, joint: Joint | None) -> Argument:
         draw=draws.positive,
         reduce=_reduce1 if name == "concentration1" else _reduce0,
         maximise=_maximise,
-        sound=_is_positive,
-        natural=Natural(_stretch, _score, _gain),
+        sound=is_positive,
+        natural=Natural(stretch, _score, _gain),
         why_unbounded="the values of a state are all equal, or some of them are 0 or 1",
         chart=charts.SCALE,
         joint=joint,

@@ -35,6 +35,7 @@ from pyro_regimes.emissions.base import Argument, Arguments, Natural, divide_whe
 from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.latent_scale import TERMS, Stats
 from pyro_regimes.emissions.links import Link
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.special import log_gamma_ratio
 
 #: Bounds of the degrees of freedom. Near 0, the likelihood of a few observations has no maximum in
@@ -163,14 +164,6 @@ def _climb(objective: _Objective, low: Tensor, high: Tensor) -> Tensor:
     return x
 
 
-def _is_positive(df: Tensor) -> Tensor:
-    return df.isfinite() & (df >= torch.finfo(df.dtype).tiny)
-
-
-def _stretch(df: Tensor, by: Tensor) -> Tensor:
-    return df * (1 + by)
-
-
 def _score(pooled: Freedom, df: Tensor) -> Tensor:
     known = pooled.weight > 0
     center = pooled.center / torch.where(known, pooled.weight, 1.0)
@@ -228,8 +221,8 @@ def freedom(
         draw=draws.positive,
         reduce=reduce,
         maximise=_maximise,
-        sound=_is_positive,
-        natural=Natural(_stretch, _score, _gain),
+        sound=is_positive,
+        natural=Natural(stretch, _score, _gain),
         chart=Chart(torch.log, torch.exp, within=_within_bounds),
         sweep=True,
     )

@@ -36,6 +36,7 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: A deficit of the geometric means below this is the rounding of values that are all equal.
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
@@ -138,14 +139,6 @@ def _maximise(pooled: LogSums, now: Tensor, floor: float) -> Tensor:
     return solve(divide(pooled.logs, pooled.weight))
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 # In e, with concentrations of a_i (1 + e_i).
 
 
@@ -172,8 +165,8 @@ CONCENTRATION = Argument(
     draw=draws.positive,
     reduce=_reduce,
     maximise=_maximise,
-    sound=_is_positive,
-    natural=Natural(_stretch, _score, _gain),
+    sound=is_positive,
+    natural=Natural(stretch, _score, _gain),
     why_unbounded="the values of a state are all equal, or some parts of them are 0",
     chart=charts.SCALE,
 )

@@ -27,6 +27,7 @@ from pyro_regimes.emissions.base import (
     divide_where_known,
     over_event,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 
 
@@ -38,15 +39,7 @@ def _maximise(pooled: Totals, now: Tensor, floor: float) -> Tensor:
     return divide(pooled.weight, pooled.total.masked_fill(pooled.total <= 0, torch.nan))
 
 
-def _is_positive(rate: Tensor) -> Tensor:
-    return rate.isfinite() & (rate > 0)
-
-
 # In e, with a rate of lambda (1 + e): the score is n - lambda s, and the information n.
-
-
-def _stretch(rate: Tensor, by: Tensor) -> Tensor:
-    return rate * (1 + by)
 
 
 def _score(pooled: Totals, rate: Tensor) -> Tensor:
@@ -68,8 +61,8 @@ RATE = Argument(
     draw=draws.positive,
     reduce=_reduce,
     maximise=_maximise,
-    sound=_is_positive,
-    natural=Natural(_stretch, _score, _gain),
+    sound=is_positive,
+    natural=Natural(stretch, _score, _gain),
     why_unbounded="the waiting times of a state are all 0; it keeps its rate",
     priors={
         "rate": {dist.Gamma: conjugate.gamma_of_waiting_rate},

@@ -44,6 +44,7 @@ from pyro_regimes.emissions.base import (
     over_event,
     over_sequences,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 
 #: A mean excess below this is the rounding of values that are all equal.
@@ -112,14 +113,6 @@ def _maximise_with_mean(pooled: Logs, now: Tensor, floor: float) -> Tensor:
     return special.solve_shape(excess.masked_fill(excess < _ROUNDING, torch.nan))
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 # In e, with a rate of r (1 + e): the score is n a - r s, and the information n a.
 
 
@@ -154,8 +147,8 @@ RATE = Argument(
     draw=draws.positive,
     reduce=_reduce_rate,
     maximise=_maximise_rate,
-    sound=_is_positive,
-    natural=Natural(_stretch, _rate_score, _rate_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _rate_score, _rate_gain),
     why_unbounded="the values of a state are all 0",
     priors={
         "rate": {dist.Gamma: conjugate.gamma_of_waiting_rate},
@@ -175,8 +168,8 @@ CONCENTRATION = Argument(
     draw=draws.positive,
     reduce=_reduce_concentration,
     maximise=_maximise_concentration,
-    sound=_is_positive,
-    natural=Natural(_stretch, _concentration_score, _concentration_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _concentration_score, _concentration_gain),
     why_unbounded="the values of a state are all equal, or some of them are 0",
     chart=charts.SCALE,
     joint=Joint(("rate",), _reduce_with_mean, _maximise_with_mean),
@@ -235,7 +228,7 @@ class GammaFamily(Family):
             mean = _mean(given)
             apart = special.excess(mean / origin - 1) * given["concentration"] > _FAR
             if bool(apart.any()):
-                origin = torch.where(_is_positive(mean), mean, origin)
+                origin = torch.where(is_positive(mean), mean, origin)
         deviation = (torch.where(value < torch.inf, value, origin) - origin) / origin
         excess = special.excess(torch.where(positive, deviation, 0.0))
         weight, first, total = sums.over_time(observed, deviation, excess)
@@ -252,7 +245,7 @@ class GammaFamily(Family):
             mean = over_sequences(sums_, num_batch_dims) / weight
             near = over_sequences(stats.origin.expand(stats.first.shape), num_batch_dims)
             count = max(1, stats.first.shape[:num_batch_dims].numel())
-            origin = torch.where(_is_positive(mean), mean, near / count)
+            origin = torch.where(is_positive(mean), mean, near / count)
         else:
             origin = like.origin
         summed = apply(

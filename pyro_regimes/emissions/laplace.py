@@ -33,6 +33,7 @@ from pyro_regimes.emissions.base import (
     divide_where_known,
     over_event,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 
 #: The share of a scale by which observations may differ from a location that they are equal to.
@@ -122,14 +123,6 @@ def _shift(loc: Tensor, by: Tensor) -> Tensor:
     return loc + by
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 # In e, with a scale of s (1 + e).
 
 
@@ -169,8 +162,8 @@ SCALE = Argument(
     draw=draws.positive,
     reduce=_reduce_scale,
     maximise=_mean_distance,
-    sound=_is_positive,
-    natural=Natural(_stretch, _scale_score, _scale_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _scale_score, _scale_gain),
     why_unbounded="the values of a state are all equal",
     priors={
         "scale": {dist.InverseGamma: conjugate.inverse_gamma_of_waiting_mean},

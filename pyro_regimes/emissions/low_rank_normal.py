@@ -42,6 +42,7 @@ from pyro_regimes.emissions.base import (
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
 
 
@@ -169,14 +170,6 @@ def _variances(pooled: Spread, now: Tensor, floor: float) -> Tensor:
     return variance.masked_fill(variance < torch.finfo(variance.dtype).tiny, torch.nan)
 
 
-def _is_positive(variance: Tensor) -> Tensor:
-    return variance.isfinite() & (variance >= torch.finfo(variance.dtype).tiny)
-
-
-def _stretch(variance: Tensor, by: Tensor) -> Tensor:
-    return variance * (1 + by)
-
-
 def _diag_score(pooled: Spread, variance: Tensor) -> Tensor:
     return 0.5 * (pooled.scatter / variance - pooled.weight)
 
@@ -208,8 +201,8 @@ COV_DIAG = Argument(
     draw=draws.positive,
     reduce=_reduce_diag,
     maximise=_variances,
-    sound=_is_positive,
-    natural=Natural(_stretch, _diag_score, _diag_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _diag_score, _diag_gain),
     feasible=_feasible,
     why_unbounded=moments.WHY_UNBOUNDED,
     priors={

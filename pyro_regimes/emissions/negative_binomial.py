@@ -60,6 +60,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.logs import Outcomes
 from pyro_regimes.emissions.parametrisation import read_given
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import LOGITS, PROBS, TrialsFamily, of_successes, outcomes
 
@@ -162,15 +163,7 @@ _MOST = 4.0
 _POISSON = 1e-7
 
 
-def _is_positive(count: Tensor) -> Tensor:
-    return count.isfinite() & (count > 0)
-
-
 # In e, with an argument of r (1 + e): the score is r (A - L), and the information r^2 B.
-
-
-def _stretch(count: Tensor, by: Tensor) -> Tensor:
-    return count * (1 + by)
 
 
 def _count_score(pooled: Failures, count: Tensor) -> Tensor:
@@ -203,8 +196,8 @@ TOTAL_COUNT = Argument(
     draw=draws.positive,
     reduce=_reduce_count,
     maximise=_maximise_count,
-    sound=_is_positive,
-    natural=Natural(_stretch, _count_score, _count_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _count_score, _count_gain),
     why_unbounded=(
         "the counts of a state are all 0, or its prior is a Gamma with a concentration below 1"
     ),

@@ -33,6 +33,7 @@ from pyro_regimes.emissions.base import (
     over_event,
 )
 from pyro_regimes.emissions.moments import Moments
+from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Spread, WeightedSum
 from pyro_regimes.kernels import ops
 
@@ -97,14 +98,6 @@ def _feasible(scale: Tensor, floor: float) -> Tensor:
     return scale.clamp(min=floor**0.5)
 
 
-def _is_positive(scale: Tensor) -> Tensor:
-    return scale.isfinite() & (scale >= torch.finfo(scale.dtype).tiny)
-
-
-def _stretch(scale: Tensor, by: Tensor) -> Tensor:
-    return scale * (1 + by)
-
-
 def _scale_score(pooled: Spread, scale: Tensor) -> Tensor:
     return pooled.scatter / scale**2 - pooled.weight
 
@@ -126,8 +119,8 @@ SCALE = Argument(
     draw=draws.positive,
     reduce=_reduce_scale,
     maximise=_standard_deviation,
-    sound=_is_positive,
-    natural=Natural(_stretch, _scale_score, _scale_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _scale_score, _scale_gain),
     feasible=_feasible,
     why_unbounded=moments.WHY_UNBOUNDED,
     priors={

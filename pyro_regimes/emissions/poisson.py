@@ -26,6 +26,7 @@ from pyro_regimes.emissions.base import (
     divide,
     divide_where_known,
 )
+from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals
 
 
@@ -45,10 +46,6 @@ def _is_sound(rate: Tensor) -> Tensor:
 
 
 # In e, with a rate of lambda (1 + e): the score is s - n lambda, and the information n lambda.
-
-
-def _stretch(rate: Tensor, by: Tensor) -> Tensor:
-    return rate * (1 + by)
 
 
 def _score(pooled: Totals, rate: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ RATE = Argument(
     reduce=_reduce,
     maximise=_maximise,
     sound=_is_sound,
-    natural=Natural(_stretch, _score, _gain),
+    natural=Natural(stretch, _score, _gain),
     why_unbounded=(
         "the counts of a state are all 0, or nearly, and the prior of its rate is unbounded at 0"
     ),

@@ -39,6 +39,7 @@ from pyro_regimes.emissions.base import (
     over_event,
     over_sequences,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: From here on the asymptotic series of the Bessel functions have all digits.
 _LARGE = 50.0
@@ -140,14 +141,6 @@ def _loc_gain(score: Tensor, pooled: Resultant, loc: Tensor, floor: float) -> Te
     return divide_where_known(0.5 * score**2, information.clamp(min=0))
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 # In e, with a concentration of kappa (1 + e).
 
 
@@ -200,8 +193,8 @@ CONCENTRATION = Argument(
     draw=draws.positive,
     reduce=_reduce_concentration,
     maximise=_concentration,
-    sound=_is_positive,
-    natural=Natural(_stretch, _concentration_score, _concentration_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _concentration_score, _concentration_gain),
     why_unbounded="the angles of a state are all equal",
     chart=charts.SCALE,
 )

@@ -37,6 +37,7 @@ from pyro_regimes.emissions.base import (
     divide_where_known,
     over_event,
 )
+from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: A larger exponent counts as this, so that nothing overflows.
 _MOST = 600.0
@@ -112,14 +113,6 @@ def _maximise_scale(pooled: Power, now: Tensor, floor: float) -> Tensor:
     return _scale_step(pooled, now, End(now, pooled), End(now, pooled))[0]
 
 
-def _is_positive(value: Tensor) -> Tensor:
-    return value.isfinite() & (value >= torch.finfo(value.dtype).tiny)
-
-
-def _stretch(value: Tensor, by: Tensor) -> Tensor:
-    return value * (1 + by)
-
-
 # In e, with a scale of lambda (1 + e).
 
 
@@ -178,8 +171,8 @@ SCALE = Argument(
     draw=draws.positive,
     reduce=_reduce_scale,
     maximise=_maximise_scale,
-    sound=_is_positive,
-    natural=Natural(_stretch, _scale_score, _scale_gain),
+    sound=is_positive,
+    natural=Natural(stretch, _scale_score, _scale_gain),
     chart=charts.SCALE,
     search=Search(_scale_step),
 )
@@ -195,8 +188,8 @@ CONCENTRATION = Argument(
     draw=draws.positive,
     reduce=_reduce_concentration,
     maximise=_maximise,
-    sound=_is_positive,
-    natural=Natural(_stretch, _score, _gain),
+    sound=is_positive,
+    natural=Natural(stretch, _score, _gain),
     why_unbounded="the values of a state are all equal",
     chart=charts.SCALE,
     search=Search(_step),
