@@ -250,7 +250,10 @@ def test_nothing_is_lost_of_a_series_on_its_way_to_a_table():
 
 
 def test_returns_as_they_were_read():
-    quick().fit(load_sector_returns().last(200))
+    returns = load_sector_returns().last(200)
+    model = quick().fit(returns)
+    assert list(model.feature_names_in_) == list(returns.names)
+    assert model.log_likelihood_ == quick().fit(returns.to_frame()).log_likelihood_
 
 
 def test_missing_values_are_named():

@@ -227,3 +227,4 @@ def test_dates_of_any_length_are_labelled_without_a_warning(num_rows, size):
     probs = np.eye(2)[states]
     plots.plot_regimes(np.ones((num_rows, 1)), states, probs, ["a", "b"], dates, ax=both)
     figure.savefig(io.BytesIO())
+    assert len(both[1].get_xticks()) >= 2
