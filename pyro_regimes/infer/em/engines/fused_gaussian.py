@@ -248,11 +248,14 @@ def _updates(parts: list[Part]) -> Updates:
     )
 
 
-def _lengths(data: SiteData, num_sequences: int, num_steps: int) -> npt.NDArray[np.int64]:
-    lengths = data.site.hmm.lengths
-    if lengths is None:
-        return np.full(num_sequences, num_steps)
-    return lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
+def _lengths(data: SiteData, num_rows: int, num_steps: int) -> npt.NDArray[np.int64]:
+    """The lengths of the P sequences in each row, ``(N, P)``."""
+    hmm = data.site.hmm
+    if hmm.packed_lengths is not None:
+        return hmm.packed_lengths.expand(num_rows, -1).to(torch.int64).contiguous().numpy()
+    if hmm.lengths is None:
+        return np.full((num_rows, 1), num_steps)
+    return hmm.lengths.expand(data.batch_shape).reshape(-1, 1).to(torch.int64).numpy().copy()
 
 
 def _flat_value(data: SiteData, each: int) -> Tensor | None:

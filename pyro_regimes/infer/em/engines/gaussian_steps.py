@@ -83,27 +83,30 @@ class _Rows(NamedTuple):
     """The data and the work space of some models' sequences."""
 
     value: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]  #: ``(N, P)``
+    begins: npt.NDArray[np.int64]  #: the first step of each sequence, ``(N, P)``
     pseudo: Pseudo
     prepared: tuple[Array, ...]  #: what the kernels take
-    #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
-    work: tuple[npt.NDArray[Any], ...]
+    fields: tuple[npt.NDArray[Any], ...]  #: density and gamma, ``(N, T, K)``
+    #: xi, log-likelihoods and which to do again, of N P sequences
+    found: tuple[npt.NDArray[Any], ...]
     pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
 
 
 def _of_models(part: npt.NDArray[Any], num_models: int) -> Array:
-    """The sums over the sequences of each model, float64."""
+    """The sums over the sequences or the rows of each model, float64."""
     parts = part.reshape((num_models, -1) + part.shape[1:])
     total: Array = parts.sum(1, dtype=np.float64)
     return total
 
 
 class GaussianEM:
-    """EM steps for N sequences of P independent models, N / P to each in turn.
+    """EM steps for N rows of M independent models, N / M to each in turn.
 
-    :param value: ``(V, T, D)``, float32 or float64, finite; sequence n has row n mod V.
-    :param lengths: ``(N,)``
-    :param like: parameters of the P models.
+    :param value: ``(V, T, D)``, float32 or float64, finite; row n has that of n mod V.
+    :param lengths: of the P sequences in each row, ``(N, P)``: one with its padding, or several
+        that follow one another, the same in all rows.
+    :param like: parameters of the M models.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
     """
 
@@ -131,36 +134,38 @@ class GaussianEM:
             np.empty((models,) + like.spread.shape[1:]),
         )
         density = np.empty((count, num_steps, num_states), value.dtype)
-        work = (
-            density,
-            np.empty_like(density),
-            np.empty((count, 1, num_states, num_states)),
-            np.empty(count),
-            np.empty(count, dtype=np.bool_),
+        found = (
+            np.empty((lengths.size, 1, num_states, num_states)),
+            np.empty(lengths.size),
+            np.empty(lengths.size, dtype=np.bool_),
         )
         self._kernels = ops.fused_em()
         pair = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
             pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
-        self._rows = _Rows(value, lengths, pseudo, prepared, work, pair)
+        fields = density, np.empty_like(density)
+        begins = lengths.cumsum(1) - lengths
+        self._rows = _Rows(value, lengths, begins, pseudo, prepared, fields, found, pair)
 
     def keep(self, models: Flags) -> None:
         """Go on with some of the models."""
         self._rows = self._select(models)
 
     def _select(self, models: Flags) -> _Rows:
-        rows, sequences = self._rows, models.repeat(self._each)
-        value, lengths = rows.value, rows.lengths[sequences]
+        rows, chosen = self._rows, models.repeat(self._each)
+        value, lengths = rows.value, rows.lengths[chosen]
         if len(value) > self._each:  # more than what every model has
-            value = value[sequences]
-        work = tuple(part[: len(lengths)] for part in rows.work)
+            value = value[chosen]
+        fields = tuple(part[: len(lengths)] for part in rows.fields)
         return _Rows(
             value,
             lengths,
+            rows.begins[chosen],
             Pseudo(*(each[models] for each in rows.pseudo)),
             tuple(part[: len(lengths)] for part in rows.prepared),
-            work,
-            (value, work[0]),
+            fields,
+            tuple(part[: lengths.size] for part in rows.found),
+            (value, fields[0]),
         )
 
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
@@ -170,19 +175,24 @@ class GaussianEM:
         """
         rows = self._rows if models is None else self._select(models)
         kernels, num_models = self._kernels, len(parameters.initial)
-        density, smoothed, moved, log_likelihood, redo = rows.work
+        (density, smoothed), (moved, log_likelihood, redo) = rows.fields, rows.found
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
         log_initial, log_transition, mean, factor = rows.prepared
         x, densities = rows.pair
         kernels.fill_log_density(x, mean, factor, densities)
-        logits = (log_initial, log_transition, density, rows.lengths)
+        begins, sequences = rows.begins, (rows.lengths.reshape(-1), rows.begins.reshape(-1))
+        logits = (log_initial, log_transition, density, *sequences)
         kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
-        sums = (smoothed[:, 0], moved[:, 0], *moments)
-        if len(smoothed) > num_models:
-            sums = tuple(_of_models(each, num_models) for each in sums)
+        moments = self._moments(rows.value, smoothed, mean, factor.shape[2:])
+        starts = smoothed[:, 0]
+        if begins.shape[1] > 1:
+            starts = smoothed[:, begins[0]].reshape(-1, starts.shape[-1])
+        sums = tuple(
+            each if len(each) == num_models else _of_models(each, num_models)
+            for each in (starts, moved[:, 0], *moments)
+        )
         new = Parameters(*map(np.empty_like, parameters))
         given = sums[0] + pseudo[0], sums[1] + pseudo[1], *sums[2:]
         now = (*parameters, *self._updates, *self._bounds)
@@ -197,6 +207,24 @@ class GaussianEM:
             total[~sound] = np.nan
             ordinary &= sound
         return Step(total, new, ordinary, is_whole and all_sound)
+
+    def _moments(
+        self,
+        value: npt.NDArray[Any],
+        weights: npt.NDArray[Any],
+        mean: Array,
+        second_shape: tuple[int, ...],
+    ) -> tuple[Array, ...]:
+        """Weighted moments of each model, or of each row where models share its data."""
+        each = self._each
+        if len(value) % each == 0:  # the rows of a model as one: many short ones take long
+            value = value.reshape(len(value) // each, -1, value.shape[-1])
+            weights = weights.reshape(len(weights) // each, -1, weights.shape[-1])
+            mean = mean if len(mean) == 1 else np.ascontiguousarray(mean[::each])
+        found: tuple[Array, ...] = self._kernels.sum_moments(
+            value, weights, mean, None, second_shape
+        )
+        return found
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
