@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pyro_regimes.reading.following import following_dates
+from pyro_regimes.reading.frequency import infer_frequency
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,9 @@ def test_a_holiday_changes_nothing():
 )
 def test_where_the_frequency_does_not_tell_there_are_none(dates):
     assert following_dates(dates, 3) is None
+
+
+def test_trade_from_sunday_to_thursday_is_daily():
+    dates = np.arange("2020-01-05", "2021-01-08", dtype="datetime64[D]")
+    kept = dates[~np.isin((dates.astype(int) + 3) % 7, [4, 5])]
+    assert infer_frequency(kept) == ("daily", 252)
