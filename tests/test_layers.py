@@ -21,6 +21,7 @@ LAYERS = {
     "reading": 0,
     "data": 0,
     "files": 0,
+    "messages": 0,
     "emissions": 1,
     "distributions": 2,
     "chain": 3,
