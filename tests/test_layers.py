@@ -22,6 +22,7 @@ LAYERS = {
     "data": 0,
     "files": 0,
     "observed": 0,
+    "messages": 0,
     "emissions": 1,
     "distributions": 2,
     "chain": 3,
