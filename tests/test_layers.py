@@ -21,6 +21,7 @@ LAYERS = {
     "reading": 0,
     "data": 0,
     "files": 0,
+    "observed": 0,
     "messages": 0,
     "text_tables": 0,
     "emissions": 1,
