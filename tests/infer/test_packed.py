@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, infer_regimes
+from pyro_regimes.infer.em.engines import fused_linear
 from pyro_regimes.infer.em.result import EMResult
 from tests import seeds
 from tests.infer.fused import both_engines
@@ -144,6 +145,12 @@ def test_latent_scales_end_at_the_optimum_of_the_padded_batch() -> None:
 
 
 @pytest.mark.parametrize("restarts", [0, 3])
+def test_compiled_steps_of_counts_equal_those_on_tensors(restarts: int) -> None:
+    x = X.abs().round()
+    both_engines(lambda: run_em(model(poisson, True, restarts, x)), module=fused_linear)
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
 @pytest.mark.parametrize("build", [multivariate_normal, normal])
 def test_the_compiled_steps_equal_those_on_tensors(build: Any, restarts: int) -> None:
     both_engines(lambda: run_em(model(build, True, restarts)))
@@ -235,4 +242,4 @@ def test_stochastic_em_takes_packed_minibatches() -> None:
     for _ in range(5):
         loss = em.step(torch.randint(1, 9, (6,), generator=generator))
         assert loss == loss
-    assert float(pyro.param("initial").sum()) == pytest.approx(1.0)
+    assert pyro.param("initial").sum().item() == pytest.approx(1.0)
