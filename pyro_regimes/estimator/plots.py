@@ -65,6 +65,7 @@ def plot_regimes(
     ax: Axes | Iterable[Axes] | None = None,
     unit: str = "unit of the data",
     rows_per_band: int | None = None,
+    cumulative: bool = True,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -87,6 +88,8 @@ def plot_regimes(
     :param unit: the unit of the returns for the label of the axis, such as "%".
     :param rows_per_band: None makes a band of 1, 2, 5, 10, 20, ... rows, so that there are at most
         170. With 1 every row has the colour of its own regime.
+    :param cumulative: whether the upper panel shows the cumulative sum, as of returns, or the
+        observations themselves, as of counts.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
@@ -101,7 +104,7 @@ def plot_regimes(
     bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    _draw_return(above, values, time, unit)
+    _draw_series(above, values, time, unit, cumulative)
     _shade(above, bands, colors)
     _explain(above, bands, path, regime_names, colors, _title(time, len(regime_names)))
     for panel in [above, *below]:
@@ -196,11 +199,15 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
     return panels
 
 
-def _draw_return(panel: Axes, values: Array, time: npt.NDArray[Any], unit: str) -> None:
+def _draw_series(
+    panel: Axes, values: Array, time: npt.NDArray[Any], unit: str, cumulative: bool
+) -> None:
     num_series = values.shape[-1]
-    panel.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
+    line = values.mean(-1).cumsum() if cumulative else values.mean(-1)
+    panel.plot(time, line, color="#222222", linewidth=1.1)
     average = f"\naverage of {num_series} series" if num_series > 1 else ""
-    panel.set_ylabel(f"cumulative return ({unit}){average}")
+    what = "cumulative return" if cumulative else "observation"
+    panel.set_ylabel(f"{what} ({unit}){average}")
 
 
 def _shade(panel: Axes, bands: _Bands, colors: list[str]) -> None:
