@@ -98,8 +98,8 @@ def of_whole_rows(density: Tensor, missing: Tensor, event_dim: int, name: str) -
         if ops.can_be_seen(entries):
             raise ValueError(
                 "expected whole observations to be missing, got some with single missing entries, "
-                f"which {name} does not marginalise; independent columns, MultivariateNormal and "
-                "MultivariateStudentT do"
+                f"which {name} does not marginalise; independent columns do, and Gaussian and "
+                "Student-t vectors"
             )
         density = torch.where(_any(entries, event_dim).unsqueeze(-1), torch.nan, density)
     return _without_rows(density, rows)
