@@ -13,7 +13,7 @@ from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
-from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.units import Units
@@ -72,7 +72,7 @@ def fit_regimes(
     fit = fit_starts(
         starts,
         spec,
-        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        *pack(z, sizes, dtype=settings.dtype, device=settings.device),
         inference=settings.inference,
         acceleration=settings.acceleration,
         max_iter=settings.max_iter,

@@ -48,7 +48,8 @@ class RegimeModel(FittedModel):
 
     Data are ``(T, D)``: T steps in order of time, D series. Methods with a ``lengths`` argument
     accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
-    as a list of arrays. Results are concatenated.
+    as a list of arrays. Results are concatenated. Sequences are not padded, so their lengths may be
+    very different.
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
