@@ -7,6 +7,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.estimator import problems
+from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
@@ -102,6 +103,7 @@ def fit_regimes(
         spec,
         settings.order_by,
         lambda: hmm.posterior(data, sizes, "smoothed")[1].sum(0),
+        lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
     ordered = reordered(parameters, spec, order)
     # In the final order, as sums in another one end in other digits.

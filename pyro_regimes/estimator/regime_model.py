@@ -74,8 +74,10 @@ class RegimeModel(FittedModel):
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
-        keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        keeps its own order and names: each regime gets the name of the one with the same rows, so
+        that as many rows of X as possible have the name that that model gives them (the expected
+        number, by smoothed probabilities of both). A warning says where a name then contradicts the
+        volatility. If that model has a model in ``order_by`` itself, a
         copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
         takes it from the dates of the training data (12 for monthly rows), or 252 without dates.
