@@ -76,8 +76,8 @@ class RegimeHMM(TorchDistribution):
     :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
         missing, exactly, in the likelihood, its gradient and all probabilities: a whole observation
         of any distribution, and single entries of independent columns (``.to_event(1)``), of
-        :class:`.Columns` and of MultivariateNormal. In a traced or compiled graph, single missing
-        entries of other distributions give NaN instead of an error.
+        :class:`.Columns`, and of Gaussian and Student-t vectors. In a traced or compiled graph,
+        single missing entries of other distributions give NaN instead of an error.
     :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The

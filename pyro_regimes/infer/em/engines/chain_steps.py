@@ -67,12 +67,12 @@ class Rows(NamedTuple):
     """The data and the work space of some models' sequences."""
 
     value: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]  #: ``(N, Q)``
-    begins: npt.NDArray[np.int64]  #: the first step of each sequence, ``(N, Q)``
+    lengths: npt.NDArray[np.int64]  #: ``(N, S)``
+    begins: npt.NDArray[np.int64]  #: the first step of each sequence, ``(N, S)``
     pseudo: Pseudo
     prepared: tuple[Array, ...]  #: what the kernels take
     fields: tuple[npt.NDArray[Any], ...]  #: density and gamma, ``(N, T, K)``
-    #: xi, log-likelihoods and which to do again, of N Q sequences
+    #: log-likelihoods, xi and which to do again, of N S sequences
     found: tuple[npt.NDArray[Any], ...]
     pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
 
@@ -81,7 +81,7 @@ class ChainEM(ABC):
     """EM steps for N rows of P independent models, N / P to each in turn.
 
     :param value: ``(V, T, D)``; row n has that of n mod V.
-    :param lengths: of the Q sequences in each row, ``(N, Q)``: one with its padding, or several
+    :param lengths: of the S sequences in each row, ``(N, S)``: one with its padding, or several
         that follow one another, the same in all rows.
     :param like: parameters of the P models.
     :param dtype: that of densities and gamma, float32 or float64.
@@ -106,8 +106,8 @@ class ChainEM(ABC):
         density = np.empty((count, num_steps, num_states), dtype)
         fields = density, np.empty_like(density)
         found = (
-            np.empty((lengths.size, 1, num_states, num_states)),
             np.empty(lengths.size),
+            np.empty((lengths.size, 1, num_states, num_states)),
             np.empty(lengths.size, dtype=np.bool_),
         )
         self._kernels = ops.fused_em()
@@ -151,33 +151,22 @@ class ChainEM(ABC):
             (value, fields[0]),
         )
 
-    def _sweep(
-        self, rows: Rows, log_initial: Array, log_transition: Array, num_models: int
-    ) -> tuple[Array, Array, Array]:
-        """The E-step: gamma at the starts, xi and log-likelihood, summed for each model."""
-        (density, smoothed), (moved, log_likelihood, redo) = rows.fields, rows.found
+    def _sweep(self, rows: Rows, num_models: int) -> tuple[Array, Array, Array]:
+        """The E-step, which fills gamma.
+
+        :return: log-likelihoods ``(P,)``, expected starts ``(P, K)`` and transitions ``(P, K, K)``.
+        """
+        (density, smoothed), (log_likelihood, moved, redo) = rows.fields, rows.found
         sequences = rows.lengths.reshape(-1), rows.begins.reshape(-1)
-        logits = (log_initial, log_transition, density, *sequences)
+        logits = (*rows.prepared[:2], density, *sequences)
         self._kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
         starts = smoothed[:, 0]
         if rows.begins.shape[1] > 1:
             starts = smoothed[:, rows.begins[0]].reshape(-1, starts.shape[-1])
-        found = (starts, moved[:, 0], log_likelihood)
-        initial, transition, total = (of_models(each, num_models) for each in found)
-        return initial, transition, total
-
-    def _moments(
-        self, rows: Rows, mean: Array, second_shape: tuple[int, ...], num_models: int
-    ) -> list[Array]:
-        """Weighted moments of the data of each model."""
-        value, weights, each = rows.value, rows.fields[1], self._each
-        if each > 1 and len(value) % each == 0:
-            # The rows of a model as one, as a sum for each of many short ones takes long.
-            value = value.reshape(len(value) // each, -1, value.shape[-1])
-            weights = weights.reshape(num_models, -1, weights.shape[-1])
-            mean = mean if len(mean) == 1 else np.ascontiguousarray(mean[::each])
-        found = self._kernels.sum_moments(value, weights, mean, None, second_shape)
-        return [of_models(part, num_models) for part in found]
+        value, starts, counts = (
+            of_models(each, num_models) for each in (log_likelihood, starts, moved[:, 0])
+        )
+        return value, starts, counts
 
 
 def of_models(part: npt.NDArray[Any], num_models: int) -> Array:

@@ -217,7 +217,7 @@ def _log_prior(probs: Array, pseudo: Array) -> Array:
 
 
 def lengths_of(data: SiteData, num_steps: int) -> npt.NDArray[np.int64]:
-    """The lengths of the Q sequences in each row, ``(N, Q)``."""
+    """The lengths of the S sequences in each row, ``(N, S)``."""
     hmm, num_rows = data.site.hmm, data.batch_shape.numel()
     if hmm.packed_lengths is not None:
         return hmm.packed_lengths.expand(num_rows, -1).to(torch.int64).contiguous().numpy()

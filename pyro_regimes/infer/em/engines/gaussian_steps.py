@@ -26,6 +26,7 @@ from pyro_regimes.infer.em.engines.chain_steps import (
     Parameters,
     Pseudo,
     Step,
+    of_models,
 )
 from pyro_regimes.kernels import ops
 
@@ -42,10 +43,9 @@ class Updates(NamedTuple):
 
 
 class GaussianEM(ChainEM):
-    """EM steps for N rows of P independent models, N / P to each in turn.
+    """See :class:`.ChainEM`.
 
-    :param value: ``(V, T, D)``, float32 or float64, finite; row n has that of n mod V.
-    :param lengths: as in :class:`.ChainEM`.
+    :param value: ``(V, T, D)``, float32 or float64, finite.
     :param like: parameters of the P models: probabilities, locations ``(P, K, D)``, and covariances
         ``(P, K, D, D)`` or variances ``(P, K, D, 1)``.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
@@ -75,20 +75,39 @@ class GaussianEM(ChainEM):
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
-        log_initial, log_transition, mean, factor = rows.prepared
+        mean, factor = rows.prepared[2:]
         x, densities = rows.pair
         kernels.fill_log_density(x, mean, factor, densities)
-        starts, counts, total = self._sweep(rows, log_initial, log_transition, num_models)
-        moments = self._moments(rows, mean, factor.shape[2:], num_models)
+        log_likelihood, starts, counts = self._sweep(rows, num_models)
+        moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
+        sums = tuple(of_models(each, num_models) for each in moments)
         new = Parameters(map(np.empty_like, parameters))
-        given = starts + pseudo[0], counts + pseudo[1], *moments
+        given = starts + pseudo[0], counts + pseudo[1], *sums
         now = (*parameters, *self._updates, *self._bounds)
         is_whole = kernels.maximise(*given, *now, *new, ordinary)
-        total = log_prior + rows.pseudo.constant + total
+        total = log_prior + rows.pseudo.constant + log_likelihood
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound
         return Step(total, new, ordinary, is_whole and all_sound)
+
+    def _moments(
+        self,
+        value: npt.NDArray[Any],
+        weights: npt.NDArray[Any],
+        mean: Array,
+        second_shape: tuple[int, ...],
+    ) -> tuple[Array, ...]:
+        """Weighted moments of each model, or of each row where models share its data."""
+        each = self._each
+        if len(value) % each == 0:  # the rows of a model as one: many short ones take long
+            value = value.reshape(len(value) // each, -1, value.shape[-1])
+            weights = weights.reshape(len(weights) // each, -1, weights.shape[-1])
+            mean = mean if len(mean) == 1 else np.ascontiguousarray(mean[::each])
+        found: tuple[Array, ...] = self._kernels.sum_moments(
+            value, weights, mean, None, second_shape
+        )
+        return found
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array

@@ -24,8 +24,8 @@ from pyro_regimes.infer.em.engines.chain_steps import (
     Flags,
     Parameters,
     Pseudo,
-    Rows,
     Step,
+    of_models,
 )
 
 
@@ -47,7 +47,7 @@ class Emission(NamedTuple):
 
 
 class LinearEM(ChainEM):
-    """EM steps for N rows of P independent models, N / P to each in turn.
+    """See :class:`.ChainEM`.
 
     :param value: the functions of the data, ``(V, T, S)``, or rows of the table, ``(V, T, D)``:
         that of element d and category c is d C + c, and the last one, D C, is for missing
@@ -85,14 +85,13 @@ class LinearEM(ChainEM):
             torch.from_numpy(argument), len(self._emission.event_shape)
         )
         is_sound = self._fill_density(rows.pair, natural)
-        log_initial, log_transition = rows.prepared
-        starts, counts, total = self._sweep(rows, log_initial, log_transition, num_models)
+        log_likelihood, starts, counts = self._sweep(rows, num_models)
         given = starts + pseudo[0], counts + pseudo[1], initial, transition, *self._updates[:2]
         new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(num_models, np.bool_)
         kernels.maximise_chain(*given, self._tiny, *new[:2], ordinary)
-        sums = self._sums(rows, num_models)
+        sums = self._sums(rows.value, rows.fields[1], num_models)
         ordinary &= self._maximise(argument, sums.reshape(natural.shape), new[2])
-        total = log_prior + rows.pseudo.constant + total
+        total = log_prior + rows.pseudo.constant + log_likelihood
         if not is_sound.all():
             total[~is_sound] = np.nan
             ordinary &= is_sound
@@ -111,13 +110,13 @@ class LinearEM(ChainEM):
         finite: Flags = natural.isfinite().flatten(1).all(-1).numpy()
         return finite
 
-    def _sums(self, rows: Rows, num_models: int) -> Array:
+    def _sums(self, value: npt.NDArray[Any], weights: npt.NDArray[Any], num_models: int) -> Array:
         """The expected sums of the functions of the data, ``(P, K, S)``."""
         if self._emission.linear.is_table:
-            given = rows.value, rows.fields[1], num_models, self._num_rows
-            sums: Array = self._kernels.sum_lookups(*given)
+            sums = self._kernels.sum_lookups(value, weights, num_models, self._num_rows)
             return sums[:, :-1].swapaxes(1, 2)
-        return self._moments(rows, self._nowhere, (0, 0), num_models)[1]
+        sums = self._kernels.sum_moments(value, weights, self._nowhere, None, (0, 0))[1]
+        return of_models(sums, num_models)
 
     def _maximise(self, old: Array, sums: Array, new: Array) -> Flags:
         """Fill the new argument; of which models it is valid, ``(P,)``.
