@@ -83,8 +83,8 @@ def compare(
     :param seed: seed of the variational draws and of NUTS.
     :param progress: called with the method, the number of a step, the number of steps, and the
         objective before that step (of guides, an estimate of the ELBO; NaN where there is none):
-        with step 0 before the method compiles its kernels, then after each step, for EM after the
-        last.
+        with step 0 before the method compiles its kernels, then after each step; for EM once, with
+        the number of steps that it took as both numbers.
     :param jit_compile: whether to record the model and the guides once and to repeat only their
         tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
         last bit and take about half the time, with one optimiser for all parameters and without

@@ -87,16 +87,7 @@ class FittedHMM(NamedTuple):
             density = self.spec.observation_dist(self._arguments(self.parameters))
             mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
             probs = weights.probs.cpu().double().numpy()
-        moments = self.spec.moments(self.parameters.emission)
-        mean = probs @ moments.means
-        deviations = moments.means - mean[:, None]  # (n, K, D)
-        covariance = np.einsum("nk,nki,nkj->nij", probs, deviations, deviations)
-        within = np.tensordot(probs, moments.covariances, 1)  # (n, D, D), or (n, D) of variances
-        if moments.are_independent:
-            diagonal = np.arange(mean.shape[-1])
-            covariance[:, diagonal, diagonal] += within
-        else:
-            covariance += within
+        mean, covariance = self.spec.mixture_moments(probs, self.parameters.emission)
         return Forecast(probs, mean, covariance, mixture)
 
     def pyro_model(self) -> PyroModel:

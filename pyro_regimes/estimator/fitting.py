@@ -172,7 +172,7 @@ def _starts(
         spec.collapsed_variance(z, settings.dtype),
         settings.min_eigenvalue / float(own.unit.max()) ** 2,
     )
-    means = settings.given.values.get("means")
+    means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
     if not (own.unit == units.unit).all():

@@ -60,9 +60,10 @@ def sort_regimes(
     :param weights: computes the effective number of observations of each regime, ``(K,)``, which
         only an order by mean needs.
     """
-    moments = spec.moments(parameters.emission)
+    moments = spec.typical(parameters.emission)
     means, variances = moments.means, moments.variances
     unit = np.sqrt(variances.mean(0) + means.var(0))
+    unit = np.where(unit > 0, unit, 1.0)
     if isinstance(order_by, Reference):
         distances = _distances(_scaled(order_by.moments, unit), _scaled(moments, unit))
         order = linear_sum_assignment(distances)[1]
@@ -74,6 +75,8 @@ def sort_regimes(
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
     order = np.lexsort(keys)
     numbered = [f"Regime {i + 1}" for i in range(len(order))]
+    if not spec.of_changes:
+        return Order(order, numbered)  # the names are those of markets
     if order_by == "volatility" and np.ptp(volatility) <= _SAME * volatility.max():
         return Order(order, numbered)  # as tied covariances have it
     names = list(_NAMES.get((order_by, len(order)), numbered))
