@@ -391,7 +391,8 @@ class FittedModel(BaseEstimator):
 
         Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
         (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
+        padded ``(N, T, D)`` with lengths, of the model's dtype.
         The site is "observations".
 
         :return: the function.

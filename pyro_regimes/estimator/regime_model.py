@@ -48,7 +48,8 @@ class RegimeModel(FittedModel):
 
     Data are ``(T, D)``: T steps in order of time, D series. Methods with a ``lengths`` argument
     accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
-    as a list of arrays. Results are concatenated.
+    as a list of arrays. Results are concatenated. Sequences are not padded, so their lengths may be
+    very different.
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
@@ -73,8 +74,10 @@ class RegimeModel(FittedModel):
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
-        keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        keeps its own order and names: each regime gets the name of the one with the same rows, so
+        that as many rows of X as possible have the name that that model gives them (the expected
+        number, by smoothed probabilities of both). A warning says where a name then contradicts the
+        volatility. If that model has a model in ``order_by`` itself, a
         copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
         takes it from the dates of the training data (12 for monthly rows), or 252 without dates.

@@ -14,6 +14,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator.beginning import long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.naming import ORDERS, Reference
@@ -195,8 +196,9 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    hmm = other._hmm()
-    return Reference(list(names), hmm.spec.typical(hmm.parameters.emission))
+    # Data need not begin as those of the reference did.
+    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
+    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
 
 
 class Settings(NamedTuple):
