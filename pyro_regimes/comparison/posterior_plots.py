@@ -27,7 +27,7 @@ class _Entries(NamedTuple):
     """Entries of a site that are drawn in one panel."""
 
     title: str
-    index: list[tuple[int, ...]]  #: of each in the site
+    indices: Sequence[tuple[int, ...]]  #: of each in the site
     labels: list[str]
 
 
@@ -130,7 +130,7 @@ def _draw_entries(
     runs: Sequence[MethodRun],
     points: Sequence[MethodRun],
 ) -> None:
-    at = tuple(np.array(entries.index).T) if entries.index[0] else ()
+    at = tuple(np.array(entries.indices).T) if entries.indices[0] else ()
     place = np.arange(len(entries.labels))
     for index, (run, color) in enumerate(zip(runs, method_colors(runs), strict=True)):
         assert run.posterior is not None

@@ -68,6 +68,32 @@ class Gaussian(NamedTuple):
     factor: Tensor
 
 
+class Linear(NamedTuple):
+    r"""A density that is linear in functions of the observation, for compiled steps of EM.
+
+    The family is an exponential family with one argument that EM sets:
+
+    .. math:: \log b_k(x_t) = s(x_t)^\top \eta_k
+
+    with :math:`s(x_t)` of S numbers, among them 1 and the logarithm of the base measure. The sums
+    of :math:`\gamma_t(k) s(x_t)` are all that its M-step needs.
+
+    If it is a table, every element of an observation is one of C categories, and the density is the
+    sum of their entries in :math:`\eta_k`. The entries may be -inf.
+    """
+
+    #: ``(value, event_dim) -> s(x)``, float64, ``(..., T, S)``; for a table the categories, int64,
+    #: ``(..., T, *event)``; None if some value is outside of the support
+    read: Callable[[Tensor, int], Optional[Tensor]]
+    #: the argument in the coordinates of :attr:`Argument.maximise`, float64, to :math:`\eta`:
+    #: ``(..., K, *event, *block), event_dim -> (..., K, S)``, or ``(..., K, *event, C)``
+    natural: Callable[[Tensor, int], Tensor]
+    #: the sums, of the shape of :math:`\eta`, to the statistics of :meth:`Family.statistics`:
+    #: ``(sums, event_shape) -> statistics``
+    statistics: Callable[[Tensor, torch.Size], Stats]
+    is_table: bool = False
+
+
 class Natural(NamedTuple):
     r"""Perturbations of an argument's cells, in coordinates that do not depend on units.
 
@@ -236,8 +262,10 @@ class Family(ABC):
     arguments: tuple[Argument, ...]
     #: Whether it meets single missing entries of an observation itself: then there is
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
-    #: independent entries need not (:mod:`.entries`).
+    #: independent entries need not: theirs are met one by one.
     marginalises: bool = False
+    #: The linear form of the density, if it has one.
+    linear: Linear | None = None
 
     def serves(self, distribution: Distribution, event_dim: int) -> bool:
         """Whether it is the family of a distribution.

@@ -70,11 +70,12 @@ def sort_regimes(
     :param agreement: computes the expected number of rows in each pair of a regime of the reference
         and one of the model, ``(K of the reference, K)``.
     """
-    moments = spec.moments(parameters.emission)
+    moments = spec.typical(parameters.emission)
     means, variances = moments.means, moments.variances
     unit = np.sqrt(variances.mean(0) + means.var(0))
+    unit = np.where(unit > 0, unit, 1.0)
     if isinstance(order_by, Reference):
-        theirs = order_by.hmm.spec.moments(order_by.hmm.parameters.emission).variances
+        theirs = order_by.hmm.spec.typical(order_by.hmm.parameters.emission).variances
         before, after = ((np.sqrt(each) / unit).mean(-1) for each in (theirs, variances))
         order = _most_alike(agreement(order_by.hmm), before, after)
         names = list(order_by.names)
@@ -84,6 +85,8 @@ def sort_regimes(
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
     order = np.lexsort(keys)
     numbered = [f"Regime {i + 1}" for i in range(len(order))]
+    if not spec.of_changes:
+        return Order(order, numbered)  # the names are those of markets
     if order_by == "volatility" and np.ptp(volatility) <= _SAME * volatility.max():
         return Order(order, numbered)  # as tied covariances have it
     names = list(_NAMES.get((order_by, len(order)), numbered))

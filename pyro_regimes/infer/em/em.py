@@ -14,7 +14,7 @@ from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
-from pyro_regimes.infer.em.engines import fused_gaussian
+from pyro_regimes.infer.em.engines import fused_gaussian, fused_linear
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
@@ -296,6 +296,9 @@ class EM:
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
         fused, tensors = fused_gaussian.find(problem, start), TensorEngine(problem)
+        families = [data.site.family for data in problem.sites.values()]
+        if any(family is not None and family.linear is not None for family in families):
+            fused = fused_linear.find(problem, start, extrapolates)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
             return tensors
