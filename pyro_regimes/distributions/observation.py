@@ -142,6 +142,35 @@ def missing_parts(missing: Tensor, event_dim: int) -> tuple[Tensor, Tensor | Non
     return rows, entries
 
 
+def moments_of_missing(
+    observation_dist: Distribution, value: Tensor, missing: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and variances of missing entries in every state, given the observed ones of the row.
+
+    :param value: ``(..., T, *event)``, finite.
+    :param missing: in its shape.
+    :return: ``(..., T, K, *event)`` each; any numbers where nothing is missing.
+    :raises ValueError: if the distribution has none.
+    """
+    base = emissions.unwrap(observation_dist).base
+    event_dim = len(observation_dist.event_shape)
+    family = _NAN_MASKED.get(type(base)) or emissions.find_family(base, event_dim)
+    if family is not None:
+        given = {name: argument.detach() for name, argument in family.read(base).items()}
+        found = family.moments_of_missing(value, missing, given, event_dim)
+        if found is not None:
+            return found
+    if len(base.event_shape):  # its entries may depend on each other
+        _check_whole(missing, event_dim, type(base).__name__)
+    try:
+        return observation_dist.mean, observation_dist.variance
+    except NotImplementedError as error:
+        raise ValueError(
+            "expected observation_dist to have a mean and a variance, by which missing entries are "
+            f"imputed, got {type(base).__name__}, which has not"
+        ) from error
+
+
 def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
     """An observation in the support of the first state, of dtype and device of a tensor."""
     event_shape = observation_dist.event_shape

@@ -151,8 +151,12 @@ def log_prob(
     """
     if not ops.can_be_seen(missing):
         return _log_prob(value, missing, loc, covariance)
+    num_lead = value.dim() - 2
+    compiled = _compiled_log_prob(value, missing, loc, covariance)
+    if compiled is not None:
+        return compiled
     whole = complete(value)
-    shape, num_lead = whole.shape, value.dim() - 2
+    shape = whole.shape
     lead = loc.shape[-3 - num_lead : -2] + covariance.shape[-4 - num_lead : -3]
     if all(size == 1 for size in lead):
         # The rows of all sequences become those of one.
@@ -182,6 +186,30 @@ def log_prob(
     return whole.reshape(shape)
 
 
+def _compiled_log_prob(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> Tensor | None:
+    """The same by the compiled kernel, for arguments that are constant in time; else None."""
+    if not (_is_constant(loc, -3) and _is_constant(covariance, -4)):
+        return None
+    at = ops.without_time(loc, 2), ops.without_time(covariance, 3)
+    if not ops.has_kernel_for_missing(value, missing, *at):
+        return None
+    num_lead = value.dim() - 2
+    dims = loc.shape[-3 - num_lead : -2] + covariance.shape[-4 - num_lead : -3]
+    if not num_lead or any(size > 1 for size in dims):
+        return ops.gaussian_log_prob_of_seen(value, missing, *at)
+    # The rows of all sequences become those of one.
+    size, lead = value.shape[-1], value.shape[:-1]
+    at = (
+        at[0].reshape(at[0].shape[: max(0, at[0].dim() - 2 - num_lead)] + at[0].shape[-2:]),
+        at[1].reshape(at[1].shape[: max(0, at[1].dim() - 3 - num_lead)] + at[1].shape[-3:]),
+    )
+    flat = value.reshape(-1, size), missing.reshape(-1, size)
+    density = ops.gaussian_log_prob_of_seen(*flat, *at)
+    return density.reshape(density.shape[:-2] + lead + density.shape[-1:])
+
+
 def _log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
     """The same, of all rows at once."""
     patterns = _Patterns.of(missing, covariance)
@@ -189,6 +217,44 @@ def _log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -
     num_seen = (~missing).to(loc.dtype).sum(-1, keepdim=True)
     found: Tensor = -0.5 * (whitened.square().sum(-1) + math.log(2 * math.pi) * num_seen)
     return found - patterns.of_rows(patterns.log_scale, 1)
+
+
+def conditional(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and variances of all entries given the observed ones, ``(..., T, K, D)``.
+
+    :param value: ``(..., T, D)``, finite; entries that are missing may hold any number.
+    :param missing: ``(..., T, D)``.
+    :param loc: ``(..., 1 or T, K, D)``.
+    :param covariance: ``(..., 1 or T, K, D, D)``.
+    """
+    batch = torch.broadcast_shapes(value.shape[:-2], loc.shape[:-3], covariance.shape[:-4])
+    num_states = max(loc.shape[-2], covariance.shape[-3])
+    shape = batch + (value.shape[-2], num_states, value.shape[-1])
+    each = value.new_zeros(()).expand(shape[:-1])  # of the size of densities
+    mean = value.unsqueeze(-2).expand(shape).clone()
+    variance = torch.zeros_like(mean)
+    for block in _blocks(_rows_of(missing), shape.numel() // shape[-3] * shape[-1], each):
+        part = (
+            value.index_select(-2, block), missing.index_select(-2, block),
+            _at(block, loc, -3), _at(block, covariance, -4),
+        )  # fmt: skip
+        for total, found in zip((mean, variance), _conditional(*part), strict=True):
+            total.index_copy_(-3, block, found.expand(batch + found.shape[-3:]).to(total.dtype))
+    return mean, variance
+
+
+def _conditional(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, of all rows at once."""
+    patterns = _Patterns.of(missing, covariance)
+    part = patterns.whitening @ covariance
+    slopes = part.mT @ patterns.whitening
+    expected = _times(patterns.of_rows(slopes, 3), value.unsqueeze(-2) - loc)
+    variance = covariance.diagonal(dim1=-2, dim2=-1) - part.square().sum(-2)
+    return loc + expected, patterns.of_rows(variance.clamp(min=0), 2)
 
 
 def moments(
@@ -204,6 +270,14 @@ def moments(
     if observed.varies:  # each row has moments of its own
         return _moments(observed, loc, covariance, with_second)
     missing, weights = observed.missing.squeeze(-2), observed.weights
+    value = observed.value.squeeze(-2)
+    if _is_constant(loc, -3) and _is_constant(covariance, -4):
+        at = ops.without_time(loc, 2), ops.without_time(covariance, 3)
+        if ops.has_kernel_for_missing(value, missing, weights, *at):
+            given = (value, missing.expand(value.shape), weights, *at)
+            weight, first, second = ops.expected_moments(*given)
+            weight, first = weight.unsqueeze(-2).unsqueeze(-1), first.unsqueeze(-3)
+            return Moments(loc, weight, first, second.unsqueeze(-4) if with_second else None)
     whole = torch.where(missing.any(-1, keepdim=True), 0.0, weights)
     found = take(observed._replace(weights=whole, missing=None), loc, True, with_second)
     each = weights.shape[:-2].numel() * weights.shape[-1] * missing.shape[-1] ** 2

@@ -66,11 +66,15 @@ def initial_probs(
 
 
 def _begins_with(rows: Array, training_start: Array, unit: Array) -> bool:
-    """Whether rows are those of training, in float32 or with a few digits, too."""
+    """Whether rows are those of training, in float32 or with a few digits, too.
+
+    The same entries must be missing.
+    """
     known = min(len(rows), len(training_start))
     trained = training_start[:known]
     tolerance = _SAME * unit + _FLOAT32 * np.abs(trained)
-    return bool((np.abs(rows[:known] - trained) <= tolerance).all())
+    same = np.abs(rows[:known] - trained) <= tolerance
+    return bool((same | np.isnan(rows[:known]) & np.isnan(trained)).all())
 
 
 def is_irreducible(transition_matrix: Array) -> bool:

@@ -14,7 +14,7 @@ from torch.distributions import MixtureSameFamily
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast
+from pyro_regimes.estimator.report import Forecast, Imputation
 from pyro_regimes.estimator.sequences import pad, unpad
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -22,7 +22,10 @@ from pyro_regimes.kernels import ops
 
 
 class FittedHMM(NamedTuple):
-    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
+    """Fitted parameters with a dtype and a device.
+
+    Data are ``(T, D)``, NaN where entries are missing, with sequence lengths.
+    """
 
     parameters: Parameters
     spec: Spec
@@ -60,7 +63,7 @@ class FittedHMM(NamedTuple):
             first = initial.expand(filtered[..., 0, :].shape)
             predicted = torch.cat([first.unsqueeze(-2), later.logsumexp(-2)], -2)
             scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
-            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
@@ -78,6 +81,19 @@ class FittedHMM(NamedTuple):
                 initial, transition, logits, path.clamp(min=0), lengths
             )
             return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+
+    def impute(self, data: Array, sizes: list[int]) -> Imputation:
+        """The mean and the variance of each entry given all that are observed."""
+        with self._computing():
+            hmm, x, _, _ = self._scaled(data, sizes)
+            found = hmm.impute(x)
+            mean, variance = (unpad(each.double(), sizes) for each in found)
+        units = self.spec.units_of(self.parameters.emission)
+        missing = np.isnan(data)
+        return Imputation(
+            np.where(missing, units.unscale(mean), data),
+            np.where(missing, units.unit**2 * variance, 0.0),
+        )
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
@@ -129,4 +145,4 @@ class FittedHMM(NamedTuple):
                 self.first_probs, dtype=self.dtype, device=self.device
             )
         hmm = regime_hmm(arguments, self.spec, lengths)
-        return hmm, x, lengths, units.log_jacobian(len(data))
+        return hmm, x, lengths, units.log_jacobian_of(data)

@@ -71,10 +71,11 @@ def plot_regimes(
     A path of many rows changes its regime more often than a picture can show. So rows are put
     together in bands of equal length, and both panels show the same bands:
 
-    - Upper panel: the line is the cumulative sum of the average over the series. A band has the
-      colour of the regime that is most frequent in its rows of the path. The colour is paler the
-      fewer of the rows have this regime, so a pale band holds other regimes, too. The legend says
-      how many rows make a band, and the share of each regime in the whole path.
+    - Upper panel: the line is the cumulative sum of the average over the series (over those that
+      are not missing). A band has the colour of the regime that is most frequent in its rows of the
+      path. The colour is paler the fewer of the rows have this regime, so a pale band holds other
+      regimes, too. The legend says how many rows make a band, and the share of each regime in the
+      whole path.
     - Lower panel: the probability of each regime, averaged over the rows of the band. No regime is
       left out here, however short its spells.
 
@@ -198,9 +199,11 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
 
 def _draw_return(panel: Axes, values: Array, time: npt.NDArray[Any], unit: str) -> None:
     num_series = values.shape[-1]
-    panel.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
-    average = f"\naverage of {num_series} series" if num_series > 1 else ""
-    panel.set_ylabel(f"cumulative return ({unit}){average}")
+    counts = np.maximum((~np.isnan(values)).sum(-1), 1)
+    average = np.nansum(values, -1) / counts  # 0 in a row without any value
+    panel.plot(time, average.cumsum(), color="#222222", linewidth=1.1)
+    of_what = f"\naverage of {num_series} series" if num_series > 1 else ""
+    panel.set_ylabel(f"cumulative return ({unit}){of_what}")
 
 
 def _shade(panel: Axes, bands: _Bands, colors: list[str]) -> None:

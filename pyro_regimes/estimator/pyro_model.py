@@ -98,6 +98,7 @@ def regime_hmm(
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
         lengths=lengths,
+        missing="marginalise",
     )
 
 
@@ -117,7 +118,7 @@ def pyro_model(
     :param initial: "free"; "uniform", which leaves ``initial_probs`` as they are; or "stationary",
         which makes them a function of the transition matrix.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
-        true ``lengths`` ``(N,)``. Its one sample site is "observations".
+        true ``lengths`` ``(N,)``; NaN is a missing entry. Its one sample site is "observations".
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -170,6 +171,7 @@ def prior_model(
             initial_probs=initial_probs,
             transition_probs=transition_probs,
             observation_dist=spec.sample_observation_dist(num_regimes, mean, scale),
+            missing="marginalise",
         )
         pyro.sample("observations", hmm, obs=x)
 

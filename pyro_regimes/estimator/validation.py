@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator import missing
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.messages import shown
@@ -207,8 +208,9 @@ def check_data(
 
     :param y: a target, which is ignored, or the lengths, as :func:`.lengths_given` decides.
     :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
-    :raises ValueError: if X is not two-dimensional, finite and in order of time, or the lengths do
-        not fit it.
+    :return: NaN where entries are missing.
+    :raises ValueError: if X is not two-dimensional and in order of time, has infinite entries, or
+        the lengths do not fit it.
     """
     tables, are_several = as_tables(X)
     if are_several:
@@ -239,7 +241,9 @@ def check_data(
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     """A table as float64, by scikit-learn's ``validate_data``."""
     try:
-        data: Array = validate_data(model, X, dtype=np.float64, reset=reset)
+        data: Array = validate_data(
+            model, X, dtype=np.float64, reset=reset, ensure_all_finite="allow-nan"
+        )
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
     return data
@@ -263,10 +267,11 @@ def _check_same_columns(
 
 def check_fittable(
     model: BaseEstimator, data: Array, spec: Spec, given: Given
-) -> tuple[Given, Warning | None]:
+) -> tuple[Array, Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
-    :return: the given values in the shapes of the data, and a warning for the user or None.
+    :return: the data without missing entries, as :func:`.missing.filled`; the given values in the
+        shapes of the data; and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
     """
@@ -274,6 +279,10 @@ def check_fittable(
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
     given = for_series(given, spec, model.n_regimes, data.shape[1])
+    names = getattr(model, "feature_names_in_", None)
+    missing.check_columns(data, names)
+    whole = missing.complete_rows(data)
+    data = missing.filled(data)
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
@@ -292,7 +301,9 @@ def check_fittable(
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
     if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
-        return given, None
-    names = getattr(model, "feature_names_in_", None)
-    doubt = spec.check_data(data, names, torch_dtype(model.dtype))
-    return given, None if doubt is None else UserWarning(doubt)
+        return data, given, None
+    dtype = torch_dtype(model.dtype)
+    doubt = spec.check_data(data, names, dtype)
+    if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
+        doubt = spec.check_data(whole, names, dtype)
+    return data, given, None if doubt is None else UserWarning(doubt)

@@ -17,9 +17,23 @@ from pyro_regimes.kernels.cpu.densities import fill_log_density
 from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.launch import sweep_arrays
 from pyro_regimes.kernels.cpu.m_step import cholesky, maximise
+from pyro_regimes.kernels.cpu.missing import (
+    fill_seen_log_density,
+    find_patterns,
+    sum_expected_moments,
+)
 from pyro_regimes.kernels.cpu.moments import sum_moments
 
-__all__ = ["fill_log_density", "maximise", "prepare", "sum_moments", "sweep_arrays"]
+__all__ = [
+    "fill_log_density",
+    "fill_seen_log_density",
+    "find_patterns",
+    "maximise",
+    "prepare",
+    "sum_expected_moments",
+    "sum_moments",
+    "sweep_arrays",
+]
 
 
 @compiled

@@ -177,9 +177,14 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     if not np.isfinite(constant).all():
         return "a prior is not finite at the start"
     num_sequences = data.batch_shape.numel()
-    value = _flat_value(data, num_sequences // groups.num_restarts)
+    each = num_sequences // groups.num_restarts
+    value, missing = _flat(data, data.value, each), None
     if value is None:
         return "the data would have to be copied for every restart"
+    if data.missing is not None:
+        missing = _flat(data, data.missing, each)
+        if missing is None or len(value) not in (each, num_sequences):
+            return "data with missing entries would have to be copied"
     kernel = GaussianEM(
         value.numpy(),
         _lengths(data, num_sequences, value.shape[1]),
@@ -187,6 +192,7 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         _updates(parts),
         Pseudo(initial, transition, constant),
         problem.min_eigenvalue,
+        None if missing is None else missing.numpy(),
     )
     return FusedEngine(problem, kernel, parts, start)
 
@@ -199,8 +205,6 @@ def _why_not_gaussian(data: SiteData) -> str | None:
         return "observations are no Gaussian vectors that are constant in time"
     if data.weight is not None or site.observation_mask is not None:
         return "observations are weighted or masked"
-    if data.missing is not None:
-        return "some entries are missing"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
@@ -255,12 +259,12 @@ def _lengths(data: SiteData, num_sequences: int, num_steps: int) -> npt.NDArray[
     return lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
 
 
-def _flat_value(data: SiteData, each: int) -> Tensor | None:
+def _flat(data: SiteData, value: Tensor, each: int) -> Tensor | None:
     """``(V, T, D)``, such that sequence n has row n mod V; None where it would have to be copied.
 
+    :param value: in the shape of the data.
     :param each: how many sequences a model has.
     """
-    value = data.value
     if not data.site.hmm.observation_dist.event_shape:
         value = value.unsqueeze(-1)
     batch = value.shape[:-2]

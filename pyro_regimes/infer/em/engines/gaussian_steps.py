@@ -79,6 +79,14 @@ class Pseudo(NamedTuple):
     constant: Array  #: ``(P,)``
 
 
+class _Seen(NamedTuple):
+    """Data with missing entries, which the kernels take as tables of all rows of a model."""
+
+    value: npt.NDArray[Any]  #: ``(U, S, D)``
+    patterns: Any  #: the rows by what is missing in them, :class:`.cpu.missing.Patterns`
+    tables: npt.NDArray[np.int64]  #: the table of each model
+
+
 class _Rows(NamedTuple):
     """The data and the work space of some models' sequences."""
 
@@ -89,6 +97,16 @@ class _Rows(NamedTuple):
     #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
     work: tuple[npt.NDArray[Any], ...]
     pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
+    seen: _Seen | None  #: None if nothing is missing
+
+
+def _sound(spread: Array, sound: Flags) -> Array:
+    """The spreads, with the identity for models of which one is not positive definite."""
+    if sound.all():
+        return spread
+    size, columns = spread.shape[2:]
+    one = np.eye(size) if columns == size else np.ones((size, 1))
+    return np.where(sound[:, np.newaxis, np.newaxis, np.newaxis], spread, one)
 
 
 def _of_models(part: npt.NDArray[Any], num_models: int) -> Array:
@@ -105,6 +123,8 @@ class GaussianEM:
     :param lengths: ``(N,)``
     :param like: parameters of the P models.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
+    :param missing: the missing entries, in the shape of the value, whose first dim is then that of
+        one model or of all; None if there are none.
     """
 
     def __init__(
@@ -115,6 +135,7 @@ class GaussianEM:
         updates: Updates,
         pseudo: Pseudo,
         min_eigenvalue: float,
+        missing: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         count, (num_steps, size) = len(lengths), value.shape[1:]
         num_models, num_states = like.initial.shape
@@ -142,7 +163,25 @@ class GaussianEM:
         pair = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
             pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
-        self._rows = _Rows(value, lengths, pseudo, prepared, work, pair)
+        seen = None if missing is None else self._find_seen(value, missing, lengths, num_models)
+        self._rows = _Rows(value, lengths, pseudo, prepared, work, pair, seen)
+
+    def _find_seen(
+        self,
+        value: npt.NDArray[Any],
+        missing: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        num_models: int,
+    ) -> _Seen:
+        num_steps, size = value.shape[1:]
+        counts = np.arange(num_steps) < lengths.reshape(len(lengths), -1).sum(1)[:, None]
+        counts = counts.reshape(-1, len(value), num_steps).any(0)
+        num_tables = len(value) // self._each
+        tables = np.arange(num_models) if num_tables > 1 else np.zeros(num_models, np.int64)
+        patterns = self._kernels.find_patterns(
+            missing.reshape(num_tables, -1, size), counts.reshape(num_tables, -1)
+        )
+        return _Seen(value.reshape(num_tables, -1, size), patterns, tables)
 
     def keep(self, models: Flags) -> None:
         """Go on with some of the models."""
@@ -161,6 +200,7 @@ class GaussianEM:
             tuple(part[: len(lengths)] for part in rows.prepared),
             work,
             (value, work[0]),
+            None if rows.seen is None else rows.seen._replace(tables=rows.seen.tables[models]),
         )
 
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
@@ -176,10 +216,20 @@ class GaussianEM:
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
         log_initial, log_transition, mean, factor = rows.prepared
         x, densities = rows.pair
-        kernels.fill_log_density(x, mean, factor, densities)
+        at = parameters.loc, _sound(parameters.spread, sound)
+        if rows.seen is None:
+            kernels.fill_log_density(x, mean, factor, densities)
+        else:
+            table = density.reshape(num_models, -1, density.shape[2])
+            kernels.fill_seen_log_density(*rows.seen, *at, table)
         logits = (log_initial, log_transition, density, rows.lengths)
         kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
+        if rows.seen is None:
+            moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
+            moments = moments[0][..., np.newaxis], *moments[1:]
+        else:
+            table = smoothed.reshape(num_models, -1, smoothed.shape[2])
+            moments = kernels.sum_expected_moments(*rows.seen, table, *at)
         sums = (smoothed[:, 0], moved[:, 0], *moments)
         if len(smoothed) > num_models:
             sums = tuple(_of_models(each, num_models) for each in sums)
