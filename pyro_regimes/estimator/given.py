@@ -9,7 +9,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import stationary_probs
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import (
     CHAIN_ATTRIBUTES,
     Array,
@@ -20,6 +19,7 @@ from pyro_regimes.estimator.parameters import (
 )
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
+from pyro_regimes.messages import shown
 
 
 class Given(NamedTuple):

@@ -23,7 +23,7 @@ _MOST_COLUMNS = 5  # that a message lists
 
 def observed_rows(data: Array) -> npt.NDArray[np.bool_]:
     """The rows with at least one observed entry, ``(T,)``."""
-    seen: npt.NDArray[np.bool_] = (~np.isnan(data)).any(1)
+    seen: npt.NDArray[np.bool_] = np.asarray((~np.isnan(data)).any(1))
     return seen
 
 

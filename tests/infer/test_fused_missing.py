@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
+from pyro_regimes.infer.em.engines.fused import FusedEngine
 from tests import seeds
 from tests.infer.fused import both_engines, spy
 from tests.infer.models import INITIAL, LENGTHS, TRANSITION, YS, X, Y
