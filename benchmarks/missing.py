@@ -67,10 +67,10 @@ def make_data(workload: Workload) -> Tensor:
 def start(size: int) -> dict[str, Tensor]:
     """The first parameters."""
     generator = torch.Generator().manual_seed(1)
-    scales = torch.tensor([4.0, 16.0, 64.0]).double().reshape(K, 1, 1)
+    scales = (1 + size) * torch.arange(1, K + 1).double().square().reshape(K, 1, 1)
     return {
-        "initial": torch.full((K,), 1 / K).double(),
-        "transition": (0.9 * torch.eye(K) + 0.1 / K).double(),
+        "initial": torch.full((K,), 1 / K, dtype=torch.float64),
+        "transition": 0.9 * torch.eye(K).double() + 0.1 / K,
         "loc": torch.randn(K, size, generator=generator).double(),
         "covariance": scales * torch.eye(size).double(),
     }
