@@ -73,9 +73,9 @@ def read_returns(
         the column, and an ambiguous column is an error. In dates with points, such as 01.02.2020,
         the day is always first.
     :param sort: whether to sort the rows by date if they are not in ascending order.
-    :param drop_missing: whether to drop rows with a missing value. A return computed from prices
-        then spans the gap. By default missing values stay, as NaN, and a missing price leaves two
-        returns missing. One warning counts them by column in either case.
+    :param drop_missing: whether to drop rows with a missing value; a return of prices then spans
+        the gap. Else it stays, as NaN; a missing price leaves two returns missing. A warning
+        counts missing values by column.
     :param decimal: the decimal mark of numbers in text, ``"."`` or ``","``. By default it is
         inferred from the numbers, and ambiguous numbers are an error.
     :returns: :class:`Returns`; one row fewer than the file if ``prices`` is true.

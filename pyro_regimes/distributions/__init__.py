@@ -7,6 +7,7 @@ from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
 from pyro_regimes.observed.columns import Columns
+from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous
 
 __all__ = [
     "Columns",
@@ -15,5 +16,6 @@ __all__ = [
     "Posterior",
     "RegimeHMM",
     "Wishart",
+    "ZeroInflatedContinuous",
     "stationary_probs",
 ]

@@ -33,7 +33,7 @@ def impute(
     observation_dist: Distribution,
     value: Tensor,
     filled: Tensor,
-    missing: Tensor,
+    missing: Tensor | None,
     smoothed_probs: Tensor,
 ) -> Imputation:
     """Impute the missing entries of a value.
@@ -41,10 +41,12 @@ def impute(
     :param observation_dist: batch shape ``(K,)`` or ``(..., 1 or T, K)``.
     :param value: ``(..., T, *event)``; entries that are not missing are kept.
     :param filled: the value with any numbers in the support where entries are missing.
-    :param missing: in its shape.
+    :param missing: in its shape; None if nothing is.
     :param smoothed_probs: ``(..., T, K)``; 0 for a sequence of probability zero, which has no mean.
     :raises ValueError: if the distribution has no mean or variance of the missing entries.
     """
+    if missing is None:
+        return Imputation(value, torch.zeros_like(value))
     event_dim = len(observation_dist.event_shape)
     means, variances = observation.moments_of_missing(observation_dist, filled, missing)
     weights = smoothed_probs.masked_fill((smoothed_probs == 0).all(-1, keepdim=True), torch.nan)

@@ -82,6 +82,7 @@ def plot_regimes(
     ax: Axes | Iterable[Axes] | None = None,
     unit: str = "unit of the data",
     rows_per_band: int | None = None,
+    cumulative: bool = True,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -106,6 +107,8 @@ def plot_regimes(
     :param unit: the unit of the returns for the label of the axis, such as "%".
     :param rows_per_band: None makes a band of 1, 2, 5, 10, 20, ... rows, so that there are at most
         170. With 1 every row has the colour of its own regime.
+    :param cumulative: whether the upper panel shows the cumulative sum, as of returns, or the
+        observations themselves, as of counts.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
@@ -120,14 +123,12 @@ def plot_regimes(
     bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    counts = np.maximum((~np.isnan(values)).sum(-1), 1)
-    average = np.nansum(values, -1) / counts  # 0 in a row without any value
-    above.plot(time, average.cumsum(), color="#222222", linewidth=1.1)
+    above.plot(time, _line(values, cumulative), color="#222222", linewidth=1.1)
     _shade(above, bands, colors)
     text = _text_of(above)
     title = _title(time, len(regime_names), text.is_short)
     _explain(above, bands, path, regime_names, colors, title, text)
-    _label_return(above, values.shape[-1], unit, text)
+    _label_series(above, values.shape[-1], unit, cumulative, text)
     for panel in [above, *below]:
         panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
@@ -137,6 +138,14 @@ def plot_regimes(
     for panel in below:
         _draw_probs(panel, bands, colors, text)
     return _figure_of(above)
+
+
+def _line(values: Array, cumulative: bool) -> Array:
+    """The average over the series that are not missing; its sum does not move where all are."""
+    seen = ~np.isnan(values)
+    average = np.nansum(values, -1) / np.maximum(seen.sum(-1), 1)
+    line: Array = average.cumsum() if cumulative else np.where(seen.any(-1), average, np.nan)
+    return line
 
 
 class _Bands(NamedTuple):
@@ -226,9 +235,12 @@ def _text_of(panel: Axes) -> _Text:
     return _FULL_TEXT if _width(panel) >= width and _height(panel) >= height else _SHORT_TEXT
 
 
-def _label_return(panel: Axes, num_series: int, unit: str, text: _Text) -> None:
+def _label_series(
+    panel: Axes, num_series: int, unit: str, cumulative: bool, text: _Text
+) -> None:
     average = f"average of {num_series} series" if num_series > 1 else ""
-    _label(panel, f"cumulative return ({unit})", average, text)
+    what = "cumulative return" if cumulative else "observation"
+    _label(panel, f"{what} ({unit})", average, text)
 
 
 def _label(panel: Axes, what: str, more: str, text: _Text) -> None:

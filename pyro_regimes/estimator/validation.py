@@ -14,11 +14,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from pyro_regimes.estimator import missing
+from pyro_regimes.estimator.beginning import long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
 from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -114,7 +115,6 @@ def check_parameters(model: BaseEstimator) -> Given:
     :raises ValueError: if a parameter is not valid.
     """
     integer("n_regimes", model.n_regimes, 1)
-    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
     integer("max_iter", model.max_iter, 0)
     if model.tol is not None:
@@ -122,6 +122,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     _number("regularization", model.regularization)
     one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
     _number("min_eigenvalue", model.min_eigenvalue)
+    check_emission(model)
     one_of("inference", model.inference, ("em", "svi"))
     one_of("initial", model.initial, ("free", "stationary", "uniform"))
     acceleration = model.acceleration
@@ -131,13 +132,32 @@ def check_parameters(model: BaseEstimator) -> Given:
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
-    given = read_given(model, model._spec(model.covariance_type))
+    given = read_given(model, model._spec())
     if model.periods_per_year is not None:
         _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
     return given
+
+
+def check_emission(model: BaseEstimator) -> None:
+    """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
+    one_of("emission", model.emission, EMISSIONS)
+    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
+    integer("n_components", model.n_components, 1)
+    emission, kinds = model.emission, covariance_types(model.emission)
+    if model.covariance_type not in kinds:
+        listed = " or ".join(map(repr, kinds))
+        raise ValueError(
+            f"expected covariance_type={listed} where emission={emission!r}, got "
+            f"{model.covariance_type!r}; leave it out"
+        )
+    if model.min_eigenvalue > 0 and model._spec().spread is None:
+        raise ValueError(
+            f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
+            f"{model.min_eigenvalue:g}"
+        )
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -160,8 +180,9 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    hmm = other._hmm()
-    return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
+    # Data need not begin as those of the reference did.
+    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
+    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
 
 
 class Settings(NamedTuple):
@@ -265,24 +286,32 @@ def _check_same_columns(
         )
 
 
+def without_missing(model: BaseEstimator, data: Array) -> Array:
+    """The data without missing entries, as :func:`.missing.filled`.
+
+    :raises ValueError: if a column has no observed entry.
+    """
+    missing.check_columns(data, getattr(model, "feature_names_in_", None))
+    return missing.filled(data)
+
+
 def check_fittable(
-    model: BaseEstimator, data: Array, spec: Spec, given: Given
-) -> tuple[Array, Given, Warning | None]:
+    model: BaseEstimator, X: Array, data: Array, spec: Spec, given: Given
+) -> tuple[Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
-    :return: the data without missing entries, as :func:`.missing.filled`; the given values in the
-        shapes of the data; and a warning for the user or None.
+    :param X: the data, with missing entries.
+    :param data: those :func:`without_missing`.
+    :return: the given values in the shapes of the data, and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
     """
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
-    given = for_series(given, spec, model.n_regimes, data.shape[1])
     names = getattr(model, "feature_names_in_", None)
-    missing.check_columns(data, names)
-    whole = missing.complete_rows(data)
-    data = missing.filled(data)
+    spec.check_support(data, names)
+    given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
         samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
@@ -291,7 +320,7 @@ def check_fittable(
             f"got {samples}"
         )
     distinct = len(np.unique(data, axis=0))
-    if distinct < model.n_regimes:
+    if distinct < model.n_regimes and spec.needs_distinct:
         raise ValueError(
             f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
             f"{distinct}"
@@ -300,10 +329,10 @@ def check_fittable(
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
-        return data, given, None
-    dtype = torch_dtype(model.dtype)
+    if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
+        return given, None
+    dtype, whole = torch_dtype(model.dtype), missing.complete_rows(X)
     doubt = spec.check_data(data, names, dtype)
     if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
         doubt = spec.check_data(whole, names, dtype)
-    return data, given, None if doubt is None else UserWarning(doubt)
+    return given, None if doubt is None else UserWarning(doubt)
