@@ -30,6 +30,7 @@ from pyro_regimes.infer.em.engines.gaussian_steps import (
 )
 from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.recognise.plan import Use
 from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
@@ -148,6 +149,8 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     if plan.affine.names:
         return "locations are affine in parameters"
     (data,) = sites.values()
+    if not all(isinstance(use, Use) for each in plan.assignments for use in each.uses):
+        return "an argument is a product of parameters or constants"
     reason = _why_not_gaussian(data)
     if reason is not None:
         return reason

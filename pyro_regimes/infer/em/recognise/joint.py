@@ -27,7 +27,7 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
     sites = {use.site for one in (each, *others) for use in one.uses}
     pairs = []
     for site in sites:
-        slots = run.sites[site].slots
+        slots = run.chains[site].slots
         names = [name for name in joint.other if name in slots]
         if not names:
             return each
