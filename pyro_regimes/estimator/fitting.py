@@ -7,13 +7,14 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.estimator import problems
+from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
-from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.units import Units
@@ -72,7 +73,7 @@ def fit_regimes(
     fit = fit_starts(
         starts,
         spec,
-        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        *pack(z, sizes, dtype=settings.dtype, device=settings.device),
         inference=settings.inference,
         acceleration=settings.acceleration,
         max_iter=settings.max_iter,
@@ -102,6 +103,7 @@ def fit_regimes(
         spec,
         settings.order_by,
         lambda: hmm.posterior(data, sizes, "smoothed")[1].sum(0),
+        lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
     ordered = reordered(parameters, spec, order)
     # In the final order, as sums in another one end in other digits.
@@ -172,7 +174,7 @@ def _starts(
         spec.collapsed_variance(z, settings.dtype),
         settings.min_eigenvalue / float(own.unit.max()) ** 2,
     )
-    means = settings.given.values.get("means")
+    means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
     if not (own.unit == units.unit).all():

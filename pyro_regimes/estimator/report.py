@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.estimator.parameters import Array, Moments
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
+from pyro_regimes.text_tables import text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +38,8 @@ class _Row(NamedTuple):
 class Summary(NamedTuple):
     """Annualised properties of the regimes.
 
-    ``str(summary)`` is a table, which a notebook shows as HTML. :meth:`to_frame` has the numbers.
+    ``str(summary)`` is a table of 80 letters in a line, :meth:`to_string` one of any width. A
+    notebook shows it as HTML. :meth:`to_frame` has the numbers.
 
     Means and volatilities (standard deviations) are in the unit of the data. Those of one step are
     multiplied by P and by the square root of P, where P is the number of periods per year.
@@ -51,19 +55,29 @@ class Summary(NamedTuple):
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
     notes: list[str]  #: on regimes that hold very few observations
+    is_annualised: bool = True  #: else mean and volatility are those of one step
+    parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 
     def __str__(self) -> str:
-        rows = [
-            (f"  {row.label}" if row.is_part else row.label, row.cells) for row in self._rows()
+        return self.to_string()
+
+    def to_string(self, width: int = 80) -> str:
+        """The table as text.
+
+        :param width: letters in a line. Regimes that do not fit follow below, in a table of their
+            own; a label of a row is never cut.
+        :return: the text, of several lines.
+        """
+        head, *rows = self._rows()
+        labels = [f"  {row.label}" if row.is_part else row.label for row in rows]
+        longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
+        name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
+        table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
+        notes = [
+            textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+            for note in self.notes
         ]
-        label_width = max(len(label) for label, _ in rows)
-        width = 2 + max(len(cell) for _, cells in rows for cell in cells)
-        lines = [
-            label.ljust(label_width) + "".join(c.rjust(width) for c in cells)
-            for label, cells in rows
-        ]
-        notes = ["", *self.notes] if self.notes else []
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines), *notes])
+        return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
@@ -96,10 +110,17 @@ class Summary(NamedTuple):
             ("expected duration", ""): self.expected_duration,
         }
         for name, values in (("mean", self.mean), ("volatility", self.volatility)):
+            name = self._name_of(name)
             if len(self.series_names) > 1:
-                rows["average annualised " + name, ""] = values.mean(-1)
+                rows["average " + name, ""] = values.mean(-1)
             for series, column in zip(self.series_names, values.T, strict=True):
-                rows["annualised " + name, series] = column
+                rows[name, series] = column
+        for name, values in self.parameters.items():
+            own = values.ndim > 1
+            for series, column in zip(
+                self.series_names if own else [""], values.T if own else [values], strict=True
+            ):
+                rows[name, series] = column
         correlation = self._average_correlation()
         if correlation is not None:
             rows["average correlation", ""] = correlation
@@ -115,9 +136,11 @@ class Summary(NamedTuple):
             _Row("", self.regime_names),
             _Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
             _Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
-            *self._of_series("annualised mean", self.mean),
-            *self._of_series("annualised volatility", self.volatility),
+            *self._of_series(self._name_of("mean"), self.mean),
+            *self._of_series(self._name_of("volatility"), self.volatility),
         ]
+        for name, values in self.parameters.items():
+            rows += self._of_series(name, values.reshape(len(self.regime_names), -1))
         correlation = self._average_correlation()
         if correlation is not None:
             rows.append(_Row("average correlation", [f"{each:.2f}" for each in correlation]))
@@ -126,11 +149,17 @@ class Summary(NamedTuple):
             rows.append(_Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
         return rows
 
+    def _name_of(self, property: str) -> str:
+        """What a mean or a volatility is called."""
+        if self.is_annualised:
+            return f"annualised {property}"
+        return "standard deviation" if property == "volatility" else property
+
     def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
         heads, columns = [(name, False)], [values.mean(-1)]
-        if len(self.series_names) > 1:
+        if values.shape[-1] > 1:
             heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
             columns.extend(values.T)
         return [
@@ -159,7 +188,8 @@ def _cell(tag: str, text: str, style: str) -> str:
 def summarise(
     regime_names: list[str],
     series_names: list[str],
-    moments: Moments,
+    spec: Spec,
+    emission: Emission,
     transition_matrix: Array,
     share_of_time: Array,
     periods_per_year: float,
@@ -169,17 +199,21 @@ def summarise(
     """Annualise the parameters and collect them in a summary."""
     with np.errstate(divide="ignore"):
         expected_duration = 1 / np.maximum(1 - np.diagonal(transition_matrix), 0)
+    moments = spec.moments(emission)
+    periods = periods_per_year if spec.of_changes else 1.0
     return Summary(
         list(regime_names),
         list(series_names),
-        moments.means * periods_per_year,
-        np.sqrt(moments.variances * periods_per_year),
-        _correlation(moments),
+        moments.means * periods,
+        np.sqrt(moments.variances * periods),
+        _correlation(spec.typical(emission)),
         expected_duration,
         share_of_time,
         transition_matrix,
         title,
         notes,
+        spec.of_changes,
+        spec.described(emission),
     )
 
 

@@ -14,6 +14,9 @@ argument                 shape                        meaning
 ``lengths``              ``(...)`` integer            true lengths, 1 to T; None means all T
 =======================  ===========================  ==========================================
 
+A :class:`Packing` in the place of ``lengths`` says that the T steps are those of several sequences,
+one after the other (:mod:`.packed`).
+
 Batch dims ``...`` broadcast. The log tensors need not be normalised; they are terms of the path sum
 of :mod:`pyro_regimes.kernels.reference`. Entries of -inf are valid. NaN and +inf are not checked
 and give NaN. Padding may hold any value.
@@ -33,8 +36,8 @@ from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
-from pyro_regimes.kernels.likelihoods import (
-    Expectations,
+from pyro_regimes.kernels.likelihoods import Expectations
+from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
     filter_logits,
@@ -42,14 +45,18 @@ from pyro_regimes.kernels.likelihoods import (
     log_likelihood,
     posterior,
     predict_probs,
+    sample_posterior,
+    sample_prior,
+    viterbi,
 )
-from pyro_regimes.kernels.paths import sample_posterior, sample_prior, viterbi
+from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
     "Expectations",
+    "Packing",
     "backend",
     "broadcast",
     "can_be_seen",
@@ -122,7 +129,7 @@ def gaussian_log_likelihood(
 
 
 def has_fused_em(value: Tensor, num_states: int) -> bool:
-    """Whether :func:`fused_em` supports Gaussian data with this number of states."""
+    """Whether :func:`fused_em` supports these data with this number of states."""
     if value.device.type != "cpu" or value.is_inference():
         return False
     if dispatch.choose(value) != "cpu":
@@ -140,7 +147,7 @@ def squarem() -> Callable[..., None]:
 
 
 def fused_em() -> ModuleType:
-    """The compiled loops of a whole EM step of a Gaussian chain, :mod:`.cpu.em_step`.
+    """The compiled loops of a whole EM step, :mod:`.cpu.em_step`.
 
     numba is imported at the first call.
     """
