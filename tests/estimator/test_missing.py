@@ -48,7 +48,7 @@ def quick(covariance_type: str = "full", **settings) -> RegimeModel:
 
 def log_likelihood(model: RegimeModel, x: np.ndarray) -> tuple[float, np.ndarray]:
     """Of one sequence, and the filtered probabilities, by the marginal density of each row."""
-    spec = model._spec(model.covariance_type_)
+    spec = model._fitted_spec()
     moments = spec.moments({"means": model.means_, "covariances": model.covariances_})
     probs, total, filtered = model.initial_probs_, 0.0, []
     for row in x:
@@ -231,7 +231,7 @@ def test_a_fit_is_within_a_standard_error_of_that_of_complete_data(
     whole = quick(covariance_type, **settings).fit(x)
     model = quick(covariance_type, order_by=whole, **settings).fit(gaps)
     assert model.converged_
-    spec = whole._spec(covariance_type)
+    spec = whole._fitted_spec()
     ours, others = (
         spec.moments({"means": each.means_, "covariances": each.covariances_})
         for each in (model, whole)
@@ -278,7 +278,7 @@ def test_imputation_in_the_units_of_the_data(covariance_type):
     assert (found.variance[~gone] == 0).all() and (found.variance[gone] > 0).all()
     # a row without any value, in the middle: the mixture of the regimes
     probs = model.predict_proba(x)[8]
-    moments = model._spec(covariance_type).moments(
+    moments = model._fitted_spec().moments(
         {"means": model.means_, "covariances": model.covariances_}
     )
     mean = probs @ moments.means
