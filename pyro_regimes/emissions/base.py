@@ -287,7 +287,7 @@ class Family(ABC):
     arguments: tuple[Argument, ...]
     #: Whether it meets single missing entries of an observation itself: then there is
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
-    #: independent entries need not (:mod:`.entries`).
+    #: independent entries need not: theirs are met one by one.
     marginalises: bool = False
     #: The linear form of the density, if it has one.
     linear: Linear | None = None
