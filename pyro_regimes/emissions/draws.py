@@ -104,6 +104,8 @@ def rows(draw: Draw) -> list[Tensor]:
         candidates.insert(0, logits)
     if draw.mild:  # probabilities without a constraint must be a row as well
         candidates.reverse()
+    if draw.constraint is constraints.simplex:
+        return candidates
     if is_unit(draw.constraint) and not _are_rows(draw.old):
         candidates.insert(0, _on_its_side(draw))
     return candidates

@@ -82,19 +82,22 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             [name for name in refused if name in held and all(map(which, held[name]))]
             for which in (_is_quadratic, _is_log_linear, _is_scaled)
         )
-        of_priors = [slot for slot in current.slots if slot.site in current.priors]
-        hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
-        candidates = [name for name in candidates if name not in hyper]
+        if current.priors:
+            of_priors = [slot for slot in current.slots if slot.site in current.priors]
+            hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
+            candidates = [name for name in candidates if name not in hyper]
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
-        assignments += more + find_multiples(of_sizes, runs, refused)
+        assignments += more
+        if of_sizes:
+            assignments += find_multiples(of_sizes, runs, refused)
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         set_at: dict[str, set[str]] = {}
-        for each in assignments:
+        for each in assignments if current.priors else ():
             for use in each.uses:
                 set_at.setdefault(use.site, set()).add(each.name)
         for name, reason in other_uses(runs, priors, set_at).items():
@@ -212,6 +215,8 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:
     """The order of updates: parameters of a prior come after what has this prior."""
     place, depth = _place(run), {each.name: 0 for each in assignments}
+    if not run.priors:
+        return sorted(assignments, key=place)
     owners = {each.prior.site: each.name for each in assignments if each.prior is not None}
     for _ in assignments:
         for each in assignments:
