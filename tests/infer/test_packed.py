@@ -152,6 +152,17 @@ def test_compiled_steps_of_counts_equal_those_on_tensors(restarts: int) -> None:
 
 @pytest.mark.parametrize("restarts", [0, 3])
 @pytest.mark.parametrize("build", [multivariate_normal, normal])
+def test_compiled_steps_with_missing_entries_equal_those_on_tensors(
+    build: Any, restarts: int
+) -> None:
+    x = X.clone()
+    x[::7] = torch.nan
+    x[3::11, 0] = torch.nan
+    both_engines(lambda: run_em(model(build, True, restarts, x, missing="marginalise")))
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("build", [multivariate_normal, normal])
 def test_the_compiled_steps_equal_those_on_tensors(build: Any, restarts: int) -> None:
     both_engines(lambda: run_em(model(build, True, restarts)))
     pyro.clear_param_store()
