@@ -123,7 +123,10 @@ def fit_regimes(
     found = []
     if fit.degenerate[best]:
         collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
-        found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
+        has_covariances = spec.spread is not None
+        found.append(
+            problems.of_collapse(names, collapsed, smoothed_probs, row_name, has_covariances)
+        )
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
     lost = problems.of_regularization(
@@ -156,8 +159,10 @@ def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units
     no floor.
     """
     units = spec.units(data, equal=settings.min_eigenvalue > 0)
+    if not settings.min_eigenvalue:
+        return units, 0.0
     floor = settings.min_eigenvalue / float(units.unit[0]) ** 2
-    if floor == 0 or floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
+    if floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
         return units, floor
     return spec.units(data), 0.0
 
@@ -173,10 +178,9 @@ def _starts(
     """Starts of the data in ``units``, made in units of each series, so that all count."""
     own = spec.units(data)
     z = own.scale(data)
-    floor = max(
-        spec.collapsed_variance(z, settings.dtype),
-        settings.min_eigenvalue / float(own.unit.max()) ** 2,
-    )
+    floor = spec.collapsed_variance(z, settings.dtype)
+    if settings.min_eigenvalue:
+        floor = max(floor, settings.min_eigenvalue / float(own.unit.max()) ** 2)
     means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
