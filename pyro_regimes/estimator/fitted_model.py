@@ -445,7 +445,8 @@ class FittedModel(BaseEstimator):
         """That of the fit."""
         spec = find_spec(self.covariance_type_, self.emission_)
         shapes = {name: np.shape(getattr(self, f"{name}_")) for name in spec.attributes}
-        return spec.with_shapes(shapes)[0]
+        names = getattr(self, "feature_names_in_", None)
+        return spec.with_shapes(shapes)[0].for_columns(names, self.n_features_in_)
 
     def _hmm_of(
         self,

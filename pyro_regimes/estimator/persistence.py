@@ -82,6 +82,11 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
+    if isinstance(model.emission_, dict):  # whose keys may be numbers
+        parameters["emission"] = [
+            [key if isinstance(key, str) else int(key), family]
+            for key, family in model.emission_.items()
+        ]
     text = json.dumps(content, indent=1, allow_nan=False)
 
     with replacing(file_name("path", path)) as (temporary,):
@@ -128,11 +133,18 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
     content = _read(path)
     try:
         parameters = content["parameters"]
+        emission = parameters.get("emission", "gaussian")
+        if isinstance(emission, list):
+            parameters["emission"] = {key: family for key, family in emission}
         model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
         fitted = content["fitted"]
         shapes = {name: _shape(fitted[f"{name}_"]) for name in model._spec().attributes}
         spec, model.n_features_in_ = model._spec().with_shapes(shapes)
+        own_names = fitted["feature_names_in_"]
+        spec = spec.for_columns(
+            None if own_names is None else np.array(own_names, object), model.n_features_in_
+        )
         if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
             fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():

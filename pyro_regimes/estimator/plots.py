@@ -128,7 +128,8 @@ def plot_regimes(
     text = _text_of(above)
     title = _title(time, len(regime_names), text.is_short)
     _explain(above, bands, path, regime_names, colors, title, text)
-    _label_series(above, values.shape[-1], unit, cumulative, text)
+    what = "cumulative return" if cumulative else "observation"
+    _label_series(above, values.shape[-1], f"{what} ({unit})", text)
     for panel in [above, *below]:
         panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
@@ -235,12 +236,9 @@ def _text_of(panel: Axes) -> _Text:
     return _FULL_TEXT if _width(panel) >= width and _height(panel) >= height else _SHORT_TEXT
 
 
-def _label_series(
-    panel: Axes, num_series: int, unit: str, cumulative: bool, text: _Text
-) -> None:
+def _label_series(panel: Axes, num_series: int, what: str, text: _Text) -> None:
     average = f"average of {num_series} series" if num_series > 1 else ""
-    what = "cumulative return" if cumulative else "observation"
-    _label(panel, f"{what} ({unit})", average, text)
+    _label(panel, what, average, text)
 
 
 def _label(panel: Axes, what: str, more: str, text: _Text) -> None:

@@ -107,7 +107,9 @@ class RegimeModel(FittedModel):
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
     :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
-        :doc:`emissions` lists all, with the attributes of each.
+        :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
+        of all columns to families gives each column its own; columns of different families are
+        independent given the regime.
     :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
@@ -175,7 +177,7 @@ class RegimeModel(FittedModel):
         init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
         fixed: Sequence[str] = (),
         initial: str = "free",
-        emission: str = "gaussian",
+        emission: str | dict[Any, str] = "gaussian",
         n_components: int = 2,
     ) -> None:
         self.n_regimes = n_regimes
@@ -265,7 +267,9 @@ class RegimeModel(FittedModel):
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
         filled = validation.without_missing(fresh, data)
-        spec = self._spec().for_data(filled, settings.given.values)
+        names = getattr(fresh, "feature_names_in_", None)
+        spec = self._spec().for_columns(names, data.shape[1])
+        spec = spec.for_data(filled, settings.given.values)
         given, doubt = validation.check_fittable(fresh, data, filled, spec, settings.given)
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
@@ -330,10 +334,12 @@ class RegimeModel(FittedModel):
             initial_probs, matrix, emission, model.n_regimes, model._spec(), model.initial
         )
         shapes = {name: value.shape for name, value in parameters.emission.items()}
-        model.n_features_in_ = spec.with_shapes(shapes)[1]
+        spec, model.n_features_in_ = spec.with_shapes(shapes)
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
+        names_in = getattr(model, "feature_names_in_", None)
+        spec = spec.for_columns(names_in, model.n_features_in_)
         order = validation.reference(model)
         names = own_names(parameters, spec, order)
         if regime_names is not None:
@@ -359,7 +365,7 @@ class RegimeModel(FittedModel):
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
-        self.covariance_type_, self.emission_ = self.covariance_type, self.emission
+        self.covariance_type_, self.emission_ = self.covariance_type, copy(self.emission)
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
         self.regime_names_ = fitted.regime_names

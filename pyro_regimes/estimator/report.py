@@ -121,7 +121,7 @@ class Summary(NamedTuple):
         }
         for name, values in (("mean", self.mean), ("volatility", self.volatility)):
             name = self._name_of(name)
-            if len(self.series_names) > 1:
+            if len(self.series_names) > 1 and self.is_annualised:
                 rows["average " + name, ""] = values.mean(-1)
             for series, column in zip(self.series_names, values.T, strict=True):
                 rows[name, series] = column
@@ -168,14 +168,16 @@ class Summary(NamedTuple):
     def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
-        heads, columns = [(name, False)], [values.mean(-1)]
-        if values.shape[-1] > 1:
-            heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
-            columns.extend(values.T)
-        return [
-            _Row(label, [f"{value:.{decimals}f}" for value in column], is_part)
-            for (label, is_part), column in zip(heads, columns, strict=True)
-        ]
+        average = [f"{value:.{decimals}f}" for value in values.mean(-1)]
+        if values.shape[-1] == 1:
+            return [_Row(name, average)]
+        rows = [_Row(f"{name}, average", average)]
+        if not self.is_annualised:  # series of other units
+            rows = [_Row(name, [""] * len(average))]
+        for series, column in zip(self.series_names, values.T, strict=True):
+            cells = [f"{value:.{decimals}f}" for value in column]
+            rows.append(_Row(series, cells, is_part=True))
+        return rows
 
     def _average_correlation(self) -> Array | None:
         """The mean over the pairs of series, ``(K,)``; None where there are none."""
@@ -215,7 +217,7 @@ def summarise(
         list(regime_names),
         list(series_names),
         moments.means * periods,
-        np.sqrt(moments.variances * periods),
+        spec.deviations(emission) * periods**0.5,
         _correlation(spec.typical(emission)),
         expected_duration,
         share_of_time,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ def check_parameters(model: BaseEstimator) -> Given:
 
 def check_emission(model: BaseEstimator) -> None:
     """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
-    one_of("emission", model.emission, EMISSIONS)
+    _check_families(model.emission)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_components", model.n_components, 1)
     emission, kinds = model.emission, covariance_types(model.emission)
@@ -158,6 +159,22 @@ def check_emission(model: BaseEstimator) -> None:
             f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
             f"{model.min_eigenvalue:g}"
         )
+
+
+def _check_families(emission: Any) -> None:
+    """:raises ValueError: if it is no family, nor families by the names or numbers of columns."""
+    if not isinstance(emission, Mapping):
+        one_of("emission", emission, EMISSIONS)
+        return
+    kinds = {isinstance(key, str) for key in emission}
+    are_keys = all(isinstance(key, (str, numbers.Integral)) for key in emission)
+    if len(kinds) != 1 or not are_keys:
+        raise ValueError(
+            "expected emission to be a family, or a dict from the names or the numbers of all "
+            f"columns to families, got {shown(emission)}"
+        )
+    for key, family in emission.items():
+        one_of(f"emission of column {key!r}", family, EMISSIONS)
 
 
 def reference(model: BaseEstimator) -> str | Reference:

@@ -38,7 +38,7 @@ def test_fit_reads_standard_input(tmp_path):
 
 
 def test_missing_cells_are_missing_values(tmp_path, monkeypatch, capsys):
-    """They are counted by column, in the file and in the summary; --drop-missing drops their rows."""
+    """They are counted by column, in the file and in the summary; --drop-missing drops rows."""
     monkeypatch.chdir(tmp_path)
     lines = write_csv(tmp_path / "returns.csv").read_text().splitlines()
     header, rows = lines[0], [line.split(",") for line in lines[1:]]
