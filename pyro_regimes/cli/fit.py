@@ -14,6 +14,7 @@ from pyro_regimes.cli.options import (
     REGIMES,
     SEED,
     CovarianceType,
+    Emission,
     OrderBy,
     use_one_thread,
 )
@@ -31,6 +32,9 @@ _FIT_OUT = Path("regimes")
 def fit(
     data: Data,
     n_regimes: REGIMES = 3,
+    emission: Annotated[
+        Emission, typer.Option(help="Family of the observations; student_t has heavy tails.")
+    ] = Emission.gaussian,
     covariance_type: COVARIANCE = CovarianceType.full,
     n_init: Annotated[int, typer.Option(min=1, help="Number of starts; the best is kept.")] = 10,
     max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
@@ -47,7 +51,7 @@ def fit(
         Optional[float],
         typer.Option(
             help="Rows in a year, by which the table is annualised.",
-            show_default="as the dates tell, or 252",
+            show_default="inferred from the dates, or 252",
         ),
     ] = None,
     seed: SEED = 0,
@@ -68,6 +72,7 @@ def fit(
     use_one_thread()
     model = RegimeModel(
         n_regimes=n_regimes,
+        emission=emission.value,
         covariance_type=covariance_type.value,
         n_init=n_init,
         max_iter=max_iter,
@@ -79,20 +84,29 @@ def fit(
     )
     frame, method = returns.to_frame(), f"EM, {n_init} start{'s' * (n_init > 1)}"
     with screen.Progress() as progress:
+        progress.begin(method, max_iter)
         model.fit(frame, callback=lambda step, mean: progress.tell(method, step, max_iter, mean))
     summary = model.summary()
     states, probs = model.predict(frame), model.predict_proba(frame)
     filtered = model.predict_proba(frame, "filtered")
     names = model.regime_names_
     unit = "%" if data.csv is None or data.prices else "unit of the data"
-    figure = plot_regimes(returns.values, states, probs, names, returns.dates, unit=unit)
+    figure = plot_regimes(
+        returns.values,
+        states,
+        probs,
+        names,
+        returns.dates,
+        unit=unit,
+        cumulative=summary.is_annualised,
+    )
     written = [out / name for name in ("states.csv", "model.json", "regimes.png")]
     with replacing(*written) as (table, saved, picture):
         write_csv(table, states_table(returns.dates, names, states, filtered, probs))
         model.save(saved)
         figure.savefig(picture, dpi=150, format="png")
     # After the files, so that a closed pipe or a full terminal costs nothing.
-    screen.out.print(str(summary))
+    screen.out.print(summary.to_string(screen.out.width), soft_wrap=True)
     screen.out.print(f"\nWrote states.csv, model.json and regimes.png to {out}")
 
 
@@ -105,5 +119,5 @@ def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> flo
         every = f"{returns.frequency}: {found:g} periods a year"
         screen.note(f"the rows are {every} (--periods-per-year)")
     elif tell:
-        screen.note("the dates tell no frequency; 252 periods a year (--periods-per-year)")
+        screen.note("the dates have no known frequency; 252 periods a year (--periods-per-year)")
     return 252 if found is None else found

@@ -1,9 +1,21 @@
 """Distributions to use in Pyro models."""
 
 from pyro_regimes.distributions.forecast import Forecast
+from pyro_regimes.distributions.imputation import Imputation
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
+from pyro_regimes.observed.columns import Columns
+from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous
 
-__all__ = ["Forecast", "Posterior", "RegimeHMM", "Wishart", "stationary_probs"]
+__all__ = [
+    "Columns",
+    "Forecast",
+    "Imputation",
+    "Posterior",
+    "RegimeHMM",
+    "Wishart",
+    "ZeroInflatedContinuous",
+    "stationary_probs",
+]

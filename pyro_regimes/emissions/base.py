@@ -147,6 +147,26 @@ class Search(NamedTuple):
     most: int = 100  #: the most steps
 
 
+class Scaling(NamedTuple):
+    """How an argument is a product of a parameter and of anything else (:mod:`.sizes`).
+
+    A block has m positive sizes, all of which scale with their parameters. Functions are of blocks,
+    ``(blocks, *block)``.
+    """
+
+    argument: Any  #: the :class:`Argument` that the cells of such a parameter are
+    sizes: Callable[[Tensor], Tensor]  #: ``blocks -> (blocks, m)``
+    #: What is left of the blocks, which does not depend on the sizes; None if they are all.
+    shape: Callable[[Tensor], Tensor] | None
+    stretch: Callable[[Tensor, Tensor], Tensor]  #: ``(blocks, ratios of the sizes) -> blocks``
+    #: ``(pooled of the blocks, blocks now, same) -> pooled of the sizes``, ``(blocks, m)``, with
+    #: the present sizes as units. ``same`` is ``(blocks, m, m)``: which sizes scale together.
+    pooled: Callable[[Pooled, Tensor, Tensor], Pooled]
+    #: ``(pooled of cells in these units, cells now) -> pooled``
+    absolute: Callable[[Pooled, Tensor], Pooled]
+    variance: Callable[[Tensor], Tensor]  #: ``blocks -> their least eigenvalues``
+
+
 #: The terms that a conjugate prior adds to the pooled statistics of a parameter's cells:
 #: ``(prior, shape of the site's value, shape of the parameter, event_dim) -> pooled``.
 Conjugate = Callable[[Any, torch.Size, torch.Size, int], Pooled]
@@ -203,6 +223,11 @@ class Argument:
     #: Whether Q is quadratic in it, with a weight that does not depend on its value. If so, EM
     #: solves for parameters in which it is affine by weighted least squares.
     is_quadratic: bool = False
+    #: Whether Q is linear in the logarithms of its entries, with its pooled ``Counts`` as weights.
+    #: If so, EM sets probabilities of which the entries are products of powers.
+    is_log_linear: bool = False
+    #: How it is a product of a parameter and of anything else; None if EM does not set that.
+    scaling: Scaling | None = None
     #: Number of dims of its blocks that are not the site's batch: time and state, or none.
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
@@ -213,6 +238,9 @@ class Argument:
     #: Whether its statistics are taken at the new values of the arguments before it, in a pass over
     #: the data of its own. (Stochastic EM takes all at the current arguments.)
     sweep: bool = False
+    #: For an argument that is made of another one: the function and its arguments that return it,
+    #: by which it is pickled.
+    rebuild: tuple[Callable[..., Argument], tuple[Any, ...]] | None = None
 
 
 def _no_update(*args: Any) -> Any:
@@ -257,8 +285,9 @@ class Family(ABC):
     max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: tuple[Argument, ...]
-    #: Whether single entries of an observation may be missing: then there is
-    #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`.
+    #: Whether it meets single missing entries of an observation itself: then there is
+    #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
+    #: independent entries need not: theirs are met one by one.
     marginalises: bool = False
     #: The linear form of the density, if it has one.
     linear: Linear | None = None
@@ -299,6 +328,16 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not marginalise missing entries")
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Means and variances of missing entries in every state, given the observed ones.
+
+        :return: ``(..., T, K, *event)`` each; None where entries do not depend on each other, so
+            that those of the distribution serve.
+        """
+        return None
+
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The arguments of the kernels of Gaussian chains; None if the density is another one."""
         return None
@@ -323,6 +362,10 @@ class Family(ABC):
         """Combine the statistics of accurate blocks with recomputed statistics of the others."""
         raise NotImplementedError(f"{type(self).__name__} has no mask of accurate blocks")
 
+    def renew(self, stats: Stats, again: Stats) -> Stats:
+        """The statistics after some were taken again for one argument: these alone by default."""
+        return again
+
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """The sum over all sequences, ``(1, 1 or T, K, ...)``, float64.
 
@@ -345,7 +388,7 @@ def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
 
 
 def apply(function: Callable[..., Tensor], *stats: T) -> T:
-    """Apply a function to each tensor of NamedTuples of these and of NamedTuples; None stays."""
+    """Apply a function to each tensor of NamedTuples of these and of tuples; None stays."""
 
     def of_field(*parts: Any) -> Any:
         if parts[0] is None:
@@ -353,7 +396,8 @@ def apply(function: Callable[..., Tensor], *stats: T) -> T:
         return apply(function, *parts) if isinstance(parts[0], tuple) else function(*parts)
 
     first: Any = stats[0]
-    return type(first)(*(of_field(*each) for each in zip(*stats)))
+    fields: Any = tuple(of_field(*each) for each in zip(*stats))
+    return type(first)(*fields) if hasattr(first, "_fields") else fields
 
 
 def add(one: T, other: T) -> T:

@@ -18,6 +18,7 @@ fall.
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -77,7 +78,7 @@ def log_density(x: Tensor, concentration: Tensor) -> Tensor:
         special.stirling_rest(total).squeeze(-1)
         - special.stirling_rest(concentration).sum(-1)
         + 0.5 * (concentration.log().sum(-1) - total.log().squeeze(-1))
-        - 0.5 * (x.shape[-1] - 1) * math.log(2 * math.pi)
+        - 0.5 * (index(x.shape[-1]) - 1) * math.log(2 * math.pi)  # a tensor under jit
     )
     return normaliser - inner.sum(-1)
 
@@ -91,8 +92,8 @@ def solve(means: Tensor) -> Tensor:
     total = 0.5 * (means.shape[-1] - 1) / deficit
     a = total * means.softmax(-1) + 0.1
     value = _objective(a, means)
-    tolerance = 8 * torch.finfo(a.dtype).eps
     found = a.isnan().any(-1, keepdim=True)  # what is found stays, whatever the others need
+    size = torch.full_like(deficit, torch.inf)
     for _ in range(_MOST_STEPS):
         total = a.sum(-1, keepdim=True)
         slope = special.digamma(total) - special.digamma(a) + means
@@ -102,13 +103,16 @@ def solve(means: Tensor) -> Tensor:
         for _ in range(_MOST_HALVINGS):
             new = a + share * step
             better = _objective(new, means)
-            down = better < value - 64 * torch.finfo(a.dtype).eps * (1 + value.abs())
+            rounding = 8 * torch.finfo(a.dtype).eps * (1 + total.lgamma().abs())
+            down = better < value - rounding
             down = down & ~found
             if not bool(down.any()):
                 break
             share = torch.where(down, share / 2, share)
         a, value, old = torch.where(found, a, new), torch.where(found, value, better), a
-        found = found | ((a - old).abs() <= tolerance * old).all(-1, keepdim=True)
+        before, size = size, ((a - old).abs() / old).amax(-1, keepdim=True)
+        is_last = (share == 1) & special.is_last(size, before)
+        found = found | is_last | (size <= 8 * torch.finfo(a.dtype).eps)
         if bool(found.all()):
             break
     return a

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import plots, problems, validation
+from pyro_regimes.estimator import missing, plots, problems, validation
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
-from pyro_regimes.estimator.report import Forecast, Summary, summarise
+from pyro_regimes.estimator.report import Forecast, Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
 
@@ -36,6 +36,10 @@ class FittedModel(BaseEstimator):
     dtype: Any
     device: Any
     random_state: Any
+    emission: Any
+    covariance_type: str
+    n_components: int
+    emission_: Any
     covariance_type_: str
     initial_: str
     fixed_: list[str]
@@ -45,6 +49,8 @@ class FittedModel(BaseEstimator):
     share_of_time_: Array
     log_likelihood_: float
     n_samples_fit_: int
+    n_missing_: npt.NDArray[np.int64]
+    n_missing_rows_: int
     n_features_in_: int
     training_start_: Array | None
 
@@ -184,8 +190,10 @@ class FittedModel(BaseEstimator):
 
         The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
         of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
-        :math:`D(D+1)/2`. Parameters that were ``fixed`` in the fit are not counted, and neither are
-        the :math:`K-1` initial probabilities unless ``initial`` was "free".
+        :math:`D(D+1)/2`. For other emissions than "gaussian" it is :math:`(K-1) + K(K-1)` plus the
+        number of elements of their attributes; a row of probabilities counts as one less, and a
+        matrix as in a Gaussian. Parameters that were ``fixed`` in the fit are not counted, and
+        neither are the :math:`K-1` initial probabilities unless ``initial`` was "free".
 
         :param X: as in :meth:`predict`; None is the training data.
         :param lengths: as in :meth:`fit`.
@@ -198,7 +206,7 @@ class FittedModel(BaseEstimator):
     def bic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
-        T is the number of observations of all sequences.
+        T is the number of observations of all sequences: of the rows with some value.
 
         :param X: as in :meth:`predict`; None is the training data.
         :param lengths: as in :meth:`fit`.
@@ -217,7 +225,7 @@ class FittedModel(BaseEstimator):
         if X is None:
             return self.log_likelihood_, self.n_samples_fit_
         hmm, data, sizes = self._hmm_of(X, lengths)
-        return hmm.log_likelihood(data, sizes), len(data)
+        return hmm.log_likelihood(data, sizes), int(missing.observed_rows(data).sum())
 
     @property
     def stationary_distribution_(self) -> Array:
@@ -239,7 +247,7 @@ class FittedModel(BaseEstimator):
         """
         check_is_fitted(self, "initial_probs_")
         n_regimes = len(self.initial_probs_)
-        spec = self._spec(self.covariance_type_)
+        spec = self._fitted_spec()
         counts = {
             "initial_probs": n_regimes - 1,
             "transition_matrix": n_regimes * (n_regimes - 1),
@@ -291,8 +299,37 @@ class FittedModel(BaseEstimator):
             )
         return hmm.forecast(data, n_steps)
 
+    def impute(
+        self,
+        X: Any,
+        lengths: npt.ArrayLike | None = None,
+        *,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> Imputation:
+        """Estimate the missing values of X from all that are there, before, beside and after them.
+
+        The regimes are not known either: the estimate is an average over them, by their smoothed
+        probabilities, of the regressions on the values in the same row.
+
+        :param X: as in :meth:`predict`, with NaN for missing values.
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
+        :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
+            value, ``(T, D)``. Values that are there are as they were, with variance 0.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
+        """
+        check_is_fitted(self)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        return hmm.impute(data, sizes)
+
     def summary(self) -> Summary:
         """Annualised means and volatilities, correlations, durations, shares of time, transitions.
+
+        Means and standard deviations are annualised if the emission is one of returns
+        ("gaussian", "student_t", "gaussian_mixture"). A summary of another emission also has its
+        parameters, and one of "student_t" the degrees of freedom.
 
         :return: a :class:`.Summary`. ``print`` shows it as a table, and so does a notebook;
             ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
@@ -305,19 +342,30 @@ class FittedModel(BaseEstimator):
         return summarise(
             self.regime_names_,
             list(names),
-            hmm.spec.moments(hmm.parameters.emission),
+            hmm.spec,
+            hmm.parameters.emission,
             self.transition_matrix_,
             self.share_of_time_,
             self._periods_per_year(),
-            f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
-            f"covariances, {self._score_text()}",
-            problems.of_shares(
-                self.regime_names_,
-                self.share_of_time_,
-                self.n_samples_fit_,
-                2 * hmm.spec.fewest_observations(len(names)),
-            ),
+            f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
+            f"{self._score_text()}",
+            [
+                *self._missing_text(list(names)),
+                *problems.of_shares(
+                    self.regime_names_,
+                    self.share_of_time_,
+                    self.n_samples_fit_,
+                    2 * hmm.spec.fewest_observations(len(names)),
+                ),
+            ],
         )
+
+    def _missing_text(self, names: list[str]) -> list[str]:
+        """A line that counts the missing values of the training data, if there are some."""
+        if not self.n_missing_.any():
+            return []
+        num_rows = self.n_samples_fit_ + self.n_missing_rows_
+        return [missing.describe(self.n_missing_, self.n_missing_rows_, num_rows, names)]
 
     def _periods_per_year(self) -> float:
         own = self.periods_per_year
@@ -371,6 +419,7 @@ class FittedModel(BaseEstimator):
             ax=ax,
             unit=unit,
             rows_per_band=rows_per_band,
+            cumulative=self._fitted_spec().of_changes,
         )
 
     @property
@@ -379,7 +428,8 @@ class FittedModel(BaseEstimator):
 
         Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
         (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
+        padded ``(N, T, D)`` with lengths, of the model's dtype.
         The site is "observations".
 
         :return: the function.
@@ -387,9 +437,16 @@ class FittedModel(BaseEstimator):
         check_is_fitted(self)
         return self._hmm().pyro_model()
 
-    def _spec(self, covariance_type: str) -> Spec:
-        """The object that implements the emission and the covariance type."""
-        return find_spec(covariance_type)
+    def _spec(self) -> Spec:
+        """The object that implements the emission and the covariance type of the constructor."""
+        return find_spec(self.covariance_type, self.emission, self.n_components)
+
+    def _fitted_spec(self) -> Spec:
+        """That of the fit."""
+        spec = find_spec(self.covariance_type_, self.emission_)
+        shapes = {name: np.shape(getattr(self, f"{name}_")) for name in spec.attributes}
+        names = getattr(self, "feature_names_in_", None)
+        return spec.with_shapes(shapes)[0].for_columns(names, self.n_features_in_)
 
     def _hmm_of(
         self,
@@ -402,6 +459,7 @@ class FittedModel(BaseEstimator):
         """The fitted model with the initial probabilities of X, its rows and its sizes."""
         data, sizes = validation.check_data(self, X, lengths, y)
         hmm = self._hmm()
+        hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
         first_probs = initial_probs(
             start,
             after,
@@ -416,7 +474,7 @@ class FittedModel(BaseEstimator):
 
     def _hmm(self) -> FittedHMM:
         """The fitted parameters, ready for computation."""
-        spec = self._spec(self.covariance_type_)
+        spec = self._fitted_spec()
         emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
         parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
         dtype = validation.torch_dtype(self.dtype)

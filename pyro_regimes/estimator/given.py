@@ -9,7 +9,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import stationary_probs
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import (
     CHAIN_ATTRIBUTES,
     Array,
@@ -20,6 +19,7 @@ from pyro_regimes.estimator.parameters import (
 )
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
+from pyro_regimes.messages import shown
 
 
 class Given(NamedTuple):
@@ -90,9 +90,10 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
             "expected at least one parameter not to be fixed, got all; RegimeModel.from_parameters "
             "makes a model without a fit"
         )
-    if "covariances" in listed and model.min_eigenvalue > 0:
+    if spec.spread is not None and spec.spread in listed and model.min_eigenvalue > 0:
+        what = spec.spread.replace("_", " ")
         raise ValueError(
-            f"expected min_eigenvalue=0 where covariances are fixed, got {model.min_eigenvalue:g}"
+            f"expected min_eigenvalue=0 where {what} are fixed, got {model.min_eigenvalue:g}"
         )
     if model.initial == "stationary" and "transition_matrix" in values:
         stationary_probs(
@@ -111,7 +112,7 @@ def for_series(given: Given, spec: Spec, n_regimes: int, num_series: int) -> Giv
     emission = {}
     for name, shape in spec.shapes(n_regimes, num_series).items():
         if name in given.values:
-            emission[name] = in_shape(given.values[name], shape)
+            emission[name] = in_shape(spec.complete(name, given.values[name]), shape)
             if emission[name].shape != shape:
                 raise ValueError(
                     f"expected {name} in init_params to have shape {shape} for X of {num_series} "
@@ -162,6 +163,7 @@ def _of_fitted(other: Any, model: BaseEstimator, names: Iterable[str]) -> dict[s
         raise ValueError("expected init_params to be a fitted model, got one without a fit")
     for name, has, wanted in (
         ("regimes", len(other.initial_probs_), model.n_regimes),
+        ("emission", other.emission_, model.emission),
         ("covariance_type", other.covariance_type_, model.covariance_type),
     ):
         if has != wanted:

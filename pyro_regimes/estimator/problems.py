@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
@@ -92,15 +94,14 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
     """Warnings that data look like levels, or like days without trade filled with zeros.
 
+    Missing entries, which are NaN, are left out.
+
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
     """
     found: list[Warning] = []
     if len(data) < _FEWEST_ROWS:
         return found
-    longest = int(np.argmax(sizes))
-    first = sum(sizes[:longest])
-    sequence = data[first : first + sizes[longest]]
-    levels = np.flatnonzero([_is_level(series) for series in sequence.T])
+    levels = find_levels(data, sizes)
     if len(levels):
         columns = ", ".join(str(i) if names is None else repr(str(names[int(i)])) for i in levels)
         looks = (
@@ -117,7 +118,8 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
                 "command), and for rates the differences, X.diff().dropna()."
             )
         )
-    zeros = int((data == 0).all(axis=1).sum())
+    data = data[observed_rows(data)]
+    zeros = int(((data == 0) | np.isnan(data)).all(axis=1).sum())
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
@@ -126,6 +128,14 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
             )
         )
     return found
+
+
+def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:
+    """The columns of the longest sequence that look like levels."""
+    longest = int(np.argmax(sizes))
+    first = sum(sizes[:longest])
+    sequence = data[first : first + sizes[longest]]
+    return np.flatnonzero([_is_level(series[~np.isnan(series)]) for series in sequence.T])
 
 
 def _is_level(series: Array) -> bool:

@@ -1,15 +1,18 @@
-"""Result types of :class:`.RegimeModel`: a forecast and a summary."""
+"""Result types of :class:`.RegimeModel`: a forecast, imputed values and a summary."""
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.estimator.parameters import Array, Moments
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
+from pyro_regimes.text_tables import text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,16 @@ class Forecast(NamedTuple):
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
 
 
+class Imputation(NamedTuple):
+    """The mean and the variance of each value given all values that are not missing.
+
+    A value that is not missing is its own mean, with variance 0.
+    """
+
+    mean: Array  #: ``(T, D)``
+    variance: Array  #: ``(T, D)``
+
+
 class _Row(NamedTuple):
     """A row of the table as text."""
 
@@ -35,7 +48,8 @@ class _Row(NamedTuple):
 class Summary(NamedTuple):
     """Annualised properties of the regimes.
 
-    ``str(summary)`` is a table, which a notebook shows as HTML. :meth:`to_frame` has the numbers.
+    ``str(summary)`` is a table of 80 letters in a line, :meth:`to_string` one of any width. A
+    notebook shows it as HTML. :meth:`to_frame` has the numbers.
 
     Means and volatilities (standard deviations) are in the unit of the data. Those of one step are
     multiplied by P and by the square root of P, where P is the number of periods per year.
@@ -50,20 +64,30 @@ class Summary(NamedTuple):
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
-    notes: list[str]  #: on regimes that hold very few observations
+    notes: list[str]  #: on missing values, and on regimes that hold very few observations
+    is_annualised: bool = True  #: else mean and volatility are those of one step
+    parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 
     def __str__(self) -> str:
-        rows = [
-            (f"  {row.label}" if row.is_part else row.label, row.cells) for row in self._rows()
+        return self.to_string()
+
+    def to_string(self, width: int = 80) -> str:
+        """The table as text.
+
+        :param width: letters in a line. Regimes that do not fit follow below, in a table of their
+            own; a label of a row is never cut.
+        :return: the text, of several lines.
+        """
+        head, *rows = self._rows()
+        labels = [f"  {row.label}" if row.is_part else row.label for row in rows]
+        longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
+        name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
+        table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
+        notes = [
+            textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+            for note in self.notes
         ]
-        label_width = max(len(label) for label, _ in rows)
-        width = 2 + max(len(cell) for _, cells in rows for cell in cells)
-        lines = [
-            label.ljust(label_width) + "".join(c.rjust(width) for c in cells)
-            for label, cells in rows
-        ]
-        notes = ["", *self.notes] if self.notes else []
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines), *notes])
+        return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
@@ -96,10 +120,17 @@ class Summary(NamedTuple):
             ("expected duration", ""): self.expected_duration,
         }
         for name, values in (("mean", self.mean), ("volatility", self.volatility)):
-            if len(self.series_names) > 1:
-                rows["average annualised " + name, ""] = values.mean(-1)
+            name = self._name_of(name)
+            if len(self.series_names) > 1 and self.is_annualised:
+                rows["average " + name, ""] = values.mean(-1)
             for series, column in zip(self.series_names, values.T, strict=True):
-                rows["annualised " + name, series] = column
+                rows[name, series] = column
+        for name, values in self.parameters.items():
+            own = values.ndim > 1
+            for series, column in zip(
+                self.series_names if own else [""], values.T if own else [values], strict=True
+            ):
+                rows[name, series] = column
         correlation = self._average_correlation()
         if correlation is not None:
             rows["average correlation", ""] = correlation
@@ -115,9 +146,11 @@ class Summary(NamedTuple):
             _Row("", self.regime_names),
             _Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
             _Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
-            *self._of_series("annualised mean", self.mean),
-            *self._of_series("annualised volatility", self.volatility),
+            *self._of_series(self._name_of("mean"), self.mean),
+            *self._of_series(self._name_of("volatility"), self.volatility),
         ]
+        for name, values in self.parameters.items():
+            rows += self._of_series(name, values.reshape(len(self.regime_names), -1))
         correlation = self._average_correlation()
         if correlation is not None:
             rows.append(_Row("average correlation", [f"{each:.2f}" for each in correlation]))
@@ -126,17 +159,25 @@ class Summary(NamedTuple):
             rows.append(_Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
         return rows
 
+    def _name_of(self, property: str) -> str:
+        """What a mean or a volatility is called."""
+        if self.is_annualised:
+            return f"annualised {property}"
+        return "standard deviation" if property == "volatility" else property
+
     def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
-        heads, columns = [(name, False)], [values.mean(-1)]
-        if len(self.series_names) > 1:
-            heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
-            columns.extend(values.T)
-        return [
-            _Row(label, [f"{value:.{decimals}f}" for value in column], is_part)
-            for (label, is_part), column in zip(heads, columns, strict=True)
-        ]
+        average = [f"{value:.{decimals}f}" for value in values.mean(-1)]
+        if values.shape[-1] == 1:
+            return [_Row(name, average)]
+        rows = [_Row(f"{name}, average", average)]
+        if not self.is_annualised:  # series of other units
+            rows = [_Row(name, [""] * len(average))]
+        for series, column in zip(self.series_names, values.T, strict=True):
+            cells = [f"{value:.{decimals}f}" for value in column]
+            rows.append(_Row(series, cells, is_part=True))
+        return rows
 
     def _average_correlation(self) -> Array | None:
         """The mean over the pairs of series, ``(K,)``; None where there are none."""
@@ -159,7 +200,8 @@ def _cell(tag: str, text: str, style: str) -> str:
 def summarise(
     regime_names: list[str],
     series_names: list[str],
-    moments: Moments,
+    spec: Spec,
+    emission: Emission,
     transition_matrix: Array,
     share_of_time: Array,
     periods_per_year: float,
@@ -169,17 +211,21 @@ def summarise(
     """Annualise the parameters and collect them in a summary."""
     with np.errstate(divide="ignore"):
         expected_duration = 1 / np.maximum(1 - np.diagonal(transition_matrix), 0)
+    moments = spec.moments(emission)
+    periods = periods_per_year if spec.of_changes else 1.0
     return Summary(
         list(regime_names),
         list(series_names),
-        moments.means * periods_per_year,
-        np.sqrt(moments.variances * periods_per_year),
-        _correlation(moments),
+        moments.means * periods,
+        spec.deviations(emission) * periods**0.5,
+        _correlation(spec.typical(emission)),
         expected_duration,
         share_of_time,
         transition_matrix,
         title,
         notes,
+        spec.of_changes,
+        spec.described(emission),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator import missing
+from pyro_regimes.estimator.beginning import long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
+from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -113,7 +116,6 @@ def check_parameters(model: BaseEstimator) -> Given:
     :raises ValueError: if a parameter is not valid.
     """
     integer("n_regimes", model.n_regimes, 1)
-    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
     integer("max_iter", model.max_iter, 0)
     if model.tol is not None:
@@ -121,6 +123,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     _number("regularization", model.regularization)
     one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
     _number("min_eigenvalue", model.min_eigenvalue)
+    check_emission(model)
     one_of("inference", model.inference, ("em", "svi"))
     one_of("initial", model.initial, ("free", "stationary", "uniform"))
     acceleration = model.acceleration
@@ -130,13 +133,48 @@ def check_parameters(model: BaseEstimator) -> Given:
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     reference(model)
-    given = read_given(model, model._spec(model.covariance_type))
+    given = read_given(model, model._spec())
     if model.periods_per_year is not None:
         _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
     return given
+
+
+def check_emission(model: BaseEstimator) -> None:
+    """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
+    _check_families(model.emission)
+    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
+    integer("n_components", model.n_components, 1)
+    emission, kinds = model.emission, covariance_types(model.emission)
+    if model.covariance_type not in kinds:
+        listed = " or ".join(map(repr, kinds))
+        raise ValueError(
+            f"expected covariance_type={listed} where emission={emission!r}, got "
+            f"{model.covariance_type!r}; leave it out"
+        )
+    if model.min_eigenvalue > 0 and model._spec().spread is None:
+        raise ValueError(
+            f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
+            f"{model.min_eigenvalue:g}"
+        )
+
+
+def _check_families(emission: Any) -> None:
+    """:raises ValueError: if it is no family, nor families by the names or numbers of columns."""
+    if not isinstance(emission, Mapping):
+        one_of("emission", emission, EMISSIONS)
+        return
+    kinds = {isinstance(key, str) for key in emission}
+    are_keys = all(isinstance(key, (str, numbers.Integral)) for key in emission)
+    if len(kinds) != 1 or not are_keys:
+        raise ValueError(
+            "expected emission to be a family, or a dict from the names or the numbers of all "
+            f"columns to families, got {shown(emission)}"
+        )
+    for key, family in emission.items():
+        one_of(f"emission of column {key!r}", family, EMISSIONS)
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -159,8 +197,9 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    hmm = other._hmm()
-    return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
+    # Data need not begin as those of the reference did.
+    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
+    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
 
 
 class Settings(NamedTuple):
@@ -207,8 +246,9 @@ def check_data(
 
     :param y: a target, which is ignored, or the lengths, as :func:`.lengths_given` decides.
     :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
-    :raises ValueError: if X is not two-dimensional, finite and in order of time, or the lengths do
-        not fit it.
+    :return: NaN where entries are missing.
+    :raises ValueError: if X is not two-dimensional and in order of time, has infinite entries, or
+        the lengths do not fit it.
     """
     tables, are_several = as_tables(X)
     if are_several:
@@ -239,7 +279,9 @@ def check_data(
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     """A table as float64, by scikit-learn's ``validate_data``."""
     try:
-        data: Array = validate_data(model, X, dtype=np.float64, reset=reset)
+        data: Array = validate_data(
+            model, X, dtype=np.float64, reset=reset, ensure_all_finite="allow-nan"
+        )
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
     return data
@@ -261,11 +303,22 @@ def _check_same_columns(
         )
 
 
+def without_missing(model: BaseEstimator, data: Array) -> Array:
+    """The data without missing entries, as :func:`.missing.filled`.
+
+    :raises ValueError: if a column has no observed entry.
+    """
+    missing.check_columns(data, getattr(model, "feature_names_in_", None))
+    return missing.filled(data)
+
+
 def check_fittable(
-    model: BaseEstimator, data: Array, spec: Spec, given: Given
+    model: BaseEstimator, X: Array, data: Array, spec: Spec, given: Given
 ) -> tuple[Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
+    :param X: the data, with missing entries.
+    :param data: those :func:`without_missing`.
     :return: the given values in the shapes of the data, and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
@@ -273,6 +326,8 @@ def check_fittable(
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
+    names = getattr(model, "feature_names_in_", None)
+    spec.check_support(data, names)
     given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
@@ -282,7 +337,7 @@ def check_fittable(
             f"got {samples}"
         )
     distinct = len(np.unique(data, axis=0))
-    if distinct < model.n_regimes:
+    if distinct < model.n_regimes and spec.needs_distinct:
         raise ValueError(
             f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
             f"{distinct}"
@@ -291,8 +346,10 @@ def check_fittable(
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
+    if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
         return given, None
-    names = getattr(model, "feature_names_in_", None)
-    doubt = spec.check_data(data, names, torch_dtype(model.dtype))
+    dtype, whole = torch_dtype(model.dtype), missing.complete_rows(X)
+    doubt = spec.check_data(data, names, dtype)
+    if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
+        doubt = spec.check_data(whole, names, dtype)
     return given, None if doubt is None else UserWarning(doubt)

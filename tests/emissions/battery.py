@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_regimes.distributions import Columns, ZeroInflatedContinuous
 from tests import seeds
 
 K, D, N, T = 2, 3, 4, 40
@@ -337,7 +338,138 @@ ZERO_INFLATED = Case(
     center=0.5,
 )
 
+GAMMA = dist.Gamma(4.0, torch.tensor(2.0).double())
+
+
+def columns_of(parts: Callable[..., Any], case: Case) -> Case:
+    """Two parts of one column each, whose parameters are named as the arguments are."""
+
+    def build(validate_args: bool | None = None, **given: Any) -> Columns:
+        return Columns(parts(*(given[name] for name in case.constraints)), validate_args)
+
+    return case._replace(build=build, event=(2,))
+
+
+COUNTS = columns_of(
+    lambda rate, probs: [(dist.Bernoulli(probs), 0), (dist.Poisson(rate), 1)],
+    Case(
+        dist.Poisson,
+        {"parts.1.rate": constraints.positive, "parts.0.probs": constraints.unit_interval},
+        lambda value, rate, probs: (
+            stats.bernoulli.logpmf(value[..., 0], probs)
+            + stats.poisson.logpmf(value[..., 1], rate)
+        ),
+        [
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.0}, [0.0, 0.0], -3.0),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.0}, [1.0, 0.0], -INF),
+            ({"parts.1.rate": 0.0, "parts.0.probs": 1.0}, [1.0, 0.0], 0.0),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.5}, [0.5, 1.0], -INF),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.5}, [1.0, -1.0], -INF),
+        ],
+        links={"parts.1.rate": [LOG, RECIPROCAL, SOFTPLUS], "parts.0.probs": [LOGIT, COMPLEMENT]},
+        priors=[("parts.1.rate", None, GAMMA), ("parts.0.probs", None, BETA)],
+    ),
+)
+
+TIMES = columns_of(
+    lambda rate, scale: [(dist.HalfNormal(scale), 0), (dist.Exponential(rate), 1)],
+    Case(
+        dist.Exponential,
+        {"parts.1.rate": constraints.positive, "parts.0.scale": constraints.positive},
+        lambda value, rate, scale: (
+            stats.halfnorm.logpdf(value[..., 0], scale=scale)
+            + stats.expon.logpdf(value[..., 1], scale=1 / rate)
+        ),
+        [
+            ({"parts.1.rate": 2.0, "parts.0.scale": 1.0}, [-1.0, 1.0], -INF),
+            ({"parts.1.rate": 2.0, "parts.0.scale": 1.0}, [1.0, -1.0], -INF),
+            (
+                {"parts.1.rate": 2.0, "parts.0.scale": 1.0},
+                [0.0, 0.0],
+                1.5 * math.log(2.0) - 0.5 * math.log(math.pi),
+            ),
+        ],
+        is_real=True,
+        links={"parts.1.rate": [LOG, RECIPROCAL, SOFTPLUS]},
+        priors=[("parts.1.rate", None, GAMMA)],
+    ),
+)
+
+
+def _zero_or(density: Callable[..., Any]) -> Callable[..., Any]:
+    """A point mass at 0 beside a density, by its log density."""
+
+    def log_density(value: Any, *arguments: Any) -> Any:
+        *own, gate = arguments
+        inner = np.log1p(-gate) + density(np.where(value == 0, 0.5, value), *own)
+        return np.where(value == 0, np.log(gate), inner)
+
+    return log_density
+
+
+ZERO_OR_EXPONENTIAL = Case(
+    lambda rate, gate, **others: ZeroInflatedContinuous(
+        dist.Exponential(rate), gate=gate, **others
+    ),
+    {"rate": constraints.positive, "gate": constraints.unit_interval},
+    _zero_or(lambda value, rate: stats.expon.logpdf(value, scale=1 / rate)),
+    [
+        ({"rate": 2.0, "gate": 1.0}, 0.0, 0.0),
+        ({"rate": 2.0, "gate": 1.0}, 1.0, -INF),
+        ({"rate": 2.0, "gate": 0.0}, 0.0, -INF),
+        ({"rate": 2.0, "gate": 0.0}, 1.0, math.log(2.0) - 2),
+        ({"rate": 2.0, "gate": 0.5}, 0.0, -math.log(2.0)),
+        ({"rate": 2.0, "gate": 0.5}, -1.0, -INF),
+        ({"rate": 2.0, "gate": 0.5}, INF, -INF),
+        ({"rate": 1e-30, "gate": 0.25}, 1e30, math.log(0.75) - 30 * math.log(10.0) - 1),
+    ],
+    is_real=True,
+    links={"rate": [LOG, RECIPROCAL], "gate": [LOGIT, COMPLEMENT]},
+    priors=[("rate", None, GAMMA), ("gate", None, BETA)],
+)
+
+ZERO_INFLATED_COUNTS = Case(
+    lambda total_count, probs, gate, **others: dist.ZeroInflatedNegativeBinomial(
+        total_count, probs=probs, gate=gate, **others
+    ),
+    NEGATIVE_BINOMIAL.constraints | {"gate": constraints.unit_interval},
+    lambda value, count, probs, gate: np.where(
+        value == 0,
+        np.logaddexp(
+            np.log(gate), np.log1p(-gate) + stats.nbinom.logpmf(value, count, 1 - probs)
+        ),
+        np.log1p(-gate) + stats.nbinom.logpmf(value, count, 1 - probs),
+    ),
+    [
+        ({"total_count": 3.0, "probs": 0.0, "gate": 0.25}, 0.0, 0.0),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 1.0}, 0.0, 0.0),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 1.0}, 2.0, -INF),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 0.0}, 0.0, -3 * math.log(2.0)),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 0.5}, -1.0, -INF),
+    ],
+    links={"gate": [LOGIT, COMPLEMENT], "probs": [LOGIT]},
+    priors=[("gate", None, BETA)],
+    stepwise=("total_count", "probs", "gate"),
+    center=0.7,
+)
+
 CASES = {
+    "ZeroInflatedContinuous": ZERO_OR_EXPONENTIAL,
+    "ZeroInflatedContinuous by logits": ZERO_OR_EXPONENTIAL._replace(
+        build=lambda rate, gate_logits, **others: ZeroInflatedContinuous(
+            dist.Exponential(rate), gate_logits=gate_logits, **others
+        ),
+        constraints={"rate": constraints.positive, "gate_logits": constraints.real},
+        density=lambda value, rate, logits: ZERO_OR_EXPONENTIAL.density(
+            value, rate, 1 / (1 + np.exp(-logits))
+        ),
+        extremes=[],
+        links={"gate_logits": [PROBABILITY]},
+        priors=[("gate_logits", PROBABILITY, BETA)],
+    ),
+    "ZeroInflatedNegativeBinomial": ZERO_INFLATED_COUNTS,
+    "Columns of counts": COUNTS,
+    "Columns of times": TIMES,
     "Poisson": Case(
         dist.Poisson,
         {"rate": constraints.positive},

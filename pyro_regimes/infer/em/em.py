@@ -10,7 +10,6 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import torch
 
-from pyro_regimes.distributions.checks import shown
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
@@ -28,6 +27,7 @@ from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
+from pyro_regimes.messages import shown
 
 __all__ = ["EM", "EMResult"]
 
@@ -267,12 +267,12 @@ class EM:
             if loop.num_steps:
                 session.write(loop.now.params, loop.now.leaves)
 
-        def shown(number: int, loss: float) -> None:
+        def written(number: int, loss: float) -> None:
             keep()
             assert callback is not None
             session.call_back(callback, number, loss)
 
-        report = shown if callback is not None and self._shows_parameters else callback
+        report = written if callback is not None and self._shows_parameters else callback
         undisturbed.undo = keep  # if an error or an interrupt ends the run
         try:
             self._iterate(loop, num_steps, tol, report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_regimes.distributions import observation
+from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Linear
 from pyro_regimes.infer.em.e_step import SiteData
 from pyro_regimes.infer.em.engines.chain_steps import Parameters
@@ -103,8 +103,8 @@ def _read(data: SiteData, linear: Linear, shape: torch.Size) -> Tensor | None:
             return None
         found = found + num_categories * torch.arange(found.shape[-1])
     if data.missing is not None:
-        rows, entries = observation.missing_parts(data.missing, event_dim)
-        if entries is not None:
+        rows, others = entries.parts_of(data.missing, event_dim)
+        if others is not None:
             return None
         found = found.masked_fill(rows.unsqueeze(-1), shape.numel() if linear.is_table else 0)
     return found
