@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast
+from pyro_regimes.estimator.report import Forecast, Imputation
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -25,7 +26,10 @@ Chain = tuple[Tensor, Tensor, Tensor, Any]
 
 
 class FittedHMM(NamedTuple):
-    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
+    """Fitted parameters with a dtype and a device.
+
+    Data are ``(T, D)``, NaN where entries are missing, with sequence lengths.
+    """
 
     parameters: Parameters
     spec: Spec
@@ -61,7 +65,7 @@ class FittedHMM(NamedTuple):
             predicted = torch.cat([initial.unsqueeze(0), later])
             predicted[_firsts(sizes)] = initial
             scores = (predicted + logits).logsumexp(-1).cpu().double().numpy()
-            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
@@ -78,6 +82,22 @@ class FittedHMM(NamedTuple):
                 initial, transition, logits, path.clamp(min=0), lengths
             )
             return float(log_prob) - offset, path.cpu().numpy()
+
+    def impute(self, data: Array, sizes: list[int]) -> Imputation:
+        """The mean and the variance of each entry given all that are observed."""
+        with self._computing():
+            missing = np.isnan(data)
+            if not missing.any():
+                return Imputation(data.copy(), np.zeros_like(data))
+            hmm, x, _ = self._scaled(data, sizes)
+            probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
+            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            mean, variance = (each.cpu().double().numpy() for each in found)
+        units = self.spec.units_of(self.parameters.emission)
+        return Imputation(
+            np.where(missing, units.unscale(mean), data),
+            np.where(missing, units.unit**2 * variance, 0.0),
+        )
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
@@ -128,7 +148,7 @@ class FittedHMM(NamedTuple):
                 self.first_probs, dtype=self.dtype, device=self.device
             )
         hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths)
-        return hmm, x, units.log_jacobian(len(data))
+        return hmm, x, units.log_jacobian_of(data)
 
 
 def _firsts(sizes: list[int]) -> Tensor:

@@ -98,6 +98,7 @@ def regime_hmm(
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
         lengths=lengths,
+        missing="marginalise",
         packed_lengths=packed_lengths,
     )
 
@@ -119,7 +120,7 @@ def pyro_model(
         which makes them a function of the transition matrix.
     :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
         sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
-        ``lengths`` of the sequences. Its one sample site is "observations".
+        ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -172,6 +173,7 @@ def prior_model(
             initial_probs=initial_probs,
             transition_probs=transition_probs,
             observation_dist=spec.sample_observation_dist(num_regimes, mean, scale),
+            missing="marginalise",
         )
         pyro.sample("observations", hmm, obs=x)
 
