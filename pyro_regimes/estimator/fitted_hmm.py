@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.report import Forecast
@@ -30,12 +31,13 @@ class FittedHMM(NamedTuple):
     device: torch.device
     initial: str = "free"  #: what the initial distribution of the Pyro model is
     first_probs: Array | None = None  #: of the data's first regimes, ``(K,)`` or ``(N, K)``
+    annotations: Annotations = Annotations()  #: what is known of the data
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
         with self._computing():
             hmm, x, _, offset = self._scaled(data, sizes)
-            return float(hmm.log_prob(x).double().sum()) - offset
+            return self.annotations.total(hmm.log_prob(x).double()) - offset
 
     def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
@@ -44,7 +46,7 @@ class FittedHMM(NamedTuple):
             chain = hmm._chain(x)
             run = ops.expectations if kind == "smoothed" else ops.filter_probs
             log_likelihood, probs, *_ = run(*chain)
-            return float(log_likelihood.sum()) - offset, unpad(probs.double(), sizes)
+            return self.annotations.total(log_likelihood) - offset, unpad(probs.double(), sizes)
 
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
@@ -128,5 +130,7 @@ class FittedHMM(NamedTuple):
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        hmm = regime_hmm(arguments, self.spec, lengths)
-        return hmm, x, lengths, units.log_jacobian(len(data))
+        where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        allowed = self.annotations.of_model(sizes, **where).get("allowed_states")
+        hmm = regime_hmm(arguments, self.spec, lengths, allowed)
+        return hmm, x, lengths, units.log_jacobian(self.annotations.num_rows(sizes))

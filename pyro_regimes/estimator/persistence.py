@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import Given, for_series, read_given
+from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
@@ -29,7 +30,6 @@ _SCALARS = {
     "log_likelihood_": float,
     "n_iter_": int,
     "converged_": bool,
-    "n_samples_fit_": int,
     "periods_per_year_": float,
 }
 _ROUNDING = 1e-4  # error of the sum of probabilities in float32
@@ -55,13 +55,15 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     parameters = {
         name: _plain(value)
         for name, value in model.get_params(deep=False).items()
-        if name not in ("init_params", "fixed")
+        if name not in ("init_params", "fixed", "transition_mask")
     }
     if isinstance(model.order_by, BaseEstimator):
         parameters["order_by"] = "volatility"
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
+    mask = model.transition_mask_
+    parameters |= {"transition_mask": None if mask is None else mask.tolist()}
     parameters |= {"initial": model.initial_}
     loaded = type(model)(**parameters)
     check_parameters(loaded)  # else the file could not be loaded
@@ -72,6 +74,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     if not model.n_samples_fit_:
         fitted["log_likelihood_"] = None  # NaN is no JSON
+    fitted["n_samples_fit_"] = model.n_samples_fit_
     fitted["fixed_"] = list(model.fixed_)
     fitted["regime_names_"] = list(model.regime_names_)
     start = model.training_start_
@@ -135,11 +138,11 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
                 came = reprlib.repr(fitted[name])
                 raise ValueError(f"{name} is not of type {scalar.__name__}: {came}")
             setattr(model, name, fitted[name])
-        if model.n_samples_fit_ < 0:
-            raise ValueError(f"n_samples_fit_ is negative: {model.n_samples_fit_}")
+        model.n_samples_fit_ = _count("n_samples_fit_", fitted["n_samples_fit_"])
         if model.n_iter_ < 0:
             raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
         model.covariance_type_, model.initial_ = model.covariance_type, model.initial
+        model.transition_mask_ = read_mask(model.transition_mask, model.n_regimes)
         model.n_features_in_ = _num_series(fitted, spec)
         for name, shape in _shapes(model, spec).items():
             setattr(model, name, _array(name, fitted[name], shape))
@@ -164,6 +167,16 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     if not whole or len(value) != number:
         raise ValueError(f"{name} is not a list of {number} names: {reprlib.repr(value)}")
     return list(value)
+
+
+def _count(name: str, value: Any) -> float:
+    """A number of rows; weights may make it no integer."""
+    if type(value) not in (int, float) or not np.isfinite(value):
+        raise ValueError(f"{name} is not a number: {reprlib.repr(value)}")
+    if value < 0:
+        raise ValueError(f"{name} is negative: {value}")
+    count: float = value
+    return count
 
 
 def _fixed(value: Any, spec: Spec) -> list[str]:
@@ -235,6 +248,7 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
             raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
+    check_masked("transition_matrix_", model.transition_matrix_, model.transition_mask_)
     if model.initial_ != "free":
         implied = implied_probs(
             model.initial_, model.transition_matrix_, "transition_matrix_", "set initial='free'"

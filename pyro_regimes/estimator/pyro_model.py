@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_regimes.distributions import RegimeHMM, stationary_probs
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.stickiness import SITE, row_prior
 
 PyroModel = Callable[..., None]
 
@@ -90,7 +91,10 @@ def stationary_initial(transition_probs: Tensor) -> Tensor:
 
 
 def regime_hmm(
-    arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
+    arguments: Mapping[str, Tensor],
+    spec: Spec,
+    lengths: Tensor | None = None,
+    allowed_states: Tensor | None = None,
 ) -> RegimeHMM:
     """Build the distribution of whole sequences."""
     return RegimeHMM(
@@ -98,6 +102,7 @@ def regime_hmm(
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
         lengths=lengths,
+        allowed_states=allowed_states,
     )
 
 
@@ -107,6 +112,7 @@ def pyro_model(
     floor: float = 0.0,
     fixed: Collection[str] = (),
     initial: str = "free",
+    stickiness: float = 0.0,
 ) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
@@ -116,8 +122,11 @@ def pyro_model(
     :param fixed: names of the arguments that are constants, and no parameters.
     :param initial: "free"; "uniform", which leaves ``initial_probs`` as they are; or "stationary",
         which makes them a function of the transition matrix.
+    :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
+        matrix is a latent site, whose point :func:`.sticky_guide` has.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
-        true ``lengths`` ``(N,)``. Its one sample site is "observations".
+        true ``lengths`` ``(N,)``; optionally of ``allowed_states`` ``(..., T, K)`` and of
+        ``weights`` ``(N,)``. Its one sample site is "observations".
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -125,23 +134,35 @@ def pyro_model(
     def constraint(name: str) -> constraints.Constraint:
         return constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
 
-    def model(x: Tensor, lengths: Tensor | None = None) -> None:
+    def model(
+        x: Tensor,
+        lengths: Tensor | None = None,
+        allowed_states: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
             name: value
             if name in constant
             else pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
             for name, value in arguments.items()
+            if not (stickiness and name == "transition_probs")
         }
+        if stickiness:
+            rows = row_prior(arguments["transition_probs"], stickiness)
+            whole = rows.to_event(len(rows.batch_shape))
+            held["transition_probs"] = pyro.sample(SITE, whole)
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
-        hmm = regime_hmm(held, spec, lengths)
+        hmm = regime_hmm(held, spec, lengths, allowed_states)
         data_dims = x.dim() - 2
         with ExitStack() as plates:
             batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
             for dim in range(-len(batch_shape), 0):
                 name = "sequences" if dim >= -data_dims else "starts"
                 plates.enter_context(pyro.plate(name, batch_shape[dim], dim=dim))
+            if weights is not None:
+                plates.enter_context(pyro.poutine.scale(scale=weights))
             pyro.sample("observations", hmm, obs=x)
 
     return model

@@ -16,12 +16,14 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import persistence, problems, validation
+from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import finite_numbers
 from pyro_regimes.estimator.spec import Spec
@@ -89,6 +91,14 @@ class RegimeModel(FittedModel):
     :param initial: the distribution of the first regime: "free" is estimated, which one sequence
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
+    :param transition_mask: a bool matrix ``(K, K)``, (old, new), of the transitions that are
+        allowed; the others have probability 0 and are no parameters. ``np.triu(np.ones((K, K)))``
+        makes a left-to-right chain. The regimes keep the numbers of the mask instead of being
+        sorted; their names are still those of ``order_by``. None allows all transitions.
+    :param stickiness: a prior of regimes that last: each row of the transition matrix has a
+        Dirichlet distribution with concentration 1, and 1 + ``stickiness`` on the diagonal. The fit
+        is then the mode of the posterior, as if each regime had stayed so many further times. 0 is
+        maximum likelihood.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -102,15 +112,17 @@ class RegimeModel(FittedModel):
     ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
     ``log_likelihood_``     of the training data, after ``regularization``
     ``history_``            log-likelihood of the kept start before each iteration, and the final
-                            one, before ``regularization``
+                            one, before ``regularization``; with ``stickiness`` plus that times the
+                            sum of the logarithms of the diagonal of the transition matrix
     ``covariance_type_``    the ``covariance_type`` of the fit
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
+    ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit
+    ``n_samples_fit_``      number of observations in the fit, each by its ``sample_weight``
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -151,6 +163,8 @@ class RegimeModel(FittedModel):
         init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
         fixed: Sequence[str] = (),
         initial: str = "free",
+        transition_mask: npt.ArrayLike | None = None,
+        stickiness: float = 0.0,
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
@@ -171,6 +185,8 @@ class RegimeModel(FittedModel):
         self.init_params = init_params
         self.fixed = fixed
         self.initial = initial
+        self.transition_mask = transition_mask
+        self.stickiness = stickiness
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -213,6 +229,8 @@ class RegimeModel(FittedModel):
         *,
         lengths: npt.ArrayLike | None = None,
         callback: Callable[[int, float], None] | None = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a private parameter store.
 
@@ -227,6 +245,15 @@ class RegimeModel(FittedModel):
         :param lengths: number of rows of each sequence in X, if X holds several.
         :param callback: called after each iteration with its number and the mean log-likelihood of
             the starts (of long data: of those that run at once, one batch after the other).
+        :param states: known regimes of the training data: one number for each row, from 0, and -1
+            (or NaN) where unknown; or a bool array ``(T, K)`` of the regimes that each row may
+            have. For several sequences, concatenated or a list or dict as X is. The regimes keep
+            these numbers instead of being sorted; their names are still those of ``order_by``. The
+            likelihood is that of the data together with these regimes. If all are known, the fit is
+            the maximum-likelihood estimate of supervised learning.
+        :param sample_weight: a non-negative weight for each sequence, or for each row and equal
+            within each sequence. A sequence of weight 2 counts as if it were there twice; one of
+            weight 0 is ignored.
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
@@ -235,14 +262,18 @@ class RegimeModel(FittedModel):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
+        beside = {"states": states, "sample_weight": sample_weight}
+        found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
+        data, sizes, annotations, _ = found
         spec = self._spec(self.covariance_type)
         given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
-            fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
+            row_of = found.naming(row_name(X))
+            fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_of, annotations)
         fresh._set_fitted(fitted, spec)
-        fresh.n_samples_fit_ = len(data)
+        fresh.n_samples_fit_ = annotations.num_rows(sizes)
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
@@ -250,8 +281,8 @@ class RegimeModel(FittedModel):
             warnings.warn(problem, stacklevel=2)
         # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
-        found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
-        self.__dict__ = others | found
+        own = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
+        self.__dict__ = others | own
         return self
 
     @classmethod
@@ -293,6 +324,8 @@ class RegimeModel(FittedModel):
         parameters = of_values(
             initial_probs, matrix, emission, model.n_regimes, spec, model.initial
         )
+        mask = read_mask(model.transition_mask, model.n_regimes)
+        check_masked("transition_matrix", parameters.transition_matrix, mask)
         model.n_features_in_ = parameters.emission[spec.attributes[0]].shape[-1]
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
@@ -324,6 +357,7 @@ class RegimeModel(FittedModel):
         self.covariance_type_ = self.covariance_type
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
+        self.transition_mask_ = read_mask(self.transition_mask, self.n_regimes)
         self.regime_names_ = fitted.regime_names
         self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
         for name in spec.attributes:
@@ -332,21 +366,29 @@ class RegimeModel(FittedModel):
         self.n_iter_ = max(len(fitted.history) - 1, 0)
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
-        self.share_of_time_ = fitted.smoothed_probs.mean(0)
+        self.share_of_time_ = fitted.share_of_time
 
     def fit_predict(
-        self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> npt.NDArray[np.int64]:
         """Fit, and return the most likely path of regimes of the training data.
 
         :param X: as in :meth:`fit`.
         :param y: as in :meth:`fit`.
         :param lengths: as in :meth:`fit`.
+        :param states: as in :meth:`fit`.
+        :param sample_weight: as in :meth:`fit`.
         :return: ``(T,)``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        self.fit(X, y, lengths=lengths)
-        hmm, data, sizes = self._hmm_of(X, lengths, y=y)
+        self.fit(X, y, lengths=lengths, states=states, sample_weight=sample_weight)
+        hmm, data, sizes = self._hmm_of(X, lengths, y=y, states=states)
         return hmm.decode(data, sizes, "viterbi")[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.parameters import Array
-
 
 def pad(
-    data: Array, sizes: list[int], *, dtype: torch.dtype, device: torch.device
+    data: npt.NDArray[Any], sizes: list[int], *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Pad sequences: ``(T, D)`` and None for one, ``(N, T, D)`` and their lengths for several."""
     x = torch.tensor(np.ascontiguousarray(data), dtype=dtype, device=device)

@@ -32,6 +32,6 @@ class Units(NamedTuple):
         """Convert z to x."""
         return self.center + self.unit * data
 
-    def log_jacobian(self, num_steps: int) -> float:
+    def log_jacobian(self, num_steps: float) -> float:
         """log p(z) - log p(x)."""
         return num_steps * float(np.log(self.unit).sum())

@@ -15,10 +15,12 @@ from sklearn.utils.validation import validate_data
 
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.estimator.states import Bools
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -129,6 +131,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     ):
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
+    _number("stickiness", model.stickiness)
     reference(model)
     given = read_given(model, model._spec(model.covariance_type))
     if model.periods_per_year is not None:
@@ -178,6 +181,8 @@ class Settings(NamedTuple):
     order_by: str | Reference
     given: Given
     initial: str
+    transition_mask: Bools | None
+    stickiness: float
     dtype: torch.dtype
     device: torch.device
     verbose: bool
@@ -191,6 +196,7 @@ def read_settings(model: BaseEstimator) -> Settings:
     given = check_parameters(model)
     own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
     own |= {"order_by": reference(model), "given": given}
+    own |= {"transition_mask": read_mask(model.transition_mask, model.n_regimes)}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 

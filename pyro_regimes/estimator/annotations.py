@@ -1,0 +1,143 @@
+"""What a user knows of the rows and sequences of X besides their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_regimes.estimator.messages import shown
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.states import Bools, read_states
+
+
+class Annotations(NamedTuple):
+    """What is known of data ``(T, D)``, concatenated from N sequences; None where nothing is."""
+
+    allowed: Bools | None = None  #: the regimes that each row may have, ``(T, K)``
+    weights: Array | None = None  #: of each sequence, ``(N,)``, positive
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether the regime of every row is known."""
+        return self.allowed is not None and bool((self.allowed.sum(-1) == 1).all())
+
+    def sum(self, values: Array, sizes: list[int]) -> Array:
+        """The sum of ``(T, ...)`` over the rows, each by the weight of its sequence."""
+        total: Array
+        if self.weights is None:
+            total = values.sum(0)
+        else:
+            total = np.repeat(self.weights, sizes) @ values
+        return total
+
+    def num_rows(self, sizes: list[int]) -> float:
+        """The number of rows, each counted by its weight; an int if it is whole."""
+        if self.weights is None:
+            return sum(sizes)
+        total = float(self.weights @ np.asarray(sizes))
+        return int(total) if total.is_integer() else total
+
+    def total(self, values: Tensor) -> float:
+        """The weighted sum of the values of all sequences, ``(N,)``, or ``()`` of one alone."""
+        if self.weights is None:
+            return float(values.sum())
+        return float(values.detach().cpu().double().numpy().reshape(-1) @ self.weights)
+
+    def of_model(
+        self, sizes: list[int], *, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """The arguments of the Pyro model that hold them, by name; padded as the data are."""
+        found = {}
+        if self.allowed is not None:
+            found["allowed_states"], _ = pad(self.allowed, sizes, dtype=torch.bool, device=device)
+        if self.weights is not None:
+            weights = self.weights if len(sizes) > 1 else self.weights[0]
+            found["weights"] = torch.tensor(weights, dtype=dtype, device=device)
+        return found
+
+
+def read_weights(sample_weight: Any, sizes: list[int]) -> Array | None:
+    """The weight of each sequence, ``(N,)``; None if all are 1.
+
+    :param sample_weight: one for each sequence, or for each row and equal within each sequence.
+    :raises ValueError: if they are not non-negative numbers, or all are 0.
+    """
+    if sample_weight is None:
+        return None
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected sample_weight to be numbers, got {shown(sample_weight)}"
+        ) from error
+    if weights.ndim == 1 and len(weights) == sum(sizes) != len(sizes):
+        firsts = np.cumsum([0, *sizes[:-1]])
+        if (weights != np.repeat(weights[firsts], sizes)).any():
+            raise ValueError(
+                "expected one sample_weight for each sequence, got weights that differ between the "
+                "rows of one: a weight counts a whole sequence, as its rows depend on each other"
+            )
+        weights = weights[firsts]
+    if weights.shape != (len(sizes),):
+        raise ValueError(
+            f"expected one sample_weight for each of {len(sizes)} sequences, got shape "
+            f"{weights.shape}"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(
+            "expected sample_weight to be non-negative finite numbers, got "
+            f"{shown(sample_weight)}"
+        )
+    if not weights.any():
+        raise ValueError("expected some sample_weight to be positive, got only zero")
+    return None if (weights == 1).all() else weights
+
+
+class Present(NamedTuple):
+    """The sequences that have a positive weight."""
+
+    data: Array
+    sizes: list[int]
+    annotations: Annotations
+    rows: npt.NDArray[np.int64]  #: the number in X of each row of the data
+
+    def naming(self, row_name: Callable[[int], str]) -> Callable[[int], str]:
+        """The name of a row of the data, from that of a row of X."""
+        return lambda row: row_name(int(self.rows[row]))
+
+
+def annotate(
+    data: Array,
+    sizes: list[int],
+    X: Any,
+    n_regimes: int,
+    *,
+    states: Any = None,
+    sample_weight: Any = None,
+    to_fit: bool = False,
+) -> Present:
+    """Read what is known of data, and leave out the sequences of weight 0: they are as if absent.
+
+    :param states: as in :meth:`.RegimeModel.fit`, and ``sample_weight``.
+    :param X: the data as the user gave them.
+    :param to_fit: as in :func:`.read_states`.
+    :raises ValueError: if they are not valid.
+    """
+    allowed = read_states(states, X, sizes, n_regimes, to_fit=to_fit)
+    weights = read_weights(sample_weight, sizes)
+    annotations = Annotations(allowed, weights)
+    if weights is None or weights.all():
+        return Present(data, sizes, annotations, np.arange(len(data)))
+    kept = weights > 0
+    rows = np.flatnonzero(np.repeat(kept, sizes))
+    weights = weights[kept]
+    annotations = Annotations(
+        None if allowed is None else allowed[rows], None if (weights == 1).all() else weights
+    )
+    return Present(data[rows], np.asarray(sizes)[kept].tolist(), annotations, rows)
