@@ -227,11 +227,49 @@ def allowed_states(
     return allowed
 
 
+def gaps(
+    given: Tensor | None, transition_slices: int, lengths: Tensor | None, is_checked: bool
+) -> torch.Size:
+    """Check the numbers of steps between observations; their shape, () if there are none.
+
+    :param is_checked: whether to check their values.
+    """
+    if given is None:
+        return torch.Size()
+    if not isinstance(given, Tensor) or given.dtype not in _INTEGERS:
+        came = f"dtype {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(
+            f"expected gaps to be an integer tensor, got {came}: the number of steps from each "
+            "observation to the next"
+        )
+    if not given.dim():
+        raise ValueError("expected gaps of shape (..., T-1), got shape ()")
+    if transition_slices != 1:
+        raise ValueError(
+            "expected transitions that are constant in time where there are gaps, got "
+            f"{transition_slices} slices at dimension -3"
+        )
+    has_values("gaps", given)
+    if is_checked:
+        wrong = given < 1
+        if lengths is not None:
+            time = torch.arange(1, given.shape[-1] + 1, device=lengths.device)
+            wrong = wrong & (time < lengths.unsqueeze(-1))
+        if bool(wrong.any()):
+            where = tuple(wrong.nonzero()[0].tolist())
+            raise ValueError(
+                f"expected gaps of at least 1 step, got {int(given.expand(wrong.shape)[where])} "
+                f"at {where}"
+            )
+    return given.shape
+
+
 def agree_on_num_steps(
     duration: int | None,
     transition_slices: int,
     observation_steps: tuple[int, ...],
     allowed_steps: tuple[int, ...] = (),
+    gaps: tuple[int, ...] = (),
 ) -> int | None:
     """T, on which all arguments that determine it must agree; None if none does."""
     found = {}
@@ -244,6 +282,8 @@ def agree_on_num_steps(
         found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
     if allowed_steps not in ((), (1,)):
         found["dimension -2 of allowed_states"] = index(allowed_steps[0])
+    if gaps:
+        found["the last dimension of gaps plus 1"] = index(gaps[0]) + 1
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
         raise ValueError(f"expected equal numbers of time steps, got {came}{TIME_SLIP}")

@@ -203,6 +203,8 @@ def _why_not_gaussian(data: SiteData) -> str | None:
         return "some entries are missing"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
+    if site.hmm._gaps is not None:
+        return "observations are not equally spaced"
     if data.dtype not in (torch.float32, torch.float64) or data.value.dtype != data.dtype:
         return "it serves float32 and float64, with parameters no wider than the data"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
