@@ -8,7 +8,7 @@ class is created, so that a missing library affects its own column only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -31,8 +31,15 @@ MOST_STEPS, TOL = 100, 1e-4  # of a fit that stops by itself
 class Fit(NamedTuple):
     """Where EM arrived, and by what way."""
 
-    parameters: Parameters  #: after the last step
+    parameters: tuple[Array, ...]  #: after the last step
     log_likelihoods: Array  #: before each step, summed over sequences and starts
+
+
+class Stopped(NamedTuple):
+    """How a fit ended that stops by itself."""
+
+    num_steps: int  #: the number of iterations, summed over starts
+    score: Callable[[], float]  #: the log-likelihood at its end, summed over sequences and starts
 
 
 class Library(Protocol):
@@ -44,6 +51,8 @@ class Library(Protocol):
 
 class Ours:
     """``EM(model).run`` over a Pyro model; restarts are a leading dim of its parameters."""
+
+    pack: Callable[..., tuple[Array, ...]] = Parameters  #: what holds the parameters of a fit
 
     def __init__(self, problem: Problem, dtype: str) -> None:
         workload, start = problem.workload, problem.start
@@ -82,16 +91,17 @@ class Ours:
             if result.num_steps != num_steps:
                 raise RuntimeError(f"EM stopped after {result.num_steps}: {result.stop_reason}")
             store = pyro.get_param_store()
-            values = [store[name].detach().double() for name in Parameters._fields]
+            values = [store[name].detach().double() for name in self.start]
         if self.num_starts > 1:
             values[1:] = [value.squeeze(1) for value in values[1:]]
-        parameters = Parameters(*(value.numpy() for value in values))
+        parameters = self.pack(*(value.numpy() for value in values))
         return Fit(parameters, -np.array(result.history[:num_steps]))
 
-    def converge(self) -> float:
-        """A fit that stops by itself; the log-likelihood at its end."""
+    def converge(self) -> Stopped:
+        """A fit that stops by itself."""
         with pyro.get_param_store().scope():
-            return -EM(self.model).run(self.data, num_steps=MOST_STEPS, tol=TOL).history[-1]
+            result = EM(self.model).run(self.data, num_steps=MOST_STEPS, tol=TOL)
+            return Stopped(result.num_steps, lambda: -result.history[-1])
 
     def gradient(self) -> None:
         """One gradient of the same model, as SVI takes it."""
@@ -128,13 +138,17 @@ class Hmmlearn:
             return self._fit(self.start, num_steps)
         return _stack([self._fit(self.start.select(i), num_steps) for i in range(self.num_starts)])
 
-    def converge(self) -> float:
-        """Fits that stop by themselves; the sum of the log-likelihoods at their ends."""
+    def converge(self) -> Stopped:
+        """Fits that stop by themselves."""
         starts = [self.start]
         if self.num_starts > 1:
             starts = [self.start.select(index) for index in range(self.num_starts)]
         fitted = [self._run(start, MOST_STEPS, TOL) for start in starts]
-        return float(sum(hmm.score(self.data, self.lengths) for hmm in fitted))
+
+        def score() -> float:
+            return float(sum(hmm.score(self.data, self.lengths) for hmm in fitted))
+
+        return Stopped(sum(hmm.monitor_.iter for hmm in fitted), score)
 
     def _run(self, start: Parameters, num_steps: int, tol: float = -np.inf) -> Any:
         hmm = self.make(n_iter=num_steps, tol=tol)
@@ -254,7 +268,7 @@ class Pomegranate:
 
     def fit(self, num_steps: int) -> Fit:
         """See :class:`Library`."""
-        with _default_dtype(self.dtype):
+        with default_dtype(self.dtype):
             if self.num_starts == 1:
                 return self._fit(self.start, num_steps)
             return _stack(
@@ -283,7 +297,7 @@ class Pomegranate:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Another default dtype of torch, for a while."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -75,13 +75,14 @@ def _draw_parameters(workload: Workload, rng: np.random.RandomState) -> Paramete
     roots = rng.standard_normal((num_states, num_series, num_series))
     return Parameters(
         np.full(num_states, 1 / num_states),
-        _sticky(num_states, STAY),
+        sticky(num_states, STAY),
         SPREAD * rng.standard_normal((num_states, num_series)),
         0.5 * np.eye(num_series) + 0.5 * roots @ roots.swapaxes(-1, -2) / num_series,
     )
 
 
-def _sticky(num_states: int, stay: float) -> Array:
+def sticky(num_states: int, stay: float) -> Array:
+    """A transition matrix whose states are left for each other one alike."""
     leave = (1 - stay) / (num_states - 1)
     return np.full((num_states, num_states), leave) + (stay - leave) * np.eye(num_states)
 
@@ -101,7 +102,7 @@ def _perturb(truth: Parameters, rng: np.random.RandomState) -> Parameters:
     """A start that is near enough to the truth for EM to be well conditioned."""
     return Parameters(
         truth.initial,
-        _sticky(len(truth.initial), 0.8),
+        sticky(len(truth.initial), 0.8),
         truth.loc + 0.2 * rng.standard_normal(truth.loc.shape),
         1.5 * truth.covariance,
     )

@@ -12,6 +12,7 @@ A second table has complete fits of 50 iterations, including all of that except 
 warm-up fit; and the time until our first iteration, also in units of gradients of the same model by
 SVI. A third table has fits by this package (with its check of convergence) and by hmmlearn that
 stop if an iteration raises the log-likelihood by less than 1e-4, or after 100 iterations.
+The same three tables follow for other families; there each library stops as it does by default.
 Runs of all libraries take turns. Times are medians, and a ratio is the peer's median over ours.
 
 For log_prob each side uses one thread of torch or all, whichever is faster. On a busy machine,
@@ -41,10 +42,17 @@ import torch
 from benchmarks import measure, peer_log_prob
 from benchmarks.measure import duration, fixed, relative_difference, take_turns
 from benchmarks.peer_em import MOST_STEPS, Dynamax, Fit, Hmmlearn, Library, Ours, Pomegranate
+from benchmarks.peer_families import (
+    FAMILY_WORKLOADS,
+    FamilyProblem,
+    OurFamily,
+    family_peers,
+    make_family_problem,
+)
 from benchmarks.peer_growth import Growth, extra_arrays, growths
 from benchmarks.peer_workloads import WORKLOADS, Problem, make_problem
 
-Factory = Callable[[Problem, str], Library]
+Factory = Callable[[Any, str], Library]
 Key = TypeVar("Key")
 
 NUM_COMPARED = 5  # iterations after which parameters are compared
@@ -100,6 +108,7 @@ class Cell:
     whole_fit: float | None = None  #: milliseconds of a fit of 50 iterations
     whole_ratio: float | None = None
     until_level: float | None = None  #: milliseconds of a fit that stops by itself
+    steps: int | None = None  #: the iterations of that
 
 
 @dataclass
@@ -114,15 +123,17 @@ class Row:
     ready: float | None = None  #: milliseconds until the first of them
     ready_in_gradients: float | None = None  #: the same, in gradients by SVI
     until_level: float | None = None  #: milliseconds of a fit that stops by itself
+    steps: int | None = None  #: the iterations of that
     peers: dict[str, Cell] = field(default_factory=dict)
 
 
 def em_row(
-    problem: Problem,
+    problem: Problem | FamilyProblem,
     dtype: str,
     peers: Mapping[str, Factory],
     repeats: int,
     say: Callable[[str], None] = print,
+    ours: Factory = Ours,
 ) -> Row:
     """Check the peers on one workload, then time ours and those that agree.
 
@@ -130,10 +141,10 @@ def em_row(
     """
     workload = problem.workload
     say(f"{workload.name} ({workload}) {dtype}")
-    expected = _answer(Ours(problem, "float64"))
+    expected = _answer(ours(problem, "float64"))
     libraries: dict[str, Library] = {}
     cells: dict[str, Cell] = {}
-    for name, make in {"ours": Ours, **peers}.items():
+    for name, make in {"ours": ours, **peers}.items():
         cells[name] = Cell()
         try:
             library = make(problem, dtype)
@@ -184,13 +195,14 @@ def _time_row(
         if hasattr(each, "converge") and _is_quick(times[name], MOST_STEPS)
     }
     if len(stopping) > 1:
-        ends = {name: each.converge() for name, each in stopping.items()}
-        say("  ends at: " + ", ".join(f"{name} {value:.4f}" for name, value in ends.items()))
+        stopped = {name: each.converge() for name, each in stopping.items()}
+        ends = (f"{name} {each.score():.4f} ({each.num_steps})" for name, each in stopped.items())
+        say("  ends at (iterations): " + ", ".join(ends))
         tasks = {name: partial(duration, each.converge) for name, each in stopping.items()}
         until_level = _medians(take_turns(tasks, repeats))
-        row.until_level = until_level.pop("ours")
+        row.until_level, row.steps = until_level.pop("ours"), stopped["ours"].num_steps
         for name, value in until_level.items():
-            row.peers[name].until_level = value
+            row.peers[name].until_level, row.peers[name].steps = value, stopped[name].num_steps
 
 
 def _is_quick(milliseconds: float, iterations: int) -> bool:
@@ -327,16 +339,19 @@ def stopping_table(rows: Sequence[Row]) -> str:
     """Milliseconds and ratios of the fits that stop by themselves."""
     timed = [row for row in rows if row.until_level is not None]
     names = [name for name in PEERS["float64"] if name.startswith("hmmlearn")]
-    header = ["workload", "ours ms"]
+    header = ["workload", "steps", "ours ms"]
     for name in names:
-        header += [f"{name} ms", "ratio"]
+        header += ["steps", f"{name} ms", "ratio"]
     lines = []
     for row in timed:
-        line = [row.workload, _number(row.until_level)]
+        line = [row.workload, str(row.steps), _number(row.until_level)]
         for name in names:
-            value = row.peers[name].until_level if name in row.peers else None
-            own = row.until_level
-            line += ["-", "-"] if not value or not own else [fixed(value), f"{value / own:.1f}"]
+            cell, own = row.peers.get(name, Cell()), row.until_level
+            if cell.until_level is None or not own:
+                line += ["-", "-", "-"]
+            else:
+                ratio = f"{cell.until_level / own:.1f}"
+                line += [str(cell.steps), fixed(cell.until_level), ratio]
         lines.append(line)
     return measure.table(header, lines)
 
@@ -370,7 +385,7 @@ def growth_text(growth: Growth) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = [workload.name for workload in WORKLOADS]
+    names = [workload.name for workload in (*WORKLOADS, *FAMILY_WORKLOADS)]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workload", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--repeats", type=int, default=7)
@@ -406,6 +421,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say("\nA fit that stops where an iteration gains less than 1e-4, or after 100, float64")
     say(stopping_table(em))
 
+    say("\nOther families, float64: likewise\n")
+    chosen = [each for each in FAMILY_WORKLOADS if each.name in options.workload]
+    families = [
+        em_row(
+            make_family_problem(each),
+            "float64",
+            family_peers(each.name),
+            options.repeats,
+            say,
+            OurFamily,
+        )
+        for each in chosen
+    ]
+    say(f"\nEM iteration, median of up to {options.repeats}")
+    say(table(families))
+    say(f"\nA whole fit of {WHOLE_FIT} iterations, all counted, after one to warm up")
+    say(table(families, whole=True))
+    say("\nA fit that stops by itself, with the settings that each library has by default")
+    say(stopping_table(families))
+
     bounds = "; ".join(f"{dtype} {LOG_PROB_TOLERANCE[dtype]:.0e}" for dtype in dtypes)
     say(f"\nlog_prob with gradient: likewise, values and gradients, at most: {bounds}\n")
     log_prob = [log_prob_row(*pair, options.repeats, say) for pair in pairs]
@@ -423,6 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         results: dict[str, Any] = {
             "em": [asdict(row) for row in em],
+            "families": [asdict(row) for row in families],
             "log_prob": [asdict(row) for row in log_prob],
             "extra_arrays": arrays,
             "growth": [{**growth._asdict(), "exponent": growth.exponent} for growth in grown],

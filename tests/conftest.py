@@ -11,7 +11,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_regimes.infer.em.engines import gaussian_steps
+from pyro_regimes.infer.em.engines import chain_steps, gaussian_steps, linear_steps
 from pyro_regimes.kernels.cpu import densities, launch
 from tests import seeds
 
@@ -81,5 +81,5 @@ def filled_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (launch, densities):
         monkeypatch.setattr(module, "_empty", full)
-    for module in (launch, gaussian_steps):
+    for module in (launch, chain_steps, gaussian_steps, linear_steps):
         monkeypatch.setattr(module, "np", _FilledNumPy("numpy"))

@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     acceleration,
     em_overhead,
+    families,
     gpu,
     measure,
     peer_growth,
@@ -232,3 +233,15 @@ def test_tasks_of_two_versions() -> None:
     tasks = versions.tasks()
     assert len(tasks) == 12 and tasks["posterior, T=2,500"]() == pytest.approx(2_500)
     assert tasks["EM, no iteration, full"]() > 0
+
+
+def test_every_family_has_a_time_only_if_it_is_right() -> None:
+    torch.manual_seed(1)
+    some = {each.name: each for each in families.workloads()}
+    assert len(some) >= 25
+    for name in ("Gamma", "Categorical"):
+        assert families.Fit(some[name]).doubt(3) is None
+    other = families.Fit(some["Gamma"])
+    other.em = families.Fit(some["Gamma"]).em
+    other.x = other.x + 1e-3  # not what the other model observes
+    assert "differs" in str(other.doubt(3))

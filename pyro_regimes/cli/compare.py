@@ -89,7 +89,7 @@ def compare(
         def tell(name: str, step: int, total: int, objective: float) -> None:
             nonlocal told
             if not told:  # after the options have been checked
-                screen.err.print(f"Comparing {len(methods)} methods: {title}")
+                screen.say(f"Comparing {len(methods)} methods: {title}")
             told = True
             progress.tell(name, step, total, objective)
 
@@ -114,7 +114,7 @@ def compare(
         screen.out.print(line)
     figures = {out / "comparison.png": plot_comparison(comparison)}
     if any(run.posterior is not None for run in comparison.runs):
-        figures[out / "posteriors.png"] = plot_posteriors(comparison)
+        figures[out / "posteriors.png"] = plot_posteriors(comparison, returns.names)
     with replacing(*figures) as files:
         for file, figure in zip(files, figures.values(), strict=True):
             figure.savefig(file, dpi=150, format="png")

@@ -17,7 +17,7 @@ except ImportError as error:
     raise SystemExit(f"pyro-regimes needs {error.name}: pip install 'pyro-regimes[app]'") from error
 
 from pyro_regimes.cli.app import app
-from pyro_regimes.cli.screen import err, plain, show_warning
+from pyro_regimes.cli.screen import plain, say, show_warning
 
 _NOT_FLUSHED = 120  # the exit code that Python has for it
 
@@ -65,5 +65,5 @@ def program() -> NoReturn:
 
 
 def _fail(reason: object, code: int = 2) -> int:
-    err.print(f"pyro-regimes: error: {plain(reason)}", soft_wrap=True)
+    say(f"pyro-regimes: error: {plain(reason)}")
     return code

@@ -47,7 +47,7 @@ def fit(
         Optional[float],
         typer.Option(
             help="Rows in a year, by which the table is annualised.",
-            show_default="as the dates tell, or 252",
+            show_default="inferred from the dates, or 252",
         ),
     ] = None,
     seed: SEED = 0,
@@ -79,6 +79,7 @@ def fit(
     )
     frame, method = returns.to_frame(), f"EM, {n_init} start{'s' * (n_init > 1)}"
     with screen.Progress() as progress:
+        progress.begin(method, max_iter)
         model.fit(frame, callback=lambda step, mean: progress.tell(method, step, max_iter, mean))
     summary = model.summary()
     states, probs = model.predict(frame), model.predict_proba(frame)
@@ -92,7 +93,7 @@ def fit(
         model.save(saved)
         figure.savefig(picture, dpi=150, format="png")
     # After the files, so that a closed pipe or a full terminal costs nothing.
-    screen.out.print(str(summary))
+    screen.out.print(summary.to_string(screen.out.width), soft_wrap=True)
     screen.out.print(f"\nWrote states.csv, model.json and regimes.png to {out}")
 
 
@@ -105,5 +106,5 @@ def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> flo
         every = f"{returns.frequency}: {found:g} periods a year"
         screen.note(f"the rows are {every} (--periods-per-year)")
     elif tell:
-        screen.note("the dates tell no frequency; 252 periods a year (--periods-per-year)")
+        screen.note("the dates have no known frequency; 252 periods a year (--periods-per-year)")
     return 252 if found is None else found

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _OTHER_UNIT = 20.0  # times by which standard deviations differ in different units
 _FEWEST_ROWS = 30  # that tell a standard deviation
+_FEW_ROWS = 5  # that show a level, if all are positive and
+_STEP = 0.25  # the logarithm changes by less than this from row to row
+_OFTEN = 0.01  # the share of negative values of a series that is no level
 
 
 class Fitted(NamedTuple):
@@ -28,7 +31,8 @@ class Fitted(NamedTuple):
 def read_fitted(path: Path, data: Data) -> Fitted:
     """Read a saved model, and the data; print what is doubtful about the data.
 
-    :raises ValueError: if either cannot be read, or the data lack a series of the model.
+    :raises ValueError: if either cannot be read, the data lack a series of the model, or they are
+        levels and the model is one of changes.
     """
     from pyro_regimes.estimator import RegimeModel, problems  # takes a second or two
 
@@ -44,25 +48,53 @@ def read_fitted(path: Path, data: Data) -> Fitted:
         )
     if names is None:
         screen.note("the model has no names of series; those of the file are taken in their order")
+    _refuse_levels(model, returns)
     for problem in problems.of_data(returns.values, [len(returns.values)], returns.names):
         screen.show_warning(problem)
     _tell_other_scale(model, returns)
     return Fitted(model, returns, returns.values if names is None else returns.to_frame())
 
 
+def _refuse_levels(model: RegimeModel, returns: Returns) -> None:
+    """Raise for prices without --prices: levels of series of which the model is often negative."""
+    import numpy as np
+    from scipy.special import ndtr
+
+    from pyro_regimes.estimator import problems
+
+    values = returns.values
+    levels = problems.find_levels(values, [len(values)])
+    if _FEW_ROWS <= len(values) < _FEWEST_ROWS:
+        positive = np.where(values > 0, values, np.nan)
+        with np.errstate(invalid="ignore"):
+            levels = np.flatnonzero((np.abs(np.diff(np.log(positive), axis=0)) < _STEP).all(0))
+    if not len(levels):
+        return
+    summary, periods = model.summary(), periods_per_year(model)
+    means, deviations = summary.mean / periods, summary.volatility / np.sqrt(periods)
+    negative = summary.share_of_time @ ndtr(-means / deviations)  # (D,)
+    wrong = [returns.names[column] for column in levels if negative[column] > _OFTEN]
+    if wrong:
+        raise ValueError(
+            "expected DATA to hold changes, such as returns, to which the model was fitted, got "
+            f"levels (prices, indices, yields) in {', '.join(wrong)}: they are positive and move "
+            "little from row to row; for prices add --prices"
+        )
+
+
 def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
     """Print notes if the frequency or the unit of the data are not those of the model."""
     found = returns.periods_per_year
-    if found is not None and not 0.5 < found / model._periods_per_year() < 2:
+    if found is not None and not 0.5 < found / periods_per_year(model) < 2:
         screen.note(
             f"the rows are {returns.frequency}, {found:g} a year; the model has "
-            f"{model._periods_per_year():g}"
+            f"{periods_per_year(model):g}"
         )
     if len(returns.values) < _FEWEST_ROWS:
         return
     import numpy as np
 
-    volatility = model.summary().volatility / np.sqrt(model._periods_per_year())  # (K, D)
+    volatility = model.summary().volatility / np.sqrt(periods_per_year(model))  # (K, D)
     with np.errstate(over="ignore"):
         deviation = returns.values.std(0)
     low, high = (deviation / volatility.min(0)).max(), (deviation / volatility.max(0)).min()
@@ -74,6 +106,12 @@ def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
             f"the series vary {than} regime of the model; are they in its unit (percent, "
             "decimals), and are they returns (--prices)?"
         )
+
+
+def periods_per_year(model: RegimeModel) -> float:
+    """The number of steps per year with which the model annualises."""
+    own = model.periods_per_year
+    return model.periods_per_year_ if own is None else own
 
 
 def describe_rows(returns: Returns) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -45,8 +45,19 @@ MODEL = Annotated[
 START = Annotated[
     Start,
     typer.Option(
-        help="Regime before the first row: fitted, as in the first row of the training data; "
-        "stationary, as in the long run; auto, fitted where the rows begin as training did."
+        help="Regime of the first row: fitted is that of the first row of the training data; "
+        "stationary that of the long run; auto is fitted if the rows begin with those of the "
+        "training data, and otherwise stationary."
+    ),
+]
+AFTER = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="PROBABILITIES|FILE",
+        help="Probabilities of the regimes just before the first row, in place of --start: numbers "
+        "such as 0.9,0.1, or a states.csv of the rows before, of which the last filtered ones are "
+        "used.",
+        show_default="as --start says",
     ),
 ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_regimes.cli import screen
+from pyro_regimes.cli.after import read_start
 from pyro_regimes.cli.fitted import describe_rows, read_fitted
-from pyro_regimes.cli.options import MODEL, OUT, START, Start
+from pyro_regimes.cli.options import AFTER, MODEL, OUT, START, Start
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, states_table, write_csv
 from pyro_regimes.files import replacing
@@ -19,9 +20,10 @@ def predict(
     model: MODEL,
     data: Data,
     start: START = Start.auto,
+    after: AFTER = None,
     out: OUT = _PREDICT_OUT,
 ) -> None:
-    """Find the regimes of rows of data, by a fitted model.
+    """Find the regime of each row of data, by a fitted model.
 
     Columns are matched with the series of the model by their names; the file may have more.
     Writes states.csv as fit does: the column viterbi and those that begin with smoothed use all
@@ -29,10 +31,11 @@ def predict(
     must. A name in it that a spreadsheet would run as a formula has an apostrophe in front.
     """
     fitted, returns, frame = read_fitted(model, data)
+    before = read_start(start, after, fitted, returns)
     make_directory(out)
-    path = fitted.predict(frame, start=start.value)
-    smoothed = fitted.predict_proba(frame, start=start.value)
-    filtered = fitted.predict_proba(frame, "filtered", start=start.value)
+    path = fitted.predict(frame, **before)
+    smoothed = fitted.predict_proba(frame, **before)
+    filtered = fitted.predict_proba(frame, "filtered", **before)
     names = fitted.regime_names_
     with replacing(out / "states.csv") as (table,):
         write_csv(table, states_table(returns.dates, names, path, filtered, smoothed))
@@ -41,6 +44,6 @@ def predict(
     screen.out.print(
         f"{describe_rows(returns)}\n"
         f"share of rows (Viterbi): {screen.plain(told)}\n"
-        f"log-likelihood: {fitted.score(frame, start=start.value):.2f}\n\n"
+        f"log-likelihood: {fitted.score(frame, **before):.2f}\n\n"
         f"Wrote states.csv to {out}"
     )

@@ -60,7 +60,7 @@ class Data(NamedTuple):
         typer.Option(
             "--dayfirst/--no-dayfirst",
             help="Whether 01/02/2020 is the first of February.",
-            show_default="as the dates tell",
+            show_default="inferred from the dates",
         ),
     ] = None
     sort: Annotated[bool, typer.Option("--sort", help="Sort the rows by date.")] = False
@@ -70,7 +70,7 @@ class Data(NamedTuple):
     decimal: Annotated[
         Optional[str],
         typer.Option(
-            help="Decimal mark, . or , in text files.", show_default="as the numbers tell"
+            help="Decimal mark, . or , in text files.", show_default="inferred from the numbers"
         ),
     ] = None
     num_rows: Annotated[

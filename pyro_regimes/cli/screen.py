@@ -19,7 +19,12 @@ BETWEEN_LINES = 5.0  # seconds between two lines where there are no bars
 
 def note(text: str) -> None:
     """Print a note to the user."""
-    err.print(f"note: {plain(text)}", soft_wrap=True)
+    say(f"note: {plain(text)}")
+
+
+def say(text: str) -> None:
+    """Print on stderr. A terminal breaks lines between words; a file has one long line."""
+    err.print(text, soft_wrap=not err.is_terminal)
 
 
 def show_warning(message: Any, *rest: Any, **more: Any) -> None:
@@ -61,22 +66,39 @@ class Progress:
         if err.is_terminal:
             self._bars.stop()
 
-    def tell(self, name: str, step: int, total: int, objective: float = math.nan) -> None:
-        """Show the step of a method; step 0 announces it.
+    def begin(self, name: str, total: int) -> None:
+        """Show the bar of a method before its first step, as that may have to wait for compilers.
 
-        :param objective: NaN if there is none.
+        Without a terminal nothing is shown.
         """
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=total)
-        if step == 0 and not err.is_terminal:
-            err.print(f"{name}, up to {total} steps", soft_wrap=True)
-        self._bars.update(self._tasks[name], completed=step)
-        since = time.monotonic() - self._shown
-        if since < (_BETWEEN_REFRESHES if err.is_terminal else BETWEEN_LINES):
-            return
-        self._shown = time.monotonic()
         if err.is_terminal:
-            self._bars.refresh()
-        elif step:
+            self._bars.update(self._tasks[name], description=f"{name}, compiling")
+            self._refresh()
+
+    def tell(self, name: str, step: int, total: int, objective: float = math.nan) -> None:
+        """Show the step of a method; step 0 announces it.
+
+        :param total: the number of steps, which is ``step`` where the method has ended early.
+        :param objective: NaN if there is none.
+        """
+        if step == 0 or name not in self._tasks:
+            self.begin(name, total)
+        if step == 0:
+            if not err.is_terminal:
+                say(f"{name}, up to {total} steps")
+            return
+        self._bars.update(self._tasks[name], description=name, completed=step, total=total)
+        since = time.monotonic() - self._shown
+        if err.is_terminal:
+            if since >= _BETWEEN_REFRESHES or step >= total:
+                self._refresh()
+        elif since >= BETWEEN_LINES:
+            self._shown = time.monotonic()
             value = "" if math.isnan(objective) else f", objective {objective:.2f}"
-            err.print(f"{name}: step {step} of {total}{value}", soft_wrap=True)
+            say(f"{name}: step {step} of {total}{value}")
+
+    def _refresh(self) -> None:
+        self._shown = time.monotonic()
+        self._bars.refresh()

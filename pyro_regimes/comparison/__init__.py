@@ -10,7 +10,8 @@ from pyro_regimes.comparison.on_model import (
     compare,
 )
 from pyro_regimes.comparison.on_returns import compare_on_returns
-from pyro_regimes.comparison.plots import plot_comparison, plot_posteriors
+from pyro_regimes.comparison.plots import plot_comparison
+from pyro_regimes.comparison.posterior_plots import plot_posteriors
 from pyro_regimes.comparison.runs import Comparison, Interval, MethodRun
 from pyro_regimes.comparison.task import Progress
 

@@ -24,8 +24,9 @@ from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.side_by_side import can_fork, run_side_by_side
 from pyro_regimes.comparison.task import Model, Progress, Task
 from pyro_regimes.distributions import RegimeHMM
-from pyro_regimes.estimator import messages, validation
+from pyro_regimes.estimator import validation
 from pyro_regimes.infer.regimes import find_hmm
+from pyro_regimes.messages import shown
 
 #: Methods that maximise the likelihood, without priors.
 LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
@@ -82,8 +83,8 @@ def compare(
     :param seed: seed of the variational draws and of NUTS.
     :param progress: called with the method, the number of a step, the number of steps, and the
         objective before that step (of guides, an estimate of the ELBO; NaN where there is none):
-        with step 0 before the method compiles its kernels, then after each step, for EM after the
-        last.
+        with step 0 before the method compiles its kernels, then after each step; for EM once, with
+        the number of steps that it took as both numbers.
     :param jit_compile: whether to record the model and the guides once and to repeat only their
         tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
         last bit and take about half the time, with one optimiser for all parameters and without
@@ -145,7 +146,7 @@ def _check_rates(learning_rates: Any) -> list[float]:
     largest = sys.float_info.max
     if not rates or not numbers or not all(0 < rate <= largest for rate in rates):
         raise ValueError(
-            f"expected learning_rates to be positive, got {messages.shown(learning_rates)}"
+            f"expected learning_rates to be positive, got {shown(learning_rates)}"
         )
     return sorted(rates)
 

@@ -11,7 +11,7 @@ import torch
 from pyro_regimes.comparison.on_model import compare
 from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.task import Progress
-from pyro_regimes.estimator import messages, validation
+from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.pyro_model import (
     prior_model,
@@ -23,6 +23,7 @@ from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.infer.isolation import plain_torch
+from pyro_regimes.messages import shown
 
 
 def compare_on_returns(
@@ -103,8 +104,7 @@ def _split(values: Array, held_out: float, least: int) -> int:
     :param least: the least number of rows on each side.
     """
     if not isinstance(held_out, numbers.Real) or not 0 < held_out < 1:
-        shown = messages.shown(held_out)
-        raise ValueError(f"expected held_out to lie between 0 and 1, got {shown}")
+        raise ValueError(f"expected held_out to lie between 0 and 1, got {shown(held_out)}")
     cut = int(round((1 - held_out) * len(values)))
     if min(cut, len(values) - cut) < least:
         raise ValueError(

@@ -1,119 +1,155 @@
-"""Plots of comparisons, with matplotlib (the ``app`` extra)."""
+"""The plot of log-likelihoods over time, with matplotlib (the ``app`` extra)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_regimes.comparison.runs import Comparison
+from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.estimator.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+_GOAL = 0.1  # nats below the best, which the table calls "to best"
+_LEAST = 0.01  # nats, where the vertical axis ends
+
+EM_COLOR = "#c8553d"
+#: The colours of the runs of a method, from the smallest learning rate on.
+_COLORS = {
+    "EM": [EM_COLOR],
+    "Adam": ["#9ecae1", "#4292c6", "#08306b"],
+    "ClippedAdam": ["#a1d99b", "#41ab5d", "#00441b"],
+    "AutoDelta": ["#b56576"],
+    "AutoNormal": ["#e9a23b"],
+    "AutoMultivariateNormal": ["#8a6bbe"],
+    "AutoLowRank": ["#8c6d46"],
+    "NUTS": ["#222222"],
+}
+_OTHER = ["#6d597a"]
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
-    """Plot the log-likelihood of each method against seconds and against passes.
+    """Plot how far below the best log-likelihood each method is, against seconds and passes.
 
-    Runs that maximise the log joint are not drawn. Runs that diverged are drawn up to their last
-    value; they do not affect the axes or the best value.
+    A line shows the best value so far, as that of a gradient method goes up and down at the end.
+    Dots mark where the first methods come within 0.1 nats of the best value. Runs that maximise the
+    log joint are not drawn. Runs that diverged are drawn up to their last value; they do not affect
+    the best value.
     """
-    figure = new_figure(11, 7)
-    panels = figure.subplots(2, 2, sharex="col")
+    figure = new_figure(11, 5.6)
+    panels = figure.subplots(1, 2, sharey=True)
     drawn = [run for run in comparison.runs if run.objective != "joint" and len(run.values) > 1]
     sound = [run for run in drawn if not run.diverged] or drawn
     reference = [run for run in sound if run.objective == "likelihood"] or sound
     best = max((max(run.values) for run in reference), default=0.0)
-    lowest = min((np.quantile(run.values[1:], 0.1) for run in sound), default=best)
-    for run in drawn:
-        values, style = np.array(run.values), _style(run.method)
-        if run.diverged:
-            style["label"] += ", diverged"
-        for column, place in enumerate((np.array(run.times), np.array(run.passes))):
-            panels[0, column].plot(place[1:], values[1:], **style)
-            panels[1, column].plot(place[1:], np.maximum(best - values[1:], 1e-3), **style)
-    spread = best - lowest or 1.0
-    for column, label in enumerate(("seconds", "passes over the data")):
-        above, below = panels[0, column], panels[1, column]
-        above.set(xscale="log", ylabel="log-likelihood")
-        above.set_ylim(best - 1.3 * spread, best + 0.1 * spread)
-        below.set(xscale="log", yscale="log", xlabel=label)
-        below.set_ylabel("nats below the best, at least 0.001")
-        if drawn:
-            _mark_goal(below)
-    panels[0, 0].set_title("Against seconds")
-    panels[0, 1].set_title("Against passes")
-    if drawn:
-        handles, labels = panels[0, 1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
-    return figure
-
-
-def _mark_goal(panel: Axes) -> None:
-    panel.axhline(0.1, color="grey", linewidth=0.8)
-    place = panel.get_yaxis_transform()
-    panel.text(0.02, 0.1, "0.1 nats", va="bottom", color="grey", transform=place)
-
-
-_FAMILIES = {
-    "EM": "#c8553d",
-    "Adam": "#577590",
-    "ClippedAdam": "#90a8b8",
-    "AutoDelta": "#b56576",
-    "AutoNormal": "#2a9d8f",
-    "AutoMultivariateNormal": "#8ab17d",
-    "AutoLowRank": "#e9c46a",
-    "NUTS": "#222222",
-}
-
-
-def _style(method: str) -> dict[str, Any]:
-    """One colour for each family of methods; the line of EM is emphasised."""
-    name = method.removeprefix("SVI, ").split("(")[0].split(",")[0]
-    rate = float(method.split("(")[1].rstrip(")")) if "(" in method else 0.0
-    line = ":" if rate >= 0.1 else "--" if rate >= 0.03 else "-"
-    width = 2.2 if name == "EM" else 1.2
-    color = _FAMILIES.get(name, "#6d597a")
-    return {"color": color, "linestyle": line, "linewidth": width, "label": method}
-
-
-def plot_posteriors(comparison: Comparison) -> Figure:
-    """Plot mean and two standard deviations of every parameter, for each site and method."""
-    runs = [run for run in comparison.runs if run.posterior is not None]
-    if not runs:
-        raise ValueError(
-            "expected comparison to have a run with a posterior, got none; run a variational "
-            "method or NUTS"
-        )
-    first = runs[0].posterior
-    assert first is not None
-    figure = new_figure(11, 1 + 2.2 * len(first))
-    panels = np.atleast_1d(figure.subplots(len(first), 1))
-    point = next((run for run in comparison.runs if run.method == "EM, MAP"), None)
-    for panel, site in zip(panels, first, strict=True):
-        for index, run in enumerate(runs):
-            assert run.posterior is not None
-            mean, deviation = (np.asarray(part).ravel() for part in run.posterior[site])
-            shift = 0.7 * ((index + 0.5) / len(runs) - 0.5)
-            style = _style(run.method)
-            panel.errorbar(
-                np.arange(len(mean)) + shift,
-                mean,
-                2 * deviation,
-                fmt="o",
-                markersize=2,
-                linewidth=1,
-                color=style["color"],
-                label=run.method,
+    colors = dict(zip([run.method for run in drawn], method_colors(drawn), strict=True))
+    for panel, label, unit in zip(
+        panels, ("seconds", "passes over the data"), ("s", "passes"), strict=True
+    ):
+        for run in drawn:
+            place = np.asarray(run.times if unit == "s" else run.passes)[1:]
+            below = np.maximum(best - np.maximum.accumulate(run.values)[1:], _LEAST)
+            panel.plot(
+                place,
+                below,
+                color=colors[run.method],
+                linewidth=2.6 if run.method == "EM" else 1.4,
+                label=run.method.removeprefix("SVI, ") + (", diverged" if run.diverged else ""),
+                zorder=3 if run.method == "EM" else 2,
             )
-        if point is not None:
-            values = np.asarray(point.point[site]).ravel()
-            place = np.arange(len(values))
-            panel.plot(place, values, "_", color=_FAMILIES["EM"], markersize=9, label="EM, MAP")
-        panel.set(ylabel=site, xticks=[])
-        panel.margins(x=0.01)
-    panels[0].legend(loc="upper right", fontsize="small", ncols=len(runs) + 1)
-    panels[0].set_title("Posterior means and two standard deviations (scaled data)")
+        panel.set(xscale="log", yscale="log", xlabel=label)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        if drawn:
+            panel.axhline(_GOAL, color="#666666", linewidth=0.8, linestyle="--", zorder=1)
+            _mark_arrivals(panel, reference, best, unit, colors)
+    panels[0].set_ylabel(f"nats below the best (bottom: {_LEAST:g} or less)")
+    panels[0].set_title("Best log-likelihood so far, against time", loc="left")
+    panels[1].set_title("against passes over the data", loc="left")
+    if drawn:
+        _group_legend(figure, *panels[0].get_legend_handles_labels())
     return figure
+
+
+def method_colors(runs: Iterable[MethodRun]) -> list[str]:
+    """A colour for each run; of a method the darker the larger its learning rate is."""
+    names = [_family(run.method) for run in runs]
+    found = []
+    for index, name in enumerate(names):
+        shades = _COLORS.get(name, _OTHER)
+        of_name = names.count(name)
+        first = max(0, len(shades) - of_name) if of_name > 1 else len(shades) // 2
+        found.append(shades[min(first + names[:index].count(name), len(shades) - 1)])
+    return found
+
+
+def _family(method: str) -> str:
+    """The method without its learning rate and its variant."""
+    return method.removeprefix("SVI, ").split("(")[0].split(",")[0]
+
+
+def _mark_arrivals(
+    panel: Axes, runs: Sequence[MethodRun], best: float, unit: str, colors: dict[str, str]
+) -> None:
+    """Mark where EM, and the first other method, come within the goal."""
+    arrivals = []
+    for run in runs:
+        reached = np.flatnonzero(np.asarray(run.values)[1:] >= best - _GOAL) + 1
+        if len(reached):
+            place = (run.times if unit == "s" else run.passes)[reached[0]]
+            arrivals.append((place, run.method))
+    em = [each for each in arrivals if each[1] == "EM"]
+    others = sorted(each for each in arrivals if each[1] != "EM")
+    for place, method in [*em, *others[:1]]:
+        name = method.removeprefix("SVI, ")
+        told = f"{place:.2g} s" if unit == "s" else f"{place:.0f} passes"
+        panel.plot([place], [_GOAL], "o", color=colors[method], markersize=6, zorder=4)
+        panel.annotate(
+            f"{name}\n{told}",
+            (place, _GOAL),
+            xytext=(-8, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize="small",
+            color=colors[method],
+        )
+    panel.annotate(
+        f"{_GOAL:g} nats",
+        (0, _GOAL),
+        xycoords=panel.get_yaxis_transform(),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize="small",
+        color="#666666",
+    )
+
+
+def _group_legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """A legend below, with a column for each optimiser, and one for the guides."""
+    from matplotlib.patches import Patch
+
+    groups: dict[str, list[tuple[Line2D | Patch, str]]] = {}
+    for handle, label in zip(handles, labels, strict=True):
+        family = _family(label)
+        groups.setdefault("Auto" if family.startswith("Auto") else family, []).append(
+            (handle, label)
+        )
+    longest = max(map(len, groups.values()))
+    empty = (Patch(alpha=0), "")
+    entries = [
+        entry for group in groups.values() for entry in group + [empty] * (longest - len(group))
+    ]
+    figure.legend(
+        [handle for handle, _ in entries],
+        [label for _, label in entries],
+        loc="outside lower center",
+        ncols=len(groups),
+        fontsize="small",
+        frameon=False,
+    )

@@ -5,5 +5,6 @@ from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
+from pyro_regimes.observed.columns import Columns
 
-__all__ = ["Forecast", "Posterior", "RegimeHMM", "Wishart", "stationary_probs"]
+__all__ = ["Columns", "Forecast", "Posterior", "RegimeHMM", "Wishart", "stationary_probs"]

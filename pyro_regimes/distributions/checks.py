@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.kernels import ops
+from pyro_regimes.messages import shown
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -61,14 +62,6 @@ def positive_integer(name: str, value: int) -> int:
             f"expected {name} to be a positive integer, at most {_LARGEST_SIZE}, got {shown(value)}"
         )
     return index(value)
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it. Python refuses to print an integer of thousands of digits."""
-    if isinstance(value, int) and abs(value) > _LARGEST_SIZE:
-        kind = "a negative" if value < 0 else "too large an"
-        return f"{kind} integer of {value.bit_length()} bits"
-    return repr(value)
 
 
 def plain(name: str, value: Tensor) -> None:

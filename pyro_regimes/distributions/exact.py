@@ -45,6 +45,8 @@ def exact_copy(distribution: Distribution, validate_args: bool | None = None) ->
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
             value = exact_copy(value, validate_args)
+        elif isinstance(value, tuple) and any(isinstance(each, Distribution) for each in value):
+            value = tuple(exact_copy(each, validate_args) for each in value)
         copied.__dict__[name] = value
     # After the copies, as Pyro's Independent has the setting of the distribution inside.
     if validate_args is not None:

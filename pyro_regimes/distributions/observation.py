@@ -19,10 +19,12 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
 from pyro_regimes.distributions.exact import exact_copy
+from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
+from pyro_regimes.observed.columns import Columns
 
 #: Distributions of Pyro that marginalise NaN by a loop over values; the families do it for them.
 _NAN_MASKED: dict[type[Distribution], Family] = {
@@ -83,22 +85,20 @@ def log_prob(
     """
     base = emissions.unwrap(observation_dist).base
     family = None
+    is_checked = is_checked or missing is not None  # only some states may emit what stands there
     if missing is not None and type(base) in _NAN_MASKED:
         family = _NAN_MASKED[type(base)]
         missing = missing | value.isinf()  # as Pyro does
         value = torch.where(value.isinf(), 0.0, value)
     known = _find(observation_dist, value, is_checked, family)
-    if missing is not None and not (known is not None and known.family.marginalises):
-        _check_whole(missing, len(observation_dist.event_shape), type(base).__name__)
     if known is None:
-        own = own_log_prob(observation_dist, value, is_checked)
         if missing is None:
-            return own
-        return _of_whole_rows(own, missing, len(observation_dist.event_shape))
+            return own_log_prob(observation_dist, value, is_checked)
+        return _own_log_prob_of_seen(observation_dist, value, is_checked, missing)
 
     def compute(value: Tensor, *arguments: Tensor) -> Tensor:
         given = dict(zip(known.given, arguments, strict=True))
-        return of_family(known.family, value, given, known.event_dim, missing)
+        return entries.log_prob(known.family, value, given, known.event_dim, missing)
 
     density: Tensor = provenance.call(compute, value, *known.given.values())
     if known.mask is not None:
@@ -109,42 +109,13 @@ def log_prob(
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
 
 
-def of_family(
-    family: Family, value: Tensor, given: Arguments, event_dim: int, missing: Tensor | None
-) -> Tensor:
-    """The log density of what is not missing, ``(..., T, K)``; 0 where a whole row is."""
-    if missing is None:
-        return family.log_prob(value, given, event_dim)
-    if not family.marginalises:
-        return _of_whole_rows(family.log_prob(value, given, event_dim), missing, event_dim)
-    rows, entries = missing_parts(missing, event_dim)
-    infinite = value.isinf()  # not a number in a product with 0
-    value = torch.where(infinite, 0.0, value)
-    if entries is None:
-        density = family.log_prob(value, given, event_dim)
-    else:
-        density = family.log_prob_of_seen(value, entries, given, event_dim)
-    density = torch.where(_any(infinite, event_dim).unsqueeze(-1), -torch.inf, density)
-    return _without_rows(density, rows)
-
-
-def missing_parts(missing: Tensor, event_dim: int) -> tuple[Tensor, Tensor | None]:
-    """Which rows are missing as a whole, ``(..., T)``, and which entries are in other rows.
-
-    :return: the entries are None if there are none of these, as far as Python can see.
-    """
-    rows = ~_any(~missing, event_dim)
-    if not event_dim:
-        return rows, None
-    entries = missing & ~rows.reshape(rows.shape + (1,) * event_dim)
-    if ops.can_be_seen(entries) and not bool(entries.any()):
-        return rows, None
-    return rows, entries
-
-
 def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
     """An observation in the support of the first state, of dtype and device of a tensor."""
     event_shape = observation_dist.event_shape
+    base = emissions.unwrap(observation_dist).base
+    if isinstance(base, Columns):
+        values = [some_value(part, like) for part in base.parts]
+        return base.assemble(values).expand(event_shape)
     try:
         support = observation_dist.support
         if isinstance(support, MixtureSameFamilyConstraint):
@@ -160,36 +131,6 @@ def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
     return found.detach()[(0,) * num_lead].to(like).expand(event_shape)
 
 
-def _any(mask: Tensor, event_dim: int) -> Tensor:
-    """Whether any entry of each observation is True, ``(..., T)``."""
-    return mask.reshape(mask.shape[: mask.dim() - event_dim] + (-1,)).any(-1)
-
-
-def _check_whole(missing: Tensor, event_dim: int, name: str) -> None:
-    """Raise if single entries of an observation are missing, where Python can see them."""
-    _, entries = missing_parts(missing, event_dim)
-    if entries is not None and ops.can_be_seen(entries):
-        raise ValueError(
-            "expected whole observations to be missing, got some with single missing entries, "
-            f"which {name} does not marginalise; Normal and MultivariateNormal do"
-        )
-
-
-def _of_whole_rows(density: Tensor, missing: Tensor, event_dim: int) -> Tensor:
-    """The density without missing rows; NaN for rows with single missing entries.
-
-    In a traced graph, NaN stands for the error.
-    """
-    rows, entries = missing_parts(missing, event_dim)
-    if entries is not None:
-        density = torch.where(_any(entries, event_dim).unsqueeze(-1), torch.nan, density)
-    return _without_rows(density, rows)
-
-
-def _without_rows(density: Tensor, rows: Tensor) -> Tensor:
-    return torch.where(rows.unsqueeze(-1), 0.0, density)
-
-
 def own_log_prob(
     observation_dist: Distribution, value: Tensor, is_checked: bool = False
 ) -> Tensor:
@@ -198,6 +139,23 @@ def own_log_prob(
     exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
     density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
     return density
+
+
+def _own_log_prob_of_seen(
+    observation_dist: Distribution, value: Tensor, is_checked: bool, missing: Tensor
+) -> Tensor:
+    """The same without what is missing: single entries, if a row is a product over its entries."""
+    event_dim = len(observation_dist.event_shape)
+    base, mask = emissions.unwrap(observation_dist)
+    if base.event_shape or not event_dim:
+        own = own_log_prob(observation_dist, value, is_checked)
+        return entries.of_whole_rows(own, missing, event_dim, type(base).__name__)
+    exact = exact_copy(base, validate_args=False if is_checked else None)
+    each = exact.log_prob(_beside_states(observation_dist, value))
+    density = entries.of_seen(each, missing, event_dim)
+    if mask is not None:
+        density = scale_and_mask(density, mask=mask)
+    return density.expand(torch.broadcast_shapes(density.shape, observation_dist.batch_shape))
 
 
 def _find(

@@ -14,6 +14,7 @@ from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps
 from pyro_regimes.distributions.posterior import Posterior
+from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 
@@ -68,10 +69,10 @@ class RegimeHMM(TorchDistribution):
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
     :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
-        missing, exactly: a whole observation of any distribution, and single entries of Normal and
-        MultivariateNormal observations, in the likelihood, its gradient and all probabilities. In
-        a traced or compiled graph, single missing entries of other distributions give NaN instead
-        of an error.
+        missing, exactly, in the likelihood, its gradient and all probabilities: a whole observation
+        of any distribution, and single entries of independent columns (``.to_event(1)``), of
+        :class:`.Columns` and of MultivariateNormal. In a traced or compiled graph, single missing
+        entries of other distributions give NaN instead of an error.
     :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
@@ -467,7 +468,7 @@ class RegimeHMM(TorchDistribution):
         value, missing = self._filled(value)
         if self._validate_args:
             if missing is not None:  # a missing observation has no value to check
-                rows, _ = observation.missing_parts(missing, self.event_dim - 1)
+                rows, _ = entries.parts_of(missing, self.event_dim - 1)
                 valid = ~rows if valid is None else valid & ~rows
             self._validate_sample(value, valid)
         return value, missing

@@ -68,6 +68,32 @@ class Gaussian(NamedTuple):
     factor: Tensor
 
 
+class Linear(NamedTuple):
+    r"""A density that is linear in functions of the observation, for compiled steps of EM.
+
+    The family is an exponential family with one argument that EM sets:
+
+    .. math:: \log b_k(x_t) = s(x_t)^\top \eta_k
+
+    with :math:`s(x_t)` of S numbers, among them 1 and the logarithm of the base measure. The sums
+    of :math:`\gamma_t(k) s(x_t)` are all that its M-step needs.
+
+    If it is a table, every element of an observation is one of C categories, and the density is the
+    sum of their entries in :math:`\eta_k`. The entries may be -inf.
+    """
+
+    #: ``(value, event_dim) -> s(x)``, float64, ``(..., T, S)``; for a table the categories, int64,
+    #: ``(..., T, *event)``; None if some value is outside of the support
+    read: Callable[[Tensor, int], Optional[Tensor]]
+    #: the argument in the coordinates of :attr:`Argument.maximise`, float64, to :math:`\eta`:
+    #: ``(..., K, *event, *block), event_dim -> (..., K, S)``, or ``(..., K, *event, C)``
+    natural: Callable[[Tensor, int], Tensor]
+    #: the sums, of the shape of :math:`\eta`, to the statistics of :meth:`Family.statistics`:
+    #: ``(sums, event_shape) -> statistics``
+    statistics: Callable[[Tensor, torch.Size], Stats]
+    is_table: bool = False
+
+
 class Natural(NamedTuple):
     r"""Perturbations of an argument's cells, in coordinates that do not depend on units.
 
@@ -187,6 +213,9 @@ class Argument:
     #: Whether its statistics are taken at the new values of the arguments before it, in a pass over
     #: the data of its own. (Stochastic EM takes all at the current arguments.)
     sweep: bool = False
+    #: For an argument that is made of another one: the function and its arguments that return it,
+    #: by which it is pickled.
+    rebuild: tuple[Callable[..., Argument], tuple[Any, ...]] | None = None
 
 
 def _no_update(*args: Any) -> Any:
@@ -231,9 +260,12 @@ class Family(ABC):
     max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: tuple[Argument, ...]
-    #: Whether single entries of an observation may be missing: then there is
-    #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`.
+    #: Whether it meets single missing entries of an observation itself: then there is
+    #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
+    #: independent entries need not (:mod:`.entries`).
     marginalises: bool = False
+    #: The linear form of the density, if it has one.
+    linear: Linear | None = None
 
     def serves(self, distribution: Distribution, event_dim: int) -> bool:
         """Whether it is the family of a distribution.
@@ -295,6 +327,10 @@ class Family(ABC):
         """Combine the statistics of accurate blocks with recomputed statistics of the others."""
         raise NotImplementedError(f"{type(self).__name__} has no mask of accurate blocks")
 
+    def renew(self, stats: Stats, again: Stats) -> Stats:
+        """The statistics after some were taken again for one argument: these alone by default."""
+        return again
+
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """The sum over all sequences, ``(1, 1 or T, K, ...)``, float64.
 
@@ -317,7 +353,7 @@ def over_sequences(part: Tensor, num_batch_dims: int) -> Tensor:
 
 
 def apply(function: Callable[..., Tensor], *stats: T) -> T:
-    """Apply a function to each tensor of NamedTuples of these and of NamedTuples; None stays."""
+    """Apply a function to each tensor of NamedTuples of these and of tuples; None stays."""
 
     def of_field(*parts: Any) -> Any:
         if parts[0] is None:
@@ -325,7 +361,8 @@ def apply(function: Callable[..., Tensor], *stats: T) -> T:
         return apply(function, *parts) if isinstance(parts[0], tuple) else function(*parts)
 
     first: Any = stats[0]
-    return type(first)(*(of_field(*each) for each in zip(*stats)))
+    fields: Any = tuple(of_field(*each) for each in zip(*stats))
+    return type(first)(*fields) if hasattr(first, "_fields") else fields
 
 
 def add(one: T, other: T) -> T:

@@ -7,20 +7,32 @@ r"""The family of events that happen or not, ``Bernoulli(probs)`` or ``Bernoulli
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
 
 from pyro_regimes.emissions import counts, totals
-from pyro_regimes.emissions.base import Arguments, Observed
-from pyro_regimes.emissions.logs import Outcomes
+from pyro_regimes.emissions.base import Arguments, Linear, Observed
+from pyro_regimes.emissions.logs import Outcomes, outcomes_of_probs
 from pyro_regimes.emissions.statistics import Trials
-from pyro_regimes.emissions.trials import TrialsFamily
+from pyro_regimes.emissions.trials import TrialsFamily, of_successes
+
+
+def _natural(probs: Tensor, event_dim: int) -> Tensor:
+    """The log probabilities of failure, category 0, and of success, category 1."""
+    trial = outcomes_of_probs(probs)
+    return torch.stack([trial.failure, trial.success], -1)
+
+
+def _statistics(sums: Tensor, event_shape: torch.Size) -> Trials:
+    return of_successes(sums[..., 1], sums[..., 0])
 
 
 class _Family(TrialsFamily):
     """``Bernoulli(probs)``."""
 
     distributions = (Bernoulli, dist.Bernoulli)
+    linear = Linear(counts.categories, _natural, _statistics, is_table=True)
 
     def density(self, value: Tensor, given: Arguments, trial: Outcomes) -> Tensor:
         r""":math:`x_t \log p_k + (1 - x_t) \log (1 - p_k)`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_regimes.emissions import counts, rows
-from pyro_regimes.emissions.base import Arguments, Family, Observed, over_event
+from pyro_regimes.emissions.base import Arguments, Family, Linear, Observed, over_event
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 
@@ -28,6 +28,7 @@ class _Family(Family):
     distributions = (Categorical, dist.Categorical)
     max_event_dim = math.inf
     arguments = (rows.PROBS, rows.LOGITS)
+    linear = Linear(counts.categories, rows.natural, rows.of_sums, is_table=True)
 
     def read(self, distribution: Any) -> Arguments:
         """The probabilities, or their logits."""

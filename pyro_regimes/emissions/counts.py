@@ -204,6 +204,11 @@ def categorical(value: Tensor, logits: Tensor) -> Tensor:
     return density.masked_fill(outside, -torch.inf).masked_fill(unknown, torch.nan)
 
 
+def categories(value: Tensor, event_dim: int) -> Tensor | None:
+    """The categories of a table, int64; None if a value is not a count."""
+    return None if bool(is_no_count(value).any()) else value.long()
+
+
 def zero_inflated(value: Tensor, density: Tensor, gate: Outcomes) -> Tensor:
     """The log density of a mixture with a point mass at 0.
 

@@ -91,8 +91,8 @@ def solve(means: Tensor) -> Tensor:
     total = 0.5 * (means.shape[-1] - 1) / deficit
     a = total * means.softmax(-1) + 0.1
     value = _objective(a, means)
-    tolerance = 8 * torch.finfo(a.dtype).eps
     found = a.isnan().any(-1, keepdim=True)  # what is found stays, whatever the others need
+    size = torch.full_like(deficit, torch.inf)
     for _ in range(_MOST_STEPS):
         total = a.sum(-1, keepdim=True)
         slope = special.digamma(total) - special.digamma(a) + means
@@ -102,13 +102,16 @@ def solve(means: Tensor) -> Tensor:
         for _ in range(_MOST_HALVINGS):
             new = a + share * step
             better = _objective(new, means)
-            down = better < value - 64 * torch.finfo(a.dtype).eps * (1 + value.abs())
+            rounding = 8 * torch.finfo(a.dtype).eps * (1 + total.lgamma().abs())
+            down = better < value - rounding
             down = down & ~found
             if not bool(down.any()):
                 break
             share = torch.where(down, share / 2, share)
         a, value, old = torch.where(found, a, new), torch.where(found, value, better), a
-        found = found | ((a - old).abs() <= tolerance * old).all(-1, keepdim=True)
+        before, size = size, ((a - old).abs() / old).amax(-1, keepdim=True)
+        is_last = (share == 1) & special.is_last(size, before)
+        found = found | is_last | (size <= 8 * torch.finfo(a.dtype).eps)
         if bool(found.all()):
             break
     return a

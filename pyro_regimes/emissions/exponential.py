@@ -21,6 +21,7 @@ from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
     Family,
+    Linear,
     Natural,
     Observed,
     divide,
@@ -72,12 +73,27 @@ RATE = Argument(
 )
 
 
+def _read(value: Tensor, event_dim: int) -> Tensor | None:
+    """The waiting times of one observation, and 1."""
+    value = value.double().reshape(value.shape[: value.dim() - event_dim] + (-1,))
+    if bool((value < 0).any()):
+        return None
+    return torch.cat([value, torch.ones_like(value[..., :1])], -1)
+
+
+def _natural(rate: Tensor, event_dim: int) -> Tensor:
+    """Minus the rates, and the sum of their logarithms."""
+    rate = rate.reshape(rate.shape[: rate.dim() - event_dim] + (-1,))
+    return torch.cat([-rate, rate.log().sum(-1, keepdim=True)], -1)
+
+
 class _Family(Family):
     """``Exponential(rate)``."""
 
     distributions = (Exponential, dist.Exponential)
     max_event_dim = math.inf
     arguments = (RATE,)
+    linear = Linear(_read, _natural, totals.of_sums)
 
     def read(self, distribution: Exponential) -> Arguments:
         """The rate."""

@@ -21,7 +21,7 @@ from torch.distributions import (
 )
 
 from pyro_regimes.emissions import counts, rows, totals
-from pyro_regimes.emissions.base import Arguments, Family, Observed, without_update
+from pyro_regimes.emissions.base import Arguments, Family, Linear, Observed, without_update
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 
@@ -55,8 +55,17 @@ class _Family(Family):
         return Counts(totals.take(observed).total)
 
 
+def _category(value: Tensor, event_dim: int) -> Tensor | None:
+    """The category of each vector; None if some vector is not one-hot."""
+    is_one = value == 1
+    is_sound = ((value == 0) | is_one).all() & (is_one.sum(-1) == 1).all()
+    return is_one.long().argmax(-1) if bool(is_sound) else None
+
+
 class _OneHot(_Family):
     """``OneHotCategorical(probs)``."""
+
+    linear = Linear(_category, rows.natural, rows.of_sums, is_table=True)
 
     distributions = (
         OneHotCategorical,

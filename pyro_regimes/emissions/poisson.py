@@ -21,11 +21,13 @@ from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
     Family,
+    Linear,
     Natural,
     Observed,
     divide,
     divide_where_known,
 )
+from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals
 
@@ -77,12 +79,29 @@ RATE = Argument(
 )
 
 
+def _read(value: Tensor, event_dim: int) -> Tensor | None:
+    """The counts of one observation, 1, and the sum of their :math:`-\\log x!`."""
+    value = value.double().reshape(value.shape[: value.dim() - event_dim] + (-1,))
+    if bool(counts.is_no_count(value).any()):
+        return None
+    base = -counts.log_factorial(value).sum(-1, keepdim=True)
+    return torch.cat([value, torch.ones_like(base), base], -1)
+
+
+def _natural(rate: Tensor, event_dim: int) -> Tensor:
+    """The log rates, minus the sum of the rates, and 1."""
+    rate = rate.reshape(rate.shape[: rate.dim() - event_dim] + (-1,))
+    total = rate.sum(-1, keepdim=True)
+    return torch.cat([safe_log(rate), -total, torch.ones_like(total)], -1)
+
+
 class _Family(Family):
     """``Poisson(rate)``."""
 
     distributions = (Poisson, dist.Poisson)
     max_event_dim = math.inf
     arguments = (RATE,)
+    linear = Linear(_read, _natural, totals.of_sums)
 
     def read(self, distribution: Poisson) -> Arguments:
         """The rate."""

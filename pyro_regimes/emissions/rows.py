@@ -128,3 +128,13 @@ def log_probs(given: Arguments, dtype: torch.dtype | None = None) -> Tensor:
         return logits - logsumexp(logits).unsqueeze(-1)
     probs = given["probs"].to(dtype or given["probs"].dtype)
     return safe_log(probs / probs.sum(-1, keepdim=True))
+
+
+def natural(probs: Tensor, event_dim: int) -> Tensor:
+    """The log probabilities of categories, float64, as :attr:`.Linear.natural`."""
+    return log_probs({"probs": probs}, torch.float64)
+
+
+def of_sums(sums: Tensor, event_shape: torch.Size) -> Counts:
+    """The expected counts of categories, as :attr:`.Linear.statistics`."""
+    return Counts(sums)

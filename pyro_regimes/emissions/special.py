@@ -23,6 +23,12 @@ _NEAR = 0.05
 
 _MOST_STEPS = 100
 
+#: After a Newton step of this relative size the error, about its square, is below the rounding.
+_LAST_STEP = 1e-9
+
+#: Newton steps below this size shrink to about their squares, or they are rounding.
+_SMALL_STEP = 1e-5
+
 
 def excess_near(e: Tensor) -> Tensor:
     r"""The series of :math:`e - \log(1 + e)`, for :math:`|e| \le 0.05`."""
@@ -97,6 +103,15 @@ def trigamma(a: Tensor) -> Tensor:
     return torch.special.polygamma(1, a)
 
 
+def is_last(size: Tensor, before: Tensor) -> Tensor:
+    """Whether no further step of Newton's method can come closer to the root.
+
+    :param size: the relative size of the step.
+    :param before: that of the step before it.
+    """
+    return (size <= _LAST_STEP) | (size <= _SMALL_STEP) & (size >= before / 2)
+
+
 def find_root(
     function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
@@ -111,8 +126,8 @@ def find_root(
     """
     x = start.maximum(low).minimum(high)
     low, high = low.expand_as(x).clone(), high.expand_as(x).clone()
-    tolerance = 4 * torch.finfo(x.dtype).eps
     found = x.isnan()  # what is found stays, so that no element depends on the others
+    size = torch.full_like(x, torch.inf)
     for _ in range(_MOST_STEPS):
         value, slope = function(x)
         high = torch.where(value > 0, x, high)
@@ -121,7 +136,8 @@ def find_root(
         inside = (new >= low) & (new <= high)
         new = torch.where(inside, new, (low + high) / 2)
         new = torch.where(found | (value == 0), x, new)
-        found = found | ((new - x).abs() <= tolerance * x.abs().clamp(min=1.0))
+        before, size = size, (new - x).abs() / x.abs().clamp(min=1.0)
+        found = found | (inside & is_last(size, before)) | (size <= torch.finfo(x.dtype).eps)
         x = new
         if bool(found.all()):
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import moments
@@ -22,3 +23,11 @@ def over_time(observed: Observed, part: Tensor) -> Tensor:
     weights = observed.weights.reshape(observed.weights.shape + (1,) * observed.event_dim)
     found = weights * part
     return found if observed.varies else found.sum(observed.weights.dim() - 2, keepdim=True)
+
+
+def of_sums(sums: Tensor, event_shape: torch.Size) -> Totals:
+    """The same, from the sums of each element, of 1, and of anything else: ``(..., S)``."""
+    size, lead = event_shape.numel(), sums.shape[:-1]
+    total = sums[..., :size].reshape(lead + event_shape)
+    weight = sums[..., size].reshape(lead + (1,) * len(event_shape))
+    return Totals(weight.expand(total.shape), total)

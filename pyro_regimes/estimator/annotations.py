@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.states import Bools, read_states
+from pyro_regimes.messages import shown
 
 
 class Annotations(NamedTuple):

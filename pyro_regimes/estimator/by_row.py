@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.estimator.messages import shown
+from pyro_regimes.messages import shown
 
 
 def by_row(name: str, values: Any, X: Any, sizes: list[int]) -> npt.NDArray[Any]:

@@ -8,7 +8,6 @@ import numpy as np
 
 from pyro_regimes.estimator.beginning import implied_probs, long_run_share
 from pyro_regimes.estimator.fitting import FittedRegimes
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import (
     Array,
     Parameters,
@@ -17,6 +16,7 @@ from pyro_regimes.estimator.parameters import (
     probabilities,
 )
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.messages import shown
 
 _ROUNDING = 1e-6  # of probabilities that a user gives
 

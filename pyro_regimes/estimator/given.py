@@ -10,7 +10,6 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import stationary_probs
 from pyro_regimes.estimator.mask import check_masked, masked, read_mask
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import (
     CHAIN_ATTRIBUTES,
     Array,
@@ -21,6 +20,7 @@ from pyro_regimes.estimator.parameters import (
 )
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.units import Units
+from pyro_regimes.messages import shown
 
 
 class Given(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.states import Bools
+from pyro_regimes.messages import shown
 
 
 def read_mask(mask: Any, n_regimes: int) -> Bools | None:

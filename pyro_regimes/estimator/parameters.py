@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.estimator.messages import shown
+from pyro_regimes.messages import shown
 
 Array = npt.NDArray[np.float64]
 

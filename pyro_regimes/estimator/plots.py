@@ -32,9 +32,26 @@ _MORE_COLORS = [*_COLORS[5], "#577590", "#b56576", "#4d4d4d"]
 
 _MOST_BANDS = 170  # that can be told apart in a picture
 _MOST_COLUMNS = 5  # of the legend
-_LETTERS, _LARGE_LETTERS = 13, 8  # of the legend in an inch; of the title
+_HALF_TITLE = 10  # points
+_LEAST_HEIGHT = 0.4  # the share of a given axes' height that text above it leaves
 _ROUND = (1, 2, 5)  # and these times powers of ten: numbers of rows in a band
 _PALE, _FULL = 0.12, 0.55  # opacity of a band of which its regime holds no more than others; all
+
+
+class _Text(NamedTuple):
+    """The size of the text of a panel."""
+
+    is_short: bool
+    legend: str
+    title: str
+    label: str  #: of axes and ticks
+    line: int  #: points from one line of the legend to the next
+    letters: tuple[int, int, int]  #: in an inch: of the legend, the title, the label
+
+
+_FULL_TEXT = _Text(False, "small", "large", "medium", 15, (13, 8, 14))
+_SHORT_TEXT = _Text(True, "x-small", "medium", "small", 11, (16, 11, 16))
+_LARGE_PANEL = (4.5, 2.5)  # inches, the least width and height of a panel with all of the text
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -83,7 +100,8 @@ def plot_regimes(
     :param probs: ``(T, K)``.
     :param dates: ``(T,)``; None numbers the steps.
     :param ax: axes to draw in: one for the upper panel alone, or a pair for both. None makes a
-        figure with both.
+        figure with both. Small axes have a short title, legend and label. In a figure without a
+        layout engine, the upper edge of the axes is lowered to make room for title and legend.
     :param unit: the unit of the returns for the label of the axis, such as "%".
     :param rows_per_band: None makes a band of 1, 2, 5, 10, 20, ... rows, so that there are at most
         170. With 1 every row has the colour of its own regime.
@@ -101,16 +119,20 @@ def plot_regimes(
     bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    _draw_return(above, values, time, unit)
+    above.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
     _shade(above, bands, colors)
-    _explain(above, bands, path, regime_names, colors, _title(time, len(regime_names)))
+    text = _text_of(above)
+    title = _title(time, len(regime_names), text.is_short)
+    _explain(above, bands, path, regime_names, colors, title, text)
+    _label_return(above, values.shape[-1], unit, text)
     for panel in [above, *below]:
+        panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
         if time.dtype.kind == "M":
             _label_dates(panel)
     (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
     for panel in below:
-        _draw_probs(panel, bands, colors)
+        _draw_probs(panel, bands, colors, text)
     return _figure_of(above)
 
 
@@ -196,11 +218,22 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
     return panels
 
 
-def _draw_return(panel: Axes, values: Array, time: npt.NDArray[Any], unit: str) -> None:
-    num_series = values.shape[-1]
-    panel.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
-    average = f"\naverage of {num_series} series" if num_series > 1 else ""
-    panel.set_ylabel(f"cumulative return ({unit}){average}")
+def _text_of(panel: Axes) -> _Text:
+    width, height = _LARGE_PANEL
+    return _FULL_TEXT if _width(panel) >= width and _height(panel) >= height else _SHORT_TEXT
+
+
+def _label_return(panel: Axes, num_series: int, unit: str, text: _Text) -> None:
+    average = f"average of {num_series} series" if num_series > 1 else ""
+    _label(panel, f"cumulative return ({unit})", average, text)
+
+
+def _label(panel: Axes, what: str, more: str, text: _Text) -> None:
+    """Label the vertical axis, in several lines where it is short."""
+    lines = [what] if text.is_short or not more else [what, more]
+    letters = max(12, int(text.letters[2] * _height(panel)))
+    label = "\n".join(textwrap.fill(line, letters) for line in lines)
+    panel.set_ylabel(label, fontsize=text.label, labelpad=1 if text.is_short else None)
 
 
 def _shade(panel: Axes, bands: _Bands, colors: list[str]) -> None:
@@ -231,6 +264,7 @@ def _explain(
     names: Sequence[str],
     colors: list[str],
     title: str,
+    text: _Text,
 ) -> None:
     """A legend above the panel, where it hides nothing, and a title above it."""
     from matplotlib.patches import Patch
@@ -240,7 +274,9 @@ def _explain(
         Patch(
             color=color,
             alpha=_FULL,
-            label=f"{name}, {(path == k).mean():.0%} of rows"
+            label=f"{name} {(path == k).mean():.0%}"
+            if text.is_short
+            else f"{name}, {(path == k).mean():.0%} of rows"
             + ("" if held[k] else "\nin no band the most frequent"),
         )
         for k, (name, color) in enumerate(zip(names, colors, strict=True))
@@ -251,14 +287,14 @@ def _explain(
             f"Shaded: most frequent regime of each {bands.rows:.0f} rows (Viterbi path), paler "
             "where other regimes are among them"
         )
-    width = _width(panel)
-    explained = textwrap.wrap(shaded, max(20, int(_LETTERS * width)))
+    letters, title_letters = (int(each * _width(panel)) for each in text.letters[:2])
+    explained = [] if text.is_short else textwrap.wrap(shaded, max(20, letters))
     entries = [str(patch.get_label()).split("\n") for patch in patches]
-    longest = 8 + max(len(line) for entry in entries for line in entry)
-    columns = int(np.clip(_LETTERS * width // longest, 1, min(len(names), _MOST_COLUMNS)))
+    longest = (5 if text.is_short else 8) + max(len(line) for entry in entries for line in entry)
+    columns = int(np.clip(letters // longest, 1, min(len(names), _MOST_COLUMNS)))
     panel.legend(
         handles=[patch for column in range(columns) for patch in patches[column::columns]],
-        title="\n".join(explained),
+        title="\n".join(explained) or None,
         alignment="left",
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -266,18 +302,37 @@ def _explain(
         borderpad=0,
         frameon=False,
         ncols=columns,
-        fontsize="small",
-        title_fontsize="small",
+        fontsize=text.legend,
+        title_fontsize=text.legend,
+        **({"handlelength": 1.2, "columnspacing": 1.0} if text.is_short else {}),
     )
     rows = [entries[first : first + columns] for first in range(0, len(entries), columns)]
     lines = len(explained) + sum(max(map(len, row)) for row in rows)
-    wrapped = textwrap.fill(title, max(15, int(_LARGE_LETTERS * width)))
-    panel.set_title(wrapped, loc="left", pad=6 + 15 * lines)
+    wrapped = textwrap.fill(title, max(15, title_letters))
+    panel.set_title(wrapped, loc="left", fontsize=text.title, pad=6 + text.line * lines)
+    if _figure_of(panel).get_layout_engine() is None:
+        _make_room(panel, text.line * lines + 15 * wrapped.count("\n"))
+
+
+def _make_room(panel: Axes, points: int) -> None:
+    """Lower the upper edge of axes in a figure without a layout, as text stands above it.
+
+    Between a panel and the one above, tick labels leave half of the room for a title.
+    """
+    kept = max(_LEAST_HEIGHT, 1 - (points + _HALF_TITLE) / 72 / _height(panel))
+    place = panel.get_position()
+    panel.set_position((place.x0, place.y0, place.width, place.height * kept))
+    panel.set_in_layout(True)  # which set_position() ends
 
 
 def _width(panel: Axes) -> float:
     """In inches."""
     return panel.get_window_extent().width / _figure_of(panel).dpi
+
+
+def _height(panel: Axes) -> float:
+    """In inches."""
+    return panel.get_window_extent().height / _figure_of(panel).dpi
 
 
 def _figure_of(panel: Axes) -> Figure:
@@ -286,10 +341,13 @@ def _figure_of(panel: Axes) -> Figure:
     return figure
 
 
-def _title(time: npt.NDArray[Any], num_regimes: int) -> str:
+def _title(time: npt.NDArray[Any], num_regimes: int, is_short: bool) -> str:
     regimes = "1 regime" if num_regimes == 1 else f"{num_regimes} regimes"
     if time.dtype.kind != "M":
         return f"{regimes}, {len(time)} steps"
+    years = [str(each) for each in time[[0, -1]].astype("datetime64[Y]")]
+    if is_short and years[0] != years[1]:
+        return f"{regimes}, {years[0]} to {years[1]}"
     whole_days = (time == time.astype("datetime64[D]")).all()
     first, last = (
         np.datetime_as_string(each, unit="D" if whole_days else "m").replace("T", " ")
@@ -309,8 +367,9 @@ def _label_dates(panel: Axes) -> None:
     panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def _draw_probs(panel: Axes, bands: _Bands, colors: list[str]) -> None:
+def _draw_probs(panel: Axes, bands: _Bands, colors: list[str], text: _Text) -> None:
     closed = np.concatenate([bands.probs, bands.probs[-1:]])
     panel.stackplot(bands.edges, closed.T, colors=colors, linewidth=0, step="post", alpha=0.85)
-    mean = f"\nmean of {bands.rows:.0f} rows" if bands.rows > 1 else ""
-    panel.set(ylim=(0, 1), yticks=[0, 0.5, 1], ylabel=f"smoothed probability{mean}")
+    panel.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+    mean = f"mean of {bands.rows:.0f} rows" if bands.rows > 1 else ""
+    _label(panel, "smoothed probability", mean, text)

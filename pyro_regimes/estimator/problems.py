@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
@@ -97,10 +98,7 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
     found: list[Warning] = []
     if len(data) < _FEWEST_ROWS:
         return found
-    longest = int(np.argmax(sizes))
-    first = sum(sizes[:longest])
-    sequence = data[first : first + sizes[longest]]
-    levels = np.flatnonzero([_is_level(series) for series in sequence.T])
+    levels = find_levels(data, sizes)
     if len(levels):
         columns = ", ".join(str(i) if names is None else repr(str(names[int(i)])) for i in levels)
         looks = (
@@ -126,6 +124,14 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
             )
         )
     return found
+
+
+def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:
+    """The columns of the longest sequence that look like levels."""
+    longest = int(np.argmax(sizes))
+    first = sum(sizes[:longest])
+    sequence = data[first : first + sizes[longest]]
+    return np.flatnonzero([_is_level(series) for series in sequence.T])
 
 
 def _is_level(series: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.estimator.parameters import Array, Moments
 from pyro_regimes.reading.packages import require
+from pyro_regimes.text_tables import text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +37,8 @@ class _Row(NamedTuple):
 class Summary(NamedTuple):
     """Annualised properties of the regimes.
 
-    ``str(summary)`` is a table, which a notebook shows as HTML. :meth:`to_frame` has the numbers.
+    ``str(summary)`` is a table of 80 letters in a line, :meth:`to_string` one of any width. A
+    notebook shows it as HTML. :meth:`to_frame` has the numbers.
 
     Means and volatilities (standard deviations) are in the unit of the data. Those of one step are
     multiplied by P and by the square root of P, where P is the number of periods per year.
@@ -53,17 +56,25 @@ class Summary(NamedTuple):
     notes: list[str]  #: on regimes that hold very few observations
 
     def __str__(self) -> str:
-        rows = [
-            (f"  {row.label}" if row.is_part else row.label, row.cells) for row in self._rows()
+        return self.to_string()
+
+    def to_string(self, width: int = 80) -> str:
+        """The table as text.
+
+        :param width: letters in a line. Regimes that do not fit follow below, in a table of their
+            own; a label of a row is never cut.
+        :return: the text, of several lines.
+        """
+        head, *rows = self._rows()
+        labels = [f"  {row.label}" if row.is_part else row.label for row in rows]
+        longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
+        name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
+        table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
+        notes = [
+            textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+            for note in self.notes
         ]
-        label_width = max(len(label) for label, _ in rows)
-        width = 2 + max(len(cell) for _, cells in rows for cell in cells)
-        lines = [
-            label.ljust(label_width) + "".join(c.rjust(width) for c in cells)
-            for label, cells in rows
-        ]
-        notes = ["", *self.notes] if self.notes else []
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines), *notes])
+        return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""

@@ -16,11 +16,11 @@ from sklearn.utils.validation import validate_data
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.mask import read_mask
-from pyro_regimes.estimator.messages import shown
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
 from pyro_regimes.estimator.states import Bools
+from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

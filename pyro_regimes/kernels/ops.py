@@ -122,7 +122,7 @@ def gaussian_log_likelihood(
 
 
 def has_fused_em(value: Tensor, num_states: int) -> bool:
-    """Whether :func:`fused_em` supports Gaussian data with this number of states."""
+    """Whether :func:`fused_em` supports these data with this number of states."""
     if value.device.type != "cpu" or value.is_inference():
         return False
     if dispatch.choose(value) != "cpu":
@@ -140,7 +140,7 @@ def squarem() -> Callable[..., None]:
 
 
 def fused_em() -> ModuleType:
-    """The compiled loops of a whole EM step of a Gaussian chain, :mod:`.cpu.em_step`.
+    """The compiled loops of a whole EM step, :mod:`.cpu.em_step`.
 
     numba is imported at the first call.
     """

@@ -31,8 +31,9 @@ _REGULAR = [
     (363, 368, Frequency("yearly", 1)),
 ]
 _TRADING_DAYS, _CALENDAR_DAYS = 252, 365
-# Two sevenths of the days are weekends. Trading days have none, or a rare one.
-_WEEKEND_SHARE = 0.2
+# Two sevenths of the days are Saturdays and Sundays. Of trading days none are, or a rare one; or a
+# fifth, where trade is from Sunday to Thursday.
+_WEEKEND_SHARE = 0.24
 
 
 def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
 import pytest
+from rich.console import Console
 
 from pyro_regimes.cli import screen
 from tests.cli.running import SMALL, call, run
@@ -55,6 +57,30 @@ def test_compare_with_some_methods(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 
+def test_a_bar_waits_for_compilers_and_is_full_at_the_end(monkeypatch):
+    """EM ends when it has converged, long before the largest number of steps."""
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, markup=False)
+    monkeypatch.setattr(screen, "err", terminal)
+    with screen.Progress() as progress:
+        progress.tell("EM", 0, 200)
+        waiting = terminal.file.getvalue()
+        progress.tell("EM", 53, 53, -1.0)
+        done = terminal.file.getvalue().removeprefix(waiting)
+    assert "EM, compiling" in waiting and "0/200" in waiting
+    assert "53/53" in done and "compiling" not in done
+
+
+def test_notes_are_broken_between_words_on_a_terminal_only(monkeypatch):
+    note = "the rows are daily, and the model has another frequency, which is monthly; " * 3
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=60, markup=False)
+        monkeypatch.setattr(screen, "err", console)
+        screen.note(note)
+        lines = console.file.getvalue().splitlines()
+        assert " ".join(lines).split() == f"note: {note}".split()
+        assert (len(lines) > 3 and max(map(len, lines)) <= 60) if is_terminal else len(lines) == 1
+
+
 def test_without_a_terminal_a_line_tells_where_a_method_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(screen, "BETWEEN_LINES", 0.0)
@@ -65,6 +91,8 @@ def test_without_a_terminal_a_line_tells_where_a_method_is(tmp_path, monkeypatch
     told: dict[str, list[float]] = {}
     for line in err.splitlines():
         found = re.fullmatch(r"(.+): step (\d+) of (\d+)(, objective (-?[\d.]+))?", line)
+        if found and found[1] == "EM":
+            assert found[2] == found[3] and 1 < int(found[2]) <= 40
         if found:
             told.setdefault(found[1], []).append(float(found[5] or math.nan))
     assert list(map(len, told.values())) == [1, 3, 3, 4]

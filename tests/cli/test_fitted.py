@@ -211,16 +211,18 @@ def test_forecast_prints_and_writes_regimes_means_and_deviations(
     assert again.startswith(out) and "Wrote forecast.csv to f" in again
     header, rows = read_table(tmp_path / "f" / "forecast.csv")
     assert header == [
-        "step", "probability_Calm", "probability_Turbulent", "mean_left", "mean_right",
+        "step", "date", "probability_Calm", "probability_Turbulent", "mean_left", "mean_right",
         "deviation_left", "deviation_right",
     ]  # fmt: skip
-    found = np.array([[float(cell) for cell in row.values()] for row in rows])
+    found = np.array(
+        [[float(cell) for name, cell in row.items() if name != "date"] for row in rows]
+    )
     expected = model.forecast(datasets.read_returns(data).to_frame(), 3)
     deviation = np.sqrt(np.diagonal(expected.covariance, axis1=1, axis2=2))
     steps = np.arange(1, 4)[:, None]
     table = np.concatenate([steps, expected.regime_probs, expected.mean, deviation], axis=1)
     np.testing.assert_allclose(found, table, rtol=1e-12, atol=0)
-    printed = [line.split()[2:] for line in out.splitlines() if line.startswith("step ")]
+    printed = [line.split()[3:] for line in out.splitlines() if line.startswith("step ")]
     assert printed[:3] == [[f"{p:.1%}" for p in probs] for probs in expected.regime_probs]
     values = np.array([[float(cell) for cell in line] for line in printed[3:]])
     np.testing.assert_allclose(values[:3], expected.mean, rtol=0, atol=1e-3)
@@ -241,8 +243,6 @@ def test_another_unit_another_frequency_and_prices_are_told(
     _, err = call(capsys, monkeypatch, "today", saved, "months.csv")
     assert "the rows are monthly, 12 a year; the model has 365" in err
     write_csv(Path("prices.csv"), 100.0)
-    _, err = call(capsys, monkeypatch, "today", saved, "prices.csv")
-    assert "look like levels (prices" in err
     _, err = call(capsys, monkeypatch, "today", saved, "prices.csv", "--prices")
     assert err == ""
 
@@ -269,3 +269,104 @@ def test_names_of_a_model_reach_the_terminal_without_control_characters(
     for command in ("predict", "today", "forecast"):
         out, err = call(capsys, monkeypatch, command, "m.json", data)
         assert "\x1b" not in out + err and "?[31mred" in out and "[b]old" in out
+
+
+@pytest.mark.parametrize("command", ["predict", "today", "forecast"])
+@pytest.mark.parametrize("rows", [[], ["--num-rows", "12"]])
+def test_prices_without_the_option_are_refused(
+    fitted, tmp_path, monkeypatch, capsys, command, rows
+):
+    """A model of returns would tell one regime for all rows, with a probability of 100 %."""
+    _, saved, _ = fitted
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("prices.csv"), 100.0)
+    _, err = call(capsys, monkeypatch, command, saved, "prices.csv", *rows, code=2)
+    assert "got levels (prices, indices, yields) in left, right" in err
+    assert err.endswith("for prices add --prices\n")
+    call(capsys, monkeypatch, command, saved, "prices.csv", "--prices", *rows)
+
+
+def test_a_model_of_levels_takes_levels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = datasets.read_returns(write_csv(Path("prices.csv"), 100.0)).to_frame()
+    with pytest.warns(UserWarning, match="look like levels"):
+        RegimeModel(**SETTINGS).fit(frame).save("model.json")
+    _, err = call(capsys, monkeypatch, "today", "model.json", "prices.csv")
+    assert "look like levels (prices" in err
+
+
+@pytest.fixture
+def in_parts(fitted, tmp_path, monkeypatch) -> Path:
+    """A folder with the first 100 days, the others, and the states of the first."""
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    frame = datasets.read_returns(data).to_frame()
+    for name, part in (("old.csv", frame[:100]), ("new.csv", frame[100:])):
+        part.to_csv(name, index_label="date")
+    return saved
+
+
+def test_new_rows_go_on_after_old_ones(fitted, in_parts, monkeypatch, capsys):
+    """By the file of states of the old rows, or by the last probabilities in it."""
+    model, saved, data = fitted
+    call(capsys, monkeypatch, "predict", saved, data, "--out", "whole")
+    call(capsys, monkeypatch, "predict", saved, "old.csv", "--out", "old")
+    _, whole = read_table(Path("whole/states.csv"))
+    _, old = read_table(Path("old/states.csv"))
+    last = probabilities(old, "filtered")[-1]
+    for after in ("old/states.csv", ",".join(map(repr, last.tolist()))):
+        call(capsys, monkeypatch, "predict", saved, "new.csv", "--after", after, "--out", "new")
+        _, new = read_table(Path("new/states.csv"))
+        for kind in ("filtered", "smoothed"):
+            np.testing.assert_allclose(
+                probabilities(new, kind), probabilities(whole[100:], kind), rtol=1e-9, atol=1e-12
+            )
+        told = [
+            call(capsys, monkeypatch, command, saved, "new.csv", "--after", after)[0]
+            for command in ("today", "forecast")
+        ]
+        expected = [
+            call(capsys, monkeypatch, command, saved, data)[0] for command in ("today", "forecast")
+        ]
+        assert [text.splitlines()[-3:] for text in told] == [
+            text.splitlines()[-3:] for text in expected
+        ]
+
+
+@pytest.mark.parametrize(
+    "after, message",
+    [
+        ("0.9,0.2", "expected after to be 2 probabilities that sum to 1, got [0.9, 0.2]"),
+        ("1", "expected after to be 2 probabilities"),
+        ("missing.csv", "No such file or directory: 'missing.csv'"),
+        ("old.csv", "got 'old.csv' without filtered_Calm, filtered_Turbulent"),
+        ("whole/states.csv", "before the first row of DATA, 2020-04-10, got 'whole/states.csv'"),
+    ],
+)
+def test_wrong_probabilities_before_the_first_row_are_refused(
+    fitted, in_parts, monkeypatch, capsys, after, message
+):
+    _, saved, data = fitted
+    call(capsys, monkeypatch, "predict", saved, data, "--out", "whole")
+    _, err = call(capsys, monkeypatch, "today", saved, "new.csv", "--after", after, code=2)
+    assert message in err
+    arguments = ["today", saved, "new.csv", "--after", "0.9,0.1", "--start", "fitted"]
+    _, err = call(capsys, monkeypatch, *arguments, code=2)
+    assert "expected either --after or --start, got both" in err
+
+
+def test_steps_of_a_forecast_have_dates_where_they_are_known(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    _, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    out, err = call(capsys, monkeypatch, "forecast", saved, data, "--out", "f", "--steps", "3")
+    header, rows = read_table(Path("f/forecast.csv"))
+    days = ["2020-07-01", "2020-07-02", "2020-07-03"]
+    assert header[:2] == ["step", "date"] and [row["date"] for row in rows] == days
+    assert out.count(f"step 2, {days[1]}  ") == 3 and err == ""
+    frame = datasets.read_returns(data).to_frame()
+    frame.reset_index(drop=True).to_csv("numbered.csv", index=False)
+    out, err = call(capsys, monkeypatch, "forecast", saved, "numbered.csv", "--out", "f")
+    assert read_table(Path("f/forecast.csv"))[0][:2] == ["step", "probability_Calm"]
+    assert "\nstep 2  " in out and "the steps have no dates" in err

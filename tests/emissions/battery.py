@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_regimes.distributions import Columns
 from tests import seeds
 
 K, D, N, T = 2, 3, 4, 40
@@ -337,7 +338,66 @@ ZERO_INFLATED = Case(
     center=0.5,
 )
 
+GAMMA = dist.Gamma(4.0, torch.tensor(2.0).double())
+
+
+def columns_of(parts: Callable[..., Any], case: Case) -> Case:
+    """Two parts of one column each, whose parameters are named as the arguments are."""
+
+    def build(validate_args: bool | None = None, **given: Any) -> Columns:
+        return Columns(parts(*(given[name] for name in case.constraints)), validate_args)
+
+    return case._replace(build=build, event=(2,))
+
+
+COUNTS = columns_of(
+    lambda rate, probs: [(dist.Bernoulli(probs), 0), (dist.Poisson(rate), 1)],
+    Case(
+        dist.Poisson,
+        {"parts.1.rate": constraints.positive, "parts.0.probs": constraints.unit_interval},
+        lambda value, rate, probs: (
+            stats.bernoulli.logpmf(value[..., 0], probs)
+            + stats.poisson.logpmf(value[..., 1], rate)
+        ),
+        [
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.0}, [0.0, 0.0], -3.0),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.0}, [1.0, 0.0], -INF),
+            ({"parts.1.rate": 0.0, "parts.0.probs": 1.0}, [1.0, 0.0], 0.0),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.5}, [0.5, 1.0], -INF),
+            ({"parts.1.rate": 3.0, "parts.0.probs": 0.5}, [1.0, -1.0], -INF),
+        ],
+        links={"parts.1.rate": [LOG, RECIPROCAL, SOFTPLUS], "parts.0.probs": [LOGIT, COMPLEMENT]},
+        priors=[("parts.1.rate", None, GAMMA), ("parts.0.probs", None, BETA)],
+    ),
+)
+
+TIMES = columns_of(
+    lambda rate, scale: [(dist.HalfNormal(scale), 0), (dist.Exponential(rate), 1)],
+    Case(
+        dist.Exponential,
+        {"parts.1.rate": constraints.positive, "parts.0.scale": constraints.positive},
+        lambda value, rate, scale: (
+            stats.halfnorm.logpdf(value[..., 0], scale=scale)
+            + stats.expon.logpdf(value[..., 1], scale=1 / rate)
+        ),
+        [
+            ({"parts.1.rate": 2.0, "parts.0.scale": 1.0}, [-1.0, 1.0], -INF),
+            ({"parts.1.rate": 2.0, "parts.0.scale": 1.0}, [1.0, -1.0], -INF),
+            (
+                {"parts.1.rate": 2.0, "parts.0.scale": 1.0},
+                [0.0, 0.0],
+                1.5 * math.log(2.0) - 0.5 * math.log(math.pi),
+            ),
+        ],
+        is_real=True,
+        links={"parts.1.rate": [LOG, RECIPROCAL, SOFTPLUS]},
+        priors=[("parts.1.rate", None, GAMMA)],
+    ),
+)
+
 CASES = {
+    "Columns of counts": COUNTS,
+    "Columns of times": TIMES,
     "Poisson": Case(
         dist.Poisson,
         {"rate": constraints.positive},

@@ -277,3 +277,20 @@ def test_inverse_gamma_is_a_gamma_of_the_reciprocal() -> None:
         assert result.converged and not result.unconfirmed
         found.append([pyro.param(name).detach().clone() for name in "ar"])
     assert_close(found[0], found[1], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 2.0, 1e3, 1e7])
+def test_a_root_takes_a_few_steps(size: float) -> None:
+    wanted = size * torch.rand(50, generator=seeds.generator(9), dtype=torch.float64).clamp(min=0.1)
+    means, num_calls = special.log_minus_digamma(wanted), 0
+
+    def function(log_a: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal num_calls
+        num_calls += 1
+        value = special.log_minus_digamma(log_a.exp())
+        return means.log() - value.log(), special.stretched_slope(log_a.exp()) / value
+
+    low, high = -(2 * means).log() - 1e-9, -means.log() + 1e-9
+    found = special.find_root(function, (low + high) / 2, low, high).exp()
+    assert_close(found, wanted, rtol=1e-12, atol=0.0)
+    assert num_calls <= 8

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pyro_regimes.datasets import load_sector_returns
@@ -194,11 +195,37 @@ def test_nothing_is_drawn_over_anything_else():
         figure = Figure(figsize=(width, 5), layout="constrained")
         panel = figure.subplots()
         plots.plot_regimes(data.values, path, probs, names, data.dates, ax=panel)
-        figure.canvas.draw()
+        FigureCanvasAgg(figure).draw()
         box, legend = panel.get_window_extent(), panel.get_legend().get_window_extent()
         title = panel._left_title.get_window_extent()
         assert box.y1 <= legend.y0 < legend.y1 <= title.y0
         assert legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+@pytest.mark.parametrize(
+    "size, rows, columns", [((6.4, 4.8), 2, 2), ((4, 3), 1, 1), ((9, 9), 3, 2)]
+)
+def test_nothing_is_cut_in_small_axes_of_the_caller(layout, size, rows, columns):
+    """As ``plt.subplots(2, 2)`` makes them; and the panels of a column do not overlap."""
+    data = load_sector_returns()
+    _, path, probs = path_of(len(data.values))
+    figure = Figure(figsize=size, layout=layout)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for panel in grid[:, 0]:
+        names = ["Calm", "Normal", "Turbulent"]
+        plots.plot_regimes(data.values, path, probs, names, data.dates, ax=panel, unit="%")
+    FigureCanvasAgg(figure).draw()
+    above = figure.bbox.y1
+    for panel in grid[:, 0]:
+        parts = [panel._left_title, panel.get_legend(), panel.yaxis.label]
+        boxes = [part.get_window_extent() for part in parts]
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        title, legend, _ = boxes
+        assert panel.get_window_extent().y1 <= legend.y0 < legend.y1 <= title.y0
+        assert title.y1 <= above
+        above = panel.xaxis.get_tightbbox().y0
 
 
 def test_one_sequence_is_drawn():

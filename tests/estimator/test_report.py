@@ -109,6 +109,50 @@ def test_pandas_is_needed_for_the_data_frame_only(monkeypatch):
         summary.to_frame()
 
 
+def of_regimes(number: int, note: str = "") -> Summary:
+    """A summary of so many regimes of two series, with other numbers in each."""
+    names = [f"Regime {k + 1}" for k in range(number)]
+    count = np.arange(1.0, number + 1)
+    matrix = np.full((number, number), 0.1) + 0.001 * count
+    return fitted().summary()._replace(
+        regime_names=names,
+        mean=np.stack([count, 2 * count], -1),
+        volatility=np.stack([count, 3 * count], -1),
+        correlation=None,
+        expected_duration=count + 10,
+        share_of_time=count / 100,
+        transition_matrix=matrix,
+        notes=[note] if note else [],
+    )
+
+
+def test_regimes_that_do_not_fit_into_a_line_follow_below():
+    summary = of_regimes(6)
+    text = str(summary)
+    assert max(map(len, text.splitlines())) <= 80
+    blocks = text.split("\n\n")[1:]
+    assert len(blocks) == 2
+    tables = [
+        {" ".join(line[:31].split()): line[31:].split() for line in block.splitlines()}
+        for block in blocks
+    ]
+    joined = {label: [*tables[0][label], *tables[1][label]] for label in tables[0]}
+    assert tables[0].keys() == tables[1].keys()
+    assert " ".join(joined[""]) == " ".join(summary.regime_names)
+    assert joined["share of time"] == [f"{k}.0%" for k in range(1, 7)]
+    assert joined["Regime 4"] == [f"{0.1 + 0.001 * k:.4f}" for k in range(1, 7)]
+    wide = summary.to_string(200).split("\n\n")[1:]
+    assert len(wide) == 1 and wide[0].splitlines()[0].split("  ")[-1].strip() == "Regime 6"
+    assert len(summary.to_string(20).split("\n\n")[1:]) == 6  # as narrow as it can be
+
+
+def test_long_notes_are_broken_between_words():
+    note = "Regime 1 holds 2 of 1000 steps: " + "an outlier, or an error in the data? " * 6
+    lines = str(of_regimes(2, note)).split("\n\n")[-1].splitlines()
+    assert len(lines) > 2 and max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == note.split()
+
+
 class Reader(html.parser.HTMLParser):
     """The text of the cells of each row, the tags, and whether every tag is closed."""
 

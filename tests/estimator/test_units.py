@@ -30,7 +30,7 @@ def fit(x: np.ndarray, covariance_type: str, **settings: object) -> RegimeModel:
     return RegimeModel(2, covariance_type, **settings).fit(x)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=200)
 @given(
     seed=st.integers(0, 10**6),
     covariance_type=st.sampled_from(COVARIANCE_TYPES),
@@ -56,6 +56,40 @@ def test_the_same_regimes_in_any_units(seed, covariance_type, powers, levels, co
     ours = (ours * np.outer(units, units))[:, columns][:, :, columns]
     bound = scales[:, columns, None] * scales[:, None, columns]
     assert (np.abs(theirs - ours) <= 1e-2 * bound).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 10**6),
+    covariance_type=st.sampled_from(COVARIANCE_TYPES),
+    states=st.permutations(range(3)),
+)
+def test_the_same_regimes_from_a_start_with_permuted_states(seed, covariance_type, states):
+    """The order of the regimes comes from the data alone."""
+    rng = seeds.rng(seed)
+    state = (np.arange(360) // 40) % 3
+    scales = np.ones(3) if covariance_type == "tied" else np.array([1.0, 2.0, 4.0])
+    x = (rng.standard_normal((360, 2)) + 5.0 * state[:, None]) * scales[state][:, None]
+    means = np.stack([x[state == k].mean(0) + 0.3 * rng.standard_normal(2) for k in range(3)])
+    start = {
+        "initial_probs": rng.dirichlet([5.0] * 3),
+        "transition_matrix": 0.5 * np.eye(3) + 0.5 * rng.dirichlet([5.0] * 3, 3),
+        "means": means,
+    }
+    permuted = {"initial_probs": start["initial_probs"][states], "means": means[states]}
+    permuted["transition_matrix"] = start["transition_matrix"][np.ix_(states, states)]
+    cases = []
+    for given_start in (start, permuted):
+        model = RegimeModel(
+            3, covariance_type, n_init=1, max_iter=300, random_state=0, init_params=given_start
+        )
+        cases.append(model.fit(x))
+    one, two = cases
+    assert one.regime_names_ == two.regime_names_
+    np.testing.assert_array_equal(two.predict(x), one.predict(x))
+    np.testing.assert_allclose(two.log_likelihood_, one.log_likelihood_, rtol=0, atol=1e-2)
+    for name in ("means_", "covariances_", "transition_matrix_"):
+        np.testing.assert_allclose(getattr(two, name), getattr(one, name), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

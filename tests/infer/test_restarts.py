@@ -306,7 +306,7 @@ def test_what_is_not_confirmed_is_repeated_for_that_restart_alone(monkeypatch) -
 
     def step(self: gaussian_steps.GaussianEM, parameters: gaussian_steps.Parameters) -> Any:
         found = true_step(self, parameters)
-        found.log_likelihood[parameters.loc[:, 0, -1] < -6.0] += 1.0
+        found.log_likelihood[parameters[2][:, 0, -1] < -6.0] += 1.0
         return found
 
     with monkeypatch.context() as patch:

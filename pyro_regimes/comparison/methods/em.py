@@ -75,7 +75,8 @@ def _run(
     em = TimedEM(model, guide, workspace)
     result = em.run(task.data, num_steps=num_steps, tol=task.tol)
     seconds = em.seconds
-    task.tell(method, result.num_steps, num_steps, -result.history[-1])
+    # Of as many steps as it took: it has ended, and the rest of num_steps does not follow.
+    task.tell(method, result.num_steps, result.num_steps, -result.history[-1])
     return {
         "num_steps": result.num_steps,
         "num_passes": result.num_e_steps,

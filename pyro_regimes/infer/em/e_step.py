@@ -13,7 +13,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_regimes.chain.counts import ChainCounts
-from pyro_regimes.distributions import RegimeHMM, observation
+from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
@@ -91,7 +92,7 @@ class Expected(NamedTuple):
         family = self.data.site.family
         if family is None or names.isdisjoint(each.name for each in family.arguments):
             return None
-        found = family.statistics(self._observed(), arguments, names)
+        found = entries.statistics(family, self._observed(), arguments, names)
         if not hasattr(found, "_fields"):
             raise TypeError(
                 f"expected {type(family).__name__}.statistics to return a NamedTuple of tensors, "
@@ -119,16 +120,16 @@ class Expected(NamedTuple):
         if site.observation_mask is not None:
             mask = torch.as_tensor(site.observation_mask, device=gamma.device).to(gamma.dtype)
             gamma = torch.where(mask == 0, 0.0, gamma * mask)
-        entries = None
+        gone = None
         if data.missing is not None:
-            rows, entries = observation.missing_parts(data.missing, event_dim)
+            rows, gone = entries.parts_of(data.missing, event_dim)
             gamma = torch.where(rows.unsqueeze(-1), 0.0, gamma)
         value = data.value.to(gamma.dtype).unsqueeze(-1 - event_dim)  # (..., T, 1, *event)
         # As many batch dims as the weights have: a family tells the event's dims by the difference.
         value = value[(None,) * (gamma.dim() + event_dim - value.dim())]
-        if entries is not None:
-            entries = entries.unsqueeze(-1 - event_dim).expand(value.shape)
-        return Observed(value, gamma, site.varies, entries)
+        if gone is not None:
+            gone = gone.unsqueeze(-1 - event_dim).expand(value.shape)
+        return Observed(value, gamma, site.varies, gone)
 
 
 def check_finite(site: Site) -> None:
@@ -203,7 +204,7 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     if site.family is None:  # no closed form updates it
         return data.chain[2].detach()
     event_dim = len(site.hmm.observation_dist.event_shape)
-    logits = observation.of_family(site.family, data.value, arguments, event_dim, data.missing)
+    logits = entries.log_prob(site.family, data.value, arguments, event_dim, data.missing)
     if site.observation_mask is not None:
         logits = scale_and_mask(logits, mask=site.observation_mask)
     logits = site.hmm._restricted(logits)

@@ -10,12 +10,11 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import torch
 
-from pyro_regimes.distributions.checks import shown
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
-from pyro_regimes.infer.em.engines import fused_gaussian
+from pyro_regimes.infer.em.engines import fused_gaussian, fused_linear
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
@@ -28,6 +27,7 @@ from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
+from pyro_regimes.messages import shown
 
 __all__ = ["EM", "EMResult"]
 
@@ -267,12 +267,12 @@ class EM:
             if loop.num_steps:
                 session.write(loop.now.params, loop.now.leaves)
 
-        def shown(number: int, loss: float) -> None:
+        def written(number: int, loss: float) -> None:
             keep()
             assert callback is not None
             session.call_back(callback, number, loss)
 
-        report = shown if callback is not None and self._shows_parameters else callback
+        report = written if callback is not None and self._shows_parameters else callback
         undisturbed.undo = keep  # if an error or an interrupt ends the run
         try:
             self._iterate(loop, num_steps, tol, report)
@@ -296,6 +296,9 @@ class EM:
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
         fused, tensors = fused_gaussian.find(problem, start), TensorEngine(problem)
+        families = [data.site.family for data in problem.sites.values()]
+        if any(family is not None and family.linear is not None for family in families):
+            fused = fused_linear.find(problem, start, extrapolates)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
             return tensors

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.recognise.plan import Plan, Use
 from pyro_regimes.infer.tracing import Run, Site, num_own_dims
 from pyro_regimes.kernels import ops
 
@@ -56,10 +56,10 @@ def batch_shape(site: Site) -> torch.Size:
     return ops.broadcast(site.hmm.batch_shape, data)
 
 
-def _cells_by_sequence(assignment: Assignment, use: Use, site: Site) -> Tensor:
+def _cells_by_sequence(use: Use, site: Site) -> Tensor:
     """The cells that each sequence uses, ``(sequences, uses)``."""
-    tail = num_own_dims(assignment.argument, site)
-    lead = site.slots[use.argument].lead
+    slot = site.slots[use.argument]
+    tail, lead = num_own_dims(slot.argument, site), slot.lead
     lead = torch.Size([1] * (tail - len(lead))) + lead
     shape = batch_shape(site)
     uses = lead[len(lead) - tail :]
@@ -101,7 +101,7 @@ def find_groups(plan: Plan, run: Run) -> Groups:
     links = []
     for each in plan.assignments:
         for use in each.uses:
-            table = _cells_by_sequence(each, use, run.sites[use.site])
+            table = _cells_by_sequence(use, run.sites[use.site])
             sequence, column = (table >= 0).nonzero(as_tuple=True)
             links.append((each.name, use.site, sequence, table[sequence, column]))
     moving = True

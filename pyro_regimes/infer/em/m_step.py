@@ -76,7 +76,10 @@ class Collected:
             if again is not None:
                 if some and isinstance(accurate, Tensor):  # no block depends on the others
                     again = family.merge(accurate, found.emission, again)
-                found = found._replace(emission=again, names=found.names | {argument.name})
+                found = found._replace(
+                    emission=family.renew(found.emission, again),
+                    names=found.names | {argument.name},
+                )
                 self._found[site] = found
         if joint and argument.joint is not None:
             return argument.joint.reduce(found.emission, given)

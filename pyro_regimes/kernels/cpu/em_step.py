@@ -1,7 +1,8 @@
-r"""The loops of an EM step of a Gaussian hidden Markov model on arrays.
+r"""The loops of an EM step of a hidden Markov model on arrays.
 
-Densities, the E-step and weighted moments are the kernels that every model uses. :func:`prepare`
-and :func:`maximise` run before and after them, for P independent models at once. A whole step on
+Densities, the E-step and weighted sums are the kernels that every model uses. Of Gaussian
+observations :func:`prepare` and :func:`maximise` run before and after them, and of others
+:func:`prepare_chain` and :func:`maximise_chain`, for P independent models at once. A whole step on
 arrays avoids tensor operations: a few hundred short operations take longer than the kernels do for
 some thousand observations.
 """
@@ -16,10 +17,22 @@ import numpy as np
 from pyro_regimes.kernels.cpu.densities import fill_log_density
 from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.launch import sweep_arrays
-from pyro_regimes.kernels.cpu.m_step import cholesky, maximise
+from pyro_regimes.kernels.cpu.linear import fill_lookups, fill_products, sum_lookups
+from pyro_regimes.kernels.cpu.m_step import cholesky, maximise, maximise_chain
 from pyro_regimes.kernels.cpu.moments import sum_moments
 
-__all__ = ["fill_log_density", "maximise", "prepare", "sum_moments", "sweep_arrays"]
+__all__ = [
+    "fill_log_density",
+    "fill_lookups",
+    "fill_products",
+    "maximise",
+    "maximise_chain",
+    "prepare",
+    "prepare_chain",
+    "sum_lookups",
+    "sum_moments",
+    "sweep_arrays",
+]
 
 
 @compiled
@@ -59,6 +72,38 @@ def _log_prior(probs: Any, pseudo: Any) -> float:
 
 
 @compiled
+def prepare_chain(
+    initial: Any,  # (P, K)
+    transition: Any,  # (P, K, K)
+    pseudo_initial: Any,  # (P, K): the Dirichlet priors' concentrations, less one
+    pseudo_transition: Any,  # (P, K, K)
+    log_initial: Any,  # (P or N, K)
+    log_transition: Any,  # (P or N, 1, K, K)
+    log_prior: Any,  # (P,)
+) -> None:
+    """The logits of the chain, and the log density of its priors."""
+    num_states = initial.shape[1]
+    each = len(log_initial) // len(initial)
+    for p in range(len(initial)):
+        log_prior[p] = _log_prior(initial[p], pseudo_initial[p])
+        for i in range(num_states):
+            log_prior[p] += _log_prior(transition[p, i], pseudo_transition[p, i])
+    for n in range(len(log_initial)):
+        p = n // each
+        total = 0.0
+        for i in range(num_states):
+            total += initial[p, i]
+        for i in range(num_states):
+            row = 0.0
+            for j in range(num_states):
+                row += transition[p, i, j]
+            log_initial[n, i] = math.log(initial[p, i] / total) if initial[p, i] > 0 else -np.inf
+            for j in range(num_states):
+                entry = transition[p, i, j]
+                log_transition[n, 0, i, j] = math.log(entry / row) if entry > 0 else -np.inf
+
+
+@compiled
 def prepare(
     initial: Any,  # (P, K)
     transition: Any,  # (P, K, K)
@@ -77,28 +122,16 @@ def prepare(
 
     :return: whether those of all models are.
     """
-    num_states = initial.shape[1]
+    pseudo = (pseudo_initial, pseudo_transition)
+    prepare_chain(initial, transition, *pseudo, log_initial, log_transition, log_prior)
     each = len(log_initial) // len(initial)
     whole = True
     for p in range(len(initial)):
         sound[p] = True
-        log_prior[p] = _log_prior(initial[p], pseudo_initial[p])
-        for i in range(num_states):
-            log_prior[p] += _log_prior(transition[p, i], pseudo_transition[p, i])
     for n in range(len(log_initial)):
         p = n // each
-        total = 0.0
-        for i in range(num_states):
-            total += initial[p, i]
-        for i in range(num_states):
-            row = 0.0
-            for j in range(num_states):
-                row += transition[p, i, j]
-            log_initial[n, i] = math.log(initial[p, i] / total) if initial[p, i] > 0 else -np.inf
-            for j in range(num_states):
-                entry = transition[p, i, j]
-                log_transition[n, 0, i, j] = math.log(entry / row) if entry > 0 else -np.inf
-            for d in range(loc.shape[2]):  # numba takes a second to compile an array's assignment
+        for i in range(loc.shape[1]):  # numba takes a second to compile an array's assignment
+            for d in range(loc.shape[2]):
                 mean[n, i, d] = loc[p, i, d]
         if not _factorise(spread[p], factor[n]):
             sound[p] = whole = False

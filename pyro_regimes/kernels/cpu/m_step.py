@@ -1,4 +1,7 @@
-r"""The M-step of a Gaussian hidden Markov model on arrays, for P independent models at once.
+r"""The M-step of a hidden Markov model on arrays, for P independent models at once.
+
+:func:`maximise` is that of a model of Gaussian observations, and :func:`maximise_chain` that of
+the chain alone.
 
 A spread is a covariance matrix for each state, ``(K, D, D)``, or a variance for each state and
 series, ``(K, D, 1)``. Its *blocks* are the matrices, ``(K, 1)``, or the variances, ``(K, D)``.
@@ -77,6 +80,40 @@ def _maximise_chain(
         if free_rows[k] and not _share(counts[k], old_transition[k], tiny, transition[k]):
             return False
     return True
+
+
+@compiled
+def maximise_chain(
+    starts: Any,  # (P, K), expected counts, with those of priors
+    counts: Any,  # (P, K, K), likewise
+    old_initial: Any,  # (P, K)
+    old_transition: Any,  # (P, K, K)
+    free_initial: bool,
+    free_rows: Any,  # (K,)
+    tiny: float,
+    initial: Any,
+    transition: Any,
+    ordinary: Any,  # (P,)
+) -> bool:
+    """The M-step of the chain alone, and of which models it is ordinary.
+
+    :return: whether of all.
+    """
+    whole = True
+    for p in range(len(initial)):
+        ordinary[p] = _maximise_chain(
+            starts[p],
+            counts[p],
+            old_initial[p],
+            old_transition[p],
+            free_initial,
+            free_rows,
+            tiny,
+            initial[p],
+            transition[p],
+        )
+        whole = whole and ordinary[p]
+    return whole
 
 
 @compiled

@@ -14,8 +14,8 @@ import numpy as np
 
 from pyro_regimes.infer.em import loop
 from pyro_regimes.infer.em.ascent import Ascent, fallen, keep_held, rounding
-from pyro_regimes.infer.em.engines.fused_gaussian import FusedEngine
-from pyro_regimes.infer.em.engines.gaussian_steps import Parameters, Step
+from pyro_regimes.infer.em.engines.chain_steps import Parameters, Step
+from pyro_regimes.infer.em.engines.fused import FusedEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.problem import (
     Array,
@@ -263,12 +263,12 @@ class RelayEngine:
 
     def description(self) -> str:
         """Which engines have made the iterations, for ``em.plan``."""
-        compiled = "compiled iterations of a Gaussian model"
+        compiled = f"compiled iterations of {self._fused.what}"
         if self._extrapolates:
             compiled += ", every other one extrapolated"
         if not self.has_moved.any():
             return compiled
-        why = "not ordinary (a floor, a state without data, or a covariance near singularity)"
+        why = f"not ordinary ({self._fused.troubles})"
         if len(self.has_moved) == 1:
             return f"{compiled}, then tensor operations, as a step was {why}"
         return (

@@ -22,6 +22,8 @@ from pyro_regimes.infer.tracing import Run
 
 def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
     """Pickle an argument by reference: two are the same only if they are the same object."""
+    if argument.rebuild is not None:
+        return argument.rebuild
     for kind in (None, "stationary"):
         if _chain_argument(kind, argument.name) is argument:
             return _argument_of, (kind, argument.name)

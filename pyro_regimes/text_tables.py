@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def text_table(
-    title: str, labels: Sequence[str], columns: dict[str, list[str]], width: int
+    title: str, labels: Sequence[str], columns: Iterable[tuple[str, Sequence[str]]], width: int
 ) -> str:
     """A table with a label for each row; columns that do not fit into the width follow below.
 
     :param title: stands above the labels.
+    :param columns: the name and the cells of each.
     """
     first = [title, *labels]
     first_width = max(map(len, first))
     blocks: list[list[str]] = []
     used = width + 1
-    for name, cells in columns.items():
+    for name, cells in columns:
         size = 2 + max(map(len, [name, *cells]))
         if used + size > width or not blocks:
             blocks.append([label.ljust(first_width) for label in first])

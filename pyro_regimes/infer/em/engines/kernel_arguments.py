@@ -1,4 +1,4 @@
-"""The arguments of a Gaussian chain as the arrays of its kernel, and the parameters they hold."""
+"""The arguments of a chain as the arrays of its kernel, and the parameters they hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes import chain
 from pyro_regimes.emissions import multivariate_normal as mvn
 from pyro_regimes.emissions import normal
 from pyro_regimes.emissions.base import Argument, blocks
@@ -38,7 +37,7 @@ def _gram(factor: Tensor) -> Tensor:
 
 
 class _Form(NamedTuple):
-    """How the kernel takes an argument: probabilities, locations, covariances or variances."""
+    """How the kernel takes an argument: probabilities, locations, covariances, variances, rates."""
 
     to_kernel: Map
     #: from the kernel's form to that of :meth:`Argument.maximise`, of which a link is the inverse
@@ -46,13 +45,15 @@ class _Form(NamedTuple):
 
 
 _FORMS: dict[Argument, _Form] = {
-    **{each: _Form(each.canonical, _itself) for each in chain.ARGUMENTS.values()},
-    mvn.LOC: _Form(_itself, _itself),
     mvn.COVARIANCE_MATRIX: _Form(_itself, _itself),
     mvn.SCALE_TRIL: _Form(_gram, _FACTOR.inverse),
-    normal.LOC: _Form(_itself, _itself),
     normal.SCALE: _Form(torch.square, torch.sqrt),
 }
+
+
+def _form(argument: Argument) -> _Form:
+    """By default that of :meth:`Argument.maximise`, of which a probability has one for logits."""
+    return _FORMS.get(argument) or _Form(argument.canonical, _itself)
 
 
 class Held(NamedTuple):
@@ -106,7 +107,7 @@ class Part:
     def write(self, value: Array, like: Params) -> Params:
         """The parameters that give the argument a value, in the kernel's form."""
         params = {}
-        form = _FORMS[self.argument].from_kernel(torch.from_numpy(value))
+        form = _form(self.argument).from_kernel(torch.from_numpy(value))
         every = blocks(form, self.argument.event_dim)
         for each in self.held:
             name, link = each.assignment.name, each.assignment.link
@@ -150,7 +151,7 @@ def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Par
     is_constant = all(size in (1, wanted) for size, wanted in zip(rest, tail, strict=True))
     if count is None or not is_constant:
         return None
-    value = _FORMS[argument].to_kernel(slot.value.detach().double()).numpy()
+    value = _form(argument).to_kernel(slot.value.detach().double()).numpy()
 
     def of_models(blocks: npt.NDArray[Any], block: tuple[int, ...]) -> npt.NDArray[Any]:
         blocks = blocks.reshape((count, *rest, *block))

@@ -1,0 +1,143 @@
+r"""EM steps on arrays where the density is linear in functions of the observation.
+
+The functions, the coefficients and the updates are those of the family (:class:`.Linear`); the
+functions of the data are computed once. The loops over the data are compiled. What has the size of
+an argument is left to the family, in a few tensor operations.
+
+A step is ordinary if that of the chain is (:mod:`.chain_steps`), and if the new argument is valid
+and all coefficients by which numbers are multiplied are finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import Argument, Linear, apply, blocks
+from pyro_regimes.infer.em.engines.chain_steps import (
+    Array,
+    ChainEM,
+    Flags,
+    Parameters,
+    Pseudo,
+    Step,
+    of_models,
+)
+
+
+class Updates(NamedTuple):
+    """What the M-step sets, alike in all models. Everything else is held fixed."""
+
+    initial: bool  #: whether the initial probabilities
+    rows: Flags  #: rows of the transition matrix, ``(K,)``
+    blocks: Tensor | None  #: blocks of the observations' argument, ``(B,)``; None for all
+
+
+class Emission(NamedTuple):
+    """How the observations depend on their argument."""
+
+    linear: Linear
+    argument: Argument
+    event_shape: torch.Size
+    dtype: torch.dtype  #: of the argument
+
+
+class LinearEM(ChainEM):
+    """EM steps for N sequences of P independent models, N / P to each in turn.
+
+    :param value: the functions of the data, ``(V, T, S)``, or rows of the table, ``(V, T, D)``:
+        that of element d and category c is d C + c, and the last one, D C, is for missing
+        observations.
+    :param like: parameters of the P models: probabilities, and the argument of the observations
+        ``(P, K, *event, *block)``.
+    :param dtype: that of densities, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        value: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        like: Parameters,
+        updates: Updates,
+        pseudo: Pseudo,
+        emission: Emission,
+        dtype: Any,
+    ) -> None:
+        super().__init__(value, lengths, like, pseudo, dtype, ())
+        self._updates, self._emission = updates, emission
+        self._tiny = float(np.finfo(dtype).tiny)
+        self._nowhere = np.zeros((1, 1, value.shape[-1]))
+        natural = emission.linear.natural(torch.from_numpy(like[2]), len(emission.event_shape))
+        self._num_rows = 1 + natural[0, 0].numel()  # of a table
+
+    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
+        """See :meth:`.ChainEM.step`."""
+        rows = self._rows if models is None else self._select(models)
+        initial, transition, argument = parameters
+        kernels, num_models = self._kernels, len(initial)
+        density, smoothed, moved, log_likelihood, redo = rows.work
+        pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
+        kernels.prepare_chain(initial, transition, *pseudo, *rows.prepared, log_prior)
+        natural = self._emission.linear.natural(
+            torch.from_numpy(argument), len(self._emission.event_shape)
+        )
+        is_sound = self._fill_density(rows.pair, natural)
+        logits = (*rows.prepared, density, rows.lengths)
+        kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
+        starts, counts = (of_models(each, num_models) for each in (smoothed[:, 0], moved[:, 0]))
+        given = starts + pseudo[0], counts + pseudo[1], initial, transition, *self._updates[:2]
+        new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(num_models, np.bool_)
+        kernels.maximise_chain(*given, self._tiny, *new[:2], ordinary)
+        sums = self._sums(rows.value, smoothed, num_models)
+        ordinary &= self._maximise(argument, sums.reshape(natural.shape), new[2])
+        total = log_prior + rows.pseudo.constant + of_models(log_likelihood, num_models)
+        if not is_sound.all():
+            total[~is_sound] = np.nan
+            ordinary &= is_sound
+        return Step(total, new, ordinary, bool(ordinary.all()))
+
+    def _fill_density(
+        self, pair: tuple[npt.NDArray[Any], npt.NDArray[Any]], natural: Tensor
+    ) -> Flags:
+        """Fill the densities; of which models they are known, ``(P,)``."""
+        if self._emission.linear.is_table:
+            table = np.zeros((len(natural), self._num_rows, natural.shape[1]))
+            table[:, :-1] = natural.flatten(2).mT.numpy()
+            self._kernels.fill_lookups(pair[0], table, pair[1])
+            return np.ones(len(natural), dtype=np.bool_)
+        self._kernels.fill_products(pair[0], natural.contiguous().numpy(), pair[1])
+        finite: Flags = natural.isfinite().flatten(1).all(-1).numpy()
+        return finite
+
+    def _sums(self, value: npt.NDArray[Any], weights: npt.NDArray[Any], num_models: int) -> Array:
+        """The expected sums of the functions of the data, ``(P, K, S)``."""
+        if self._emission.linear.is_table:
+            sums = self._kernels.sum_lookups(value, weights, num_models, self._num_rows)
+            return sums[:, :-1].swapaxes(1, 2)
+        sums = self._kernels.sum_moments(value, weights, self._nowhere, None, (0, 0))[1]
+        return of_models(sums, num_models)
+
+    def _maximise(self, old: Array, sums: Array, new: Array) -> Flags:
+        """Fill the new argument; of which models it is valid, ``(P,)``.
+
+        :param sums: of the shape of the coefficients.
+        """
+        linear, argument, event_shape, dtype = self._emission
+        stats = linear.statistics(torch.from_numpy(sums), event_shape)
+        num_lead = old.ndim - argument.event_dim
+        stats = argument.reduce(stats, {}, False)
+        pooled = apply(lambda part: blocks(part, part.dim() - num_lead), stats)
+        now = blocks(torch.from_numpy(old), argument.event_dim)
+        found = argument.maximise(pooled, now.to(dtype), 0.0).to(dtype)
+        valid = ~found.isnan() & argument.sound(found)
+        found = found.double()
+        if self._updates.blocks is not None:
+            free = self._updates.blocks.repeat(len(old)).reshape((-1,) + (1,) * argument.event_dim)
+            found, valid = torch.where(free, found, now), valid | ~free
+        new[:] = found.reshape(old.shape).numpy()
+        flags: Flags = valid.reshape(len(old), -1).all(-1).numpy()
+        return flags

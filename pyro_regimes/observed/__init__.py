@@ -1,0 +1,1 @@
+"""Distributions of observations that torch and Pyro lack; :mod:`.distributions` exports them."""
