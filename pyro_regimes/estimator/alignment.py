@@ -21,12 +21,14 @@ from pyro_regimes.estimator.mask import masked
 from pyro_regimes.estimator.naming import reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import regime_hmm, to_arguments
-from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.spacing import row_logits
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.states import Bools
 from pyro_regimes.kernels import ops
 
 _MOST_PERMUTED = 4  # regimes of which all orders are tried; of more, exchanges of two
+_CPU = torch.device("cpu")
 
 
 class Known(NamedTuple):
@@ -76,14 +78,13 @@ def _permuted(
     """The starts with the regimes of each in the order of the highest likelihood."""
     x, lengths = pad(data, sizes, dtype=dtype, device=device)
     num_states = starts.initial_probs.shape[-1]
-    beside = known.annotations.of_model(sizes, dtype=dtype, device=device)
-    allowed = beside.get("allowed_states")
+    beside = known.annotations.of_distribution(sizes, dtype=dtype, device=device)
     aligned = []
     for index in range(len(starts.initial_probs)):
         start = starts.select(index)
         arguments = to_arguments(start, spec, dtype=dtype, device=device)
         _, _, densities, _ = regime_hmm(arguments, spec, lengths)._chain(x)
-        likelihood = partial(_likelihood, start, known, densities, lengths, allowed)
+        likelihood = partial(_likelihood, start, known, densities, lengths, beside)
         order = np.array(best_order(likelihood, num_states))
         aligned.append(reordered(start, spec, order))
     return Parameters.stack(aligned)
@@ -94,7 +95,7 @@ def _likelihood(
     known: Known,
     densities: Tensor,
     lengths: Tensor | None,
-    allowed: Tensor | None,
+    beside: Mapping[str, Tensor],
     order: Sequence[int],
 ) -> float:
     """The log-likelihood of a start with its regimes in another order.
@@ -106,10 +107,40 @@ def _likelihood(
     own = masked(start.transition_matrix[np.ix_(picked, picked)], known.mask)
     matrix = known.values.get("transition_matrix", own)
     logits = densities[..., picked]
-    if allowed is not None:
-        logits = torch.where(allowed, logits, -torch.inf)
+    if "allowed_states" in beside:
+        logits = torch.where(beside["allowed_states"], logits, -torch.inf)
     first, moves = (torch.from_numpy(probs).to(logits).log() for probs in (initial, matrix[None]))
+    moves = row_logits(moves, beside, lengths)
     return known.annotations.total(ops.log_likelihood(first, moves, logits, lengths))
+
+
+def check_possible(
+    known: Known, sizes: list[int], num_states: int, row_name: Callable[[int], str]
+) -> None:
+    """Check that some path of allowed regimes has a positive probability.
+
+    :param row_name: the name of a row, from its number.
+    :raises ValueError: if none has, with the first row where it ends.
+    """
+    given = known.values.get("initial_probs"), known.values.get("transition_matrix", known.mask)
+    if known.annotations.allowed is None or all(each is None for each in given):
+        return
+    beside = known.annotations.of_distribution(sizes, dtype=torch.float64, device=_CPU)
+    _, lengths = pad(known.annotations.allowed, sizes, dtype=torch.bool, device=_CPU)
+    first = np.ones(num_states) if given[0] is None else given[0] > 0
+    moves = np.ones((num_states, num_states)) if given[1] is None else given[1] > 0
+    logits = torch.where(beside["allowed_states"], 0.0, -torch.inf).double()
+    initial, transition = (
+        torch.from_numpy(each / each.sum(-1, keepdims=True)).log() for each in (first, moves[None])
+    )
+    chain = initial, row_logits(transition, beside, lengths), logits, lengths
+    reached = unpad(ops.filter_probs(*chain).filtered_probs, sizes)
+    ends = np.flatnonzero(reached.sum(-1) == 0)
+    if len(ends):
+        raise ValueError(
+            "expected states that the initial and transition probabilities allow, got an "
+            f"impossible sequence of states at row {row_name(int(ends[0]))}"
+        )
 
 
 def best_order(score: Callable[[Sequence[int]], float], size: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
 from pyro_regimes.messages import shown
 
@@ -21,6 +22,7 @@ class Annotations(NamedTuple):
 
     allowed: Bools | None = None  #: the regimes that each row may have, ``(T, K)``
     weights: Array | None = None  #: of each sequence, ``(N,)``, positive
+    gaps: Steps | None = None  #: the steps from the row before to each row, ``(T,)``
 
     @property
     def are_complete(self) -> bool:
@@ -59,6 +61,17 @@ class Annotations(NamedTuple):
         if self.weights is not None:
             weights = self.weights if len(sizes) > 1 else self.weights[0]
             found["weights"] = torch.tensor(weights, dtype=dtype, device=device)
+        if self.gaps is not None:
+            steps, _ = pad(self.gaps, sizes, dtype=torch.int64, device=device)
+            found["gaps"] = steps[..., 1:]
+        return found
+
+    def of_distribution(
+        self, sizes: list[int], *, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Those of them that are arguments of the distribution of whole sequences."""
+        found = self.of_model(sizes, dtype=dtype, device=device)
+        found.pop("weights", None)
         return found
 
 
@@ -120,24 +133,28 @@ def annotate(
     *,
     states: Any = None,
     sample_weight: Any = None,
+    gaps: Any = None,
     to_fit: bool = False,
 ) -> Present:
     """Read what is known of data, and leave out the sequences of weight 0: they are as if absent.
 
-    :param states: as in :meth:`.RegimeModel.fit`, and ``sample_weight``.
+    :param states: as in :meth:`.RegimeModel.fit`, and ``sample_weight`` and ``gaps``.
     :param X: the data as the user gave them.
     :param to_fit: as in :func:`.read_states`.
     :raises ValueError: if they are not valid.
     """
     allowed = read_states(states, X, sizes, n_regimes, to_fit=to_fit)
     weights = read_weights(sample_weight, sizes)
-    annotations = Annotations(allowed, weights)
+    steps = read_gaps(gaps, X, sizes)
+    annotations = Annotations(allowed, weights, steps)
     if weights is None or weights.all():
         return Present(data, sizes, annotations, np.arange(len(data)))
     kept = weights > 0
     rows = np.flatnonzero(np.repeat(kept, sizes))
     weights = weights[kept]
     annotations = Annotations(
-        None if allowed is None else allowed[rows], None if (weights == 1).all() else weights
+        None if allowed is None else allowed[rows],
+        None if (weights == 1).all() else weights,
+        None if steps is None or (steps[rows] == 1).all() else steps[rows],
     )
     return Present(data[rows], np.asarray(sizes)[kept].tolist(), annotations, rows)

@@ -131,6 +131,6 @@ class FittedHMM(NamedTuple):
                 self.first_probs, dtype=self.dtype, device=self.device
             )
         where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        allowed = self.annotations.of_model(sizes, **where).get("allowed_states")
-        hmm = regime_hmm(arguments, self.spec, lengths, allowed)
+        beside = self.annotations.of_distribution(sizes, **where)
+        hmm = regime_hmm(arguments, self.spec, lengths, **beside)
         return hmm, x, lengths, units.log_jacobian(self.annotations.num_rows(sizes))

@@ -60,6 +60,7 @@ class FittedModel(BaseEstimator):
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
         states: Any = None,
+        gaps: Any = None,
     ) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), given the whole sequence.
 
@@ -75,10 +76,13 @@ class FittedModel(BaseEstimator):
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Give it instead of ``start``.
         :param states: known regimes of rows, as in :meth:`fit`.
+        :param gaps: the number of steps between rows, as in :meth:`fit`.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
-        return self.decode(X, lengths=lengths, start=start, after=after, states=states)[1]
+        return self.decode(
+            X, lengths=lengths, start=start, after=after, states=states, gaps=gaps
+        )[1]
 
     def predict_proba(
         self,
@@ -89,6 +93,7 @@ class FittedModel(BaseEstimator):
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
         states: Any = None,
+        gaps: Any = None,
     ) -> Array:
         """Probability of each regime at each step.
 
@@ -101,6 +106,7 @@ class FittedModel(BaseEstimator):
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: ``(T, K)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -108,7 +114,7 @@ class FittedModel(BaseEstimator):
         kind, lengths = choice_and_lengths("kind", args, kind, lengths)
         kind = "smoothed" if kind is None else kind
         validation.one_of("kind", kind, ("smoothed", "filtered"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.posterior(data, sizes, kind)[1]
 
     def decode(
@@ -120,6 +126,7 @@ class FittedModel(BaseEstimator):
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
         states: Any = None,
+        gaps: Any = None,
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
@@ -133,6 +140,7 @@ class FittedModel(BaseEstimator):
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -140,7 +148,7 @@ class FittedModel(BaseEstimator):
         algorithm, lengths = choice_and_lengths("algorithm", args, algorithm, lengths)
         algorithm = "viterbi" if algorithm is None else algorithm
         validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.decode(data, sizes, algorithm)
 
     def score(
@@ -153,6 +161,7 @@ class FittedModel(BaseEstimator):
         after: npt.ArrayLike | None = None,
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> float:
         """The log-likelihood of X, summed over all steps and sequences.
 
@@ -164,11 +173,14 @@ class FittedModel(BaseEstimator):
         :param states: as in :meth:`predict`. The result is then the log-probability of X together
             with a path of these regimes.
         :param sample_weight: as in :meth:`fit`.
+        :param gaps: as in :meth:`predict`.
         :return: log p(x).
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after, y, states, sample_weight)
+        hmm, data, sizes = self._hmm_of(
+            X, lengths, start, after, y, states, sample_weight, gaps
+        )
         return hmm.log_likelihood(data, sizes)
 
     def score_samples(
@@ -178,6 +190,7 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> Array:
         r"""The log-density of each row given the rows before it; they sum to :meth:`score`.
 
@@ -187,11 +200,12 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: ``(T,)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, gaps=gaps)
         return hmm.score_samples(data, sizes)
 
     def aic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
@@ -288,6 +302,7 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> Forecast:
         """Forecast the marginal distribution of each of the observations that follow a sequence.
 
@@ -295,12 +310,13 @@ class FittedModel(BaseEstimator):
         :param n_steps: number of steps, at least 1.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
-        hmm, data, sizes = self._hmm_of(X, None, start, after)
+        hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
                 f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
@@ -416,12 +432,13 @@ class FittedModel(BaseEstimator):
         y: Any = None,
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> tuple[FittedHMM, Array, list[int]]:
         """The fitted model with the initial probabilities of X, its rows and its sizes."""
         data, sizes = validation.check_data(self, X, lengths, y)
         n_regimes = len(self.regime_names_)
         data, sizes, annotations, _ = annotate(
-            data, sizes, X, n_regimes, states=states, sample_weight=sample_weight
+            data, sizes, X, n_regimes, states=states, sample_weight=sample_weight, gaps=gaps
         )
         hmm = self._hmm()._replace(annotations=annotations)
         first_probs = initial_probs(

@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.estimator import problems
-from pyro_regimes.estimator.alignment import Known, align_starts
+from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
@@ -18,7 +18,6 @@ from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
-from pyro_regimes.estimator.states import check_possible
 from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.estimator.validation import Settings
@@ -62,10 +61,8 @@ def fit_regimes(
         be computed.
     """
     given = settings.given
-    if annotations.allowed is not None:
-        matrix = given.values.get("transition_matrix", settings.transition_mask)
-        first = given.values.get("initial_probs")
-        check_possible(annotations.allowed, sizes, first, matrix, row_name)
+    known = Known(annotations, settings.transition_mask, given.values)
+    check_possible(known, sizes, settings.n_regimes, row_name)
     units, min_eigenvalue = _units_and_floor(data, spec, settings)
     z, offset = units.scale(data), units.log_jacobian(annotations.num_rows(sizes))
     least = spec.collapsed_variance(z, settings.dtype)
@@ -73,7 +70,6 @@ def fit_regimes(
     is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
     num_starts = 1 if is_one else settings.n_init
     starts = _starts(data, units, num_starts, spec, settings, rng)
-    known = Known(annotations, settings.transition_mask, given.values)
     starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
     starts = given.into(starts, spec, units)
     stickiness = settings.stickiness

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -94,15 +94,18 @@ def regime_hmm(
     arguments: Mapping[str, Tensor],
     spec: Spec,
     lengths: Tensor | None = None,
-    allowed_states: Tensor | None = None,
+    **beside: Any,
 ) -> RegimeHMM:
-    """Build the distribution of whole sequences."""
+    """Build the distribution of whole sequences.
+
+    :param beside: further arguments of it.
+    """
     return RegimeHMM(
         initial_probs=arguments["initial_probs"],
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
         lengths=lengths,
-        allowed_states=allowed_states,
+        **beside,
     )
 
 
@@ -125,8 +128,8 @@ def pyro_model(
     :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
         matrix is a latent site, whose point :func:`.sticky_guide` has.
     :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
-        true ``lengths`` ``(N,)``; optionally of ``allowed_states`` ``(..., T, K)`` and of
-        ``weights`` ``(N,)``. Its one sample site is "observations".
+        true ``lengths`` ``(N,)``; optionally of ``allowed_states`` ``(..., T, K)``,
+        ``weights`` ``(N,)`` and ``gaps`` ``(..., T-1)``. Its one sample site is "observations".
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -139,6 +142,7 @@ def pyro_model(
         lengths: Tensor | None = None,
         allowed_states: Tensor | None = None,
         weights: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
@@ -154,7 +158,7 @@ def pyro_model(
             held["transition_probs"] = pyro.sample(SITE, whole)
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
-        hmm = regime_hmm(held, spec, lengths, allowed_states)
+        hmm = regime_hmm(held, spec, lengths, allowed_states=allowed_states, gaps=gaps)
         data_dims = x.dim() - 2
         with ExitStack() as plates:
             batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])

@@ -231,6 +231,7 @@ class RegimeModel(FittedModel):
         callback: Callable[[int, float], None] | None = None,
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a private parameter store.
 
@@ -254,6 +255,9 @@ class RegimeModel(FittedModel):
         :param sample_weight: a non-negative weight for each sequence, or for each row and equal
             within each sequence. A sequence of weight 2 counts as if it were there twice; one of
             weight 0 is ignored.
+        :param gaps: for rows that are not equally spaced: the number of steps since the row before,
+            a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
+            ignored. A gap of g steps is as g - 1 missing rows, exactly. In the forms of ``states``.
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
@@ -262,7 +266,7 @@ class RegimeModel(FittedModel):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
-        beside = {"states": states, "sample_weight": sample_weight}
+        beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
         data, sizes, annotations, _ = found
         spec = self._spec(self.covariance_type)
@@ -376,6 +380,7 @@ class RegimeModel(FittedModel):
         lengths: npt.ArrayLike | None = None,
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> npt.NDArray[np.int64]:
         """Fit, and return the most likely path of regimes of the training data.
 
@@ -384,11 +389,12 @@ class RegimeModel(FittedModel):
         :param lengths: as in :meth:`fit`.
         :param states: as in :meth:`fit`.
         :param sample_weight: as in :meth:`fit`.
+        :param gaps: as in :meth:`fit`.
         :return: ``(T,)``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        self.fit(X, y, lengths=lengths, states=states, sample_weight=sample_weight)
-        hmm, data, sizes = self._hmm_of(X, lengths, y=y, states=states)
+        self.fit(X, y, lengths=lengths, states=states, sample_weight=sample_weight, gaps=gaps)
+        hmm, data, sizes = self._hmm_of(X, lengths, y=y, states=states, gaps=gaps)
         return hmm.decode(data, sizes, "viterbi")[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:

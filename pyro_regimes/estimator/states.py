@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pyro_regimes.estimator.by_row import by_row
-from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.sequences import pad, unpad
-from pyro_regimes.kernels import ops
 
 Bools = npt.NDArray[np.bool_]
 
@@ -83,36 +78,3 @@ def _numbers(values: npt.NDArray[Any], n_regimes: int) -> npt.NDArray[np.int64]:
             f"{values[wrong[0]]} at row {wrong[0]}"
         )
     return values.astype(np.int64)
-
-
-def check_possible(
-    allowed: Bools,
-    sizes: list[int],
-    initial_probs: Array | None,
-    transition_matrix: Array | Bools | None,
-    row_name: Callable[[int], str],
-) -> None:
-    """Check that some path of allowed regimes has a positive probability.
-
-    :param allowed: ``(T, K)``.
-    :param initial_probs: given ones, of which some may be 0; None allows all.
-    :param transition_matrix: a given one, or the transitions that are allowed, likewise.
-    :param row_name: the name of a row, from its number.
-    :raises ValueError: if none has, with the first row where it ends.
-    """
-    if initial_probs is None and transition_matrix is None:
-        return
-    num_states = allowed.shape[-1]
-    initial = np.ones(num_states) if initial_probs is None else initial_probs
-    matrix = np.ones((num_states, num_states)) if transition_matrix is None else transition_matrix
-    where = torch.device("cpu")
-    flags, lengths = pad(allowed, sizes, dtype=torch.bool, device=where)
-    logits = torch.where(flags, 0.0, -torch.inf).double()
-    first, moves = (torch.from_numpy(probs > 0).double().log() for probs in (initial, matrix[None]))
-    reached = unpad(ops.filter_probs(first, moves, logits, lengths).filtered_probs, sizes)
-    ends = np.flatnonzero(reached.sum(-1) == 0)
-    if len(ends):
-        raise ValueError(
-            "expected states that the initial and transition probabilities allow, got an "
-            f"impossible sequence of states at row {row_name(int(ends[0]))}"
-        )
