@@ -22,6 +22,12 @@ TABLE = [
         {"model.json", "regimes.png"},
     ),
     (
+        "heavy_tails.py",
+        ["--num-rows=400", "--n-init=2", "--max-iter=200", "--tol=1"],
+        r"fit to 300 days .* held out 100 .*Gaussian +Student-t\nswitches .*degrees of freedom",
+        {"heavy_tails.png", "heavy_tails.txt"},
+    ),
+    (
         "em_vs_svi.py",
         ["--num-rows=200", "--em-steps=5", "--svi-steps=5", "--learning-rates", "0.01", "0.1"],
         r"EM sets 4 parameters.*\nEM .*\nSVI .*\nEM .*ClippedAdam\(0.1\).*within 0.1 nats",

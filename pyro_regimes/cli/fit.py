@@ -14,6 +14,7 @@ from pyro_regimes.cli.options import (
     REGIMES,
     SEED,
     CovarianceType,
+    Emission,
     OrderBy,
     use_one_thread,
 )
@@ -31,6 +32,9 @@ _FIT_OUT = Path("regimes")
 def fit(
     data: Data,
     n_regimes: REGIMES = 3,
+    emission: Annotated[
+        Emission, typer.Option(help="Family of the observations; student_t has heavy tails.")
+    ] = Emission.gaussian,
     covariance_type: COVARIANCE = CovarianceType.full,
     n_init: Annotated[int, typer.Option(min=1, help="Number of starts; the best is kept.")] = 10,
     max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
@@ -68,6 +72,7 @@ def fit(
     use_one_thread()
     model = RegimeModel(
         n_regimes=n_regimes,
+        emission=emission.value,
         covariance_type=covariance_type.value,
         n_init=n_init,
         max_iter=max_iter,
@@ -86,7 +91,15 @@ def fit(
     filtered = model.predict_proba(frame, "filtered")
     names = model.regime_names_
     unit = "%" if data.csv is None or data.prices else "unit of the data"
-    figure = plot_regimes(returns.values, states, probs, names, returns.dates, unit=unit)
+    figure = plot_regimes(
+        returns.values,
+        states,
+        probs,
+        names,
+        returns.dates,
+        unit=unit,
+        cumulative=summary.is_annualised,
+    )
     written = [out / name for name in ("states.csv", "model.json", "regimes.png")]
     with replacing(*written) as (table, saved, picture):
         write_csv(table, states_table(returns.dates, names, states, filtered, probs))

@@ -48,9 +48,10 @@ def read_fitted(path: Path, data: Data) -> Fitted:
         )
     if names is None:
         screen.note("the model has no names of series; those of the file are taken in their order")
-    _refuse_levels(model, returns)
-    for problem in problems.of_data(returns.values, [len(returns.values)], returns.names):
-        screen.show_warning(problem)
+    if model.summary().is_annualised:
+        _refuse_levels(model, returns)
+        for problem in problems.of_data(returns.values, [len(returns.values)], returns.names):
+            screen.show_warning(problem)
     _tell_other_scale(model, returns)
     return Fitted(model, returns, returns.values if names is None else returns.to_frame())
 
@@ -90,11 +91,12 @@ def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
             f"the rows are {returns.frequency}, {found:g} a year; the model has "
             f"{periods_per_year(model):g}"
         )
-    if len(returns.values) < _FEWEST_ROWS:
+    summary = model.summary()
+    if len(returns.values) < _FEWEST_ROWS or not summary.is_annualised:
         return
     import numpy as np
 
-    volatility = model.summary().volatility / np.sqrt(periods_per_year(model))  # (K, D)
+    volatility = summary.volatility / np.sqrt(periods_per_year(model))  # (K, D)
     with np.errstate(over="ignore"):
         deviation = returns.values.std(0)
     low, high = (deviation / volatility.min(0)).max(), (deviation / volatility.max(0)).min()

@@ -18,6 +18,22 @@ class CovarianceType(str, Enum):
     tied = "tied"
 
 
+class Emission(str, Enum):
+    """The choices of --emission."""
+
+    gaussian = "gaussian"
+    student_t = "student_t"
+    gaussian_mixture = "gaussian_mixture"
+    poisson = "poisson"
+    negative_binomial = "negative_binomial"
+    gamma = "gamma"
+    lognormal = "lognormal"
+    exponential = "exponential"
+    von_mises = "von_mises"
+    categorical = "categorical"
+    bernoulli = "bernoulli"
+
+
 class OrderBy(str, Enum):
     """The choices of --order-by."""
 

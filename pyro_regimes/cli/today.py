@@ -41,7 +41,7 @@ def today(model: MODEL, data: Data, start: START = Start.auto, after: AFTER = No
         "probability today",
         "probability one step later",
         "expected steps until it ends",
-        "annualised volatility, average",
+        f"{'annualised volatility' if summary.is_annualised else 'standard deviation'}, average",
     ]
     cells = [
         *percent([probs[-1], following]),

@@ -6,5 +6,14 @@ from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
 from pyro_regimes.observed.columns import Columns
+from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous
 
-__all__ = ["Columns", "Forecast", "Posterior", "RegimeHMM", "Wishart", "stationary_probs"]
+__all__ = [
+    "Columns",
+    "Forecast",
+    "Posterior",
+    "RegimeHMM",
+    "Wishart",
+    "ZeroInflatedContinuous",
+    "stationary_probs",
+]

@@ -21,7 +21,7 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.kernels import ops
 from pyro_regimes.messages import shown
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PROBS_TOLERANCE = 1e-6  #: of the sum of a row of probabilities
 _FEW = 256  #: numbers that Python may look at
@@ -51,7 +51,7 @@ def at_random_point() -> Iterator[None]:
 def positive_integer(name: str, value: int) -> int:
     """Check and convert a value to int; NumPy integers and sizes (tensors under jit) are valid."""
     if isinstance(value, Tensor):
-        is_integer = value.dim() == 0 and value.dtype in _INTEGERS and value.device.type != "meta"
+        is_integer = value.dim() == 0 and value.dtype in INTEGERS and value.device.type != "meta"
     else:
         is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     # Unlike int(), index() does not warn under torch.jit.trace.
@@ -220,41 +220,16 @@ def allowed_states(
     return allowed
 
 
-def gaps(
-    given: Tensor | None, transition_slices: int, lengths: Tensor | None, is_checked: bool
-) -> torch.Size:
-    """Check the numbers of steps between observations; their shape, () if there are none.
-
-    :param is_checked: whether to check their values.
-    """
-    if given is None:
-        return torch.Size()
-    if not isinstance(given, Tensor) or given.dtype not in _INTEGERS:
-        came = f"dtype {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+def packing(packed_lengths: Tensor | None, lengths: Tensor | None) -> ops.Packing | None:
+    """How packed sequences follow one another; None if none are given."""
+    if packed_lengths is None:
+        return None
+    if lengths is not None:
         raise ValueError(
-            f"expected gaps to be an integer tensor, got {came}: the number of steps from each "
-            "observation to the next"
+            "expected one of lengths, of padded sequences, and packed_lengths, of sequences that "
+            "follow one another without padding, got both"
         )
-    if not given.dim():
-        raise ValueError("expected gaps of shape (..., T-1), got shape ()")
-    if transition_slices != 1:
-        raise ValueError(
-            "expected transitions that are constant in time where there are gaps, got "
-            f"{transition_slices} slices at dimension -3"
-        )
-    has_values("gaps", given)
-    if is_checked:
-        wrong = given < 1
-        if lengths is not None:
-            time = torch.arange(1, given.shape[-1] + 1, device=lengths.device)
-            wrong = wrong & (time < lengths.unsqueeze(-1))
-        if bool(wrong.any()):
-            where = tuple(wrong.nonzero()[0].tolist())
-            raise ValueError(
-                f"expected gaps of at least 1 step, got {int(given.expand(wrong.shape)[where])} "
-                f"at {where}"
-            )
-    return given.shape
+    return ops.Packing(packed_lengths)
 
 
 def agree_on_num_steps(
@@ -263,6 +238,7 @@ def agree_on_num_steps(
     observation_steps: tuple[int, ...],
     allowed_steps: tuple[int, ...] = (),
     gaps: tuple[int, ...] = (),
+    packed_steps: int | None = None,
 ) -> int | None:
     """T, on which all arguments that determine it must agree; None if none does."""
     found = {}
@@ -277,6 +253,8 @@ def agree_on_num_steps(
         found["dimension -2 of allowed_states"] = index(allowed_steps[0])
     if gaps:
         found["the last dimension of gaps plus 1"] = index(gaps[0]) + 1
+    if packed_steps is not None:
+        found["the sum of packed_lengths"] = packed_steps
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
         raise ValueError(f"expected equal numbers of time steps, got {came}{TIME_SLIP}")

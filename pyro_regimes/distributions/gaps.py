@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_regimes.distributions import checks
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 
@@ -30,20 +31,16 @@ class Gaps:
     """The number of steps between successive rows.
 
     :param gaps: positive integers ``(..., T-1)``.
-    :param lengths: of padded sequences; gaps after them are ignored.
     """
 
-    def __init__(self, gaps: Tensor, lengths: Tensor | None = None) -> None:
-        if lengths is not None:
-            time = torch.arange(1, gaps.shape[-1] + 1, device=gaps.device)
-            gaps = torch.where(time < lengths.to(gaps.device).unsqueeze(-1), gaps, 1)
+    def __init__(self, gaps: Tensor) -> None:
         #: The different numbers of steps, ``(G,)``, and which of them each one is, ``(..., T-1)``.
         self.distinct, self.index = torch.unique(gaps.long(), return_inverse=True)
 
     @classmethod
-    def of(cls, gaps: Tensor | None, lengths: Tensor | None) -> Gaps | None:
+    def of(cls, gaps: Tensor | None) -> Gaps | None:
         """None if every row follows the one before at once."""
-        found = None if gaps is None else cls(gaps, lengths)
+        found = None if gaps is None else cls(gaps)
         return None if found is None or bool((found.distinct == 1).all()) else found
 
     def transition_logits(self, step_logits: Tensor) -> Tensor:
@@ -94,3 +91,46 @@ class Gaps:
             if not bool((left > 0).any()):
                 return safe_log(powers).to(step_logits.dtype)
             square = square @ square
+
+
+def check_gaps(
+    given: Tensor | None,
+    transition_slices: int,
+    lengths: Tensor | None,
+    packed: ops.Packing | None,
+    is_checked: bool,
+) -> Tensor | None:
+    """Check the numbers of steps between observations.
+
+    :param packed: how sequences follow one another, if there are several.
+    :param is_checked: whether to check their values.
+    :return: with 1 in the place of those that do not count, after or between sequences.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) or given.dtype not in checks.INTEGERS:
+        came = f"dtype {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(
+            f"expected gaps to be an integer tensor, got {came}: the number of steps from each "
+            "observation to the next"
+        )
+    if not given.dim():
+        raise ValueError("expected gaps of shape (..., T-1), got shape ()")
+    if transition_slices != 1:
+        raise ValueError(
+            "expected transitions that are constant in time where there are gaps, got "
+            f"{transition_slices} slices at dimension -3"
+        )
+    checks.has_values("gaps", given)
+    if lengths is not None:
+        time = torch.arange(1, given.shape[-1] + 1, device=lengths.device)
+        given = torch.where(time < lengths.unsqueeze(-1), given, 1)
+    if packed is not None and given.shape[-1] == packed.num_steps - 1:
+        given = given.index_fill(-1, packed.firsts[1:] - 1, 1)
+    wrong = given < 1
+    if is_checked and bool(wrong.any()):
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"expected gaps of at least 1 step, got {int(given[where])} at {where}"
+        )
+    return given

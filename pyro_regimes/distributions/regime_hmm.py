@@ -12,7 +12,7 @@ from torch.types import _size
 from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.distributions.forecast import Forecast
-from pyro_regimes.distributions.gaps import Gaps
+from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.logs import safe_log
@@ -68,11 +68,17 @@ class RegimeHMM(TorchDistribution):
         an impossible transition; the derivative of its logarithm is defined as 0.
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
+    :param Tensor packed_lengths: for several sequences without padding: the number of steps of
+        each, ``(S,)``, in the order in which they follow one another along time; T is their sum.
+        The first state of each has the initial distribution, whatever came before. The
+        log-probability is the sum over the sequences, and results by time hold all of them. The
+        last state, of :meth:`filter` and :meth:`forecast`, is that of the last sequence.
+        Transitions that vary in time have a slice between two sequences, too, which is ignored.
     :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
         missing, exactly, in the likelihood, its gradient and all probabilities: a whole observation
         of any distribution, and single entries of independent columns (``.to_event(1)``), of
-        :class:`.Columns` and of MultivariateNormal. In a traced or compiled graph, single missing
-        entries of other distributions give NaN instead of an error.
+        :class:`.Columns`, and of Gaussian and Student-t vectors. In a traced or compiled graph,
+        single missing entries of other distributions give NaN instead of an error.
     :param Tensor allowed_states: the states that each time may have, bool, ``(..., 1 or T, K)`` or
         ``(K,)``; None allows all. A known state is a row with one True, a known end state a last
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
@@ -81,7 +87,8 @@ class RegimeHMM(TorchDistribution):
     :param Tensor gaps: the number of steps from each observation to the next, integers from 1,
         ``(..., T-1)``; None is 1. The transition over a gap of g steps is :math:`A^g`, as if g - 1
         missing observations lay between, whose expected transitions EM counts. Transitions must be
-        constant in time. What it holds after the ``lengths`` is ignored.
+        constant in time. What it holds after the ``lengths``, and between two packed sequences, is
+        ignored.
     :raises ValueError: if arguments are invalid or do not match.
     :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
         non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
@@ -118,6 +125,7 @@ class RegimeHMM(TorchDistribution):
         lengths: Tensor | None = None,
         missing: str = "refuse",
         allowed_states: Tensor | None = None,
+        packed_lengths: Tensor | None = None,
         gaps: Tensor | None = None,
     ) -> None:
         if not isinstance(observation_dist, Distribution):
@@ -137,7 +145,8 @@ class RegimeHMM(TorchDistribution):
         )
         self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
-        self.lengths = lengths
+        self.lengths, self.packed_lengths = lengths, packed_lengths
+        self._packing = checks.packing(packed_lengths, lengths)
         if missing not in ("refuse", "marginalise"):
             raise ValueError(
                 f"expected missing to be 'refuse' or 'marginalise', got {missing!r}"
@@ -161,11 +170,17 @@ class RegimeHMM(TorchDistribution):
             allowed_states = checks.allowed_states(allowed_states, sizes[-1], lengths, checking)
             allowed = allowed_states.shape
         self.allowed_states = allowed_states
-        between = checks.gaps(gaps, transition.shape[-3], lengths, checking)
+        spaced = check_gaps(gaps, transition.shape[-3], lengths, self._packing, checking)
+        between = torch.Size() if spaced is None else spaced.shape
         self._duration = checks.agree_on_num_steps(
-            duration, transition.shape[-3], sizes[-2:-1], allowed[-2:-1], between[-1:]
+            duration,
+            transition.shape[-3],
+            sizes[-2:-1],
+            allowed[-2:-1],
+            between[-1:],
+            None if self._packing is None else self._packing.num_steps,
         )
-        self.gaps, self._gaps = gaps, Gaps.of(gaps, lengths)
+        self.gaps, self._gaps = gaps, Gaps.of(spaced)
         if lengths is not None:
             ops.check_lengths(lengths, self._duration)
         batch_shape = checks.broadcast_batches(
@@ -266,7 +281,7 @@ class RegimeHMM(TorchDistribution):
         """The log-likelihood in float64, and the dtype of the result."""
         value, missing = self._check(value)
         found = None
-        if self.allowed_states is None and missing is None:
+        if self.allowed_states is None and missing is None and self._packing is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value, missing)
@@ -307,12 +322,12 @@ class RegimeHMM(TorchDistribution):
         :return: a :class:`.Posterior`; differentiable in the arguments.
         """
         chain = self._chain(value)
-        initial_logits, transition_logits, _, lengths = chain
         log_likelihood, filtered, smoothed, moved = provenance.call(ops.posterior, *chain)
-        predicted = provenance.call(ops.predict_probs, initial_logits, transition_logits, filtered)
-        if lengths is not None:
-            time = torch.arange(filtered.shape[-2], device=lengths.device)
-            predicted = predicted.masked_fill((time >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
+        predicted = provenance.call(ops.predict_probs, *chain[:2], filtered, self._packing)
+        if self.lengths is not None:
+            time = torch.arange(filtered.shape[-2], device=self.lengths.device)
+            padding = time >= self.lengths.unsqueeze(-1)
+            predicted = predicted.masked_fill(padding.unsqueeze(-1), 0.0)
         return Posterior(log_likelihood, filtered, predicted, smoothed, moved)
 
     def smoothed_probs(self, value: Tensor) -> Tensor:
@@ -423,7 +438,7 @@ class RegimeHMM(TorchDistribution):
         chain = self.initial_logits, self._row_logits
         if self.allowed_states is None:
             shape = sample_shape + self.batch_shape
-            return provenance.call(ops.sample_prior, *chain, self.duration, shape)
+            return provenance.call(ops.sample_prior, *chain, self.duration, shape, self._packing)
         nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
         logits = self._restricted(nothing)
         if self.lengths is not None:  # after them all states are allowed
@@ -431,7 +446,7 @@ class RegimeHMM(TorchDistribution):
             valid = (time < self.lengths.unsqueeze(-1)).unsqueeze(-1)
             logits = torch.where(valid, logits, nothing)
         states: Tensor = provenance.call(
-            ops.sample_posterior, *chain, logits, None, sample_shape=sample_shape
+            ops.sample_posterior, *chain, logits, self._packing, sample_shape=sample_shape
         )
         if bool((states < 0).any()):
             raise ValueError(
@@ -440,18 +455,23 @@ class RegimeHMM(TorchDistribution):
             )
         return states
 
-    def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
         """Check a value and return the arguments of the kernels."""
         return self._chain_of(*self._check(value))
 
     def _chain_of(
         self, value: Tensor, missing: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
         logits = observation.log_prob(self.observation_dist, value, self._validate_args, missing)
         logits = self._restricted(logits)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
-        return self.initial_logits, self._row_logits, logits, self.lengths
+        return self.initial_logits, self._row_logits, logits, self._sequences
+
+    @property
+    def _sequences(self) -> Tensor | ops.Packing | None:
+        """What tells the kernels where sequences begin and end; None for one of T steps."""
+        return self.lengths if self._packing is None else self._packing
 
     def _restricted(self, logits: Tensor) -> Tensor:
         """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch.distributions import Distribution
 
-from pyro_regimes.emissions import columns, transformed
+from pyro_regimes.emissions import columns, transformed, zero_inflated
 from pyro_regimes.emissions.base import (
     Argument,
     Builder,
@@ -72,7 +72,11 @@ FAMILIES: list[Family] = [
 ]
 
 #: Builders of families that contain others: ``(distribution, event_dim, find_family) -> family``.
-BUILDERS: tuple[Builder, ...] = (transformed.build, columns.build)
+BUILDERS: tuple[Builder, ...] = (
+    transformed.build,
+    columns.build,
+    zero_inflated.build,
+)
 
 
 def register(family: Family) -> None:

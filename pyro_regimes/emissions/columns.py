@@ -80,13 +80,12 @@ def _unit(given: Arguments, index: int, chart: Chart) -> Tensor:
 
 
 @lru_cache(maxsize=None)
-def in_part(argument: Argument, index: int, event_dim: int, is_joint: bool) -> Argument:
+def in_part(argument: Argument, index: int, event_dim: int) -> Argument:
     """An argument of a part as one of the whole; the same object at every call.
 
-    A parameter may be used in several parts, except where two arguments are maximised together.
+    It has the kind of the part's argument, so that a parameter may be used in several parts.
 
     :param event_dim: number of dims of one observation of the part.
-    :param is_joint: whether it is one of two arguments that are maximised together.
     """
     chart, joint = argument.chart, argument.joint
     if chart is not None and chart.unit is not None:
@@ -99,28 +98,21 @@ def in_part(argument: Argument, index: int, event_dim: int, is_joint: bool) -> A
     return replace(
         argument,
         name=_prefix(index) + argument.name,
-        kind=f"{argument.kind} in part {index}" if is_joint else argument.kind,
         elementwise=False,
         num_own_dims=argument.num_own_dims + (event_dim if argument.elementwise else 0),
         reduce=partial(_reduce, index=index, argument=argument),
         chart=chart,
         joint=joint,
-        rebuild=(in_part, (argument, index, event_dim, is_joint)),
+        rebuild=(in_part, (argument, index, event_dim)),
     )
 
 
 def _arguments(part: _Part, index: int) -> tuple[Argument, ...]:
-    joined = {
-        name
-        for argument in part.family.arguments
-        if argument.joint is not None
-        for name in (argument.name, *argument.joint.other)
-    }
     found = []
     for argument in part.family.arguments:
         # Those without an update may be made anew for each distribution: no cache holds them.
         make = in_part if argument.links else in_part.__wrapped__
-        found.append(make(argument, index, part.event_dim, argument.name in joined))
+        found.append(make(argument, index, part.event_dim))
     return tuple(found)
 
 

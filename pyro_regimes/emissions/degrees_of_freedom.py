@@ -19,6 +19,10 @@ So the statistics are the sums of the logarithms at :math:`\nu_0` and of the fir
 :math:`q_t`, which are additive. Within a factor of two, :math:`|z| < 0.172`: ten terms give ten
 digits, and all digits near :math:`\nu_0`, where a run converges. A step therefore changes the
 degrees of freedom by a factor of two at most.
+
+D is the number of entries of a row that are observed. Where it differs between rows, the
+statistics hold the weight of the rows of each D, and the sums above also with the weights
+:math:`\gamma_t D_t`.
 """
 
 from __future__ import annotations
@@ -53,20 +57,25 @@ _CLOSE = 1e-7
 
 
 class Freedom(NamedTuple):
-    """Pooled statistics of degrees of freedom, float64."""
+    """Pooled statistics of degrees of freedom, float64; the fields as in :class:`.Stats`."""
 
     weight: Tensor  #: n
-    size: Tensor  #: n D
-    center: Tensor  #: as in :class:`Stats`
+    center: Tensor
     logs: Tensor
     powers: Tensor
+    sizes: Tensor  #: the weight of 1, 2, ... observed entries
+    sized_logs: Tensor
+    sized_powers: Tensor
 
 
-def pool_freedom(stats: Stats, size: int) -> Freedom:
-    """The pooled statistics of each block."""
+def pool_freedom(stats: Stats) -> Freedom:
+    """The pooled statistics of each block, of numbers or of vectors."""
     assert stats.center is not None and stats.logs is not None and stats.powers is not None
-    weight = stats.weight.double()
-    return Freedom(weight, size * weight, stats.center, stats.logs, stats.powers)
+    weight, logs, powers = stats.weight.double(), stats.logs, stats.powers
+    if stats.sizes is None or stats.sized_logs is None or stats.sized_powers is None:
+        return Freedom(weight, stats.center, logs, powers, weight.unsqueeze(-1), logs, powers)
+    sized = (stats.sizes, stats.sized_logs, stats.sized_powers)
+    return Freedom(weight, stats.center, logs, powers, *sized)
 
 
 def _complements() -> list[list[float]]:
@@ -89,40 +98,62 @@ class _Objective:
     """The expected log-likelihood as a function of x, the change of the logarithm of df."""
 
     def __init__(self, pooled: Freedom, df: Tensor) -> None:
-        self.weight, self.logs, self.df = pooled.weight, pooled.logs, df
-        self.size = pooled.size / pooled.weight
+        self.df = df
+        self.logs = torch.stack([pooled.logs, pooled.sized_logs])
         coefficients = torch.tensor(_COMPLEMENTS, dtype=df.dtype, device=df.device)
         self.order = torch.arange(1, TERMS + 1, dtype=df.dtype, device=df.device)
-        self.terms = pooled.powers @ coefficients.mT  # (..., terms)
+        powers = torch.stack([pooled.powers, pooled.sized_powers])
+        self.terms = powers @ coefficients.mT  # (2, ..., terms)
+        self.sizes, self.counts = _occurring(pooled.sizes)
 
     def _logs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of log(1 + d / df), and its first two derivatives."""
+        """The sums of log(1 + d / df), and of D times it, and their first two derivatives."""
         z = -(x / 4).tanh()
         inner = (1 - z * z) / 4  # the derivative of -z
         powers = z.unsqueeze(-1) ** (self.order - 1)
-        each = powers * self.terms
+        extra = (1,) * (x.dim() + 2 - self.terms.dim())
+        terms = self.terms.reshape((2,) + extra + self.terms.shape[1:])
+        each = powers * terms
         value = z * (each / self.order).sum(-1)
         first = -each.sum(-1)
-        second = (powers[..., :-1] * self.terms[..., 1:] * self.order[:-1]).sum(-1)
-        return self.logs + value, first * inner, inner * (inner * second + 0.5 * z * first)
+        second = (powers[..., :-1] * terms[..., 1:] * self.order[:-1]).sum(-1)
+        logs = self.logs.reshape(terms.shape[:-1])
+        return logs + value, first * inner, inner * (inner * second + 0.5 * z * first)
 
     def value(self, x: Tensor) -> Tensor:
         """At x, less a constant."""
-        df = self.df * x.exp()
-        half = (df + self.size) / 2
-        return self.weight * log_gamma_ratio(df / 2, self.size / 2) - half * self._logs(x)[0]
+        own = self.df * x.exp() / 2
+        ratio = log_gamma_ratio(own.unsqueeze(-1), self.sizes / 2)
+        logs, sized = self._logs(x)[0]
+        return _sum(self.counts * ratio) - own * logs - sized / 2
 
     def slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first two derivatives at x."""
-        df = self.df * x.exp()
-        half, own = (df + self.size) / 2, df / 2
-        logs, first, second = self._logs(x)
-        both = torch.stack([half, own])
+        own = self.df * x.exp() / 2
+        both = torch.cat([own.unsqueeze(-1), own.unsqueeze(-1) + self.sizes / 2], -1)
         digamma, trigamma = both.digamma(), both.polygamma(1)
-        of_gamma = own * (digamma[0] - digamma[1])
-        curvature = of_gamma + own**2 * (trigamma[0] - trigamma[1])
-        slope = self.weight * (of_gamma - self.size / 2) - own * logs - half * first
-        return slope, self.weight * curvature - own * logs - df * first - half * second
+        rise = own.unsqueeze(-1) * (digamma[..., 1:] - digamma[..., :1])
+        bend = own.unsqueeze(-1) ** 2 * (trigamma[..., 1:] - trigamma[..., :1])
+        (logs, _), (first, sized_first), (second, sized_second) = self._logs(x)
+        slope = _sum(self.counts * (rise - self.sizes / 2))
+        slope = slope - own * (logs + first) - sized_first / 2
+        curvature = _sum(self.counts * (rise + bend))
+        curvature = curvature - own * (logs + 2 * first + second) - sized_second / 2
+        return slope, curvature
+
+
+def _occurring(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of observed entries that occur, and their weights; special functions are slow."""
+    sizes = torch.arange(1, counts.shape[-1] + 1, dtype=counts.dtype, device=counts.device)
+    if len(sizes) == 1:
+        return sizes, counts
+    used = (counts > 0).flatten(0, -2).any(0) | (sizes == 1)
+    return sizes[used], counts[..., used]
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """The sum over the last dim, one by one: further terms of 0 do not change how it rounds."""
+    return terms[..., 0] if terms.shape[-1] == 1 else terms.cumsum(-1)[..., -1]
 
 
 def _maximise(pooled: Freedom, now: Tensor, floor: float) -> Tensor:
@@ -184,7 +215,8 @@ def information(df: Tensor, size: Tensor | float) -> Tensor:
 
 def _gain(score: Tensor, pooled: Freedom, df: Tensor, floor: float) -> Tensor:
     blocked = (df >= MOST * (1 - 1e-6)) & (score > 0) | (df <= LEAST * (1 + 1e-6)) & (score < 0)
-    size = pooled.size / pooled.weight.clamp(min=torch.finfo(df.dtype).tiny)
+    order = torch.arange(1, pooled.sizes.shape[-1] + 1, dtype=df.dtype, device=df.device)
+    size = (pooled.sizes @ order) / pooled.weight.clamp(min=torch.finfo(df.dtype).tiny)
     rounding = 64 * torch.finfo(torch.float64).eps * df
     known = pooled.weight * information(df, size).clamp(min=rounding)
     return divide_where_known(0.5 * score**2, known).masked_fill(blocked, 0.0)

@@ -18,6 +18,7 @@ fall.
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -77,7 +78,7 @@ def log_density(x: Tensor, concentration: Tensor) -> Tensor:
         special.stirling_rest(total).squeeze(-1)
         - special.stirling_rest(concentration).sum(-1)
         + 0.5 * (concentration.log().sum(-1) - total.log().squeeze(-1))
-        - 0.5 * (x.shape[-1] - 1) * math.log(2 * math.pi)
+        - 0.5 * (index(x.shape[-1]) - 1) * math.log(2 * math.pi)  # a tensor under jit
     )
     return normaliser - inner.sum(-1)
 

@@ -63,7 +63,7 @@ def log_prob(
     elif family.marginalises:
         density = family.log_prob_of_seen(value, entries, given, event_dim)
     else:
-        density = _by_entry(family, value, entries, given, event_dim)
+        density = log_prob_by_entry(family, value, entries, given, event_dim)
     density = torch.where(_any(infinite, event_dim).unsqueeze(-1), -torch.inf, density)
     return _without_rows(density, rows)
 
@@ -74,11 +74,19 @@ def statistics(
     """The expected statistics of what is not missing, see :meth:`.Family.statistics`."""
     if observed.missing is None or family.marginalises:
         return family.statistics(observed, given, names)
+    return statistics_by_entry(family, observed, given, names)
+
+
+def statistics_by_entry(
+    family: Family, observed: Observed, given: Arguments, names: frozenset[str]
+) -> Stats:
+    """The statistics of independent entries, each taken by itself; missing ones have no weight."""
     event_dim, num_lead = observed.event_dim, observed.weights.dim()
-    weights = torch.where(
-        _entries_first(observed.missing, event_dim, 0, num_lead), 0.0, observed.weights
-    )
+    weights, missing = observed.weights, observed.missing
     value = _entries_first(observed.value, event_dim, 0, num_lead)
+    if missing is not None:
+        weights = torch.where(_entries_first(missing, event_dim, 0, num_lead), 0.0, weights)
+    weights = weights.expand(value.shape[:event_dim] + weights.shape[-num_lead:])
     each = Observed(value, weights, observed.varies)
     own = _arguments_by_entry(family, given, event_dim, num_lead)
     found = family.statistics(each, own, names)
@@ -98,8 +106,8 @@ def of_whole_rows(density: Tensor, missing: Tensor, event_dim: int, name: str) -
         if ops.can_be_seen(entries):
             raise ValueError(
                 "expected whole observations to be missing, got some with single missing entries, "
-                f"which {name} does not marginalise; independent columns, MultivariateNormal and "
-                "MultivariateStudentT do"
+                f"which {name} does not marginalise; independent columns do, and Gaussian and "
+                "Student-t vectors"
             )
         density = torch.where(_any(entries, event_dim).unsqueeze(-1), torch.nan, density)
     return _without_rows(density, rows)
@@ -114,22 +122,22 @@ def of_seen(each: Tensor, missing: Tensor, event_dim: int) -> Tensor:
     return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
 
-def _by_entry(
-    family: Family, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+def log_prob_by_entry(
+    family: Family, value: Tensor, missing: Tensor | None, given: Arguments, event_dim: int
 ) -> Tensor:
-    """The log density of independent entries."""
+    """The log density of independent entries, each evaluated by itself; 0 for missing ones."""
     leads = [
         given[argument.name].dim() - event_dim - argument.event_dim
         for argument in family.arguments
         if argument.name in given
     ]
     num_lead = max(value.dim() - event_dim + 1, *leads)
-    value, missing = (
-        _entries_first(each.unsqueeze(-1 - event_dim), event_dim, 0, num_lead)
-        for each in (value, missing)
-    )
+    value = _entries_first(value.unsqueeze(-1 - event_dim), event_dim, 0, num_lead)
     own = _arguments_by_entry(family, given, event_dim, num_lead)
-    density = torch.where(missing, 0.0, family.log_prob(value.squeeze(-1), own, 0))
+    density = family.log_prob(value.squeeze(-1), own, 0)
+    if missing is not None:
+        missing = _entries_first(missing.unsqueeze(-1 - event_dim), event_dim, 0, num_lead)
+        density = torch.where(missing, 0.0, density)
     return density.sum(list(range(event_dim)))
 
 

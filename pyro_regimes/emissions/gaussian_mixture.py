@@ -148,6 +148,7 @@ class _Family(Family):
 
     distributions = (MixtureSameFamily, dist.MixtureSameFamily)
     inner: ClassVar[Family]  #: the family of the components
+    marginalises = True  # as Gaussians do
 
     def serves(self, distribution: Distribution, event_dim: int) -> bool:
         """Whether the components are of the family, and mixed as whole observations."""
@@ -176,9 +177,17 @@ class _Family(Family):
 
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log \sum_m w_{km} N(x_t; \mu_{km}, \Sigma_{km})`."""
-        return logsumexp(self._joint(value, given, event_dim))
+        return logsumexp(self._joint(value, None, given, event_dim))
 
-    def _joint(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+    def log_prob_of_seen(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> Tensor:
+        """The same of the entries that are not missing."""
+        return logsumexp(self._joint(value, missing, given, event_dim))
+
+    def _joint(
+        self, value: Tensor, missing: Tensor | None, given: Arguments, event_dim: int
+    ) -> Tensor:
         """The log density of each observation with each component, ``(..., T, K, M)``."""
         leads = [
             value.shape[: value.dim() - _num_tail(argument, event_dim)]
@@ -188,15 +197,20 @@ class _Family(Family):
         num_lead = max(map(len, leads)) - 2
         sizes = (num_states, num_components)
         folded = _fold(self.inner, given, event_dim, num_lead, sizes)
-        density = self.inner.log_prob(value, folded, event_dim).unflatten(-1, sizes)
-        return density + _log_weights(given)
+        if missing is None:
+            density = self.inner.log_prob(value, folded, event_dim)
+        else:
+            density = self.inner.log_prob_of_seen(value, missing, folded, event_dim)
+        return density.unflatten(-1, sizes) + _log_weights(given)
 
     def statistics(
         self, observed: Observed, given: Arguments, names: frozenset[str]
     ) -> MixtureStats:
         """Expected counts of the components, and the statistics of their family."""
         event_dim = observed.event_dim
-        joint = self._joint(observed.value.squeeze(-1 - event_dim), given, event_dim)
+        missing = None if observed.missing is None else observed.missing.squeeze(-1 - event_dim)
+        value = observed.value.squeeze(-1 - event_dim)
+        joint = self._joint(value, missing, given, event_dim)
         weights = observed.weights.unsqueeze(-1) * responsibilities(joint)
         time = observed.weights.dim() - 2
         stats = MixtureStats(weights if observed.varies else weights.sum(time, keepdim=True), None)

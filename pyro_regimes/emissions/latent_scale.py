@@ -60,6 +60,10 @@ class Stats(NamedTuple):
     center: Tensor | None  #: :math:`n \log \nu_0`
     logs: Tensor | None  #: the sum of :math:`\log(1 + d / \nu_0)`, float64
     powers: Tensor | None  #: the sums of :math:`q, q^2, ...`, ``(..., terms)``, float64
+    #: Of vectors: the weight of those of which 1, 2, ... entries are observed, ``(..., sizes)``
+    sizes: Tensor | None = None
+    sized_logs: Tensor | None = None  #: as ``logs``, times the number of entries observed
+    sized_powers: Tensor | None = None  #: as ``powers``, likewise
 
     @property
     def moments(self) -> Moments:
@@ -75,7 +79,7 @@ class Stats(NamedTuple):
 
 def start(weight: Tensor) -> Stats:
     """Statistics of nothing but weights."""
-    return Stats(weight, *[None] * 7)
+    return Stats(weight, *[None] * 10)
 
 
 def bounded(square: Tensor) -> Tensor:
@@ -83,12 +87,12 @@ def bounded(square: Tensor) -> Tensor:
     return square.clamp(max=torch.finfo(square.dtype).max ** 0.75)
 
 
-def expected_scale(square: Tensor, df: Tensor, size: int) -> Tensor:
+def expected_scale(square: Tensor, df: Tensor, size: int | Tensor) -> Tensor:
     """:math:`E[u | x]`."""
     return (df + size) / (df + square)
 
 
-def log_density(square: Tensor, df: Tensor, size: int) -> Tensor:
+def log_density(square: Tensor, df: Tensor, size: int | Tensor) -> Tensor:
     """The log density of a standard Student-t of so many dims."""
     half = 0.5 * size
     constant = log_gamma_ratio(0.5 * df.double(), half) - half * math.log(2 * math.pi)
@@ -115,6 +119,46 @@ def with_freedom(
         power = power * share
     center = stats.weight.double() * df.log()
     return stats._replace(center=center, logs=logs, powers=torch.stack(powers, -1))
+
+
+#: Room for so many numbers of observed entries, so that statistics of vectors of different sizes
+#: may be added; for longer vectors twice as many, and so on.
+_ROOM = 16
+
+
+def with_freedom_of_vectors(
+    stats: Stats,
+    square: Tensor,
+    weight: Tensor,
+    df: Tensor,
+    over_time: Callable[[Tensor], Tensor],
+    num_seen: Tensor | int,
+    size: int,
+) -> Stats:
+    """Add the statistics of the degrees of freedom of vectors.
+
+    :param square: that of the observed entries.
+    :param num_seen: the number of observed entries, of each row if it is not the same for all.
+    :param size: D.
+    """
+    stats = with_freedom(stats, square, weight, df, over_time)
+    assert stats.logs is not None and stats.powers is not None
+    weight = weight.double()
+    if isinstance(num_seen, Tensor):
+        sized = with_freedom(stats, square, weight * num_seen, df, over_time)
+        logs, powers = sized.logs, sized.powers
+        counts = [
+            over_time(torch.where(num_seen == each, weight, 0.0)) for each in range(1, size + 1)
+        ]
+    else:
+        logs, powers = num_seen * stats.logs, num_seen * stats.powers
+        total = over_time(weight)
+        counts = [total if each == num_seen else 0 * total for each in range(1, size + 1)]
+    room = _ROOM
+    while room < size:
+        room *= 2
+    sizes = torch.nn.functional.pad(torch.stack(counts, -1), (0, room - size))
+    return stats._replace(sizes=sizes, sized_logs=logs, sized_powers=powers)
 
 
 def over_time(observed: Observed) -> Callable[[Tensor], Tensor]:

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, moments, multivariate_normal
+from pyro_regimes.emissions import (
+    charts,
+    conjugate,
+    draws,
+    links,
+    missing,
+    moments,
+    multivariate_normal,
+)
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -226,6 +234,7 @@ class _Family(Family):
     distributions = (LowRankMultivariateNormal, dist.LowRankMultivariateNormal)
     max_event_dim = 1
     arguments = (LOC, COV_FACTOR, COV_DIAG)
+    marginalises = True
 
     def read(self, distribution: LowRankMultivariateNormal) -> Arguments:
         """The location, the loadings and the variances of the noise."""
@@ -239,6 +248,12 @@ class _Family(Family):
         r""":math:`\log N(x_t; \mu_k, \Sigma_k)`."""
         return MULTIVARIATE_NORMAL.log_prob(value, _as_full(given), event_dim)
 
+    def log_prob_of_seen(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> Tensor:
+        """The marginal density of the series that are not missing."""
+        return MULTIVARIATE_NORMAL.log_prob_of_seen(value, missing, _as_full(given), event_dim)
+
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The location and the Cholesky factor of the covariance."""
         return MULTIVARIATE_NORMAL.as_gaussian(value, _as_full(given), event_dim)
@@ -246,6 +261,9 @@ class _Family(Family):
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the current locations."""
         with_second = not names.isdisjoint(("cov_factor", "cov_diag"))
+        if observed.missing is not None:  # the factors are then expected given all entries
+            root = _root(given)
+            return missing.moments(observed, given["loc"], root @ root.mT, with_second)
         return moments.take(observed, given["loc"], True, with_second)
 
     def is_accurate(self, stats: Moments, given: Arguments, name: str) -> Tensor | bool:

@@ -64,7 +64,7 @@ def _scale_gain(score: Tensor, pooled: LatentSpread, scale: Tensor, floor: float
 
 
 def _reduce_df(stats: Stats, given: Arguments, weighted: bool) -> Freedom:
-    return degrees_of_freedom.pool_freedom(stats, 1)
+    return degrees_of_freedom.pool_freedom(stats)
 
 
 LOC = replace(

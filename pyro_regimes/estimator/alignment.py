@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations, permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pyro_regimes.estimator.mask import masked
 from pyro_regimes.estimator.naming import reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import regime_hmm, to_arguments
-from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spacing import row_logits
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.states import Bools
@@ -76,15 +76,15 @@ def _permuted(
     device: torch.device,
 ) -> Parameters:
     """The starts with the regimes of each in the order of the highest likelihood."""
-    x, lengths = pad(data, sizes, dtype=dtype, device=device)
+    x, lengths = pack(data, sizes, dtype=dtype, device=device)
     num_states = starts.initial_probs.shape[-1]
-    beside = known.annotations.of_distribution(sizes, dtype=dtype, device=device)
+    beside = known.annotations.of_distribution(device)
     aligned = []
     for index in range(len(starts.initial_probs)):
         start = starts.select(index)
         arguments = to_arguments(start, spec, dtype=dtype, device=device)
-        _, _, densities, _ = regime_hmm(arguments, spec, lengths)._chain(x)
-        likelihood = partial(_likelihood, start, known, densities, lengths, beside)
+        _, _, densities, packing = regime_hmm(arguments, spec, packed_lengths=lengths)._chain(x)
+        likelihood = partial(_likelihood, start, known, densities, packing, beside)
         order = np.array(best_order(likelihood, num_states))
         aligned.append(reordered(start, spec, order))
     return Parameters.stack(aligned)
@@ -94,7 +94,7 @@ def _likelihood(
     start: Parameters,
     known: Known,
     densities: Tensor,
-    lengths: Tensor | None,
+    packing: Any,
     beside: Mapping[str, Tensor],
     order: Sequence[int],
 ) -> float:
@@ -110,8 +110,8 @@ def _likelihood(
     if "allowed_states" in beside:
         logits = torch.where(beside["allowed_states"], logits, -torch.inf)
     first, moves = (torch.from_numpy(probs).to(logits).log() for probs in (initial, matrix[None]))
-    moves = row_logits(moves, beside, lengths)
-    return known.annotations.total(ops.log_likelihood(first, moves, logits, lengths))
+    moves = row_logits(moves, beside)
+    return float(ops.log_likelihood(first, moves, logits, packing))
 
 
 def check_possible(
@@ -125,16 +125,15 @@ def check_possible(
     given = known.values.get("initial_probs"), known.values.get("transition_matrix", known.mask)
     if known.annotations.allowed is None or all(each is None for each in given):
         return
-    beside = known.annotations.of_distribution(sizes, dtype=torch.float64, device=_CPU)
-    _, lengths = pad(known.annotations.allowed, sizes, dtype=torch.bool, device=_CPU)
+    beside = known.annotations.of_distribution(_CPU)
     first = np.ones(num_states) if given[0] is None else given[0] > 0
     moves = np.ones((num_states, num_states)) if given[1] is None else given[1] > 0
     logits = torch.where(beside["allowed_states"], 0.0, -torch.inf).double()
     initial, transition = (
         torch.from_numpy(each / each.sum(-1, keepdims=True)).log() for each in (first, moves[None])
     )
-    chain = initial, row_logits(transition, beside, lengths), logits, lengths
-    reached = unpad(ops.filter_probs(*chain).filtered_probs, sizes)
+    chain = initial, row_logits(transition, beside), logits, ops.Packing(torch.tensor(sizes))
+    reached = ops.filter_probs(*chain).filtered_probs
     ends = np.flatnonzero(reached.sum(-1) == 0)
     if len(ends):
         raise ValueError(

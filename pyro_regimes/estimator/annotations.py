@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.sequences import pad
 from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
 from pyro_regimes.messages import shown
@@ -45,33 +44,20 @@ class Annotations(NamedTuple):
         total = float(self.weights @ np.asarray(sizes))
         return int(total) if total.is_integer() else total
 
-    def total(self, values: Tensor) -> float:
-        """The weighted sum of the values of all sequences, ``(N,)``, or ``()`` of one alone."""
-        if self.weights is None:
-            return float(values.sum())
-        return float(values.detach().cpu().double().numpy().reshape(-1) @ self.weights)
-
-    def of_model(
-        self, sizes: list[int], *, dtype: torch.dtype, device: torch.device
-    ) -> dict[str, Tensor]:
-        """The arguments of the Pyro model that hold them, by name; padded as the data are."""
+    def of_distribution(self, device: torch.device) -> dict[str, Tensor]:
+        """Those of them that are arguments of :class:`.RegimeHMM`, by name."""
         found = {}
         if self.allowed is not None:
-            found["allowed_states"], _ = pad(self.allowed, sizes, dtype=torch.bool, device=device)
-        if self.weights is not None:
-            weights = self.weights if len(sizes) > 1 else self.weights[0]
-            found["weights"] = torch.tensor(weights, dtype=dtype, device=device)
+            found["allowed_states"] = torch.tensor(self.allowed, device=device)
         if self.gaps is not None:
-            steps, _ = pad(self.gaps, sizes, dtype=torch.int64, device=device)
-            found["gaps"] = steps[..., 1:]
+            found["gaps"] = torch.tensor(self.gaps[1:], device=device)
         return found
 
-    def of_distribution(
-        self, sizes: list[int], *, dtype: torch.dtype, device: torch.device
-    ) -> dict[str, Tensor]:
-        """Those of them that are arguments of the distribution of whole sequences."""
-        found = self.of_model(sizes, dtype=dtype, device=device)
-        found.pop("weights", None)
+    def of_model(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """All of them as arguments of :func:`.pyro_model`'s function, by name."""
+        found = self.of_distribution(device)
+        if self.weights is not None:
+            found["weights"] = torch.tensor(self.weights, dtype=dtype, device=device)
         return found
 
 

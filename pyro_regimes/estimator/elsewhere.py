@@ -15,7 +15,7 @@ from pyro_regimes.estimator.parameters import (
     in_shape,
     probabilities,
 )
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, SPECS, Spec
 from pyro_regimes.messages import shown
 
 _ROUNDING = 1e-6  # of probabilities that a user gives
@@ -28,26 +28,57 @@ def of_values(
     n_regimes: int,
     spec: Spec,
     initial: str,
-) -> Parameters:
+) -> tuple[Parameters, Spec]:
     """Check values and make them parameters.
 
     :param initial_probs: None is the distribution that ``initial`` implies, and the stationary one
         where that is "free".
-    :param emission: in the order of the attributes of the spec; the first one is ``(K, D)``. For
-        one series trailing dims of length 1 may be left out.
+    :param emission: the values of the attributes of the spec. For one series trailing dims of
+        length 1 may be left out.
+    :return: the parameters, and the object for values of these shapes.
     :raises ValueError: if they are not valid.
     """
     matrix = probabilities("transition_matrix", transition_matrix, (n_regimes, n_regimes))
     first_probs = _first_probs(initial_probs, matrix, initial)
     values = {name: finite_numbers(name, value) for name, value in emission.items()}
-    first = values[spec.attributes[0]]
-    num_series = first.shape[-1] if first.ndim > 1 else 1
-    for name, shape in spec.shapes(n_regimes, max(num_series, 1)).items():
+    values = {name: spec.complete(name, value) for name, value in values.items()}
+    shapes = {name: value.shape for name, value in values.items()}
+    first = spec.attributes[0]
+    if len(shapes[first]) == 1:  # of one series
+        shapes[first] += (1,)
+    try:
+        spec, num_series = spec.with_shapes(shapes)
+    except ValueError as error:
+        raise ValueError(f"expected values of every regime and series, got: {error}") from None
+    for name, shape in spec.shapes(n_regimes, num_series).items():
         values[name] = in_shape(values[name], shape)
         if values[name].shape != shape:
             raise ValueError(f"expected {name} to have shape {shape}, got {values[name].shape}")
     spec.check_values(values)
-    return Parameters(first_probs, matrix, values)
+    return Parameters(first_probs, matrix, values), spec
+
+
+def emission_values(
+    settings: Mapping[str, Any], means: Any, covariances: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of the emission's attributes, and the other settings.
+
+    :raises ValueError: if one is missing, or is an attribute of another emission.
+    """
+    emission = settings.get("emission", "gaussian")
+    known = [each for (name, _), each in SPECS.items() if name == emission]
+    if not known:  # which the settings' own check refuses
+        return {}, dict(settings)
+    given = {"means": means, "covariances": covariances}
+    given = {name: value for name, value in given.items() if value is not None}
+    names = known[0].attributes
+    given |= {name: value for name, value in settings.items() if name in names}
+    if set(given) != set(names):
+        raise ValueError(
+            f"expected the values of {', '.join(names)} where emission={emission!r}, got "
+            f"{', '.join(given) or 'none'}"
+        )
+    return given, {name: value for name, value in settings.items() if name not in names}
 
 
 def _first_probs(given: Any, matrix: Array, initial: str) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,13 @@ from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.report import Forecast
-from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
+
+#: The arguments of the kernels.
+Chain = tuple[Tensor, Tensor, Tensor, Any]
 
 
 class FittedHMM(NamedTuple):
@@ -36,17 +39,17 @@ class FittedHMM(NamedTuple):
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            return self.annotations.total(hmm.log_prob(x).double()) - offset
+            chain, offset = self._chain(data, sizes)
+            return self._total(ops.log_likelihood, chain, sizes) - offset
 
     def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            chain = hmm._chain(x)
+            chain, offset = self._chain(data, sizes)
             run = ops.expectations if kind == "smoothed" else ops.filter_probs
             log_likelihood, probs, *_ = run(*chain)
-            return self.annotations.total(log_likelihood) - offset, unpad(probs.double(), sizes)
+            total = self._total(lambda *chain: log_likelihood, chain, sizes)
+            return total - offset, probs.cpu().double().numpy()
 
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
@@ -55,13 +58,7 @@ class FittedHMM(NamedTuple):
             = \log \sum_k p(q_t = k \mid x_1, ..., x_{t-1})\, b_k(x_t)
         """
         with self._computing():
-            hmm, x, _, _ = self._scaled(data, sizes)
-            initial, transition, logits, lengths = hmm._chain(x)
-            filtered = ops.filter_logits(initial, transition, logits, lengths)
-            later = filtered[..., :-1, :].unsqueeze(-1) + transition
-            first = initial.expand(filtered[..., 0, :].shape)
-            predicted = torch.cat([first.unsqueeze(-2), later.logsumexp(-2)], -2)
-            scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
+            scores = _row_scores(self._chain(data, sizes)[0], sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
 
     def decode(
@@ -69,8 +66,7 @@ class FittedHMM(NamedTuple):
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """The path by "viterbi" or "smoothing", and its log-probability with the data."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            chain = hmm._chain(x)
+            chain, offset = self._chain(data, sizes)
             if algorithm == "viterbi":
                 path = ops.viterbi(*chain)
             else:
@@ -79,26 +75,17 @@ class FittedHMM(NamedTuple):
             log_prob = ops.complete_log_likelihood(
                 initial, transition, logits, path.clamp(min=0), lengths
             )
-            return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+            return float(log_prob) - offset, path.cpu().numpy()
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
         with self._computing():
-            hmm, x, _, _ = self._scaled(data, [len(data)])
+            hmm, x, _ = self._scaled(data, [len(data)])
             weights = hmm.forecast(x, n_steps).mixture_distribution
             density = self.spec.observation_dist(self._arguments(self.parameters))
             mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
             probs = weights.probs.cpu().double().numpy()
-        moments = self.spec.moments(self.parameters.emission)
-        mean = probs @ moments.means
-        deviations = moments.means - mean[:, None]  # (n, K, D)
-        covariance = np.einsum("nk,nki,nkj->nij", probs, deviations, deviations)
-        within = np.tensordot(probs, moments.covariances, 1)  # (n, D, D), or (n, D) of variances
-        if moments.are_independent:
-            diagonal = np.arange(mean.shape[-1])
-            covariance[:, diagonal, diagonal] += within
-        else:
-            covariance += within
+        mean, covariance = self.spec.mixture_moments(probs, self.parameters.emission)
         return Forecast(probs, mean, covariance, mixture)
 
     def pyro_model(self) -> PyroModel:
@@ -113,24 +100,56 @@ class FittedHMM(NamedTuple):
         where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return to_arguments(parameters, self.spec, **where)
 
-    def _scaled(
-        self, data: Array, sizes: list[int]
-    ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
+    def _total(self, run: Callable[..., Tensor], chain: Chain, sizes: list[int]) -> float:
+        """The log-likelihood of all sequences, by their weights.
+
+        :param run: computes it without weights.
+        """
+        if self.annotations.weights is None:
+            return float(run(*chain))
+        return float(self.annotations.sum(_row_scores(chain, sizes), sizes))
+
+    def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
+        """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
+        hmm, x, offset = self._scaled(data, sizes)
+        initial, transition, logits, lengths = hmm._chain(x)
+        if self.first_probs is not None and self.first_probs.ndim == 2:
+            # Each sequence has its own: they count with its first observation.
+            first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device).log()
+            logits = logits.index_add(-2, _firsts(sizes).to(self.device), first)
+            initial = torch.zeros_like(initial)
+        return (initial, transition, logits, lengths), offset
+
+    def _scaled(self, data: Array, sizes: list[int]) -> tuple[RegimeHMM, Tensor, float]:
         """Scale the model and the data to units that suit any dtype.
 
-        :return: the distribution, the scaled data z, their lengths as :func:`.pad` returns them,
-            and log p(z) - log p(x).
+        :return: the distribution, the scaled data z, and log p(z) - log p(x).
         """
         emission = self.parameters.emission
         units = self.spec.units_of(emission)
-        x, lengths = pad(units.scale(data), sizes, dtype=self.dtype, device=self.device)
+        x, lengths = pack(units.scale(data), sizes, dtype=self.dtype, device=self.device)
         scaled = self.parameters._replace(emission=self.spec.scale(emission, units))
         arguments = self._arguments(scaled)
-        if self.first_probs is not None:
+        if self.first_probs is not None and self.first_probs.ndim == 1:
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        beside = self.annotations.of_distribution(sizes, **where)
-        hmm = regime_hmm(arguments, self.spec, lengths, **beside)
-        return hmm, x, lengths, units.log_jacobian(self.annotations.num_rows(sizes))
+        beside = self.annotations.of_distribution(self.device)
+        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
+        return hmm, x, units.log_jacobian(self.annotations.num_rows(sizes))
+
+
+def _row_scores(chain: Chain, sizes: list[int]) -> Array:
+    """The log-density of each row given the rows before it."""
+    initial, transition, logits, lengths = chain
+    filtered = ops.filter_logits(initial, transition, logits, lengths)
+    later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
+    predicted = torch.cat([initial.unsqueeze(0), later])
+    predicted[_firsts(sizes)] = initial
+    scores: Array = (predicted + logits).logsumexp(-1).cpu().double().numpy()
+    return scores
+
+
+def _firsts(sizes: list[int]) -> Tensor:
+    """The first row of each sequence."""
+    return torch.from_numpy(np.cumsum([0, *sizes[:-1]]))

@@ -39,6 +39,10 @@ class FittedModel(BaseEstimator):
     dtype: Any
     device: Any
     random_state: Any
+    emission: Any
+    covariance_type: str
+    n_components: int
+    emission_: Any
     covariance_type_: str
     initial_: str
     transition_mask_: Bools | None
@@ -213,9 +217,11 @@ class FittedModel(BaseEstimator):
 
         The number of free parameters p, ``n_parameters_``, is :math:`(K-1) + K(K-1) + KD` plus that
         of the covariances: full :math:`K D(D+1)/2`, diag :math:`KD`, spherical :math:`K`, tied
-        :math:`D(D+1)/2`. Parameters that were ``fixed`` in the fit are not counted, and neither are
-        the :math:`K-1` initial probabilities unless ``initial`` was "free", and transitions that
-        ``transition_mask`` forbids.
+        :math:`D(D+1)/2`. For other emissions than "gaussian" it is :math:`(K-1) + K(K-1)` plus the
+        number of elements of their attributes; a row of probabilities counts as one less, and a
+        matrix as in a Gaussian. Parameters that were ``fixed`` in the fit are not counted, and
+        neither are the :math:`K-1` initial probabilities unless ``initial`` was "free", and
+        transitions that ``transition_mask`` forbids.
 
         :param X: as in :meth:`predict`; None is the training data.
         :param lengths: as in :meth:`fit`.
@@ -269,7 +275,7 @@ class FittedModel(BaseEstimator):
         """
         check_is_fitted(self, "initial_probs_")
         n_regimes = len(self.initial_probs_)
-        spec = self._spec(self.covariance_type_)
+        spec = self._fitted_spec()
         counts = {
             "initial_probs": n_regimes - 1,
             "transition_matrix": num_free(self.transition_mask_, n_regimes),
@@ -326,6 +332,10 @@ class FittedModel(BaseEstimator):
     def summary(self) -> Summary:
         """Annualised means and volatilities, correlations, durations, shares of time, transitions.
 
+        Means and standard deviations are annualised if the emission is one of returns
+        ("gaussian", "student_t", "gaussian_mixture"). A summary of another emission also has its
+        parameters, and one of "student_t" the degrees of freedom.
+
         :return: a :class:`.Summary`. ``print`` shows it as a table, and so does a notebook;
             ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
         """
@@ -337,12 +347,13 @@ class FittedModel(BaseEstimator):
         return summarise(
             self.regime_names_,
             list(names),
-            hmm.spec.moments(hmm.parameters.emission),
+            hmm.spec,
+            hmm.parameters.emission,
             self.transition_matrix_,
             self.share_of_time_,
             self._periods_per_year(),
-            f"{len(self.regime_names_)} regimes of {len(names)} series, {self.covariance_type_} "
-            f"covariances, {self._score_text()}",
+            f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
+            f"{self._score_text()}",
             problems.of_shares(
                 self.regime_names_,
                 self.share_of_time_,
@@ -403,6 +414,7 @@ class FittedModel(BaseEstimator):
             ax=ax,
             unit=unit,
             rows_per_band=rows_per_band,
+            cumulative=self._fitted_spec().of_changes,
         )
 
     @property
@@ -411,7 +423,8 @@ class FittedModel(BaseEstimator):
 
         Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
         (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
+        padded ``(N, T, D)`` with lengths, of the model's dtype.
         The site is "observations".
 
         :return: the function.
@@ -419,9 +432,15 @@ class FittedModel(BaseEstimator):
         check_is_fitted(self)
         return self._hmm().pyro_model()
 
-    def _spec(self, covariance_type: str) -> Spec:
-        """The object that implements the emission and the covariance type."""
-        return find_spec(covariance_type)
+    def _spec(self) -> Spec:
+        """The object that implements the emission and the covariance type of the constructor."""
+        return find_spec(self.covariance_type, self.emission, self.n_components)
+
+    def _fitted_spec(self) -> Spec:
+        """That of the fit."""
+        spec = find_spec(self.covariance_type_, self.emission_)
+        shapes = {name: np.shape(getattr(self, f"{name}_")) for name in spec.attributes}
+        return spec.with_shapes(shapes)[0]
 
     def _hmm_of(
         self,
@@ -441,6 +460,7 @@ class FittedModel(BaseEstimator):
             data, sizes, X, n_regimes, states=states, sample_weight=sample_weight, gaps=gaps
         )
         hmm = self._hmm()._replace(annotations=annotations)
+        hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
         first_probs = initial_probs(
             start,
             after,
@@ -455,7 +475,7 @@ class FittedModel(BaseEstimator):
 
     def _hmm(self) -> FittedHMM:
         """The fitted parameters, ready for computation."""
-        spec = self._spec(self.covariance_type_)
+        spec = self._fitted_spec()
         emission = {name: getattr(self, f"{name}_") for name in spec.attributes}
         parameters = Parameters(self.initial_probs_, self.transition_matrix_, emission)
         dtype = validation.torch_dtype(self.dtype)

@@ -7,6 +7,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.estimator import problems
+from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.annotations import Annotations
@@ -15,7 +16,7 @@ from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
-from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
@@ -85,7 +86,7 @@ def fit_regimes(
     fit = fit_starts(
         starts,
         spec,
-        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        *pack(z, sizes, dtype=settings.dtype, device=settings.device),
         inference=settings.inference,
         acceleration=settings.acceleration,
         max_iter=settings.max_iter,
@@ -95,7 +96,7 @@ def fit_regimes(
         fixed=given.fixed,
         initial=settings.initial,
         stickiness=stickiness,
-        beside=annotations.of_model(sizes, dtype=settings.dtype, device=settings.device),
+        beside=annotations.of_model(settings.dtype, settings.device),
         callback=report if settings.verbose or callback is not None else None,
     )
     best = fit.best()
@@ -119,6 +120,7 @@ def fit_regimes(
         spec,
         settings.order_by,
         lambda: annotations.sum(hmm.posterior(data, sizes, "smoothed")[1], sizes),
+        lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
     if known.keeps_numbers:
         found_order = found_order.kept()
@@ -191,7 +193,7 @@ def _starts(
         spec.collapsed_variance(z, settings.dtype),
         settings.min_eigenvalue / float(own.unit.max()) ** 2,
     )
-    means = settings.given.values.get("means")
+    means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
     if not (own.unit == units.unit).all():

@@ -18,6 +18,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.distributions import Wishart
+from pyro_regimes.estimator.emissions.base import Names, Spec
 from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
@@ -31,11 +32,21 @@ _COLLINEAR = 1e-10
 
 
 @dataclass(frozen=True)
-class _Gaussian:
+class _Gaussian(Spec):
     """Common code of the covariance types: ``means`` ``(..., K, D)`` and ``covariances``."""
 
     covariance_type: str
     attributes: tuple[str, ...] = field(default=("means", "covariances"), init=False)
+
+    spread = "covariances"
+    starts_from_means, of_changes, needs_distinct = True, True, True
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"{self.covariance_type} covariances"
+
+    def described(self, emission: Emission) -> dict[str, Array]:
+        return {}  # means and volatilities have rows of their own
 
     # ---- implemented by subclasses
 
@@ -63,12 +74,6 @@ class _Gaussian:
 
     def _overall(self, x: Array, floor: float) -> Array:
         """The covariance matrix of all observations, or their variances, of at least ``floor``."""
-        raise NotImplementedError
-
-    def fewest_observations(self, num_series: int) -> int:
-        raise NotImplementedError
-
-    def moments(self, emission: Emission) -> Moments:
         raise NotImplementedError
 
     def _noise(
@@ -107,7 +112,7 @@ class _Gaussian:
     # ---- data and starts
 
     def check_data(
-        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
     ) -> str | None:
         constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
         if len(constant) and (not self._equal_units or len(constant) == data.shape[1]):
@@ -243,7 +248,7 @@ class MatrixGaussian(_Gaussian):
         return 0 if self.shared else num_series + 1
 
     def check_data(
-        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
     ) -> str | None:
         super().check_data(data, feature_names, dtype)
         num_rows, num_series = data.shape

@@ -91,9 +91,10 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
             "expected at least one parameter not to be fixed, got all; RegimeModel.from_parameters "
             "makes a model without a fit"
         )
-    if "covariances" in listed and model.min_eigenvalue > 0:
+    if spec.spread is not None and spec.spread in listed and model.min_eigenvalue > 0:
+        what = spec.spread.replace("_", " ")
         raise ValueError(
-            f"expected min_eigenvalue=0 where covariances are fixed, got {model.min_eigenvalue:g}"
+            f"expected min_eigenvalue=0 where {what} are fixed, got {model.min_eigenvalue:g}"
         )
     if "transition_matrix" in listed and model.stickiness > 0:
         raise ValueError(
@@ -125,7 +126,7 @@ def for_series(given: Given, spec: Spec, n_regimes: int, num_series: int) -> Giv
     emission = {}
     for name, shape in spec.shapes(n_regimes, num_series).items():
         if name in given.values:
-            emission[name] = in_shape(given.values[name], shape)
+            emission[name] = in_shape(spec.complete(name, given.values[name]), shape)
             if emission[name].shape != shape:
                 raise ValueError(
                     f"expected {name} in init_params to have shape {shape} for X of {num_series} "
@@ -176,6 +177,7 @@ def _of_fitted(other: Any, model: BaseEstimator, names: Iterable[str]) -> dict[s
         raise ValueError("expected init_params to be a fitted model, got one without a fit")
     for name, has, wanted in (
         ("regimes", len(other.initial_probs_), model.n_regimes),
+        ("emission", other.emission_, model.emission),
         ("covariance_type", other.covariance_type_, model.covariance_type),
     ):
         if has != wanted:

@@ -99,10 +99,13 @@ class GradientAscent:
     def _loss(self) -> Tensor:
         with isolated(self._store):
             trace: Any = poutine.trace(self._model).get_trace(*self._data, **self._beside)
-        site = trace.nodes["observations"]
+        sites = [trace.nodes[name] for name in trace.observation_nodes]
         # Neither this nor its gradient needs Pyro, so other threads can use it meanwhile.
-        log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"])
-        total = log_prob.reshape(self._num_starts, -1).sum(-1)
+        values = [
+            scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"]) for site in sites
+        ]
+        sums = [value.reshape(self._num_starts, -1).sum(-1) for value in values]
+        total = torch.stack(sums).sum(0)
         if self._stickiness:
             prior = row_prior(self._arguments["transition_probs"], self._stickiness)
             rows = prior.log_prob(self._store["transition_probs"])

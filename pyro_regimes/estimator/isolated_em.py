@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
+import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
 from pyro_regimes.infer import EM
+from pyro_regimes.infer.em import m_step
 from pyro_regimes.infer.isolation import isolated
 
 
@@ -37,6 +39,37 @@ class IsolatedEM(EM):
         with isolated(self._store), super()._pyro():
             yield
 
+    def maximise(self, probs: Tensor, num_steps: int, *args: Any) -> dict[str, Tensor]:
+        """The parameters after M-steps that take these probabilities of the states.
+
+        Latent variables of a family, such as the components of a mixture, have expectations of
+        their own, which are taken anew before each step.
+
+        :param probs: in the place of the smoothed probabilities, ``(T, K)``.
+        :param args: of the model, which observes one RegimeHMM.
+        """
+        with torch.no_grad():
+            problem, state, _ = self._session.read(self._call(args, {}))
+            ((name, site),) = state.expected.items()
+            site = site._replace(expectations=site.expectations._replace(smoothed_probs=probs))
+            params = state.params
+            for _ in range(num_steps):
+                found = m_step.maximise(
+                    problem.plan,
+                    {name: site},
+                    params,
+                    state.leaves,
+                    problem.min_eigenvalue,
+                    problem.pseudo,
+                    _new,
+                )
+                params, site = found.values, site._replace(arguments=found.arguments[name])
+        return params
+
     def values(self) -> dict[str, Tensor]:
         """The constrained parameters."""
         return {name: value.detach() for name, value in self._store.items()}
+
+
+def _new(name: str, old: Tensor, new: Tensor) -> Tensor:
+    return new

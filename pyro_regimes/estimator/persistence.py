@@ -64,7 +64,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
     mask = model.transition_mask_
     parameters |= {"transition_mask": None if mask is None else mask.tolist()}
-    parameters |= {"initial": model.initial_}
+    parameters |= {"initial": model.initial_, "emission": model.emission_}
     loaded = type(model)(**parameters)
     check_parameters(loaded)  # else the file could not be loaded
     given = _given(model, loaded, spec)
@@ -95,7 +95,7 @@ def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
     """
     loaded.set_params(init_params=model.init_params, fixed=model.fixed)
     try:
-        if model.covariance_type == model.covariance_type_:
+        if (model.covariance_type, model.emission) == (model.covariance_type_, model.emission_):
             given = read_given(loaded, spec)
             return for_series(given, spec, loaded.n_regimes, model.n_features_in_)
     except ValueError:
@@ -130,7 +130,9 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         parameters = content["parameters"]
         model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
-        spec, fitted = model._spec(model.covariance_type), content["fitted"]
+        fitted = content["fitted"]
+        shapes = {name: _shape(fitted[f"{name}_"]) for name in model._spec().attributes}
+        spec, model.n_features_in_ = model._spec().with_shapes(shapes)
         if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
             fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():
@@ -143,7 +145,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
         model.covariance_type_, model.initial_ = model.covariance_type, model.initial
         model.transition_mask_ = read_mask(model.transition_mask, model.n_regimes)
-        model.n_features_in_ = _num_series(fitted, spec)
+        model.emission_ = model.emission
         for name, shape in _shapes(model, spec).items():
             setattr(model, name, _array(name, fitted[name], shape))
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
@@ -194,15 +196,6 @@ def _training_start(value: Any, num_series: int) -> Array | None:
     if not np.isfinite(start).all():
         raise ValueError("training_start_ is not finite")
     return start
-
-
-def _num_series(fitted: dict[str, Any], spec: Spec) -> int:
-    """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
-    name = f"{spec.attributes[0]}_"
-    shape = _shape(fitted[name])
-    if len(shape) != 2 or not shape[-1]:
-        raise ValueError(f"{name} has shape {shape}, not (K, D)")
-    return shape[-1]
 
 
 def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, _Shape]:

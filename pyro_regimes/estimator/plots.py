@@ -82,6 +82,7 @@ def plot_regimes(
     ax: Axes | Iterable[Axes] | None = None,
     unit: str = "unit of the data",
     rows_per_band: int | None = None,
+    cumulative: bool = True,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -105,6 +106,8 @@ def plot_regimes(
     :param unit: the unit of the returns for the label of the axis, such as "%".
     :param rows_per_band: None makes a band of 1, 2, 5, 10, 20, ... rows, so that there are at most
         170. With 1 every row has the colour of its own regime.
+    :param cumulative: whether the upper panel shows the cumulative sum, as of returns, or the
+        observations themselves, as of counts.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
@@ -119,12 +122,13 @@ def plot_regimes(
     bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    above.plot(time, values.mean(-1).cumsum(), color="#222222", linewidth=1.1)
+    line = values.mean(-1)
+    above.plot(time, line.cumsum() if cumulative else line, color="#222222", linewidth=1.1)
     _shade(above, bands, colors)
     text = _text_of(above)
     title = _title(time, len(regime_names), text.is_short)
     _explain(above, bands, path, regime_names, colors, title, text)
-    _label_return(above, values.shape[-1], unit, text)
+    _label_series(above, values.shape[-1], unit, cumulative, text)
     for panel in [above, *below]:
         panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
@@ -223,9 +227,12 @@ def _text_of(panel: Axes) -> _Text:
     return _FULL_TEXT if _width(panel) >= width and _height(panel) >= height else _SHORT_TEXT
 
 
-def _label_return(panel: Axes, num_series: int, unit: str, text: _Text) -> None:
+def _label_series(
+    panel: Axes, num_series: int, unit: str, cumulative: bool, text: _Text
+) -> None:
     average = f"average of {num_series} series" if num_series > 1 else ""
-    _label(panel, f"cumulative return ({unit})", average, text)
+    what = "cumulative return" if cumulative else "observation"
+    _label(panel, f"{what} ({unit})", average, text)
 
 
 def _label(panel: Axes, what: str, more: str, text: _Text) -> None:

@@ -22,6 +22,7 @@ from pyro_regimes.distributions import RegimeHMM, stationary_probs
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.stickiness import SITE, row_prior
+from pyro_regimes.estimator.weighting import weighted_batches
 
 PyroModel = Callable[..., None]
 
@@ -41,7 +42,7 @@ def to_arguments(
     Several starts become the leftmost batch dim, to the left of the batch dims of the data and of
     time. A single set of parameters needs no such dims, because it broadcasts over any data.
 
-    :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
+    :param data_dims: the number of the data's batch dims, 1 for weighted sequences.
     :param device: None is the CPU, not torch's default device.
     """
     device = torch.device("cpu") if device is None else device
@@ -91,21 +92,18 @@ def stationary_initial(transition_probs: Tensor) -> Tensor:
 
 
 def regime_hmm(
-    arguments: Mapping[str, Tensor],
-    spec: Spec,
-    lengths: Tensor | None = None,
-    **beside: Any,
+    arguments: Mapping[str, Tensor], spec: Spec, **beside: Tensor | None
 ) -> RegimeHMM:
     """Build the distribution of whole sequences.
 
-    :param beside: further arguments of it.
+    :param beside: its arguments that are no parameters.
     """
+    others: Mapping[str, Any] = beside
     return RegimeHMM(
         initial_probs=arguments["initial_probs"],
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
-        lengths=lengths,
-        **beside,
+        **others,
     )
 
 
@@ -127,9 +125,10 @@ def pyro_model(
         which makes them a function of the transition matrix.
     :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
         matrix is a latent site, whose point :func:`.sticky_guide` has.
-    :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
-        true ``lengths`` ``(N,)``; optionally of ``allowed_states`` ``(..., T, K)``,
-        ``weights`` ``(N,)`` and ``gaps`` ``(..., T-1)``. Its one sample site is "observations".
+    :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
+        sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
+        ``lengths`` of the sequences. Its one sample site is "observations". Further arguments are
+        those of :meth:`.Annotations.of_model`; with ``weights`` there are several sites.
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -158,18 +157,32 @@ def pyro_model(
             held["transition_probs"] = pyro.sample(SITE, whole)
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
-        hmm = regime_hmm(held, spec, lengths, allowed_states=allowed_states, gaps=gaps)
-        data_dims = x.dim() - 2
-        with ExitStack() as plates:
-            batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
-            for dim in range(-len(batch_shape), 0):
-                name = "sequences" if dim >= -data_dims else "starts"
-                plates.enter_context(pyro.plate(name, batch_shape[dim], dim=dim))
-            if weights is not None:
-                plates.enter_context(pyro.poutine.scale(scale=weights))
-            pyro.sample("observations", hmm, obs=x)
+        known = {"allowed_states": allowed_states, "gaps": gaps}
+        if weights is None:
+            known["lengths" if x.dim() > 2 else "packed_lengths"] = lengths
+            _observe("", regime_hmm(held, spec, **known), x)
+            return
+        for number, batch in enumerate(weighted_batches(x, lengths, weights, **known), 1):
+            hmm = regime_hmm(held, spec, **batch.beside)
+            _observe(f"_{number}", hmm, batch.x, batch.weights)
 
     return model
+
+
+def _observe(suffix: str, hmm: RegimeHMM, x: Tensor, weights: Tensor | None = None) -> None:
+    """Observe sequences ``(..., T, D)``.
+
+    :param suffix: of the names of the site and its plates.
+    :param weights: of the sequences.
+    """
+    with ExitStack() as plates:
+        batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
+        for dim in range(-len(batch_shape), 0):
+            name = "sequences" if dim >= 2 - x.dim() else "starts"
+            plates.enter_context(pyro.plate(f"{name}{suffix}", batch_shape[dim], dim=dim))
+        if weights is not None:
+            plates.enter_context(pyro.poutine.scale(scale=weights))
+        pyro.sample(f"observations{suffix}", hmm, obs=x)
 
 
 def prior_model(

@@ -18,7 +18,12 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_regimes.estimator import persistence, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
-from pyro_regimes.estimator.elsewhere import hmmlearn_parameters, of_values, without_fit
+from pyro_regimes.estimator.elsewhere import (
+    emission_values,
+    hmmlearn_parameters,
+    of_values,
+    without_fit,
+)
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
@@ -34,18 +39,24 @@ _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
 class RegimeModel(FittedModel):
-    r"""Gaussian hidden Markov model of returns, fitted by EM from many starts in one batch.
+    r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
         \log p(x, q) = \log \pi_{q_1} + \sum_{t=2}^T \log A_{q_{t-1} q_t}
-            + \sum_{t=1}^T \log N(x_t; \mu_{q_t}, \Sigma_{q_t})
+            + \sum_{t=1}^T \log b_{q_t}(x_t)
+
+    The density :math:`b_k` of an observation in regime k is Gaussian,
+    :math:`N(x_t; \mu_k, \Sigma_k)`, unless ``emission`` is another one.
 
     Data are ``(T, D)``: T steps in order of time, D series. Methods with a ``lengths`` argument
     accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
-    as a list of arrays. Results are concatenated.
+    as a list of arrays. Results are concatenated. Sequences are not padded, so their lengths may be
+    very different.
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
+        Of scale matrices if ``emission="student_t"``. Emissions without covariances ignore the
+        default, and refuse others.
     :param n_init: number of starts. The first one is from k-means. The others are random: in turn
         random observations as means, and regimes that differ mostly in their volatility. The start
         with the best final log-likelihood is kept.
@@ -65,8 +76,10 @@ class RegimeModel(FittedModel):
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
-        keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        keeps its own order and names: each regime gets the name of the one with the same rows, so
+        that as many rows of X as possible have the name that that model gives them (the expected
+        number, by smoothed probabilities of both). A warning says where a name then contradicts the
+        volatility. If that model has a model in ``order_by`` itself, a
         copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
         takes it from the dates of the training data (12 for monthly rows), or 252 without dates.
@@ -99,6 +112,9 @@ class RegimeModel(FittedModel):
         Dirichlet distribution with concentration 1, and 1 + ``stickiness`` on the diagonal. The fit
         is then the mode of the posterior, as if each regime had stayed so many further times. 0 is
         maximum likelihood.
+    :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
+        :doc:`emissions` lists all, with the attributes of each.
+    :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -115,6 +131,8 @@ class RegimeModel(FittedModel):
                             one, before ``regularization``; with ``stickiness`` plus that times the
                             sum of the logarithms of the diagonal of the transition matrix
     ``covariance_type_``    the ``covariance_type`` of the fit
+    ``emission_``           the ``emission`` of the fit; other attributes than ``means_`` and
+                            ``covariances_`` are listed in :doc:`emissions`
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
     ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
@@ -165,6 +183,8 @@ class RegimeModel(FittedModel):
         initial: str = "free",
         transition_mask: npt.ArrayLike | None = None,
         stickiness: float = 0.0,
+        emission: str = "gaussian",
+        n_components: int = 2,
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
@@ -187,6 +207,8 @@ class RegimeModel(FittedModel):
         self.initial = initial
         self.transition_mask = transition_mask
         self.stickiness = stickiness
+        self.emission = emission
+        self.n_components = n_components
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -269,7 +291,7 @@ class RegimeModel(FittedModel):
         beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
         data, sizes, annotations, _ = found
-        spec = self._spec(self.covariance_type)
+        spec = self._spec().for_data(data, settings.given.values)
         given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
@@ -280,7 +302,9 @@ class RegimeModel(FittedModel):
         fresh.n_samples_fit_ = annotations.num_rows(sizes)
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
-        of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
+        of_data = []
+        if spec.of_changes:
+            of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
         for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
             warnings.warn(problem, stacklevel=2)
         # All attributes at once, after everything that may raise (a warning may, too).
@@ -294,8 +318,8 @@ class RegimeModel(FittedModel):
         cls,
         initial_probs: npt.ArrayLike | None,
         transition_matrix: npt.ArrayLike,
-        means: npt.ArrayLike,
-        covariances: npt.ArrayLike,
+        means: npt.ArrayLike | None = None,
+        covariances: npt.ArrayLike | None = None,
         *,
         regime_names: Sequence[str] | None = None,
         feature_names: Sequence[str] | None = None,
@@ -315,22 +339,23 @@ class RegimeModel(FittedModel):
         :param regime_names: K names; None is those that ``order_by`` gives. The regimes keep their
             order in either case.
         :param feature_names: D names of series.
-        :param settings: parameters of the constructor.
+        :param settings: parameters of the constructor; and, for another ``emission`` than
+            "gaussian", its attributes by their names without the underscore, such as ``rates``.
         :return: the model.
         :raises ValueError: if the parameters are not valid.
         """
         matrix = finite_numbers("transition_matrix", transition_matrix)
         settings.setdefault("n_regimes", len(np.atleast_1d(matrix)))
+        emission, settings = emission_values(settings, means, covariances)
         model = cls(**settings)
         validation.check_parameters(model)
-        spec = model._spec(model.covariance_type)
-        emission = dict(zip(spec.attributes, (means, covariances), strict=True))
-        parameters = of_values(
-            initial_probs, matrix, emission, model.n_regimes, spec, model.initial
+        parameters, spec = of_values(
+            initial_probs, matrix, emission, model.n_regimes, model._spec(), model.initial
         )
         mask = read_mask(model.transition_mask, model.n_regimes)
         check_masked("transition_matrix", parameters.transition_matrix, mask)
-        model.n_features_in_ = parameters.emission[spec.attributes[0]].shape[-1]
+        shapes = {name: value.shape for name, value in parameters.emission.items()}
+        model.n_features_in_ = spec.with_shapes(shapes)[1]
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
@@ -358,7 +383,7 @@ class RegimeModel(FittedModel):
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
-        self.covariance_type_ = self.covariance_type
+        self.covariance_type_, self.emission_ = self.covariance_type, self.emission
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
         self.transition_mask_ = read_mask(self.transition_mask, self.n_regimes)
@@ -409,7 +434,7 @@ class RegimeModel(FittedModel):
         :raises ValueError: if a parameter that was set after the fit is not valid.
         """
         check_is_fitted(self)
-        persistence.write_model(path, self, self._spec(self.covariance_type_))
+        persistence.write_model(path, self, self._fitted_spec())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RegimeModel:

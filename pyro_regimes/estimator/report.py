@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.estimator.parameters import Array, Moments
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
 from pyro_regimes.text_tables import text_table
 
@@ -54,6 +55,8 @@ class Summary(NamedTuple):
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
     notes: list[str]  #: on regimes that hold very few observations
+    is_annualised: bool = True  #: else mean and volatility are those of one step
+    parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 
     def __str__(self) -> str:
         return self.to_string()
@@ -107,10 +110,17 @@ class Summary(NamedTuple):
             ("expected duration", ""): self.expected_duration,
         }
         for name, values in (("mean", self.mean), ("volatility", self.volatility)):
+            name = self._name_of(name)
             if len(self.series_names) > 1:
-                rows["average annualised " + name, ""] = values.mean(-1)
+                rows["average " + name, ""] = values.mean(-1)
             for series, column in zip(self.series_names, values.T, strict=True):
-                rows["annualised " + name, series] = column
+                rows[name, series] = column
+        for name, values in self.parameters.items():
+            own = values.ndim > 1
+            for series, column in zip(
+                self.series_names if own else [""], values.T if own else [values], strict=True
+            ):
+                rows[name, series] = column
         correlation = self._average_correlation()
         if correlation is not None:
             rows["average correlation", ""] = correlation
@@ -126,9 +136,11 @@ class Summary(NamedTuple):
             _Row("", self.regime_names),
             _Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
             _Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
-            *self._of_series("annualised mean", self.mean),
-            *self._of_series("annualised volatility", self.volatility),
+            *self._of_series(self._name_of("mean"), self.mean),
+            *self._of_series(self._name_of("volatility"), self.volatility),
         ]
+        for name, values in self.parameters.items():
+            rows += self._of_series(name, values.reshape(len(self.regime_names), -1))
         correlation = self._average_correlation()
         if correlation is not None:
             rows.append(_Row("average correlation", [f"{each:.2f}" for each in correlation]))
@@ -137,11 +149,17 @@ class Summary(NamedTuple):
             rows.append(_Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
         return rows
 
+    def _name_of(self, property: str) -> str:
+        """What a mean or a volatility is called."""
+        if self.is_annualised:
+            return f"annualised {property}"
+        return "standard deviation" if property == "volatility" else property
+
     def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
         heads, columns = [(name, False)], [values.mean(-1)]
-        if len(self.series_names) > 1:
+        if values.shape[-1] > 1:
             heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
             columns.extend(values.T)
         return [
@@ -170,7 +188,8 @@ def _cell(tag: str, text: str, style: str) -> str:
 def summarise(
     regime_names: list[str],
     series_names: list[str],
-    moments: Moments,
+    spec: Spec,
+    emission: Emission,
     transition_matrix: Array,
     share_of_time: Array,
     periods_per_year: float,
@@ -180,17 +199,21 @@ def summarise(
     """Annualise the parameters and collect them in a summary."""
     with np.errstate(divide="ignore"):
         expected_duration = 1 / np.maximum(1 - np.diagonal(transition_matrix), 0)
+    moments = spec.moments(emission)
+    periods = periods_per_year if spec.of_changes else 1.0
     return Summary(
         list(regime_names),
         list(series_names),
-        moments.means * periods_per_year,
-        np.sqrt(moments.variances * periods_per_year),
-        _correlation(moments),
+        moments.means * periods,
+        np.sqrt(moments.variances * periods),
+        _correlation(spec.typical(emission)),
         expected_duration,
         share_of_time,
         transition_matrix,
         title,
         notes,
+        spec.of_changes,
+        spec.described(emission),
     )
 
 

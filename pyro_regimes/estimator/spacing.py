@@ -55,13 +55,11 @@ def read_gaps(gaps: Any, X: Any, sizes: list[int]) -> Steps | None:
     return None if (found == 1).all() else found
 
 
-def row_logits(
-    step_logits: Tensor, beside: Mapping[str, Tensor], lengths: Tensor | None
-) -> Tensor:
+def row_logits(step_logits: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
     """The logits of the transitions from row to row.
 
     :param step_logits: those of one step, ``(1, K, K)``.
-    :param beside: arguments of :func:`.pyro_model`'s function, of which "gaps" may be one.
+    :param beside: arguments of the distribution, of which "gaps" may be one.
     """
-    gaps = Gaps.of(beside.get("gaps"), lengths)
+    gaps = Gaps.of(beside.get("gaps"))
     return step_logits if gaps is None else gaps.transition_logits(step_logits)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 
 from pyro_regimes.estimator.parameters import Array, Emission, Parameters
+from pyro_regimes.estimator.soft_starts import (
+    SoftStarts,
+    from_kmeans,
+    from_observations,
+    from_runs,
+)
 from pyro_regimes.estimator.spec import Spec
 
 STAY = 0.9  # the probability of staying in a state, in a start from k-means or random spreads
@@ -42,11 +50,15 @@ def make_starts(
     transitions, and regimes that last and differ mostly in their spread. The initial probabilities
     are uniform. All centers come from one random sample of at most 2,000 observations.
 
+    Emissions that do not start from means start from responsibilities (:mod:`.soft_starts`).
+
     :param x: observations ``(T, D)``, at least ``n_regimes`` of them distinct.
     :param floor: the least variance in any direction.
     :param centers: those of all starts, ``(K, D)``; None finds them as above.
     :return: parameters with ``n_init`` starts in front.
     """
+    if not spec.starts_from_means:
+        return Parameters.stack(list(_soft(x, n_regimes, n_init, spec, rng)))
     if centers is not None:
         made = [_from_centers(x, centers, spec, floor, start, rng) for start in range(n_init)]
         return Parameters.stack(made)
@@ -60,6 +72,23 @@ def make_starts(
             make = _from_observations if kind_of(start) == "random" else _from_spreads
             made.append(make(x, centers, spec, floor, rng))
     return Parameters.stack(made)
+
+
+def _soft(
+    x: Array, n_regimes: int, n_init: int, spec: Spec, rng: np.random.RandomState
+) -> Iterator[Parameters]:
+    """Starts from responsibilities: of k-means, of random observations, of random runs of rows."""
+    starts = SoftStarts(x, n_regimes, spec, rng)
+    for start in range(n_init):
+        transition_matrix = _sticky(n_regimes)
+        if kind_of(start) == "k-means":
+            responsibilities = from_kmeans(x, n_regimes, spec, rng)
+        elif kind_of(start) == "random":
+            responsibilities = from_observations(x, n_regimes, spec, rng)
+            transition_matrix = _random(n_regimes, rng)
+        else:
+            responsibilities = from_runs(x, n_regimes, spec, rng)
+        yield _start(transition_matrix, starts.emission(responsibilities))
 
 
 def _from_centers(
@@ -96,9 +125,7 @@ def _from_observations(
 ) -> Parameters:
     """These centers, the overall spread and random transitions."""
     n_regimes = len(centers)
-    # Mixed with uniform rows, because EM hardly moves a probability close to zero.
-    drawn = rng.dirichlet(np.ones(n_regimes), size=n_regimes)
-    transition_matrix = 0.9 * drawn + 0.1 / n_regimes
+    transition_matrix = _random(n_regimes, rng)
     emission = spec.start_around(x, centers, np.ones(n_regimes), floor)
     return _start(transition_matrix, emission)
 
@@ -132,6 +159,13 @@ def _sample(x: Array, n_regimes: int, rng: np.random.RandomState) -> tuple[Array
         if len(distinct) >= n_regimes:
             return sample, distinct
     return x, np.unique(x, axis=0)
+
+
+def _random(n_regimes: int, rng: np.random.RandomState) -> Array:
+    # Mixed with uniform rows, because EM hardly moves a probability close to zero.
+    drawn = rng.dirichlet(np.ones(n_regimes), size=n_regimes)
+    mixed: Array = 0.9 * drawn + 0.1 / n_regimes
+    return mixed
 
 
 def _sticky(n_regimes: int) -> Array:

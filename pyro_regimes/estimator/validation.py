@@ -13,12 +13,13 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
 from pyro_regimes.estimator.states import Bools
 from pyro_regimes.messages import shown
 
@@ -115,7 +116,6 @@ def check_parameters(model: BaseEstimator) -> Given:
     :raises ValueError: if a parameter is not valid.
     """
     integer("n_regimes", model.n_regimes, 1)
-    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_init", model.n_init, 1)
     integer("max_iter", model.max_iter, 0)
     if model.tol is not None:
@@ -123,6 +123,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     _number("regularization", model.regularization)
     one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
     _number("min_eigenvalue", model.min_eigenvalue)
+    check_emission(model)
     one_of("inference", model.inference, ("em", "svi"))
     one_of("initial", model.initial, ("free", "stationary", "uniform"))
     acceleration = model.acceleration
@@ -133,13 +134,32 @@ def check_parameters(model: BaseEstimator) -> Given:
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
     _number("stickiness", model.stickiness)
     reference(model)
-    given = read_given(model, model._spec(model.covariance_type))
+    given = read_given(model, model._spec())
     if model.periods_per_year is not None:
         _number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
     return given
+
+
+def check_emission(model: BaseEstimator) -> None:
+    """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
+    one_of("emission", model.emission, EMISSIONS)
+    one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
+    integer("n_components", model.n_components, 1)
+    emission, kinds = model.emission, covariance_types(model.emission)
+    if model.covariance_type not in kinds:
+        listed = " or ".join(map(repr, kinds))
+        raise ValueError(
+            f"expected covariance_type={listed} where emission={emission!r}, got "
+            f"{model.covariance_type!r}; leave it out"
+        )
+    if model.min_eigenvalue > 0 and model._spec().spread is None:
+        raise ValueError(
+            f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
+            f"{model.min_eigenvalue:g}"
+        )
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -163,7 +183,10 @@ def reference(model: BaseEstimator) -> str | Reference:
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
     hmm = other._hmm()
-    return Reference(list(names), hmm.spec.moments(hmm.parameters.emission))
+    if is_irreducible(other.transition_matrix_):  # data need not begin as those of the reference
+        share = long_run_share(other.initial_probs_, other.transition_matrix_)
+        hmm = hmm._replace(first_probs=share)
+    return Reference(list(names), hmm)
 
 
 class Settings(NamedTuple):
@@ -279,6 +302,8 @@ def check_fittable(
     for name in ("order_by", "init_params"):
         if isinstance(getattr(model, name), type(model)):
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
+    names = getattr(model, "feature_names_in_", None)
+    spec.check_support(data, names)
     given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:
@@ -288,7 +313,7 @@ def check_fittable(
             f"got {samples}"
         )
     distinct = len(np.unique(data, axis=0))
-    if distinct < model.n_regimes:
+    if distinct < model.n_regimes and spec.needs_distinct:
         raise ValueError(
             f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
             f"{distinct}"
@@ -297,8 +322,7 @@ def check_fittable(
         finite = np.isfinite(np.square(data - data.mean(0)).sum())
     if not finite:
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0 or "covariances" in given.fixed:  # none becomes singular
+    if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
         return given, None
-    names = getattr(model, "feature_names_in_", None)
     doubt = spec.check_data(data, names, torch_dtype(model.dtype))
     return given, None if doubt is None else UserWarning(doubt)

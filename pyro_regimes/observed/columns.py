@@ -133,7 +133,7 @@ class Columns(TorchDistribution):
 
     def _expanded(self) -> list[Distribution]:
         """The parts, with the batch shape of the whole."""
-        return [_expand(part, self.batch_shape) for part in self.parts]
+        return [expanded(part, self.batch_shape) for part in self.parts]
 
 
 def take(value: Tensor, places: Places) -> Tensor:
@@ -146,7 +146,8 @@ def take(value: Tensor, places: Places) -> Tensor:
     return value.index_select(-1, torch.tensor(places, device=value.device))
 
 
-def _expand(part: Distribution, shape: torch.Size) -> Distribution:
+def expanded(part: Distribution, shape: torch.Size) -> Distribution:
+    """A distribution of another batch shape; the given one stays as it is."""
     if part.batch_shape == shape:
         return part
     copied = type(part).__new__(type(part))  # Pyro's ExpandedDistribution.expand changes the object

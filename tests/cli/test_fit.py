@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from pyro_regimes import RegimeModel, datasets
-from tests.cli.running import SMALL, fit_in_process, run, write_csv, write_months
+from pyro_regimes.cli.options import Emission
+from pyro_regimes.estimator.spec import EMISSIONS
+from tests import seeds
+from tests.cli.running import SMALL, call, fit_in_process, run, write_csv, write_months
 
 
 @pytest.mark.slow
@@ -118,3 +121,29 @@ def test_files_are_written_before_anything_that_may_fail_is_printed(tmp_path):
         if rest == "| cat":
             assert "\\u4e0a\\u8bc1" in done.stdout and "[eur]" in done.stdout
             assert done.stdout.rstrip().endswith("to [page]")
+
+
+def test_fit_takes_an_emission(tmp_path, monkeypatch, capsys):
+    """Counts are fitted as such, and the commands that read the model know it."""
+    monkeypatch.chdir(tmp_path)
+    rng = seeds.rng(2)
+    counts = rng.poisson(np.where(np.arange(120) // 20 % 2, 9.0, 2.0))
+    days = np.arange("2020-01-01", "2020-04-30", dtype="datetime64[D]")
+    lines = [f"{day},{count}" for day, count in zip(days, counts)]
+    (tmp_path / "counts.csv").write_text("\n".join(["date,claims", *lines]) + "\n")
+    small = ["counts.csv", "--n-regimes", "2", "--n-init", "2", "--emission"]
+    out, err = call(capsys, monkeypatch, "fit", *small, "poisson", "--out", "o")
+    assert "2 regimes of 1 series, Poisson" in out and "Regime 2" in out
+    assert "standard deviation" in out and "annualised" not in out and "level" not in err
+    model = RegimeModel.load(tmp_path / "o" / "model.json")
+    assert model.emission_ == "poisson" and model.rates_.shape == (2, 1)
+    told, err = call(capsys, monkeypatch, "today", "o/model.json", "counts.csv")
+    assert "standard deviation, average" in told and "annualised" not in told + err
+    _, err = call(capsys, monkeypatch, "fit", *small, "gamma", "--out", "o", code=2)
+    assert "expected X to hold positive numbers, got 0" in err
+    out, _ = call(capsys, monkeypatch, "fit", *small, "student_t", "--out", "o")
+    assert "Student-t with full scale matrices" in out and "degrees of freedom" in out
+
+
+def test_every_emission_of_the_estimator_is_an_option():
+    assert {each.value for each in Emission} == set(EMISSIONS)

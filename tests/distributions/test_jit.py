@@ -46,6 +46,25 @@ def test_duration_is_a_size(method, slices):
         torch.testing.assert_close(traced(*arguments), compute(*arguments))
 
 
+ROOT = torch.eye(3).double().expand(2, 3, 3)
+VECTORS = {
+    "shares": dist.Dirichlet(torch.tensor([[2.0, 3.0, 1.5], [1.0, 4.0, 2.5]]).double()),
+    "student": dist.MultivariateStudentT(torch.tensor([3.0, 5.0]).double(), ROOT[..., 0], ROOT),
+    "series": dist.Beta(torch.tensor([[2.0], [3.0]]).double(), 1.7).expand([2, 3]).to_event(1),
+}
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_a_size_in_a_density_is_not_rounded(kind):
+    """Times a number it would be a float32."""
+    logits = torch.zeros(2).double()
+    hmm = RegimeHMM(logits, torch.eye(2).double(), VECTORS[kind], validate_args=False)
+    x = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]).double()
+    with pyro.validation_enabled(False):
+        traced = torch.jit.trace(hmm.log_prob, (x,), check_trace=False)
+        torch.testing.assert_close(traced(x), hmm.log_prob(x), rtol=1e-13, atol=1e-13)
+
+
 def test_a_size_is_read_without_a_warning():
     def compute(x):
         size = x.shape[-1]

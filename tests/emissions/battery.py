@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyro_regimes.distributions import Columns
+from pyro_regimes.distributions import Columns, ZeroInflatedContinuous
 from tests import seeds
 
 K, D, N, T = 2, 3, 4, 40
@@ -395,7 +395,79 @@ TIMES = columns_of(
     ),
 )
 
+
+def _zero_or(density: Callable[..., Any]) -> Callable[..., Any]:
+    """A point mass at 0 beside a density, by its log density."""
+
+    def log_density(value: Any, *arguments: Any) -> Any:
+        *own, gate = arguments
+        inner = np.log1p(-gate) + density(np.where(value == 0, 0.5, value), *own)
+        return np.where(value == 0, np.log(gate), inner)
+
+    return log_density
+
+
+ZERO_OR_EXPONENTIAL = Case(
+    lambda rate, gate, **others: ZeroInflatedContinuous(
+        dist.Exponential(rate), gate=gate, **others
+    ),
+    {"rate": constraints.positive, "gate": constraints.unit_interval},
+    _zero_or(lambda value, rate: stats.expon.logpdf(value, scale=1 / rate)),
+    [
+        ({"rate": 2.0, "gate": 1.0}, 0.0, 0.0),
+        ({"rate": 2.0, "gate": 1.0}, 1.0, -INF),
+        ({"rate": 2.0, "gate": 0.0}, 0.0, -INF),
+        ({"rate": 2.0, "gate": 0.0}, 1.0, math.log(2.0) - 2),
+        ({"rate": 2.0, "gate": 0.5}, 0.0, -math.log(2.0)),
+        ({"rate": 2.0, "gate": 0.5}, -1.0, -INF),
+        ({"rate": 2.0, "gate": 0.5}, INF, -INF),
+        ({"rate": 1e-30, "gate": 0.25}, 1e30, math.log(0.75) - 30 * math.log(10.0) - 1),
+    ],
+    is_real=True,
+    links={"rate": [LOG, RECIPROCAL], "gate": [LOGIT, COMPLEMENT]},
+    priors=[("rate", None, GAMMA), ("gate", None, BETA)],
+)
+
+ZERO_INFLATED_COUNTS = Case(
+    lambda total_count, probs, gate, **others: dist.ZeroInflatedNegativeBinomial(
+        total_count, probs=probs, gate=gate, **others
+    ),
+    NEGATIVE_BINOMIAL.constraints | {"gate": constraints.unit_interval},
+    lambda value, count, probs, gate: np.where(
+        value == 0,
+        np.logaddexp(
+            np.log(gate), np.log1p(-gate) + stats.nbinom.logpmf(value, count, 1 - probs)
+        ),
+        np.log1p(-gate) + stats.nbinom.logpmf(value, count, 1 - probs),
+    ),
+    [
+        ({"total_count": 3.0, "probs": 0.0, "gate": 0.25}, 0.0, 0.0),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 1.0}, 0.0, 0.0),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 1.0}, 2.0, -INF),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 0.0}, 0.0, -3 * math.log(2.0)),
+        ({"total_count": 3.0, "probs": 0.5, "gate": 0.5}, -1.0, -INF),
+    ],
+    links={"gate": [LOGIT, COMPLEMENT], "probs": [LOGIT]},
+    priors=[("gate", None, BETA)],
+    stepwise=("total_count", "probs", "gate"),
+    center=0.7,
+)
+
 CASES = {
+    "ZeroInflatedContinuous": ZERO_OR_EXPONENTIAL,
+    "ZeroInflatedContinuous by logits": ZERO_OR_EXPONENTIAL._replace(
+        build=lambda rate, gate_logits, **others: ZeroInflatedContinuous(
+            dist.Exponential(rate), gate_logits=gate_logits, **others
+        ),
+        constraints={"rate": constraints.positive, "gate_logits": constraints.real},
+        density=lambda value, rate, logits: ZERO_OR_EXPONENTIAL.density(
+            value, rate, 1 / (1 + np.exp(-logits))
+        ),
+        extremes=[],
+        links={"gate_logits": [PROBABILITY]},
+        priors=[("gate_logits", PROBABILITY, BETA)],
+    ),
+    "ZeroInflatedNegativeBinomial": ZERO_INFLATED_COUNTS,
     "Columns of counts": COUNTS,
     "Columns of times": TIMES,
     "Poisson": Case(

@@ -279,10 +279,15 @@ def test_df_of_many_cells_at_once(size: int) -> None:
         return part.sum(0)
 
     stats = latent_scale.start(total(weight))
-    stats = latent_scale.with_freedom(stats, square, weight, near, total)
+    if size == 1:
+        stats = latent_scale.with_freedom(stats, square, weight, near, total)
+    else:
+        stats = latent_scale.with_freedom_of_vectors(
+            stats, square, weight, near, total, size, size
+        )
     argument = emissions.student_t.DF
-    found = argument.maximise(degrees_of_freedom.pool_freedom(stats, size), near, 0.0)
-    score = argument.natural.score(degrees_of_freedom.pool_freedom(stats, size), near)
+    found = argument.maximise(degrees_of_freedom.pool_freedom(stats), near, 0.0)
+    score = argument.natural.score(degrees_of_freedom.pool_freedom(stats), near)
     assert ((found >= near) == (score >= 0)).all()
 
     def loss(log_df: float, cell: int) -> float:

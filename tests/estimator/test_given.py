@@ -159,7 +159,7 @@ def test_fixed_covariances_bound_the_likelihood_of_any_data(covariance_type, kin
 
 def test_fixed_parameters_do_not_count(fitted):
     model, x = fitted
-    spec = model._spec(model.covariance_type)
+    spec = model._spec()
     counts = spec.num_free_parameters(3, 2) | {"initial_probs": 2, "transition_matrix": 6}
     for name in NAMES:
         found = model_of(

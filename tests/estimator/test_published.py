@@ -34,3 +34,25 @@ def test_a_stationary_start(file, column, n_regimes, covariance_type, printed, a
     assert model.n_parameters_ == n_regimes * (n_regimes - 1) + n_regimes + (
         1 if covariance_type == "tied" else n_regimes
     )
+
+
+@pytest.mark.parametrize(
+    "n_regimes, printed, aic, bic",
+    [
+        (2, 342.3183, 692.6365, 703.3278),
+        (3, 329.4603, 676.9206, 700.976),
+        (4, 327.8316, 687.6632, 730.4279),
+    ],
+)
+def test_earthquakes(n_regimes, printed, aic, bic):
+    """Zucchini and MacDonald (2009), table 6.1: from starts of our own."""
+    x = np.genfromtxt(DATA / "earthquakes_1900_2006.csv", delimiter=",", skip_header=1)[:, 1:]
+    model = RegimeModel(
+        n_regimes, emission="poisson", initial="stationary", n_init=20, max_iter=3000, tol=1e-8,
+        random_state=0,
+    ).fit(x)  # fmt: skip
+    assert -model.log_likelihood_ == pytest.approx(printed, abs=6e-5)
+    assert model.n_parameters_ == n_regimes**2
+    assert model.aic() == pytest.approx(aic, abs=6e-4)
+    assert model.bic() == pytest.approx(bic, abs=6e-4)
+    assert (np.diff(model.rates_[:, 0]) > 0).all()

@@ -1,200 +1,122 @@
-"""A new emission is one object: Poisson counts, in this file alone, in every method."""
+"""A new emission is one object: geometric counts, in this file alone, in every method."""
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, Mapping
+from collections.abc import Iterator
+from typing import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pyro.distributions as dist
 import pytest
-import torch
 from pyro.distributions import constraints
-from scipy.stats import poisson
-from sklearn.exceptions import ConvergenceWarning
+from scipy.stats import geom
 from torch import Tensor
 
 from pyro_regimes import RegimeModel
+from pyro_regimes.estimator import spec as specs
+from pyro_regimes.estimator import validation
+from pyro_regimes.estimator.emissions.base import Names, Spec, refuse, within
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, Spec, find_spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, SPECS, find_spec
 from pyro_regimes.estimator.units import Units
 from tests import seeds
 from tests.regimes import COVARIANCES, MEANS
 
 
-class Poisson:
-    """Independent counts in each series, at ``rates`` ``(..., K, D)``."""
+class Geometric(Spec):
+    """Numbers of failures before a success, of ``chances`` ``(..., K, D)``."""
 
-    attributes = ("rates",)
-    arguments = ("rate",)
+    title = "geometric"
+    attributes, arguments = ("chances",), ("probs",)
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {"rates": (num_regimes, num_series)}
-
-    def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
-        return {"rates": num_regimes * num_series}
+        return {"chances": (num_regimes, num_series)}
 
     def check_values(self, emission: Emission) -> None:
-        if (emission.get("rates", np.ones(1)) <= 0).any():
-            raise ValueError("rates_ that are not positive")
+        within("chances", emission, 0.0, 1.0)
 
-    def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
-        return {"rates": emission["rates"][order]}
+    def check_support(self, data: Array, feature_names: Names | None) -> None:
+        refuse("counts", data, data < 0, feature_names, "count from 0")
 
     def moments(self, emission: Emission) -> Moments:
-        return Moments(emission["rates"], emission["rates"])
+        chances = emission["chances"]
+        return Moments((1 - chances) / chances, (1 - chances) / chances**2)
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
-        return rng.poisson(emission["rates"][states]).astype(np.float64)
+        return rng.geometric(emission["chances"][states]) - 1.0
 
-    def regularized(self, emission: Emission, amount: float, relative: bool) -> Emission:
-        return emission
-
-    def units(self, data: Array, equal: bool = False) -> Units:
-        return Units(np.zeros(data.shape[1]), np.ones(data.shape[1]))
-
-    def units_of(self, emission: Emission) -> Units:
-        return self.units(emission["rates"])
-
-    def scale(self, emission: Emission, units: Units) -> Emission:
-        return emission
-
-    def unscale(self, emission: Emission, units: Units) -> Emission:
-        return emission
-
-    def check_data(
-        self, data: Array, feature_names: npt.NDArray[np.object_] | None, dtype: torch.dtype
-    ) -> str | None:
-        if (data < 0).any():
-            raise ValueError("expected X to hold counts, got a negative number")
-        return None
-
-    def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
-        return emission["rates"].min(-1) < floor
-
-    def fewest_observations(self, num_series: int) -> int:
-        return 0
-
-    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
-        return 0.0
-
-    def collapsed(
-        self, emission: Emission, least: float, dtype: torch.dtype
-    ) -> npt.NDArray[np.bool_]:
-        return np.zeros(emission["rates"].shape[:-1], np.bool_)
-
-    def least_variances(self, emission: Emission) -> Array:
-        return emission["rates"].min(-1)
-
-    def raised(self, emission: Emission, floor: float) -> Emission:
-        return emission
-
-    def start_from_clusters(
-        self, x: Array, responsibilities: Array, centers: Array, floor: float
-    ) -> Emission:
-        return {"rates": responsibilities.T @ x / responsibilities.sum(0)[:, None] + 0.1}
-
-    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
-        return {"rates": centers + 0.1}
-
-    def to_arguments(self, emission: Emission) -> dict[str, Array]:
-        return {"rate": emission["rates"]}
-
-    def from_arguments(self, arguments: Mapping[str, Array], like: Emission) -> Emission:
-        return {"rates": arguments["rate"].reshape(like["rates"].shape)}
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        return {"chances": np.tile(1 / (1 + x.mean(0)), (shares.shape[1], 1))}
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
-        return constraints.positive
+        return constraints.unit_interval
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
-        return dist.Poisson(arguments["rate"]).to_event(1)
-
-    def sample_observation_dist(
-        self, num_regimes: int, mean: Tensor, scale: Tensor
-    ) -> dist.TorchDistribution:
-        raise NotImplementedError
-
-    def site_values(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return dist.Geometric(arguments["probs"]).to_event(1)
 
 
-class PoissonModel(RegimeModel):
-    """The estimator, with nothing changed but its emission."""
-
-    def _spec(self, covariance_type: str) -> Spec:
-        return Poisson()
+CHANCES = np.array([[0.6, 0.7], [0.1, 0.2]])
 
 
-RATES = np.array([[9.0, 3.0], [1.0, 2.0]])
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPECS, ("geometric", "full"), Geometric())
+        for module in (specs, validation):
+            patch.setattr(module, "EMISSIONS", (*specs.EMISSIONS, "geometric"))
+        yield
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[PoissonModel, Array, npt.NDArray[np.int64]]:
+def fitted(registered: None) -> tuple[RegimeModel, Array, npt.NDArray[np.int64]]:
     rng = seeds.rng(0)
     states = (np.arange(400) // 40) % 2
-    x = rng.poisson(RATES[states]).astype(np.float64)
-    # tol asks what an EM step would gain, and this emission has no EM of its own.
-    settings: dict[str, Any] = dict(n_init=2, inference="svi", tol=None, max_iter=200)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return PoissonModel(2, random_state=0, order_by="mean", **settings).fit(x), x, states
+    x = rng.geometric(CHANCES[states]) - 1.0
+    model = RegimeModel(2, random_state=0, n_init=3, emission="geometric", order_by="mean")
+    return model.fit(x), x, states
 
 
-def test_a_poisson_model_is_fitted_named_and_counted(fitted) -> None:
+def test_a_geometric_model_is_fitted_named_and_counted(fitted) -> None:
     model, x, states = fitted
-    np.testing.assert_allclose(model.rates_, RATES, rtol=0.25)
-    assert model.regime_names_ == ["Bull", "Bear"] and not hasattr(model, "means_")
+    np.testing.assert_allclose(model.chances_, CHANCES[::-1], rtol=0.3)
+    assert model.regime_names_ == ["Regime 1", "Regime 2"] and not hasattr(model, "means_")
     assert model.n_parameters_ == 1 + 2 + 4
-    assert np.mean(model.predict(x) == states) > 0.95
-    assert (np.diff(model.history_) > -1.0).all() and model.history_[-1] > model.history_[0]
+    assert np.mean(model.predict(x) != states) > 0.9  # the highest mean first
+    assert (np.diff(model.history_) > -1e-9).all() and model.history_[-1] > model.history_[0]
 
 
-def test_its_likelihood_is_that_of_scipys_poisson(fitted) -> None:
+def test_its_likelihood_is_that_of_scipys_distribution(fitted) -> None:
     model, x, _ = fitted
     log_prob, path = model.decode(x)
-    expected = poisson.logpmf(x, model.rates_[path]).sum() + np.log(model.initial_probs_[path[0]])
+    expected = geom.logpmf(x + 1, model.chances_[path]).sum()
+    expected += np.log(model.initial_probs_[path[0]])
     expected += np.log(model.transition_matrix_[path[:-1], path[1:]]).sum()
     np.testing.assert_allclose(log_prob, expected, rtol=1e-10)
     assert log_prob < model.score(x) == model.log_likelihood_
 
 
-def test_it_samples_forecasts_and_is_saved(fitted, tmp_path) -> None:
+def test_it_is_saved_and_its_values_are_checked(fitted, tmp_path) -> None:
     model, x, _ = fitted
-    drawn, states = model.sample(5000, random_state=1)
-    assert (drawn == drawn.round()).all()
-    means = np.stack([drawn[states == k].mean(0) for k in range(2)])
-    np.testing.assert_allclose(means, model.rates_, rtol=0.1)
-    forecast = model.forecast(x, 2)
-    np.testing.assert_allclose(forecast.mean, forecast.regime_probs @ model.rates_, rtol=1e-10)
-    np.testing.assert_allclose(
-        forecast.distribution.variance.numpy(),
-        np.diagonal(forecast.covariance, axis1=1, axis2=2),
-        rtol=1e-8,
-    )
-    np.testing.assert_allclose(model.summary().mean, 252 * model.rates_, rtol=1e-12)
     model.save(tmp_path / "model.json")
-    loaded = PoissonModel.load(tmp_path / "model.json")
-    np.testing.assert_array_equal(loaded.rates_, model.rates_)
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    np.testing.assert_array_equal(loaded.chances_, model.chances_)
     assert loaded.score(x) == model.score(x)
     text = (tmp_path / "model.json").read_text()
-    (tmp_path / "model.json").write_text(text.replace(repr(float(model.rates_[0, 0])), "-1.0"))
-    with pytest.raises(ValueError, match="rates_ that are not positive"):
-        PoissonModel.load(tmp_path / "model.json")
+    (tmp_path / "model.json").write_text(text.replace(repr(float(model.chances_[0, 0])), "-1.0"))
+    with pytest.raises(ValueError, match="expected chances to be between 0 and 1"):
+        RegimeModel.load(tmp_path / "model.json")
 
 
 def test_it_refuses_its_own_data_and_forgets_another_emission(fitted) -> None:
     model, x, _ = fitted
     with pytest.raises(ValueError, match="expected X to hold counts"):
-        PoissonModel(2).fit(x - 1)
-    gaussian = RegimeModel(2, n_init=1, max_iter=0, random_state=0).fit(x)
-    gaussian.__class__ = PoissonModel
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        gaussian.set_params(inference="svi", tol=None, max_iter=2).fit(x)
-    assert hasattr(gaussian, "rates_") and not hasattr(gaussian, "means_")
+        RegimeModel(2, emission="geometric").fit(x - 1)
+    gaussian = RegimeModel(2, n_init=1, random_state=0).fit(x + seeds.rng(1).rand(*x.shape))
+    gaussian.set_params(emission="geometric").fit(x)
+    assert hasattr(gaussian, "chances_") and not hasattr(gaussian, "means_")
 
 
 # ---- the Gaussian ones ---------------------------------------------------------------------------

@@ -108,7 +108,10 @@ class Expected(NamedTuple):
             transitions = gaps.expected_steps(chain_logits(self.arguments)[1], transitions)
         elif transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
-        initial = self.expectations.smoothed_probs[..., 0, :]
+        smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm._packing
+        initial = smoothed[..., 0, :]
+        if packing is not None:
+            initial = smoothed.index_select(-2, packing.firsts).sum(-2)
         return ChainCounts(self.data.weigh(initial), self.data.weigh(transitions))
 
     def _observed(self) -> Observed:
@@ -247,7 +250,7 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
         if gaps is not None:
             transition = gaps.transition_logits(transition)
         logits = observation_logits(data, arguments)
-    expectations = ops.expectations(initial, transition, logits, data.site.hmm.lengths)
+    expectations = ops.expectations(initial, transition, logits, data.site.hmm._sequences)
     return Expected(data, arguments, expectations)
 
 

@@ -219,11 +219,13 @@ def _log_prior(probs: Array, pseudo: Array) -> Array:
 
 
 def lengths_of(data: SiteData, num_steps: int) -> npt.NDArray[np.int64]:
-    """The length of each sequence, ``(N,)``."""
-    lengths, num_sequences = data.site.hmm.lengths, data.batch_shape.numel()
-    if lengths is None:
-        return np.full(num_sequences, num_steps)
-    return lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
+    """The lengths of the S sequences in each row, ``(N, S)``."""
+    hmm, num_rows = data.site.hmm, data.batch_shape.numel()
+    if hmm.packed_lengths is not None:
+        return hmm.packed_lengths.expand(num_rows, -1).to(torch.int64).contiguous().numpy()
+    if hmm.lengths is None:
+        return np.full((num_rows, 1), num_steps)
+    return hmm.lengths.expand(data.batch_shape).reshape(-1, 1).to(torch.int64).numpy().copy()
 
 
 def flatten(data: SiteData, value: Tensor, each: int) -> Tensor | None:

@@ -43,10 +43,9 @@ class Updates(NamedTuple):
 
 
 class GaussianEM(ChainEM):
-    """EM steps for N sequences of P independent models, N / P to each in turn.
+    """See :class:`.ChainEM`.
 
-    :param value: ``(V, T, D)``, float32 or float64, finite; sequence n has row n mod V.
-    :param lengths: ``(N,)``
+    :param value: ``(V, T, D)``, float32 or float64, finite.
     :param like: parameters of the P models: probabilities, locations ``(P, K, D)``, and covariances
         ``(P, K, D, D)`` or variances ``(P, K, D, 1)``.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
@@ -73,28 +72,42 @@ class GaussianEM(ChainEM):
         """See :meth:`.ChainEM.step`."""
         rows = self._rows if models is None else self._select(models)
         kernels, num_models = self._kernels, len(parameters[0])
-        density, smoothed, moved, log_likelihood, redo = rows.work
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
-        log_initial, log_transition, mean, factor = rows.prepared
+        mean, factor = rows.prepared[2:]
         x, densities = rows.pair
         kernels.fill_log_density(x, mean, factor, densities)
-        logits = (log_initial, log_transition, density, rows.lengths)
-        kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
-        sums = (smoothed[:, 0], moved[:, 0], *moments)
-        sums = tuple(of_models(each, num_models) for each in sums)
+        log_likelihood, starts, counts = self._sweep(rows, num_models)
+        moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
+        sums = tuple(of_models(each, num_models) for each in moments)
         new = Parameters(map(np.empty_like, parameters))
-        given = sums[0] + pseudo[0], sums[1] + pseudo[1], *sums[2:]
+        given = starts + pseudo[0], counts + pseudo[1], *sums
         now = (*parameters, *self._updates, *self._bounds)
         is_whole = kernels.maximise(*given, *now, *new, ordinary)
-        total = log_prior + rows.pseudo.constant
-        total += of_models(log_likelihood, num_models)
+        total = log_prior + rows.pseudo.constant + log_likelihood
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound
         return Step(total, new, ordinary, is_whole and all_sound)
+
+    def _moments(
+        self,
+        value: npt.NDArray[Any],
+        weights: npt.NDArray[Any],
+        mean: Array,
+        second_shape: tuple[int, ...],
+    ) -> tuple[Array, ...]:
+        """Weighted moments of each model, or of each row where models share its data."""
+        each = self._each
+        if len(value) % each == 0:  # the rows of a model as one: many short ones take long
+            value = value.reshape(len(value) // each, -1, value.shape[-1])
+            weights = weights.reshape(len(weights) // each, -1, weights.shape[-1])
+            mean = mean if len(mean) == 1 else np.ascontiguousarray(mean[::each])
+        found: tuple[Array, ...] = self._kernels.sum_moments(
+            value, weights, mean, None, second_shape
+        )
+        return found
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array

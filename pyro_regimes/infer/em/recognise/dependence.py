@@ -251,6 +251,7 @@ def _surroundings(run: Run) -> dict[str, Any]:
     for name, site in run.sites.items():
         found[f"{name}.value"] = site.value
         found[f"{name}.lengths"] = site.hmm.lengths
+        found[f"{name}.packed_lengths"] = site.hmm.packed_lengths
         found[f"{name}.allowed_states"] = site.hmm.allowed_states
         found[f"{name}.gaps"] = site.hmm.gaps
         found[f"{name}.scale"] = site.scale

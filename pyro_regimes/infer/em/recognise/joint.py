@@ -17,21 +17,29 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
     joint = each.argument.joint
     if joint is None or each.prior is not None:
         return each
+    partners = {
+        (own.site, name)
+        for own in _slots_of(each, run)
+        if own.argument.joint is not None
+        for name in own.argument.joint.other
+    }
     others = [
         other
         for other in assignments
-        if other.argument.name in joint.other and _share_a_site(each, other)
+        if any((use.site, use.argument) in partners for use in other.uses)
     ]
     if not others or any(other.prior is not None for other in others):
         return each
     sites = {use.site for one in (each, *others) for use in one.uses}
     pairs = []
-    for site in sites:
-        slots = run.sites[site].slots
-        names = [name for name in joint.other if name in slots]
+    for own in (slot for site in sites for slot in run.sites[site].slots.values()):
+        if own.argument.joint is None or own.argument.kind != each.argument.kind:
+            continue
+        slots = run.sites[own.site].slots
+        names = [name for name in own.argument.joint.other if name in slots]
         if not names:
             return each
-        own, its = slots[each.argument.name], slots[names[0]]
+        its = slots[names[0]]
         labels, first = torch.full(its.lead, -1, device="cpu"), 0
         for other in others:
             cells = _cells(other, its)
@@ -52,8 +60,9 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
     return each._replace(joint=tuple(other.name for other in others))
 
 
-def _share_a_site(one: Assignment, other: Assignment) -> bool:
-    return not {use.site for use in one.uses}.isdisjoint(use.site for use in other.uses)
+def _slots_of(each: Assignment, run: Run) -> list[Slot]:
+    """The arguments that hold a parameter."""
+    return [run.sites[use.site].slots[use.argument] for use in each.uses]
 
 
 def _cells(each: Assignment, slot: Slot) -> Tensor:

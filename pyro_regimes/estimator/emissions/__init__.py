@@ -1,0 +1,1 @@
+"""The emissions of :class:`.RegimeModel`: one :class:`.base.Spec` for each family."""

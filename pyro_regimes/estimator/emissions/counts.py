@@ -1,0 +1,109 @@
+r"""Emissions of counts: Poisson and negative binomial, independent in each series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyro.distributions as dist
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse, within
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+
+_MOST_COUNT = 2.0**53  # the integers of float64
+
+
+class _Counts(Spec):
+    """Common code: every parameter is ``(..., K, D)``."""
+
+    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
+        return {name: (num_regimes, num_series) for name in self.attributes}
+
+    def check_support(self, data: Array, feature_names: Names | None) -> None:
+        with np.errstate(invalid="ignore"):
+            wrong = (data < 0) | (data > _MOST_COUNT) | (np.isfinite(data) & (data % 1 != 0))
+        remedy = "use another emission, such as 'gaussian'"
+        refuse("counts, non-negative integers", data, wrong, feature_names, remedy)
+
+    def features(self, x: Array) -> Array:
+        return np.sqrt(x)  # whose variance hardly depends on the rate
+
+
+@dataclass(frozen=True)
+class Poisson(_Counts):
+    """Counts of ``rates`` ``(..., K, D)``."""
+
+    title = "Poisson"
+    attributes, arguments = ("rates",), ("rate",)
+
+    def check_values(self, emission: Emission) -> None:
+        positive("rates", emission)
+
+    def moments(self, emission: Emission) -> Moments:
+        return Moments(emission["rates"], emission["rates"])
+
+    def described(self, emission: Emission) -> dict[str, Array]:
+        return {}  # the rates are the means
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        return rng.poisson(emission["rates"][states]).astype(np.float64)
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        mean = np.maximum(x.mean(0), 1 / len(x))
+        return {"rates": np.tile(mean, (shares.shape[1], 1))}
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.positive
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.Poisson(arguments["rate"]).to_event(1)
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(_Counts):
+    r"""Counts with more variance than a Poisson distribution has.
+
+    With ``total_counts`` r and ``probabilities`` p, both ``(..., K, D)``, the mean is
+    :math:`r p / (1 - p)` and the variance is that over :math:`1 - p`.
+    """
+
+    title = "negative binomial"
+    attributes, arguments = ("total_counts", "probabilities"), ("total_count", "probs")
+
+    def check_values(self, emission: Emission) -> None:
+        positive("total_counts", emission)
+        within("probabilities", emission, 0.0, 1.0)
+
+    def moments(self, emission: Emission) -> Moments:
+        probs = emission["probabilities"]
+        means = emission["total_counts"] * probs / (1 - probs)
+        return Moments(means, means / (1 - probs))
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        total_counts, probs = (emission[name][states] for name in self.attributes)
+        rates = rng.gamma(total_counts, probs / (1 - probs))
+        return rng.poisson(rates).astype(np.float64)
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        mean, variance = np.maximum(x.mean(0), 1 / len(x)), x.var(0)
+        excess = np.maximum(variance - mean, mean / 100)
+        total_counts = np.clip(mean**2 / excess, 0.1, 100.0)
+        found = (total_counts, mean / (mean + total_counts))
+        return {
+            name: np.tile(value, (shares.shape[1], 1))
+            for name, value in zip(self.attributes, found, strict=True)
+        }
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.unit_interval if name == "probs" else constraints.positive
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.NegativeBinomial(arguments["total_count"], arguments["probs"]).to_event(1)

@@ -1,0 +1,102 @@
+r"""Emissions of angles in radians: von Mises, independent in each series.
+
+The mean of an angle is its mean direction, the direction of
+:math:`(E[\cos x], E[\sin x])`. The variance is the circular one, 1 less the length of this vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from scipy.special import ive
+from torch import Tensor
+
+from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse_constant
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+
+_LARGEST = 4 * np.pi  # of angles in radians, with some room
+_LARGE = 1e8  # concentration, from which on the length of the mean vector is 1 less half of 1 / it
+_COLLAPSED = 1e12  # concentration of a regime of equal angles
+
+
+@dataclass(frozen=True)
+class VonMises(Spec):
+    """Angles about ``means``, of ``concentrations``, both ``(..., K, D)``."""
+
+    title = "von Mises"
+    attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
+
+    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
+        return {name: (num_regimes, num_series) for name in self.attributes}
+
+    def check_values(self, emission: Emission) -> None:
+        positive("concentrations", emission)
+
+    def moments(self, emission: Emission) -> Moments:
+        return Moments(_wrapped(emission["means"]), 1 - _lengths(emission["concentrations"]))
+
+    def described(self, emission: Emission) -> dict[str, Array]:
+        return {"concentrations": emission["concentrations"]}
+
+    def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
+        lengths, angles = _lengths(emission["concentrations"]), emission["means"]
+        across, along = weights @ (lengths * np.cos(angles)), weights @ (lengths * np.sin(angles))
+        variances = 1 - np.hypot(across, along)
+        return np.arctan2(along, across), variances[..., None] * np.eye(variances.shape[-1])
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        return rng.vonmises(*(emission[name][states] for name in self.attributes))
+
+    def check_data(
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
+    ) -> str | None:
+        refuse_constant(data, feature_names, "drop it")
+        if np.abs(data).max() <= _LARGEST:
+            return None
+        return (
+            f"X holds angles to {np.abs(data).max():.4g}, which look like degrees; "
+            "emission='von_mises' takes them in radians, np.deg2rad(X)."
+        )
+
+    def fewest_observations(self, num_series: int) -> int:
+        return 2
+
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        return np.any(~(emission["concentrations"] < _COLLAPSED), axis=-1)
+
+    def features(self, x: Array) -> Array:
+        return np.concatenate([np.cos(x), np.sin(x)], 1)
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        angles = np.arctan2(np.sin(x).mean(0), np.cos(x).mean(0))
+        means = np.tile(angles, (shares.shape[1], 1))
+        return {"means": means, "concentrations": np.ones_like(means)}
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.real if name == "loc" else constraints.positive
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.VonMises(arguments["loc"], arguments["concentration"]).to_event(1)
+
+
+def _lengths(concentrations: Array) -> Array:
+    """The length of the mean vector of each direction."""
+    known = np.minimum(concentrations, _LARGE)
+    return np.where(
+        concentrations < _LARGE, ive(1, known) / ive(0, known), 1 - 0.5 / concentrations
+    )
+
+
+def _wrapped(angles: Array) -> Array:
+    """The same angles from -pi to pi."""
+    return np.arctan2(np.sin(angles), np.cos(angles))

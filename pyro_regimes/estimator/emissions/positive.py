@@ -1,0 +1,235 @@
+r"""Emissions of positive numbers: gamma, exponential and log-normal, independent in each series.
+
+Their unit is a factor: a fit to x and one to 1000 x differ by that alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_regimes.estimator.emissions.base import (
+    Names,
+    Spec,
+    positive,
+    refuse,
+    refuse_constant,
+)
+from pyro_regimes.estimator.gaussian import DiagonalGaussian
+from pyro_regimes.estimator.parameters import Array, Emission, Moments
+from pyro_regimes.estimator.units import Units
+
+#: Relative deviations of a regime that are lost in rounding, in multiples of it.
+_LOST = 1e2
+
+
+class _Positive(Spec):
+    """Common code: every parameter is ``(..., K, D)``."""
+
+    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
+        return {name: (num_regimes, num_series) for name in self.attributes}
+
+    def units(self, data: Array, equal: bool = False) -> Units:
+        return Units(np.zeros(data.shape[1]), np.exp(np.log(data).mean(0)))
+
+    def units_of(self, emission: Emission) -> Units:
+        means = self.typical(emission).means
+        return Units(np.zeros(means.shape[1]), np.exp(np.log(means).mean(0)))
+
+    def check_support(self, data: Array, feature_names: Names | None) -> None:
+        remedy = "leave such rows out, or use another emission, such as 'gaussian'"
+        refuse("positive numbers", data, data <= 0, feature_names, remedy)
+
+    def features(self, x: Array) -> Array:
+        return np.log(x)
+
+
+def _repeated(shares: Array, **found: Array) -> Emission:
+    """The same parameters in every regime."""
+    return {name: np.tile(value, (shares.shape[1], 1)) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Exponential(_Positive):
+    """Waiting times of ``rates`` ``(..., K, D)``; their means are the reciprocals."""
+
+    title = "exponential"
+    attributes, arguments = ("rates",), ("rate",)
+
+    def check_values(self, emission: Emission) -> None:
+        positive("rates", emission)
+
+    def check_support(self, data: Array, feature_names: Names | None) -> None:
+        remedy = "use another emission, such as 'gaussian'"
+        refuse("non-negative numbers", data, data < 0, feature_names, remedy)
+
+    def moments(self, emission: Emission) -> Moments:
+        means = 1 / emission["rates"]
+        return Moments(means, means**2)
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        return rng.exponential(1 / emission["rates"][states])
+
+    def units(self, data: Array, equal: bool = False) -> Units:
+        mean = data.mean(0)
+        return Units(np.zeros(data.shape[1]), np.where(mean > 0, mean, 1.0))
+
+    def check_data(
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
+    ) -> str | None:
+        refuse_constant(data, feature_names, "drop it")
+        return None
+
+    def features(self, x: Array) -> Array:
+        return np.sqrt(x)
+
+    def scale(self, emission: Emission, units: Units) -> Emission:
+        return {"rates": emission["rates"] * units.unit}
+
+    def unscale(self, emission: Emission, units: Units) -> Emission:
+        return {"rates": emission["rates"] / units.unit}
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        return _repeated(shares, rates=1 / x.mean(0))
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.positive
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.Exponential(arguments["rate"]).to_event(1)
+
+
+@dataclass(frozen=True)
+class Gamma(_Positive):
+    """Positive numbers of ``concentrations`` and ``rates``, both ``(..., K, D)``."""
+
+    title = "gamma"
+    attributes, arguments = ("concentrations", "rates"), ("concentration", "rate")
+
+    def check_values(self, emission: Emission) -> None:
+        positive("concentrations", emission)
+        positive("rates", emission)
+
+    def moments(self, emission: Emission) -> Moments:
+        concentrations, rates = (emission[name] for name in self.attributes)
+        return Moments(concentrations / rates, concentrations / rates / rates)
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        concentrations, rates = (emission[name][states] for name in self.attributes)
+        return rng.gamma(concentrations) / rates
+
+    def scale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "rates": emission["rates"] * units.unit}
+
+    def unscale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "rates": emission["rates"] / units.unit}
+
+    def check_data(
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
+    ) -> str | None:
+        refuse_constant(data, feature_names, "drop it")
+        return None
+
+    def fewest_observations(self, num_series: int) -> int:
+        return 2
+
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        most = (_LOST * torch.finfo(dtype).eps) ** -2.0 / 4
+        return np.any(~(emission["concentrations"] < most), axis=-1)
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        mean = x.mean(0)
+        concentrations = mean**2 / x.var(0)
+        return _repeated(shares, concentrations=concentrations, rates=concentrations / mean)
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.positive
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.Gamma(arguments["concentration"], arguments["rate"]).to_event(1)
+
+
+_LOGARITHMS = DiagonalGaussian("diag", equal=False)
+
+
+@dataclass(frozen=True)
+class LogNormal(_Positive):
+    """Numbers whose logarithms are Gaussian: ``log_means`` and ``log_scales``, ``(..., K, D)``.
+
+    The scales are standard deviations.
+    """
+
+    title = "log-normal"
+    attributes, arguments = ("log_means", "log_scales"), ("loc", "scale")
+
+    def check_values(self, emission: Emission) -> None:
+        positive("log_scales", emission)
+
+    def moments(self, emission: Emission) -> Moments:
+        log_means, variances = emission["log_means"], emission["log_scales"] ** 2
+        means = np.exp(log_means + variances / 2)
+        return Moments(means, means**2 * np.expm1(variances))
+
+    def draw(
+        self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
+    ) -> Array:
+        log_means, log_scales = (emission[name][states] for name in self.attributes)
+        return np.exp(log_means + log_scales * rng.standard_normal(log_means.shape))
+
+    def units_of(self, emission: Emission) -> Units:
+        log_means = emission["log_means"]
+        return Units(np.zeros(log_means.shape[1]), np.exp(log_means.mean(0)))
+
+    def scale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "log_means": emission["log_means"] - np.log(units.unit)}
+
+    def unscale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "log_means": emission["log_means"] + np.log(units.unit)}
+
+    def check_data(
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
+    ) -> str | None:
+        refuse_constant(data, feature_names, "drop it")
+        return None
+
+    def fewest_observations(self, num_series: int) -> int:
+        return 2
+
+    def collapsed_variance(self, z: Array, dtype: torch.dtype) -> float:
+        return _LOGARITHMS.collapsed_variance(np.log(z), dtype)
+
+    def least_variances(self, emission: Emission) -> Array:
+        least: Array = (np.nan_to_num(emission["log_scales"]) ** 2).min(-1)
+        return least
+
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        flags: npt.NDArray[np.bool_] = self.least_variances(emission) < 2 * least
+        return flags
+
+    def raised(self, emission: Emission, floor: float) -> Emission:
+        return {**emission, "log_scales": np.maximum(emission["log_scales"], floor**0.5)}
+
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        logs = np.log(x)
+        return _repeated(shares, log_means=logs.mean(0), log_scales=logs.std(0))
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return _LOGARITHMS.constraint(name, floor)
+
+    def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        return dist.LogNormal(arguments["loc"], arguments["scale"]).to_event(1)
