@@ -163,7 +163,7 @@ def _is_level(series: Array) -> bool:
 
 
 def of_shares(
-    names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
+    names: Sequence[str], share_of_time: Array, num_rows: float, fewest: int
 ) -> list[str]:
     """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
     if not num_rows:  # parameters without a fit
