@@ -13,6 +13,7 @@ from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps, check_gaps
+from pyro_regimes.distributions.imputation import Imputation, impute
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.logs import safe_log
@@ -351,6 +352,27 @@ class RegimeHMM(TorchDistribution):
         """
         probs: Tensor = provenance.call(ops.filter_probs, *self._chain(value))[1]
         return probs
+
+    @torch.no_grad()
+    def impute(self, value: Tensor) -> Imputation:
+        r"""The mean and the variance of each missing entry given all observed entries.
+
+        :param value: ``(..., T) + observation_dist.event_shape``, with NaN for missing entries,
+            and ``missing="marginalise"``.
+        :return: an :class:`.Imputation` in the shape of the value, broadcast with ``batch_shape``.
+            Observed entries, and padding, are as in the value, with variance 0. For a sequence of
+            probability zero the mean and the variance are NaN.
+        :raises ValueError: if the value is not valid, or if ``observation_dist`` has no mean or
+            variance of missing entries.
+        """
+        filled, missing = self._check(value)
+        shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
+        value = value.expand(shape + value.shape[-self.event_dim :])
+        valid = self._without_padding(value)[1]
+        if missing is not None and valid is not None:
+            missing = missing & valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
+        probs = self.smoothed_probs(value)
+        return impute(self.observation_dist, value, filled, missing, probs)
 
     def viterbi(self, value: Tensor) -> Tensor:
         """The most likely path of states.

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast
+from pyro_regimes.estimator.report import Forecast, Imputation
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -26,7 +27,10 @@ Chain = tuple[Tensor, Tensor, Tensor, Any]
 
 
 class FittedHMM(NamedTuple):
-    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
+    """Fitted parameters with a dtype and a device.
+
+    Data are ``(T, D)``, NaN where entries are missing, with sequence lengths.
+    """
 
     parameters: Parameters
     spec: Spec
@@ -59,7 +63,7 @@ class FittedHMM(NamedTuple):
         """
         with self._computing():
             scores = _row_scores(self._chain(data, sizes)[0], sizes)
-            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
@@ -76,6 +80,22 @@ class FittedHMM(NamedTuple):
                 initial, transition, logits, path.clamp(min=0), lengths
             )
             return float(log_prob) - offset, path.cpu().numpy()
+
+    def impute(self, data: Array, sizes: list[int]) -> Imputation:
+        """The mean and the variance of each entry given all that are observed."""
+        with self._computing():
+            missing = np.isnan(data)
+            if not missing.any():
+                return Imputation(data.copy(), np.zeros_like(data))
+            hmm, x, _ = self._scaled(data, sizes)
+            probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
+            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            mean, variance = (each.cpu().double().numpy() for each in found)
+        units = self.spec.units_of(self.parameters.emission)
+        return Imputation(
+            np.where(missing, units.unscale(mean), data),
+            np.where(missing, units.unit**2 * variance, 0.0),
+        )
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
@@ -136,7 +156,7 @@ class FittedHMM(NamedTuple):
             )
         beside = self.annotations.of_distribution(self.device)
         hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
-        return hmm, x, units.log_jacobian(self.annotations.num_rows(sizes))
+        return hmm, x, self.annotations.log_jacobian(units, data, sizes)
 
 
 def _row_scores(chain: Chain, sizes: list[int]) -> Array:

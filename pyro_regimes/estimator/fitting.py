@@ -14,6 +14,7 @@ from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pack
@@ -39,6 +40,7 @@ class FittedRegimes(NamedTuple):
 
 def fit_regimes(
     data: Array,
+    filled: Array,
     sizes: list[int],
     spec: Spec,
     settings: Settings,
@@ -52,7 +54,8 @@ def fit_regimes(
     The data are centered and scaled first, so that Adam's learning rate suits any data and float32
     suffices.
 
-    :param data: ``(T, D)``, of all sequences.
+    :param data: ``(T, D)``, of all sequences; NaN where entries are missing.
+    :param filled: those without missing entries of :func:`.missing.filled`.
     :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
     :param row_name: the name of a row for messages, from its number.
@@ -64,13 +67,13 @@ def fit_regimes(
     given = settings.given
     known = Known(annotations, settings.transition_mask, given.values)
     check_possible(known, sizes, settings.n_regimes, row_name)
-    units, min_eigenvalue = _units_and_floor(data, spec, settings)
-    z, offset = units.scale(data), units.log_jacobian(annotations.num_rows(sizes))
-    least = spec.collapsed_variance(z, settings.dtype)
+    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
+    z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
+    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
     # Else all starts are equal, or end in the same maximum.
     is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
     num_starts = 1 if is_one else settings.n_init
-    starts = _starts(data, units, num_starts, spec, settings, rng)
+    starts = _starts(filled, units, num_starts, spec, settings, rng)
     starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
     starts = given.into(starts, spec, units)
     stickiness = settings.stickiness
@@ -107,7 +110,7 @@ def fit_regimes(
     if settings.min_eigenvalue > 0 and not min_eigenvalue:
         at_floor = spec.is_below(emission, settings.min_eigenvalue)
         if at_floor.any():
-            raise problems.floor_out_of_reach(data, settings.min_eigenvalue)
+            raise problems.floor_out_of_reach(filled, settings.min_eigenvalue)
     emission = spec.regularized(
         emission, settings.regularization, settings.regularization_scale == "relative"
     )
@@ -119,7 +122,9 @@ def fit_regimes(
         parameters,
         spec,
         settings.order_by,
-        lambda: annotations.sum(hmm.posterior(data, sizes, "smoothed")[1], sizes),
+        lambda: annotations.sum(
+            hmm.posterior(data, sizes, "smoothed")[1] * observed_rows(data)[:, None], sizes
+        ),
         lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
     if known.keeps_numbers:
@@ -159,7 +164,7 @@ def fit_regimes(
         history - offset,
         converged,
         log_likelihood,
-        annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
+        annotations.mean(smoothed_probs, sizes),
         found,
     )
 

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import persistence, problems, validation
+from pyro_regimes.estimator import missing, persistence, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import (
@@ -52,6 +52,10 @@ class RegimeModel(FittedModel):
     accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
     as a list of arrays. Results are concatenated. Sequences are not padded, so their lengths may be
     very different.
+
+    NaN, or what a masked array masks, is a missing value: the likelihood is that of the values that
+    are there, exactly, in a fit and in all other methods. A row without any value is a step without
+    an observation. :meth:`impute` estimates the missing values.
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
@@ -113,7 +117,9 @@ class RegimeModel(FittedModel):
         is then the mode of the posterior, as if each regime had stayed so many further times. 0 is
         maximum likelihood.
     :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
-        :doc:`emissions` lists all, with the attributes of each.
+        :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
+        of all columns to families gives each column its own; columns of different families are
+        independent given the regime.
     :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
@@ -140,7 +146,10 @@ class RegimeModel(FittedModel):
                             last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit, each by its ``sample_weight``
+    ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
+                            ``sample_weight``
+    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data
+    ``n_missing_rows_``     number of rows of the training data without any value
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -183,7 +192,7 @@ class RegimeModel(FittedModel):
         initial: str = "free",
         transition_mask: npt.ArrayLike | None = None,
         stickiness: float = 0.0,
-        emission: str = "gaussian",
+        emission: str | dict[Any, str] = "gaussian",
         n_components: int = 2,
     ) -> None:
         self.n_regimes = n_regimes
@@ -213,6 +222,7 @@ class RegimeModel(FittedModel):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.estimator_type = "density_estimator"
+        tags.input_tags.allow_nan = True
         return tags
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -291,15 +301,22 @@ class RegimeModel(FittedModel):
         beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
         data, sizes, annotations, _ = found
-        spec = self._spec().for_data(data, settings.given.values)
-        given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
+        filled = validation.without_missing(fresh, data)
+        names = getattr(fresh, "feature_names_in_", None)
+        spec = self._spec().for_columns(names, data.shape[1])
+        spec = spec.for_data(filled, settings.given.values)
+        given, doubt = validation.check_fittable(fresh, data, filled, spec, settings.given)
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             row_of = found.naming(row_name(X))
-            fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_of, annotations)
+            fitted = fit_regimes(
+                data, filled, sizes, spec, settings, rng, callback, row_of, annotations
+            )
         fresh._set_fitted(fitted, spec)
-        fresh.n_samples_fit_ = annotations.num_rows(sizes)
+        fresh.n_samples_fit_ = annotations.num_rows(data, sizes)
+        fresh.n_missing_ = annotations.num_flagged(np.isnan(data), sizes)
+        fresh.n_missing_rows_ = int(annotations.num_flagged(~missing.observed_rows(data), sizes))
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = []
@@ -355,16 +372,19 @@ class RegimeModel(FittedModel):
         mask = read_mask(model.transition_mask, model.n_regimes)
         check_masked("transition_matrix", parameters.transition_matrix, mask)
         shapes = {name: value.shape for name, value in parameters.emission.items()}
-        model.n_features_in_ = spec.with_shapes(shapes)[1]
+        spec, model.n_features_in_ = spec.with_shapes(shapes)
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
+        names_in = getattr(model, "feature_names_in_", None)
+        spec = spec.for_columns(names_in, model.n_features_in_)
         order = validation.reference(model)
         names = own_names(parameters, spec, order)
         if regime_names is not None:
             names = validation.names("regime_names", regime_names, model.n_regimes)
         model._set_fitted(without_fit(parameters, names), spec)
         model.n_samples_fit_, model.training_start_ = 0, None
+        model.n_missing_, model.n_missing_rows_ = np.zeros(model.n_features_in_, np.int64), 0
         model.periods_per_year_ = 252.0
         return model
 
@@ -383,7 +403,7 @@ class RegimeModel(FittedModel):
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
-        self.covariance_type_, self.emission_ = self.covariance_type, self.emission
+        self.covariance_type_, self.emission_ = self.covariance_type, copy(self.emission)
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
         self.transition_mask_ = read_mask(self.transition_mask, self.n_regimes)

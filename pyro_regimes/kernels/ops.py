@@ -35,6 +35,9 @@ from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
+from pyro_regimes.kernels.gaussian.missing import expected_moments
+from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_missing
+from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import Expectations
 from pyro_regimes.kernels.packed import (
@@ -64,13 +67,16 @@ __all__ = [
     "complete_log_likelihood",
     "describe_kernel",
     "expectations",
+    "expected_moments",
     "filter_logits",
     "filter_probs",
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
+    "gaussian_log_prob_of_seen",
     "has_fused_em",
     "has_gaussian_kernel",
+    "has_kernel_for_missing",
     "log_likelihood",
     "posterior",
     "predict_probs",

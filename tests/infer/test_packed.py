@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, infer_regimes
+from pyro_regimes.infer.em.engines import fused_linear
 from pyro_regimes.infer.em.result import EMResult
 from tests import seeds
 from tests.infer.fused import both_engines
@@ -141,6 +142,12 @@ def test_latent_scales_end_at_the_optimum_of_the_padded_batch() -> None:
         assert result.converged
         ends.append(result.history[-1])
     assert ends[0] == pytest.approx(ends[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_compiled_steps_of_counts_equal_those_on_tensors(restarts: int) -> None:
+    x = X.abs().round()
+    both_engines(lambda: run_em(model(poisson, True, restarts, x)), module=fused_linear)
 
 
 @pytest.mark.parametrize("restarts", [0, 3])

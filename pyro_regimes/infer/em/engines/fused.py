@@ -23,6 +23,7 @@ from pyro_regimes.infer.em.engines.chain_steps import ChainEM, Parameters, Pseud
 from pyro_regimes.infer.em.engines.kernel_arguments import Array, Part, read
 from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.recognise.plan import Use
 from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
@@ -137,6 +138,8 @@ def why_not_problem(problem: Problem) -> str | None:
         return "a parameter has a constraint that its maximum may not meet"
     if plan.affine.names:
         return "locations are affine in parameters"
+    if not all(isinstance(use, Use) for each in plan.assignments for use in each.uses):
+        return "an argument is a product of parameters or constants"
     return None
 
 
