@@ -10,12 +10,12 @@ from torch.distributions.utils import lazy_property
 from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation, provenance
-from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.imputation import Imputation, impute
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
+from pyro_regimes.emissions.exact import exact_copy
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 

@@ -164,7 +164,7 @@ def fit_starts(
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
-    collapsed = flags.any(-1) & (min_eigenvalue < least)
+    collapsed = flags.any(-1) & (min_eigenvalue <= least)
     return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
 
 
@@ -227,6 +227,8 @@ class _FitEM(IsolatedEM):
 
     def _warn(self, message: str) -> None:
         # Rounding may stop a start with nearly singular covariances before its maximum. EM freezes
-        # it there. A start that the check does not confirm counts as not converged.
-        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
+        # it there. A start that the check does not confirm counts as not converged. A parameter
+        # without a maximum is that of a collapsed regime.
+        known = ("lowered the log-likelihood", "check of convergence", "has no maximum")
+        if not any(part in message for part in known):
             super()._warn(message)

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
@@ -39,23 +38,17 @@ class Annotations(NamedTuple):
             total = np.repeat(self.weights, sizes) @ values
         return total
 
-    def mean(self, values: Array, sizes: list[int]) -> Array:
-        """The mean of ``(T, ...)`` over the rows, each by the weight of its sequence."""
-        weights = np.ones(len(sizes)) if self.weights is None else self.weights
-        mean: Array = self.sum(values, sizes) / float(weights @ np.asarray(sizes))
-        return mean
+    def num_rows(self, sizes: list[int], counted: npt.NDArray[np.bool_] | None = None) -> float:
+        """The number of rows, each counted by its weight; an int if it is whole.
 
-    def num_flagged(self, flags: npt.NDArray[np.bool_], sizes: list[int]) -> npt.NDArray[np.int64]:
-        """The number of flags ``(T, ...)``, each by its weight, rounded."""
-        return np.rint(self.sum(flags.astype(np.float64), sizes)).astype(np.int64)
-
-    def num_rows(self, data: Array, sizes: list[int]) -> float:
-        """The number of rows with some value, each by its weight; an int if it is whole."""
-        total = float(self.sum(observed_rows(data).astype(np.float64), sizes))
+        :param counted: which rows, ``(T,)``; None for all.
+        """
+        rows = np.ones(sum(sizes)) if counted is None else counted.astype(np.float64)
+        total = float(self.sum(rows, sizes))
         return int(total) if total.is_integer() else total
 
     def log_jacobian(self, units: Units, data: Array, sizes: list[int]) -> float:
-        """The weighted sum of :meth:`.Units.log_jacobians` over all rows."""
+        """log p(z) - log p(x) of all rows, each by its weight."""
         if self.weights is None:
             return units.log_jacobian_of(data)
         return float(self.sum(units.log_jacobians(data), sizes))

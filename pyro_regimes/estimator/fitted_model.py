@@ -53,8 +53,8 @@ class FittedModel(BaseEstimator):
     share_of_time_: Array
     log_likelihood_: float
     n_samples_fit_: float
-    n_missing_: npt.NDArray[np.int64]
-    n_missing_rows_: int
+    n_missing_: npt.NDArray[Any]
+    n_missing_rows_: float
     n_features_in_: int
     training_start_: Array | None
 
@@ -396,7 +396,7 @@ class FittedModel(BaseEstimator):
         """A line that counts the missing values of the training data, if there are some."""
         if not self.n_missing_.any():
             return []
-        num_rows = round(self.n_samples_fit_) + self.n_missing_rows_
+        num_rows = self.n_samples_fit_ + self.n_missing_rows_
         return [missing.describe(self.n_missing_, self.n_missing_rows_, num_rows, names)]
 
     def _periods_per_year(self) -> float:

@@ -123,7 +123,7 @@ def fit_regimes(
         spec,
         settings.order_by,
         lambda: annotations.sum(
-            hmm.posterior(data, sizes, "smoothed")[1] * observed_rows(data)[:, None], sizes
+            observed_rows(data)[:, np.newaxis] * hmm.posterior(data, sizes, "smoothed")[1], sizes
         ),
         lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
@@ -145,7 +145,10 @@ def fit_regimes(
     found = []
     if fit.degenerate[best]:
         collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
-        found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
+        has_covariances = spec.spread is not None
+        found.append(
+            problems.of_collapse(names, collapsed, smoothed_probs, row_name, has_covariances)
+        )
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
     before = float(history[-1]) - offset - log_prior(fitted.transition_matrix, stickiness)
@@ -164,7 +167,7 @@ def fit_regimes(
         history - offset,
         converged,
         log_likelihood,
-        annotations.mean(smoothed_probs, sizes),
+        annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
     )
 
@@ -177,8 +180,10 @@ def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units
     no floor.
     """
     units = spec.units(data, equal=settings.min_eigenvalue > 0)
+    if not settings.min_eigenvalue:
+        return units, 0.0
     floor = settings.min_eigenvalue / float(units.unit[0]) ** 2
-    if floor == 0 or floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
+    if floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
         return units, floor
     return spec.units(data), 0.0
 
@@ -194,10 +199,9 @@ def _starts(
     """Starts of the data in ``units``, made in units of each series, so that all count."""
     own = spec.units(data)
     z = own.scale(data)
-    floor = max(
-        spec.collapsed_variance(z, settings.dtype),
-        settings.min_eigenvalue / float(own.unit.max()) ** 2,
-    )
+    floor = spec.collapsed_variance(z, settings.dtype)
+    if settings.min_eigenvalue:
+        floor = max(floor, settings.min_eigenvalue / float(own.unit.max()) ** 2)
     means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)

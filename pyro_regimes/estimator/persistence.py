@@ -81,7 +81,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     start = model.training_start_
     fitted["training_start_"] = None if start is None else _with_none(start)
     fitted["n_missing_"] = model.n_missing_.tolist()
-    fitted["n_missing_rows_"] = int(model.n_missing_rows_)
+    fitted["n_missing_rows_"] = model.n_missing_rows_
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
@@ -221,14 +221,19 @@ def _with_none(start: Array) -> list[list[float | None]]:
     return [[None if np.isnan(each) else float(each) for each in row] for row in start]
 
 
-def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[np.int64], int]:
+def _is_count(number: Any) -> bool:
+    """Whether it is a number of rows, each by its weight."""
+    return type(number) in (int, float) and 0 <= number < np.inf
+
+
+def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[Any], float]:
     """The numbers of missing values, and of rows without any; none in an older file."""
     if counts is None and num_empty is None:
         return np.zeros(num_series, np.int64), 0
     numbers = [*counts, num_empty]
-    if len(counts) != num_series or any(type(n) is not int or n < 0 for n in numbers):
+    if len(counts) != num_series or not all(map(_is_count, numbers)):
         raise ValueError(f"n_missing_ and n_missing_rows_ are not counts: {numbers}")
-    return np.array(counts, np.int64), num_empty
+    return np.array(counts), num_empty
 
 
 def _num_series(fitted: dict[str, Any], spec: Spec) -> int:

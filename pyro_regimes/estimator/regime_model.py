@@ -148,8 +148,8 @@ class RegimeModel(FittedModel):
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
                             ``sample_weight``
-    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data
-    ``n_missing_rows_``     number of rows of the training data without any value
+    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data,
+                            and ``n_missing_rows_`` of rows without any value, likewise
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -314,9 +314,10 @@ class RegimeModel(FittedModel):
                 data, filled, sizes, spec, settings, rng, callback, row_of, annotations
             )
         fresh._set_fitted(fitted, spec)
-        fresh.n_samples_fit_ = annotations.num_rows(data, sizes)
-        fresh.n_missing_ = annotations.num_flagged(np.isnan(data), sizes)
-        fresh.n_missing_rows_ = int(annotations.num_flagged(~missing.observed_rows(data), sizes))
+        observed = missing.observed_rows(data)
+        fresh.n_samples_fit_ = annotations.num_rows(sizes, observed)
+        fresh.n_missing_ = np.array([annotations.num_rows(sizes, c) for c in np.isnan(data).T])
+        fresh.n_missing_rows_ = annotations.num_rows(sizes, ~observed)
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = []
