@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_regimes.distributions import RegimeHMM, stationary_probs
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.stickiness import SITE, row_prior
+from pyro_regimes.estimator.stickiness import sticky_rows
 from pyro_regimes.estimator.weighting import weighted_batches
 
 PyroModel = Callable[..., None]
@@ -134,9 +134,10 @@ def pyro_model(
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
-
-    def constraint(name: str) -> constraints.Constraint:
-        return constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
+    domains = {
+        name: constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
+        for name in arguments.keys() - constant
+    }
 
     def model(
         x: Tensor,
@@ -149,14 +150,12 @@ def pyro_model(
         held = {
             name: value
             if name in constant
-            else pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
+            else pyro.param(name, partial(torch.clone, value), constraint=domains[name])
             for name, value in arguments.items()
             if not (stickiness and name == "transition_probs")
         }
         if stickiness:
-            rows = row_prior(arguments["transition_probs"], stickiness)
-            whole = rows.to_event(len(rows.batch_shape))
-            held["transition_probs"] = pyro.sample(SITE, whole)
+            held["transition_probs"] = sticky_rows(arguments["transition_probs"], stickiness)
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
         known = {"allowed_states": allowed_states, "gaps": gaps}

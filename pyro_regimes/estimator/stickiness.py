@@ -32,6 +32,16 @@ def row_prior(matrix: Tensor, stickiness: float) -> dist.Dirichlet:
     return dist.Dirichlet(1 + stickiness * torch.where(matrix.detach() > 0, diagonal, 0.0))
 
 
+def sticky_rows(matrix: Tensor, stickiness: float) -> Tensor:
+    """Sample a transition matrix from the prior, as one site.
+
+    :param matrix: one of its shape, with its zeros.
+    """
+    rows = row_prior(matrix, stickiness)
+    found: Tensor = pyro.sample(SITE, rows.to_event(len(rows.batch_shape)))
+    return found
+
+
 def sticky_guide(matrix: Tensor) -> Callable[..., None]:
     """A guide with the transition matrix as its one point, for the maximum of the posterior.
 

@@ -137,3 +137,31 @@ def test_the_likelihood_never_falls():
 def test_wrong_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         model_of().fit(sequences(), sample_weight=weights)
+
+
+def test_missing_entries_of_weighted_sequences(tmp_path):
+    """Counts are weighted, too, and a file keeps them."""
+    xs = sequences()
+    xs[1][3:9, 0] = xs[1][20:22] = xs[3][5, 1] = np.nan
+    weighted = model_of(acceleration=None).fit(xs, sample_weight=[1, 2, 1, 1])
+    repeated = model_of(acceleration=None).fit([xs[0], xs[1], xs[1], xs[2], xs[3]])
+    assert_same(weighted, repeated)
+    np.testing.assert_array_equal(weighted.n_missing_, repeated.n_missing_)
+    assert weighted.n_missing_rows_ == repeated.n_missing_rows_ == 4
+    assert str(weighted.summary()) == str(repeated.summary())
+    half = model_of(max_iter=2).fit(xs, sample_weight=[1, 0.25, 1, 1])
+    half.save(tmp_path / "model.json")
+    loaded = RegimeModel.load(tmp_path / "model.json")
+    assert str(loaded.summary()) == str(half.summary())
+    assert loaded.n_missing_rows_ == half.n_missing_rows_ == 0.5
+
+
+def test_weights_of_another_emission():
+    counts = [np.round(np.abs(x[:, :1]) * 3) for x in sequences()]
+    settings = dict(emission="poisson", acceleration=None, regularization=0.0, tol=None)
+    start = {"transition_matrix": TRANSITIONS, "rates": [[1.0], [4.0], [8.0]]}
+    model = RegimeModel(3, **settings, init_params=start, max_iter=15)
+    weighted = clone(model).fit(counts, sample_weight=[1, 2, 1, 1])
+    repeated = clone(model).fit([counts[0], counts[1], *counts[1:]])
+    np.testing.assert_allclose(weighted.rates_, repeated.rates_, rtol=1e-12)
+    np.testing.assert_allclose(weighted.history_, repeated.history_, rtol=1e-12)

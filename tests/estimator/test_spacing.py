@@ -145,3 +145,25 @@ def test_wrong_gaps_are_refused(gaps, message):
     x, _ = simulate("full", 60)
     with pytest.raises(ValueError, match=message):
         model_of().fit(x, gaps=gaps)
+
+
+@pytest.mark.parametrize("emission", ["gaussian", "poisson"])
+def test_a_fit_with_gaps_is_the_fit_with_missing_rows(emission):
+    """Step by step, also where a compiled engine would serve equally spaced rows."""
+    x, gaps, whole, _ = spaced(250)
+    if emission == "poisson":
+        x, whole = (np.round(np.exp(0.5 * each[:, :1] + 1)) for each in (x, whole))
+    settings = dict(emission=emission, tol=None, max_iter=8, acceleration=None, n_init=1)
+    start = {"transition_matrix": np.full((3, 3), 0.1) + 0.7 * np.eye(3)}
+    if emission == "poisson":
+        start["rates"] = [[1.0], [3.0], [6.0]]
+    else:
+        start |= {"means": MEANS + 0.3, "covariances": COVARIANCES["full"] * 1.5}
+    model = RegimeModel(3, init_params=start, regularization=0.0, **settings)
+    one = model.fit(x, gaps=gaps)
+    found = {name: value for name, value in vars(one).items() if name.endswith("_")}
+    other = model.fit(whole)
+    for name in ("transition_matrix_", "initial_probs_", "history_", "log_likelihood_"):
+        np.testing.assert_allclose(found[name], getattr(other, name), rtol=1e-9, atol=1e-10)
+    name = "rates_" if emission == "poisson" else "means_"
+    np.testing.assert_allclose(found[name], getattr(other, name), rtol=1e-9)

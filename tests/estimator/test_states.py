@@ -245,3 +245,42 @@ def test_states_that_given_zeros_forbid_are_refused():
     first = {"initial_probs": [0, 0.5, 0.5]}
     with pytest.raises(ValueError, match="an impossible sequence of states at row 0"):
         model_of(init_params=first).fit(x, states=known)
+
+
+@pytest.mark.parametrize("emission", ["poisson", "student_t", "gamma"])
+def test_other_emissions(emission):
+    """The supervised estimate, and the numbers of a few known states."""
+    x, states = simulate("full", 300)
+    if emission == "poisson":
+        x = np.round(np.exp(0.5 * x[:, :1] + 1))
+    elif emission == "gamma":
+        x = np.exp(x[:, :1])
+    model = RegimeModel(3, emission=emission, n_init=2, random_state=0, regularization=0.0)
+    model.fit(x, states=states)
+    counts = counts_of([states])
+    np.testing.assert_allclose(
+        model.transition_matrix_, counts / counts.sum(-1, keepdims=True), **EXACT
+    )
+    if emission == "poisson":
+        rates = np.stack([x[states == k].mean(0) for k in range(3)])
+        np.testing.assert_allclose(model.rates_, rates, **EXACT)
+    some = np.where(np.arange(300) % 2 == 0, states, -1)
+    for k in range(3):
+        some[np.flatnonzero(states == k)[:3]] = k
+    partly = model.fit(x, states=some)
+    path = partly.predict(x, states=some)
+    assert (path[some >= 0] == some[some >= 0]).all()
+
+
+def test_a_known_row_without_a_value():
+    """It says nothing of the means, but counts in the transitions."""
+    x, states = simulate("full", 200)
+    x[50:60] = np.nan
+    model = model_of().fit(x, states=states)
+    counts = counts_of([states])
+    np.testing.assert_allclose(
+        model.transition_matrix_, counts / counts.sum(-1, keepdims=True), **EXACT
+    )
+    seen = ~np.isnan(x[:, 0])
+    means = np.stack([x[seen & (states == k)].mean(0) for k in range(3)])
+    np.testing.assert_allclose(model.means_, means, **EXACT)
