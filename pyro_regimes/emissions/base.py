@@ -328,6 +328,16 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not marginalise missing entries")
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Means and variances of missing entries in every state, given the observed ones.
+
+        :return: ``(..., T, K, *event)`` each; None where entries do not depend on each other, so
+            that those of the distribution serve.
+        """
+        return None
+
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The arguments of the kernels of Gaussian chains; None if the density is another one."""
         return None

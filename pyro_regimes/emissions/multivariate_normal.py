@@ -455,6 +455,12 @@ class _Family(Family):
         covariance = _covariance_of(given)
         return missing_entries.log_prob(value, missing, given["loc"], covariance, complete)
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the regression on the observed series of the row."""
+        return missing_entries.conditional(value, missing, given["loc"], _covariance_of(given))
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the current locations."""
         with_second = not names.isdisjoint(_SPREADS)

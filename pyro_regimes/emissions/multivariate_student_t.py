@@ -192,6 +192,21 @@ class _Family(Family):
         df = ops.without_repeats(given["df"], 0)
         return latent_scale.log_density(seen.square, df, seen.number) - seen.log_det
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        r"""Those given the observed series of the row, which are a Student-t again.
+
+        Its scale matrix is that of the regression times :math:`(\nu + q) / (\nu + n)`, with the
+        squared distance q of the n observed entries, and it has :math:`\nu + n` degrees of freedom.
+        """
+        seen = _seen(value, missing, given)
+        mean, scale = missing_entries.conditional(value, missing, given["loc"], seen.covariance)
+        df = ops.without_repeats(given["df"], 0)
+        freedom = df + seen.number - 2
+        factor = (df + seen.square) / torch.where(freedom > 0, freedom, 0.0)
+        return mean, scale * factor.unsqueeze(-1)
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
         """Moments about the current locations, weighted with the latent scales."""
         over_time, size = latent_scale.over_time(observed), observed.value.shape[-1]

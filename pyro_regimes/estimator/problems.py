@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
@@ -28,13 +29,16 @@ def of_collapse(
     collapsed: Flags,
     smoothed_probs: Array,
     row_name: Callable[[int], str],
+    has_covariances: bool,
 ) -> Warning:
     """The warning that regimes hold too few different observations.
 
     :param collapsed: which regimes have collapsed, ``(K,)``.
     :param smoothed_probs: ``(T, K)``.
     :param row_name: the name of a row, from its number.
+    :param has_covariances: whether the emission has, and so a floor of them.
     """
+    remedy = "another covariance_type or min_eigenvalue" if has_covariances else "or drop the rows"
     parts = []
     for name, probs in zip(
         np.array(names)[collapsed], smoothed_probs.T[collapsed], strict=True
@@ -46,8 +50,7 @@ def of_collapse(
         parts.append(f"{name} holds {probs.sum():.3g} of {len(probs)} rows{where}")
     return ConvergenceWarning(
         f"A regime collapsed onto a few points in every start: {'; '.join(parts)}. They do not "
-        "vary in some direction, so the likelihood has no maximum. Use fewer regimes, another "
-        "covariance_type or min_eigenvalue."
+        f"vary in some direction, so the likelihood has no maximum. Use fewer regimes, {remedy}."
     )
 
 
@@ -93,6 +96,8 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
     """Warnings that data look like levels, or like days without trade filled with zeros.
 
+    Missing entries, which are NaN, are left out.
+
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
     """
     found: list[Warning] = []
@@ -115,7 +120,8 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
                 "command), and for rates the differences, X.diff().dropna()."
             )
         )
-    zeros = int((data == 0).all(axis=1).sum())
+    data = data[observed_rows(data)]
+    zeros = int(((data == 0) | np.isnan(data)).all(axis=1).sum())
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
@@ -131,7 +137,7 @@ def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:
     longest = int(np.argmax(sizes))
     first = sum(sizes[:longest])
     sequence = data[first : first + sizes[longest]]
-    return np.flatnonzero([_is_level(series) for series in sequence.T])
+    return np.flatnonzero([_is_level(series[~np.isnan(series)]) for series in sequence.T])
 
 
 def _is_level(series: Array) -> bool:
@@ -157,7 +163,7 @@ def _is_level(series: Array) -> bool:
 
 
 def of_shares(
-    names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
+    names: Sequence[str], share_of_time: Array, num_rows: float, fewest: int
 ) -> list[str]:
     """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
     if not num_rows:  # parameters without a fit

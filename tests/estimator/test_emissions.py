@@ -7,10 +7,12 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeModel
 from pyro_regimes.estimator.parameters import Array
@@ -32,8 +34,9 @@ def fitted(case: Case) -> tuple[RegimeModel, Array, Array]:
 
 
 def test_every_emission_is_here() -> None:
-    assert {case.emission for case in CASES} == set(EMISSIONS)
-    assert {(case.emission, case.covariance_type) for case in CASES} | {
+    own = [case for case in CASES if isinstance(case.emission, str)]
+    assert {case.emission for case in own} == set(EMISSIONS)
+    assert {(case.emission, case.covariance_type) for case in own} | {
         ("gaussian", kind) for kind in ("diag", "spherical", "tied")
     } == set(SPECS)
 
@@ -230,6 +233,7 @@ def test_the_pyro_model_is_at_its_maximum(case: Case) -> None:
 WITH_UNITS = [case for case in CASES if case.factor != 1]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     case=st.sampled_from(WITH_UNITS),
@@ -291,6 +295,32 @@ def test_a_covariance_type_that_the_family_has_not_is_refused(emission: str) -> 
             model.fit(np.ones((9, 1)))
 
 
+def test_columns_of_families() -> None:
+    frame = pd.DataFrame({"wind": [0.1, 0.5, -0.5, 0.0] * 9, "rain": [0.0, 1.0, 3.0] * 12})
+    families = {"rain": "exponential", "wind": "von_mises"}
+    model = RegimeModel(2, emission=families, random_state=0, n_init=2, max_iter=3, tol=None)
+    model.fit(frame)
+    assert model.exponential_rates_.shape == (2, 1) and model.von_mises_means_.shape == (2, 1)
+    summary = model.summary()
+    means = summary.to_frame().loc["mean"]
+    np.testing.assert_allclose(means.loc["rain"], 1 / model.exponential_rates_[:, 0])
+    np.testing.assert_allclose(means.loc["wind"], model.von_mises_means_[:, 0], atol=1e-9)
+    assert "exponential for rain; von Mises for wind" in str(summary)
+    families.clear()  # the model has a copy
+    assert model.emission_ == {"rain": "exponential", "wind": "von_mises"}
+    for wrong in ({"wind": "von_mises"}, {0: "exponential", 1: "gamma", 2: "gamma"}):
+        with pytest.raises(ValueError, match="name the family of each column of X"):
+            RegimeModel(2, emission=wrong).fit(frame)
+    for wrong in ({}, {"wind": "gamma", 1: "gamma"}, {1.5: "gamma"}):
+        with pytest.raises(ValueError, match="a dict from the names or the numbers of all columns"):
+            RegimeModel(2, emission=wrong).fit(frame)
+    with pytest.raises(ValueError, match="expected emission of column 'rain' to be one of"):
+        RegimeModel(2, emission={"rain": "snow"}).fit(frame)
+    negative = frame.assign(rain=-1.0)
+    with pytest.raises(ValueError, match="non-negative numbers, got -1 in row 0 of column 'rain'"):
+        model.score(negative)
+
+
 def test_wrong_settings_are_refused() -> None:
     x = np.arange(30.0)[:, None] % 4
     with pytest.raises(ValueError, match="expected emission to be one of 'gaussian', 'student_t'"):
@@ -308,6 +338,34 @@ def test_wrong_settings_are_refused() -> None:
     fitted = RegimeModel(2, emission="poisson", random_state=0).fit(x)
     with pytest.raises(ValueError, match="the same emission, 'gaussian', got 'poisson'"):
         RegimeModel(2, init_params=fitted).fit(x)
+
+
+@pytest.mark.parametrize(
+    "emission", ["student_t", "gaussian_mixture", "gamma", "lognormal", "von_mises"]
+)
+def test_a_regime_of_equal_observations_is_a_collapse(emission: str) -> None:
+    """Half of the rows: the likelihood has no maximum, whatever the family."""
+    x = np.concatenate([np.full((60, 1), 1.37), seeds.rng(0).gamma(2, 1, (60, 1))])
+    with pytest.warns(ConvergenceWarning, match="collapsed onto a few points") as caught:
+        RegimeModel(2, emission=emission, n_init=1, random_state=0).fit(x)
+    assert len(caught) == 1  # and no warning of EM's own
+    has_floor = emission in ("student_t", "gaussian_mixture")
+    assert ("min_eigenvalue" in str(caught[0].message)) == has_floor
+
+
+@pytest.mark.parametrize("emission", ["gamma", "lognormal"])
+@pytest.mark.parametrize("unit", [1.0, 1e-150, 1e100])
+def test_a_tight_regime_is_no_collapse(emission: str, unit: float) -> None:
+    """A relative deviation of a millionth, in any unit."""
+    level = np.repeat([1.0, 2.0], 100)[:, None]
+    x = unit * np.exp(level + 1e-6 * seeds.rng(0).standard_normal((200, 1)))
+    model = RegimeModel(2, emission=emission, n_init=2, random_state=0).fit(x)
+    assert (np.diff(model.predict(x)) != 0).sum() == 1
+    moments = model._fitted_spec().moments({n: getattr(model, f"{n}_") for n in (
+        model._fitted_spec().attributes
+    )})  # fmt: skip
+    relative = np.sqrt(moments.variances) / moments.means
+    np.testing.assert_allclose(relative, 1e-6, rtol=0.3)
 
 
 def test_angles_in_degrees_are_doubted() -> None:

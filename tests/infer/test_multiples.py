@@ -16,8 +16,9 @@ from torch.testing import assert_close
 from pyro_regimes import EM
 from pyro_regimes.emissions.sizes import SIZE, Deviations
 from tests import seeds
-from tests.infer.models import LOC, LOCS, SCALE, XS, X, Y, positive, real
+from tests.infer.models import LOC, LOCS, SCALE, XS, X, Y
 from tests.infer.models import observe as observe_two
+from tests.infer.models import positive, real
 from tests.infer.written import CORRELATION, tensor
 
 FACTOR = "weighted sd given other factors"
