@@ -76,11 +76,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def draw(models: dict[str, RegimeModel], table: pandas.DataFrame) -> object:
-    """The last two years of both models: cumulative returns over bands of each row's regime."""
+    """Both models around the largest move: cumulative returns over the regime of each day."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
-    shown = table[-504:]
+    largest = int((table**2).mean(axis=1).to_numpy().argmax())
+    shown = table[max(0, largest - 378) : largest + 378]
     for panel, (emission, model) in zip(figure.subplots(2, 1), models.items()):
         model.plot(shown, ax=panel, unit="%", rows_per_band=1)
         panel.set_title(f"{NAMES[emission]} regimes", loc="left", pad=48)

@@ -63,7 +63,8 @@ def compare(
 
     EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
     conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
-    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png.
+    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png, which
+    shows parameters of the series scaled to unit variance.
     """
     returns = data.read()
     make_directory(out)

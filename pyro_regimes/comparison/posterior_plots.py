@@ -27,14 +27,14 @@ class _Entries(NamedTuple):
     """Entries of a site that are drawn in one panel."""
 
     title: str
-    index: list[tuple[int, ...]]  #: of each in the site
+    indices: Sequence[tuple[int, ...]]  #: of each in the site
     labels: list[str]
 
 
 def plot_posteriors(comparison: Comparison, series_names: Sequence[str] = ()) -> Figure:
     """Plot the posterior mean and two standard deviations of parameters, by each method.
 
-    A row of panels shows a site, a panel the entries of one regime (one index of the first dim).
+    A row of panels shows a site, and a panel the entries of one regime, the first dim of the site.
     Of square matrices for each regime only the diagonal is drawn, and of more than twelve entries
     the first twelve. Intervals of probabilities end at 0 and 1.
 
@@ -61,6 +61,8 @@ def plot_posteriors(comparison: Comparison, series_names: Sequence[str] = ()) ->
             panel.set_visible(False)
         for panel, entries in zip(line, row, strict=False):
             _draw_entries(panel, entries, site, runs, points)
+            if panel is not line[0]:
+                panel.tick_params(labelleft=False)
         low = min(panel.get_xlim()[0] for panel in line[: len(row)])
         high = max(panel.get_xlim()[1] for panel in line[: len(row)])
         for panel in line[: len(row)]:
@@ -72,8 +74,7 @@ def plot_posteriors(comparison: Comparison, series_names: Sequence[str] = ()) ->
         loc="outside upper left",
         ncols=len(labels),
         frameon=False,
-        title="Posterior mean and two standard deviations, of data in units of their standard "
-        "deviation",
+        title="Posterior mean and two standard deviations",
         alignment="left",
     )
     return figure
@@ -96,15 +97,19 @@ def _entries(site: str, mean: _Array, series_names: Sequence[str]) -> list[_Entr
     several = mean.ndim > 1 and mean.shape[0] <= _MOST_PANELS
     if not several:
         each, what = list(np.ndindex(mean.shape)), site
-    named = len(series_names) == (mean.shape[-1] if mean.ndim else 0) and not probs
+    named = bool(mean.ndim) and len(series_names) == mean.shape[-1] and not probs
     shown = each[:_MOST_ENTRIES]
     left_out = f", {len(shown)} of {len(each)}" if len(each) > len(shown) else ""
-    labels = [_label(index, series_names if named else (), probs, is_matrix) for index in shown]
+    prefix = ("to regime " if several else "regime ") if probs else ""
+    labels = [
+        series_names[index[-1]] if named else prefix + _numbered(index, is_matrix)
+        for index in shown
+    ]
     if not several:
         return [_Entries(what + left_out, shown, labels)]
     return [
         _Entries(
-            f"{what}{left_out}, {'from ' if probs else ''}regime {k + 1}",
+            f"{'' if k else f'{what}{left_out}: '}{'from ' if probs else ''}regime {k + 1}",
             [(k, *index) for index in shown],
             labels,
         )
@@ -112,14 +117,10 @@ def _entries(site: str, mean: _Array, series_names: Sequence[str]) -> list[_Entr
     ]
 
 
-def _label(
-    index: tuple[int, ...], series_names: Sequence[str], are_probs: bool, is_matrix: bool
-) -> str:
-    if series_names:
-        return series_names[index[-1]]
+def _numbered(index: tuple[int, ...], is_matrix: bool) -> str:
+    """Numbers from 1; one for the diagonal of a matrix."""
     is_diagonal = is_matrix and len(set(index)) == 1
-    numbers = [str(i + 1) for i in (index[:1] if is_diagonal else index)]
-    return f"{'regime ' if are_probs else ''}{', '.join(numbers)}"
+    return ", ".join(str(i + 1) for i in (index[:1] if is_diagonal else index))
 
 
 def _draw_entries(
@@ -129,7 +130,7 @@ def _draw_entries(
     runs: Sequence[MethodRun],
     points: Sequence[MethodRun],
 ) -> None:
-    at = tuple(np.array(entries.index).T) if entries.index[0] else ()
+    at = tuple(np.array(entries.indices).T) if entries.indices[0] else ()
     place = np.arange(len(entries.labels))
     for index, (run, color) in enumerate(zip(runs, method_colors(runs), strict=True)):
         assert run.posterior is not None

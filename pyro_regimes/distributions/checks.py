@@ -220,11 +220,24 @@ def allowed_states(
     return allowed
 
 
+def packing(packed_lengths: Tensor | None, lengths: Tensor | None) -> ops.Packing | None:
+    """How packed sequences follow one another; None if none are given."""
+    if packed_lengths is None:
+        return None
+    if lengths is not None:
+        raise ValueError(
+            "expected one of lengths, of padded sequences, and packed_lengths, of sequences that "
+            "follow one another without padding, got both"
+        )
+    return ops.Packing(packed_lengths)
+
+
 def agree_on_num_steps(
     duration: int | None,
     transition_slices: int,
     observation_steps: tuple[int, ...],
     allowed_steps: tuple[int, ...] = (),
+    packed_steps: int | None = None,
 ) -> int | None:
     """T, on which all arguments that determine it must agree; None if none does."""
     found = {}
@@ -237,6 +250,8 @@ def agree_on_num_steps(
         found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
     if allowed_steps not in ((), (1,)):
         found["dimension -2 of allowed_states"] = index(allowed_steps[0])
+    if packed_steps is not None:
+        found["the sum of packed_lengths"] = packed_steps
     if len(set(found.values())) > 1:
         came = ", ".join(f"{size} from {name}" for name, size in found.items())
         raise ValueError(f"expected equal numbers of time steps, got {came}{TIME_SLIP}")

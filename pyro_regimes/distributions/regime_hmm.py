@@ -11,6 +11,7 @@ from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation, provenance
 from pyro_regimes.distributions.forecast import Forecast
+from pyro_regimes.distributions.imputation import Imputation, impute
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.exact import exact_copy
@@ -67,6 +68,12 @@ class RegimeHMM(TorchDistribution):
         an impossible transition; the derivative of its logarithm is defined as 0.
     :param Tensor lengths: true lengths of padded sequences, integers from 1 to T, ``(...)``. Values
         after the length are ignored, including NaN. Samples have length T.
+    :param Tensor packed_lengths: for several sequences without padding: the number of steps of
+        each, ``(S,)``, in the order in which they follow one another along time; T is their sum.
+        The first state of each has the initial distribution, whatever came before. The
+        log-probability is the sum over the sequences, and results by time hold all of them. The
+        last state, of :meth:`filter` and :meth:`forecast`, is that of the last sequence.
+        Transitions that vary in time have a slice between two sequences, too, which is ignored.
     :param str missing: "refuse" raises an error for NaN in the data. "marginalise" takes NaN as
         missing, exactly, in the likelihood, its gradient and all probabilities: a whole observation
         of any distribution, and single entries of independent columns (``.to_event(1)``), of
@@ -113,6 +120,7 @@ class RegimeHMM(TorchDistribution):
         lengths: Tensor | None = None,
         missing: str = "refuse",
         allowed_states: Tensor | None = None,
+        packed_lengths: Tensor | None = None,
     ) -> None:
         if not isinstance(observation_dist, Distribution):
             raise ValueError(
@@ -131,7 +139,8 @@ class RegimeHMM(TorchDistribution):
         )
         self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
-        self.lengths = lengths
+        self.lengths, self.packed_lengths = lengths, packed_lengths
+        self._packing = checks.packing(packed_lengths, lengths)
         if missing not in ("refuse", "marginalise"):
             raise ValueError(
                 f"expected missing to be 'refuse' or 'marginalise', got {missing!r}"
@@ -156,7 +165,11 @@ class RegimeHMM(TorchDistribution):
             allowed = allowed_states.shape
         self.allowed_states = allowed_states
         self._duration = checks.agree_on_num_steps(
-            duration, transition.shape[-3], sizes[-2:-1], allowed[-2:-1]
+            duration,
+            transition.shape[-3],
+            sizes[-2:-1],
+            allowed[-2:-1],
+            None if self._packing is None else self._packing.num_steps,
         )
         if lengths is not None:
             ops.check_lengths(lengths, self._duration)
@@ -249,7 +262,7 @@ class RegimeHMM(TorchDistribution):
         """The log-likelihood in float64, and the dtype of the result."""
         value, missing = self._check(value)
         found = None
-        if self.allowed_states is None and missing is None:
+        if self.allowed_states is None and missing is None and self._packing is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value, missing)
@@ -290,12 +303,12 @@ class RegimeHMM(TorchDistribution):
         :return: a :class:`.Posterior`; differentiable in the arguments.
         """
         chain = self._chain(value)
-        initial_logits, transition_logits, _, lengths = chain
         log_likelihood, filtered, smoothed, moved = provenance.call(ops.posterior, *chain)
-        predicted = provenance.call(ops.predict_probs, initial_logits, transition_logits, filtered)
-        if lengths is not None:
-            time = torch.arange(filtered.shape[-2], device=lengths.device)
-            predicted = predicted.masked_fill((time >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
+        predicted = provenance.call(ops.predict_probs, *chain[:2], filtered, self._packing)
+        if self.lengths is not None:
+            time = torch.arange(filtered.shape[-2], device=self.lengths.device)
+            padding = time >= self.lengths.unsqueeze(-1)
+            predicted = predicted.masked_fill(padding.unsqueeze(-1), 0.0)
         return Posterior(log_likelihood, filtered, predicted, smoothed, moved)
 
     def smoothed_probs(self, value: Tensor) -> Tensor:
@@ -319,6 +332,27 @@ class RegimeHMM(TorchDistribution):
         """
         probs: Tensor = provenance.call(ops.filter_probs, *self._chain(value))[1]
         return probs
+
+    @torch.no_grad()
+    def impute(self, value: Tensor) -> Imputation:
+        r"""The mean and the variance of each missing entry given all observed entries.
+
+        :param value: ``(..., T) + observation_dist.event_shape``, with NaN for missing entries,
+            and ``missing="marginalise"``.
+        :return: an :class:`.Imputation` in the shape of the value, broadcast with ``batch_shape``.
+            Observed entries, and padding, are as in the value, with variance 0. For a sequence of
+            probability zero the mean and the variance are NaN.
+        :raises ValueError: if the value is not valid, or if ``observation_dist`` has no mean or
+            variance of missing entries.
+        """
+        filled, missing = self._check(value)
+        shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
+        value = value.expand(shape + value.shape[-self.event_dim :])
+        valid = self._without_padding(value)[1]
+        if missing is not None and valid is not None:
+            missing = missing & valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
+        probs = self.smoothed_probs(value)
+        return impute(self.observation_dist, value, filled, missing, probs)
 
     def viterbi(self, value: Tensor) -> Tensor:
         """The most likely path of states.
@@ -406,7 +440,7 @@ class RegimeHMM(TorchDistribution):
         chain = self.initial_logits, self.transition_logits
         if self.allowed_states is None:
             shape = sample_shape + self.batch_shape
-            return provenance.call(ops.sample_prior, *chain, self.duration, shape)
+            return provenance.call(ops.sample_prior, *chain, self.duration, shape, self._packing)
         nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
         logits = self._restricted(nothing)
         if self.lengths is not None:  # after them all states are allowed
@@ -414,7 +448,7 @@ class RegimeHMM(TorchDistribution):
             valid = (time < self.lengths.unsqueeze(-1)).unsqueeze(-1)
             logits = torch.where(valid, logits, nothing)
         states: Tensor = provenance.call(
-            ops.sample_posterior, *chain, logits, None, sample_shape=sample_shape
+            ops.sample_posterior, *chain, logits, self._packing, sample_shape=sample_shape
         )
         if bool((states < 0).any()):
             raise ValueError(
@@ -423,18 +457,23 @@ class RegimeHMM(TorchDistribution):
             )
         return states
 
-    def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
         """Check a value and return the arguments of the kernels."""
         return self._chain_of(*self._check(value))
 
     def _chain_of(
         self, value: Tensor, missing: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
         logits = observation.log_prob(self.observation_dist, value, self._validate_args, missing)
         logits = self._restricted(logits)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
-        return self.initial_logits, self.transition_logits, logits, self.lengths
+        return self.initial_logits, self.transition_logits, logits, self._sequences
+
+    @property
+    def _sequences(self) -> Tensor | ops.Packing | None:
+        """What tells the kernels where sequences begin and end; None for one of T steps."""
+        return self.lengths if self._packing is None else self._packing
 
     def _restricted(self, logits: Tensor) -> Tensor:
         """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""

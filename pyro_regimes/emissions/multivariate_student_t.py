@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions import degrees_of_freedom, latent_scale
 from pyro_regimes.emissions import missing as missing_entries
-from pyro_regimes.emissions import moments, multivariate_normal
+from pyro_regimes.emissions import moments, multivariate_normal, sizes
 from pyro_regimes.emissions.base import Arguments, Family, Natural, Observed
 from pyro_regimes.emissions.degrees_of_freedom import Freedom
 from pyro_regimes.emissions.latent_scale import LatentSpread, Stats
@@ -97,6 +97,7 @@ SCALE_TRIL = replace(
     maximise=_maximise_spread,
     natural=Natural(_MATRIX.natural.perturb, _score, _gain),
     priors=latent_scale.priors(_MATRIX.priors),
+    scaling=sizes.of_latent(sizes.OF_FACTOR),
 )
 
 DF = degrees_of_freedom.freedom("degrees of freedom of a MultivariateStudentT", False, _reduce_df)

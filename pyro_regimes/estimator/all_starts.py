@@ -101,7 +101,8 @@ def fit_starts(
     run in several batches, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
-    :param x: ``(T, D)``, or ``(N, T, D)`` with ``lengths`` ``(N,)``, of about unit variance.
+    :param x: ``(T, D)``, of about unit variance.
+    :param lengths: of the sequences in it, ``(N,)``; None for one.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
         there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
@@ -122,9 +123,7 @@ def fit_starts(
             fixed=fixed, initial=initial,
         )  # fmt: skip
         return _fit_in_batches(fit, starts, at_once, callback)
-    arguments = partial(
-        to_arguments, spec=spec, data_dims=x.dim() - 2, dtype=x.dtype, device=x.device
-    )
+    arguments = partial(to_arguments, spec=spec, dtype=x.dtype, device=x.device)
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
     if inference == "em":
         held = arguments(starts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse.csgraph import connected_components
 
@@ -55,22 +56,27 @@ def initial_probs(
     if start == "fitted" or training_start is None or not is_irreducible(transition_matrix):
         return fitted
     stationary = stationary_probs(transition_matrix, "transition_matrix_", "use start='fitted'")
-    firsts = np.cumsum([0, *sizes[:-1]])
-    begins = [
-        _begins_with(data[first : first + min(size, NUM_ROWS)], training_start, unit)
-        for first, size in zip(firsts, sizes, strict=True)
-    ]
+    begins = _begin_with(data, np.array(sizes), training_start, unit)
     if len(begins) == 1:
         return fitted if begins[0] else stationary
-    return np.where(np.array(begins)[:, None], fitted, stationary)
+    return np.where(begins[:, None], fitted, stationary)
 
 
-def _begins_with(rows: Array, training_start: Array, unit: Array) -> bool:
-    """Whether rows are those of training, in float32 or with a few digits, too."""
-    known = min(len(rows), len(training_start))
-    trained = training_start[:known]
-    tolerance = _SAME * unit + _FLOAT32 * np.abs(trained)
-    return bool((np.abs(rows[:known] - trained) <= tolerance).all())
+def _begin_with(
+    data: Array, sizes: npt.NDArray[np.int64], training_start: Array, unit: Array
+) -> npt.NDArray[np.bool_]:
+    """Whether each sequence begins as training did, in float32 or with a few digits, too, ``(N,)``.
+
+    A shorter one does if all its rows are those of training. The same entries must be missing.
+    """
+    firsts, begins = sizes.cumsum() - sizes, np.ones(len(sizes), dtype=np.bool_)
+    for step, trained in enumerate(training_start[:NUM_ROWS]):
+        there = sizes > step
+        tolerance = _SAME * unit + _FLOAT32 * np.abs(trained)
+        rows = data[firsts[there] + step]
+        same = np.abs(rows - trained) <= tolerance
+        begins[there] &= (same | np.isnan(rows) & np.isnan(trained)).all(-1)
+    return begins
 
 
 def is_irreducible(transition_matrix: Array) -> bool:

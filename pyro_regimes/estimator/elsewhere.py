@@ -15,7 +15,7 @@ from pyro_regimes.estimator.parameters import (
     in_shape,
     probabilities,
 )
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, SPECS, Spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, find_spec
 from pyro_regimes.messages import shown
 
 _ROUNDING = 1e-6  # of probabilities that a user gives
@@ -43,9 +43,6 @@ def of_values(
     values = {name: finite_numbers(name, value) for name, value in emission.items()}
     values = {name: spec.complete(name, value) for name, value in values.items()}
     shapes = {name: value.shape for name, value in values.items()}
-    first = spec.attributes[0]
-    if len(shapes[first]) == 1:  # of one series
-        shapes[first] += (1,)
     try:
         spec, num_series = spec.with_shapes(shapes)
     except ValueError as error:
@@ -66,12 +63,12 @@ def emission_values(
     :raises ValueError: if one is missing, or is an attribute of another emission.
     """
     emission = settings.get("emission", "gaussian")
-    known = [each for (name, _), each in SPECS.items() if name == emission]
-    if not known:  # which the settings' own check refuses
+    families = emission.values() if isinstance(emission, Mapping) else [emission]
+    if not {*families} <= {*EMISSIONS}:  # which the settings' own check refuses
         return {}, dict(settings)
     given = {"means": means, "covariances": covariances}
     given = {name: value for name, value in given.items() if value is not None}
-    names = known[0].attributes
+    names = find_spec("full", emission).attributes
     given |= {name: value for name, value in settings.items() if name in names}
     if set(given) != set(names):
         raise ValueError(

@@ -12,17 +12,24 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast
-from pyro_regimes.estimator.sequences import pad, unpad
+from pyro_regimes.estimator.report import Forecast, Imputation
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
 
+#: The arguments of the kernels.
+Chain = tuple[Tensor, Tensor, Tensor, Any]
+
 
 class FittedHMM(NamedTuple):
-    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
+    """Fitted parameters with a dtype and a device.
+
+    Data are ``(T, D)``, NaN where entries are missing, with sequence lengths.
+    """
 
     parameters: Parameters
     spec: Spec
@@ -34,17 +41,16 @@ class FittedHMM(NamedTuple):
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            return float(hmm.log_prob(x).double().sum()) - offset
+            chain, offset = self._chain(data, sizes)
+            return float(ops.log_likelihood(*chain)) - offset
 
     def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            chain = hmm._chain(x)
+            chain, offset = self._chain(data, sizes)
             run = ops.expectations if kind == "smoothed" else ops.filter_probs
             log_likelihood, probs, *_ = run(*chain)
-            return float(log_likelihood.sum()) - offset, unpad(probs.double(), sizes)
+            return float(log_likelihood) - offset, probs.cpu().double().numpy()
 
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
@@ -53,22 +59,20 @@ class FittedHMM(NamedTuple):
             = \log \sum_k p(q_t = k \mid x_1, ..., x_{t-1})\, b_k(x_t)
         """
         with self._computing():
-            hmm, x, _, _ = self._scaled(data, sizes)
-            initial, transition, logits, lengths = hmm._chain(x)
+            (initial, transition, logits, lengths), _ = self._chain(data, sizes)
             filtered = ops.filter_logits(initial, transition, logits, lengths)
-            later = filtered[..., :-1, :].unsqueeze(-1) + transition
-            first = initial.expand(filtered[..., 0, :].shape)
-            predicted = torch.cat([first.unsqueeze(-2), later.logsumexp(-2)], -2)
-            scores = unpad((predicted + logits).logsumexp(-1).double(), sizes)
-            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+            later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
+            predicted = torch.cat([initial.unsqueeze(0), later])
+            predicted[_firsts(sizes)] = initial
+            scores = (predicted + logits).logsumexp(-1).cpu().double().numpy()
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """The path by "viterbi" or "smoothing", and its log-probability with the data."""
         with self._computing():
-            hmm, x, _, offset = self._scaled(data, sizes)
-            chain = hmm._chain(x)
+            chain, offset = self._chain(data, sizes)
             if algorithm == "viterbi":
                 path = ops.viterbi(*chain)
             else:
@@ -77,12 +81,28 @@ class FittedHMM(NamedTuple):
             log_prob = ops.complete_log_likelihood(
                 initial, transition, logits, path.clamp(min=0), lengths
             )
-            return float(log_prob.double().sum()) - offset, unpad(path, sizes)
+            return float(log_prob) - offset, path.cpu().numpy()
+
+    def impute(self, data: Array, sizes: list[int]) -> Imputation:
+        """The mean and the variance of each entry given all that are observed."""
+        with self._computing():
+            missing = np.isnan(data)
+            if not missing.any():
+                return Imputation(data.copy(), np.zeros_like(data))
+            hmm, x, _ = self._scaled(data, sizes)
+            probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
+            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            mean, variance = (each.cpu().double().numpy() for each in found)
+        units = self.spec.units_of(self.parameters.emission)
+        return Imputation(
+            np.where(missing, units.unscale(mean), data),
+            np.where(missing, units.unit**2 * variance, 0.0),
+        )
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
         with self._computing():
-            hmm, x, _, _ = self._scaled(data, [len(data)])
+            hmm, x, _ = self._scaled(data, [len(data)])
             weights = hmm.forecast(x, n_steps).mixture_distribution
             density = self.spec.observation_dist(self._arguments(self.parameters))
             mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
@@ -102,22 +122,35 @@ class FittedHMM(NamedTuple):
         where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return to_arguments(parameters, self.spec, **where)
 
-    def _scaled(
-        self, data: Array, sizes: list[int]
-    ) -> tuple[RegimeHMM, Tensor, Tensor | None, float]:
+    def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
+        """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
+        hmm, x, offset = self._scaled(data, sizes)
+        initial, transition, logits, lengths = hmm._chain(x)
+        if self.first_probs is not None and self.first_probs.ndim == 2:
+            # Each sequence has its own: they count with its first observation.
+            first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device).log()
+            logits = logits.index_add(-2, _firsts(sizes).to(self.device), first)
+            initial = torch.zeros_like(initial)
+        return (initial, transition, logits, lengths), offset
+
+    def _scaled(self, data: Array, sizes: list[int]) -> tuple[RegimeHMM, Tensor, float]:
         """Scale the model and the data to units that suit any dtype.
 
-        :return: the distribution, the scaled data z, their lengths as :func:`.pad` returns them,
-            and log p(z) - log p(x).
+        :return: the distribution, the scaled data z, and log p(z) - log p(x).
         """
         emission = self.parameters.emission
         units = self.spec.units_of(emission)
-        x, lengths = pad(units.scale(data), sizes, dtype=self.dtype, device=self.device)
+        x, lengths = pack(units.scale(data), sizes, dtype=self.dtype, device=self.device)
         scaled = self.parameters._replace(emission=self.spec.scale(emission, units))
         arguments = self._arguments(scaled)
-        if self.first_probs is not None:
+        if self.first_probs is not None and self.first_probs.ndim == 1:
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        hmm = regime_hmm(arguments, self.spec, lengths)
-        return hmm, x, lengths, units.log_jacobian(len(data))
+        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths)
+        return hmm, x, units.log_jacobian_of(data)
+
+
+def _firsts(sizes: list[int]) -> Tensor:
+    """The first row of each sequence."""
+    return torch.from_numpy(np.cumsum([0, *sizes[:-1]]))

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import plots, problems, validation
+from pyro_regimes.estimator import missing, plots, problems, validation
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
-from pyro_regimes.estimator.report import Forecast, Summary, summarise
+from pyro_regimes.estimator.report import Forecast, Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
 
@@ -49,6 +49,8 @@ class FittedModel(BaseEstimator):
     share_of_time_: Array
     log_likelihood_: float
     n_samples_fit_: int
+    n_missing_: npt.NDArray[np.int64]
+    n_missing_rows_: int
     n_features_in_: int
     training_start_: Array | None
 
@@ -204,7 +206,7 @@ class FittedModel(BaseEstimator):
     def bic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
         r"""Schwarz's criterion, :math:`-2 \log p(x) + p \log T`, with p as in :meth:`aic`.
 
-        T is the number of observations of all sequences.
+        T is the number of observations of all sequences: of the rows with some value.
 
         :param X: as in :meth:`predict`; None is the training data.
         :param lengths: as in :meth:`fit`.
@@ -223,7 +225,7 @@ class FittedModel(BaseEstimator):
         if X is None:
             return self.log_likelihood_, self.n_samples_fit_
         hmm, data, sizes = self._hmm_of(X, lengths)
-        return hmm.log_likelihood(data, sizes), len(data)
+        return hmm.log_likelihood(data, sizes), int(missing.observed_rows(data).sum())
 
     @property
     def stationary_distribution_(self) -> Array:
@@ -297,6 +299,31 @@ class FittedModel(BaseEstimator):
             )
         return hmm.forecast(data, n_steps)
 
+    def impute(
+        self,
+        X: Any,
+        lengths: npt.ArrayLike | None = None,
+        *,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> Imputation:
+        """Estimate the missing values of X from all that are there, before, beside and after them.
+
+        The regimes are not known either: the estimate is an average over them, by their smoothed
+        probabilities, of the regressions on the values in the same row.
+
+        :param X: as in :meth:`predict`, with NaN for missing values.
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`.
+        :param after: as in :meth:`predict`.
+        :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
+            value, ``(T, D)``. Values that are there are as they were, with variance 0.
+        :raises ValueError: if an argument is not valid, or the model is not fitted.
+        """
+        check_is_fitted(self)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        return hmm.impute(data, sizes)
+
     def summary(self) -> Summary:
         """Annualised means and volatilities, correlations, durations, shares of time, transitions.
 
@@ -322,13 +349,23 @@ class FittedModel(BaseEstimator):
             self._periods_per_year(),
             f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
             f"{self._score_text()}",
-            problems.of_shares(
-                self.regime_names_,
-                self.share_of_time_,
-                self.n_samples_fit_,
-                2 * hmm.spec.fewest_observations(len(names)),
-            ),
+            [
+                *self._missing_text(list(names)),
+                *problems.of_shares(
+                    self.regime_names_,
+                    self.share_of_time_,
+                    self.n_samples_fit_,
+                    2 * hmm.spec.fewest_observations(len(names)),
+                ),
+            ],
         )
+
+    def _missing_text(self, names: list[str]) -> list[str]:
+        """A line that counts the missing values of the training data, if there are some."""
+        if not self.n_missing_.any():
+            return []
+        num_rows = self.n_samples_fit_ + self.n_missing_rows_
+        return [missing.describe(self.n_missing_, self.n_missing_rows_, num_rows, names)]
 
     def _periods_per_year(self) -> float:
         own = self.periods_per_year
@@ -391,7 +428,8 @@ class FittedModel(BaseEstimator):
 
         Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
         (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, or ``(N, T, D)`` with lengths ``(N,)``, of the model's dtype.
+        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
+        padded ``(N, T, D)`` with lengths, of the model's dtype.
         The site is "observations".
 
         :return: the function.
@@ -407,7 +445,8 @@ class FittedModel(BaseEstimator):
         """That of the fit."""
         spec = find_spec(self.covariance_type_, self.emission_)
         shapes = {name: np.shape(getattr(self, f"{name}_")) for name in spec.attributes}
-        return spec.with_shapes(shapes)[0]
+        names = getattr(self, "feature_names_in_", None)
+        return spec.with_shapes(shapes)[0].for_columns(names, self.n_features_in_)
 
     def _hmm_of(
         self,

@@ -7,13 +7,15 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.estimator import problems
+from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
-from pyro_regimes.estimator.sequences import pad
+from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.units import Units
@@ -35,6 +37,7 @@ class FittedRegimes(NamedTuple):
 
 def fit_regimes(
     data: Array,
+    filled: Array,
     sizes: list[int],
     spec: Spec,
     settings: Settings,
@@ -47,20 +50,21 @@ def fit_regimes(
     The data are centered and scaled first, so that Adam's learning rate suits any data and float32
     suffices.
 
-    :param data: ``(T, D)``, of all sequences.
+    :param data: ``(T, D)``, of all sequences; NaN where entries are missing.
+    :param filled: those without missing entries of :func:`.missing.filled`.
     :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
     :param row_name: the name of a row for messages, from its number.
     :raises ValueError: if no start has a finite log-likelihood, or the floor of the best one cannot
         be computed.
     """
-    units, min_eigenvalue = _units_and_floor(data, spec, settings)
-    z, offset = units.scale(data), units.log_jacobian(len(data))
-    least = spec.collapsed_variance(z, settings.dtype)
+    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
+    z, offset = units.scale(data), units.log_jacobian_of(data)
+    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
     given = settings.given
     # Else all starts are equal.
     num_starts = 1 if settings.n_regimes == 1 or given.is_complete(spec) else settings.n_init
-    starts = _starts(data, units, num_starts, spec, settings, rng)
+    starts = _starts(filled, units, num_starts, spec, settings, rng)
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -72,7 +76,7 @@ def fit_regimes(
     fit = fit_starts(
         starts,
         spec,
-        *pad(z, sizes, dtype=settings.dtype, device=settings.device),
+        *pack(z, sizes, dtype=settings.dtype, device=settings.device),
         inference=settings.inference,
         acceleration=settings.acceleration,
         max_iter=settings.max_iter,
@@ -91,7 +95,7 @@ def fit_regimes(
     if settings.min_eigenvalue > 0 and not min_eigenvalue:
         at_floor = spec.is_below(emission, settings.min_eigenvalue)
         if at_floor.any():
-            raise problems.floor_out_of_reach(data, settings.min_eigenvalue)
+            raise problems.floor_out_of_reach(filled, settings.min_eigenvalue)
     emission = spec.regularized(
         emission, settings.regularization, settings.regularization_scale == "relative"
     )
@@ -101,7 +105,8 @@ def fit_regimes(
         parameters,
         spec,
         settings.order_by,
-        lambda: hmm.posterior(data, sizes, "smoothed")[1].sum(0),
+        lambda: hmm.posterior(data, sizes, "smoothed")[1][observed_rows(data)].sum(0),
+        lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
     ordered = reordered(parameters, spec, order)
     # In the final order, as sums in another one end in other digits.

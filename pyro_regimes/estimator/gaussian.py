@@ -131,6 +131,10 @@ class _Gaussian(Spec):
         covariances = self._from_scatters(scatters, counts, self._overall(x, floor), floor)
         return {"means": centers, "covariances": covariances}
 
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        means = np.tile(x.mean(0), (shares.shape[1], 1))
+        return self.start_around(x, means, np.ones(len(means)), 0.0)
+
     def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
         overall = self._overall(x, floor)
         scatters = np.multiply.outer(multiples, overall)

@@ -7,8 +7,11 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.optimize import linear_sum_assignment
 
+from pyro_regimes.estimator.agreement import agreement_without_data
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.parameters import Array, Moments, Parameters
 from pyro_regimes.estimator.spec import Spec
 
@@ -24,6 +27,7 @@ _NAMES = {
 
 _SAME = 1e-9  # relative difference of volatilities that are equal
 _MUCH = 0.02  # relative difference of volatilities that is seen
+_TIE = 1e-6  # share of the rows, by which two assignments agree equally
 _ERRORS = 3.0  # standard errors by which means differ that are more than chance
 
 
@@ -31,7 +35,7 @@ class Reference(NamedTuple):
     """The regimes of a fitted model, whose order and names another one takes over."""
 
     names: list[str]
-    moments: Moments
+    hmm: FittedHMM
 
 
 class Order(NamedTuple):
@@ -43,7 +47,11 @@ class Order(NamedTuple):
 
 
 def sort_regimes(
-    parameters: Parameters, spec: Spec, order_by: str | Reference, weights: Callable[[], Array]
+    parameters: Parameters,
+    spec: Spec,
+    order_by: str | Reference,
+    weights: Callable[[], Array],
+    agreement: Callable[[FittedHMM], Array],
 ) -> Order:
     r"""Sort and name the regimes of a model.
 
@@ -56,20 +64,22 @@ def sort_regimes(
         highest mean; "mean" for the highest average mean first, named Bull and Bear only where the
         means differ by more than three standard errors of the difference (three, because the fit
         has chosen the regimes to differ); or a reference, whose order and names the regimes take so
-        that the sum of squared 2-Wasserstein distances is least.
+        that the two models agree on as many rows as possible, and in a tie by volatility.
     :param weights: computes the effective number of observations of each regime, ``(K,)``, which
         only an order by mean needs.
+    :param agreement: computes the expected number of rows in each pair of a regime of the reference
+        and one of the model, ``(K of the reference, K)``.
     """
     moments = spec.typical(parameters.emission)
     means, variances = moments.means, moments.variances
     unit = np.sqrt(variances.mean(0) + means.var(0))
     unit = np.where(unit > 0, unit, 1.0)
     if isinstance(order_by, Reference):
-        distances = _distances(_scaled(order_by.moments, unit), _scaled(moments, unit))
-        order = linear_sum_assignment(distances)[1]
-        before = (np.sqrt(order_by.moments.variances) / unit).mean(-1)
-        after = (np.sqrt(variances) / unit).mean(-1)[order]
-        return Order(order, list(order_by.names), _doubt_of(order_by.names, before, after))
+        theirs = order_by.hmm.spec.typical(order_by.hmm.parameters.emission).variances
+        before, after = ((np.sqrt(each) / unit).mean(-1) for each in (theirs, variances))
+        order = _most_alike(agreement(order_by.hmm), before, after)
+        names = list(order_by.names)
+        return Order(order, names, _doubt_of(names, before, after[order]))
     mean = ((means - means.mean(0)) / unit).mean(-1)
     volatility = (np.sqrt(variances) / unit).mean(-1)
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
@@ -96,14 +106,34 @@ def sort_regimes(
     return Order(order, names)
 
 
+def _most_alike(agreement: Array, before: Array, after: Array) -> npt.NDArray[np.int64]:
+    """For each regime of a reference the one that has its rows, so that most rows agree.
+
+    :param before: the volatility of each regime of the reference, which decides where the rows do
+        not, as for a regime without any; ``after`` that of the others.
+    """
+    ranks = before.argsort().argsort(), after.argsort().argsort()
+    tie = _TIE * agreement.sum() / len(before) ** 2
+    found: npt.NDArray[np.int64] = linear_sum_assignment(
+        agreement + tie * np.outer(*ranks), maximize=True
+    )[1]
+    return found
+
+
 def _doubt_of(names: list[str], before: Array, after: Array) -> str | None:
-    """A warning where two regimes have changed places by volatility since the reference."""
+    """A warning where the order of two regimes by volatility contradicts their names.
+
+    The usual names say which is more volatile; of others it is the order of the reference.
+    """
+    usual = _NAMES.get(("volatility", len(names)))
+    if usual is not None and sorted(names) == sorted(usual):
+        before = np.array([usual.index(name) for name in names], dtype=np.float64)
     for i, j in combinations(range(len(names)), 2):
         low, high = (i, j) if before[i] < before[j] else (j, i)
         if after[low] > after[high] * (1 + _MUCH) and before[high] > before[low] * (1 + _MUCH):
             return (
-                f"{names[low]} is more volatile than {names[high]} now, which it was not in the "
-                "model in order_by: each name is that of the regime most like it, and the regimes "
+                f"{names[low]} is more volatile than {names[high]} now. Each name is that of the "
+                "regime with the most rows in common in the model in order_by, and the regimes "
                 "have changed. order_by='volatility' names them anew."
             )
     return None
@@ -111,8 +141,13 @@ def _doubt_of(names: list[str], before: Array, after: Array) -> str | None:
 
 def own_names(parameters: Parameters, spec: Spec, order_by: str | Reference) -> list[str]:
     """The names of regimes that keep their order, as if estimated without error."""
+    hmm = FittedHMM(parameters, spec, torch.float64, torch.device("cpu"))
     found = sort_regimes(
-        parameters, spec, order_by, lambda: np.full(len(parameters.initial_probs), np.inf)
+        parameters,
+        spec,
+        order_by,
+        lambda: np.full(len(parameters.initial_probs), np.inf),
+        lambda reference: agreement_without_data(reference, hmm),
     )
     names = [""] * len(found.names)
     for name, regime in zip(found.names, found.order, strict=True):
@@ -125,29 +160,6 @@ def _scaled(moments: Moments, unit: Array) -> Moments:
     """The moments of the series in these units, ``(D,)``."""
     square = unit**2 if moments.are_independent else np.outer(unit, unit)
     return Moments(moments.means / unit, moments.covariances / square)
-
-
-def _distances(reference: Moments, moments: Moments) -> Array:
-    r"""Squared 2-Wasserstein distances of normal distributions, ``(K of the reference, K)``.
-
-    .. math::
-        |\mu_1 - \mu_2|^2 + \mathrm{tr}\big(\Sigma_1 + \Sigma_2
-            - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}\big)
-    """
-    between = np.square(reference.means[:, None] - moments.means).sum(-1)
-    if reference.are_independent and moments.are_independent:
-        roots, others = np.sqrt(reference.variances), np.sqrt(moments.variances)
-        spread: Array = np.square(roots[:, None] - others).sum(-1)
-        return between + spread
-    spread = reference.variances.sum(-1)[:, None] + moments.variances.sum(-1)
-    others = moments.matrices()
-    for i, covariance in enumerate(reference.matrices()):
-        values, vectors = np.linalg.eigh(covariance)
-        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-        for k, other in enumerate(others):
-            shared = np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)
-            spread[i, k] -= 2 * np.sqrt(shared).sum()
-    return between + spread
 
 
 def reordered(

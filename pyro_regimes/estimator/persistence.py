@@ -13,6 +13,7 @@ import reprlib
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
@@ -75,10 +76,17 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted["fixed_"] = list(model.fixed_)
     fitted["regime_names_"] = list(model.regime_names_)
     start = model.training_start_
-    fitted["training_start_"] = None if start is None else start.tolist()
+    fitted["training_start_"] = None if start is None else _with_none(start)
+    fitted["n_missing_"] = model.n_missing_.tolist()
+    fitted["n_missing_rows_"] = int(model.n_missing_rows_)
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
+    if isinstance(model.emission_, dict):  # whose keys may be numbers
+        parameters["emission"] = [
+            [key if isinstance(key, str) else int(key), family]
+            for key, family in model.emission_.items()
+        ]
     text = json.dumps(content, indent=1, allow_nan=False)
 
     with replacing(file_name("path", path)) as (temporary,):
@@ -125,11 +133,18 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
     content = _read(path)
     try:
         parameters = content["parameters"]
+        emission = parameters.get("emission", "gaussian")
+        if isinstance(emission, list):
+            parameters["emission"] = {key: family for key, family in emission}
         model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
         fitted = content["fitted"]
         shapes = {name: _shape(fitted[f"{name}_"]) for name in model._spec().attributes}
         spec, model.n_features_in_ = model._spec().with_shapes(shapes)
+        own_names = fitted["feature_names_in_"]
+        spec = spec.for_columns(
+            None if own_names is None else np.array(own_names, object), model.n_features_in_
+        )
         if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
             fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():
@@ -146,6 +161,9 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         for name, shape in _shapes(model, spec).items():
             setattr(model, name, _array(name, fitted[name], shape))
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
+        model.n_missing_, model.n_missing_rows_ = _missing(
+            fitted.get("n_missing_"), fitted.get("n_missing_rows_"), model.n_features_in_
+        )
         _check_values(model, spec)
         model.fixed_ = _fixed(fitted["fixed_"], spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
@@ -179,10 +197,34 @@ def _training_start(value: Any, num_series: int) -> Array | None:
     if value is None:
         return None
     rows = len(value) if isinstance(value, list) else 0
-    start = _array("training_start_", value, (max(rows, 1), num_series))
-    if not np.isfinite(start).all():
+    start = _array("training_start_", value, (max(rows, 1), num_series))  # None becomes NaN
+    if np.isinf(start).any():
         raise ValueError("training_start_ is not finite")
     return start
+
+
+def _with_none(start: Array) -> list[list[float | None]]:
+    """Missing entries are null in the file, as NaN is no JSON."""
+    return [[None if np.isnan(each) else float(each) for each in row] for row in start]
+
+
+def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[np.int64], int]:
+    """The numbers of missing values, and of rows without any; none in an older file."""
+    if counts is None and num_empty is None:
+        return np.zeros(num_series, np.int64), 0
+    numbers = [*counts, num_empty]
+    if len(counts) != num_series or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError(f"n_missing_ and n_missing_rows_ are not counts: {numbers}")
+    return np.array(counts, np.int64), num_empty
+
+
+def _num_series(fitted: dict[str, Any], spec: Spec) -> int:
+    """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
+    name = f"{spec.attributes[0]}_"
+    shape = _shape(fitted[name])
+    if len(shape) != 2 or not shape[-1]:
+        raise ValueError(f"{name} has shape {shape}, not (K, D)")
+    return shape[-1]
 
 
 def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, _Shape]:

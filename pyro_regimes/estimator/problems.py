@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
@@ -93,6 +94,8 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
     """Warnings that data look like levels, or like days without trade filled with zeros.
 
+    Missing entries, which are NaN, are left out.
+
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
     """
     found: list[Warning] = []
@@ -115,7 +118,8 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
                 "command), and for rates the differences, X.diff().dropna()."
             )
         )
-    zeros = int((data == 0).all(axis=1).sum())
+    data = data[observed_rows(data)]
+    zeros = int(((data == 0) | np.isnan(data)).all(axis=1).sum())
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
@@ -131,7 +135,7 @@ def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:
     longest = int(np.argmax(sizes))
     first = sum(sizes[:longest])
     sequence = data[first : first + sizes[longest]]
-    return np.flatnonzero([_is_level(series) for series in sequence.T])
+    return np.flatnonzero([_is_level(series[~np.isnan(series)]) for series in sequence.T])
 
 
 def _is_level(series: Array) -> bool:

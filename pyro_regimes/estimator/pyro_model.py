@@ -31,21 +31,18 @@ def to_arguments(
     parameters: Parameters,
     spec: Spec,
     *,
-    data_dims: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Convert parameters to the arguments of :func:`pyro_model`.
 
-    Several starts become the leftmost batch dim, to the left of the batch dims of the data and of
-    time. A single set of parameters needs no such dims, because it broadcasts over any data.
+    Several starts become the leftmost batch dim, to the left of the dim of time. A single set of
+    parameters needs no such dims, because it broadcasts over any data.
 
-    :param data_dims: the number of the data's batch dims, 0 for ``(T, D)`` and 1 for ``(N, T, D)``.
     :param device: None is the CPU, not torch's default device.
     """
     device = torch.device("cpu") if device is None else device
     starts = parameters.initial_probs.shape[:-1]
-    data = (1,) * data_dims if starts else ()
     time = (1,) if starts else ()
 
     def tensor(value: Array, *inserted: int) -> Tensor:
@@ -53,11 +50,11 @@ def to_arguments(
         return torch.tensor(value.reshape(shape), dtype=dtype, device=device)
 
     arguments = {
-        "initial_probs": tensor(parameters.initial_probs, *data),
-        "transition_probs": tensor(parameters.transition_matrix, *data, *time),
+        "initial_probs": tensor(parameters.initial_probs),
+        "transition_probs": tensor(parameters.transition_matrix, *time),
     }
     for name, value in spec.to_arguments(parameters.emission).items():
-        arguments[name] = tensor(value, *data, *time)
+        arguments[name] = tensor(value, *time)
     return arguments
 
 
@@ -90,7 +87,10 @@ def stationary_initial(transition_probs: Tensor) -> Tensor:
 
 
 def regime_hmm(
-    arguments: Mapping[str, Tensor], spec: Spec, lengths: Tensor | None = None
+    arguments: Mapping[str, Tensor],
+    spec: Spec,
+    lengths: Tensor | None = None,
+    packed_lengths: Tensor | None = None,
 ) -> RegimeHMM:
     """Build the distribution of whole sequences."""
     return RegimeHMM(
@@ -98,6 +98,8 @@ def regime_hmm(
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
         lengths=lengths,
+        missing="marginalise",
+        packed_lengths=packed_lengths,
     )
 
 
@@ -116,8 +118,9 @@ def pyro_model(
     :param fixed: names of the arguments that are constants, and no parameters.
     :param initial: "free"; "uniform", which leaves ``initial_probs`` as they are; or "stationary",
         which makes them a function of the transition matrix.
-    :return: a function of the observations ``(T, D)``, or ``(N, T, D)`` of N sequences, and their
-        true ``lengths`` ``(N,)``. Its one sample site is "observations".
+    :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
+        sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
+        ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -135,8 +138,8 @@ def pyro_model(
         }
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
-        hmm = regime_hmm(held, spec, lengths)
         data_dims = x.dim() - 2
+        hmm = regime_hmm(held, spec, *((lengths, None) if data_dims else (None, lengths)))
         with ExitStack() as plates:
             batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
             for dim in range(-len(batch_shape), 0):
@@ -170,6 +173,7 @@ def prior_model(
             initial_probs=initial_probs,
             transition_probs=transition_probs,
             observation_dist=spec.sample_observation_dist(num_regimes, mean, scale),
+            missing="marginalise",
         )
         pyro.sample("observations", hmm, obs=x)
 

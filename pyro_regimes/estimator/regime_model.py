@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import persistence, problems, validation
+from pyro_regimes.estimator import missing, persistence, problems, validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
@@ -48,7 +48,12 @@ class RegimeModel(FittedModel):
 
     Data are ``(T, D)``: T steps in order of time, D series. Methods with a ``lengths`` argument
     accept several sequences, either concatenated with the number of rows of each in ``lengths``, or
-    as a list of arrays. Results are concatenated.
+    as a list of arrays. Results are concatenated. Sequences are not padded, so their lengths may be
+    very different.
+
+    NaN, or what a masked array masks, is a missing value: the likelihood is that of the values that
+    are there, exactly, in a fit and in all other methods. A row without any value is a step without
+    an observation. :meth:`impute` estimates the missing values.
 
     :param n_regimes: number of hidden states, K.
     :param covariance_type: "full", "diag", "spherical" or "tied" (one full matrix for all regimes).
@@ -73,8 +78,10 @@ class RegimeModel(FittedModel):
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
-        keeps its own order and names: each regime gets the name of the one most like it, so that
-        names mean the same from fit to fit. If that model has a model in ``order_by`` itself, a
+        keeps its own order and names: each regime gets the name of the one with the same rows, so
+        that as many rows of X as possible have the name that that model gives them (the expected
+        number, by smoothed probabilities of both). A warning says where a name then contradicts the
+        volatility. If that model has a model in ``order_by`` itself, a
         copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
         takes it from the dates of the training data (12 for monthly rows), or 252 without dates.
@@ -100,7 +107,9 @@ class RegimeModel(FittedModel):
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
     :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
-        :doc:`emissions` lists all, with the attributes of each.
+        :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
+        of all columns to families gives each column its own; columns of different families are
+        independent given the regime.
     :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
@@ -125,7 +134,9 @@ class RegimeModel(FittedModel):
                             last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit
+    ``n_samples_fit_``      number of observations in the fit: of rows with some value
+    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data
+    ``n_missing_rows_``     number of rows of the training data without any value
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -166,7 +177,7 @@ class RegimeModel(FittedModel):
         init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
         fixed: Sequence[str] = (),
         initial: str = "free",
-        emission: str = "gaussian",
+        emission: str | dict[Any, str] = "gaussian",
         n_components: int = 2,
     ) -> None:
         self.n_regimes = n_regimes
@@ -194,6 +205,7 @@ class RegimeModel(FittedModel):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.estimator_type = "density_estimator"
+        tags.input_tags.allow_nan = True
         return tags
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -254,14 +266,21 @@ class RegimeModel(FittedModel):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
-        spec = self._spec().for_data(data, settings.given.values)
-        given, doubt = validation.check_fittable(fresh, data, spec, settings.given)
+        filled = validation.without_missing(fresh, data)
+        names = getattr(fresh, "feature_names_in_", None)
+        spec = self._spec().for_columns(names, data.shape[1])
+        spec = spec.for_data(filled, settings.given.values)
+        given, doubt = validation.check_fittable(fresh, data, filled, spec, settings.given)
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
-            fitted = fit_regimes(data, sizes, spec, settings, rng, callback, row_name(X))
+            fitted = fit_regimes(
+                data, filled, sizes, spec, settings, rng, callback, row_name(X)
+            )
         fresh._set_fitted(fitted, spec)
-        fresh.n_samples_fit_ = len(data)
+        fresh.n_samples_fit_ = int(missing.observed_rows(data).sum())
+        fresh.n_missing_ = np.isnan(data).sum(0)
+        fresh.n_missing_rows_ = len(data) - fresh.n_samples_fit_
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = []
@@ -315,16 +334,19 @@ class RegimeModel(FittedModel):
             initial_probs, matrix, emission, model.n_regimes, model._spec(), model.initial
         )
         shapes = {name: value.shape for name, value in parameters.emission.items()}
-        model.n_features_in_ = spec.with_shapes(shapes)[1]
+        spec, model.n_features_in_ = spec.with_shapes(shapes)
         if feature_names is not None:
             names = validation.names("feature_names", feature_names, model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
+        names_in = getattr(model, "feature_names_in_", None)
+        spec = spec.for_columns(names_in, model.n_features_in_)
         order = validation.reference(model)
         names = own_names(parameters, spec, order)
         if regime_names is not None:
             names = validation.names("regime_names", regime_names, model.n_regimes)
         model._set_fitted(without_fit(parameters, names), spec)
         model.n_samples_fit_, model.training_start_ = 0, None
+        model.n_missing_, model.n_missing_rows_ = np.zeros(model.n_features_in_, np.int64), 0
         model.periods_per_year_ = 252.0
         return model
 
@@ -343,7 +365,7 @@ class RegimeModel(FittedModel):
 
     def _set_fitted(self, fitted: FittedRegimes, spec: Spec) -> None:
         """Set all that :meth:`fit` sets, except what :mod:`.validation` sets."""
-        self.covariance_type_, self.emission_ = self.covariance_type, self.emission
+        self.covariance_type_, self.emission_ = self.covariance_type, copy(self.emission)
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
         self.regime_names_ = fitted.regime_names

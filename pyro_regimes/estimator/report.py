@@ -1,4 +1,4 @@
-"""Result types of :class:`.RegimeModel`: a forecast and a summary."""
+"""Result types of :class:`.RegimeModel`: a forecast, imputed values and a summary."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ class Forecast(NamedTuple):
     mean: Array  #: ``(n, D)`` of the mixture
     covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
+
+
+class Imputation(NamedTuple):
+    """The mean and the variance of each value given all values that are not missing.
+
+    A value that is not missing is its own mean, with variance 0.
+    """
+
+    mean: Array  #: ``(T, D)``
+    variance: Array  #: ``(T, D)``
 
 
 class _Row(NamedTuple):
@@ -54,7 +64,7 @@ class Summary(NamedTuple):
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
-    notes: list[str]  #: on regimes that hold very few observations
+    notes: list[str]  #: on missing values, and on regimes that hold very few observations
     is_annualised: bool = True  #: else mean and volatility are those of one step
     parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 
@@ -111,7 +121,7 @@ class Summary(NamedTuple):
         }
         for name, values in (("mean", self.mean), ("volatility", self.volatility)):
             name = self._name_of(name)
-            if len(self.series_names) > 1:
+            if len(self.series_names) > 1 and self.is_annualised:
                 rows["average " + name, ""] = values.mean(-1)
             for series, column in zip(self.series_names, values.T, strict=True):
                 rows[name, series] = column
@@ -158,14 +168,16 @@ class Summary(NamedTuple):
     def _of_series(self, name: str, values: Array) -> list[_Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
-        heads, columns = [(name, False)], [values.mean(-1)]
-        if values.shape[-1] > 1:
-            heads = [(f"{name}, average", False), *((each, True) for each in self.series_names)]
-            columns.extend(values.T)
-        return [
-            _Row(label, [f"{value:.{decimals}f}" for value in column], is_part)
-            for (label, is_part), column in zip(heads, columns, strict=True)
-        ]
+        average = [f"{value:.{decimals}f}" for value in values.mean(-1)]
+        if values.shape[-1] == 1:
+            return [_Row(name, average)]
+        rows = [_Row(f"{name}, average", average)]
+        if not self.is_annualised:  # series of other units
+            rows = [_Row(name, [""] * len(average))]
+        for series, column in zip(self.series_names, values.T, strict=True):
+            cells = [f"{value:.{decimals}f}" for value in column]
+            rows.append(_Row(series, cells, is_part=True))
+        return rows
 
     def _average_correlation(self) -> Array | None:
         """The mean over the pairs of series, ``(K,)``; None where there are none."""
@@ -205,7 +217,7 @@ def summarise(
         list(regime_names),
         list(series_names),
         moments.means * periods,
-        np.sqrt(moments.variances * periods),
+        spec.deviations(emission) * periods**0.5,
         _correlation(spec.typical(emission)),
         expected_duration,
         share_of_time,

@@ -1,8 +1,6 @@
-"""Conversion of sequences between concatenated NumPy arrays and padded torch batches."""
+"""Conversion of concatenated sequences from NumPy arrays to torch."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,20 +9,12 @@ from torch import Tensor
 from pyro_regimes.estimator.parameters import Array
 
 
-def pad(
+def pack(
     data: Array, sizes: list[int], *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Pad sequences: ``(T, D)`` and None for one, ``(N, T, D)`` and their lengths for several."""
+    """The data of all sequences ``(T, D)``, and the length of each; None if there is only one.
+
+    Nothing is padded: see ``packed_lengths`` of :class:`.RegimeHMM`.
+    """
     x = torch.tensor(np.ascontiguousarray(data), dtype=dtype, device=device)
-    if len(sizes) == 1:
-        return x, None
-    padded = torch.nn.utils.rnn.pad_sequence(list(x.split(sizes)), batch_first=True)
-    return padded, torch.tensor(sizes, device=device)
-
-
-def unpad(values: Tensor, sizes: list[int]) -> Any:
-    """Concatenate results over time, ``(T, ...)`` or ``(N, T, ...)``, in the order of the data."""
-    array = values.detach().cpu().numpy()
-    if len(sizes) == 1:
-        return array
-    return np.concatenate([each[:size] for each, size in zip(array, sizes, strict=True)])
+    return x, None if len(sizes) == 1 else torch.tensor(sizes, device=device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Mapping
 
 from pyro_regimes.estimator.emissions.base import Spec
 from pyro_regimes.estimator.emissions.categories import Bernoulli, Categorical
 from pyro_regimes.estimator.emissions.counts import NegativeBinomial, Poisson
 from pyro_regimes.estimator.emissions.directions import VonMises
 from pyro_regimes.estimator.emissions.gaussian_mixture import GaussianMixture
+from pyro_regimes.estimator.emissions.mixed import mixed
 from pyro_regimes.estimator.emissions.positive import Exponential, Gamma, LogNormal
 from pyro_regimes.estimator.emissions.student_t import StudentT
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
@@ -40,18 +42,31 @@ COVARIANCE_TYPES = tuple(_GAUSSIANS)
 EMISSIONS = tuple(dict.fromkeys(emission for emission, _ in SPECS))
 
 
-def covariance_types(emission: str) -> tuple[str, ...]:
-    """The covariance types of an emission, the default first."""
-    return tuple(kind for name, kind in SPECS if name == emission)
+def covariance_types(emission: str | Mapping[Any, str]) -> tuple[str, ...]:
+    """The covariance types of an emission, or of any family of several."""
+    families = {emission} if isinstance(emission, str) else {*emission.values()}
+    found = {kind for family, kind in SPECS if family in families}
+    return tuple(kind for kind in COVARIANCE_TYPES if kind in found)
 
 
 def find_spec(
-    covariance_type: str, emission: str = "gaussian", num_components: int | None = None
+    covariance_type: str,
+    emission: str | Mapping[Any, str] = "gaussian",
+    num_components: int | None = None,
 ) -> Spec:
     """The object for a covariance type and an emission. The names must be valid.
 
+    :param emission: a family, or the family of each column. The covariance type is then that of
+        the families that have it, and others have none.
     :param num_components: number of Gaussians in each regime of a mixture.
     """
+    if not isinstance(emission, str):
+
+        def find(family: str) -> Spec:
+            kind = covariance_type if (family, covariance_type) in SPECS else "full"
+            return find_spec(kind, family, num_components)
+
+        return mixed(emission, find)
     spec = SPECS[emission, covariance_type]
     if isinstance(spec, GaussianMixture) and num_components is not None:
         return replace(spec, num_components=num_components)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from pyro_regimes.estimator import missing
+from pyro_regimes.estimator.beginning import long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
 from pyro_regimes.estimator.naming import ORDERS, Reference
@@ -141,7 +144,7 @@ def check_parameters(model: BaseEstimator) -> Given:
 
 def check_emission(model: BaseEstimator) -> None:
     """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
-    one_of("emission", model.emission, EMISSIONS)
+    _check_families(model.emission)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
     integer("n_components", model.n_components, 1)
     emission, kinds = model.emission, covariance_types(model.emission)
@@ -156,6 +159,22 @@ def check_emission(model: BaseEstimator) -> None:
             f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
             f"{model.min_eigenvalue:g}"
         )
+
+
+def _check_families(emission: Any) -> None:
+    """:raises ValueError: if it is no family, nor families by the names or numbers of columns."""
+    if not isinstance(emission, Mapping):
+        one_of("emission", emission, EMISSIONS)
+        return
+    kinds = {isinstance(key, str) for key in emission}
+    are_keys = all(isinstance(key, (str, numbers.Integral)) for key in emission)
+    if len(kinds) != 1 or not are_keys:
+        raise ValueError(
+            "expected emission to be a family, or a dict from the names or the numbers of all "
+            f"columns to families, got {shown(emission)}"
+        )
+    for key, family in emission.items():
+        one_of(f"emission of column {key!r}", family, EMISSIONS)
 
 
 def reference(model: BaseEstimator) -> str | Reference:
@@ -178,8 +197,9 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    hmm = other._hmm()
-    return Reference(list(names), hmm.spec.typical(hmm.parameters.emission))
+    # Data need not begin as those of the reference did.
+    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
+    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
 
 
 class Settings(NamedTuple):
@@ -226,8 +246,9 @@ def check_data(
 
     :param y: a target, which is ignored, or the lengths, as :func:`.lengths_given` decides.
     :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
-    :raises ValueError: if X is not two-dimensional, finite and in order of time, or the lengths do
-        not fit it.
+    :return: NaN where entries are missing.
+    :raises ValueError: if X is not two-dimensional and in order of time, has infinite entries, or
+        the lengths do not fit it.
     """
     tables, are_several = as_tables(X)
     if are_several:
@@ -258,7 +279,9 @@ def check_data(
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     """A table as float64, by scikit-learn's ``validate_data``."""
     try:
-        data: Array = validate_data(model, X, dtype=np.float64, reset=reset)
+        data: Array = validate_data(
+            model, X, dtype=np.float64, reset=reset, ensure_all_finite="allow-nan"
+        )
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
     return data
@@ -280,11 +303,22 @@ def _check_same_columns(
         )
 
 
+def without_missing(model: BaseEstimator, data: Array) -> Array:
+    """The data without missing entries, as :func:`.missing.filled`.
+
+    :raises ValueError: if a column has no observed entry.
+    """
+    missing.check_columns(data, getattr(model, "feature_names_in_", None))
+    return missing.filled(data)
+
+
 def check_fittable(
-    model: BaseEstimator, data: Array, spec: Spec, given: Given
+    model: BaseEstimator, X: Array, data: Array, spec: Spec, given: Given
 ) -> tuple[Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
+    :param X: the data, with missing entries.
+    :param data: those :func:`without_missing`.
     :return: the given values in the shapes of the data, and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
@@ -314,5 +348,8 @@ def check_fittable(
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
     if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
         return given, None
-    doubt = spec.check_data(data, names, torch_dtype(model.dtype))
+    dtype, whole = torch_dtype(model.dtype), missing.complete_rows(X)
+    doubt = spec.check_data(data, names, dtype)
+    if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
+        doubt = spec.check_data(whole, names, dtype)
     return given, None if doubt is None else UserWarning(doubt)

@@ -14,6 +14,9 @@ argument                 shape                        meaning
 ``lengths``              ``(...)`` integer            true lengths, 1 to T; None means all T
 =======================  ===========================  ==========================================
 
+A :class:`Packing` in the place of ``lengths`` says that the T steps are those of several sequences,
+one after the other (:mod:`.packed`).
+
 Batch dims ``...`` broadcast. The log tensors need not be normalised; they are terms of the path sum
 of :mod:`pyro_regimes.kernels.reference`. Entries of -inf are valid. NaN and +inf are not checked
 and give NaN. Padding may hold any value.
@@ -32,9 +35,12 @@ from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
+from pyro_regimes.kernels.gaussian.missing import expected_moments
+from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_missing
+from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
-from pyro_regimes.kernels.likelihoods import (
-    Expectations,
+from pyro_regimes.kernels.likelihoods import Expectations
+from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
     filter_logits,
@@ -42,14 +48,18 @@ from pyro_regimes.kernels.likelihoods import (
     log_likelihood,
     posterior,
     predict_probs,
+    sample_posterior,
+    sample_prior,
+    viterbi,
 )
-from pyro_regimes.kernels.paths import sample_posterior, sample_prior, viterbi
+from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
     "Expectations",
+    "Packing",
     "backend",
     "broadcast",
     "can_be_seen",
@@ -57,13 +67,16 @@ __all__ = [
     "complete_log_likelihood",
     "describe_kernel",
     "expectations",
+    "expected_moments",
     "filter_logits",
     "filter_probs",
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
+    "gaussian_log_prob_of_seen",
     "has_fused_em",
     "has_gaussian_kernel",
+    "has_kernel_for_missing",
     "log_likelihood",
     "posterior",
     "predict_probs",

@@ -28,7 +28,7 @@ LogDensity = Callable[..., Array]
 class Case:
     """An emission with parameters, in the order of its attributes."""
 
-    emission: str
+    emission: Any
     values: dict[str, Array]
     log_density: LogDensity  #: ``(x, *values of one regime) -> (T,)``
     num_parameters: int  #: of the emission
@@ -41,7 +41,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.emission}-{self.covariance_type}"
+        family = self.emission if isinstance(self.emission, str) else "columns"
+        return f"{family}-{self.covariance_type}"
 
     def true(self, **settings: Any) -> RegimeModel:
         return RegimeModel.from_parameters(
@@ -269,6 +270,21 @@ CASES = [
         4,
         wrong=2.0,
         message="expected X to hold 0 and 1, got 2 in row 7 of column 1",
+    ),
+    Case(
+        {0: "student_t", 1: "poisson"},
+        {
+            "student_t_means": _MEANS[:, :1],
+            "student_t_scale_matrices": _MATRICES[:, :1, :1],
+            "student_t_degrees_of_freedom": np.array([4.0, 9.0]),
+            "poisson_rates": np.array([[1.0], [5.0]]),
+        },
+        lambda x, mean, scale, df, rate: (
+            stats.t.logpdf(x[:, 0], df, mean, scale[0] ** 0.5) + stats.poisson.logpmf(x[:, 1], rate)
+        ),
+        2 + 2 + 2 + 2,
+        wrong=-1.0,
+        message="expected X to hold counts, non-negative integers, got -1 in row 7 of column 1",
     ),
 ]
 

@@ -7,6 +7,7 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,8 +33,9 @@ def fitted(case: Case) -> tuple[RegimeModel, Array, Array]:
 
 
 def test_every_emission_is_here() -> None:
-    assert {case.emission for case in CASES} == set(EMISSIONS)
-    assert {(case.emission, case.covariance_type) for case in CASES} | {
+    own = [case for case in CASES if isinstance(case.emission, str)]
+    assert {case.emission for case in own} == set(EMISSIONS)
+    assert {(case.emission, case.covariance_type) for case in own} | {
         ("gaussian", kind) for kind in ("diag", "spherical", "tied")
     } == set(SPECS)
 
@@ -289,6 +291,32 @@ def test_a_covariance_type_that_the_family_has_not_is_refused(emission: str) -> 
             continue
         with pytest.raises(ValueError, match="expected covariance_type='full'.*leave it out"):
             model.fit(np.ones((9, 1)))
+
+
+def test_columns_of_families() -> None:
+    frame = pd.DataFrame({"wind": [0.1, 0.5, -0.5, 0.0] * 9, "rain": [0.0, 1.0, 3.0] * 12})
+    families = {"rain": "exponential", "wind": "von_mises"}
+    model = RegimeModel(2, emission=families, random_state=0, n_init=2, max_iter=3, tol=None)
+    model.fit(frame)
+    assert model.exponential_rates_.shape == (2, 1) and model.von_mises_means_.shape == (2, 1)
+    summary = model.summary()
+    means = summary.to_frame().loc["mean"]
+    np.testing.assert_allclose(means.loc["rain"], 1 / model.exponential_rates_[:, 0])
+    np.testing.assert_allclose(means.loc["wind"], model.von_mises_means_[:, 0], atol=1e-9)
+    assert "exponential for rain; von Mises for wind" in str(summary)
+    families.clear()  # the model has a copy
+    assert model.emission_ == {"rain": "exponential", "wind": "von_mises"}
+    for wrong in ({"wind": "von_mises"}, {0: "exponential", 1: "gamma", 2: "gamma"}):
+        with pytest.raises(ValueError, match="name the family of each column of X"):
+            RegimeModel(2, emission=wrong).fit(frame)
+    for wrong in ({}, {"wind": "gamma", 1: "gamma"}, {1.5: "gamma"}):
+        with pytest.raises(ValueError, match="a dict from the names or the numbers of all columns"):
+            RegimeModel(2, emission=wrong).fit(frame)
+    with pytest.raises(ValueError, match="expected emission of column 'rain' to be one of"):
+        RegimeModel(2, emission={"rain": "snow"}).fit(frame)
+    negative = frame.assign(rain=-1.0)
+    with pytest.raises(ValueError, match="non-negative numbers, got -1 in row 0 of column 'rain'"):
+        model.score(negative)
 
 
 def test_wrong_settings_are_refused() -> None:

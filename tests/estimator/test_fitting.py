@@ -37,9 +37,7 @@ def test_starts_in_one_batch_equal_each_alone(covariance_type, inference, ragged
     starts = make_starts(x, 3, 3, spec, 1e-6, seeds.rng(0))
     data, lengths = torch.tensor(x), None
     if ragged:
-        data = torch.stack([data[:60], data[60:]])
-        data[1, 40:] = torch.nan  # padding
-        lengths = torch.tensor([60, 40])
+        lengths = torch.tensor([60, 1, 59])
     settings = dict(inference=inference, max_iter=6, tol=None, min_eigenvalue=0.0, least=1e-6)
     batch = fit_starts(starts, spec, data, lengths, **settings)
     assert batch.history.shape == (7, 3)

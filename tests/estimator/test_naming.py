@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,10 @@ def test_a_reference_gives_order_and_names(covariance_type):
     turned = clone(model).fit(x)
     turned.regime_names_ = ["right", "left"]
     for name in ("initial_probs_", "means_"):
-        setattr(turned, name, getattr(model, name)[::-1])
-    turned.transition_matrix_ = model.transition_matrix_[::-1, ::-1]
+        setattr(turned, name, getattr(model, name)[::-1].copy())
+    turned.transition_matrix_ = model.transition_matrix_[::-1, ::-1].copy()
     if covariance_type != "tied":
-        turned.covariances_ = model.covariances_[::-1]
+        turned.covariances_ = model.covariances_[::-1].copy()
     other = RegimeModel(2, covariance_type, n_init=2, random_state=3, order_by=turned).fit(x)
     assert other.regime_names_ == ["right", "left"]
     np.testing.assert_allclose(other.means_, again.means_[::-1], rtol=1e-12)
@@ -71,21 +72,80 @@ def test_a_reference_survives_a_clone_and_is_not_saved(tmp_path):
         RegimeModel(2, order_by=model).fit(x[:, :1])
 
 
+def expected_rows(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:
+    """The expected number of rows on which regimes agree; and by the best order of the second."""
+    agreement = one.T @ two
+    orders = permutations(range(len(agreement)))
+    best = max(sum(agreement[i, k] for i, k in enumerate(order)) for order in orders)
+    return float(np.trace(agreement)), float(best)
+
+
 @pytest.mark.slow
-def test_labels_do_not_swap_from_window_to_window():
-    """On 16 windows of four years each name stays with its end of the volatilities."""
+@pytest.mark.parametrize("n_regimes", [2, 3])
+def test_labels_do_not_swap_from_window_to_window(n_regimes):
+    """On 16 windows of four years, no other names would agree with the last model on more rows.
+
+    Two regimes are the same ones in all windows. Three are not, and a warning says where a name
+    contradicts the volatility.
+    """
     frame = load_sector_returns().to_frame()
     settings = dict(n_init=4, max_iter=500, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        before = RegimeModel(2, **settings).fit(frame.iloc[:1000])
-        for start in range(500, 8000, 500):
-            window = frame.iloc[start : start + 1000]
-            after = RegimeModel(2, order_by=before, **settings).fit(window)
-            assert after.regime_names_ == ["Calm", "Turbulent"]
-            calm, turbulent = after.summary().volatility.mean(-1)
-            assert calm < turbulent
-            before = after
+    before = RegimeModel(n_regimes, **settings).fit(frame.iloc[:1000])
+    names = before.regime_names_
+    for start in range(500, 8000, 500):
+        window = frame.iloc[start : start + 1000]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            after = RegimeModel(n_regimes, order_by=before, **settings).fit(window)
+        assert after.regime_names_ == names
+        probs = after.predict_proba(window)
+        agreed, most = expected_rows(before.predict_proba(window, start="stationary"), probs)
+        assert agreed >= most - 0.01
+        moments = after.means_, np.diagonal(after.covariances_, axis1=1, axis2=2)
+        unit = np.sqrt(moments[1].mean(0) + moments[0].var(0))
+        volatility = (np.sqrt(moments[1]) / unit).mean(-1)
+        falls = bool((volatility[:-1] > 1.02 * volatility[1:]).any())
+        assert ["more volatile than" in str(each.message) for each in caught] == [True] * falls
+        if n_regimes == 2:
+            assert not falls
+            last = frame.iloc[start - 500 : start + 500]  # 500 days are in both windows
+            agreed, most = expected_rows(before.predict_proba(last)[500:], probs[:500])
+            assert agreed == most
+        before = after
+
+
+def test_names_follow_the_rows():
+    """The wilder regime of three has become the calmer one of two; the rows say which is which."""
+    rng = seeds.rng(0)
+    state = np.repeat([0, 1, 0, 1], 200)
+    x = rng.standard_normal((800, 2)) + 6.0 * state[:, None]
+    settings = dict(n_init=2, random_state=0)
+    model = RegimeModel(2, **settings).fit(x * np.where(state, 2.0, 1.0)[:, None])
+    assert model.regime_names_ == ["Calm", "Turbulent"]
+    turned = x.copy()
+    turned[state == 0] *= 3.0
+    turned[state == 1] += 6.0
+    with pytest.warns(UserWarning, match="Calm is more volatile than Turbulent now"):
+        again = RegimeModel(2, order_by=model, **settings).fit(turned)
+    assert (again.predict(turned) == state).mean() > 0.98
+    # Also where the model in order_by has such a name itself, and nothing has changed since.
+    with pytest.warns(UserWarning, match="Calm is more volatile than Turbulent now"):
+        third = RegimeModel(2, order_by=again, **settings).fit(turned)
+    assert (third.predict(turned) == state).mean() > 0.98
+
+
+def test_parameters_without_data_take_the_names_of_a_reference():
+    x, _ = two_regimes(0, 2)
+    model = RegimeModel(2, n_init=2, random_state=0).fit(x)
+    model.regime_names_ = ["left", "right"]
+    turned = RegimeModel.from_parameters(
+        model.initial_probs_[::-1].copy(),
+        model.transition_matrix_[::-1, ::-1].copy(),
+        model.means_[::-1].copy(),
+        model.covariances_[::-1].copy(),
+        order_by=model,
+    )
+    assert turned.regime_names_ == ["right", "left"]
 
 
 def test_regimes_that_have_changed_places_are_told():

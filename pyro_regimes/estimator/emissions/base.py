@@ -52,6 +52,9 @@ class Spec(ABC):
     #: annualised, their sum is plotted, and their regimes have names of the market.
     of_changes: bool = False
 
+    #: Whether observations are angles, whose means and variances are those of directions.
+    is_circular: bool = False
+
     #: Whether each regime needs an observation of its own value.
     needs_distinct: bool = False
 
@@ -84,6 +87,13 @@ class Spec(ABC):
             raise ValueError(f"{name}_ has shape {shape}, not (K, D)")
         return self, shape[-1]
 
+    def for_columns(self, names: Names | None, num_series: int) -> Spec:
+        """The object for data of so many columns, with these names if they have any.
+
+        :raises ValueError: if it is for other columns.
+        """
+        return self
+
     def for_data(self, data: Array, given: Mapping[str, Array]) -> Spec:
         """The object for a fit to these data.
 
@@ -93,7 +103,7 @@ class Spec(ABC):
 
     def complete(self, name: str, value: Array) -> Array:
         """A value that a user gives, with the dims that may be left out for one series."""
-        return value
+        return value[:, None] if name == self.attributes[0] and value.ndim == 1 else value
 
     def select(self, emission: Emission, order: npt.NDArray[np.int64]) -> Emission:
         """The parameters with the regimes in another order."""
@@ -108,6 +118,10 @@ class Spec(ABC):
     def typical(self, emission: Emission) -> Moments:
         """As :meth:`moments`, but finite: for orders, correlations and distances of regimes."""
         return self.moments(emission)
+
+    def deviations(self, emission: Emission) -> Array:
+        """The standard deviation of each series in each regime, ``(K, D)``."""
+        return np.sqrt(self.moments(emission).variances)
 
     def described(self, emission: Emission) -> dict[str, Array]:
         """Rows of a summary: labels and values, ``(K,)`` or ``(K, D)``.
@@ -315,7 +329,8 @@ def _weighted(weights: Array, values: Array) -> Array:
 
 def column_name(column: int, names: Names | Sequence[str] | None) -> str:
     """A column in a message."""
-    return str(column) if names is None else repr(str(names[column]))
+    name = column if names is None else names[column]
+    return repr(str(name)) if isinstance(name, str) else str(name)
 
 
 def refuse(

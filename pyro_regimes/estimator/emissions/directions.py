@@ -31,6 +31,7 @@ class VonMises(Spec):
 
     title = "von Mises"
     attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
+    is_circular = True
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         return {name: (num_regimes, num_series) for name in self.attributes}
@@ -40,6 +41,10 @@ class VonMises(Spec):
 
     def moments(self, emission: Emission) -> Moments:
         return Moments(_wrapped(emission["means"]), 1 - _lengths(emission["concentrations"]))
+
+    def deviations(self, emission: Emission) -> Array:
+        """Circular standard deviations, in radians."""
+        return np.sqrt(-2 * np.log(_lengths(emission["concentrations"])))
 
     def described(self, emission: Emission) -> dict[str, Array]:
         return {"concentrations": emission["concentrations"]}

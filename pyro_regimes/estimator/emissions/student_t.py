@@ -164,6 +164,9 @@ class StudentT(Spec):
         found = self.gaussian.start_from_clusters(x, responsibilities, centers, floor)
         return self._start(found, floor)
 
+    def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
+        return self._start(self.gaussian.overall(x, shares, rng), 0.0)
+
     def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
         return self._start(self.gaussian.start_around(x, centers, multiples, floor), floor)
 

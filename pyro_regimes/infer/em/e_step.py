@@ -105,7 +105,10 @@ class Expected(NamedTuple):
         transitions = self.expectations.expected_transitions
         if transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
-        initial = self.expectations.smoothed_probs[..., 0, :]
+        smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm._packing
+        initial = smoothed[..., 0, :]
+        if packing is not None:
+            initial = smoothed.index_select(-2, packing.firsts).sum(-2)
         return ChainCounts(self.data.weigh(initial), self.data.weigh(transitions))
 
     def _observed(self) -> Observed:
@@ -241,7 +244,7 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
         arguments = data.arguments if arguments is None else arguments
         initial, transition = chain_logits(arguments)
         logits = observation_logits(data, arguments)
-    expectations = ops.expectations(initial, transition, logits, data.site.hmm.lengths)
+    expectations = ops.expectations(initial, transition, logits, data.site.hmm._sequences)
     return Expected(data, arguments, expectations)
 
 

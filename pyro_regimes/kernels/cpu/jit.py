@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
 import numba
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pyro_regimes.kernels.cpu.cache import KernelCache, is_kernel
@@ -64,11 +66,36 @@ def spread(task: Callable[[int, int], Any], count: int, grain: int) -> None:
     if pieces <= 1:
         task(0, count)
         return
-    edges = [count * piece // pieces for piece in range(pieces + 1)]
+    _run_pieces(task, [count * piece // pieces for piece in range(pieces + 1)])
+
+
+def spread_rows(
+    task: Callable[[int, int], Any], lengths: npt.NDArray[np.int64], grain: int
+) -> None:
+    """The same over sequences, in pieces with about as many rows.
+
+    :param lengths: the number of rows of each sequence.
+    :param grain: the fewest rows that are worth a thread.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(lengths) < 2:
+        task(0, len(lengths))
+        return
+    rows = lengths.cumsum()
+    pieces = min(threads, int(rows[-1]) // grain)
+    if pieces <= 1:
+        task(0, len(lengths))
+        return
+    inner = np.searchsorted(rows, [rows[-1] * piece / pieces for piece in range(1, pieces)])
+    _run_pieces(task, sorted({0, *inner.tolist(), len(lengths)}))
+
+
+def _run_pieces(task: Callable[[int, int], Any], edges: list[int]) -> None:
+    """Run the first piece in this thread, and each of the others in one of the pool."""
     pool = _threads()
-    others = [pool.submit(task, edges[i], edges[i + 1]) for i in range(1, pieces)]
+    others = [pool.submit(task, *piece) for piece in zip(edges[1:-1], edges[2:], strict=True)]
     try:
-        task(0, edges[1])
+        task(edges[0], edges[1])
     finally:
         # The outputs are the caller's: nothing may write them once this has returned.
         for each in others:

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_regimes.kernels.cpu import filtering, log_space, sampling, scaled
 from pyro_regimes.kernels.cpu import tangent as tangents
 from pyro_regimes.kernels.cpu import viterbi as viterbi_kernels
-from pyro_regimes.kernels.cpu.jit import spread
+from pyro_regimes.kernels.cpu.jit import spread, spread_rows
 
 Array = npt.NDArray[Any]
 
@@ -70,10 +70,11 @@ def _run(
     redo = np.ones(num_sequences, dtype=np.bool_)
     out = (log_likelihood.numpy(), smoothed.numpy(), moved.numpy(), redo)
     sizes = _lengths(lengths, num_sequences, num_steps)
+    every = (*given, sizes, np.zeros_like(sizes))
     if filtered is None:
-        sweep_arrays((*given, sizes), out)
+        sweep_arrays(every, out)
         return log_likelihood
-    unfiltered = sweep_arrays((*given, sizes), out, filtered.numpy())
+    unfiltered = sweep_arrays(every, out, filtered.numpy())
     if unfiltered.any():
         again = torch.from_numpy(unfiltered)
         initial, transition, observation = (
@@ -91,22 +92,23 @@ def sweep_arrays(
 ) -> npt.NDArray[np.bool_]:
     """The E-step on arrays: the scaled sweep, then log space for the sequences that it reports.
 
-    :param given: initial, transition and observation logits, and lengths.
+    :param given: initial, transition and observation logits ``(N, T, K)``, and the lengths and
+        beginnings of S sequences (:mod:`.cpu.chain`).
     :param out: log-likelihoods, gamma, xi and the reports; see :func:`.scaled.sweep`.
     :param filtered: filled with the filtered probabilities by the scaled sweep.
     :return: the sequences that are left out of ``filtered``.
     """
-    num_sequences, num_steps, num_states = given[2].shape
+    num_states, lengths = given[2].shape[2], given[3]
     redo = out[3]
-    unfiltered = np.ones(num_sequences, dtype=np.bool_)
+    unfiltered = np.ones(len(lengths), dtype=np.bool_)
     if filtered is None:
         filtered = np.empty((0, 0, 0), dtype=out[1].dtype)
-    grain = 1 + _GRAIN // max(1, num_steps * num_states)
+    grain = 1 + _GRAIN // max(1, num_states)
     if num_states <= scaled.MAX_STATES:
         every = (*out, filtered, unfiltered)
-        spread(partial(_call, scaled.sweep(num_states), given, every), num_sequences, grain)
+        spread_rows(partial(_call, scaled.sweep(num_states), given, every), lengths, grain)
     if redo.any():
-        spread(partial(_call, log_space.sweep, given, out), num_sequences, grain)
+        spread_rows(partial(_call, log_space.sweep, given, out), lengths, grain)
     return unfiltered
 
 
@@ -147,6 +149,38 @@ def expectations(
     smoothed, moved = _empty_posterior(transition_logits, observation_logits)
     chain = (initial_logits, transition_logits, observation_logits)
     return _run(chain, lengths, smoothed, moved), smoothed, moved
+
+
+def packed_expectations(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor,
+    both: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The E-step where each of the N rows holds sequences of these lengths ``(S,)``, in turn.
+
+    A is constant in time.
+
+    :param both: False for the forward sweep alone, whose gamma is empty, and xi undefined.
+    :return: log-likelihood ``(N,)`` and xi ``(N, 1, K, K)``, of each row the sums over its
+        sequences; and gamma ``(N, T, K)``.
+    """
+    num_rows, num_steps, num_states = observation_logits.shape
+    sizes = lengths.to(torch.int64).expand(num_rows, -1).contiguous().numpy()
+    begins = sizes.cumsum(1) - sizes
+    dtype = observation_logits.dtype
+    smoothed = _empty((num_rows, num_steps, num_states) if both else (0, 0, 0), dtype)
+    each = (sizes.size, 1, num_states, num_states)
+    moved = _empty(each if both else (0, 0, 0, 0), torch.float64)  # to be added up
+    value = _empty((sizes.size,), torch.float64)
+    redo = np.ones(sizes.size, dtype=np.bool_)
+    chain = _arrays(initial_logits, transition_logits, observation_logits)
+    given = (*chain, sizes.reshape(-1), begins.reshape(-1))
+    sweep_arrays(given, (value.numpy(), smoothed.numpy(), moved.numpy(), redo))
+    if both:
+        moved = moved.reshape((num_rows, -1) + moved.shape[1:]).sum(1)
+    return value.reshape(num_rows, -1).sum(1), smoothed, moved
 
 
 def posterior(

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu.chain import array_of, move_into
+from pyro_regimes.kernels.cpu.chain import array_of, end_of, longest_of, move_into
 from pyro_regimes.kernels.cpu.exact_sums import (
     PAIR,
     arrive_in_pairs,
@@ -149,27 +149,34 @@ def sweep(
     initial: Any,  # (N or 1, K)
     transition: Any,  # (N or 1, 1 or T-1, K, K)
     observation: Any,  # (N, T, K)
-    lengths: Any,  # (N,)
+    lengths: Any,  # (S,)
+    begins: Any,  # (S,)
     first: int,
     last: int,
-    log_likelihood: Any,  # (N,)
+    log_likelihood: Any,  # (S,)
     smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
-    moved: Any,  # (N, 1 or T-1, K, K)
-    redo: Any,  # (N,): the sequences to work on
+    moved: Any,  # (S, 1 or T-1, K, K)
+    redo: Any,  # (S,): the sequences to work on
 ) -> None:
     """The E-step; arguments as those of the scaled sweep."""
-    num_steps, num_states = observation.shape[1], observation.shape[2]
+    num_steps, num_states = longest_of(lengths, first, last), observation.shape[2]
+    each = len(lengths) // max(1, len(observation))
     both = len(smoothed) > 0
     pairs_of_alpha = np.empty((num_steps if both else 2, num_states, PAIR))
     shares = np.empty(num_states)
     for n in range(first, last):
         if not redo[n]:
             continue
-        steps, slices, start = lengths[n], array_of(transition, n), array_of(initial, n)
-        value, alpha = fill_alpha(start, slices, observation[n], steps, pairs_of_alpha, shares)
+        row, at, steps = n // each, begins[n], lengths[n]
+        slices, start = array_of(transition, row), array_of(initial, row)
+        data = observation[row, at : at + steps]
+        value, alpha = fill_alpha(start, slices, data, steps, pairs_of_alpha, shares)
         log_likelihood[n] = value
-        if both and not leave_blank(value, steps, smoothed[n], moved[n]):
-            _smooth(alpha, slices, steps, shares, smoothed[n], moved[n])
+        if not both:
+            continue
+        out = smoothed[row, at : end_of(begins, n, each, observation.shape[1])]
+        if not leave_blank(value, steps, out, moved[n]):
+            _smooth(alpha, slices, steps, shares, out, moved[n])
 
 
 @compiled

@@ -37,6 +37,8 @@ ten times slower on a processor. EM produces many such entries.
 the first step are sums of two logits, which are added without rounding (:func:`_open`). The
 log-likelihood is a sum of numbers as large as the logits; its rounding error is accumulated
 separately. If even that is not exact, beyond ``_LARGE``, the sequence is reported.
+
+**Sequences.** :mod:`.cpu.chain` describes how S sequences lie in N rows.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from pyro_regimes.kernels.cpu import simd
-from pyro_regimes.kernels.cpu.chain import array_of
+from pyro_regimes.kernels.cpu.chain import array_of, end_of, longest_of
 from pyro_regimes.kernels.cpu.jit import compiled
 
 MAX_STATES = 128
@@ -358,10 +360,9 @@ def _filter_into(filtered: Any, alpha: Any, steps: int, ones: Any) -> None:
 
 
 @compiled
-def _is_filtered(filtered: Any, alpha: Any, steps: int) -> bool:
+def _is_filtered(filtered: Any, alpha: Any, steps: int, width: int) -> bool:
     """Whether filtered probabilities of one sequence ``(T, K)`` are those of another alpha."""
     num_states = filtered.shape[1]
-    width = len(alpha) // len(filtered)
     agreed = _AGREED if filtered.itemsize == 8 else _AGREED_SINGLE
     for t in range(steps):
         size = 0.0
@@ -379,17 +380,19 @@ def _make_sweep(width: int) -> Callable[..., None]:
         initial: Any,  # (N or 1, K)
         transition: Any,  # (N or 1, 1 or T-1, K, K)
         observation: Any,  # (N, T, K)
-        lengths: Any,  # (N,)
+        lengths: Any,  # (S,)
+        begins: Any,  # (S,)
         first: int,
         last: int,
-        log_likelihood: Any,  # (N,)
+        log_likelihood: Any,  # (S,)
         smoothed: Any,  # (N, T, K), or (0, 0, 0): forward only
-        moved: Any,  # (N, 1 or T-1, K, K)
-        redo: Any,  # (N,)
+        moved: Any,  # (S, 1 or T-1, K, K)
+        redo: Any,  # (S,)
         filtered: Any,  # (N, T, K), 0 on padding; or (0, 0, 0)
-        unfiltered: Any,  # (N,): filled with the sequences that are left out of it
+        unfiltered: Any,  # (S,): filled with the sequences that are left out of it
     ) -> None:
-        num_steps, num_states = observation.shape[1], observation.shape[2]
+        num_steps, num_states = longest_of(lengths, first, last), observation.shape[2]
+        each = len(lengths) // max(1, len(observation))
         both, filtering = len(smoothed) > 0, len(filtered) > 0
         keep = both or filtering
         varying = transition.shape[1] > 1
@@ -408,39 +411,42 @@ def _make_sweep(width: int) -> Callable[..., None]:
         faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
         filled, peak, checked = -1, 0.0, True
         for n in range(first, last):
-            steps = lengths[n]
-            own = n if len(transition) > 1 else 0
+            row, at, steps = n // each, begins[n], lengths[n]
+            end = end_of(begins, n, each, observation.shape[1])
+            data = observation[row, at : at + steps]
+            own = row if len(transition) > 1 else 0
             slices = transition[own]
             if not varying and steps > 1 and own != filled:
                 peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
                 checked, filled = not entry >= _MIXING, own
-            start = array_of(initial, n)
-            args = start, slices, observation[n], steps, peak, checked, keep
+            start = array_of(initial, row)
+            args = start, slices, data, steps, peak, checked, keep
             value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, faded)
             log_likelihood[n] = value
             is_number = value == value and not gone
             if filtering:
                 unfiltered[n] = not is_number
                 if is_number:
-                    _filter_into(filtered[n], room.alpha, steps, ones)
+                    _filter_into(filtered[row, at:end], room.alpha, steps, ones)
             if both:
-                smoothed[n, 0 if gone else steps :] = 0.0
+                smoothed[row, (at if gone else at + steps) : end] = 0.0
                 moved[n] = 0.0
                 redo[n] = suspect if gone else extreme * steps > _LARGE
                 if value != value:
-                    smoothed[n, :steps] = np.nan
+                    smoothed[row, at : at + steps] = np.nan
                     moved[n, : steps - 1] = np.nan  # one slice: that, unless there is no move
                     redo[n] = False
                 elif not gone and not redo[n]:
-                    out = smoothed[n], moved[n]
+                    out = smoothed[row, at:end], moved[n]
                     redo[n] = _sweep_backwards(
-                        slices, observation[n], steps, suspect, room, ones, faded, *out
+                        slices, data, steps, suspect, room, ones, faded, *out
                     )
             if suspect and is_number and (filtering or not both):
                 more, _, _, _ = _sweep_forwards(*args, _FADED, room, ones, faded)
                 suspect = not more - value <= _AGREED * max(1.0, abs(value))
                 if filtering:
-                    unfiltered[n] = suspect or not _is_filtered(filtered[n], room.alpha, steps)
+                    found = filtered[row, at:end]
+                    unfiltered[n] = suspect or not _is_filtered(found, room.alpha, steps, width)
             if not both:
                 redo[n] = suspect or extreme * steps > _LARGE
 

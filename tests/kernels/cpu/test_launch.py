@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.cpu import scaled
+from pyro_regimes.kernels.cpu import jit, launch, scaled
 from tests import seeds
 from tests.kernels import adversarial
 from tests.kernels.cases import INF, Case, random_chain
@@ -125,6 +125,7 @@ def test_a_sequence_is_redone_in_log_space_where_it_must():
             torch.eye(2).double().log().reshape(1, 1, 2, 2).numpy(),
             observation.numpy(),
             np.full(2, 2 * half),
+            np.zeros(2, dtype=np.int64),
             0,
             2,
             np.empty(2),
@@ -153,6 +154,7 @@ def test_what_fades_for_good_costs_no_second_pass(fading):
     scaled.sweep(3)(
         *(part.numpy() for part in args),
         np.full(1, 4_000),
+        np.zeros(1, dtype=np.int64),
         0,
         1,
         value,
@@ -224,3 +226,52 @@ if child == 0:
 print(os.waitpid(child, 0)[1])
 """
     assert run_python(script).strip() == "0"
+
+
+@pytest.mark.parametrize("num_states", [1, 3, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_sequences_in_a_row(num_states, dtype):
+    """Three rows of five sequences, as one sweep and as one call for each sequence.
+
+    One is impossible, one NaN, and one has to be done in log space; with 130 states all are.
+    """
+    sizes = np.array([4, 1, 700, 20, 3])
+    rows, steps, count = 3, int(sizes.sum()), 3 * len(sizes)
+    case = random_chain(steps, num_states, (rows,), seed=65, dtype=dtype)
+    observation = case.observation.clone()
+    observation[1, 2] = -math.inf
+    observation[2, 4] = math.nan
+    observation[0, 5:705] *= 400.0
+    given = [each.numpy() for each in (case.initial, case.transition, observation)]
+    lengths = np.tile(sizes, rows)
+    begins = np.tile(sizes.cumsum() - sizes, rows)
+    smoothed = np.full(observation.shape, np.nan, given[2].dtype)
+    moved = np.full((count, 1, num_states, num_states), np.nan, given[2].dtype)
+    value, redo = np.full(count, np.nan), np.ones(count, dtype=np.bool_)
+    launch.sweep_arrays((*given, lengths, begins), (value, smoothed, moved, redo))
+    for n in range(count):
+        row, at, size = n // len(sizes), begins[n], lengths[n]
+        own = case.initial[row], case.transition[row], observation[row, at : at + size]
+        expected = ops.expectations(*own)
+        found = torch.tensor(value[n]), torch.from_numpy(smoothed[row, at : at + size])
+        found = *found, torch.from_numpy(moved[n, 0])
+        torch.testing.assert_close(found, tuple(expected), rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_rows_are_spread_over_threads(threads):
+    """Each sequence once, and no piece empty, with one that is longer than all others together."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for sizes in ([100_000] + [1] * 50, [1] * 50 + [100_000], [5_000] * 40, [7]):
+            pieces: list[tuple[int, int]] = []
+            jit.spread_rows(lambda *piece, to=pieces: to.append(piece), np.array(sizes), 9)
+            pieces.sort()
+            assert pieces[0][0] == 0 and pieces[-1][1] == len(sizes)
+            assert all(one[1] == other[0] for one, other in zip(pieces, pieces[1:]))
+            assert all(first < last for first, last in pieces)
+            if sizes == [5_000] * 40:
+                assert len(pieces) == threads
+    finally:
+        torch.set_num_threads(before)

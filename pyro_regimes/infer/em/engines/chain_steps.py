@@ -67,19 +67,22 @@ class Rows(NamedTuple):
     """The data and the work space of some models' sequences."""
 
     value: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]  #: ``(N, S)``
+    begins: npt.NDArray[np.int64]  #: the first step of each sequence, ``(N, S)``
     pseudo: Pseudo
     prepared: tuple[Array, ...]  #: what the kernels take
-    #: density and gamma, ``(N, T, K)``; xi; log-likelihoods; sequences to be redone
-    work: tuple[npt.NDArray[Any], ...]
+    fields: tuple[npt.NDArray[Any], ...]  #: density and gamma, ``(N, T, K)``
+    #: log-likelihoods, xi and which to do again, of N S sequences
+    found: tuple[npt.NDArray[Any], ...]
     pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
 
 
 class ChainEM(ABC):
-    """EM steps for N sequences of P independent models, N / P to each in turn.
+    """EM steps for N rows of P independent models, N / P to each in turn.
 
-    :param value: ``(V, T, D)``; sequence n has row n mod V.
-    :param lengths: ``(N,)``
+    :param value: ``(V, T, D)``; row n has that of n mod V.
+    :param lengths: of the S sequences in each row, ``(N, S)``: one with its padding, or several
+        that follow one another, the same in all rows.
     :param like: parameters of the P models.
     :param dtype: that of densities and gamma, float32 or float64.
     :param shapes: of what the kernels take of one model, after the logits of its chain.
@@ -101,18 +104,18 @@ class ChainEM(ABC):
         chain = (num_states,), (1, num_states, num_states)
         prepared = tuple(np.empty((models, *shape)) for shape in (*chain, *shapes))
         density = np.empty((count, num_steps, num_states), dtype)
-        work = (
-            density,
-            np.empty_like(density),
-            np.empty((count, 1, num_states, num_states)),
-            np.empty(count),
-            np.empty(count, dtype=np.bool_),
+        fields = density, np.empty_like(density)
+        found = (
+            np.empty(lengths.size),
+            np.empty((lengths.size, 1, num_states, num_states)),
+            np.empty(lengths.size, dtype=np.bool_),
         )
         self._kernels = ops.fused_em()
         pair = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
             pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
-        self._rows = Rows(value, lengths, pseudo, prepared, work, pair)
+        begins = lengths.cumsum(1) - lengths
+        self._rows = Rows(value, lengths, begins, pseudo, prepared, fields, found, pair)
 
     @abstractmethod
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
@@ -132,23 +135,42 @@ class ChainEM(ABC):
         self._rows = self._select(models)
 
     def _select(self, models: Flags) -> Rows:
-        rows, sequences = self._rows, models.repeat(self._each)
-        value, lengths = rows.value, rows.lengths[sequences]
+        rows, chosen = self._rows, models.repeat(self._each)
+        value, lengths = rows.value, rows.lengths[chosen]
         if len(value) > self._each:  # more than what every model has
-            value = value[sequences]
-        work = tuple(part[: len(lengths)] for part in rows.work)
+            value = value[chosen]
+        fields = tuple(part[: len(lengths)] for part in rows.fields)
         return Rows(
             value,
             lengths,
+            rows.begins[chosen],
             Pseudo(*(each[models] for each in rows.pseudo)),
             tuple(part[: len(lengths)] for part in rows.prepared),
-            work,
-            (value, work[0]),
+            fields,
+            tuple(part[: lengths.size] for part in rows.found),
+            (value, fields[0]),
         )
+
+    def _sweep(self, rows: Rows, num_models: int) -> tuple[Array, Array, Array]:
+        """The E-step, which fills gamma.
+
+        :return: log-likelihoods ``(P,)``, expected starts ``(P, K)`` and transitions ``(P, K, K)``.
+        """
+        (density, smoothed), (log_likelihood, moved, redo) = rows.fields, rows.found
+        sequences = rows.lengths.reshape(-1), rows.begins.reshape(-1)
+        logits = (*rows.prepared[:2], density, *sequences)
+        self._kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
+        starts = smoothed[:, 0]
+        if rows.begins.shape[1] > 1:
+            starts = smoothed[:, rows.begins[0]].reshape(-1, starts.shape[-1])
+        value, starts, counts = (
+            of_models(each, num_models) for each in (log_likelihood, starts, moved[:, 0])
+        )
+        return value, starts, counts
 
 
 def of_models(part: npt.NDArray[Any], num_models: int) -> Array:
-    """The sums over the sequences of each model, float64."""
+    """The sums over the sequences or the rows of each model, float64."""
     if len(part) == num_models:
         return part
     parts = part.reshape((num_models, -1) + part.shape[1:])

@@ -23,6 +23,7 @@ from pyro_regimes.infer.em.engines.chain_steps import ChainEM, Parameters, Pseud
 from pyro_regimes.infer.em.engines.kernel_arguments import Array, Part, read
 from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.recognise.plan import Use
 from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
@@ -137,6 +138,8 @@ def why_not_problem(problem: Problem) -> str | None:
         return "a parameter has a constraint that its maximum may not meet"
     if plan.affine.names:
         return "locations are affine in parameters"
+    if not all(isinstance(use, Use) for each in plan.assignments for use in each.uses):
+        return "an argument is a product of parameters or constants"
     return None
 
 
@@ -217,11 +220,13 @@ def _log_prior(probs: Array, pseudo: Array) -> Array:
 
 
 def lengths_of(data: SiteData, num_steps: int) -> npt.NDArray[np.int64]:
-    """The length of each sequence, ``(N,)``."""
-    lengths, num_sequences = data.site.hmm.lengths, data.batch_shape.numel()
-    if lengths is None:
-        return np.full(num_sequences, num_steps)
-    return lengths.expand(data.batch_shape).reshape(-1).to(torch.int64).numpy().copy()
+    """The lengths of the S sequences in each row, ``(N, S)``."""
+    hmm, num_rows = data.site.hmm, data.batch_shape.numel()
+    if hmm.packed_lengths is not None:
+        return hmm.packed_lengths.expand(num_rows, -1).to(torch.int64).contiguous().numpy()
+    if hmm.lengths is None:
+        return np.full((num_rows, 1), num_steps)
+    return hmm.lengths.expand(data.batch_shape).reshape(-1, 1).to(torch.int64).numpy().copy()
 
 
 def flatten(data: SiteData, value: Tensor, each: int) -> Tensor | None:

@@ -42,14 +42,42 @@ class Updates(NamedTuple):
     owner: npt.NDArray[np.int64]
 
 
-class GaussianEM(ChainEM):
-    """EM steps for N sequences of P independent models, N / P to each in turn.
+class _Seen(NamedTuple):
+    """Data with missing entries, which the kernels take as tables of all rows of a model."""
 
-    :param value: ``(V, T, D)``, float32 or float64, finite; sequence n has row n mod V.
-    :param lengths: ``(N,)``
+    value: npt.NDArray[Any]  #: ``(U, S, D)``
+    patterns: Any  #: the rows by what is missing in them, :class:`.cpu.missing.Patterns`
+    tables: npt.NDArray[np.int64]  #: the table of each model
+
+    @classmethod
+    def of(
+        cls,
+        value: npt.NDArray[Any],
+        missing: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        num_models: int,
+    ) -> _Seen:
+        """Sort the rows of each table; arguments as those of :class:`GaussianEM`."""
+        num_steps, size = value.shape[1:]
+        counts = np.arange(num_steps) < lengths.reshape(len(lengths), -1).sum(1)[:, np.newaxis]
+        counts = counts.reshape(-1, len(value), num_steps).any(0)
+        num_tables = len(value) // (len(lengths) // num_models)
+        tables = np.arange(num_models) if num_tables > 1 else np.zeros(num_models, np.int64)
+        patterns = ops.fused_em().find_patterns(
+            missing.reshape(num_tables, -1, size), counts.reshape(num_tables, -1)
+        )
+        return cls(value.reshape(num_tables, -1, size), patterns, tables)
+
+
+class GaussianEM(ChainEM):
+    """See :class:`.ChainEM`.
+
+    :param value: ``(V, T, D)``, float32 or float64, finite.
     :param like: parameters of the P models: probabilities, locations ``(P, K, D)``, and covariances
         ``(P, K, D, D)`` or variances ``(P, K, D, 1)``.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
+    :param missing: the missing entries, in the shape of the value, which is then that of one model
+        or of all; None if there are none.
     """
 
     def __init__(
@@ -60,41 +88,80 @@ class GaussianEM(ChainEM):
         updates: Updates,
         pseudo: Pseudo,
         min_eigenvalue: float,
+        missing: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         shapes = (each.shape[1:] for each in like[2:])
         super().__init__(value, lengths, like, pseudo, value.dtype, shapes)
         self._updates = updates
+        num_models = len(like[0])
+        self._seen = None if missing is None else _Seen.of(value, missing, lengths, num_models)
+        self._models = np.arange(num_models)
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
         self._bounds = (float(info.tiny), min_eigenvalue, least)
 
+    def keep(self, models: Flags) -> None:
+        """See :meth:`.ChainEM.keep`."""
+        super().keep(models)
+        self._models = self._models[models]
+
+    def _seen_of(self, models: Flags | None) -> _Seen | None:
+        """The data with missing entries, of the models that take a step."""
+        if self._seen is None:
+            return None
+        chosen = self._models if models is None else self._models[models]
+        return self._seen._replace(tables=self._seen.tables[chosen])
+
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
         """See :meth:`.ChainEM.step`."""
         rows = self._rows if models is None else self._select(models)
+        seen = self._seen_of(models)
         kernels, num_models = self._kernels, len(parameters[0])
-        density, smoothed, moved, log_likelihood, redo = rows.work
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
-        log_initial, log_transition, mean, factor = rows.prepared
-        x, densities = rows.pair
-        kernels.fill_log_density(x, mean, factor, densities)
-        logits = (log_initial, log_transition, density, rows.lengths)
-        kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        moments = kernels.sum_moments(rows.value, smoothed, mean, None, factor.shape[2:])
-        sums = (smoothed[:, 0], moved[:, 0], *moments)
-        sums = tuple(of_models(each, num_models) for each in sums)
+        mean, factor = rows.prepared[2:]
+        at = parameters[2], _sound(parameters[3], sound)
+        by_model = [each.reshape(num_models, -1, each.shape[2]) for each in rows.fields]
+        if seen is None:
+            x, densities = rows.pair
+            kernels.fill_log_density(x, mean, factor, densities)
+        else:
+            kernels.fill_seen_log_density(*seen, *at, by_model[0])
+        log_likelihood, starts, counts = self._sweep(rows, num_models)
+        if seen is None:
+            moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
+        else:
+            moments = kernels.sum_expected_moments(*seen, by_model[1], *at)
+        sums = tuple(of_models(each, num_models) for each in moments)
         new = Parameters(map(np.empty_like, parameters))
-        given = sums[0] + pseudo[0], sums[1] + pseudo[1], *sums[2:]
+        given = starts + pseudo[0], counts + pseudo[1], *sums
         now = (*parameters, *self._updates, *self._bounds)
         is_whole = kernels.maximise(*given, *now, *new, ordinary)
-        total = log_prior + rows.pseudo.constant
-        total += of_models(log_likelihood, num_models)
+        total = log_prior + rows.pseudo.constant + log_likelihood
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound
         return Step(total, new, ordinary, is_whole and all_sound)
+
+    def _moments(
+        self,
+        value: npt.NDArray[Any],
+        weights: npt.NDArray[Any],
+        mean: Array,
+        second_shape: tuple[int, ...],
+    ) -> tuple[Array, ...]:
+        """Weighted moments of each model, or of each row where models share its data."""
+        each = self._each
+        if len(value) % each == 0:  # the rows of a model as one: many short ones take long
+            value = value.reshape(len(value) // each, -1, value.shape[-1])
+            weights = weights.reshape(len(weights) // each, -1, weights.shape[-1])
+            mean = mean if len(mean) == 1 else np.ascontiguousarray(mean[::each])
+        found: tuple[Array, ...] = self._kernels.sum_moments(
+            value, weights, mean, None, second_shape
+        )
+        return found[0][..., np.newaxis], *found[1:]
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
@@ -104,3 +171,12 @@ class GaussianEM(ChainEM):
         given = (*before, *now, *after, *self._updates, *self._bounds, LEAST_SHARE, bounds)
         ops.squarem()(*given, *new, lengths)
         return new, lengths
+
+
+def _sound(spread: Array, sound: Flags) -> Array:
+    """The spreads, with the identity for models of which one is not positive definite."""
+    if sound.all():
+        return spread
+    size, columns = spread.shape[2:]
+    one = np.eye(size) if columns == size else np.ones((size, 1))
+    return np.where(sound[:, np.newaxis, np.newaxis, np.newaxis], spread, one)

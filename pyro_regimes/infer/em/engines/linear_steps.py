@@ -47,7 +47,7 @@ class Emission(NamedTuple):
 
 
 class LinearEM(ChainEM):
-    """EM steps for N sequences of P independent models, N / P to each in turn.
+    """See :class:`.ChainEM`.
 
     :param value: the functions of the data, ``(V, T, S)``, or rows of the table, ``(V, T, D)``:
         that of element d and category c is d C + c, and the last one, D C, is for missing
@@ -79,22 +79,19 @@ class LinearEM(ChainEM):
         rows = self._rows if models is None else self._select(models)
         initial, transition, argument = parameters
         kernels, num_models = self._kernels, len(initial)
-        density, smoothed, moved, log_likelihood, redo = rows.work
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         kernels.prepare_chain(initial, transition, *pseudo, *rows.prepared, log_prior)
         natural = self._emission.linear.natural(
             torch.from_numpy(argument), len(self._emission.event_shape)
         )
         is_sound = self._fill_density(rows.pair, natural)
-        logits = (*rows.prepared, density, rows.lengths)
-        kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        starts, counts = (of_models(each, num_models) for each in (smoothed[:, 0], moved[:, 0]))
+        log_likelihood, starts, counts = self._sweep(rows, num_models)
         given = starts + pseudo[0], counts + pseudo[1], initial, transition, *self._updates[:2]
         new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(num_models, np.bool_)
         kernels.maximise_chain(*given, self._tiny, *new[:2], ordinary)
-        sums = self._sums(rows.value, smoothed, num_models)
+        sums = self._sums(rows.value, rows.fields[1], num_models)
         ordinary &= self._maximise(argument, sums.reshape(natural.shape), new[2])
-        total = log_prior + rows.pseudo.constant + of_models(log_likelihood, num_models)
+        total = log_prior + rows.pseudo.constant + log_likelihood
         if not is_sound.all():
             total[~is_sound] = np.nan
             ordinary &= is_sound
