@@ -147,3 +147,12 @@ def test_what_cannot_be_imputed_is_said():
     value = torch.tensor([4.0, torch.nan]).double()
     mean, variance = impossible.impute(value)
     assert mean[0] == 4 and mean[1].isnan() and variance[1].isnan()
+
+
+def test_factor_analysis_is_imputed_as_its_covariance():
+    factor, noise, loc = draw(K, D, 1, seed=6), draw(K, D, seed=7).exp(), draw(K, D, seed=3)
+    factors = dist.LowRankMultivariateNormal(loc, factor, noise)
+    x = holes(draw(T, D, seed=5))
+    found = hmm(factors).impute(x)
+    expected = hmm(dist.MultivariateNormal(loc, factors.covariance_matrix)).impute(x)
+    assert_close(found, expected, rtol=1e-10, atol=1e-10)
