@@ -225,16 +225,17 @@ def test_stochastic_em() -> None:
     size = 20
     x = torch.cat([simulate()] * (size // N))
     x[::3] = torch.nan_to_num(x[::3], nan=0.3)
+    given = start() | {"loc": torch.tensor([[-2.0, 0, 1], [1, 2, -1]]).double()}
 
     def minibatches(x: Tensor) -> None:
         params = [
             pyro.param(name, value.clone(), constraint=CONSTRAINTS[name])
-            for name, value in start().items()
+            for name, value in given.items()
         ]
-        with pyro.plate("sequences", size, subsample_size=2) as index:
+        with pyro.plate("sequences", size, subsample_size=5) as index:
             pyro.sample("x", hmm(*params), obs=x[index])
 
-    whole = make_model(start())
+    whole = make_model(given)
     first = EM(whole).evaluate_loss(x)
     torch.manual_seed(seeds.seed(1))
     EM(minibatches).run(x, num_steps=60, tol=None)
