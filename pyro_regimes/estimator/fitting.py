@@ -144,7 +144,7 @@ def fit_regimes(
         history = history[: fit.num_steps[best] + 1]
     found = []
     if fit.degenerate[best]:
-        collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
+        collapsed = flags(fit.collapsed[best])
         has_covariances = spec.spread is not None
         found.append(
             problems.of_collapse(names, collapsed, smoothed_probs, row_name, has_covariances)

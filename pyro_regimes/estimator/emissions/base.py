@@ -222,6 +222,13 @@ class Spec(ABC):
         """
         return np.zeros(self._lead(emission), np.bool_)
 
+    def are_equal(self, x: Array) -> bool:
+        """Whether a regime of these rows alone has a likelihood without a bound.
+
+        Asked where EM finds a parameter without a maximum.
+        """
+        return False
+
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         """Whether each has a variance below ``floor`` in some direction; series of any units."""
         return np.zeros(self._lead(emission), np.bool_)
@@ -349,6 +356,12 @@ def refuse(
         f"expected X to hold {expected}, got {data[row, column]:g} in row {row} of column "
         f"{column_name(int(column), names)}; {remedy}"
     )
+
+
+def has_constant(data: Array) -> bool:
+    """Whether the observed entries of some column are all equal."""
+    seen = data[:, ~np.isnan(data).all(0)]
+    return bool((np.nanmax(seen, 0) == np.nanmin(seen, 0)).any()) if seen.size else False
 
 
 def refuse_constant(data: Array, names: Names | None, remedy: str) -> None:

@@ -275,6 +275,9 @@ class Mixed(Spec):
         each = [part.spec.collapsed(part.own(emission), least, dtype) for part in self.parts]
         return np.any(np.stack(np.broadcast_arrays(*each)), axis=0)
 
+    def are_equal(self, x: Array) -> bool:
+        return any(part.spec.are_equal(x[:, list(part.columns)]) for part in self.parts)
+
     def fewest_observations(self, num_series: int) -> int:
         return max(part.spec.fewest_observations(len(part.keys)) for part in self.parts)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_regimes.estimator.emissions.base import (
     Names,
     Spec,
+    has_constant,
     positive,
     refuse,
     refuse_constant,
@@ -99,6 +100,15 @@ class Exponential(_Positive):
     def unscale(self, emission: Emission, units: Units) -> Emission:
         return {"rates": emission["rates"] / units.unit}
 
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        most = _LOST / torch.finfo(dtype).eps  # of about 1 for all observations together
+        return np.any(~(emission["rates"] < most), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x) and bool((np.nan_to_num(x) == 0).all(0)[~np.isnan(x).all(0)].any())
+
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         return _repeated(shares, rates=1 / x.mean(0))
 
@@ -150,6 +160,9 @@ class Gamma(_Positive):
     ) -> npt.NDArray[np.bool_]:
         most = _LOST / torch.finfo(dtype).eps
         return np.any(~(emission["concentrations"] < most), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x)
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = x.mean(0)
