@@ -13,12 +13,9 @@ from benchmarks import (
     families,
     gpu,
     measure,
-    peer_growth,
-    peer_log_prob,
-    peers,
-    regime_model,
-    versions,
 )
+from benchmarks import missing as missing_entries
+from benchmarks import peer_growth, peer_log_prob, peers, regime_model, versions
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
@@ -245,3 +242,21 @@ def test_every_family_has_a_time_only_if_it_is_right() -> None:
     other.em = families.Fit(some["Gamma"]).em
     other.x = other.x + 1e-3  # not what the other model observes
     assert "differs" in str(other.doubt(3))
+
+
+def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(missing_entries, "T", 300)
+    monkeypatch.setattr(missing_entries, "ROUNDS", 1)
+    monkeypatch.setattr(missing_entries, "STEPS", {True: 1, False: 1})
+    monkeypatch.setattr(missing_entries, "WORKLOADS", missing_entries.WORKLOADS[:3])
+    threads = torch.get_num_threads()
+    try:
+        missing_entries.main()
+        rows = capsys.readouterr().out.splitlines()
+        names = [row.split("|")[2].strip() for row in rows[3:]]
+        assert names == ["complete", "entries", "whole rows"]
+        monkeypatch.setattr(missing_entries, "by_rows", lambda x: 1.0)
+        with pytest.raises(SystemExit, match="expected the loss"):
+            missing_entries.main()
+    finally:
+        torch.set_num_threads(threads)
