@@ -344,8 +344,10 @@ def test_wrong_settings_are_refused() -> None:
     "emission", ["student_t", "gaussian_mixture", "gamma", "lognormal", "von_mises"]
 )
 def test_a_regime_of_equal_observations_is_a_collapse(emission: str) -> None:
-    """Half of the rows: the likelihood has no maximum, whatever the family."""
-    x = np.concatenate([np.full((60, 1), 1.37), seeds.rng(0).gamma(2, 1, (60, 1))])
+    """Two values, each a regime: the likelihood has no maximum, whatever the family."""
+    x = np.repeat([1.37, 2.9], 60)[:, None]
+    if emission in ("student_t", "gaussian_mixture"):
+        x = x - 2  # no level
     with pytest.warns(ConvergenceWarning, match="collapsed onto a few points") as caught:
         RegimeModel(2, emission=emission, n_init=1, random_state=0).fit(x)
     assert len(caught) == 1  # and no warning of EM's own
