@@ -13,13 +13,9 @@ from benchmarks import (
     families,
     gpu,
     measure,
-    peer_growth,
-    peer_log_prob,
-    peers,
-    ragged,
-    regime_model,
-    versions,
 )
+from benchmarks import missing as missing_entries
+from benchmarks import peer_growth, peer_log_prob, peers, ragged, regime_model, versions
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
@@ -259,3 +255,21 @@ def test_ragged_row(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(float(each) >= 0 for each in cells[2:]) and len(cells) in (7, 9)
         monkeypatch.setattr(ragged, "difference", lambda *arguments: 1e-3)
         assert ragged.row(workload, 1)[2:] == ["-"] * 6
+
+
+def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(missing_entries, "T", 300)
+    monkeypatch.setattr(missing_entries, "ROUNDS", 1)
+    monkeypatch.setattr(missing_entries, "STEPS", {True: 1, False: 1})
+    monkeypatch.setattr(missing_entries, "WORKLOADS", missing_entries.WORKLOADS[:3])
+    threads = torch.get_num_threads()
+    try:
+        missing_entries.main()
+        rows = capsys.readouterr().out.splitlines()
+        names = [row.split("|")[2].strip() for row in rows[3:]]
+        assert names == ["complete", "entries", "whole rows"]
+        monkeypatch.setattr(missing_entries, "by_rows", lambda x: 1.0)
+        with pytest.raises(SystemExit, match="expected the loss"):
+            missing_entries.main()
+    finally:
+        torch.set_num_threads(threads)
