@@ -192,6 +192,20 @@ class _Family(Family):
         df = ops.without_repeats(given["df"], 0)
         return latent_scale.log_density(seen.square, df, seen.number) - seen.log_det
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of a Student-t about the regression on the observed entries of the row.
+
+        It has a degree of freedom more for each of these.
+        """
+        seen = _seen(value, missing, given)
+        mean, variance = missing_entries.conditional(value, missing, given["loc"], seen.covariance)
+        freedom = (given["df"] + seen.number).unsqueeze(-1)
+        inflation = (given["df"] + seen.square).unsqueeze(-1) / (freedom - 2)
+        variance = torch.where(freedom > 2, variance * inflation, torch.inf)
+        return torch.where(freedom > 1, mean, torch.nan), variance
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
         """Moments about the current locations, weighted with the latent scales."""
         over_time, size = latent_scale.over_time(observed), observed.value.shape[-1]
