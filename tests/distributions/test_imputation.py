@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import RegimeHMM
+from pyro_regimes.distributions import Columns
 from tests import seeds
 
 K, D, T = 2, 3, 5
@@ -156,3 +157,60 @@ def test_factor_analysis_is_imputed_as_its_covariance():
     found = hmm(factors).impute(x)
     expected = hmm(dist.MultivariateNormal(loc, factors.covariance_matrix)).impute(x)
     assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_student_t_given_some_entries():
+    """By a Gaussian whose variance is drawn: averages over its posterior, by quadrature."""
+    df, loc, spread = torch.tensor([5.0, 9.0]).double(), draw(K, D, seed=3), spreads(seed=4)
+    factor = torch.linalg.cholesky(spread)
+    x = draw(4, D, seed=5)
+    x[0, 1], x[1, :2], x[2] = torch.nan, torch.nan, torch.nan
+    chain = hmm(dist.MultivariateStudentT(df, loc, factor))
+    mean, variance = chain.impute(x)
+    probs = chain.smoothed_probs(x)
+    grid = torch.linspace(1e-4, 12, 200_001).double()  # of the precision
+    for t in range(3):
+        seen = ~x[t].isnan()
+        means, variances = [], []
+        for k in range(K):
+            inner = spread[k][seen][:, seen]
+            residual = x[t, seen] - loc[k, seen]
+            q = residual @ torch.linalg.solve(inner, residual) if seen.any() else torch.zeros(())
+            half = (df[k] + seen.sum()) / 2
+            weight = ((half - 1) * grid.log() - grid * (df[k] + q) / 2).softmax(0)
+            slopes = torch.linalg.solve(inner, spread[k][seen]).mT
+            means.append(loc[k] + slopes @ residual)
+            rest = (spread[k] - slopes @ spread[k][seen]).diagonal()
+            variances.append(rest * (weight / grid).sum())
+        means, variances = torch.stack(means), torch.stack(variances)
+        average = probs[t] @ means
+        spread_of = probs[t] @ (variances + (means - average).square())
+        assert_close(mean[t, ~seen], average[~seen], rtol=1e-8, atol=1e-8)
+        assert_close(variance[t, ~seen], spread_of[~seen], rtol=1e-4, atol=1e-5)
+    assert torch.equal(mean[3], x[3])
+
+
+def test_columns_of_several_kinds():
+    loc, rates = 2 * draw(K, 2, seed=3), torch.tensor([1.0, 8.0]).double()
+    spread = spreads(seed=4)[:, :2, :2]
+    emission = Columns([(dist.Poisson(rates), 1), (dist.MultivariateNormal(loc, spread), [0, 2])])
+    x = torch.stack([draw(T, seed=5), torch.arange(T).double(), draw(T, seed=6)], -1)
+    x[1, 0], x[2, 1], x[3] = torch.nan, torch.nan, torch.nan
+    chain = hmm(emission)
+    mean, variance = chain.impute(x)
+    probs = chain.smoothed_probs(x)
+    assert_close(mean[[2, 3], 1], (probs @ rates)[[2, 3]])
+    slope = spread[:, 0, 1] / spread[:, 1, 1]
+    given = loc[:, 0] + slope * (x[1, 2] - loc[:, 1])
+    assert_close(mean[1, 0], probs[1] @ given)
+    rest = spread[:, 0, 0] - slope * spread[:, 0, 1]
+    assert_close(variance[1, 0], probs[1] @ (rest + (given - mean[1, 0]).square()))
+    assert torch.equal(mean[0], x[0]) and bool((variance[3] > 0).all())
+
+
+def test_what_has_no_moments_given_others():
+    loc = draw(K, D, seed=3).exp()
+    chain = hmm(dist.Dirichlet(loc))
+    x = torch.full((3, D), 1 / D).double()
+    x[1] = torch.nan
+    assert_close(chain.impute(x).mean[1], chain.smoothed_probs(x)[1] @ (loc / loc.sum(-1, True)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeModel
 from pyro_regimes.estimator.parameters import Array
@@ -232,6 +233,7 @@ def test_the_pyro_model_is_at_its_maximum(case: Case) -> None:
 WITH_UNITS = [case for case in CASES if case.factor != 1]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     case=st.sampled_from(WITH_UNITS),
@@ -336,6 +338,34 @@ def test_wrong_settings_are_refused() -> None:
     fitted = RegimeModel(2, emission="poisson", random_state=0).fit(x)
     with pytest.raises(ValueError, match="the same emission, 'gaussian', got 'poisson'"):
         RegimeModel(2, init_params=fitted).fit(x)
+
+
+@pytest.mark.parametrize(
+    "emission", ["student_t", "gaussian_mixture", "gamma", "lognormal", "von_mises"]
+)
+def test_a_regime_of_equal_observations_is_a_collapse(emission: str) -> None:
+    """Half of the rows: the likelihood has no maximum, whatever the family."""
+    x = np.concatenate([np.full((60, 1), 1.37), seeds.rng(0).gamma(2, 1, (60, 1))])
+    with pytest.warns(ConvergenceWarning, match="collapsed onto a few points") as caught:
+        RegimeModel(2, emission=emission, n_init=1, random_state=0).fit(x)
+    assert len(caught) == 1  # and no warning of EM's own
+    has_floor = emission in ("student_t", "gaussian_mixture")
+    assert ("min_eigenvalue" in str(caught[0].message)) == has_floor
+
+
+@pytest.mark.parametrize("emission", ["gamma", "lognormal"])
+@pytest.mark.parametrize("unit", [1.0, 1e-150, 1e100])
+def test_a_tight_regime_is_no_collapse(emission: str, unit: float) -> None:
+    """A relative deviation of a millionth, in any unit."""
+    level = np.repeat([1.0, 2.0], 100)[:, None]
+    x = unit * np.exp(level + 1e-6 * seeds.rng(0).standard_normal((200, 1)))
+    model = RegimeModel(2, emission=emission, n_init=2, random_state=0).fit(x)
+    assert (np.diff(model.predict(x)) != 0).sum() == 1
+    moments = model._fitted_spec().moments({n: getattr(model, f"{n}_") for n in (
+        model._fitted_spec().attributes
+    )})  # fmt: skip
+    relative = np.sqrt(moments.variances) / moments.means
+    np.testing.assert_allclose(relative, 1e-6, rtol=0.3)
 
 
 def test_angles_in_degrees_are_doubted() -> None:

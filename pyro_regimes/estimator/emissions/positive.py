@@ -26,8 +26,9 @@ from pyro_regimes.estimator.gaussian import DiagonalGaussian
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
-#: Relative deviations of a regime that are lost in rounding, in multiples of it.
-_LOST = 1e2
+#: A concentration above this over the rounding is that of equal observations: the logarithm of
+#: their mean differs by half of 1 / it from the mean of their logarithms.
+_LOST = 0.25
 
 
 class _Positive(Spec):
@@ -147,7 +148,7 @@ class Gamma(_Positive):
     def collapsed(
         self, emission: Emission, least: float, dtype: torch.dtype
     ) -> npt.NDArray[np.bool_]:
-        most = (_LOST * torch.finfo(dtype).eps) ** -2.0 / 4
+        most = _LOST / torch.finfo(dtype).eps
         return np.any(~(emission["concentrations"] < most), axis=-1)
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:

@@ -101,10 +101,13 @@ def _factorise(
     covariance: Any,  # (D, D), or variances (D, 1)
     columns: Any,  # (D,), the observed ones first
     seen: int,
-    stop: int,  # the number of rows to compute
+    stop: int,  # the number of entries to consider
     factor: Any,  # flat (D, D), or (D,)
 ) -> float:
-    """The first rows of the Cholesky factor in this order, with the pivots inverted.
+    """The first columns of the Cholesky factor in this order, with the pivots inverted.
+
+    Column j is at ``factor[j * D :]``. The columns from ``seen`` on are those of the residual
+    covariance of the missing entries.
 
     :return: half of the log determinant of the observed entries' covariance.
     """
@@ -115,42 +118,38 @@ def _factorise(
             half += math.log(root)
             factor[i] = 1.0 / root
         return half
-    for i in range(stop):
-        for j in range(min(i + 1, seen)):
-            left = covariance[columns[i], columns[j]]
-            for e in range(j):
-                left -= factor[i * size + e] * factor[j * size + e]
-            if i == j:
-                root = math.sqrt(left)
-                half += math.log(root)
-                factor[i * size + i] = 1.0 / root
-            else:
-                factor[i * size + j] = left * factor[j * size + j]
+    for j in range(stop):
+        for i in range(j, stop):
+            factor[np.uintp(j * size + i)] = covariance[columns[i], columns[j]]
+    for j in range(seen):
+        root = math.sqrt(factor[j * size + j])
+        half += math.log(root)
+        inverse = 1.0 / root
+        factor[j * size + j] = inverse
+        for i in range(j + 1, stop):
+            factor[np.uintp(j * size + i)] *= inverse
+        for e in range(j + 1, stop):
+            slope = factor[j * size + e]
+            for i in range(e, stop):
+                factor[np.uintp(e * size + i)] -= slope * factor[np.uintp(j * size + i)]
     return half
 
 
 @compiled
 def _regress(
-    covariance: Any,  # (D, D)
-    columns: Any,
+    size: int,
     seen: int,
-    factor: Any,  # as above, overwritten from row ``seen`` on with the slopes
-    residual: Any,  # flat (D, D), whose rows and columns from ``seen`` on are filled
+    factor: Any,  # as above; its first columns are overwritten from row ``seen`` on
 ) -> None:
-    """The regression of the missing entries on the observed ones."""
-    size = len(columns)
-    for i in range(seen, size):
-        for j in range(seen, i + 1):
-            left = covariance[columns[i], columns[j]]
-            for e in range(seen):
-                left -= factor[i * size + e] * factor[j * size + e]
-            residual[i * size + j] = left
-    for i in range(seen, size):
-        for j in range(seen - 1, -1, -1):
-            left = factor[i * size + j]
-            for e in range(j + 1, seen):
-                left -= factor[i * size + e] * factor[e * size + j]
-            factor[i * size + j] = left * factor[j * size + j]
+    """The slopes of the regression of the missing entries on the observed ones."""
+    for j in range(seen - 1, -1, -1):
+        pivot = factor[j * size + j]
+        for i in range(seen, size):
+            factor[np.uintp(j * size + i)] *= pivot
+        for e in range(j):
+            slope = factor[e * size + j]
+            for i in range(seen, size):
+                factor[np.uintp(e * size + i)] -= slope * factor[np.uintp(j * size + i)]
 
 
 @compiled
@@ -169,11 +168,10 @@ def _squares(
     for i in range(seen):
         shift = simd.splat(mean[columns[i]], like)
         left = simd.subtract(simd.load(x, i * WIDTH, like), shift)
-        row = i * size
         for j in range(i if is_full else 0):
-            slope = simd.splat(-factor[row + j], like)
+            slope = simd.splat(-factor[j * size + i], like)
             left = simd.multiply_add(slope, simd.load(z, j * WIDTH, like), left)
-        left = simd.multiply(left, simd.splat(factor[row + i if is_full else i], like))
+        left = simd.multiply(left, simd.splat(factor[i * size + i if is_full else i], like))
         simd.store(z, i * WIDTH, left)
         total = simd.multiply_add(left, left, total)
     return total
@@ -273,7 +271,7 @@ def _add_moments(
     for i in range(seen, stop):
         left = simd.splat(0.0, like)
         for j in range(seen):
-            slope = simd.splat(factor[i * size + j], like)
+            slope = simd.splat(factor[j * size + i], like)
             left = simd.multiply_add(slope, simd.load(v, j * WIDTH, like), left)
         simd.store(v, i * WIDTH, left)
     for i in range(stop):
@@ -296,7 +294,7 @@ def _put_moments(
     weight: float,
     first: Any,  # (D,), in the order of the columns
     second: Any,  # flat (D, D), or (D,)
-    residual: Any,  # flat (D, D)
+    factor: Any,  # with the residual covariance of the missing entries
     all_weight: Any,  # (1,) or (D,), added to
     all_first: Any,  # (D,), likewise
     all_second: Any,  # (D, D or 1), likewise; a matrix's lower triangle
@@ -316,7 +314,7 @@ def _put_moments(
         for j in range(i + 1):
             own = second[i * size + j]
             if j >= seen:
-                own += weight * residual[i * size + j]
+                own += weight * factor[j * size + i]
             other = columns[j]
             all_second[max(to, other), min(to, other)] += own
 
@@ -341,7 +339,7 @@ def _moment_sweep(
     num_states, size = loc.shape[1], loc.shape[2]
     is_full = covariance.shape[3] == size
     stride = size * size if is_full else size
-    factor, residual = np.empty((num_states, stride)), np.empty((num_states, size * size))
+    factor = np.empty((num_states, stride))
     own_weight = np.empty(num_states)
     own_first, own_second = np.empty((num_states, size)), np.empty((num_states, stride))
     x, v = np.zeros(size * WIDTH), np.empty(size * WIDTH)
@@ -359,7 +357,7 @@ def _moment_sweep(
                 if is_full and seen < size:
                     for k in range(num_states):
                         _factorise(covariance[p, k], order, seen, size, factor[k])
-                        _regress(covariance[p, k], order, seen, factor[k], residual[k])
+                        _regress(size, seen, factor[k])
             _gather(value[table], rows, start, count, order, seen, x)
             for t in range(count, WIDTH):
                 share[t] = 0.0
@@ -380,7 +378,7 @@ def _moment_sweep(
             if block + 1 == end or blocks[block + 1, 2] != pattern:
                 for k in range(num_states):
                     _put_moments(
-                        order, seen, own_weight[k], own_first[k], own_second[k], residual[k],
+                        order, seen, own_weight[k], own_first[k], own_second[k], factor[k],
                         weight[chunk, k], total[chunk, k], second[chunk, k],
                     )  # fmt: skip
         if is_full:

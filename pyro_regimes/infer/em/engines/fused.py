@@ -150,6 +150,8 @@ def why_not_data(data: SiteData) -> str | None:
         return "observations are weighted or masked"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
+    if site.hmm._gaps is not None:
+        return "observations are not equally spaced"
     if data.dtype not in (torch.float32, torch.float64):
         return "it serves float32 and float64"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
