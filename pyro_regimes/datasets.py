@@ -73,16 +73,16 @@ def read_returns(
         the column, and an ambiguous column is an error. In dates with points, such as 01.02.2020,
         the day is always first.
     :param sort: whether to sort the rows by date if they are not in ascending order.
-    :param drop_missing: whether to drop rows with a missing value, with one warning that counts
-        them by column. A return computed from prices then spans the gap.
+    :param drop_missing: whether to drop rows with a missing value; a return of prices then spans
+        the gap. Else it stays, as NaN. A warning counts missing values by column.
     :param decimal: the decimal mark of numbers in text, ``"."`` or ``","``. By default it is
         inferred from the numbers, and ambiguous numbers are an error.
     :returns: :class:`Returns`; one row fewer than the file if ``prices`` is true.
     :raises ValueError: if the file cannot be read as such a table: no header, no rows (fewer than 2
         of prices), unnamed or repeated columns, rows of another length than the header; if a value
-        is not a finite (for prices, positive) number, or missing; if dates are ambiguous, invalid,
-        repeated or not ascending; or if a series never changes. The message names the file, line
-        and column, what was expected, what was found, and the remedy.
+        is not a finite (for prices, positive) number; if dates are ambiguous, invalid, repeated or
+        not ascending; or if a series never changes or has no value. The message says where, what
+        was expected, what was found, and the remedy.
     :raises OSError: if ``path`` cannot be read; :class:`FileNotFoundError` if there is no such
         file, :class:`IsADirectoryError` if it is a directory.
     :raises ImportError: if pandas >= 2.2, or the package that reads this format, is not installed.

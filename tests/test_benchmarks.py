@@ -16,6 +16,7 @@ from benchmarks import (
     peer_growth,
     peer_log_prob,
     peers,
+    ragged,
     regime_model,
     versions,
 )
@@ -245,3 +246,16 @@ def test_every_family_has_a_time_only_if_it_is_right() -> None:
     other.em = families.Fit(some["Gamma"]).em
     other.x = other.x + 1e-3  # not what the other model observes
     assert "differs" in str(other.doubt(3))
+
+
+def test_ragged_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio for each task if the sequences are scored as they are alone, and none if not."""
+    workload = ragged.Workload("tiny", [10] * 12, [60] + [3] * 20)
+    assert all(sum(each.even) == sum(each.ragged) for each in [workload, *ragged.WORKLOADS])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells = ragged.row(workload, 1)
+        assert cells[0] == "tiny" and float(cells[1]) < 1e-12
+        assert all(float(each) >= 0 for each in cells[2:]) and len(cells) in (7, 9)
+        monkeypatch.setattr(ragged, "difference", lambda *arguments: 1e-3)
+        assert ragged.row(workload, 1)[2:] == ["-"] * 6

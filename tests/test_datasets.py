@@ -253,8 +253,6 @@ def test_the_column_tells_days_from_months(days, expected, write_csv: WriteCSV):
 def test_rows_with_missing_values_are_left_out_with_one_warning(write_csv: WriteCSV):
     path = write_csv("date,a,b\n2020-01-01,1,1\n2020-01-02,,1\n2020-01-03,2,NA\n2020-01-04,4,5\n")
     message = "dropped 2 of 4 rows, which have a missing value; the first is 2020-01-02"
-    with pytest.raises(ValueError, match="1 in 'a' .first on line 3., 1 in 'b' .first on line 4.;"):
-        read_returns(path)
     with pytest.warns(UserWarning, match=message) as record:
         values, dates, _ = read_returns(path, drop_missing=True)
     assert len(record) == 1 and record[0].filename == __file__
@@ -265,6 +263,23 @@ def test_rows_with_missing_values_are_left_out_with_one_warning(write_csv: Write
         values, dates, _ = read_returns(path, prices=True, drop_missing=True)
     np.testing.assert_allclose(values, [[300, 400]], rtol=1e-13, atol=0)
     assert [str(date) for date in dates] == ["2020-01-04"]
+
+
+def test_missing_values_are_kept_with_one_warning(write_csv: WriteCSV):
+    rows = [",1", "1,", "2,NA", "4,5", "5,4"]
+    lines = [f"2020-01-0{day},{row}" for day, row in enumerate(rows, 1)]
+    path = write_csv("\n".join(["date,a,b", *lines]) + "\n")
+    message = "3 cells are missing values, in 3 of 5 rows: 1 in 'a' .first on line 2., 2 in 'b'"
+    with pytest.warns(UserWarning, match=message) as record:
+        values, dates, _ = read_returns(path)
+    assert len(record) == 1 and record[0].filename == __file__
+    nan = np.nan
+    np.testing.assert_array_equal(values.T, [[nan, 1, 2, 4, 5], [1, nan, nan, 5, 4]])
+    assert len(dates) == 5
+    with pytest.warns(UserWarning, match=f"{message}.*; a missing price leaves the returns before"):
+        values, dates, _ = read_returns(path, prices=True)
+    np.testing.assert_allclose(values.T, [[nan, 100, 100, 25], [nan, nan, nan, -20]], rtol=1e-13)
+    assert str(dates[0]) == "2020-01-02"
 
 
 def test_missing_values_are_those_of_pandas():
@@ -398,8 +413,12 @@ BAD_RETURNS = {
         "column 'b': expected a series that varies, got the return 0.5 in all 2 rows",
     ),
     "nothing but missing values": (
-        "date,a,b\n2020-01-02,1,\n2020-01-03,,1\n",
-        r"expected no missing cells, got 1 in 'a' \(first on line 3\), 1 in 'b' .*; 2 of 2 rows",
+        "date,a,b\n2020-01-02,1,\n2020-01-03,2,\n",
+        r"column 'b': expected some values, got only missing ones in 2 rows; leave it out with col",
+    ),
+    "constant where it is not missing": (
+        "date,a,b\n2020-01-02,1,\n2020-01-03,,2\n2020-01-04,1,3\n",
+        "column 'a': expected a series that varies, got the return 1.0 in all 2 rows",
     ),
     "open quote": (
         'date,a\n2020-01-01,"1\n2020-01-02,2\n',
@@ -429,7 +448,7 @@ BAD_PRICES = {
     ),
     "one complete row": (
         "date,a\n2020-01-01,1\n2020-01-02,null\n",
-        r"expected no missing cells, got 1 in 'a' \(first on line 3\); 1 of 2 rows have one",
+        r"column 'a': expected some values, got only missing ones in 1 rows",
     ),
     "constant": (
         "date,a,b\n2020-01-01,3,1\n2020-01-02,3,2\n2020-01-03,3,1\n",

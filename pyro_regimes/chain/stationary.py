@@ -207,6 +207,7 @@ STATIONARY_PROBS = replace(
     maximise=_maximise,
     natural=Natural(rows.NATURAL.perturb, _score, _gain),
     priors={"probabilities": {dist.Dirichlet: _dirichlet}},
+    is_log_linear=False,
     num_own_dims=1,
     chart=charts.TRANSITIONS,
 )

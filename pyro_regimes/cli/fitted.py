@@ -97,8 +97,12 @@ def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
     import numpy as np
 
     volatility = summary.volatility / np.sqrt(periods_per_year(model))  # (K, D)
+    known = ~np.isnan(returns.values).all(0)
+    if not known.any():
+        return
+    volatility = volatility[:, known]
     with np.errstate(over="ignore"):
-        deviation = returns.values.std(0)
+        deviation = np.nanstd(returns.values[:, known], 0)
     low, high = (deviation / volatility.min(0)).max(), (deviation / volatility.max(0)).min()
     if low < 1 / _OTHER_UNIT or high > _OTHER_UNIT:
         less = f"{1 / low:.0f} times less than in the calmest"

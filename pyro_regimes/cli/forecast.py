@@ -14,7 +14,6 @@ from pyro_regimes.cli.options import AFTER, MODEL, START, Start
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
-from pyro_regimes.reading.following import following_dates
 from pyro_regimes.text_tables import fixed, percent, text_table
 
 
@@ -45,6 +44,8 @@ def forecast(
     before = read_start(start, after, fitted, returns)
     if out is not None:
         make_directory(out)
+    from pyro_regimes.reading.following import following_dates
+
     found = fitted.forecast(frame, steps, **before)
     deviation = found.covariance.diagonal(axis1=-2, axis2=-1) ** 0.5
     dates = following_dates(returns.dates, steps)

@@ -65,7 +65,11 @@ class Data(NamedTuple):
     ] = None
     sort: Annotated[bool, typer.Option("--sort", help="Sort the rows by date.")] = False
     drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="Leave out rows with missing cells.")
+        bool,
+        typer.Option(
+            "--drop-missing",
+            help="Leave out rows with missing cells, which are missing values else.",
+        ),
     ] = False
     decimal: Annotated[
         Optional[str],

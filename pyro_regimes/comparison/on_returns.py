@@ -11,7 +11,7 @@ import torch
 from pyro_regimes.comparison.on_model import compare
 from pyro_regimes.comparison.runs import Comparison, MethodRun
 from pyro_regimes.comparison.task import Progress
-from pyro_regimes.estimator import validation
+from pyro_regimes.estimator import missing, validation
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.pyro_model import (
     prior_model,
@@ -48,7 +48,7 @@ def compare_on_returns(
     which helps Adam and does not affect EM. Log-likelihoods are reported in the units of the data.
     Log joint and ELBO contain densities of parameters, which are those for scaled data.
 
-    :param returns: ``(T, D)``.
+    :param returns: ``(T, D)``; NaN where a value is missing.
     :param held_out: share of the data, at the end, that is not fitted.
     :param methods: as in :func:`.comparison.compare`; None for all but NUTS.
     :param processes: 1 or 2, as in :func:`.comparison.compare`.
@@ -59,7 +59,9 @@ def compare_on_returns(
     validation.integer("random_state", random_state, 0)
     values = np.asarray(returns, dtype=np.float64)
     cut = _split(values, held_out, 2 * n_regimes)
-    units = Units(values[:cut].mean(0), values[:cut].std(0))
+    missing.check_columns(values[:cut], None)
+    filled = missing.filled(values[:cut])
+    units = Units(filled.mean(0), filled.std(0))
     if not (units.unit > 0).all():
         deviations = units.unit.tolist()
         raise ValueError(
@@ -68,9 +70,9 @@ def compare_on_returns(
         )
     z, rng = units.scale(values), validation.random_state(random_state)
     spec = find_spec(covariance_type)
-    start = make_starts(z[:cut], n_regimes, 1, spec, 1e-6, rng).select(0)
+    start = make_starts(units.scale(filled), n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
-    fitted, rest = units.log_jacobian(cut), units.log_jacobian(len(values) - cut)
+    fitted, rest = units.log_jacobian_of(values[:cut]), units.log_jacobian_of(values[cut:])
 
     def tell(method: str, step: int, total: int, objective: float) -> None:
         if progress is not None:

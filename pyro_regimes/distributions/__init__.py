@@ -1,6 +1,7 @@
 """Distributions to use in Pyro models."""
 
 from pyro_regimes.distributions.forecast import Forecast
+from pyro_regimes.distributions.imputation import Imputation
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
 from pyro_regimes.distributions.wishart import Wishart
@@ -11,6 +12,7 @@ from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous
 __all__ = [
     "Columns",
     "Forecast",
+    "Imputation",
     "Posterior",
     "RegimeHMM",
     "Wishart",

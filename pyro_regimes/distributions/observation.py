@@ -18,13 +18,13 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
-from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
+from pyro_regimes.emissions.exact import exact_copy
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
-from pyro_regimes.observed.columns import Columns
+from pyro_regimes.observed.columns import Columns, take
 
 #: Distributions of Pyro that marginalise NaN by a loop over values; the families do it for them.
 _NAN_MASKED: dict[type[Distribution], Family] = {
@@ -107,6 +107,62 @@ def log_prob(
     if _broadcasts_to(batch_shape, density.shape):
         return density
     return density.expand(torch.broadcast_shapes(density.shape, batch_shape))
+
+
+def moments_of_missing(
+    observation_dist: Distribution, value: Tensor, missing: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and variances of missing entries in every state, given the observed ones of the row.
+
+    :param value: ``(..., T, *event)``, finite.
+    :param missing: in its shape.
+    :return: ``(..., T, K, *event)`` each; any numbers where nothing is missing.
+    :raises ValueError: if the distribution has none.
+    """
+    base = emissions.unwrap(observation_dist).base
+    event_dim = len(observation_dist.event_shape)
+    family = _NAN_MASKED.get(type(base)) or emissions.find_family(base, event_dim)
+    if family is not None:
+        given = {name: argument.detach() for name, argument in family.read(base).items()}
+        found = family.moments_of_missing(value, missing, given, event_dim)
+        if found is not None:
+            return found
+    if isinstance(base, Columns):
+        parts = [
+            moments_of_missing(part, take(value, places), take(missing, places))
+            for part, places in zip(base.parts, base.columns, strict=True)
+        ]
+        return _assembled(base, [means for means, _ in parts], value), _assembled(
+            base, [variances for _, variances in parts], value
+        )
+    if base.event_shape and entries.parts_of(missing, event_dim)[1] is not None:
+        raise ValueError(
+            "expected whole observations to be missing, got some with single missing entries, of "
+            f"which {type(base).__name__} has no mean given the others"
+        )
+    try:
+        return observation_dist.mean, observation_dist.variance
+    except NotImplementedError as error:
+        raise ValueError(
+            "expected observation_dist to have a mean and a variance, by which missing entries are "
+            f"imputed, got {type(base).__name__}, which has not"
+        ) from error
+
+
+def _assembled(columns: Columns, parts: list[Tensor], value: Tensor) -> Tensor:
+    """Moments of the parts, with or without a dim for time, in their columns."""
+    num_states = columns.batch_shape[-1]
+    shape = torch.broadcast_shapes(
+        value.shape[:-1] + (num_states,),
+        *(part.shape[: part.dim() - len(each.event_shape)]
+          for part, each in zip(parts, columns.parts, strict=True)),
+    )
+    return columns.assemble(
+        [
+            part.expand(shape + each.event_shape)
+            for part, each in zip(parts, columns.parts, strict=True)
+        ]
+    )
 
 
 def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:

@@ -147,6 +147,26 @@ class Search(NamedTuple):
     most: int = 100  #: the most steps
 
 
+class Scaling(NamedTuple):
+    """How an argument is a product of a parameter and of anything else.
+
+    A block has m positive sizes, all of which scale with their parameters. Those of spreads are in
+    ``emissions/sizes.py``. Functions are of blocks, ``(blocks, *block)``.
+    """
+
+    argument: Any  #: the :class:`Argument` that the cells of such a parameter are
+    sizes: Callable[[Tensor], Tensor]  #: ``blocks -> (blocks, m)``
+    #: What is left of the blocks, which does not depend on the sizes; None if they are all.
+    shape: Callable[[Tensor], Tensor] | None
+    stretch: Callable[[Tensor, Tensor], Tensor]  #: ``(blocks, ratios of the sizes) -> blocks``
+    #: ``(pooled of the blocks, blocks now, same) -> pooled of the sizes``, ``(blocks, m)``, with
+    #: the present sizes as units. ``same`` is ``(blocks, m, m)``: which sizes scale together.
+    pooled: Callable[[Pooled, Tensor, Tensor], Pooled]
+    #: ``(pooled of cells in these units, cells now) -> pooled``
+    absolute: Callable[[Pooled, Tensor], Pooled]
+    variance: Callable[[Tensor], Tensor]  #: ``blocks -> their least eigenvalues``
+
+
 #: The terms that a conjugate prior adds to the pooled statistics of a parameter's cells:
 #: ``(prior, shape of the site's value, shape of the parameter, event_dim) -> pooled``.
 Conjugate = Callable[[Any, torch.Size, torch.Size, int], Pooled]
@@ -203,6 +223,11 @@ class Argument:
     #: Whether Q is quadratic in it, with a weight that does not depend on its value. If so, EM
     #: solves for parameters in which it is affine by weighted least squares.
     is_quadratic: bool = False
+    #: Whether Q is linear in the logarithms of its entries, with its pooled ``Counts`` as weights.
+    #: If so, EM sets probabilities of which the entries are products of powers.
+    is_log_linear: bool = False
+    #: How it is a product of a parameter and of anything else; None if EM does not set that.
+    scaling: Scaling | None = None
     #: Number of dims of its blocks that are not the site's batch: time and state, or none.
     num_own_dims: int = 2
     #: The coordinates in which EM extrapolates its steps; None if it does not.
@@ -302,6 +327,16 @@ class Family(ABC):
         :param missing: in the shape of the value, which is any number in the support there.
         """
         raise NotImplementedError(f"{type(self).__name__} does not marginalise missing entries")
+
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Means and variances of missing entries in every state, given the observed ones.
+
+        :return: ``(..., T, K, *event)`` each; None where entries do not depend on each other, so
+            that those of the distribution serve.
+        """
+        return None
 
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The arguments of the kernels of Gaussian chains; None if the density is another one."""

@@ -104,7 +104,29 @@ def rows(draw: Draw) -> list[Tensor]:
         candidates.insert(0, logits)
     if draw.mild:  # probabilities without a constraint must be a row as well
         candidates.reverse()
+    if draw.constraint is constraints.simplex:
+        return candidates
+    if is_unit(draw.constraint) and not _are_rows(draw.old):
+        candidates.insert(0, _on_its_side(draw))
     return candidates
+
+
+def is_unit(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint is an interval inside [0, 1]."""
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    return low is not None and high is not None and bool(low >= 0) and bool(high <= 1)
+
+
+def _are_rows(value: Tensor) -> bool:
+    """Whether each row sums to 1."""
+    return value.dim() > 0 and bool(((value.sum(-1) - 1).abs() < 1e-6).all())
+
+
+def _on_its_side(draw: Draw) -> Tensor:
+    """Probabilities above 1/2 or below, by the sign of the draw."""
+    most = -0.4 * math.log(torch.finfo(draw.dtype).eps)
+    size = draw.uniform(0.5, 2.0) if draw.mild else draw.uniform(0.6 * most, most)
+    return (draw.sign * size).sigmoid()
 
 
 def location(draw: Draw) -> list[Tensor]:

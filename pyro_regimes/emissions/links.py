@@ -110,6 +110,14 @@ def _inverse_softplus(value: Tensor) -> Tensor:
     return value + (-(-value).expm1()).log()
 
 
+def _root_of_softplus(value: Tensor) -> Tensor:
+    return softplus(value).sqrt()
+
+
+def _inverse_softplus_of_square(value: Tensor) -> Tensor:
+    return _inverse_softplus(value.square())
+
+
 def _complement(value: Tensor) -> Tensor:
     return 1 - value
 
@@ -186,6 +194,8 @@ STANDARD_DEVIATION = (
     _logarithm("log of standard deviation", 1.0),
     _logarithm("log of variance", 0.5),
     _logarithm("log of precision", -0.5),
+    Link("inverse softplus of standard deviation", softplus, _inverse_softplus),
+    Link("inverse softplus of variance", _root_of_softplus, _inverse_softplus_of_square),
 )
 
 COVARIANCE = (

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,79 +25,12 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_regimes.emissions.base import Observed, add
 from pyro_regimes.emissions.moments import Moments, take
+from pyro_regimes.emissions.patterns import Patterns, distinct, is_constant
 from pyro_regimes.kernels import ops
-
-_MOST_BITS = 62  # of an int64, for the missing entries of a row
 
 #: The matrices of a block have at most so many entries, or so many times those of ``(T, K)``.
 _LEAST_BLOCK = 2**18
 _SHARE = 4.0
-
-
-class _Patterns(NamedTuple):
-    """The factorisations of a covariance with the missing entries left out, and each row's place.
-
-    The patterns stand in the place of time. If the covariance varies in time, each step has its
-    own factorisation.
-    """
-
-    seen: Tensor  #: 1 for observed entries and 0 for missing ones, ``(..., P, 1, D)``
-    #: the inverse of the Cholesky factor, 0 for missing entries, ``(..., P, K, D, D)``
-    whitening: Tensor
-    log_scale: Tensor  #: half of the log determinant, ``(..., P, K)``
-    place: Tensor | None  #: the pattern of each row, ``(..., T)``; None if each has its own
-
-    @classmethod
-    def of(cls, missing: Tensor, covariance: Tensor) -> _Patterns:
-        """Factorise a covariance.
-
-        :param missing: ``(..., T, D)``.
-        :param covariance: ``(..., 1 or T, K, D, D)``.
-        """
-        place = None
-        # The number of distinct rows depends on values.
-        if ops.can_be_seen(missing) and _is_constant(covariance, -4):
-            missing, place = _distinct(missing)
-        seen = (~missing).to(covariance.dtype).unsqueeze(-2)
-        kept = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
-        factor = torch.linalg.cholesky(kept)
-        eye = torch.diag_embed(seen).expand(factor.shape)
-        whitening = torch.linalg.solve_triangular(factor, eye, upper=False)
-        log_scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return cls(seen, whitening, log_scale, place)
-
-    def of_rows(self, each: Tensor, num_dims: int) -> Tensor:
-        """What each row has of the patterns' values, ``(..., P, *rest)`` to ``(..., T, *rest)``.
-
-        :param num_dims: the number of dims of the rest.
-        """
-        if self.place is None:
-            return each
-        if self.place.dim() == 1:
-            return each.index_select(-1 - num_dims, self.place)
-        place = self.place.reshape(self.place.shape + (1,) * num_dims)
-        place = place[(None,) * (each.dim() - place.dim())]
-        each = each[(None,) * (place.dim() - each.dim())]
-        return torch.take_along_dim(each, place, dim=-1 - num_dims)
-
-    def over_rows(self, weights: Tensor) -> Tensor:
-        """The weights ``(..., T, K)``, summed over the rows of each pattern: ``(..., P, K)``."""
-        if self.place is None:
-            return weights
-        sums = weights.new_zeros(weights.shape[:-2] + (self.seen.shape[-3], weights.shape[-1]))
-        place = self.place.unsqueeze(-1).expand(weights.shape)
-        return sums.scatter_add(-2, place, weights)
-
-
-def _distinct(missing: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows, ``(P, D)``, and the number of each row's, ``(...)``."""
-    size = missing.shape[-1]
-    if size > _MOST_BITS:
-        rows, place = missing.reshape(-1, size).unique(dim=0, return_inverse=True)
-        return rows, place.reshape(missing.shape[:-1])
-    bits = 2 ** torch.arange(size, device=missing.device)
-    codes, place = (missing * bits).sum(-1).unique(return_inverse=True)
-    return (codes.unsqueeze(-1) & bits) != 0, place
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -106,14 +38,9 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix * vector.unsqueeze(-2)).sum(-1)
 
 
-def _is_constant(argument: Tensor, dim: int) -> bool:
-    """Whether an argument has no dim for time, or one of size 1."""
-    return argument.dim() < -dim or argument.shape[dim] == 1
-
-
 def _at(rows: Tensor, argument: Tensor, dim: int) -> Tensor:
     """The values of some rows."""
-    return argument if _is_constant(argument, dim) else argument.index_select(dim, rows)
+    return argument if is_constant(argument, dim) else argument.index_select(dim, rows)
 
 
 def _blocks(rows: Tensor, each: int, like: Tensor) -> tuple[Tensor, ...]:
@@ -151,8 +78,12 @@ def log_prob(
     """
     if not ops.can_be_seen(missing):
         return _log_prob(value, missing, loc, covariance)
+    num_lead = value.dim() - 2
+    compiled = _compiled_log_prob(value, missing, loc, covariance)
+    if compiled is not None:
+        return compiled
     whole = complete(value)
-    shape, num_lead = whole.shape, value.dim() - 2
+    shape = whole.shape
     lead = loc.shape[-3 - num_lead : -2] + covariance.shape[-4 - num_lead : -3]
     if all(size == 1 for size in lead):
         # The rows of all sequences become those of one.
@@ -164,7 +95,7 @@ def log_prob(
         whole = whole.reshape(shape[: len(shape) - 2 - num_lead] + (len(value), shape[-1]))
     rows = _rows_of(missing)
     if missing.dim() == 2:  # those with the same entries missing beside each other
-        rows = rows[_distinct(missing[rows])[1].argsort()]
+        rows = rows[distinct(missing[rows])[1].argsort()]
     each = whole.shape[:-2].numel() * shape[-1] * value.shape[-1] ** 2
     blocks, densities = _blocks(rows, each, whole), []
     for block in blocks:
@@ -182,13 +113,75 @@ def log_prob(
     return whole.reshape(shape)
 
 
+def _compiled_log_prob(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> Tensor | None:
+    """The same by the compiled kernel, for arguments that are constant in time; else None."""
+    if not (is_constant(loc, -3) and is_constant(covariance, -4)):
+        return None
+    at = ops.without_time(loc, 2), ops.without_time(covariance, 3)
+    if not ops.has_kernel_for_missing(value, missing, *at):
+        return None
+    num_lead = value.dim() - 2
+    dims = loc.shape[-3 - num_lead : -2] + covariance.shape[-4 - num_lead : -3]
+    if not num_lead or any(size > 1 for size in dims):
+        return ops.gaussian_log_prob_of_seen(value, missing, *at)
+    # The rows of all sequences become those of one.
+    size, lead = value.shape[-1], value.shape[:-1]
+    at = (
+        at[0].reshape(at[0].shape[: max(0, at[0].dim() - 2 - num_lead)] + at[0].shape[-2:]),
+        at[1].reshape(at[1].shape[: max(0, at[1].dim() - 3 - num_lead)] + at[1].shape[-3:]),
+    )
+    flat = value.reshape(-1, size), missing.reshape(-1, size)
+    density = ops.gaussian_log_prob_of_seen(*flat, *at)
+    return density.reshape(density.shape[:-2] + lead + density.shape[-1:])
+
+
 def _log_prob(value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
     """The same, of all rows at once."""
-    patterns = _Patterns.of(missing, covariance)
+    patterns = Patterns.of(missing, covariance)
     whitened = _times(patterns.of_rows(patterns.whitening, 3), value.unsqueeze(-2) - loc)
     num_seen = (~missing).to(loc.dtype).sum(-1, keepdim=True)
     found: Tensor = -0.5 * (whitened.square().sum(-1) + math.log(2 * math.pi) * num_seen)
     return found - patterns.of_rows(patterns.log_scale, 1)
+
+
+def conditional(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and variances of all entries given the observed ones, ``(..., T, K, D)``.
+
+    :param value: ``(..., T, D)``, finite; entries that are missing may hold any number.
+    :param missing: ``(..., T, D)``.
+    :param loc: ``(..., 1 or T, K, D)``.
+    :param covariance: ``(..., 1 or T, K, D, D)``.
+    """
+    batch = torch.broadcast_shapes(value.shape[:-2], loc.shape[:-3], covariance.shape[:-4])
+    num_states = max(loc.shape[-2], covariance.shape[-3])
+    shape = batch + (value.shape[-2], num_states, value.shape[-1])
+    each = value.new_zeros(()).expand(shape[:-1])  # of the size of densities
+    mean = value.unsqueeze(-2).expand(shape).clone()
+    variance = torch.zeros_like(mean)
+    for block in _blocks(_rows_of(missing), shape.numel() // shape[-3] * shape[-1], each):
+        part = (
+            value.index_select(-2, block), missing.index_select(-2, block),
+            _at(block, loc, -3), _at(block, covariance, -4),
+        )  # fmt: skip
+        for total, found in zip((mean, variance), _conditional(*part), strict=True):
+            total.index_copy_(-3, block, found.expand(batch + found.shape[-3:]).to(total.dtype))
+    return mean, variance
+
+
+def _conditional(
+    value: Tensor, missing: Tensor, loc: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, of all rows at once."""
+    patterns = Patterns.of(missing, covariance)
+    part = patterns.whitening @ covariance
+    slopes = part.mT @ patterns.whitening
+    expected = _times(patterns.of_rows(slopes, 3), value.unsqueeze(-2) - loc)
+    variance = covariance.diagonal(dim1=-2, dim2=-1) - part.square().sum(-2)
+    return loc + expected, patterns.of_rows(variance.clamp(min=0), 2)
 
 
 def moments(
@@ -204,6 +197,14 @@ def moments(
     if observed.varies:  # each row has moments of its own
         return _moments(observed, loc, covariance, with_second)
     missing, weights = observed.missing.squeeze(-2), observed.weights
+    value = observed.value.squeeze(-2)
+    if is_constant(loc, -3) and is_constant(covariance, -4):
+        at = ops.without_time(loc, 2), ops.without_time(covariance, 3)
+        if ops.has_kernel_for_missing(value, missing, weights, *at):
+            given = (value, missing.expand(value.shape), weights, *at)
+            weight, first, second = ops.expected_moments(*given)
+            weight, first = weight.unsqueeze(-2).unsqueeze(-1), first.unsqueeze(-3)
+            return Moments(loc, weight, first, second.unsqueeze(-4) if with_second else None)
     whole = torch.where(missing.any(-1, keepdim=True), 0.0, weights)
     found = take(observed._replace(weights=whole, missing=None), loc, True, with_second)
     each = weights.shape[:-2].numel() * weights.shape[-1] * missing.shape[-1] ** 2
@@ -222,7 +223,7 @@ def moments(
 def _moments(observed: Observed, loc: Tensor, covariance: Tensor, with_second: bool) -> Moments:
     """The same, of all rows at once."""
     assert observed.missing is not None
-    patterns = _Patterns.of(observed.missing.squeeze(-2), covariance)
+    patterns = Patterns.of(observed.missing.squeeze(-2), covariance)
     # The slopes of the regression of all entries on the observed ones, (..., P, K, D, D).
     part = patterns.whitening @ covariance
     slopes = part.mT @ patterns.whitening

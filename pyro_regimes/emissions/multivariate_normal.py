@@ -31,7 +31,7 @@ from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
 from pyro_regimes.emissions import charts, conjugate, draws, links
 from pyro_regimes.emissions import missing as missing_entries
-from pyro_regimes.emissions import moments
+from pyro_regimes.emissions import moments, sizes
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -381,6 +381,7 @@ COVARIANCE_MATRIX = Argument(
     canonical=_symmetric,
     priors=_WISHART,
     chart=charts.MATRIX,
+    scaling=sizes.OF_COVARIANCE,
 )
 
 SCALE_TRIL = replace(
@@ -395,6 +396,7 @@ SCALE_TRIL = replace(
     feasible=_feasible_scale_tril,
     canonical=torch.tril,
     chart=charts.FACTOR,
+    scaling=sizes.OF_FACTOR,
 )
 
 PRECISION_MATRIX = replace(
@@ -406,6 +408,7 @@ PRECISION_MATRIX = replace(
     sound=_is_definite_precision,
     natural=Natural(_PRECISION.perturb, _PRECISION.score, _PRECISION.gain),
     feasible=_feasible_precision,
+    scaling=sizes.OF_PRECISION,
 )
 
 
@@ -451,6 +454,12 @@ class _Family(Family):
 
         covariance = _covariance_of(given)
         return missing_entries.log_prob(value, missing, given["loc"], covariance, complete)
+
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the regression on the observed series of the row."""
+        return missing_entries.conditional(value, missing, given["loc"], _covariance_of(given))
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Moments:
         """Moments about the current locations."""

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions import degrees_of_freedom, latent_scale
 from pyro_regimes.emissions import missing as missing_entries
-from pyro_regimes.emissions import moments, multivariate_normal
+from pyro_regimes.emissions import moments, multivariate_normal, sizes
 from pyro_regimes.emissions.base import Arguments, Family, Natural, Observed
 from pyro_regimes.emissions.degrees_of_freedom import Freedom
 from pyro_regimes.emissions.latent_scale import LatentSpread, Stats
@@ -97,6 +97,7 @@ SCALE_TRIL = replace(
     maximise=_maximise_spread,
     natural=Natural(_MATRIX.natural.perturb, _score, _gain),
     priors=latent_scale.priors(_MATRIX.priors),
+    scaling=sizes.of_latent(sizes.OF_FACTOR),
 )
 
 DF = degrees_of_freedom.freedom("degrees of freedom of a MultivariateStudentT", False, _reduce_df)
@@ -190,6 +191,20 @@ class _Family(Family):
         seen = _seen(value, missing, given)
         df = ops.without_repeats(given["df"], 0)
         return latent_scale.log_density(seen.square, df, seen.number) - seen.log_det
+
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of a Student-t about the regression on the observed entries of the row.
+
+        It has a degree of freedom more for each of these.
+        """
+        seen = _seen(value, missing, given)
+        mean, variance = missing_entries.conditional(value, missing, given["loc"], seen.covariance)
+        freedom = (given["df"] + seen.number).unsqueeze(-1)
+        inflation = (given["df"] + seen.square).unsqueeze(-1) / (freedom - 2)
+        variance = torch.where(freedom > 2, variance * inflation, torch.inf)
+        return torch.where(freedom > 1, mean, torch.nan), variance
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
         """Moments about the current locations, weighted with the latent scales."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, moments
+from pyro_regimes.emissions import charts, conjugate, draws, links, moments, sizes
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -128,6 +128,7 @@ SCALE = Argument(
         "precision": {dist.Gamma: conjugate.gamma},
     },
     chart=charts.SCALE,
+    scaling=sizes.OF_SCALE,
 )
 
 

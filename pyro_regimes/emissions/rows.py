@@ -104,6 +104,7 @@ PROBS = Argument(
     natural=NATURAL,
     canonical=of_probs,
     priors={"probabilities": {dist.Dirichlet: conjugate.dirichlet}},
+    is_log_linear=True,
     chart=charts.ROWS,
 )
 

@@ -20,7 +20,7 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import StudentT
 
-from pyro_regimes.emissions import degrees_of_freedom, latent_scale, normal
+from pyro_regimes.emissions import degrees_of_freedom, latent_scale, normal, sizes
 from pyro_regimes.emissions.base import (
     Arguments,
     Family,
@@ -82,6 +82,7 @@ SCALE = replace(
     maximise=_maximise_scale,
     natural=Natural(normal.SCALE.natural.perturb, _scale_score, _scale_gain),
     priors=latent_scale.priors(normal.SCALE.priors),
+    scaling=sizes.of_latent(sizes.OF_SCALE),
 )
 
 DF = degrees_of_freedom.freedom("degrees of freedom of a StudentT", True, _reduce_df)

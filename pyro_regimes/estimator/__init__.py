@@ -2,6 +2,6 @@
 
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
-from pyro_regimes.estimator.report import Forecast, Summary
+from pyro_regimes.estimator.report import Forecast, Imputation, Summary
 
-__all__ = ["Forecast", "RegimeModel", "Summary", "plot_regimes"]
+__all__ = ["Forecast", "Imputation", "RegimeModel", "Summary", "plot_regimes"]

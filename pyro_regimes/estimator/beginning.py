@@ -67,13 +67,15 @@ def _begin_with(
 ) -> npt.NDArray[np.bool_]:
     """Whether each sequence begins as training did, in float32 or with a few digits, too, ``(N,)``.
 
-    A shorter one does if all its rows are those of training.
+    A shorter one does if all its rows are those of training. The same entries must be missing.
     """
     firsts, begins = sizes.cumsum() - sizes, np.ones(len(sizes), dtype=np.bool_)
     for step, trained in enumerate(training_start[:NUM_ROWS]):
         there = sizes > step
         tolerance = _SAME * unit + _FLOAT32 * np.abs(trained)
-        begins[there] &= (np.abs(data[firsts[there] + step] - trained) <= tolerance).all(-1)
+        rows = data[firsts[there] + step]
+        same = np.abs(rows - trained) <= tolerance
+        begins[there] &= (same | np.isnan(rows) & np.isnan(trained)).all(-1)
     return begins
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions.imputation import impute
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast
+from pyro_regimes.estimator.report import Forecast, Imputation
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -25,7 +27,10 @@ Chain = tuple[Tensor, Tensor, Tensor, Any]
 
 
 class FittedHMM(NamedTuple):
-    """Fitted parameters with a dtype and a device. Data are ``(T, D)``, with sequence lengths."""
+    """Fitted parameters with a dtype and a device.
+
+    Data are ``(T, D)``, NaN where entries are missing, with sequence lengths.
+    """
 
     parameters: Parameters
     spec: Spec
@@ -33,12 +38,13 @@ class FittedHMM(NamedTuple):
     device: torch.device
     initial: str = "free"  #: what the initial distribution of the Pyro model is
     first_probs: Array | None = None  #: of the data's first regimes, ``(K,)`` or ``(N, K)``
+    annotations: Annotations = Annotations()  #: what is known of the data
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
         with self._computing():
             chain, offset = self._chain(data, sizes)
-            return float(ops.log_likelihood(*chain)) - offset
+            return self._total(ops.log_likelihood, chain, sizes) - offset
 
     def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
@@ -46,7 +52,8 @@ class FittedHMM(NamedTuple):
             chain, offset = self._chain(data, sizes)
             run = ops.expectations if kind == "smoothed" else ops.filter_probs
             log_likelihood, probs, *_ = run(*chain)
-            return float(log_likelihood) - offset, probs.cpu().double().numpy()
+            total = self._total(lambda *chain: log_likelihood, chain, sizes)
+            return total - offset, probs.cpu().double().numpy()
 
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
@@ -55,13 +62,8 @@ class FittedHMM(NamedTuple):
             = \log \sum_k p(q_t = k \mid x_1, ..., x_{t-1})\, b_k(x_t)
         """
         with self._computing():
-            (initial, transition, logits, lengths), _ = self._chain(data, sizes)
-            filtered = ops.filter_logits(initial, transition, logits, lengths)
-            later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
-            predicted = torch.cat([initial.unsqueeze(0), later])
-            predicted[_firsts(sizes)] = initial
-            scores = (predicted + logits).logsumexp(-1).cpu().double().numpy()
-            return scores - self.spec.units_of(self.parameters.emission).log_jacobian(1)
+            scores = _row_scores(self._chain(data, sizes)[0], sizes)
+            return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
@@ -78,6 +80,22 @@ class FittedHMM(NamedTuple):
                 initial, transition, logits, path.clamp(min=0), lengths
             )
             return float(log_prob) - offset, path.cpu().numpy()
+
+    def impute(self, data: Array, sizes: list[int]) -> Imputation:
+        """The mean and the variance of each entry given all that are observed."""
+        with self._computing():
+            missing = np.isnan(data)
+            if not missing.any():
+                return Imputation(data.copy(), np.zeros_like(data))
+            hmm, x, _ = self._scaled(data, sizes)
+            probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
+            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            mean, variance = (each.cpu().double().numpy() for each in found)
+        units = self.spec.units_of(self.parameters.emission)
+        return Imputation(
+            np.where(missing, units.unscale(mean), data),
+            np.where(missing, units.unit**2 * variance, 0.0),
+        )
 
     def forecast(self, data: Array, n_steps: int) -> Forecast:
         """The marginal distribution of each of the next observations of one sequence."""
@@ -101,6 +119,15 @@ class FittedHMM(NamedTuple):
     def _arguments(self, parameters: Parameters) -> dict[str, Tensor]:
         where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return to_arguments(parameters, self.spec, **where)
+
+    def _total(self, run: Callable[..., Tensor], chain: Chain, sizes: list[int]) -> float:
+        """The log-likelihood of all sequences, by their weights.
+
+        :param run: computes it without weights.
+        """
+        if self.annotations.weights is None:
+            return float(run(*chain))
+        return float(self.annotations.sum(_row_scores(chain, sizes), sizes))
 
     def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
         """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
@@ -127,8 +154,20 @@ class FittedHMM(NamedTuple):
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths)
-        return hmm, x, units.log_jacobian(len(data))
+        beside = self.annotations.of_distribution(self.device)
+        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
+        return hmm, x, self.annotations.log_jacobian(units, data, sizes)
+
+
+def _row_scores(chain: Chain, sizes: list[int]) -> Array:
+    """The log-density of each row given the rows before it."""
+    initial, transition, logits, lengths = chain
+    filtered = ops.filter_logits(initial, transition, logits, lengths)
+    later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
+    predicted = torch.cat([initial.unsqueeze(0), later])
+    predicted[_firsts(sizes)] = initial
+    scores: Array = (predicted + logits).logsumexp(-1).cpu().double().numpy()
+    return scores
 
 
 def _firsts(sizes: list[int]) -> Tensor:

@@ -8,15 +8,19 @@ import numpy as np
 
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
+from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
 from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.estimator.validation import Settings
 
@@ -27,41 +31,53 @@ class FittedRegimes(NamedTuple):
     parameters: Parameters
     regime_names: list[str]
     fixed: list[str]  #: names of parameters that were not fitted, sorted
-    history: Array  #: log-likelihood before each iteration, and the final one
+    history: Array  #: log-likelihood plus :func:`.log_prior` before each iteration, and at the end
     converged: bool
     log_likelihood: float  #: of the parameters
-    smoothed_probs: Array  #: ``(T, K)``, of the parameters
+    share_of_time: Array  #: ``(K,)``, mean smoothed probability
     problems: list[Warning]  #: warnings about the fit
 
 
 def fit_regimes(
     data: Array,
+    filled: Array,
     sizes: list[int],
     spec: Spec,
     settings: Settings,
     rng: np.random.RandomState,
     callback: Callback | None,
     row_name: Callable[[int], str] = str,
+    annotations: Annotations = Annotations(),  # noqa: B008 (immutable)
 ) -> FittedRegimes:
     """Fit regimes to data.
 
     The data are centered and scaled first, so that Adam's learning rate suits any data and float32
     suffices.
 
-    :param data: ``(T, D)``, of all sequences.
+    :param data: ``(T, D)``, of all sequences; NaN where entries are missing.
+    :param filled: those without missing entries of :func:`.missing.filled`.
     :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
     :param row_name: the name of a row for messages, from its number.
+    :param annotations: what is known of the rows and sequences. With known states, or a transition
+        mask, the regimes keep their numbers.
     :raises ValueError: if no start has a finite log-likelihood, or the floor of the best one cannot
         be computed.
     """
-    units, min_eigenvalue = _units_and_floor(data, spec, settings)
-    z, offset = units.scale(data), units.log_jacobian(len(data))
-    least = spec.collapsed_variance(z, settings.dtype)
     given = settings.given
-    # Else all starts are equal.
-    num_starts = 1 if settings.n_regimes == 1 or given.is_complete(spec) else settings.n_init
-    starts = _starts(data, units, num_starts, spec, settings, rng)
+    known = Known(annotations, settings.transition_mask, given.values)
+    check_possible(known, sizes, settings.n_regimes, row_name)
+    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
+    z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
+    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
+    # Else all starts are equal, or end in the same maximum.
+    is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
+    num_starts = 1 if is_one else settings.n_init
+    starts = _starts(filled, units, num_starts, spec, settings, rng)
+    starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
+    starts = given.into(starts, spec, units)
+    stickiness = settings.stickiness
+    offset += log_normaliser(starts.transition_matrix[0], stickiness)
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -82,6 +98,8 @@ def fit_regimes(
         least=least,
         fixed=given.fixed,
         initial=settings.initial,
+        stickiness=stickiness,
+        beside=annotations.of_model(settings.dtype, settings.device),
         callback=report if settings.verbose or callback is not None else None,
     )
     fit = _without_equal_rows(fit, data, sizes, spec, settings, units)
@@ -93,19 +111,26 @@ def fit_regimes(
     if settings.min_eigenvalue > 0 and not min_eigenvalue:
         at_floor = spec.is_below(emission, settings.min_eigenvalue)
         if at_floor.any():
-            raise problems.floor_out_of_reach(data, settings.min_eigenvalue)
+            raise problems.floor_out_of_reach(filled, settings.min_eigenvalue)
     emission = spec.regularized(
         emission, settings.regularization, settings.regularization_scale == "relative"
     )
     parameters = given.restored(fitted._replace(emission=emission))
-    hmm = FittedHMM(parameters, spec, settings.dtype, settings.device)
-    order, names, doubt = sort_regimes(
+    hmm = FittedHMM(
+        parameters, spec, settings.dtype, settings.device, annotations=annotations
+    )
+    found_order = sort_regimes(
         parameters,
         spec,
         settings.order_by,
-        lambda: hmm.posterior(data, sizes, "smoothed")[1].sum(0),
+        lambda: annotations.sum(
+            observed_rows(data)[:, np.newaxis] * hmm.posterior(data, sizes, "smoothed")[1], sizes
+        ),
         lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
+    if known.keeps_numbers:
+        found_order = found_order.kept()
+    order, names, doubt = found_order
     ordered = reordered(parameters, spec, order)
     # In the final order, as sums in another one end in other digits.
     log_likelihood, smoothed_probs = hmm._replace(parameters=ordered).posterior(
@@ -130,9 +155,8 @@ def fit_regimes(
         )
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
-    lost = problems.of_regularization(
-        settings.regularization, float(history[-1]) - offset, log_likelihood
-    )
+    before = float(history[-1]) - offset - log_prior(fitted.transition_matrix, stickiness)
+    lost = problems.of_regularization(settings.regularization, before, log_likelihood)
     if lost is not None and not fit.degenerate[best]:
         found.append(lost)
     if doubt is not None:
@@ -147,7 +171,7 @@ def fit_regimes(
         history - offset,
         converged,
         log_likelihood,
-        smoothed_probs,
+        annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
     )
 
@@ -209,7 +233,7 @@ def _starts(
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
     if not (own.unit == units.unit).all():
         starts = starts._replace(emission=spec.scale(spec.unscale(starts.emission, own), units))
-    return settings.given.into(starts, spec, units)
+    return starts
 
 
 def _is_at_floor(variances: Array, floor: float) -> Flags:

@@ -22,8 +22,9 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     A list of 1-D arrays or Series holds univariate sequences, and a Series is one. A list of lists
     of numbers is one table, as everywhere in scikit-learn.
 
-    :raises ValueError: if X mixes series and tables, is an empty collection, has masked values, or
-        has dates that are not in order.
+    :return: tables in which masked values are NaN.
+    :raises ValueError: if X mixes series and tables, is an empty collection, or has dates that are
+        not in order.
     """
     if isinstance(X, Returns):
         X = X.to_frame()
@@ -42,13 +43,12 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
                 "expected X to be a list of series or a list of tables, got some of each; make a "
                 "series a table by x[:, None] or x.to_frame()"
             )
-    for each in [X] if collected is None else collected:
-        _check_mask(each)
+    tables = [_without_mask(each) for each in ([X] if collected is None else collected)]
+    for each in tables:
         _check_dates(each)
-        _check_missing(each)
     if collected is None:
-        return [_as_table(X)], False
-    return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in collected], True
+        return [_as_table(tables[0])], False
+    return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in tables], True
 
 
 def _as_table(each: Any) -> Any:
@@ -58,36 +58,11 @@ def _as_table(each: Any) -> Any:
     return each
 
 
-def _check_mask(table: Any) -> None:
-    if np.ma.is_masked(table):  # masked values are not observations
-        raise ValueError(
-            "expected X to have no missing values, got a masked array with "
-            f"{np.ma.count_masked(table)} masked; drop these rows or fill them"
-        )
-
-
-def _check_missing(table: Any) -> None:
-    """:raises ValueError: if entries are NaN, which says where and what to do."""
-    if not (isinstance(table, np.ndarray) or hasattr(table, "to_numpy")):
-        return  # what else it may be is refused later
-    values = np.asarray(table)
-    if values.ndim not in (1, 2) or values.dtype.kind != "f":
-        return
-    missing = np.isnan(values)
-    if not missing.any():
-        return
-    per_column = missing.reshape(len(missing), -1).sum(0)
-    names = getattr(table, "columns", range(len(per_column)))
-    listed = ", ".join(
-        f"{count} in column {name!r}"
-        for name, count in zip(names, per_column, strict=True)
-        if count
-    )
-    first = row_name(table)(int(missing.reshape(len(missing), -1).any(-1).argmax()))
-    raise ValueError(
-        f"expected X without missing values, got NaN: {listed}, the first at row {first}; drop the "
-        "rows (X.dropna()), or fit a Pyro model with RegimeHMM(..., missing='marginalise')"
-    )
+def _without_mask(table: Any) -> Any:
+    """A masked array with NaN in the place of what is masked; anything else as it is."""
+    if not np.ma.is_masked(table):
+        return table
+    return table.astype(np.float64).filled(np.nan)
 
 
 def date_index(table: Any) -> Any | None:
@@ -153,7 +128,7 @@ def lengths_given(y: Any, lengths: Any, num_rows: int) -> npt.ArrayLike | None:
 
     A y with one entry for each row is a target, which scikit-learn passes; it is ignored.
     """
-    if y is None or lengths is not None or np.shape(y)[:1] == (num_rows,):
+    if y is None or lengths is not None or np.asarray(y).shape[:1] == (num_rows,):
         given: npt.ArrayLike | None = lengths
         return given
     return np.asarray(y)

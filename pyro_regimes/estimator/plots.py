@@ -89,10 +89,11 @@ def plot_regimes(
     A path of many rows changes its regime more often than a picture can show. So rows are put
     together in bands of equal length, and both panels show the same bands:
 
-    - Upper panel: the line is the cumulative sum of the average over the series. A band has the
-      colour of the regime that is most frequent in its rows of the path. The colour is paler the
-      fewer of the rows have this regime, so a pale band holds other regimes, too. The legend says
-      how many rows make a band, and the share of each regime in the whole path.
+    - Upper panel: the line is the cumulative sum of the average over the series (over those that
+      are not missing). A band has the colour of the regime that is most frequent in its rows of the
+      path. The colour is paler the fewer of the rows have this regime, so a pale band holds other
+      regimes, too. The legend says how many rows make a band, and the share of each regime in the
+      whole path.
     - Lower panel: the probability of each regime, averaged over the rows of the band. No regime is
       left out here, however short its spells.
 
@@ -122,8 +123,7 @@ def plot_regimes(
     bands = _bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    line = values.mean(-1)
-    above.plot(time, line.cumsum() if cumulative else line, color="#222222", linewidth=1.1)
+    above.plot(time, _line(values, cumulative), color="#222222", linewidth=1.1)
     _shade(above, bands, colors)
     text = _text_of(above)
     title = _title(time, len(regime_names), text.is_short)
@@ -139,6 +139,14 @@ def plot_regimes(
     for panel in below:
         _draw_probs(panel, bands, colors, text)
     return _figure_of(above)
+
+
+def _line(values: Array, cumulative: bool) -> Array:
+    """The average over the series that are not missing; its sum does not move where all are."""
+    seen = ~np.isnan(values)
+    average = np.nansum(values, -1) / np.maximum(seen.sum(-1), 1)
+    line: Array = average.cumsum() if cumulative else np.where(seen.any(-1), average, np.nan)
+    return line
 
 
 class _Bands(NamedTuple):

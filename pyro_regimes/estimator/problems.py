@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes.estimator.convergence import Flags
+from pyro_regimes.estimator.missing import observed_rows
 from pyro_regimes.estimator.parameters import Array
 
 _MOST_ROWS = 5  # that a message lists
@@ -95,6 +96,8 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
     """Warnings that data look like levels, or like days without trade filled with zeros.
 
+    Missing entries, which are NaN, are left out.
+
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
     """
     found: list[Warning] = []
@@ -117,7 +120,8 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
                 "command), and for rates the differences, X.diff().dropna()."
             )
         )
-    zeros = int((data == 0).all(axis=1).sum())
+    data = data[observed_rows(data)]
+    zeros = int(((data == 0) | np.isnan(data)).all(axis=1).sum())
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
@@ -133,7 +137,7 @@ def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:
     longest = int(np.argmax(sizes))
     first = sum(sizes[:longest])
     sequence = data[first : first + sizes[longest]]
-    return np.flatnonzero([_is_level(series) for series in sequence.T])
+    return np.flatnonzero([_is_level(series[~np.isnan(series)]) for series in sequence.T])
 
 
 def _is_level(series: Array) -> bool:
@@ -159,7 +163,7 @@ def _is_level(series: Array) -> bool:
 
 
 def of_shares(
-    names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
+    names: Sequence[str], share_of_time: Array, num_rows: float, fewest: int
 ) -> list[str]:
     """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
     if not num_rows:  # parameters without a fit

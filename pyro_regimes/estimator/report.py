@@ -1,4 +1,4 @@
-"""Result types of :class:`.RegimeModel`: a forecast and a summary."""
+"""Result types of :class:`.RegimeModel`: a forecast, imputed values and a summary."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ class Forecast(NamedTuple):
     mean: Array  #: ``(n, D)`` of the mixture
     covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
+
+
+class Imputation(NamedTuple):
+    """The mean and the variance of each value given all values that are not missing.
+
+    A value that is not missing is its own mean, with variance 0.
+    """
+
+    mean: Array  #: ``(T, D)``
+    variance: Array  #: ``(T, D)``
 
 
 class _Row(NamedTuple):
@@ -54,7 +64,7 @@ class Summary(NamedTuple):
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
-    notes: list[str]  #: on regimes that hold very few observations
+    notes: list[str]  #: on missing values, and on regimes that hold very few observations
     is_annualised: bool = True  #: else mean and volatility are those of one step
     parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 

@@ -33,5 +33,15 @@ class Units(NamedTuple):
         return self.center + self.unit * data
 
     def log_jacobian(self, num_steps: int) -> float:
-        """log p(z) - log p(x)."""
+        """log p(z) - log p(x) of so many steps without missing entries."""
         return num_steps * float(np.log(self.unit).sum())
+
+    def log_jacobians(self, data: Array) -> Array:
+        """The same of each row, of its observed entries, ``(T,)``."""
+        found: Array = self.log_jacobian(1) - np.isnan(data) @ np.log(self.unit)
+        return found
+
+    def log_jacobian_of(self, data: Array) -> float:
+        """The same of all rows."""
+        missing = np.isnan(data).sum(0)
+        return self.log_jacobian(len(data)) - float(missing @ np.log(self.unit))

@@ -14,12 +14,15 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.estimator.beginning import long_run_share
+from pyro_regimes.estimator import missing
+from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
+from pyro_regimes.estimator.states import Bools
 from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -131,6 +134,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     ):
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
+    _number("stickiness", model.stickiness)
     reference(model)
     given = read_given(model, model._spec())
     if model.periods_per_year is not None:
@@ -196,9 +200,11 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    # Data need not begin as those of the reference did.
-    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
-    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
+    hmm = other._hmm()
+    if is_irreducible(other.transition_matrix_):  # data need not begin as those of the reference
+        share = long_run_share(other.initial_probs_, other.transition_matrix_)
+        hmm = hmm._replace(first_probs=share)
+    return Reference(list(names), hmm)
 
 
 class Settings(NamedTuple):
@@ -216,6 +222,8 @@ class Settings(NamedTuple):
     order_by: str | Reference
     given: Given
     initial: str
+    transition_mask: Bools | None
+    stickiness: float
     dtype: torch.dtype
     device: torch.device
     verbose: bool
@@ -229,6 +237,7 @@ def read_settings(model: BaseEstimator) -> Settings:
     given = check_parameters(model)
     own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
     own |= {"order_by": reference(model), "given": given}
+    own |= {"transition_mask": read_mask(model.transition_mask, model.n_regimes)}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 
@@ -245,8 +254,9 @@ def check_data(
 
     :param y: a target, which is ignored, or the lengths, as :func:`.lengths_given` decides.
     :param reset: whether X sets ``n_features_in_`` (in a fit) or must agree with it.
-    :raises ValueError: if X is not two-dimensional, finite and in order of time, or the lengths do
-        not fit it.
+    :return: NaN where entries are missing.
+    :raises ValueError: if X is not two-dimensional and in order of time, has infinite entries, or
+        the lengths do not fit it.
     """
     tables, are_several = as_tables(X)
     if are_several:
@@ -277,7 +287,9 @@ def check_data(
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     """A table as float64, by scikit-learn's ``validate_data``."""
     try:
-        data: Array = validate_data(model, X, dtype=np.float64, reset=reset)
+        data: Array = validate_data(
+            model, X, dtype=np.float64, reset=reset, ensure_all_finite="allow-nan"
+        )
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
     return data
@@ -299,11 +311,22 @@ def _check_same_columns(
         )
 
 
+def without_missing(model: BaseEstimator, data: Array) -> Array:
+    """The data without missing entries, as :func:`.missing.filled`.
+
+    :raises ValueError: if a column has no observed entry.
+    """
+    missing.check_columns(data, getattr(model, "feature_names_in_", None))
+    return missing.filled(data)
+
+
 def check_fittable(
-    model: BaseEstimator, data: Array, spec: Spec, given: Given
+    model: BaseEstimator, X: Array, data: Array, spec: Spec, given: Given
 ) -> tuple[Given, Warning | None]:
     """Raise for data that do not suit the given values, or whose likelihood has no maximum.
 
+    :param X: the data, with missing entries.
+    :param data: those :func:`without_missing`.
     :return: the given values in the shapes of the data, and a warning for the user or None.
     :raises ValueError: if there are too few observations, or if their covariance is singular, the
         covariances are not fixed and ``min_eigenvalue`` is 0.
@@ -333,5 +356,8 @@ def check_fittable(
         raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
     if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
         return given, None
-    doubt = spec.check_data(data, names, torch_dtype(model.dtype))
+    dtype, whole = torch_dtype(model.dtype), missing.complete_rows(X)
+    doubt = spec.check_data(data, names, dtype)
+    if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
+        doubt = spec.check_data(whole, names, dtype)
     return given, None if doubt is None else UserWarning(doubt)

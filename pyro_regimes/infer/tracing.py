@@ -100,12 +100,12 @@ def num_own_dims(argument: Argument, site: Site) -> int:
 
 
 class Latent(NamedTuple):
-    """A latent site of the model whose value is a point from the guide."""
+    """A site without a hidden path: a latent one, at a point from the guide, or an observed one."""
 
     name: str
-    prior: Distribution
+    prior: Distribution  #: the distribution of the value
     value: Tensor
-    log_prob: Tensor  #: log-probability of the value under the prior, with scale and mask: a scalar
+    log_prob: Tensor  #: log-probability of the value, with scale and mask: a scalar
     scale: Tensor | float
     mask: Tensor | bool | None
 
@@ -119,11 +119,19 @@ class Run(NamedTuple):
     others: dict[str, Tensor]  #: the log-probability of every other site, a scalar
     is_subsampled: bool  #: whether the run used only some of the data
     plate_sizes: dict[str, int]  #: the full size of each plate
+    plain: dict[str, Latent]  #: the observed sites of ``others``
+    #: latent sites whose priors depend on parameters, as chains of one state (:mod:`.one_state`)
+    priors: dict[str, Site] = {}
+
+    @property
+    def chains(self) -> dict[str, Site]:
+        """Everything that has slots."""
+        return self.sites | self.priors if self.priors else self.sites
 
     @property
     def slots(self) -> list[Slot]:
         """The arguments of all sites."""
-        return [slot for site in self.sites.values() for slot in site.slots.values()]
+        return [slot for site in self.chains.values() for slot in site.slots.values()]
 
     def log_priors(self) -> float:
         """The log-probability of all sites without a hidden path."""
@@ -181,17 +189,20 @@ def run_model(
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and name not in sites and not site_is_subsample(node)
     }
-    found = {}
-    for name in latents:
-        latent: Any = trace.nodes[name]
-        found[name] = Latent(
-            name, latent["fn"], latent["value"], others.pop(name), latent["scale"], latent["mask"]
-        )
+    found = {name: _read_plain(name, trace.nodes[name]) for name in latents}
+    others = {name: value for name, value in others.items() if name not in found}
+    plain = {name: _read_plain(name, trace.nodes[name]) for name in others}
     plates: dict[str, Any] = {
         name: node["fn"] for name, node in trace.nodes.items() if site_is_subsample(node)
     }
     sizes = {name: int(plate.size) for name, plate in plates.items()}
-    return Run(handed.values, sites, found, others, is_subsampled(trace), sizes)
+    return Run(handed.values, sites, found, others, is_subsampled(trace), sizes, plain)
+
+
+def _read_plain(name: str, node: Any) -> Latent:
+    return Latent(
+        name, node["fn"], node["value"], node["log_prob_sum"], node["scale"], node["mask"]
+    )
 
 
 def trace_model(

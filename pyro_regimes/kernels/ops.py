@@ -15,7 +15,7 @@ argument                 shape                        meaning
 =======================  ===========================  ==========================================
 
 A :class:`Packing` in the place of ``lengths`` says that the T steps are those of several sequences,
-one after the other (:mod:`.packed`).
+one after the other (:mod:`.packing`).
 
 Batch dims ``...`` broadcast. The log tensors need not be normalised; they are terms of the path sum
 of :mod:`pyro_regimes.kernels.reference`. Entries of -inf are valid. NaN and +inf are not checked
@@ -35,6 +35,9 @@ from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
+from pyro_regimes.kernels.gaussian.missing import expected_moments
+from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_missing
+from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import Expectations
 from pyro_regimes.kernels.packed import (
@@ -64,13 +67,16 @@ __all__ = [
     "complete_log_likelihood",
     "describe_kernel",
     "expectations",
+    "expected_moments",
     "filter_logits",
     "filter_probs",
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
+    "gaussian_log_prob_of_seen",
     "has_fused_em",
     "has_gaussian_kernel",
+    "has_kernel_for_missing",
     "log_likelihood",
     "posterior",
     "predict_probs",
@@ -110,8 +116,8 @@ def gaussian_log_likelihood(
 ) -> Tensor:
     r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
 
-    This composes :func:`gaussian_log_prob` and :func:`log_likelihood`, in one kernel if that is
-    faster.
+    This composes :func:`gaussian_log_prob` and :func:`.likelihoods.log_likelihood`, in one kernel
+    if that is faster.
 
     :param value: ``(..., T, D)``.
     :param loc: ``(..., K or 1, D)``.

@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pyro_regimes.reading.cells import DATE, classify, is_compact_date
 from pyro_regimes.reading.packages import pandas
 from pyro_regimes.reading.sniff import split
 from pyro_regimes.reading.table import Layout
 
+_MAY_BE_BLANK = re.compile(r"\n[\n\r \t]")
 _BLANK_LINE = re.compile(r"\n[ \t]*\r?\n\s*(?=\S)")
 
 
@@ -123,7 +122,7 @@ def find_end(
 
     :returns: the end, and a note if something follows.
     """
-    if not _has_blank_lines(text[begin:].encode("utf-8", "surrogatepass")):
+    if _MAY_BE_BLANK.search(text, begin) is None:  # in a tenth of the time of the search below
         return len(text), ()
     for match in _BLANK_LINE.finditer(text, begin):
         stop = re.compile(r"[\r\n]|$").search(text, match.end())
@@ -141,10 +140,3 @@ def find_end(
                 "what follows is no part of the table",
             )
     return len(text), ()
-
-
-def _has_blank_lines(data: bytes) -> bool:
-    """Whether a line may be blank; in an array of bytes this takes a tenth of a search's time."""
-    characters = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(characters[:-1] == ord("\n"))
-    return bool(np.isin(characters[ends + 1], list(b"\n\r \t")).any())

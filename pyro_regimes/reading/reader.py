@@ -71,7 +71,7 @@ def read(
     if series is None:
         series = _side_by_side(table, choice, dates, prices)
         series = _in_order(table.source, series, sort)
-    values, days, names, _ = _without_missing(table.source, series, prices, drop_missing, notes)
+    values, days, names, _ = _with_missing(table.source, series, prices, drop_missing, notes)
     frequency = dates.frequency or infer_frequency(days)
     if frequency.name.startswith("irregular"):  # it may be so only for the rows left out
         frequency = infer_frequency(series.dates)
@@ -198,32 +198,35 @@ def _in_order(source: str, series: _Series, sort: bool) -> _Series:
     )
 
 
-def _without_missing(
+def _with_missing(
     source: str, series: _Series, prices: bool, drop_missing: bool, notes: list[str]
 ) -> _Series:
-    """Leave out rows with missing cells if the user said so; refuse them otherwise."""
+    """Count missing cells, and leave out their rows if the user said so."""
     values, dates, names, where = series
     missing = np.isnan(values)
     complete = ~missing.any(axis=1)
     num_complete, num_rows = int(complete.sum()), len(values)
+    least = 2 if prices else 1
     counts = [
         f"{missing[:, j].sum()} in {names[j]!r} (first on {where(int(np.argmax(missing[:, j])))})"
         for j in np.flatnonzero(missing.any(axis=0))
     ]
     cells = ", ".join(counts[:5]) + (f" and {len(counts) - 5} more columns" if counts[5:] else "")
-    if num_complete < num_rows and not drop_missing:
-        raise ValueError(
-            f"{source}: expected no missing cells, got {cells}; {num_rows - num_complete} of "
-            f"{num_rows} rows have one. drop_missing=True (--drop-missing) leaves these rows out, "
-            "and columns= (--columns) chooses columns without missing cells"
-        )
-    if num_complete < (2 if prices else 1):
+    if num_rows < least or drop_missing and num_complete < least:
         what = "2 rows of prices" if prices else "1 row of returns"
+        got = f"{num_complete} (of {num_rows})"
         raise ValueError(
-            f"{source}: expected at least {what} without missing values, got {num_complete} (of "
-            f"{num_rows}); choose columns with more values with columns= (--columns)"
+            f"{source}: expected at least {what} without missing values, got {got}; choose columns "
+            "with more values with columns= (--columns)"
         )
-    if num_complete < num_rows:
+    if num_complete < num_rows and not drop_missing:
+        gap = "; a missing price leaves the returns before and after it missing" if prices else ""
+        notes.append(
+            f"{source}: {missing.sum()} cells are missing values, in {num_rows - num_complete} of "
+            f"{num_rows} rows: {cells}{gap}. drop_missing=True (--drop-missing) leaves these rows "
+            "out"
+        )
+    elif num_complete < num_rows:
         notes.append(
             f"{source}: dropped {num_rows - num_complete} of {num_rows} rows, which have a missing "
             f"value; the first is {dates[~complete][0]}. Missing: {cells}"
@@ -239,9 +242,15 @@ def _check_series(
     dates: npt.NDArray[Any],
 ) -> None:
     """Raise for series to which no model of returns can be fitted."""
-    for name, series in zip(names, values.T):
-        if not np.isfinite(series).all():
-            date = dates[~np.isfinite(series)][0]
+    for name, column in zip(names, values.T):
+        series = column[~np.isnan(column)]
+        if not len(series):
+            raise ValueError(
+                f"{source}, column {name!r}: expected some values, got only missing ones in "
+                f"{len(column)} rows; leave it out with columns= (--columns)"
+            )
+        if np.isinf(series).any():
+            date = dates[np.isinf(column)][0]
             raise ValueError(
                 f"{source}, column {name!r}: expected prices with finite returns, got an overflow "
                 f"on {date}; {_CORRECT}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Returns:
     """Series of returns over time. It unpacks as ``values, dates, names``.
 
-    :param values: float64 ``(T, D)``, one column per series, without missing values.
+    :param values: float64 ``(T, D)``, one column per series, NaN where a value is missing.
     :param dates: ``(T,)``, strictly ascending: datetime64[D] for at most one row per day, a finer
         datetime64 for intraday rows, or integers 0, 1, ... for a file without dates.
     :param names: the D names of the series.

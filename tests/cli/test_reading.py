@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.cli.running import fit_in_process, write_months
+from tests.cli.running import call, fit_in_process, write_csv, write_months
 
 
 def test_columns_are_separated_by_commas_that_are_not_quoted(tmp_path, monkeypatch, capsys):
@@ -35,3 +35,32 @@ def test_fit_reads_standard_input(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "note: the rows are monthly" in done.stderr
     assert (tmp_path / "regimes" / "states.csv").exists()
+
+
+def test_missing_cells_are_missing_values(tmp_path, monkeypatch, capsys):
+    """They are counted by column, in the file and in the summary; --drop-missing drops rows."""
+    monkeypatch.chdir(tmp_path)
+    lines = write_csv(tmp_path / "returns.csv").read_text().splitlines()
+    header, rows = lines[0], [line.split(",") for line in lines[1:]]
+    for row in rows[::7]:
+        row[1] = ""
+    rows[10][1] = rows[10][2] = "n/a"
+    path = tmp_path / "gaps.csv"
+    path.write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    count = len(rows[::7])
+    out, err = fit_in_process(capsys, monkeypatch, str(path))
+    told, printed = " ".join(err.split()), " ".join(out.split())
+    assert f"{count + 2} cells are missing values, in {count + 1} of {len(rows)} rows" in told
+    assert f"{count + 1} in 'left' (first on line 2), 1 in 'right' (first on line 12)" in told
+    assert "--drop-missing" in told
+    size = 2 * len(rows)
+    assert f"missing: {count + 2} of {size} values" in printed
+    assert f"(left {count + 1}, right 1); 1 of {len(rows)} rows have no value" in printed
+    states = (tmp_path / "regimes" / "states.csv").read_text().splitlines()
+    assert len(states) == len(rows) + 1
+    out, err = fit_in_process(capsys, monkeypatch, str(path), "--drop-missing")
+    assert f"dropped {count + 1} of {len(rows)} rows" in " ".join(err.split())
+    assert "missing:" not in out
+    model = str(tmp_path / "regimes" / "model.json")
+    for command in (["today", model], ["predict", model, "--out", "new"], ["forecast", model]):
+        call(capsys, monkeypatch, *command[:2], str(path), *command[2:])

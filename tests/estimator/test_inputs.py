@@ -242,8 +242,7 @@ def test_nothing_is_lost_of_a_series_on_its_way_to_a_table():
         with pytest.raises(ValueError, match="in order of time"):
             quick().fit(wrong)
     masked = np.ma.masked_greater(np.append(series, 999.0), 998.0)
-    with pytest.raises(ValueError, match="no missing values, got a masked array with 1 masked"):
-        quick().fit([masked])
+    assert quick().fit([masked]).n_missing_rows_ == 1
     panel = pd.concat({"A": series.to_frame(), "B": series.to_frame()})
     with pytest.raises(ValueError, match="an index of several levels; a dict of tables"):
         quick().fit(panel)
@@ -254,19 +253,6 @@ def test_returns_as_they_were_read():
     model = quick().fit(returns)
     assert list(model.feature_names_in_) == list(returns.names)
     assert model.log_likelihood_ == quick().fit(returns.to_frame()).log_likelihood_
-
-
-def test_missing_values_are_named():
-    frame = pd.DataFrame(data(60, 2, 0), columns=["spx", "ndx"])
-    frame.index = pd.bdate_range("2020-01-01", periods=60)
-    frame.iloc[3:5, 1] = np.nan
-    message = r"got NaN: 2 in column 'ndx', the first at row 2020-01-06; .*X.dropna\(\)"
-    with pytest.raises(ValueError, match=message):
-        quick().fit(frame)
-    with pytest.raises(ValueError, match="got NaN: 2 in column 1, the first at row 3"):
-        quick().fit(frame.to_numpy())
-    with pytest.raises(ValueError, match="got NaN: 1 in column 0"):
-        quick().fit([np.array([0.1, np.nan]), data(40, 1, 0)[:, 0]])
 
 
 @pytest.mark.parametrize(

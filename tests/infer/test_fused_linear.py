@@ -25,7 +25,6 @@ from tests.infer.fused import both_engines, spy
 pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 
-
 def is_linear(case: Case) -> bool:
     """Whether the family of a case has a linear form."""
     family = emissions.find_family(case.build(**case.start(), **case.known), len(case.event))

@@ -127,6 +127,7 @@ def gaussian_model(
     lengths: Tensor | None = None,
     restarts: int = 0,
     known_loc: bool = False,
+    missing: str = "refuse",
 ) -> Callable[[], None]:
     """A model of three series, of one or many sequences, or a batch of restarts."""
 
@@ -143,8 +144,9 @@ def gaussian_model(
             apart = SHIFTS[:restarts, None, None, None] if restarts else torch.zeros(())
             start = (LOCS + apart).to(data.dtype)
             loc = pyro.param("loc", start)
+        emission = spread(hold, loc.to(data.dtype))
         hmm = RegimeHMM(
-            observation_dist=spread(hold, loc.to(data.dtype)), lengths=lengths, **chain(hold)
+            observation_dist=emission, lengths=lengths, missing=missing, **chain(hold)
         )
         size = restarts or (len(data) if data.dim() == 3 else 0)
         if size:

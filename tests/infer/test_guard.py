@@ -176,7 +176,7 @@ def test_an_update_that_is_no_maximiser(monkeypatch: Any) -> None:
 def test_an_optimiser_that_hardly_moves() -> None:
     def model() -> None:
         p = pyro.param("p", torch.tensor(0.7).double(), constraint=constraints.unit_interval)
-        stay = torch.stack([p, 1 - p])
+        stay = torch.stack([p**2, 1 - p**2])
         observe(loc=loc(), transition_probs=torch.stack([stay, stay.flip(0)]))
 
     slow = pyro.optim.SGD({"lr": 1e-6})

@@ -92,7 +92,7 @@ def scaled_logits() -> None:
 def second_likelihood() -> None:
     value = loc()
     observe(loc=value)
-    pyro.sample("y", dist.Normal(value, 1.0).to_event(1), obs=torch.zeros(2).double())
+    pyro.sample("y", dist.Laplace(value, 1.0).to_event(1), obs=torch.zeros(2).double())
 
 
 @refused("loc")
@@ -116,9 +116,9 @@ def factor_from_a_second_read() -> None:
 
 
 @refused("transition")
-def initial_is_a_row_of_transition() -> None:
+def initial_is_two_steps_after_a_state() -> None:
     matrix = probs("transition", TRANSITION)
-    observe(initial_probs=matrix[0], transition_probs=matrix)
+    observe(initial_probs=matrix[0] @ matrix, transition_probs=matrix)
 
 
 @refused("x.loc")
@@ -177,9 +177,9 @@ def sorted_means() -> None:
 
 
 @refused("p")
-def one_minus_p() -> None:
+def one_minus_a_square() -> None:
     p = pyro.param("p", torch.tensor(0.9).double(), constraint=constraints.unit_interval)
-    stay = torch.stack([p, 1 - p])
+    stay = torch.stack([p**2, 1 - p**2])
     observe(transition_probs=torch.stack([stay, stay.flip(0)]))
 
 

@@ -215,12 +215,28 @@ def test_a_model_that_is_run_at_every_step(monkeypatch):
     assert_close(found.restart_history, expected.restart_history, rtol=1e-9, atol=0.0)
 
 
+def test_a_prior_whose_mean_is_a_parameter():
+    def model() -> None:
+        centre = pyro.sample("centre", dist.Normal(torch.tensor(0.0).double(), 3.0))
+        both = dist.Normal(centre.expand(2), 1.0).to_event(1)
+        observe(loc=pyro.sample("loc", both), scale=scale())
+
+    start = {"centre": torch.tensor(0.3).double(), "loc": LOC.clone()}
+
+    def fit(**settings: str) -> float:
+        pyro.clear_param_store()
+        guide = AutoDelta(model, init_loc_fn=init_to_value(values=start))
+        return EM(model, guide).run(num_steps=2000, tol=1e-10, **settings).history[-1]
+
+    assert fit(acceleration="squarem") == pytest.approx(fit(), rel=1e-8)
+
+
 def test_an_optimiser_is_refused():
     """The prior of one parameter has another for its location."""
 
     def model() -> None:
         centre = pyro.sample("centre", dist.Normal(torch.tensor(0.0).double(), 3.0))
-        both = dist.Normal(centre.expand(2), 1.0).to_event(1)
+        both = dist.StudentT(4.0, centre.expand(2), 1.0).to_event(1)
         observe(loc=pyro.sample("loc", both), scale=scale())
 
     start = {"centre": torch.tensor(0.3).double(), "loc": LOC.clone()}

@@ -47,7 +47,8 @@ MONTHS = ["2024-01-31", "2024-02-29"]
 AB = Read(["a", "b"], MONTHS, [[1.5, 0.5], [-2, 3]], 12)
 PRICES = ["these are prices; prices=True .--prices. turns them into returns"]
 QUOTES = ["took '{}' and left out", *PRICES]
-MISSING = r"drop_missing=True \(--drop-missing\) leaves these rows out, and columns="
+MISSING = r"drop_missing=True \(--drop-missing\) leaves these rows out"
+NAN = float("nan")
 SORT = r"; the newest row comes first; sort=True \(--sort\) sorts the rows"
 
 
@@ -150,9 +151,16 @@ CASES: list[tuple[str, Read | Refused]] = [
     ),
     (
         "bloomberg_missing.csv",
-        Refused(
-            r"expected no missing cells, got 1 in 'ACME US Equity' \(first on line 4\), 1 in 'BOLT "
-            rf"US Equity' \(first on line 2\); 2 of 4 rows have one\. {MISSING}"
+        Read(
+            ["ACME US Equity", "BOLT US Equity"],
+            ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"],
+            [[1.5, -0.5, NAN, 0.75], [NAN, 0.25, 0.5, -1.25]],
+            12,
+            {},
+            [
+                r"2 cells are missing values, in 2 of 4 rows: 1 in 'ACME US Equity' \(first on "
+                rf"line 4\), 1 in 'BOLT US Equity' \(first on line 2\)\. {MISSING}"
+            ],
         ),
     ),
     (
@@ -172,7 +180,17 @@ CASES: list[tuple[str, Read | Refused]] = [
         Read(["%Chg"], DAYS, [[0.28, 0.45, -0.79]], 252, {"columns": ["%Chg"]}),
     ),
     # FRED
-    ("fred_daily.csv", Refused(rf"got 1 in 'RATE10' \(first on line 3\); 1 of 4 rows.*{MISSING}")),
+    (
+        "fred_daily.csv",
+        Read(
+            ["RATE10"],
+            ["2024-01-12", "2024-01-15", "2024-01-16", "2024-01-17"],
+            [[4.01, NAN, 4.07, 4.1]],
+            252,
+            {},
+            [rf"1 cells.* in 1 of 4 rows: 1 in 'RATE10' \(first on line 3\)\. {MISSING}"],
+        ),
+    ),
     (
         "fred_daily.csv",
         Read(
@@ -220,7 +238,17 @@ CASES: list[tuple[str, Read | Refused]] = [
             ["before line 8, 'Copyright of the author'"],
         ),
     ),
-    ("french_missing.csv", Refused(r"got 2 in 'Soda' \(first on line 4\); 2 of 4 rows have one")),
+    (
+        "french_missing.csv",
+        Read(
+            ["Agric", "Soda"],
+            ["1926-07-01", "1926-08-01", "1926-09-01", "1926-10-01"],
+            [[2.37, 2.23, -0.57, 1.1], [NAN, NAN, 1.5, -0.75]],
+            12,
+            {},
+            [r"in 2 of 4 rows: 2 in 'Soda' \(first on line 4\)\."],
+        ),
+    ),
     (
         "french_missing.csv",
         Read(
@@ -350,7 +378,17 @@ CASES: list[tuple[str, Read | Refused]] = [
     ("bom.csv", AB._replace(names=["a"], values=[[1.5, 0.5]])),
     ("units_row.csv", AB._replace(names=["Oil USD", "Gas EUR"])),
     ("trailing_commas.csv", AB),
-    ("comments.csv", Refused(r"got 1 in 'a' \(first on line 7\); 1 of 4 rows have one")),
+    (
+        "comments.csv",
+        Read(
+            ["a"],
+            ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"],
+            [[1.5, NAN, 0.5, 2]],
+            12,
+            {},
+            [r"in 1 of 4 rows: 1 in 'a' \(first on line 7\)\."],
+        ),
+    ),
     (
         "comments.csv",
         Read(
@@ -513,9 +551,16 @@ CASES: list[tuple[str, Read | Refused]] = [
     ("long_row.csv", Refused("line 3: expected 2 cells, as in the header, got 3.*correct the")),
     (
         "gap.csv",
-        Refused(
-            r"got 2 in 'GM' \(first on line 2\), 1 in 'F' \(first on line 4\); 3 of 5.* "
-            + MISSING
+        Read(
+            ["GM", "F"],
+            ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30", "2024-05-31"],
+            [[NAN, NAN, 1, 2, 0], [2, 3, NAN, 1, 2]],
+            12,
+            {},
+            [
+                r"3 cells.* in 3 of 5 rows: 2 in 'GM' \(first on line 2\), 1 in 'F' \(first on "
+                rf"line 4\)\. {MISSING}"
+            ],
         ),
     ),
 ]

@@ -99,6 +99,8 @@ def test_the_rows_left_out_do_not_change_the_frequency():
     text = pd.DataFrame({"a": values}, index=months).to_csv(index_label="date")
     with pytest.warns(UserWarning, match="dropped 5 of 12 rows"):
         assert read(text, drop_missing=True).periods_per_year == 12
+    with pytest.warns(UserWarning, match="5 cells are missing values"):
+        assert read(text).periods_per_year == 12
 
 
 def test_a_time_zone_is_kept():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.infer.em.recognise.plan import Plan, Use
+from pyro_regimes.infer.em.recognise.plan import AnyUse, Plan, Use
 from pyro_regimes.infer.tracing import Run, Site, num_own_dims
 from pyro_regimes.kernels import ops
 
@@ -56,14 +56,34 @@ def batch_shape(site: Site) -> torch.Size:
     return ops.broadcast(site.hmm.batch_shape, data)
 
 
-def _cells_by_sequence(use: Use, site: Site) -> Tensor:
-    """The cells that each sequence uses, ``(sequences, uses)``."""
+def _by_sequence(values: Tensor, use: AnyUse, site: Site) -> Tensor:
+    """The values of the blocks that each sequence uses, ``(sequences, uses)``.
+
+    :param values: of all blocks of an argument.
+    """
     slot = site.slots[use.argument]
-    tail, lead = num_own_dims(slot.argument, site), slot.lead
-    lead = torch.Size([1] * (tail - len(lead))) + lead
+    tail = num_own_dims(slot.argument, site)
+    lead = torch.Size([1] * (tail - len(slot.lead))) + slot.lead
     shape = batch_shape(site)
     uses = lead[len(lead) - tail :]
-    return use.cells.reshape(lead).expand(shape + uses).reshape(shape.numel(), uses.numel())
+    return values.reshape(lead).expand(shape + uses).reshape(shape.numel(), uses.numel())
+
+
+def _sequences_and_cells(use: AnyUse, site: Site) -> tuple[Tensor, Tensor]:
+    """All pairs of a sequence and a cell that it uses, with repetitions."""
+    if isinstance(use, Use):
+        table = _by_sequence(use.cells, use, site)
+        sequence, column = (table >= 0).nonzero(as_tuple=True)
+        return sequence, table[sequence, column]
+    table = _by_sequence(torch.arange(len(use.cells), device="cpu"), use, site)
+    order = table.flatten().argsort()
+    block, first = table.flatten()[order], use.pairs[:, 0].contiguous()
+    low = torch.searchsorted(block, first)
+    count = torch.searchsorted(block, first, right=True) - low
+    which = torch.repeat_interleave(torch.arange(len(first), device="cpu"), count)
+    offset = torch.arange(len(which), device="cpu") - (count.cumsum(0) - count)[which]
+    sequence = order[low[which] + offset] // table.shape[1]
+    return sequence, use.pairs[which, 1]
 
 
 def _one_group(plan: Plan, run: Run) -> Groups:
@@ -101,9 +121,8 @@ def find_groups(plan: Plan, run: Run) -> Groups:
     links = []
     for each in plan.assignments:
         for use in each.uses:
-            table = _cells_by_sequence(use, run.sites[use.site])
-            sequence, column = (table >= 0).nonzero(as_tuple=True)
-            links.append((each.name, use.site, sequence, table[sequence, column]))
+            sequence, cell = _sequences_and_cells(use, run.sites[use.site])
+            links.append((each.name, use.site, sequence, cell))
     moving = True
     while moving:
         moving = False

@@ -1,4 +1,4 @@
-"""The M-step: pools expected statistics over everything that shares a parameter, and maximises.
+"""The M-step: maximises each parameter given the statistics that are pooled for it.
 
 The arguments define the updates, in :mod:`pyro_regimes.chain` and :mod:`pyro_regimes.emissions`.
 """
@@ -6,84 +6,26 @@ The arguments define the updates, in :mod:`pyro_regimes.chain` and :mod:`pyro_re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
-from typing import Callable, NamedTuple, Protocol
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import LowerCholeskyTransform, constraints, transform_to
 
-from pyro_regimes.emissions.base import Argument, Arguments, Pooled, Stats, add, apply, blocks
+from pyro_regimes.emissions.base import Arguments, Pooled, blocks
 from pyro_regimes.emissions.links import noise
-from pyro_regimes.infer.em.e_step import SiteData, SiteStatistics
+from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
+from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
+from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.jacobian import gram
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.search import search
-from pyro_regimes.infer.tracing import Site, Slot, num_own_dims
+
+#: Rounds over cells that are maximised in turn, in one M-step.
+_ROUNDS = 2
 
 _LOWER_CHOLESKY = LowerCholeskyTransform()
-
-
-class Expectation(Protocol):
-    """The interface of a site for the M-step, with statistics of the data or averages."""
-
-    @property
-    def data(self) -> SiteData:
-        """The data of the site that do not change between steps."""
-
-    @property
-    def arguments(self) -> Arguments:
-        """The current arguments."""
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """The batch shape of the statistics."""
-
-    def statistics(self, names: frozenset[str]) -> SiteStatistics:
-        """The statistics that are needed to update some arguments."""
-
-    def retake(self, arguments: Arguments, names: frozenset[str]) -> Stats | None:
-        """Statistics of the observations at other arguments; None if there are no data."""
-
-
-class Collected:
-    """The statistics of all sites, with the arguments that the M-step updates."""
-
-    def __init__(self, plan: Plan, expected: dict[str, Expectation]) -> None:
-        self.expected = expected
-        self.arguments = {name: dict(each.arguments) for name, each in expected.items()}
-        self._found = {
-            name: each.statistics(plan.updated(name)) for name, each in expected.items()
-        }
-
-    def reduce(
-        self, site: str, argument: Argument, weighted: bool, joint: bool = False
-    ) -> Pooled:
-        """The pooled statistics of every block of one argument, at the current arguments.
-
-        :param joint: whether those for its maximisation together with another argument.
-        """
-        found, given = self._found[site], self.arguments[site]
-        family = self.expected[site].data.site.family
-        if family is None or argument not in family.arguments:
-            return argument.reduce(found.chain, given, weighted)
-        accurate: Tensor | bool = argument.name in found.names
-        accurate = accurate and family.is_accurate(found.emission, given, argument.name)
-        some = bool(accurate.any()) if isinstance(accurate, Tensor) else accurate
-        if not (bool(accurate.all()) if isinstance(accurate, Tensor) else accurate):
-            again = self.expected[site].retake(given, frozenset({argument.name}))
-            if again is not None:
-                if some and isinstance(accurate, Tensor):  # no block depends on the others
-                    again = family.merge(accurate, found.emission, again)
-                found = found._replace(
-                    emission=family.renew(found.emission, again),
-                    names=found.names | {argument.name},
-                )
-                self._found[site] = found
-        if joint and argument.joint is not None:
-            return argument.joint.reduce(found.emission, given)
-        return argument.reduce(found.emission, given, weighted)
 
 
 class Maximised(NamedTuple):
@@ -118,7 +60,7 @@ def maximise(
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     :param keep: selects the value to use, given a name, the old and the new value.
     """
-    collected = Collected(plan, expected)
+    collected = Collected(plan, expected, params)
     arguments = collected.arguments
     sites = {name: each.data for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
@@ -126,6 +68,8 @@ def maximise(
         values = _solve_affine(plan.affine, collected, params, pseudo)
         values = {name: keep(name, params[name], value) for name, value in values.items()}
         fill_affine(plan.affine, values, params, arguments)
+        for name, value in values.items():
+            collected.set(name, value, plan.affine.priors.get(name))
     for each in _with_joint(plan.order):
         old = params[each.name]
         pooled = pool(each, collected, pseudo, joint=bool(each.joint))
@@ -149,7 +93,9 @@ def maximise(
         values[each.name] = keep(each.name, old, new.reshape(old.shape))
         if leaf is not None:
             stored[each.name] = keep(each.name, leaf, stored[each.name].reshape(old.shape))
-        fill_arguments(each, values[each.name], arguments, sites)
+        fill_arguments(each, values[each.name], old, arguments, sites)
+        collected.set(each.name, values[each.name], each.prior)
+    fill_products(plan, values, arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
 
 
@@ -166,18 +112,58 @@ def _maximiser(
     cells = blocks(old, each.event_dim)
     now = each.link.forward(cells)
     argument = each.argument
+    floor = floor_of(each, collected, floor)
     if each.joint and argument.joint is not None:
         return argument.joint.maximise(pooled, now, floor).reshape(cells.shape)
+    if each.turns:
+        return _maximise_in_turn(each, old, collected, pseudo, floor)
     if argument.search is None:
         return argument.maximise(pooled, now, floor).reshape(cells.shape)
     sites = {name: there.data for name, there in collected.expected.items()}
 
     def at(cells: Tensor) -> Pooled:
         value = each.link.inverse(cells).to(old.dtype).reshape(old.shape)
-        fill_arguments(each, value, collected.arguments, sites)
+        fill_arguments(each, value, old, collected.arguments, sites)
         return pool(each, collected, pseudo)
 
     return search(argument, pooled, now, None if is_subsampled else at).reshape(cells.shape)
+
+
+def floor_of(each: Assignment, collected: Collected, floor: float) -> float:
+    """The floor of the eigenvalues of a parameter's own matrices."""
+    if not floor > 0:
+        return floor
+    held = each.link.forward(blocks(collected.params[each.name], each.event_dim))
+    matrices = [use for use in each.uses if isinstance(use, MatrixUse)]
+    return max(
+        (use.floor(blocks_of(use, collected), held, floor) for use in matrices), default=floor
+    )
+
+
+def _maximise_in_turn(
+    each: Assignment,
+    old: Tensor,
+    collected: Collected,
+    pseudo: dict[str, Pooled],
+    floor: float,
+) -> Tensor:
+    """As :func:`_maximiser`, of cells that are maximised given the others."""
+    sites = {name: there.data for name, there in collected.expected.items()}
+    before = {name: dict(given) for name, given in collected.arguments.items()}
+    now = each.link.forward(blocks(old, each.event_dim))
+    for _ in range(_ROUNDS):
+        for turn in each.turns:
+            best = each.argument.maximise(pool(each, collected, pseudo), now, floor).to(now.dtype)
+            kept = ~turn.to(best.device) | best.isnan()
+            now = torch.where(kept, now, best)
+            value = each.link.inverse(now).reshape(old.shape)
+            last = collected.params[each.name]
+            fill_arguments(each, value, last, collected.arguments, sites)
+            collected.params[each.name] = value
+    collected.params[each.name] = old
+    for name, given in before.items():
+        collected.arguments[name].update(given)
+    return now
 
 
 def _with_joint(order: list[Assignment]) -> Iterator[Assignment]:
@@ -230,37 +216,6 @@ def is_sound(each: Assignment, cells: Tensor) -> Tensor:
     return sound.reshape(len(cells), -1).all(-1)
 
 
-def fill_arguments(
-    each: Assignment, value: Tensor, arguments: dict[str, Arguments], sites: dict[str, SiteData]
-) -> None:
-    """Write a parameter's cells to the arguments of the sites."""
-    for use in each.uses:
-        old = arguments[use.site][use.argument]
-        argument = sites[use.site].site.slots[use.argument].argument
-        new = argument.written(each.link, value).to(old.dtype)
-        if not use.whole:
-            cells, where = blocks(new, each.event_dim), use.cells.to(new.device)
-            new = blocks(old, each.event_dim).clone()
-            new[where >= 0] = cells[where[where >= 0]]
-        arguments[use.site][use.argument] = new.reshape(old.shape)
-
-
-def fill_affine(
-    affine: Affine,
-    values: dict[str, Tensor],
-    old: dict[str, Tensor],
-    arguments: dict[str, Arguments],
-) -> None:
-    """Update the locations after an update of their parameters."""
-    if not affine.names:
-        return
-    moved = affine.flat(values) - affine.flat(old)
-    for use in affine.uses:
-        argument = arguments[use.site][use.argument]
-        change = (use.jacobian @ moved).reshape(argument.shape)
-        arguments[use.site][use.argument] = argument + change.to(argument.dtype)
-
-
 def normal_equations(
     affine: Affine,
     collected: Collected,
@@ -271,12 +226,12 @@ def normal_equations(
     start = affine.flat(params)
     normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
     for use in affine.uses:
-        pooled = _pooled_blocks(use.site, use.argument, collected, True)
+        pooled = pooled_blocks(use.site, use.argument, collected, True)
         given = collected.arguments[use.site][use.argument]
         constant = given.double().flatten() - use.jacobian @ start
         more_normal, more_right = gram(use.jacobian, pooled, constant)
         normal, right = normal + more_normal, right + more_right
-    for name in affine.priors:
+    for name in affine.priors.keys() & pseudo.keys():
         affine.add_prior(name, pseudo[name], normal, right)
     return normal, right
 
@@ -292,71 +247,3 @@ def _solve_affine(
     start = affine.flat(params)
     found = solve(normal, right, start)
     return affine.unflat(torch.where(found.isfinite(), found, start), params)
-
-
-def pool(
-    each: Assignment,
-    collected: Collected,
-    pseudo: dict[str, Pooled],
-    weighted: bool = False,
-    joint: bool = False,
-) -> Pooled:
-    """Sum the statistics of the blocks of each cell: fields ``(cells, *block)``.
-
-    :param pseudo: terms that conjugate priors add.
-    :param weighted: whether locations are weighted with precisions in any case.
-    :param joint: whether for the maximisation together with another parameter.
-    :return: of one dtype, which need not be that of the parameter.
-    """
-    # The precision of a prior is added to that of the data.
-    weighted = weighted or each.shared or each.prior is not None
-    total: Pooled = None
-    for use in each.uses:
-        found = _pooled_blocks(use.site, use.argument, collected, weighted, joint)
-        if not use.whole:
-            found = apply(lambda part, use=use: _by_cells(part, use, each.num_cells), found)
-        total = found if total is None else add(total, found)
-    return _of_one_dtype(add(total, pseudo[each.name]) if each.name in pseudo else total)
-
-
-def _of_one_dtype(pooled: Pooled) -> Pooled:
-    """Priors and several sites may differ in dtype: all fields in the widest."""
-    dtypes = [part.dtype for part in pooled if part is not None]
-    if len(set(dtypes)) < 2:
-        return pooled
-    widest = reduce(torch.promote_types, dtypes)
-    return apply(lambda part: part.to(widest), pooled)
-
-
-def _pooled_blocks(
-    site: str, name: str, collected: Collected, weighted: bool, joint: bool = False
-) -> Pooled:
-    """The statistics of every block of an argument: fields ``(blocks, *block)``."""
-    there = collected.expected[site]
-    slot = there.data.site.slots[name]
-    lead_dim = len(there.batch_shape) + num_own_dims(slot.argument, there.data.site)
-
-    def to_lead(part: Tensor) -> Tensor:
-        block = part.shape[lead_dim:]
-        if part.numel() != slot.lead.numel() * block.numel():
-            part = part.sum_to_size(slot.lead + block)
-        return part.reshape((slot.lead.numel(),) + block)
-
-    # A location that is constant in time may stand beside spreads that are not.
-    weighted = weighted or _is_over_time(there.data.site, slot)
-    return apply(to_lead, collected.reduce(site, slot.argument, weighted, joint))
-
-
-def _is_over_time(site: Site, slot: Slot) -> bool:
-    """Whether a block serves all steps of a distribution that varies in time."""
-    if site.family is None or slot.argument not in site.family.arguments:
-        return False
-    own = num_own_dims(slot.argument, site)
-    return (len(slot.lead) < own or slot.lead[len(slot.lead) - own] == 1) and site.varies
-
-
-def _by_cells(part: Tensor, use: Use, num_cells: int) -> Tensor:
-    """Sum one statistic of the blocks by cells."""
-    where = use.cells.to(part.device)
-    cells = part.new_zeros((num_cells,) + part.shape[1:])
-    return cells.index_add(0, where[where >= 0], part[where >= 0])

@@ -13,7 +13,8 @@ from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.e_step import read_site
 from pyro_regimes.infer.em.gradient import log_terms
 from pyro_regimes.infer.em.loop import Loop
-from pyro_regimes.infer.em.m_step import Collected, is_sound, normal_equations, pool
+from pyro_regimes.infer.em.m_step import floor_of, is_sound, normal_equations
+from pyro_regimes.infer.em.pooling import Collected, pool
 from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.affine import solve
 from pyro_regimes.infer.em.recognise.plan import Assignment
@@ -122,7 +123,7 @@ def measure(
 ) -> list[Measure]:
     """The measures of all parameters."""
     problem, ascent, number = loop.problem, loop.ascent, len(state.losses)
-    collected = Collected(problem.plan, dict(state.expected))
+    collected = Collected(problem.plan, {**state.expected, **problem.priors}, state.params)
     measured = []
     for each in problem.plan.assignments:
         pooled = pool(each, collected, problem.pseudo, weighted=True)
@@ -136,7 +137,12 @@ def measure(
             .cpu()
             .numpy()
             for part in _measure_cells(
-                each, own, pooled, cells, problem.min_eigenvalue, value.dtype
+                each,
+                own,
+                pooled,
+                cells,
+                floor_of(each, collected, problem.min_eigenvalue),
+                value.dtype,
             )
         )
         mismatch[ascent.held[each.name]] = 0.0
@@ -161,7 +167,7 @@ def measure(
             alone(name, np.inf, np.inf)
     moved = [name for name in problem.plan.gradient if name in gradients]
     if moved:
-        for found in _measure_moved(session, call, state, moved, gradients):
+        for found in _measure_moved(session, call, state, moved, gradients, problem.plan.chains):
             alone(*found)
     return measured
 
@@ -219,12 +225,13 @@ def _measure_moved(
     state: TensorState,
     names: list[str],
     gradients: dict[str, Tensor],
+    chains: tuple[str, ...],
 ) -> list[tuple[str, float, float]]:
     """The measures of parameters that an optimiser moves, from Q's curvature along the gradient."""
     with torch.enable_grad():
         with session.alone():
             leaves = dict(pyro.get_param_store().named_parameters())
-            run = session.run(call, connected=True)
+            run = session.run(call, connected=True, chains=chains)
         expected = {
             name: each._replace(data=read_site(run.sites[name]))
             for name, each in state.expected.items()

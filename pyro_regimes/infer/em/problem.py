@@ -12,8 +12,9 @@ from torch.distributions.constraints import Constraint
 
 from pyro_regimes.emissions.base import Arguments, Pooled
 from pyro_regimes.infer.em.e_step import Expected, SiteData, take_expectations
+from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.m_step import Maximised, fill_affine, fill_arguments
+from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.tracing import Latent, Run
 
@@ -28,6 +29,8 @@ class Problem(NamedTuple):
     plan: Plan
     groups: Groups
     sites: dict[str, SiteData]
+    #: Gaussian priors that depend on parameters, as sites of one state (:mod:`.one_state`)
+    priors: dict[str, Expected]
     constant: float  #: minus the log-probability of the sites that depend on no parameter
     latents: dict[str, Latent]
     others: float  #: the log-probability of other sites, if the plan is joint
@@ -166,7 +169,8 @@ def arguments_at(
     """
     arguments = {name: dict(each) for name, each in now.items()}
     for each in problem.plan.assignments:
-        fill_arguments(each, params[each.name], arguments, problem.sites)
+        fill_arguments(each, params[each.name], before[each.name], arguments, problem.sites)
+    fill_products(problem.plan, params, arguments, problem.sites)
     fill_affine(problem.plan.affine, params, before, arguments)
     return arguments
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Callable, NamedTuple
 
@@ -22,7 +22,12 @@ from torch.nn import Parameter
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.ascent import Held
-from pyro_regimes.infer.em.e_step import SiteStatistics, read_log_probs, read_site
+from pyro_regimes.infer.em.e_step import (
+    SiteStatistics,
+    read_log_probs,
+    read_site,
+    take_expectations,
+)
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
 from pyro_regimes.infer.em.problem import (
@@ -34,10 +39,12 @@ from pyro_regimes.infer.em.problem import (
     evaluate,
     log_prior,
 )
+from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.find import find_parameters
-from pyro_regimes.infer.em.recognise.plan import Plan
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.recognise.stationary import with_stationary_as_planned
 from pyro_regimes.infer.isolation import Alone
+from pyro_regimes.infer.one_state import with_chains
 from pyro_regimes.infer.subsampling import SameSubsamples
 from pyro_regimes.infer.tracing import Run, constraint_of, run_model, write_parameter
 from pyro_regimes.infer.undisturbed import check_leaves, explained
@@ -161,15 +168,22 @@ class Session:
                 "(num_steps), change them, and call run again"
             )
 
-    def run(self, call: Call, values: Params | None = None, connected: bool = False) -> Run:
+    def run(
+        self,
+        call: Call,
+        values: Params | None = None,
+        connected: bool = False,
+        chains: Collection[str] | None = (),
+    ) -> Run:
         """Run the model once.
 
         :param values: parameter values to use in place of the store's.
         :param connected: whether gradients must reach the store's unconstrained tensors.
+        :param chains: Gaussian sites to be read as chains; None for all that depend on parameters.
         """
         try:
             with self.alone():
-                return run_model(
+                run = run_model(
                     call.model,
                     call.args,
                     call.kwargs,
@@ -177,6 +191,7 @@ class Session:
                     guide=call.guide,
                     connected=connected,
                 )
+                return with_chains(run, chains)
         except RuntimeError as error:
             clearer = explained(error)
             if clearer is error:
@@ -187,7 +202,7 @@ class Session:
         """Run the model, recording gradients only if the plan needs them."""
         connected = plan.needs_graph
         with torch.set_grad_enabled(connected):
-            run = self.run(call, connected=connected)
+            run = self.run(call, connected=connected, chains=plan.chains)
         return with_stationary_as_planned(run, plan.stationary)
 
     def read(self, call: Call, is_start: bool = True) -> Snapshot:
@@ -213,7 +228,7 @@ class Session:
             self.reset()  # the store holds other parameters now
         plan, run, is_new = self._run_with_plan(call)
         is_start = is_start or is_new
-        if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run.params):
+        if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run):
             run = self.run_as_planned(plan, call)
         self._check_constants(plan, run)
         leaves = dict(pyro.get_param_store().named_parameters())
@@ -260,6 +275,9 @@ class Session:
             groups=self._groups,
             sites=sites,
             constant=constant_of(plan, run),
+            priors={
+                name: take_expectations(read_site(site)) for name, site in run.priors.items()
+            },
             latents=run.latents,
             others=sum(float(value) for value in run.others.values()),
             pseudo=_prior_statistics(plan, run),
@@ -284,7 +302,7 @@ class Session:
 
         def read(values: Params | None) -> Run:
             with SameSubsamples():  # every run of a subsampled model must see the same data
-                run = self.run(call, values)
+                run = self.run(call, values, chains=None)
             sites[:] = sites or run.sites
             if not run.sites.keys() >= set(sites):
                 raise ValueError(
@@ -319,16 +337,16 @@ class Session:
         except Exception:  # the first run may differ from later ones; else planning fails again
             return first, None
 
-    def _raise_to_floor(self, plan: Plan, params: Params) -> bool:
+    def _raise_to_floor(self, plan: Plan, run: Run) -> bool:
         """Raise covariances to the floor: EM is monotone only from a feasible start.
 
         :return: whether any was below.
         """
         is_below = False
         for each in plan.assignments:
-            value = params[each.name].detach()
+            value = run.params[each.name].detach()
             cells = each.link.forward(blocks(value, each.event_dim))
-            feasible = each.argument.feasible(cells, self.min_eigenvalue)
+            feasible = _feasible(each, run, cells, self.min_eigenvalue)
             if feasible is cells or _is_rounding(feasible, cells, self.min_eigenvalue):
                 continue
             write_parameter(each.name, each.link.inverse(feasible).reshape(value.shape))
@@ -360,7 +378,7 @@ class Session:
         if not run.is_subsampled:
             return
         for slot in run.slots:
-            family, updated = run.sites[slot.site].family, plan.updated(slot.site)
+            family, updated = run.chains[slot.site].family, plan.updated(slot.site)
             if family is None or updated.isdisjoint(each.name for each in family.arguments):
                 continue  # no running average depends on it
             if slot.argument not in family.arguments or slot.name in updated:
@@ -391,6 +409,19 @@ class Session:
             warnings.warn(message, RuntimeWarning, stacklevel=levels_to_the_caller())
 
 
+def _feasible(each: Assignment, run: Run, cells: Tensor, floor: float) -> Tensor:
+    """Cells that satisfy the covariance floor."""
+    for use in each.uses:
+        if isinstance(use, (MatrixUse, SizeUse)):
+            slot = run.chains[use.site].slots[use.argument]
+            value = blocks(slot.value.detach(), slot.event_dim)
+            if isinstance(use, MatrixUse):
+                floor = max(floor, use.floor(value, cells, floor))
+            else:
+                cells = cells.maximum(floor**0.5 * use.units(value, cells))
+    return each.argument.feasible(cells, floor)
+
+
 def _is_rounding(one: Tensor, other: Tensor, floor: float) -> bool:
     """Whether cells differ by no more than on their way through the store, and far less than floor.
 
@@ -406,11 +437,13 @@ def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
     """What the conjugate priors of a run add to the statistics of each parameter."""
     found = {}
     for each in plan.assignments:
-        if each.prior is not None:
+        if each.prior is not None and not each.prior.is_flat:
             shape = plan.shapes[each.name]
             latent = run.latents[each.prior.site]
             found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
     for name, prior in plan.affine.priors.items():
+        if prior.is_flat:
+            continue
         found[name] = prior.own_statistics(run.latents[prior.site])
     return found
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
+from pyro_regimes.infer.em.e_step import Expected
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.m_step import Maximised, as_stored_after
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
@@ -128,7 +129,7 @@ def _extrapolate(
             for part in (step, bend):
                 part[still] = 0.0
         moves[each.name] = start, step, bend, still
-        unit = _unit(each, now)
+        unit = _unit(each, {**now.expected, **problem.priors})
         cells = groups.cells[each.name].cpu()
         for total, part in zip(squares, (step, bend), strict=True):
             lengths = (part / unit).square().reshape(len(part), -1).sum(-1)
@@ -187,13 +188,13 @@ def _value(each: Assignment, point: Tensor, like: Params, problem: Problem) -> T
     return each.link.inverse(held).to(like[each.name].dtype)
 
 
-def _unit(each: Assignment, now: TensorState) -> Tensor | float:
+def _unit(each: Assignment, expected: dict[str, Expected]) -> Tensor | float:
     """The units of a parameter's coordinates: those of the first block that each cell serves."""
     assert each.argument.chart is not None
     if each.argument.chart.unit is None:
         return 1.0
     use = each.uses[0]
-    given = now.expected[use.site].arguments
+    given = expected[use.site].arguments
     unit = _of_shape(given[use.argument].shape, each.argument.chart.unit(given).double())
     parts = blocks(unit, each.event_dim)
     cells = use.cells.to(parts.device)

@@ -118,7 +118,7 @@ def maximise_chain(
 
 @compiled
 def _scatter(
-    total: Any,  # (K,)
+    total: Any,  # (K, 1 or D)
     first: Any,  # (K, D), of the deviations from the old locations
     second: Any,  # (K, D, D or 1), likewise
     step: Any,  # (K, D), of the locations
@@ -135,14 +135,15 @@ def _scatter(
     is_full = second.shape[2] == size
     for k in range(num_states):
         for i in range(size):
+            own = total[k, min(i, total.shape[1] - 1)]
             for j in range(0 if is_full else i, i + 1):
                 lost = step[k, i] * first[k, j] + first[k, i] * step[k, j]
-                lost -= total[k] * step[k, i] * step[k, j]
+                lost -= own * step[k, i] * step[k, j]
                 column = j if is_full else 0
                 out[k, i, column] = second[k, i, column] - lost
                 if is_full:
                     out[k, j, i] = out[k, i, j]
-            if total[k] * step[k, i] ** 2 > 1e3 * out[k, i, i if is_full else 0]:
+            if own * step[k, i] ** 2 > 1e3 * out[k, i, i if is_full else 0]:
                 return False
     return True
 
@@ -150,7 +151,7 @@ def _scatter(
 @compiled
 def _pool(
     scatter: Any,  # (B, E), of B blocks of E entries
-    total: Any,  # (K,)
+    total: Any,  # (K, 1 or D)
     owner: Any,  # (B,)
     old: Any,  # (B, E)
     weight: Any,  # (B,), overwritten
@@ -165,7 +166,7 @@ def _pool(
     for b in range(len(owner)):
         to = owner[b]
         if to >= 0:
-            weight[to] += total[b // of_state]
+            weight[to] += total[b // of_state, min(b % of_state, total.shape[1] - 1)]
             for e in range(scatter.shape[1]):
                 spread[to, e] += scatter[b, e]
     for b in range(len(owner) - 1, -1, -1):  # a block's owner comes before it
@@ -202,7 +203,7 @@ def is_ordinary(
 
 @compiled
 def _maximise_emission(
-    total: Any,  # (K,)
+    total: Any,  # (K, 1 or D)
     first: Any,  # (K, D), of the deviations from the old locations
     second: Any,  # (K, D, D or 1), likewise
     old_loc: Any,  # (K, D)
@@ -218,10 +219,12 @@ def _maximise_emission(
     step, scatter, weight, factor = work
     tiny, floor, least = bounds
     for k in range(len(total)):
-        if not total[k] > tiny:
-            return False
+        for d in range(total.shape[1]):
+            if not total[k, d] > tiny:
+                return False
         for d in range(loc.shape[1]):
-            step[k, d] = first[k, d] / total[k] if free_loc[k, d] else 0.0
+            own = total[k, min(d, total.shape[1] - 1)]
+            step[k, d] = first[k, d] / own if free_loc[k, d] else 0.0
             loc[k, d] = old_loc[k, d] + step[k, d]
     if not _scatter(total, first, second, step, scatter):
         return False
@@ -241,7 +244,7 @@ def _maximise_emission(
 def maximise(
     starts: Any,  # (P, K), expected counts, with those of priors
     counts: Any,  # (P, K, K), likewise
-    total: Any,  # (P, K)
+    total: Any,  # (P, K, 1), or (P, K, D) where series have weights of their own
     first: Any,  # (P, K, D), of the deviations from the old locations
     second: Any,  # (P, K, D, D or 1), likewise
     old_initial: Any,  # (P, K)

@@ -23,6 +23,7 @@ from pyro_regimes.infer.em.engines.chain_steps import ChainEM, Parameters, Pseud
 from pyro_regimes.infer.em.engines.kernel_arguments import Array, Part, read
 from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.recognise.plan import Use
 from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
@@ -137,6 +138,8 @@ def why_not_problem(problem: Problem) -> str | None:
         return "a parameter has a constraint that its maximum may not meet"
     if plan.affine.names:
         return "locations are affine in parameters"
+    if not all(isinstance(use, Use) for each in plan.assignments for use in each.uses):
+        return "an argument is a product of parameters or constants"
     return None
 
 
@@ -147,6 +150,8 @@ def why_not_data(data: SiteData) -> str | None:
         return "observations are weighted or masked"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
+    if site.hmm._gaps is not None:
+        return "observations are not equally spaced"
     if data.dtype not in (torch.float32, torch.float64):
         return "it serves float32 and float64"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):

@@ -55,9 +55,14 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         return pseudo
     is_vector = bool(data.site.hmm.observation_dist.event_shape)
     vectors = data.value if is_vector else data.value.unsqueeze(-1)
-    value = flatten(data, vectors, data.batch_shape.numel() // problem.groups.num_restarts)
+    each, missing = data.batch_shape.numel() // problem.groups.num_restarts, None
+    value = flatten(data, vectors, each)
     if value is None:
         return "the data would have to be copied for every restart"
+    if data.missing is not None:
+        missing = flatten(data, data.missing.reshape(vectors.shape), each)
+        if missing is None or len(value) not in (each, data.batch_shape.numel()):
+            return "data with missing entries would have to be copied"
     arrays = _arrays(parts)
     kernel = GaussianEM(
         value.numpy(),
@@ -66,6 +71,7 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         _updates(parts),
         pseudo,
         problem.min_eigenvalue,
+        None if missing is None else missing.numpy(),
     )
     troubles = "a floor, a state without data, or a covariance near singularity"
     return FusedEngine(problem, kernel, parts, arrays, start, "a Gaussian model", troubles)
@@ -77,8 +83,6 @@ def _why_not_gaussian(data: SiteData) -> str | None:
     served = site.family is mvn.MULTIVARIATE_NORMAL or site.family is normal.NORMAL
     if not served or site.varies or len(site.hmm.observation_dist.event_shape) > 1:
         return "observations are no Gaussian vectors that are constant in time"
-    if data.missing is not None:
-        return "some entries are missing"
     if data.value.dtype != data.dtype:
         return "it serves parameters that are no wider than the data"
     if not any(each.name in site.slots for each in _SPREAD):

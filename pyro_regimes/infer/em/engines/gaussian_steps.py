@@ -42,6 +42,33 @@ class Updates(NamedTuple):
     owner: npt.NDArray[np.int64]
 
 
+class _Seen(NamedTuple):
+    """Data with missing entries, which the kernels take as tables of all rows of a model."""
+
+    value: npt.NDArray[Any]  #: ``(U, S, D)``
+    patterns: Any  #: the rows by what is missing in them, :class:`.cpu.missing.Patterns`
+    tables: npt.NDArray[np.int64]  #: the table of each model
+
+    @classmethod
+    def of(
+        cls,
+        value: npt.NDArray[Any],
+        missing: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        num_models: int,
+    ) -> _Seen:
+        """Sort the rows of each table; arguments as those of :class:`GaussianEM`."""
+        num_steps, size = value.shape[1:]
+        counts = np.arange(num_steps) < lengths.reshape(len(lengths), -1).sum(1)[:, np.newaxis]
+        counts = counts.reshape(-1, len(value), num_steps).any(0)
+        num_tables = len(value) // (len(lengths) // num_models)
+        tables = np.arange(num_models) if num_tables > 1 else np.zeros(num_models, np.int64)
+        patterns = ops.fused_em().find_patterns(
+            missing.reshape(num_tables, -1, size), counts.reshape(num_tables, -1)
+        )
+        return cls(value.reshape(num_tables, -1, size), patterns, tables)
+
+
 class GaussianEM(ChainEM):
     """See :class:`.ChainEM`.
 
@@ -49,6 +76,8 @@ class GaussianEM(ChainEM):
     :param like: parameters of the P models: probabilities, locations ``(P, K, D)``, and covariances
         ``(P, K, D, D)`` or variances ``(P, K, D, 1)``.
     :param min_eigenvalue: the floor of the covariances' eigenvalues.
+    :param missing: the missing entries, in the shape of the value, which is then that of one model
+        or of all; None if there are none.
     """
 
     def __init__(
@@ -59,27 +88,52 @@ class GaussianEM(ChainEM):
         updates: Updates,
         pseudo: Pseudo,
         min_eigenvalue: float,
+        missing: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         shapes = (each.shape[1:] for each in like[2:])
         super().__init__(value, lengths, like, pseudo, value.dtype, shapes)
         self._updates = updates
+        num_models = len(like[0])
+        self._seen = None if missing is None else _Seen.of(value, missing, lengths, num_models)
+        self._models = np.arange(num_models)
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
         self._bounds = (float(info.tiny), min_eigenvalue, least)
 
+    def keep(self, models: Flags) -> None:
+        """See :meth:`.ChainEM.keep`."""
+        super().keep(models)
+        self._models = self._models[models]
+
+    def _seen_of(self, models: Flags | None) -> _Seen | None:
+        """The data with missing entries, of the models that take a step."""
+        if self._seen is None:
+            return None
+        chosen = self._models if models is None else self._models[models]
+        return self._seen._replace(tables=self._seen.tables[chosen])
+
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
         """See :meth:`.ChainEM.step`."""
         rows = self._rows if models is None else self._select(models)
+        seen = self._seen_of(models)
         kernels, num_models = self._kernels, len(parameters[0])
         pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
         sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
         all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
         mean, factor = rows.prepared[2:]
-        x, densities = rows.pair
-        kernels.fill_log_density(x, mean, factor, densities)
+        at = parameters[2], _sound(parameters[3], sound)
+        by_model = [each.reshape(num_models, -1, each.shape[2]) for each in rows.fields]
+        if seen is None:
+            x, densities = rows.pair
+            kernels.fill_log_density(x, mean, factor, densities)
+        else:
+            kernels.fill_seen_log_density(*seen, *at, by_model[0])
         log_likelihood, starts, counts = self._sweep(rows, num_models)
-        moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
+        if seen is None:
+            moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
+        else:
+            moments = kernels.sum_expected_moments(*seen, by_model[1], *at)
         sums = tuple(of_models(each, num_models) for each in moments)
         new = Parameters(map(np.empty_like, parameters))
         given = starts + pseudo[0], counts + pseudo[1], *sums
@@ -107,7 +161,7 @@ class GaussianEM(ChainEM):
         found: tuple[Array, ...] = self._kernels.sum_moments(
             value, weights, mean, None, second_shape
         )
-        return found
+        return found[0][..., np.newaxis], *found[1:]
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
@@ -117,3 +171,12 @@ class GaussianEM(ChainEM):
         given = (*before, *now, *after, *self._updates, *self._bounds, LEAST_SHARE, bounds)
         ops.squarem()(*given, *new, lengths)
         return new, lengths
+
+
+def _sound(spread: Array, sound: Flags) -> Array:
+    """The spreads, with the identity for models of which one is not positive definite."""
+    if sound.all():
+        return spread
+    size, columns = spread.shape[2:]
+    one = np.eye(size) if columns == size else np.ones((size, 1))
+    return np.where(sound[:, np.newaxis, np.newaxis, np.newaxis], spread, one)

@@ -56,7 +56,7 @@ class RetraceEngine:
         try:
             with self._session.alone():
                 self._session.write(params, leaves)
-                run = self._session.run(self._call)
+                run = self._session.run(self._call, chains=self.problem.plan.chains)
                 losses = read_losses(self.problem.plan, self.problem.groups, run)
         except OtherSites:
             raise

@@ -8,7 +8,8 @@ from torch.distributions.constraints import Constraint
 
 from pyro_regimes.infer.em import loop
 from pyro_regimes.infer.em.ascent import Ascent, Held, keep_held
-from pyro_regimes.infer.em.m_step import Expectation, Maximised, maximise
+from pyro_regimes.infer.em.m_step import Maximised, maximise
+from pyro_regimes.infer.em.pooling import Expectation
 from pyro_regimes.infer.em.problem import (
     Array,
     Flags,
@@ -47,7 +48,7 @@ def maximise_within(
     """
     found = maximise(
         problem.plan,
-        expected,
+        {**expected, **problem.priors},
         now.params,
         now.leaves,
         problem.min_eigenvalue,

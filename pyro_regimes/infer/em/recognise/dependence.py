@@ -16,7 +16,7 @@ from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.recognise.priors import Prior
-from pyro_regimes.infer.tracing import Run, Slot
+from pyro_regimes.infer.tracing import Run, Slot, num_own_dims
 
 #: Names of nodes in autograd's graph that join tensors.
 _JOINS = ("StackBackward0", "CatBackward0")
@@ -29,7 +29,7 @@ def slot_in(run: Run, slot: Slot) -> Slot:
 
     :raises ValueError: if that run has no such argument.
     """
-    site = run.sites.get(slot.site)
+    site = run.chains.get(slot.site)
     found = None if site is None else site.slots.get(slot.name)
     if found is None or found.value.shape != slot.value.shape:
         raise ValueError(
@@ -37,6 +37,22 @@ def slot_in(run: Run, slot: Slot) -> Slot:
             f"of shape {tuple(slot.value.shape)} at one point and not at another"
         )
     return found
+
+
+def is_of_sequences(run: Run, slot: Slot) -> bool:
+    """Whether an argument differs between sequences."""
+    if slot.site in run.priors:
+        return False
+    tail = num_own_dims(slot.argument, run.sites[slot.site])
+    return slot.lead[: max(0, len(slot.lead) - tail)].numel() > 1
+
+
+def depends(value: Tensor, leaf: Tensor) -> bool:
+    """Whether a tensor depends on another one, as far as autograd sees."""
+    if not value.requires_grad:
+        return False
+    (found,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+    return found is not None
 
 
 def gradients_of(
@@ -134,8 +150,13 @@ def _viewed_parameter(value: Tensor, run: Run) -> str | None:
     return next((name for name, parameter in run.params.items() if parameter is leaf), None)
 
 
-def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, str]:
-    """Parameters that reach the objective in any way but through a recognised argument."""
+def other_uses(
+    runs: list[Run], priors: dict[str, Prior | None], set_at: dict[str, set[str]]
+) -> dict[str, str]:
+    """Parameters that reach the objective in any way but through a recognised argument.
+
+    :param set_at: the parameters that are recognised arguments of each prior.
+    """
     refused: dict[str, str] = {}
     for run in runs:
         own: dict[str, str] = {}  # of parameters that are a site's value: the least telling reason
@@ -143,6 +164,8 @@ def other_uses(runs: list[Run], priors: dict[str, Prior | None]) -> dict[str, st
             of_value = gradients_of(latent.value, run.params)
             for name in gradients_of(latent.log_prob, run.params):
                 prior = priors.get(name)
+                if name in set_at.get(latent.name, ()) and name not in of_value:
+                    continue
                 if prior is None or prior.site != latent.name:
                     reasons = own if name in of_value else refused
                     reasons.setdefault(name, f"used in the prior of site {latent.name}")
@@ -253,6 +276,7 @@ def _surroundings(run: Run) -> dict[str, Any]:
         found[f"{name}.lengths"] = site.hmm.lengths
         found[f"{name}.packed_lengths"] = site.hmm.packed_lengths
         found[f"{name}.allowed_states"] = site.hmm.allowed_states
+        found[f"{name}.gaps"] = site.hmm.gaps
         found[f"{name}.scale"] = site.scale
         found[f"{name}.mask"] = site.mask
         found[f"{name}.observation_dist.mask"] = site.observation_mask

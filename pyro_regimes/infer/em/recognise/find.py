@@ -9,14 +9,12 @@ equals ``loc`` to first order at 0, and ``loc.clamp(-10, 10)`` equals it at ever
 from __future__ import annotations
 
 import math
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from pyro_regimes.distributions.checks import at_random_point
 from pyro_regimes.emissions.base import Argument
-from pyro_regimes.emissions.draws import random_value
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
@@ -25,25 +23,31 @@ from pyro_regimes.infer.em.recognise.dependence import (
     differs,
     find_hidden_dependence,
     gradients_of,
+    is_of_sequences,
     other_uses,
     reached_in,
     slot_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
+from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
+from pyro_regimes.infer.em.recognise.multiples import find_multiples
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
+from pyro_regimes.infer.em.recognise.points import (
+    TWO_KINDS,
+    Reader,
+    run_at_three_points,
+    run_elsewhere,
+)
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
-from pyro_regimes.infer.em.recognise.stationary import find_stationary, with_stationary
-from pyro_regimes.infer.tracing import Run, Slot, constraint_of, num_own_dims
-
-#: Runs the model at given values of its parameters, or at those of the store.
-Reader = Callable[[Optional[dict[str, Tensor]]], Run]
+from pyro_regimes.infer.em.recognise.stationary import with_stationary
+from pyro_regimes.infer.tracing import Run, Slot, constraint_of
 
 _RANDOM = (
     "changes from one run of the model to the next (is it random?); EM needs the same "
     "function at every call: pass the data as arguments, or subsample by a pyro.plate"
 )
 
-_TWO_KINDS = "used in arguments that have different updates"
+_BESIDE = "used beside a parameter that has no closed form"
 
 
 def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
@@ -58,7 +62,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
-        current, runs, held, refused, stationary = _run_at_three_points(current, read)
+        current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         elsewhere = [reached_in(run, current) for run in runs[1:]]
         reached = {
@@ -74,18 +78,37 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
                 refused[name] = found
             else:
                 assignments.append(found)
-        candidates = [
-            name
-            for name in refused
-            if name in held and all(each.is_quadratic for each in held[name])
-        ]
-        if candidates:  # a point nearby, where saturating functions are not flat
-            nearby = _run_elsewhere(read, current.params, held, 2, (True,))
+        candidates, of_shares, of_sizes = (
+            [name for name in refused if name in held and all(map(which, held[name]))]
+            for which in (_is_quadratic, _is_log_linear, _is_scaled)
+        )
+        if current.priors:
+            of_priors = [slot for slot in current.slots if slot.site in current.priors]
+            hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
+            candidates = [name for name in candidates if name not in hyper]
+        if candidates or of_shares or of_sizes:
+            # A point nearby, where saturating functions are not flat.
+            nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
+        more, products = find_log_linear(of_shares, runs, refused)
+        assignments += more
+        if of_sizes:
+            assignments += find_multiples(of_sizes, runs, refused)
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
-        for name, reason in other_uses(runs, priors).items():
+        set_at: dict[str, set[str]] = {}
+        for each in assignments if current.priors else ():
+            for use in each.uses:
+                set_at.setdefault(use.site, set()).add(each.name)
+        for name, reason in other_uses(runs, priors, set_at).items():
             refused.setdefault(name, reason)
+        lost = [each.name for each in more if each.name in refused]
+        if lost:
+            kept = [each.name for each in more if each.name not in lost]
+            again = dict.fromkeys(kept, _BESIDE)
+            more, products = find_log_linear(kept, runs, again)
+            refused |= again
+            assignments = [each for each in assignments if each.name not in kept] + more
         closed = [name for name in affine.names if name not in refused]
         if closed != affine.names:
             affine = _find_affine(closed, runs, refused)
@@ -108,37 +131,28 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         assignments,
         {name: value.shape for name, value in current.params.items()},
         [name for name in current.params if name not in held and name not in refused],
-        sorted(assignments, key=_place(current)),
+        _in_order(assignments, current),
         affine,
         refused,
         list(current.sites),
         current.is_subsampled,
         bool(refused or affine.names or current.is_subsampled or depends),
         tuple(stationary),
+        products,
+        tuple(name for name in [*current.plain, *current.latents] if name in current.chains),
     )
 
 
-def _run_at_three_points(current: Run, read: Reader) -> tuple[
-    Run, list[Run], dict[str, list[Argument]], dict[str, str], list[str]
-]:
-    """Runs at the stored parameters and at two random points.
+def _is_quadratic(argument: Argument) -> bool:
+    return argument.is_quadratic
 
-    :return: the first run; all; the arguments that depend on each parameter; parameters that cannot
-        be set, with the reason; and the sites with a stationary start, which they have at each
-        point.
-    """
-    stationary = find_stationary(current, list(current.sites))
-    while True:
-        here = with_stationary(current, stationary)
-        held, refused = _arguments_of(here, reached_in(here))
-        others = [_run_elsewhere(read, here.params, held, draw) for draw in (0, 1)]
-        agreed = stationary
-        for run in others:
-            agreed = find_stationary(run, agreed)
-        if agreed == stationary:
-            runs = [here, *(with_stationary(run, stationary) for run in others)]
-            return here, runs, held, refused, stationary
-        stationary = agreed
+
+def _is_scaled(argument: Argument) -> bool:
+    return argument.scaling is not None
+
+
+def _is_log_linear(argument: Argument) -> bool:
+    return argument.is_log_linear
 
 
 def _check_starts(run: Run) -> None:
@@ -177,7 +191,7 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     here = runs[0]
     if here.is_subsampled:
         for slot in here.slots:
-            if slot.argument.is_quadratic and _is_of_sequences(here, slot):
+            if slot.argument.is_quadratic and is_of_sequences(here, slot):
                 why = f"{slot.label} holds a value for each sequence of a subsampled plate"
                 reached = gradients_of(slot.value, here.params)
                 reasons |= {name: why for name in found[0] if name in reached}
@@ -198,6 +212,20 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     return Affine(names, shapes, uses, priors)
 
 
+def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:
+    """The order of updates: parameters of a prior come after what has this prior."""
+    place, depth = _place(run), {each.name: 0 for each in assignments}
+    if not run.priors:
+        return sorted(assignments, key=place)
+    owners = {each.prior.site: each.name for each in assignments if each.prior is not None}
+    for _ in assignments:
+        for each in assignments:
+            below = [owners[use.site] for use in each.uses if use.site in owners]
+            below = [name for name in below if name != each.name]
+            depth[each.name] = max([depth[each.name], *(1 + depth[name] for name in below)])
+    return sorted(assignments, key=lambda each: (depth[each.name], place(each)))
+
+
 def _place(run: Run) -> Callable[[Assignment], int]:
     """The place in the order of updates; a family defines that of its arguments (ECM)."""
     places: dict[Argument, int] = {}
@@ -205,63 +233,6 @@ def _place(run: Run) -> Callable[[Assignment], int]:
         if site.family is not None:
             places |= {argument: place for place, argument in enumerate(site.family.arguments)}
     return lambda each: places.get(each.argument, 1)
-
-
-def _arguments_of(
-    run: Run, reached: Reached
-) -> tuple[dict[str, list[Argument]], dict[str, str]]:
-    """The arguments that depend on each parameter, one of a kind; and parameters of two kinds."""
-    found: dict[str, dict[str, list[Slot]]] = {}
-    for slot in run.slots:
-        for name in (name for name in run.params if name in reached[slot.site, slot.name]):
-            kinds = found.setdefault(name, {})
-            kinds.setdefault(slot.argument.kind, []).append(slot)
-    refused = {}
-    for name, kinds in found.items():
-        if len(kinds) > 1:
-            used = " and ".join(slot.label for slots in kinds.values() for slot in slots)
-            refused[name] = f"{_TWO_KINDS}, {used}"
-    return {
-        name: [slots[0].argument for slots in kinds.values()] for name, kinds in found.items()
-    }, refused
-
-
-def _run_elsewhere(
-    read: Reader,
-    params: dict[str, Tensor],
-    held: dict[str, list[Argument]],
-    draw: int,
-    mildness: tuple[bool, ...] = (False, True),
-) -> Run:
-    """Run the model at a random admissible point, as far away as the model can be evaluated."""
-    failure: Exception | None = None
-    for mild in mildness:
-        values = {
-            name: random_value(
-                value,
-                held[name][0].draw if name in held else None,
-                constraint_of(name),
-                seed=1_000 * draw + index,
-                mild=mild,
-            ).requires_grad_()
-            for index, (name, value) in enumerate(params.items())
-        }
-        try:
-            with at_random_point():
-                return read(values)
-        except (ValueError, RuntimeError) as error:
-            if _is_out_of_memory(error):
-                raise
-            failure = error
-    raise ValueError(
-        f"expected a model that runs at any admissible value of its parameters {list(params)}, "
-        f"got at a random one: {failure}"
-    ) from failure
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is an out-of-memory error; torch has no class for these on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _recognise(
@@ -280,7 +251,7 @@ def _recognise(
         if name not in reached[slot.site, slot.name]:
             continue
         if slot.argument.kind != argument.kind:
-            return f"{_TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
+            return f"{TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
         found = _match(slot, name, runs)
         if isinstance(found, str):
             return found
@@ -293,8 +264,8 @@ def _recognise(
         )
         whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
         uses.append(Use(slot.site, slot.name, cells, whole))
-    for slot in (here.sites[use.site].slots[use.argument] for use in uses):
-        if here.is_subsampled and _is_of_sequences(here, slot):
+    for slot in (here.chains[use.site].slots[use.argument] for use in uses):
+        if here.is_subsampled and is_of_sequences(here, slot):
             return (
                 f"{slot.label} holds a value for each sequence of a subsampled plate (perhaps only "
                 "as another argument of the distribution does)"
@@ -342,9 +313,3 @@ def _is_shared(uses: list[Use], num_cells: int) -> bool:
         return False
     cells = torch.cat([use.cells[use.cells >= 0] for use in uses])
     return bool((torch.bincount(cells, minlength=num_cells) > 1).any())
-
-
-def _is_of_sequences(run: Run, slot: Slot) -> bool:
-    """Whether an argument differs between sequences."""
-    tail = num_own_dims(slot.argument, run.sites[slot.site])
-    return slot.lead[: max(0, len(slot.lead) - tail)].numel() > 1

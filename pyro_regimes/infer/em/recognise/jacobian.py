@@ -131,6 +131,31 @@ def read_columns(value: Tensor, leaf: Tensor) -> list[Column] | None:
     return columns
 
 
+def differentiate(value: Tensor, leaf: Tensor, restarts: int) -> Tensor | None:
+    """All derivatives, ``(restarts, entries of a restart, parameter's entries of a restart)``.
+
+    :param restarts: the size of the first dim of both, or 1.
+    :return: None if entries of a restart depend on other entries than those of that restart.
+    """
+    differential, size = Differential(value, leaf), leaf.numel() // restarts
+    columns = []
+    for unit in torch.eye(size, dtype=leaf.dtype, device=leaf.device):
+        along = differential.along(unit.expand(restarts, size).reshape(leaf.shape))
+        columns.append(along.reshape(restarts, -1))
+    found = torch.stack(columns, -1)
+    if restarts > 1:
+        generator = torch.Generator().manual_seed(3)
+        direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
+        direction = direction.to(leaf)
+        actual = differential.along(direction).reshape(restarts, -1)
+        own = direction.double().reshape(restarts, 1, size)
+        expected, size_of = (found * own).sum(-1), (found * own).abs().sum(-1)
+        precision = torch.finfo(leaf.dtype).eps ** 0.5
+        if not bool(((actual - expected).abs() <= precision * (1 + size_of)).all()):
+            return None
+    return found
+
+
 def build(columns: list[Column], num_entries: int, block_size: int) -> Jacobian | None:
     """Group the blocks by the columns that they depend on.
 

@@ -32,10 +32,10 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
         return each
     sites = {use.site for one in (each, *others) for use in one.uses}
     pairs = []
-    for own in (slot for site in sites for slot in run.sites[site].slots.values()):
+    for own in (slot for site in sites for slot in run.chains[site].slots.values()):
         if own.argument.joint is None or own.argument.kind != each.argument.kind:
             continue
-        slots = run.sites[own.site].slots
+        slots = run.chains[own.site].slots
         names = [name for name in own.argument.joint.other if name in slots]
         if not names:
             return each
@@ -62,7 +62,7 @@ def find_joint(each: Assignment, assignments: list[Assignment], run: Run) -> Ass
 
 def _slots_of(each: Assignment, run: Run) -> list[Slot]:
     """The arguments that hold a parameter."""
-    return [run.sites[use.site].slots[use.argument] for use in each.uses]
+    return [run.chains[use.site].slots[use.argument] for use in each.uses]
 
 
 def _cells(each: Assignment, slot: Slot) -> Tensor:

@@ -11,20 +11,24 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_regimes import chain, emissions
+from pyro_regimes.chain import shares
+from pyro_regimes.emissions import sizes
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine
+from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse, is_multiple
+from pyro_regimes.infer.em.recognise.powers import PowerUse, Products
 from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.em.recognise.stationary import is_one_block
-from pyro_regimes.infer.tracing import Run
+from pyro_regimes.infer.tracing import Run, Slot
 
 
 def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
     """Pickle an argument by reference: two are the same only if they are the same object."""
     if argument.rebuild is not None:
         return argument.rebuild
-    for kind in (None, "stationary"):
+    for kind in (None, "stationary", "shares"):
         if _chain_argument(kind, argument.name) is argument:
             return _argument_of, (kind, argument.name)
     for family in emissions.FAMILIES:
@@ -37,6 +41,8 @@ def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
 
 
 def _chain_argument(kind: str | None, name: str) -> Argument | None:
+    if kind == "shares":
+        return (shares.BY_NAME | {sizes.SIZE.name: sizes.SIZE}).get(name)
     argument = chain.ARGUMENTS.get(name)
     return argument if kind is None or argument is None else chain.STATIONARY_OF.get(argument)
 
@@ -76,18 +82,23 @@ class Use(NamedTuple):
     whole: bool  #: whether the argument is the parameter, cell by cell and nothing else
 
 
+AnyUse = Use | PowerUse | SizeUse | MatrixUse
+
+
 class Assignment(NamedTuple):
     """A parameter that is set in closed form."""
 
     name: str
     argument: Argument  #: the argument that it parametrises
-    uses: list[Use]
+    uses: list[Use] | list[PowerUse] | list[SizeUse] | list[MatrixUse]
     num_cells: int
     link: Link  #: the bijection from the parameter to the argument
     shared: bool  #: whether some cell is used for several blocks
     prior: Prior | None  #: its conjugate prior, if it has one
     #: the parameters that are maximised together with it, see :class:`.Joint`
     joint: tuple[str, ...] = ()
+    #: masks of its cells that are maximised in turn; empty if all are at once
+    turns: tuple[Tensor, ...] = ()
 
     @property
     def event_dim(self) -> int:
@@ -106,7 +117,9 @@ class Assignment(NamedTuple):
     def describe(self, shape: torch.Size) -> str:
         """One line of the plan."""
         used = ", ".join(f"{use.site}.{use.argument}" for use in self.uses)
-        blocks = sum(int((use.cells >= 0).sum()) for use in self.uses)
+        blocks = 0
+        for use in self.uses:
+            blocks += int((use.cells >= 0).sum()) if isinstance(use, Use) else len(use.pairs)
         what = self.argument.what
         if not self.link.is_identity:
             what += f", as {self.link.name}"
@@ -114,6 +127,12 @@ class Assignment(NamedTuple):
             what += f", with its {self.prior.family} prior"
         pooled = "" if blocks == self.num_cells else f", {blocks} blocks pooled in {self.num_cells}"
         return f"{self.name:<20} {str(tuple(shape)):<16} {used:<36} {what}{pooled}"
+
+
+def _slot(run: Run, site: str, argument: str) -> Slot | None:
+    """An argument of a run, if it has that."""
+    found = run.chains.get(site)
+    return None if found is None else found.slots.get(argument)
 
 
 class Plan(NamedTuple):
@@ -131,6 +150,9 @@ class Plan(NamedTuple):
     #: parameters, locations are affine, priors depend on parameters or data are subsampled
     is_joint: bool
     stationary: tuple[str, ...] = ()  #: sites whose chain starts from its stationary distribution
+    #: arguments of which the entries are products of powers of parameters' shares
+    products: tuple[Products, ...] = ()
+    chains: tuple[str, ...] = ()  #: Gaussian sites without a hidden path that are read as chains
     engine: str = ""  #: the engine of a run, and the reason if it is not the compiled one
     kernel: str = ""  #: the kernels of the recursions, and the reason if they are not compiled
 
@@ -163,7 +185,9 @@ class Plan(NamedTuple):
     @property
     def needs_graph(self) -> bool:
         """Whether a run of the model is to be differentiated."""
-        return bool(self.gradient or self.affine.names)
+        uses = (use for each in self.assignments for use in each.uses)
+        has_multiples = any(isinstance(use, (SizeUse, MatrixUse)) for use in uses)
+        return bool(self.gradient or self.affine.names or has_multiples)
 
     @property
     def names(self) -> list[str]:
@@ -185,6 +209,12 @@ class Plan(NamedTuple):
     def without(self, names: list[str], reason: str) -> Plan:
         """Leave parameters to the optimiser."""
 
+        tied = [each.terms for each in self.products]
+        while any(0 < len(terms.keys() & set(names)) < len(terms) for terms in tied):
+            for terms in tied:  # their factors would no longer be constants
+                if not terms.keys().isdisjoint(names):
+                    names = [*names, *(terms.keys() - set(names))]
+
         def left(given: list[Assignment]) -> list[Assignment]:
             kept = (each for each in given if each.name not in names)
             gone = set(names)
@@ -196,6 +226,9 @@ class Plan(NamedTuple):
             assignments=left(self.assignments),
             order=left(self.order),
             affine=self.affine.without(names),
+            products=tuple(
+                each for each in self.products if each.terms.keys().isdisjoint(names)
+            ),
             gradient=self.gradient | dict.fromkeys(names, reason),
             is_joint=True,
         )
@@ -236,13 +269,23 @@ class Plan(NamedTuple):
             return False
         if not all(is_one_block(run.sites[name]) for name in self.stationary if name in run.sites):
             return False
+        for product in self.products:
+            if not product.holds(_slot(run, product.site, product.argument), run.params):
+                return False
         for each in self.assignments:
             parameter = run.params.get(each.name)
             if parameter is None or parameter.shape != self.shapes[each.name]:
                 return False
             for use in each.uses:
-                site = run.sites.get(use.site)
-                slot = None if site is None else site.slots.get(use.argument)
+                slot = _slot(run, use.site, use.argument)
+                if isinstance(use, PowerUse):
+                    continue
+                if isinstance(use, (SizeUse, MatrixUse)):
+                    if slot is None or slot.lead.numel() != len(use.cells):
+                        return False
+                    if not is_multiple(slot, use, each.link, parameter):
+                        return False
+                    continue
                 if slot is None or slot.lead.numel() != len(use.cells):
                     return False
                 if use.whole and identity.is_whole(slot, parameter, each.link):

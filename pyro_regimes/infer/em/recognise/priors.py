@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 from pyro_regimes import emissions
 from pyro_regimes.distributions import Wishart
 from pyro_regimes.emissions import conjugate
-from pyro_regimes.emissions.base import Argument, Conjugate, Pooled, apply
+from pyro_regimes.emissions.base import Argument, Conjugate, Pooled, apply, blocks
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.tracing import Latent, Run
 
 #: Subclasses that have the density of another type.
 _SAME_DENSITY: dict[type, type] = {Wishart: dist.Wishart}
+
+
+#: Densities that are constant within their support.
+_FLAT = (dist.Uniform, dist.ImproperUniform)
 
 
 class Prior(NamedTuple):
@@ -28,7 +32,12 @@ class Prior(NamedTuple):
     site: str
     family: str  #: the name that ``em.plan`` prints
     is_constant: bool  #: whether the prior's own arguments depend on no parameter
-    pooled: Conjugate  #: the terms that it adds to the statistics
+    pooled: Conjugate | None  #: the terms that it adds to the statistics; None if it is flat
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the density is constant within the support."""
+        return self.pooled is None
 
     def statistics(self, latent: Latent, shape: torch.Size, event_dim: int) -> Pooled:
         """The terms that it adds to the statistics of each cell.
@@ -37,10 +46,17 @@ class Prior(NamedTuple):
             same order.
         :param event_dim: number of dims of a cell.
         """
+        assert self.pooled is not None
         base = emissions.unwrap(latent.prior).base
-        scale = float(latent.scale)
         found = self.pooled(base, latent.value.shape, shape, event_dim)
-        return apply(lambda part: (scale * part).detach(), found)
+        weights = _weights_of_cells(latent, shape, event_dim)
+        assert weights is not None
+
+        def weighed(part: Tensor) -> Tensor:
+            weight = weights.to(part).reshape((-1,) + (1,) * (part.dim() - 1))
+            return torch.where(weight == 0, 0.0, weight * part).detach()
+
+        return apply(weighed, found)
 
     def own_statistics(self, latent: Latent) -> Pooled:
         """The same by blocks of the prior itself, for parameters in which locations are affine."""
@@ -51,7 +67,9 @@ class Prior(NamedTuple):
         """Of each cell of a parameter, ``(cells,)``, float64."""
         base = emissions.unwrap(latent.prior).base
         each = base.log_prob(value.reshape(latent.value.shape)).double()
-        return float(latent.scale) * each.reshape(num_cells, -1).sum(-1)
+        weights = _weights(latent, base).to(each)
+        each = torch.where(weights == 0, 0.0, weights * each)
+        return each.reshape(num_cells, -1).sum(-1)
 
     def holds(self, run: Run) -> bool:
         """Whether the site of a later run has such a prior still."""
@@ -63,17 +81,40 @@ class Prior(NamedTuple):
 
 def _why_not(latent: Latent) -> str | None:
     """Why a prior of a conjugate family has no closed form as it stands."""
-    base, mask = emissions.unwrap(latent.prior)
-    if mask is not None or latent.mask is not None:
-        return f"the prior of site {latent.name} is masked"
-    if isinstance(latent.scale, Tensor) and latent.scale.numel() != 1:
-        return f"the prior of site {latent.name} is scaled cell by cell"
+    base = emissions.unwrap(latent.prior).base
     if isinstance(base, dist.Dirichlet) and bool((base.concentration < 1).any()):
         return (
             f"the prior of site {latent.name} is a Dirichlet with a concentration below 1, whose "
             "density has no maximum inside the simplex"
         )
     return None
+
+
+def _weights(latent: Latent, base: Any) -> Tensor:
+    """The weight of each element of a prior's batch, from its scale and masks."""
+    inner = len(base.batch_shape) - len(latent.prior.batch_shape)
+    weights = torch.ones(base.batch_shape, dtype=torch.float64, device=latent.value.device)
+    for part in (latent.scale, latent.mask, emissions.unwrap(latent.prior).mask):
+        if part is None:
+            continue
+        if isinstance(part, Tensor) and part.dim():
+            part = part.to(weights)[(...,) + (None,) * inner]
+        weights = weights * part
+    return weights
+
+
+def _weights_of_cells(latent: Latent, shape: torch.Size, event_dim: int) -> Tensor | None:
+    """The weight of each cell of a parameter; None if entries of a cell have different ones.
+
+    :param shape: of the parameter.
+    """
+    base = emissions.unwrap(latent.prior).base
+    weights = _weights(latent, base).reshape(base.batch_shape + (1,) * len(base.event_shape))
+    weights = weights.expand(latent.value.shape).reshape(shape)
+    of_cells = blocks(weights, event_dim).flatten(1) if event_dim else weights.reshape(-1, 1)
+    if of_cells.shape[1] and not bool((of_cells == of_cells[:, :1]).all()):
+        return None
+    return of_cells[:, 0] if of_cells.shape[1] else of_cells.sum(-1)
 
 
 def find_prior(
@@ -103,13 +144,15 @@ def _find(
     kind = type(base).__name__
     # Exactly these: a subclass may have a density of its own.
     pooled = conjugates.get(_SAME_DENSITY.get(type(base), type(base)))
-    if pooled is None:
+    if pooled is None and type(base) not in _FLAT:
         return f"the prior of site {site}, {kind}, has no conjugate update for a {what}"
     reason = _why_not(latent)
     if reason is not None:
         return reason
     if isinstance(base, dist.MultivariateNormal) and event_dim == 0:
         return f"the prior of site {site}, {kind}, ties entries that are independent series"
+    if _weights_of_cells(latent, here.params[name].shape, event_dim) is None:
+        return f"the prior of site {site} has different weights or masks within one cell"
     for run in runs:
         there = run.latents.get(site)
         if there is None or not _is_parameter(there.value, run.params[name]):
