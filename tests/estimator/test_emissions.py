@@ -168,6 +168,19 @@ def test_wrong_data_are_refused(case: Case) -> None:
 
 
 @ALL
+def test_missing_entries(case: Case) -> None:
+    """Whole rows and single entries: the score is that of the rest."""
+    model, x, _ = fitted(case)
+    part = x.copy()
+    part[10], part[50, 1] = np.nan, np.nan
+    assert np.isfinite(model.predict_proba(part)).all()
+    np.testing.assert_allclose(model.score_samples(part).sum(), model.score(part), rtol=1e-9)
+    assert model.score_samples(part)[10] == pytest.approx(0.0, abs=1e-9)
+    again = case.model(n_init=1, init_params=model, max_iter=3, tol=None).fit(part)
+    assert again.log_likelihood_ > model.score(part, start="fitted") - 1e-3
+
+
+@ALL
 def test_sequences_add_up(case: Case) -> None:
     model, x, _ = fitted(case)
     parts = [x[:150], x[150:151], x[151:]]
