@@ -147,14 +147,15 @@ class GaussianMixture(Spec):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         """Components around clusters of the rows of each regime, drawn by its shares."""
-        num_components, centers = self.num_components, []
+        num_components, found = self.num_components, []
         for weights in shares.T + np.finfo(np.float64).tiny:
             rows = x[rng.choice(len(x), min(len(x), _MOST_ROWS), p=weights / weights.sum())]
             number = min(num_components, len(np.unique(rows, axis=0)))
             kmeans = KMeans(number, n_init=3, random_state=rng.randint(2**31 - 1)).fit(rows)
-            centers.append(kmeans.cluster_centers_[np.arange(num_components) % number])
-        everywhere = np.concatenate(centers)
-        inner = self.gaussian.start_around(x, everywhere, np.ones(len(everywhere)), 0.0)
+            members = np.eye(number)[kmeans.labels_]
+            own = self.gaussian.start_from_clusters(rows, members, kmeans.cluster_centers_, 0.0)
+            found.append(self.gaussian.select(own, np.arange(num_components) % number))
+        inner = {name: np.concatenate([own[name] for own in found]) for name in found[0]}
         return self._outer(np.full((shares.shape[1], num_components), 1 / num_components), inner)
 
     # ---- covariances and their floor
