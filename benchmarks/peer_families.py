@@ -49,8 +49,8 @@ class FamilyWorkload(NamedTuple):
 
 
 FAMILY_WORKLOADS = (
-    FamilyWorkload("poisson", 250, 27, 5, 10, True),
-    FamilyWorkload("categorical", 250, 1, 5, 10, True),
+    FamilyWorkload("poisson", 250, 27, 10, 10, True),
+    FamilyWorkload("categorical", 250, 1, 10, 10, True),
     FamilyWorkload("bernoulli", 250, 27, 5, 10, True),
     FamilyWorkload("gamma", 2500, 3, 3, 1, False),
     FamilyWorkload("student_t", 2500, 5, 3, 1, False),

@@ -15,8 +15,15 @@ from benchmarks import (
     measure,
 )
 from benchmarks import missing as missing_entries
-from benchmarks import peer_growth, peer_log_prob, peers, regime_model, versions
+from benchmarks import peer_growth, peer_log_prob, peers, ragged, regime_model, versions
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
+from benchmarks.peer_families import (
+    FAMILY_WORKLOADS,
+    FamilyWorkload,
+    OurFamily,
+    family_peers,
+    make_family_problem,
+)
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
 TINY = [
@@ -81,6 +88,27 @@ def test_em_row(workload: Workload) -> None:
         assert line.split()[0] == workload.name
         assert line.split()[-6:] == ["differs", "-", "differs", "-", "absent", "-"]
         assert len(header) <= len(line)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("workload", FAMILY_WORKLOADS, ids=lambda each: each.name)
+def test_em_row_of_a_family(workload: FamilyWorkload) -> None:
+    small = workload._replace(
+        num_steps=60, num_series=min(workload.num_series, 3), num_states=2, num_sequences=3
+    )
+    factories = family_peers(small.name)
+    factories.pop("pomegranate")
+    lines: list[str] = []
+    problem = make_family_problem(small)
+    row = peers.em_row(problem, "float64", factories, 2, lines.append, OurFamily)
+    assert row.milliseconds is not None, lines
+    for name in factories:
+        assert row.peers[name].note == "" and row.peers[name].ratio is not None, lines
+    if small.name in ("poisson", "categorical"):
+        assert row.steps > 0 and row.peers["hmmlearn"].steps > 0
+        header, line = peers.stopping_table([row]).splitlines()
+        assert header.split()[:3] == ["workload", "steps", "ours"]
+        assert line.split()[:2] == [small.name, str(row.steps)]
 
 
 @pytest.mark.usefixtures("quick")
@@ -242,6 +270,19 @@ def test_every_family_has_a_time_only_if_it_is_right() -> None:
     other.em = families.Fit(some["Gamma"]).em
     other.x = other.x + 1e-3  # not what the other model observes
     assert "differs" in str(other.doubt(3))
+
+
+def test_ragged_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio for each task if the sequences are scored as they are alone, and none if not."""
+    workload = ragged.Workload("tiny", [10] * 12, [60] + [3] * 20)
+    assert all(sum(each.even) == sum(each.ragged) for each in [workload, *ragged.WORKLOADS])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells = ragged.row(workload, 1)
+        assert cells[0] == "tiny" and float(cells[1]) < 1e-12
+        assert all(float(each) >= 0 for each in cells[2:]) and len(cells) in (7, 9)
+        monkeypatch.setattr(ragged, "difference", lambda *arguments: 1e-3)
+        assert ragged.row(workload, 1)[2:] == ["-"] * 6
 
 
 def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,7 @@ PAGES = {
     "quickstart": 6,
     "any_model": 1,
     "sequences": 2,
+    "states_weights": 5,
     "missing_data": 3,
     "coming_from": 0,
     "files": 0,

@@ -21,7 +21,7 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.kernels import ops
 from pyro_regimes.messages import shown
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PROBS_TOLERANCE = 1e-6  #: of the sum of a row of probabilities
 _FEW = 256  #: numbers that Python may look at
@@ -51,7 +51,7 @@ def at_random_point() -> Iterator[None]:
 def positive_integer(name: str, value: int) -> int:
     """Check and convert a value to int; NumPy integers and sizes (tensors under jit) are valid."""
     if isinstance(value, Tensor):
-        is_integer = value.dim() == 0 and value.dtype in _INTEGERS and value.device.type != "meta"
+        is_integer = value.dim() == 0 and value.dtype in INTEGERS and value.device.type != "meta"
     else:
         is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     # Unlike int(), index() does not warn under torch.jit.trace.
@@ -237,6 +237,7 @@ def agree_on_num_steps(
     transition_slices: int,
     observation_steps: tuple[int, ...],
     allowed_steps: tuple[int, ...] = (),
+    gaps: tuple[int, ...] = (),
     packed_steps: int | None = None,
 ) -> int | None:
     """T, on which all arguments that determine it must agree; None if none does."""
@@ -250,6 +251,8 @@ def agree_on_num_steps(
         found["dimension -2 of observation_dist.batch_shape"] = index(observation_steps[0])
     if allowed_steps not in ((), (1,)):
         found["dimension -2 of allowed_states"] = index(allowed_steps[0])
+    if gaps:
+        found["the last dimension of gaps plus 1"] = index(gaps[0]) + 1
     if packed_steps is not None:
         found["the sum of packed_lengths"] = packed_steps
     if len(set(found.values())) > 1:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.distributions.exact import ExactMixture
+from pyro_regimes.emissions.exact import ExactMixture
 
 
 class _OfOneComponent(constraints.Constraint):

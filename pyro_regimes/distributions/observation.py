@@ -18,9 +18,9 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_regimes import emissions
 from pyro_regimes.distributions import provenance
-from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
+from pyro_regimes.emissions.exact import exact_copy
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops

@@ -10,11 +10,12 @@ from torch.distributions.utils import lazy_property
 from torch.types import _size
 
 from pyro_regimes.distributions import checks, observation, provenance
-from pyro_regimes.distributions.exact import exact_copy
 from pyro_regimes.distributions.forecast import Forecast
+from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.imputation import Imputation, impute
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
+from pyro_regimes.emissions.exact import exact_copy
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 
@@ -84,6 +85,11 @@ class RegimeHMM(TorchDistribution):
         row with one, and a left-to-right chain has zeros in ``transition_probs``. The
         log-probability is then that of the data *and* of such a path, and :meth:`sample` draws
         given that the path is allowed. What it holds after the ``lengths`` is ignored.
+    :param Tensor gaps: the number of steps from each observation to the next, integers from 1,
+        ``(..., T-1)``; None is 1. The transition over a gap of g steps is :math:`A^g`, as if g - 1
+        missing observations lay between, whose expected transitions EM counts. Transitions must be
+        constant in time. What it holds after the ``lengths``, and between two packed sequences, is
+        ignored.
     :raises ValueError: if arguments are invalid or do not match.
     :warns UserWarning: if every row of ``initial_logits`` and of ``transition_logits`` is
         non-negative and sums to 1, as probabilities do; checked with ``validate_args`` on the CPU.
@@ -121,6 +127,7 @@ class RegimeHMM(TorchDistribution):
         missing: str = "refuse",
         allowed_states: Tensor | None = None,
         packed_lengths: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> None:
         if not isinstance(observation_dist, Distribution):
             raise ValueError(
@@ -164,13 +171,17 @@ class RegimeHMM(TorchDistribution):
             allowed_states = checks.allowed_states(allowed_states, sizes[-1], lengths, checking)
             allowed = allowed_states.shape
         self.allowed_states = allowed_states
+        spaced = check_gaps(gaps, transition.shape[-3], lengths, self._packing, checking)
+        between = torch.Size() if spaced is None else spaced.shape
         self._duration = checks.agree_on_num_steps(
             duration,
             transition.shape[-3],
             sizes[-2:-1],
             allowed[-2:-1],
+            between[-1:],
             None if self._packing is None else self._packing.num_steps,
         )
+        self.gaps, self._gaps = gaps, Gaps.of(spaced)
         if lengths is not None:
             ops.check_lengths(lengths, self._duration)
         batch_shape = checks.broadcast_batches(
@@ -179,6 +190,7 @@ class RegimeHMM(TorchDistribution):
             observation_dist=sizes[:-2],
             lengths=torch.Size() if lengths is None else lengths.shape,
             allowed_states=allowed[:-2],
+            gaps=between[:-1],
         )
         event_shape = torch.Size([self._duration or 1]) + observation_dist.event_shape
         super().__init__(batch_shape, event_shape, validate_args=False)  # already validated
@@ -205,6 +217,14 @@ class RegimeHMM(TorchDistribution):
     def transition_probs(self) -> Tensor:
         """Transition probabilities, ``(..., 1 or T-1, K, K)``."""
         return self.transition_logits.exp()
+
+    @_lazy
+    def _row_logits(self) -> Tensor:
+        """Log transition probabilities from each observation to the next."""
+        if self._gaps is None:
+            return self.transition_logits
+        logits: Tensor = provenance.call(self._gaps.transition_logits, self.transition_logits)
+        return logits
 
     @property
     def state_dim(self) -> int:
@@ -268,7 +288,7 @@ class RegimeHMM(TorchDistribution):
             chain = self._chain_of(value, missing)
             log_likelihood = provenance.call(ops.log_likelihood, *chain)
             return log_likelihood, ops.promoted_dtype(*chain[:3])
-        given = (self.initial_logits, self.transition_logits, *found)
+        given = (self.initial_logits, self._row_logits, *found)
         log_likelihood = provenance.call(ops.gaussian_log_likelihood, *given, self.lengths)
         shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
         if log_likelihood.shape != shape:
@@ -339,7 +359,7 @@ class RegimeHMM(TorchDistribution):
 
         :param value: ``(..., T) + observation_dist.event_shape``, with NaN for missing entries,
             and ``missing="marginalise"``.
-        :return: an :class:`.Imputation` in the shape of the value, broadcast with ``batch_shape``.
+        :return: an :class:`pyro_regimes.distributions.Imputation` in the shape of the value, broadcast with ``batch_shape``.
             Observed entries, and padding, are as in the value, with variance 0. For a sequence of
             probability zero the mean and the variance are NaN.
         :raises ValueError: if the value is not valid, or if ``observation_dist`` has no mean or
@@ -437,7 +457,7 @@ class RegimeHMM(TorchDistribution):
 
     def _sample_states(self, sample_shape: torch.Size) -> Tensor:
         """Draw paths without data, ``sample_shape + (..., T)``."""
-        chain = self.initial_logits, self.transition_logits
+        chain = self.initial_logits, self._row_logits
         if self.allowed_states is None:
             shape = sample_shape + self.batch_shape
             return provenance.call(ops.sample_prior, *chain, self.duration, shape, self._packing)
@@ -468,7 +488,7 @@ class RegimeHMM(TorchDistribution):
         logits = self._restricted(logits)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
-        return self.initial_logits, self.transition_logits, logits, self._sequences
+        return self.initial_logits, self._row_logits, logits, self._sequences
 
     @property
     def _sequences(self) -> Tensor | ops.Packing | None:

@@ -148,10 +148,10 @@ class Search(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """How an argument is a product of a parameter and of anything else (:mod:`.sizes`).
+    """How an argument is a product of a parameter and of anything else.
 
-    A block has m positive sizes, all of which scale with their parameters. Functions are of blocks,
-    ``(blocks, *block)``.
+    A block has m positive sizes, all of which scale with their parameters. Those of spreads are in
+    ``emissions/sizes.py``. Functions are of blocks, ``(blocks, *block)``.
     """
 
     argument: Any  #: the :class:`Argument` that the cells of such a parameter are

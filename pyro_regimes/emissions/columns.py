@@ -26,6 +26,7 @@ from torch.distributions import Distribution
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Argument, Arguments, Family, Joint, Observed, Pooled, Stats
 from pyro_regimes.emissions.charts import Chart
+from pyro_regimes.emissions.own_density import OwnDensity
 from pyro_regimes.emissions.wrappers import unwrap
 from pyro_regimes.observed.columns import Columns, Places, take
 
@@ -124,22 +125,22 @@ def build(
     event_dim: int,
     find_family: Callable[[Distribution, int], Optional[Family]],
 ) -> Family | None:
-    """The family of ``Columns``; None if a part has none.
+    """The family of ``Columns``; None if no part has one.
 
     :param event_dim: number of event dims of the observation distribution that contains it.
     :param find_family: finds the families of the parts.
     """
     if type(base) is not Columns or event_dim != 1:
         return None
-    parts = []
-    for each, places in zip(base.parts, base.columns, strict=True):
+    families = []
+    for each in base.parts:
         inner, mask = unwrap(each)
-        own_dim = len(each.event_shape)
-        family = find_family(inner, own_dim)
-        if family is None or mask is not None:
-            return None
-        parts.append(_Part(family, places, own_dim))
-    return ColumnsFamily(parts)
+        known = find_family(inner, len(each.event_shape)) if mask is None else None
+        families.append(known or OwnDensity(each))
+    if all(isinstance(each, OwnDensity) for each in families):
+        return None
+    dims = (len(each.event_shape) for each in base.parts)
+    return ColumnsFamily(list(map(_Part, families, base.columns, dims)))
 
 
 class ColumnsFamily(Family):
@@ -173,7 +174,8 @@ class ColumnsFamily(Family):
                 for argument in part.family.arguments
                 if argument.elementwise
             }
-            for name, value in reader(part.family)(unwrap(each).base).items():
+            base = each if isinstance(part.family, OwnDensity) else unwrap(each).base
+            for name, value in reader(part.family)(base).items():
                 if part.event and name in elements:
                     value = _in_columns(value, part.event, elements[name])
                 found[_prefix(index) + name] = value

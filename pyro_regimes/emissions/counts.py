@@ -26,7 +26,14 @@ from pyro.ops.special import log_binomial
 from torch import Tensor
 
 from pyro_regimes.emissions.base import over_event
-from pyro_regimes.emissions.logs import Outcomes, is_empty, logsumexp, safe_log, times
+from pyro_regimes.emissions.logs import (
+    Outcomes,
+    is_empty,
+    logsumexp,
+    safe_log,
+    sum_of_products,
+    times,
+)
 from pyro_regimes.kernels.ops import can_be_seen
 
 
@@ -59,7 +66,8 @@ def log_factorial(value: Tensor) -> Tensor:
     """log x! of counts, float64."""
     if value.device.type == "cpu" and can_be_seen(value) and not value.requires_grad:
         if value.numel() and bool(value.max() < len(_LOG_FACTORIALS)):  # False if one is NaN
-            return _LOG_FACTORIALS[value.long()]
+            found = _LOG_FACTORIALS.index_select(0, value.long().flatten())
+            return found.reshape(value.shape)
     return (value + 1).lgamma()
 
 
@@ -69,13 +77,16 @@ def poisson(value: Tensor, rate: Tensor, event_dim: int = 0) -> Tensor:
     event = value.shape[value.dim() - event_dim :]
     rate = rate.expand(torch.broadcast_shapes(rate.shape, event))
     outside = is_no_count(value)
-    value = _without(value, outside)
+    is_sound = is_empty(outside)
+    value = value if is_sound else torch.where(outside, 0.0, value)
     # What all states share is summed before it is broadcast over them.
-    density = over_event(times(value, safe_log(rate)), event_dim) - over_event(rate, event_dim)
+    density = sum_of_products(value, safe_log(rate), event_dim) - over_event(rate, event_dim)
     density = density - over_event(log_factorial(value), event_dim)
+    if is_sound:
+        return density.to(dtype)
     if event_dim:
         outside = outside.flatten(-event_dim).any(-1)
-    return _impossible(density, outside).to(dtype)
+    return density.masked_fill(outside, -torch.inf).to(dtype)
 
 
 def bernoulli(value: Tensor, event: Outcomes) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_regimes.emissions.base import over_event
 from pyro_regimes.kernels.ops import can_be_seen
 
 
@@ -59,6 +60,20 @@ def times(count: Tensor, logits: Tensor) -> Tensor:
         return count * logits
     finite = count * logits.masked_fill(impossible, 0.0)
     return finite.masked_fill(impossible & ((count < 0) | (count > 0)), -torch.inf)
+
+
+def sum_of_products(count: Tensor, logits: Tensor, event_dim: int) -> Tensor:
+    """The sum of :func:`times` over the last dims, by a matrix product where it is one.
+
+    :param count: ``(..., T, 1, *event)``.
+    :param logits: ``(..., K, *event)``.
+    :return: ``(..., T, K)``.
+    """
+    shared = logits.dim() == 1 + event_dim  # by all sequences and steps
+    if event_dim and shared and count.shape[-1 - event_dim] == 1 and is_empty(logits == -torch.inf):
+        rows = count.flatten(-event_dim).squeeze(-2)
+        return rows @ logits.expand((-1,) + count.shape[-event_dim:]).flatten(1).mT
+    return over_event(times(count, logits), event_dim)
 
 
 def logsumexp(terms: Tensor) -> Tensor:

@@ -254,6 +254,12 @@ class _Family(Family):
         """The marginal density of the series that are not missing."""
         return MULTIVARIATE_NORMAL.log_prob_of_seen(value, missing, _as_full(given), event_dim)
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the regression on the observed series of the row."""
+        return MULTIVARIATE_NORMAL.moments_of_missing(value, missing, _as_full(given), event_dim)
+
     def as_gaussian(self, value: Tensor, given: Arguments, event_dim: int) -> Gaussian | None:
         """The location and the Cholesky factor of the covariance."""
         return MULTIVARIATE_NORMAL.as_gaussian(value, _as_full(given), event_dim)

@@ -195,17 +195,16 @@ class _Family(Family):
     def moments_of_missing(
         self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
     ) -> tuple[Tensor, Tensor]:
-        r"""Those given the observed series of the row, which are a Student-t again.
+        """Those of a Student-t about the regression on the observed entries of the row.
 
-        Its scale matrix is that of the regression times :math:`(\nu + q) / (\nu + n)`, with the
-        squared distance q of the n observed entries, and it has :math:`\nu + n` degrees of freedom.
+        It has a degree of freedom more for each of these.
         """
         seen = _seen(value, missing, given)
-        mean, scale = missing_entries.conditional(value, missing, given["loc"], seen.covariance)
-        df = ops.without_repeats(given["df"], 0)
-        freedom = df + seen.number - 2
-        factor = (df + seen.square) / torch.where(freedom > 0, freedom, 0.0)
-        return mean, scale * factor.unsqueeze(-1)
+        mean, variance = missing_entries.conditional(value, missing, given["loc"], seen.covariance)
+        freedom = (given["df"] + seen.number).unsqueeze(-1)
+        inflation = (given["df"] + seen.square).unsqueeze(-1) / (freedom - 2)
+        variance = torch.where(freedom > 2, variance * inflation, torch.inf)
+        return torch.where(freedom > 1, mean, torch.nan), variance
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Stats:
         """Moments about the current locations, weighted with the latent scales."""

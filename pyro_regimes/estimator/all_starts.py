@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from pyro_regimes.estimator.pyro_model import (
     to_arguments,
 )
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
 
 #: Memory in bytes that the starts of a fit may always use, in addition to the data.
@@ -93,6 +94,8 @@ def fit_starts(
     acceleration: str | None = None,
     fixed: Collection[str] = (),
     initial: str = "free",
+    stickiness: float = 0.0,
+    beside: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
@@ -110,6 +113,9 @@ def fit_starts(
     :param acceleration: of EM, as in :meth:`.EM.run`.
     :param fixed: names of fitted attributes that keep the values of the starts.
     :param initial: as in :func:`.pyro_model`.
+    :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`), whose log density
+        is part of the history.
+    :param beside: further arguments of its function, by name.
     :param callback: called after each step with its number, from 1, and the loss of all starts. If
         there are several batches, numbering continues from one to the next, and the loss is the
         mean loss of the batch times the number of starts.
@@ -120,17 +126,23 @@ def fit_starts(
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
             tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
-            fixed=fixed, initial=initial,
+            fixed=fixed, initial=initial, stickiness=stickiness, beside=beside,
         )  # fmt: skip
         return _fit_in_batches(fit, starts, at_once, callback)
-    arguments = partial(to_arguments, spec=spec, dtype=x.dtype, device=x.device)
+    data_dims = 1 if beside and "weights" in beside else 0
+    arguments = partial(
+        to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
+    )
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
     if inference == "em":
         held = arguments(starts)
-        em = _FitEM(pyro_model(held, spec, fixed=constant, initial=initial), min_eigenvalue=floor)
+        model = pyro_model(held, spec, fixed=constant, initial=initial, stickiness=stickiness)
+        guide = sticky_guide(held["transition_probs"]) if stickiness else None
+        em = _FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
-            x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration
-        )
+            x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration,
+            **beside or {},
+        )  # fmt: skip
         losses = result.restart_history.reshape(-1, num_starts)
         held |= em.values()
         num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
@@ -139,7 +151,9 @@ def fit_starts(
         inside = starts._replace(
             emission={n: starts.emission[n] if n in fixed else raised[n] for n in raised}
         )
-        ascent = GradientAscent(arguments(inside), spec, x, lengths, floor, constant, initial)
+        ascent = GradientAscent(
+            arguments(inside), spec, x, lengths, floor, constant, initial, stickiness, beside
+        )
         losses, converged = ascent.run(max_iter, tol, callback)
         num_steps, held = np.full(num_starts, len(losses) - 1), ascent.values()
     parameters = from_arguments(held, starts, spec)
@@ -150,7 +164,7 @@ def fit_starts(
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
-    collapsed = flags.any(-1) & (min_eigenvalue < least)
+    collapsed = flags.any(-1) & (min_eigenvalue <= least)
     return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
 
 
@@ -213,6 +227,8 @@ class _FitEM(IsolatedEM):
 
     def _warn(self, message: str) -> None:
         # Rounding may stop a start with nearly singular covariances before its maximum. EM freezes
-        # it there. A start that the check does not confirm counts as not converged.
-        if "lowered the log-likelihood" not in message and "check of convergence" not in message:
+        # it there. A start that the check does not confirm counts as not converged. A parameter
+        # without a maximum is that of a collapsed regime.
+        known = ("lowered the log-likelihood", "check of convergence", "has no maximum")
+        if not any(part in message for part in known):
             super()._warn(message)

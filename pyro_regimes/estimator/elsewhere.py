@@ -105,7 +105,7 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
         history=np.zeros(0),
         converged=False,
         log_likelihood=float("nan"),
-        smoothed_probs=share[None],
+        share_of_time=share,
         problems=[],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.distributions.imputation import impute
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.report import Forecast, Imputation
@@ -37,12 +38,13 @@ class FittedHMM(NamedTuple):
     device: torch.device
     initial: str = "free"  #: what the initial distribution of the Pyro model is
     first_probs: Array | None = None  #: of the data's first regimes, ``(K,)`` or ``(N, K)``
+    annotations: Annotations = Annotations()  #: what is known of the data
 
     def log_likelihood(self, data: Array, sizes: list[int]) -> float:
         """The log-likelihood of all sequences."""
         with self._computing():
             chain, offset = self._chain(data, sizes)
-            return float(ops.log_likelihood(*chain)) - offset
+            return self._total(ops.log_likelihood, chain, sizes) - offset
 
     def posterior(self, data: Array, sizes: list[int], kind: str) -> tuple[float, Array]:
         """The log-likelihood and the "filtered" or "smoothed" probabilities ``(T, K)``."""
@@ -50,7 +52,8 @@ class FittedHMM(NamedTuple):
             chain, offset = self._chain(data, sizes)
             run = ops.expectations if kind == "smoothed" else ops.filter_probs
             log_likelihood, probs, *_ = run(*chain)
-            return float(log_likelihood) - offset, probs.cpu().double().numpy()
+            total = self._total(lambda *chain: log_likelihood, chain, sizes)
+            return total - offset, probs.cpu().double().numpy()
 
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
@@ -59,12 +62,7 @@ class FittedHMM(NamedTuple):
             = \log \sum_k p(q_t = k \mid x_1, ..., x_{t-1})\, b_k(x_t)
         """
         with self._computing():
-            (initial, transition, logits, lengths), _ = self._chain(data, sizes)
-            filtered = ops.filter_logits(initial, transition, logits, lengths)
-            later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
-            predicted = torch.cat([initial.unsqueeze(0), later])
-            predicted[_firsts(sizes)] = initial
-            scores = (predicted + logits).logsumexp(-1).cpu().double().numpy()
+            scores = _row_scores(self._chain(data, sizes)[0], sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
     def decode(
@@ -122,6 +120,15 @@ class FittedHMM(NamedTuple):
         where: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return to_arguments(parameters, self.spec, **where)
 
+    def _total(self, run: Callable[..., Tensor], chain: Chain, sizes: list[int]) -> float:
+        """The log-likelihood of all sequences, by their weights.
+
+        :param run: computes it without weights.
+        """
+        if self.annotations.weights is None:
+            return float(run(*chain))
+        return float(self.annotations.sum(_row_scores(chain, sizes), sizes))
+
     def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
         """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
         hmm, x, offset = self._scaled(data, sizes)
@@ -147,8 +154,20 @@ class FittedHMM(NamedTuple):
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths)
-        return hmm, x, units.log_jacobian_of(data)
+        beside = self.annotations.of_distribution(self.device)
+        hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
+        return hmm, x, self.annotations.log_jacobian(units, data, sizes)
+
+
+def _row_scores(chain: Chain, sizes: list[int]) -> Array:
+    """The log-density of each row given the rows before it."""
+    initial, transition, logits, lengths = chain
+    filtered = ops.filter_logits(initial, transition, logits, lengths)
+    later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
+    predicted = torch.cat([initial.unsqueeze(0), later])
+    predicted[_firsts(sizes)] = initial
+    scores: Array = (predicted + logits).logsumexp(-1).cpu().double().numpy()
+    return scores
 
 
 def _firsts(sizes: list[int]) -> Tensor:

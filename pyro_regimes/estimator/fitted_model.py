@@ -11,14 +11,17 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import missing, plots, problems, validation
+from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
+from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Forecast, Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.estimator.states import Bools
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,15 +45,16 @@ class FittedModel(BaseEstimator):
     emission_: Any
     covariance_type_: str
     initial_: str
+    transition_mask_: Bools | None
     fixed_: list[str]
     regime_names_: list[str]
     initial_probs_: Array
     transition_matrix_: Array
     share_of_time_: Array
     log_likelihood_: float
-    n_samples_fit_: int
-    n_missing_: npt.NDArray[np.int64]
-    n_missing_rows_: int
+    n_samples_fit_: float
+    n_missing_: npt.NDArray[Any]
+    n_missing_rows_: float
     n_features_in_: int
     training_start_: Array | None
 
@@ -61,6 +65,8 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> npt.NDArray[np.int64]:
         """The most likely path of regimes (Viterbi), given the whole sequence.
 
@@ -75,10 +81,14 @@ class FittedModel(BaseEstimator):
             is from :meth:`from_parameters`, or if some regimes cannot be reached from others.
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Give it instead of ``start``.
+        :param states: known regimes of rows, as in :meth:`fit`.
+        :param gaps: the number of steps between rows, as in :meth:`fit`.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
-        return self.decode(X, lengths=lengths, start=start, after=after)[1]
+        return self.decode(
+            X, lengths=lengths, start=start, after=after, states=states, gaps=gaps
+        )[1]
 
     def predict_proba(
         self,
@@ -88,6 +98,8 @@ class FittedModel(BaseEstimator):
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> Array:
         """Probability of each regime at each step.
 
@@ -99,6 +111,8 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: ``(T, K)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -106,7 +120,7 @@ class FittedModel(BaseEstimator):
         kind, lengths = choice_and_lengths("kind", args, kind, lengths)
         kind = "smoothed" if kind is None else kind
         validation.one_of("kind", kind, ("smoothed", "filtered"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.posterior(data, sizes, kind)[1]
 
     def decode(
@@ -117,6 +131,8 @@ class FittedModel(BaseEstimator):
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> tuple[float, npt.NDArray[np.int64]]:
         """A path of regimes and its log-probability together with the data, log p(x, q).
 
@@ -129,6 +145,8 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: log p(x, q) of that path, over all sequences, and the path ``(T,)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -136,7 +154,7 @@ class FittedModel(BaseEstimator):
         algorithm, lengths = choice_and_lengths("algorithm", args, algorithm, lengths)
         algorithm = "viterbi" if algorithm is None else algorithm
         validation.one_of("algorithm", algorithm, ("viterbi", "smoothing"))
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.decode(data, sizes, algorithm)
 
     def score(
@@ -147,6 +165,9 @@ class FittedModel(BaseEstimator):
         lengths: npt.ArrayLike | None = None,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> float:
         """The log-likelihood of X, summed over all steps and sequences.
 
@@ -155,11 +176,17 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: as in :meth:`predict`. The result is then the log-probability of X together
+            with a path of these regimes.
+        :param sample_weight: as in :meth:`fit`.
+        :param gaps: as in :meth:`predict`.
         :return: log p(x).
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after, y)
+        hmm, data, sizes = self._hmm_of(
+            X, lengths, start, after, y, states, sample_weight, gaps
+        )
         return hmm.log_likelihood(data, sizes)
 
     def score_samples(
@@ -169,6 +196,7 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> Array:
         r"""The log-density of each row given the rows before it; they sum to :meth:`score`.
 
@@ -178,11 +206,12 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: ``(T,)``.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, gaps=gaps)
         return hmm.score_samples(data, sizes)
 
     def aic(self, X: Any = None, lengths: npt.ArrayLike | None = None) -> float:
@@ -193,7 +222,8 @@ class FittedModel(BaseEstimator):
         :math:`D(D+1)/2`. For other emissions than "gaussian" it is :math:`(K-1) + K(K-1)` plus the
         number of elements of their attributes; a row of probabilities counts as one less, and a
         matrix as in a Gaussian. Parameters that were ``fixed`` in the fit are not counted, and
-        neither are the :math:`K-1` initial probabilities unless ``initial`` was "free".
+        neither are the :math:`K-1` initial probabilities unless ``initial`` was "free", and
+        transitions that ``transition_mask`` forbids.
 
         :param X: as in :meth:`predict`; None is the training data.
         :param lengths: as in :meth:`fit`.
@@ -217,7 +247,7 @@ class FittedModel(BaseEstimator):
         log_likelihood, num_rows = self._scored(X, lengths)
         return -2 * log_likelihood + self.n_parameters_ * float(np.log(num_rows))
 
-    def _scored(self, X: Any, lengths: npt.ArrayLike | None) -> tuple[float, int]:
+    def _scored(self, X: Any, lengths: npt.ArrayLike | None) -> tuple[float, float]:
         """The log-likelihood and the number of observations; X None is the training data."""
         check_is_fitted(self)
         if X is None and not self.n_samples_fit_:
@@ -250,7 +280,7 @@ class FittedModel(BaseEstimator):
         spec = self._fitted_spec()
         counts = {
             "initial_probs": n_regimes - 1,
-            "transition_matrix": n_regimes * (n_regimes - 1),
+            "transition_matrix": num_free(self.transition_mask_, n_regimes),
             **spec.num_free_parameters(n_regimes, self.n_features_in_),
         }
         held = {*self.fixed_} if self.initial_ == "free" else {*self.fixed_, "initial_probs"}
@@ -280,6 +310,7 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> Forecast:
         """Forecast the marginal distribution of each of the observations that follow a sequence.
 
@@ -287,12 +318,13 @@ class FittedModel(BaseEstimator):
         :param n_steps: number of steps, at least 1.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
-        hmm, data, sizes = self._hmm_of(X, None, start, after)
+        hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
                 f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
@@ -456,10 +488,17 @@ class FittedModel(BaseEstimator):
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
         y: Any = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> tuple[FittedHMM, Array, list[int]]:
         """The fitted model with the initial probabilities of X, its rows and its sizes."""
         data, sizes = validation.check_data(self, X, lengths, y)
-        hmm = self._hmm()
+        n_regimes = len(self.regime_names_)
+        data, sizes, annotations, _ = annotate(
+            data, sizes, X, n_regimes, states=states, sample_weight=sample_weight, gaps=gaps
+        )
+        hmm = self._hmm()._replace(annotations=annotations)
         hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
         first_probs = initial_probs(
             start,

@@ -8,7 +8,9 @@ import numpy as np
 
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
-from pyro_regimes.estimator.all_starts import fit_starts
+from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
+from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.gradient_ascent import Callback
@@ -18,6 +20,7 @@ from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.estimator.validation import Settings
 
@@ -28,10 +31,10 @@ class FittedRegimes(NamedTuple):
     parameters: Parameters
     regime_names: list[str]
     fixed: list[str]  #: names of parameters that were not fitted, sorted
-    history: Array  #: log-likelihood before each iteration, and the final one
+    history: Array  #: log-likelihood plus :func:`.log_prior` before each iteration, and at the end
     converged: bool
     log_likelihood: float  #: of the parameters
-    smoothed_probs: Array  #: ``(T, K)``, of the parameters
+    share_of_time: Array  #: ``(K,)``, mean smoothed probability
     problems: list[Warning]  #: warnings about the fit
 
 
@@ -44,6 +47,7 @@ def fit_regimes(
     rng: np.random.RandomState,
     callback: Callback | None,
     row_name: Callable[[int], str] = str,
+    annotations: Annotations = Annotations(),  # noqa: B008 (immutable)
 ) -> FittedRegimes:
     """Fit regimes to data.
 
@@ -55,16 +59,25 @@ def fit_regimes(
     :param sizes: the number of rows of each sequence.
     :param callback: as that of :meth:`.RegimeModel.fit`.
     :param row_name: the name of a row for messages, from its number.
+    :param annotations: what is known of the rows and sequences. With known states, or a transition
+        mask, the regimes keep their numbers.
     :raises ValueError: if no start has a finite log-likelihood, or the floor of the best one cannot
         be computed.
     """
-    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
-    z, offset = units.scale(data), units.log_jacobian_of(data)
-    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
     given = settings.given
-    # Else all starts are equal.
-    num_starts = 1 if settings.n_regimes == 1 or given.is_complete(spec) else settings.n_init
+    known = Known(annotations, settings.transition_mask, given.values)
+    check_possible(known, sizes, settings.n_regimes, row_name)
+    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
+    z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
+    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
+    # Else all starts are equal, or end in the same maximum.
+    is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
+    num_starts = 1 if is_one else settings.n_init
     starts = _starts(filled, units, num_starts, spec, settings, rng)
+    starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
+    starts = given.into(starts, spec, units)
+    stickiness = settings.stickiness
+    offset += log_normaliser(starts.transition_matrix[0], stickiness)
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -85,8 +98,11 @@ def fit_regimes(
         least=least,
         fixed=given.fixed,
         initial=settings.initial,
+        stickiness=stickiness,
+        beside=annotations.of_model(settings.dtype, settings.device),
         callback=report if settings.verbose or callback is not None else None,
     )
+    fit = _without_equal_rows(fit, data, sizes, spec, settings, units, annotations)
     best = fit.best()
     fitted = fit.parameters.select(best)
     least_variances = spec.least_variances(fitted.emission)
@@ -100,14 +116,21 @@ def fit_regimes(
         emission, settings.regularization, settings.regularization_scale == "relative"
     )
     parameters = given.restored(fitted._replace(emission=emission))
-    hmm = FittedHMM(parameters, spec, settings.dtype, settings.device)
-    order, names, doubt = sort_regimes(
+    hmm = FittedHMM(
+        parameters, spec, settings.dtype, settings.device, annotations=annotations
+    )
+    found_order = sort_regimes(
         parameters,
         spec,
         settings.order_by,
-        lambda: hmm.posterior(data, sizes, "smoothed")[1][observed_rows(data)].sum(0),
+        lambda: annotations.sum(
+            observed_rows(data)[:, np.newaxis] * hmm.posterior(data, sizes, "smoothed")[1], sizes
+        ),
         lambda reference: expected_agreement(reference, hmm, data, sizes),
     )
+    if known.keeps_numbers:
+        found_order = found_order.kept()
+    order, names, doubt = found_order
     ordered = reordered(parameters, spec, order)
     # In the final order, as sums in another one end in other digits.
     log_likelihood, smoothed_probs = hmm._replace(parameters=ordered).posterior(
@@ -123,12 +146,17 @@ def fit_regimes(
     found = []
     if fit.degenerate[best]:
         collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
-        found.append(problems.of_collapse(names, collapsed, smoothed_probs, row_name))
+        held_equal = spec.holds_equal_rows(data, smoothed_probs)
+        if held_equal is not None:
+            collapsed = collapsed | held_equal
+        has_covariances = spec.spread is not None
+        found.append(
+            problems.of_collapse(names, collapsed, smoothed_probs, row_name, has_covariances)
+        )
     elif not converged and settings.max_iter > 0 and settings.tol is not None:
         found.append(problems.of_convergence(len(fit.history) - 1))
-    lost = problems.of_regularization(
-        settings.regularization, float(history[-1]) - offset, log_likelihood
-    )
+    before = float(history[-1]) - offset - log_prior(fitted.transition_matrix, stickiness)
+    lost = problems.of_regularization(settings.regularization, before, log_likelihood)
     if lost is not None and not fit.degenerate[best]:
         found.append(lost)
     if doubt is not None:
@@ -143,9 +171,32 @@ def fit_regimes(
         history - offset,
         converged,
         log_likelihood,
-        smoothed_probs,
+        annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
     )
+
+
+def _without_equal_rows(
+    fit: FittedStarts,
+    data: Array,
+    sizes: list[int],
+    spec: Spec,
+    settings: Settings,
+    units: Units,
+    annotations: Annotations,
+) -> FittedStarts:
+    """The same fits; starts with a regime of equal observations are degenerate."""
+    uniform = np.full((len(data), settings.n_regimes), 1 / settings.n_regimes)
+    if spec.holds_equal_rows(data, uniform) is None:
+        return fit
+    degenerate = fit.degenerate.copy()
+    for start in np.flatnonzero(~degenerate):
+        one = fit.parameters.select(int(start))
+        one = one._replace(emission=spec.unscale(one.emission, units))
+        hmm = FittedHMM(one, spec, settings.dtype, settings.device, annotations=annotations)
+        flags = spec.holds_equal_rows(data, hmm.posterior(data, sizes, "smoothed")[1])
+        degenerate[start] = flags is not None and flags.any()
+    return fit._replace(degenerate=degenerate)
 
 
 def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units, float]:
@@ -156,8 +207,10 @@ def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units
     no floor.
     """
     units = spec.units(data, equal=settings.min_eigenvalue > 0)
+    if not settings.min_eigenvalue:
+        return units, 0.0
     floor = settings.min_eigenvalue / float(units.unit[0]) ** 2
-    if floor == 0 or floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
+    if floor >= spec.collapsed_variance(units.scale(data), settings.dtype):
         return units, floor
     return spec.units(data), 0.0
 
@@ -173,16 +226,15 @@ def _starts(
     """Starts of the data in ``units``, made in units of each series, so that all count."""
     own = spec.units(data)
     z = own.scale(data)
-    floor = max(
-        spec.collapsed_variance(z, settings.dtype),
-        settings.min_eigenvalue / float(own.unit.max()) ** 2,
-    )
+    floor = spec.collapsed_variance(z, settings.dtype)
+    if settings.min_eigenvalue:
+        floor = max(floor, settings.min_eigenvalue / float(own.unit.max()) ** 2)
     means = settings.given.values.get("means") if spec.starts_from_means else None
     centers = None if means is None else own.scale(means)
     starts = make_starts(z, settings.n_regimes, num_starts, spec, floor, rng, centers)
     if not (own.unit == units.unit).all():
         starts = starts._replace(emission=spec.scale(spec.unscale(starts.emission, own), units))
-    return settings.given.into(starts, spec, units)
+    return starts
 
 
 def _is_at_floor(variances: Array, floor: float) -> Flags:

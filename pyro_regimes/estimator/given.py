@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import stationary_probs
+from pyro_regimes.estimator.mask import check_masked, masked, read_mask
 from pyro_regimes.estimator.parameters import (
     CHAIN_ATTRIBUTES,
     Array,
@@ -95,11 +96,24 @@ def read_given(model: BaseEstimator, spec: Spec) -> Given:
         raise ValueError(
             f"expected min_eigenvalue=0 where {what} are fixed, got {model.min_eigenvalue:g}"
         )
+    if "transition_matrix" in listed and model.stickiness > 0:
+        raise ValueError(
+            f"expected stickiness=0 where transition_matrix is fixed, got {model.stickiness:g}"
+        )
     if model.initial == "stationary" and "transition_matrix" in values:
         stationary_probs(
             values["transition_matrix"],
             "transition_matrix in init_params",
             "give another one, or set initial='free' or initial='uniform'",
+        )
+    mask = read_mask(model.transition_mask, model.n_regimes)
+    if "transition_matrix" in values:
+        check_masked("transition_matrix in init_params", values["transition_matrix"], mask)
+    elif model.initial == "stationary" and mask is not None:
+        stationary_probs(
+            masked(np.ones(mask.shape), mask),
+            "transition_mask",
+            "allow more transitions, or set initial='free' or initial='uniform'",
         )
     return Given(values, frozenset(listed))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Callable
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from pyro_regimes.estimator.convergence import Flags, steady_starts, to_numpy
 from pyro_regimes.estimator.isolated_em import IsolatedEM
 from pyro_regimes.estimator.pyro_model import pyro_model
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.stickiness import row_prior, sticky_guide
 from pyro_regimes.infer.isolation import isolated
 
 Callback = Callable[[int, float], None]
@@ -34,6 +36,8 @@ class GradientAscent:
     ``STEADY * tol``. The second condition is needed because Adam may pause, or make very small
     steps, far below a maximum. To first order a step of EM gains half of g' I^-1 g, with the
     gradient g and the complete-data information I.
+
+    :param beside: further arguments of :func:`.pyro_model`'s function, by name.
     """
 
     def __init__(
@@ -45,12 +49,15 @@ class GradientAscent:
         floor: float,
         fixed: Collection[str] = (),
         initial: str = "free",
+        stickiness: float = 0.0,
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
         self._num_starts = len(arguments["initial_probs"])
         model = pyro_model(arguments, spec, floor, fixed, initial)
-        self._model, self._data = model, (x, lengths)
+        self._model, self._data, self._beside = model, (x, lengths), beside or {}
         self._arguments, self._spec, self._floor = arguments, spec, floor
         self._held: dict[str, Any] = {"fixed": fixed, "initial": initial}
+        self._stickiness = stickiness
         self._store = ParamStoreDict()
 
     def values(self) -> dict[str, Tensor]:
@@ -91,16 +98,27 @@ class GradientAscent:
 
     def _loss(self) -> Tensor:
         with isolated(self._store):
-            site: Any = poutine.trace(self._model).get_trace(*self._data).nodes["observations"]
+            trace: Any = poutine.trace(self._model).get_trace(*self._data, **self._beside)
+        sites = [trace.nodes[name] for name in trace.observation_nodes]
         # Neither this nor its gradient needs Pyro, so other threads can use it meanwhile.
-        log_prob: Tensor = site["fn"].log_prob(site["value"])
-        return -log_prob.reshape(self._num_starts, -1).sum(-1)
+        values = [
+            scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"]) for site in sites
+        ]
+        sums = [value.reshape(self._num_starts, -1).sum(-1) for value in values]
+        total = torch.stack(sums).sum(0)
+        if self._stickiness:
+            prior = row_prior(self._arguments["transition_probs"], self._stickiness)
+            rows = prior.log_prob(self._store["transition_probs"])
+            total = total + rows.reshape(self._num_starts, -1).sum(-1)
+        return -total
 
     def _is_high(self, tol: float) -> Flags:
         """Which starts gain less than :data:`STEADY` times ``tol`` from a step of EM."""
-        model = pyro_model(self.values(), self._spec, **self._held)
-        em = _SilentEM(model, min_eigenvalue=self._floor)
-        losses = em.run(*self._data, num_steps=1, tol=None).restart_history
+        values, stickiness = self.values(), self._stickiness
+        model = pyro_model(values, self._spec, **self._held, stickiness=stickiness)
+        guide = sticky_guide(values["transition_probs"]) if stickiness else None
+        em = _SilentEM(model, guide, min_eigenvalue=self._floor)
+        losses = em.run(*self._data, num_steps=1, tol=None, **self._beside).restart_history
         before, after = to_numpy(losses).reshape(2, self._num_starts)
         high: Flags = before - after < STEADY * tol
         return high

@@ -128,7 +128,7 @@ def lengths_given(y: Any, lengths: Any, num_rows: int) -> npt.ArrayLike | None:
 
     A y with one entry for each row is a target, which scikit-learn passes; it is ignored.
     """
-    if y is None or lengths is not None or np.shape(y)[:1] == (num_rows,):
+    if y is None or lengths is not None or np.asarray(y).shape[:1] == (num_rows,):
         given: npt.ArrayLike | None = lengths
         return given
     return np.asarray(y)

@@ -8,6 +8,7 @@ know about NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,16 +107,16 @@ def complete_rows(data: Array) -> Array | None:
 
 
 def describe(
-    counts: npt.NDArray[np.int64], num_empty: int, num_rows: int, names: Sequence[str]
+    counts: npt.NDArray[Any], num_empty: float, num_rows: float, names: Sequence[str]
 ) -> str:
     """A line that counts missing entries.
 
     :param counts: those of each column, ``(D,)``.
     :param num_empty: the number of rows without any observed entry, among ``num_rows``.
     """
-    total, size = int(counts.sum()), num_rows * len(counts)
-    listed = [f"{name} {count}" for name, count in zip(names, counts, strict=True) if count]
+    total, size = counts.sum(), num_rows * len(counts)
+    listed = [f"{name} {count:g}" for name, count in zip(names, counts, strict=True) if count]
     more = f" and {len(listed) - _MOST_COLUMNS} more" if len(listed) > _MOST_COLUMNS else ""
     where = ", ".join(listed[:_MOST_COLUMNS]) + more
-    empty = f"; {num_empty} of {num_rows} rows have no value" if num_empty else ""
-    return f"missing: {total} of {size} values, {total / size:.1%} ({where}){empty}"
+    empty = f"; {num_empty:g} of {num_rows:g} rows have no value" if num_empty else ""
+    return f"missing: {total:g} of {size:g} values, {total / size:.1%} ({where}){empty}"

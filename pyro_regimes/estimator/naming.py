@@ -45,6 +45,15 @@ class Order(NamedTuple):
     names: list[str]  #: in the new order
     doubt: str | None = None  #: a warning about the names
 
+    def kept(self) -> Order:
+        """The same names for regimes that keep their numbers."""
+        names = [""] * len(self.names)
+        for name, regime in zip(self.names, self.order, strict=True):
+            names[regime] = name
+        numbered = [f"Regime {i + 1}" for i in range(len(names))]
+        names = numbered if sorted(names) == sorted(numbered) else names
+        return Order(np.arange(len(names)), names, self.doubt)
+
 
 def sort_regimes(
     parameters: Parameters,
@@ -149,11 +158,7 @@ def own_names(parameters: Parameters, spec: Spec, order_by: str | Reference) -> 
         lambda: np.full(len(parameters.initial_probs), np.inf),
         lambda reference: agreement_without_data(reference, hmm),
     )
-    names = [""] * len(found.names)
-    for name, regime in zip(found.names, found.order, strict=True):
-        names[regime] = name
-    numbered = [f"Regime {i + 1}" for i in range(len(names))]
-    return numbered if sorted(names) == sorted(numbered) else names
+    return found.kept().names
 
 
 def _scaled(moments: Moments, unit: Array) -> Moments:

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import Given, for_series, read_given
+from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.validation import check_parameters
@@ -30,7 +31,6 @@ _SCALARS = {
     "log_likelihood_": float,
     "n_iter_": int,
     "converged_": bool,
-    "n_samples_fit_": int,
     "periods_per_year_": float,
 }
 _ROUNDING = 1e-4  # error of the sum of probabilities in float32
@@ -56,13 +56,15 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     parameters = {
         name: _plain(value)
         for name, value in model.get_params(deep=False).items()
-        if name not in ("init_params", "fixed")
+        if name not in ("init_params", "fixed", "transition_mask")
     }
     if isinstance(model.order_by, BaseEstimator):
         parameters["order_by"] = "volatility"
     # Parameters that were set after the fit belong to the next fit.
     n_regimes = len(model.initial_probs_)
     parameters |= {"n_regimes": n_regimes, "covariance_type": model.covariance_type_}
+    mask = model.transition_mask_
+    parameters |= {"transition_mask": None if mask is None else mask.tolist()}
     parameters |= {"initial": model.initial_, "emission": model.emission_}
     loaded = type(model)(**parameters)
     check_parameters(loaded)  # else the file could not be loaded
@@ -73,12 +75,13 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
     if not model.n_samples_fit_:
         fitted["log_likelihood_"] = None  # NaN is no JSON
+    fitted["n_samples_fit_"] = model.n_samples_fit_
     fitted["fixed_"] = list(model.fixed_)
     fitted["regime_names_"] = list(model.regime_names_)
     start = model.training_start_
     fitted["training_start_"] = None if start is None else _with_none(start)
     fitted["n_missing_"] = model.n_missing_.tolist()
-    fitted["n_missing_rows_"] = int(model.n_missing_rows_)
+    fitted["n_missing_rows_"] = model.n_missing_rows_
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
@@ -152,11 +155,11 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
                 came = reprlib.repr(fitted[name])
                 raise ValueError(f"{name} is not of type {scalar.__name__}: {came}")
             setattr(model, name, fitted[name])
-        if model.n_samples_fit_ < 0:
-            raise ValueError(f"n_samples_fit_ is negative: {model.n_samples_fit_}")
+        model.n_samples_fit_ = _count("n_samples_fit_", fitted["n_samples_fit_"])
         if model.n_iter_ < 0:
             raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
         model.covariance_type_, model.initial_ = model.covariance_type, model.initial
+        model.transition_mask_ = read_mask(model.transition_mask, model.n_regimes)
         model.emission_ = model.emission
         for name, shape in _shapes(model, spec).items():
             setattr(model, name, _array(name, fitted[name], shape))
@@ -186,6 +189,16 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     return list(value)
 
 
+def _count(name: str, value: Any) -> float:
+    """A number of rows; weights may make it no integer."""
+    if type(value) not in (int, float) or not np.isfinite(value):
+        raise ValueError(f"{name} is not a number: {reprlib.repr(value)}")
+    if value < 0:
+        raise ValueError(f"{name} is negative: {value}")
+    count: float = value
+    return count
+
+
 def _fixed(value: Any, spec: Spec) -> list[str]:
     names = sorted({*CHAIN_ATTRIBUTES, *spec.attributes} & {*value})
     if value != names:
@@ -208,14 +221,19 @@ def _with_none(start: Array) -> list[list[float | None]]:
     return [[None if np.isnan(each) else float(each) for each in row] for row in start]
 
 
-def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[np.int64], int]:
+def _is_count(number: Any) -> bool:
+    """Whether it is a number of rows, each by its weight."""
+    return type(number) in (int, float) and 0 <= number < np.inf
+
+
+def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[Any], float]:
     """The numbers of missing values, and of rows without any; none in an older file."""
     if counts is None and num_empty is None:
         return np.zeros(num_series, np.int64), 0
     numbers = [*counts, num_empty]
-    if len(counts) != num_series or any(type(n) is not int or n < 0 for n in numbers):
+    if len(counts) != num_series or not all(map(_is_count, numbers)):
         raise ValueError(f"n_missing_ and n_missing_rows_ are not counts: {numbers}")
-    return np.array(counts, np.int64), num_empty
+    return np.array(counts), num_empty
 
 
 def _num_series(fitted: dict[str, Any], spec: Spec) -> int:
@@ -270,6 +288,7 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
         probs = getattr(model, name)
         if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
             raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
+    check_masked("transition_matrix_", model.transition_matrix_, model.transition_mask_)
     if model.initial_ != "free":
         implied = implied_probs(
             model.initial_, model.transition_matrix_, "transition_matrix_", "set initial='free'"

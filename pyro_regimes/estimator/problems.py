@@ -29,13 +29,16 @@ def of_collapse(
     collapsed: Flags,
     smoothed_probs: Array,
     row_name: Callable[[int], str],
+    has_covariances: bool,
 ) -> Warning:
     """The warning that regimes hold too few different observations.
 
     :param collapsed: which regimes have collapsed, ``(K,)``.
     :param smoothed_probs: ``(T, K)``.
     :param row_name: the name of a row, from its number.
+    :param has_covariances: whether the emission has, and so a floor of them.
     """
+    remedy = "another covariance_type or min_eigenvalue" if has_covariances else "or drop the rows"
     parts = []
     for name, probs in zip(
         np.array(names)[collapsed], smoothed_probs.T[collapsed], strict=True
@@ -47,8 +50,7 @@ def of_collapse(
         parts.append(f"{name} holds {probs.sum():.3g} of {len(probs)} rows{where}")
     return ConvergenceWarning(
         f"A regime collapsed onto a few points in every start: {'; '.join(parts)}. They do not "
-        "vary in some direction, so the likelihood has no maximum. Use fewer regimes, another "
-        "covariance_type or min_eigenvalue."
+        f"vary in some direction, so the likelihood has no maximum. Use fewer regimes, {remedy}."
     )
 
 
@@ -161,7 +163,7 @@ def _is_level(series: Array) -> bool:
 
 
 def of_shares(
-    names: Sequence[str], share_of_time: Array, num_rows: int, fewest: int
+    names: Sequence[str], share_of_time: Array, num_rows: float, fewest: int
 ) -> list[str]:
     """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
     if not num_rows:  # parameters without a fit

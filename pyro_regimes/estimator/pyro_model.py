@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +21,8 @@ from torch import Tensor
 from pyro_regimes.distributions import RegimeHMM, stationary_probs
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.stickiness import sticky_rows
+from pyro_regimes.estimator.weighting import weighted_batches
 
 PyroModel = Callable[..., None]
 
@@ -31,18 +33,21 @@ def to_arguments(
     parameters: Parameters,
     spec: Spec,
     *,
+    data_dims: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Convert parameters to the arguments of :func:`pyro_model`.
 
-    Several starts become the leftmost batch dim, to the left of the dim of time. A single set of
-    parameters needs no such dims, because it broadcasts over any data.
+    Several starts become the leftmost batch dim, to the left of the batch dims of the data and of
+    time. A single set of parameters needs no such dims, because it broadcasts over any data.
 
+    :param data_dims: the number of the data's batch dims, 1 for weighted sequences.
     :param device: None is the CPU, not torch's default device.
     """
     device = torch.device("cpu") if device is None else device
     starts = parameters.initial_probs.shape[:-1]
+    data = (1,) * data_dims if starts else ()
     time = (1,) if starts else ()
 
     def tensor(value: Array, *inserted: int) -> Tensor:
@@ -50,11 +55,11 @@ def to_arguments(
         return torch.tensor(value.reshape(shape), dtype=dtype, device=device)
 
     arguments = {
-        "initial_probs": tensor(parameters.initial_probs),
-        "transition_probs": tensor(parameters.transition_matrix, *time),
+        "initial_probs": tensor(parameters.initial_probs, *data),
+        "transition_probs": tensor(parameters.transition_matrix, *data, *time),
     }
     for name, value in spec.to_arguments(parameters.emission).items():
-        arguments[name] = tensor(value, *time)
+        arguments[name] = tensor(value, *data, *time)
     return arguments
 
 
@@ -87,19 +92,19 @@ def stationary_initial(transition_probs: Tensor) -> Tensor:
 
 
 def regime_hmm(
-    arguments: Mapping[str, Tensor],
-    spec: Spec,
-    lengths: Tensor | None = None,
-    packed_lengths: Tensor | None = None,
+    arguments: Mapping[str, Tensor], spec: Spec, **beside: Tensor | None
 ) -> RegimeHMM:
-    """Build the distribution of whole sequences."""
+    """Build the distribution of whole sequences.
+
+    :param beside: its arguments that are no parameters.
+    """
+    others: Mapping[str, Any] = beside
     return RegimeHMM(
         initial_probs=arguments["initial_probs"],
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
-        lengths=lengths,
         missing="marginalise",
-        packed_lengths=packed_lengths,
+        **others,
     )
 
 
@@ -109,6 +114,7 @@ def pyro_model(
     floor: float = 0.0,
     fixed: Collection[str] = (),
     initial: str = "free",
+    stickiness: float = 0.0,
 ) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
@@ -118,36 +124,66 @@ def pyro_model(
     :param fixed: names of the arguments that are constants, and no parameters.
     :param initial: "free"; "uniform", which leaves ``initial_probs`` as they are; or "stationary",
         which makes them a function of the transition matrix.
+    :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
+        matrix is a latent site, whose point :func:`.sticky_guide` has.
     :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
         sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
         ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
+        Further arguments are those of :meth:`.Annotations.of_model`; with ``weights`` there are
+        several sites.
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
+    domains = {
+        name: constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
+        for name in arguments.keys() - constant
+    }
 
-    def constraint(name: str) -> constraints.Constraint:
-        return constraints.simplex if name in CHAIN_ARGUMENTS else spec.constraint(name, floor)
-
-    def model(x: Tensor, lengths: Tensor | None = None) -> None:
+    def model(
+        x: Tensor,
+        lengths: Tensor | None = None,
+        allowed_states: Tensor | None = None,
+        weights: Tensor | None = None,
+        gaps: Tensor | None = None,
+    ) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
             name: value
             if name in constant
-            else pyro.param(name, partial(torch.clone, value), constraint=constraint(name))
+            else pyro.param(name, partial(torch.clone, value), constraint=domains[name])
             for name, value in arguments.items()
+            if not (stickiness and name == "transition_probs")
         }
+        if stickiness:
+            held["transition_probs"] = sticky_rows(arguments["transition_probs"], stickiness)
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
-        data_dims = x.dim() - 2
-        hmm = regime_hmm(held, spec, *((lengths, None) if data_dims else (None, lengths)))
-        with ExitStack() as plates:
-            batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
-            for dim in range(-len(batch_shape), 0):
-                name = "sequences" if dim >= -data_dims else "starts"
-                plates.enter_context(pyro.plate(name, batch_shape[dim], dim=dim))
-            pyro.sample("observations", hmm, obs=x)
+        known = {"allowed_states": allowed_states, "gaps": gaps}
+        if weights is None:
+            known["lengths" if x.dim() > 2 else "packed_lengths"] = lengths
+            _observe("", regime_hmm(held, spec, **known), x)
+            return
+        for number, batch in enumerate(weighted_batches(x, lengths, weights, **known), 1):
+            hmm = regime_hmm(held, spec, **batch.beside)
+            _observe(f"_{number}", hmm, batch.x, batch.weights)
 
     return model
+
+
+def _observe(suffix: str, hmm: RegimeHMM, x: Tensor, weights: Tensor | None = None) -> None:
+    """Observe sequences ``(..., T, D)``.
+
+    :param suffix: of the names of the site and its plates.
+    :param weights: of the sequences.
+    """
+    with ExitStack() as plates:
+        batch_shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[:-2])
+        for dim in range(-len(batch_shape), 0):
+            name = "sequences" if dim >= 2 - x.dim() else "starts"
+            plates.enter_context(pyro.plate(f"{name}{suffix}", batch_shape[dim], dim=dim))
+        if weights is not None:
+            plates.enter_context(pyro.poutine.scale(scale=weights))
+        pyro.sample(f"observations{suffix}", hmm, obs=x)
 
 
 def prior_model(

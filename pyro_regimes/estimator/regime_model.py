@@ -16,6 +16,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import missing, persistence, problems, validation
+from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
@@ -27,6 +28,7 @@ from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import finite_numbers
 from pyro_regimes.estimator.spec import Spec
@@ -106,6 +108,14 @@ class RegimeModel(FittedModel):
     :param initial: the distribution of the first regime: "free" is estimated, which one sequence
         hardly determines; "stationary" is the stationary distribution of the transition matrix, as
         in Stata and EViews; "uniform" is 1 / K. The last two are no parameters of their own.
+    :param transition_mask: a bool matrix ``(K, K)``, (old, new), of the transitions that are
+        allowed; the others have probability 0 and are no parameters. ``np.triu(np.ones((K, K)))``
+        makes a left-to-right chain. The regimes keep the numbers of the mask instead of being
+        sorted; their names are still those of ``order_by``. None allows all transitions.
+    :param stickiness: a prior of regimes that last: each row of the transition matrix has a
+        Dirichlet distribution with concentration 1, and 1 + ``stickiness`` on the diagonal. The fit
+        is then the mode of the posterior, as if each regime had stayed so many further times. 0 is
+        maximum likelihood.
     :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
         :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
         of all columns to families gives each column its own; columns of different families are
@@ -124,19 +134,22 @@ class RegimeModel(FittedModel):
     ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
     ``log_likelihood_``     of the training data, after ``regularization``
     ``history_``            log-likelihood of the kept start before each iteration, and the final
-                            one, before ``regularization``
+                            one, before ``regularization``; with ``stickiness`` plus that times the
+                            sum of the logarithms of the diagonal of the transition matrix
     ``covariance_type_``    the ``covariance_type`` of the fit
     ``emission_``           the ``emission`` of the fit; other attributes than ``means_`` and
                             ``covariances_`` are listed in :doc:`emissions`
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
+    ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit: of rows with some value
-    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data
-    ``n_missing_rows_``     number of rows of the training data without any value
+    ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
+                            ``sample_weight``
+    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data,
+                            and ``n_missing_rows_`` of rows without any value, likewise
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -177,6 +190,8 @@ class RegimeModel(FittedModel):
         init_params: dict[str, npt.ArrayLike] | RegimeModel | None = None,
         fixed: Sequence[str] = (),
         initial: str = "free",
+        transition_mask: npt.ArrayLike | None = None,
+        stickiness: float = 0.0,
         emission: str | dict[Any, str] = "gaussian",
         n_components: int = 2,
     ) -> None:
@@ -199,6 +214,8 @@ class RegimeModel(FittedModel):
         self.init_params = init_params
         self.fixed = fixed
         self.initial = initial
+        self.transition_mask = transition_mask
+        self.stickiness = stickiness
         self.emission = emission
         self.n_components = n_components
 
@@ -244,6 +261,9 @@ class RegimeModel(FittedModel):
         *,
         lengths: npt.ArrayLike | None = None,
         callback: Callable[[int, float], None] | None = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a private parameter store.
 
@@ -258,6 +278,18 @@ class RegimeModel(FittedModel):
         :param lengths: number of rows of each sequence in X, if X holds several.
         :param callback: called after each iteration with its number and the mean log-likelihood of
             the starts (of long data: of those that run at once, one batch after the other).
+        :param states: known regimes of the training data: one number for each row, from 0, and -1
+            (or NaN) where unknown; or a bool array ``(T, K)`` of the regimes that each row may
+            have. For several sequences, concatenated or a list or dict as X is. The regimes keep
+            these numbers instead of being sorted; their names are still those of ``order_by``. The
+            likelihood is that of the data together with these regimes. If all are known, the fit is
+            the maximum-likelihood estimate of supervised learning.
+        :param sample_weight: a non-negative weight for each sequence, or for each row and equal
+            within each sequence. A sequence of weight 2 counts as if it were there twice; one of
+            weight 0 is ignored.
+        :param gaps: for rows that are not equally spaced: the number of steps since the row before,
+            a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
+            ignored. A gap of g steps is as g - 1 missing rows, exactly. In the forms of ``states``.
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
@@ -266,6 +298,9 @@ class RegimeModel(FittedModel):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
+        beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
+        found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
+        data, sizes, annotations, _ = found
         filled = validation.without_missing(fresh, data)
         names = getattr(fresh, "feature_names_in_", None)
         spec = self._spec().for_columns(names, data.shape[1])
@@ -274,13 +309,15 @@ class RegimeModel(FittedModel):
         settings = settings._replace(given=given)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
+            row_of = found.naming(row_name(X))
             fitted = fit_regimes(
-                data, filled, sizes, spec, settings, rng, callback, row_name(X)
+                data, filled, sizes, spec, settings, rng, callback, row_of, annotations
             )
         fresh._set_fitted(fitted, spec)
-        fresh.n_samples_fit_ = int(missing.observed_rows(data).sum())
-        fresh.n_missing_ = np.isnan(data).sum(0)
-        fresh.n_missing_rows_ = len(data) - fresh.n_samples_fit_
+        observed = missing.observed_rows(data)
+        fresh.n_samples_fit_ = annotations.num_rows(sizes, observed)
+        fresh.n_missing_ = np.array([annotations.num_rows(sizes, c) for c in np.isnan(data).T])
+        fresh.n_missing_rows_ = annotations.num_rows(sizes, ~observed)
         fresh.periods_per_year_ = periods_by_dates(X)
         fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = []
@@ -290,8 +327,8 @@ class RegimeModel(FittedModel):
             warnings.warn(problem, stacklevel=2)
         # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
-        found = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
-        self.__dict__ = others | found
+        own = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
+        self.__dict__ = others | own
         return self
 
     @classmethod
@@ -333,6 +370,8 @@ class RegimeModel(FittedModel):
         parameters, spec = of_values(
             initial_probs, matrix, emission, model.n_regimes, model._spec(), model.initial
         )
+        mask = read_mask(model.transition_mask, model.n_regimes)
+        check_masked("transition_matrix", parameters.transition_matrix, mask)
         shapes = {name: value.shape for name, value in parameters.emission.items()}
         spec, model.n_features_in_ = spec.with_shapes(shapes)
         if feature_names is not None:
@@ -368,6 +407,7 @@ class RegimeModel(FittedModel):
         self.covariance_type_, self.emission_ = self.covariance_type, copy(self.emission)
         self.fixed_ = fitted.fixed
         self.initial_ = self.initial
+        self.transition_mask_ = read_mask(self.transition_mask, self.n_regimes)
         self.regime_names_ = fitted.regime_names
         self.initial_probs_, self.transition_matrix_, emission = fitted.parameters
         for name in spec.attributes:
@@ -376,21 +416,31 @@ class RegimeModel(FittedModel):
         self.n_iter_ = max(len(fitted.history) - 1, 0)
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
-        self.share_of_time_ = fitted.smoothed_probs.mean(0)
+        self.share_of_time_ = fitted.share_of_time
 
     def fit_predict(
-        self, X: Any, y: Any = None, *, lengths: npt.ArrayLike | None = None
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        states: Any = None,
+        sample_weight: npt.ArrayLike | None = None,
+        gaps: Any = None,
     ) -> npt.NDArray[np.int64]:
         """Fit, and return the most likely path of regimes of the training data.
 
         :param X: as in :meth:`fit`.
         :param y: as in :meth:`fit`.
         :param lengths: as in :meth:`fit`.
+        :param states: as in :meth:`fit`.
+        :param sample_weight: as in :meth:`fit`.
+        :param gaps: as in :meth:`fit`.
         :return: ``(T,)``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        self.fit(X, y, lengths=lengths)
-        hmm, data, sizes = self._hmm_of(X, lengths, y=y)
+        self.fit(X, y, lengths=lengths, states=states, sample_weight=sample_weight, gaps=gaps)
+        hmm, data, sizes = self._hmm_of(X, lengths, y=y, states=states, gaps=gaps)
         return hmm.decode(data, sizes, "viterbi")[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.estimator.parameters import Array
-
 
 def pack(
-    data: Array, sizes: list[int], *, dtype: torch.dtype, device: torch.device
+    data: npt.NDArray[np.float64], sizes: list[int], *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The data of all sequences ``(T, D)``, and the length of each; None if there is only one.
 

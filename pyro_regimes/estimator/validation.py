@@ -15,12 +15,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from pyro_regimes.estimator import missing
-from pyro_regimes.estimator.beginning import long_run_share
+from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
+from pyro_regimes.estimator.states import Bools
 from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -132,6 +134,7 @@ def check_parameters(model: BaseEstimator) -> Given:
     ):
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
+    _number("stickiness", model.stickiness)
     reference(model)
     given = read_given(model, model._spec())
     if model.periods_per_year is not None:
@@ -197,9 +200,11 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    # Data need not begin as those of the reference did.
-    first_probs = long_run_share(other.initial_probs_, other.transition_matrix_)
-    return Reference(list(names), other._hmm()._replace(first_probs=first_probs))
+    hmm = other._hmm()
+    if is_irreducible(other.transition_matrix_):  # data need not begin as those of the reference
+        share = long_run_share(other.initial_probs_, other.transition_matrix_)
+        hmm = hmm._replace(first_probs=share)
+    return Reference(list(names), hmm)
 
 
 class Settings(NamedTuple):
@@ -217,6 +222,8 @@ class Settings(NamedTuple):
     order_by: str | Reference
     given: Given
     initial: str
+    transition_mask: Bools | None
+    stickiness: float
     dtype: torch.dtype
     device: torch.device
     verbose: bool
@@ -230,6 +237,7 @@ def read_settings(model: BaseEstimator) -> Settings:
     given = check_parameters(model)
     own = {name: getattr(model, name) for name in Settings._fields if name != "given"}
     own |= {"order_by": reference(model), "given": given}
+    own |= {"transition_mask": read_mask(model.transition_mask, model.n_regimes)}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
 

@@ -15,7 +15,7 @@ argument                 shape                        meaning
 =======================  ===========================  ==========================================
 
 A :class:`Packing` in the place of ``lengths`` says that the T steps are those of several sequences,
-one after the other (:mod:`.packed`).
+one after the other (:mod:`.packing`).
 
 Batch dims ``...`` broadcast. The log tensors need not be normalised; they are terms of the path sum
 of :mod:`pyro_regimes.kernels.reference`. Entries of -inf are valid. NaN and +inf are not checked
@@ -116,8 +116,8 @@ def gaussian_log_likelihood(
 ) -> Tensor:
     r""":math:`\log p(x)` with :math:`b_k(x_t) = N(x_t; \mu_k, L_k L_k^\top)`; batch dims broadcast.
 
-    This composes :func:`gaussian_log_prob` and :func:`log_likelihood`, in one kernel if that is
-    faster.
+    This composes :func:`gaussian_log_prob` and :func:`.likelihoods.log_likelihood`, in one kernel
+    if that is faster.
 
     :param value: ``(..., T, D)``.
     :param loc: ``(..., K or 1, D)``.

@@ -205,3 +205,12 @@ def test_what_has_no_moments_given_others():
     x = torch.full((3, D), 1 / D).double()
     x[1] = torch.nan
     assert_close(chain.impute(x).mean[1], chain.smoothed_probs(x)[1] @ (loc / loc.sum(-1, True)))
+
+
+def test_factor_analysis_is_imputed_as_its_covariance():
+    factor, noise, loc = draw(K, D, 1, seed=6), draw(K, D, seed=7).exp(), draw(K, D, seed=3)
+    factors = dist.LowRankMultivariateNormal(loc, factor, noise)
+    x = holes(draw(T, D, seed=5))
+    found = hmm(factors).impute(x)
+    expected = hmm(dist.MultivariateNormal(loc, factors.covariance_matrix)).impute(x)
+    assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -411,7 +411,7 @@ def test_a_mask_of_rows():
     assert_close(seen.log_prob(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_parts_with_a_mask_or_in_an_event_have_no_family():
+def test_columns_of_which_no_part_is_known_or_in_an_event_have_no_family():
     masked = Columns([(dist.Normal(tensor(0.0, 1.0), 1.0).mask(True), 0)])
     assert emissions.find_family(masked, 1) is None
     series = Columns([(dist.Normal(draw(K, 3), 1.0), 0)])
@@ -421,6 +421,69 @@ def test_parts_with_a_mask_or_in_an_event_have_no_family():
         observation.log_prob(series.to_event(1), x),
         series.to_event(1).log_prob(x.unsqueeze(1)),
     )
+
+
+# ---- parts of which no family knows anything ---------------------------------------------------
+
+UNKNOWN: dict[str, Any] = {
+    "numbers": lambda loc: [(dist.Cauchy(loc, 1.0), 0), (dist.Cauchy(loc, 2.0), 2)],
+    "rows": lambda loc: [(dist.Cauchy(loc.unsqueeze(-1), tensor(1.0, 2.0)).to_event(1), [0, 2])],
+    "a mixture": lambda loc: [
+        (
+            dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(K, 2).double()),
+                dist.Laplace(torch.stack([loc, loc + 1], -1), 1.0),
+            ),
+            0,
+        ),
+        (dist.Cauchy(loc, 2.0), 2),
+    ],
+    "a mask": lambda loc: [(dist.Normal(loc, 1.0).mask(True), 0), (dist.Normal(loc, 2.0), 2)],
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_an_unknown_part_leaves_the_closed_forms_of_the_others(kind: str, share: float):
+    x = simulate()[0, :, [7, 4, 3]]
+    x = holes(x, share) if share else x
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", tensor(0.5, -0.5))
+        rate = pyro.param("rate", tensor(2.0, 5.0), constraint=constraints.positive)
+        emission = Columns([(dist.Poisson(rate), 1), *UNKNOWN[kind](loc)])
+        pyro.sample("x", hmm(emission, missing="marginalise"), obs=x)
+
+    with pytest.raises(ValueError, match="loc: (an argument without a closed form|used in arg)"):
+        EM(model).step(x)
+    em = EM(model, optim=pyro.optim.Adam({"lr": 0.1}))
+    result = em.run(x, num_steps=120, tol=1e-7, check=False)
+    assert [each.name for each in em.plan.assignments] == ["rate"]
+    assert list(em.plan.gradient) == ["loc"]
+
+    def objective(given: Params) -> Tensor:
+        emission = Columns([(dist.Poisson(given["rate"]), 1), *UNKNOWN[kind](given["loc"])])
+        return hmm(emission, missing="marginalise").log_prob(x)
+
+    at_end = {name: pyro.param(name).detach().clone() for name in ("loc", "rate")}
+    assert -result.history[-1] == pytest.approx(float(objective(at_end)), rel=1e-9)
+    assert result.history[-1] < result.history[0]
+
+
+def test_known_parts_of_an_unknown_one_keep_their_density():
+    emission = Columns(
+        [
+            (dist.Cauchy(tensor(0.0, 1.0), 1.0), 0),
+            (dist.Bernoulli(tensor(0.0, 1.0)), 1),  # exact, where torch clamps
+            (dist.Poisson(tensor(1.0, 2.0)).mask(True), 2),
+        ]
+    )
+    x = tensor([0.5, 1.0, 0.0])
+    found = observation.log_prob(emission, x)[0]
+    assert found[0] == -torch.inf and found[1].isfinite()
+
+
+# ---- of the chain ------------------------------------------------------------------------------
 
 
 def test_forecasts_and_samples_of_the_chain():

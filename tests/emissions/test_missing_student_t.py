@@ -102,6 +102,35 @@ def test_the_density_integrates_over_what_is_missing() -> None:
     assert float(chain.log_prob(seen).exp()) == pytest.approx(found, rel=1e-7)
 
 
+def test_imputed_entries_have_the_moments_of_the_density() -> None:
+    """Of one state, by integration over the missing entry; and of a row that is missing whole."""
+    df, loc, factor = torch.tensor([3.0]).double(), draw(1, D), factors(1)
+    chain = RegimeHMM(
+        initial_probs=torch.ones(1).double(), transition_probs=torch.ones(1, 1).double(),
+        observation_dist=dist.MultivariateStudentT(df, loc, factor), missing="marginalise",
+    )  # fmt: skip
+    x = draw(2, D, seed=2)
+    x[0, 1] = torch.nan
+    x[1] = torch.nan
+    found = chain.impute(x)
+
+    def at(angle: float, power: int) -> float:
+        whole = x.clone()
+        whole[0, 1] = loc[0, 1] + math.tan(angle)
+        return float(chain.log_prob(whole).exp()) / math.cos(angle) ** 2 * whole[0, 1] ** power
+
+    integrals = [
+        scipy.integrate.quad(at, -math.pi / 2, math.pi / 2, args=(power,), epsrel=1e-10)[0]
+        for power in (0, 1, 2)
+    ]
+    mean = integrals[1] / integrals[0]
+    assert float(found.mean[0, 1]) == pytest.approx(mean, rel=1e-6, abs=1e-8)
+    variance = integrals[2] / integrals[0] - mean**2
+    assert float(found.variance[0, 1]) == pytest.approx(variance, rel=1e-6)
+    assert_close(found.mean[1], loc[0], rtol=1e-12, atol=1e-12)
+    assert_close(found.variance[1], chain.observation_dist.variance[0], rtol=1e-12, atol=1e-12)
+
+
 def by_rows(x: Tensor, gamma: Tensor, given: Params) -> tuple[Tensor, Tensor]:
     """The updates of location and scale matrix, row by row from the conditional moments."""
     loc, scale = [], []
@@ -196,16 +225,17 @@ def test_stochastic_em() -> None:
     size = 20
     x = torch.cat([simulate()] * (size // N))
     x[::3] = torch.nan_to_num(x[::3], nan=0.3)
+    given = start() | {"loc": torch.tensor([[-2.0, 0, 1], [1, 2, -1]]).double()}
 
     def minibatches(x: Tensor) -> None:
         params = [
             pyro.param(name, value.clone(), constraint=CONSTRAINTS[name])
-            for name, value in start().items()
+            for name, value in given.items()
         ]
-        with pyro.plate("sequences", size, subsample_size=2) as index:
+        with pyro.plate("sequences", size, subsample_size=5) as index:
             pyro.sample("x", hmm(*params), obs=x[index])
 
-    whole = make_model(start())
+    whole = make_model(given)
     first = EM(whole).evaluate_loss(x)
     torch.manual_seed(seeds.seed(1))
     EM(minibatches).run(x, num_steps=60, tol=None)

@@ -66,6 +66,18 @@ def test_a_sequence_has_the_answers_that_it_has_alone(fitted, start):
     np.testing.assert_allclose(fitted.score(x, lengths=sizes, start=start), score, rtol=1e-10)
 
 
+def test_missing_entries_of_ragged_sequences(fitted):
+    sizes = [80, 1, 3, 40, 2]
+    x = series(sum(sizes), seed=7)
+    x[::6] = np.nan
+    parts = np.split(x, np.cumsum(sizes)[:-1])
+    score = sum(fitted.score(each, start="fitted") for each in parts)
+    np.testing.assert_allclose(fitted.score(x, lengths=sizes, start="fitted"), score, rtol=1e-11)
+    probs = [fitted.predict_proba(each, start="fitted") for each in parts]
+    found = fitted.predict_proba(x, lengths=sizes, start="fitted")
+    np.testing.assert_allclose(found, np.concatenate(probs), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["full", "diag", "spherical", "tied"])
 @pytest.mark.parametrize("initial", ["free", "stationary"])
 def test_the_order_of_sequences_changes_no_fit(kind, initial):

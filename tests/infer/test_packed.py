@@ -152,6 +152,17 @@ def test_compiled_steps_of_counts_equal_those_on_tensors(restarts: int) -> None:
 
 @pytest.mark.parametrize("restarts", [0, 3])
 @pytest.mark.parametrize("build", [multivariate_normal, normal])
+def test_compiled_steps_with_missing_entries_equal_those_on_tensors(
+    build: Any, restarts: int
+) -> None:
+    x = X.clone()
+    x[::7] = torch.nan
+    x[3::11, 0] = torch.nan
+    both_engines(lambda: run_em(model(build, True, restarts, x, missing="marginalise")))
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("build", [multivariate_normal, normal])
 def test_the_compiled_steps_equal_those_on_tensors(build: Any, restarts: int) -> None:
     both_engines(lambda: run_em(model(build, True, restarts)))
     pyro.clear_param_store()
@@ -160,12 +171,10 @@ def test_the_compiled_steps_equal_those_on_tensors(build: Any, restarts: int) ->
 
 
 @pytest.mark.parametrize("build", [multivariate_normal, poisson])
-def test_missing_entries_and_known_states(build: Any) -> None:
+def test_missing_rows_and_known_states(build: Any) -> None:
     """In both forms the same rows are missing, and the same states allowed."""
     x = X.abs().round() if build is poisson else X.clone()
     x[::7] = torch.nan
-    if build is multivariate_normal:
-        x[3::11, 0] = torch.nan
     allowed = torch.ones(T, K).bool()
     allowed[[0, 9, 20]] = torch.tensor([True, False])
     both = []

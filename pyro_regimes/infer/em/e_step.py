@@ -103,7 +103,10 @@ class Expected(NamedTuple):
     def counts(self) -> ChainCounts:
         """The expected counts of the hidden chain."""
         transitions = self.expectations.expected_transitions
-        if transitions.dim() == len(self.data.batch_shape) + 2:
+        gaps = self.data.site.hmm._gaps
+        if gaps is not None:
+            transitions = gaps.expected_steps(chain_logits(self.arguments)[1], transitions)
+        elif transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
         smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm._packing
         initial = smoothed[..., 0, :]
@@ -243,6 +246,9 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
     else:
         arguments = data.arguments if arguments is None else arguments
         initial, transition = chain_logits(arguments)
+        gaps = data.site.hmm._gaps
+        if gaps is not None:
+            transition = gaps.transition_logits(transition)
         logits = observation_logits(data, arguments)
     expectations = ops.expectations(initial, transition, logits, data.site.hmm._sequences)
     return Expected(data, arguments, expectations)

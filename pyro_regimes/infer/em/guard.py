@@ -23,7 +23,6 @@ back and frozen are not excluded: their expected gain must be almost 0, too.
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ from torch import Tensor
 from pyro_regimes.distributions import observation
 from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.em.ascent import rounding as rounding_of
-from pyro_regimes.infer.em.e_step import chain_logits, observation_logits
+from pyro_regimes.infer.em.e_step import Expected, chain_logits, observation_logits
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import Problem, TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
@@ -47,10 +46,10 @@ _SAME_STATES = (
 _WRONG_FAMILY = "nats in one observation: correct the family"
 _KNOWN_CAUSES = (_SAME_STATES, _WRONG_FAMILY)
 
-#: The number of time steps at which densities are compared.
+#: The number of observations at which densities are compared, of all sequences together.
 _MOST_STEPS = 64
 
-#: The number of time steps for a first selection of pairs of states that may be equal.
+#: The least number of time steps for that, and of a first selection of states that may be equal.
 _FEW_STEPS = 8
 
 
@@ -177,7 +176,8 @@ def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
             continue
         hmm, value = site.hmm, each.data.value
         if hmm.observation_dist.batch_shape[-2:-1] in ((), (1,)):
-            value = value.narrow(-hmm.event_dim, 0, min(_MOST_STEPS, value.shape[-hmm.event_dim]))
+            most = max(_FEW_STEPS, _MOST_STEPS // max(1, value.shape[: -hmm.event_dim].numel()))
+            value = value.narrow(-hmm.event_dim, 0, min(most, value.shape[-hmm.event_dim]))
         own = observation.own_log_prob(hmm.observation_dist, value, True).detach()
         of_family = observation.log_prob(hmm.observation_dist, value, True).detach()
         same = (own == of_family) | (own.isnan() & of_family.isnan())
@@ -200,6 +200,8 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
     """
     found = []
     for name, each in state.expected.items():
+        if not _candidates(_few_densities(each)):
+            continue
         terms = [part.detach() for part in chain_logits(each.arguments)]
         terms.append(observation_logits(each.data, each.arguments).detach())
         labels = problem.groups.sequences[name].flatten()
@@ -221,16 +223,33 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
     return found
 
 
+def _few_densities(expected: Expected) -> Tensor:
+    """The log densities at the steps that :func:`_candidates` looks at, or at all."""
+    data = expected.data
+    site, hmm = data.site, data.site.hmm
+    is_masked = site.observation_mask is not None or hmm.allowed_states is not None
+    if site.family is not None and not (site.varies or is_masked or data.missing is not None):
+        time = data.value.dim() - hmm.event_dim
+        data = data._replace(value=data.value.index_select(time, _few(data.value, time)))
+    return observation_logits(data, expected.arguments).detach()
+
+
+def _few(value: Tensor, time: int) -> Tensor:
+    """A few steps from the first to the last."""
+    num_steps = value.shape[time]
+    few = torch.linspace(0, num_steps - 1, min(num_steps, _FEW_STEPS), device=value.device)
+    return few.long()
+
+
 def _candidates(observation: Tensor) -> list[tuple[int, int]]:
     """Pairs of states whose densities are the same at a few steps, in some sequence."""
-    num_steps = observation.shape[-2]
-    few = torch.linspace(0, num_steps - 1, min(num_steps, _FEW_STEPS), device=observation.device)
-    states = observation.index_select(-2, few.long()).movedim(-1, 0).contiguous()
-    return [
-        (i, j)
-        for i, j in combinations(range(len(states)), 2)
-        if bool(_same(states[i], states[j]).all(-1).any())
-    ]
+    few = _few(observation, observation.dim() - 2)
+    states = observation.index_select(-2, few).movedim(-1, 0).contiguous()
+    found = []
+    for i in range(len(states) - 1):
+        alike = _same(states[i], states[i + 1 :]).all(-1).reshape(len(states) - i - 1, -1).any(-1)
+        found += [(i, i + 1 + j) for j in alike.nonzero().flatten().tolist()]
+    return found
 
 
 def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 from pyro_regimes.kernels.cpu.densities import fill_log_density
 from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.launch import sweep_arrays
-from pyro_regimes.kernels.cpu.linear import fill_lookups, fill_products, sum_lookups
+from pyro_regimes.kernels.cpu.linear import fill_lookups, fill_products, sum_lookups, sum_products
 from pyro_regimes.kernels.cpu.m_step import cholesky, maximise, maximise_chain
 from pyro_regimes.kernels.cpu.missing import (
     fill_seen_log_density,
@@ -39,6 +39,7 @@ __all__ = [
     "sum_expected_moments",
     "sum_lookups",
     "sum_moments",
+    "sum_products",
     "sweep_arrays",
 ]
 

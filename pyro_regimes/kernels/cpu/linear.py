@@ -4,8 +4,7 @@ r"""Densities that are linear in functions of the observation, and their sums, c
     \log b_k(x_t) = s(x_t)^\top \eta_k, \qquad S_k = \sum_t w_{tk} s(x_t).
 
 The functions are given as numbers, ``(T, S)``, or as a row of a table for each element of an
-observation, ``(T, D)``: then they are the indicators of the rows, and nothing is multiplied. Sums
-of numbers are the first moments of :mod:`.moments`.
+observation, ``(T, D)``: then they are the indicators of the rows, and nothing is multiplied.
 
 Inputs and results may be float32; all arithmetic is float64. The results of one model depend
 neither on other models nor on the number of threads.
@@ -22,7 +21,8 @@ from pyro_regimes.kernels.cpu import simd
 from pyro_regimes.kernels.cpu.densities import WIDTH, grain_of
 from pyro_regimes.kernels.cpu.jit import compiled, spread
 
-_CHUNK = 2**14  # steps whose sums are taken by one thread
+_BLOCK = 128  # steps whose sums are taken in registers
+_CHUNK = 2**14  # steps whose sums are taken by one thread, a multiple of _BLOCK
 _GRAIN = 200_000  # the fewest entries of a table that are worth waking another thread for
 
 
@@ -75,6 +75,63 @@ def fill_products(
     num_steps, num_states = out.shape[1:]
     blocks = len(out) * ((num_steps + WIDTH - 1) // WIDTH)
     spread(work, blocks, grain_of(WIDTH, num_states, value.shape[-1], False))
+
+
+@compiled
+def _product_sums(
+    value: Any,  # (V, T, S), of which each sequence has row n mod V
+    weights: Any,  # (N, T, K)
+    first: int,
+    last: int,
+    sums: Any,  # (N * chunks, K, S), zero
+) -> None:
+    """Add up the products of chunks ``first`` to ``last`` of a sequence."""
+    num_steps, num_states, size = weights.shape[1], weights.shape[2], value.shape[2]
+    chunks = (num_steps + _CHUNK - 1) // _CHUNK
+    flat_value, flat_weights = value.reshape(-1), weights.reshape(-1)
+    x, share = np.empty(size * _BLOCK), np.empty(num_states * _BLOCK)
+    for unit in range(first, last):
+        n = unit // chunks
+        begin = (unit - n * chunks) * _CHUNK
+        for start in range(begin, min(begin + _CHUNK, num_steps), _BLOCK):
+            count = min(_BLOCK, num_steps - start)
+            stop = (count + WIDTH - 1) // WIDTH * WIDTH
+            if count < stop:
+                x[:], share[:] = 0.0, 0.0
+            at = (n % value.shape[0] * num_steps + start) * size
+            for i in range(size):
+                for t in range(count):
+                    x[np.uintp(i * _BLOCK + t)] = flat_value[np.uintp(at + t * size + i)]
+            at = (n * num_steps + start) * num_states
+            for k in range(num_states):
+                for t in range(count):
+                    own = np.uintp(at + t * num_states + k)
+                    share[np.uintp(k * _BLOCK + t)] = flat_weights[own]
+            for k in range(num_states):
+                for i in range(size):
+                    some = simd.splat(0.0, WIDTH)
+                    for t in range(0, stop, WIDTH):
+                        weight = simd.load(share, k * _BLOCK + t, WIDTH)
+                        some = simd.multiply_add(weight, simd.load(x, i * _BLOCK + t, WIDTH), some)
+                    sums[unit, k, i] += simd.total(some)
+
+
+def sum_products(
+    value: npt.NDArray[np.float64],  # (V, T, S), of which each sequence has row n mod V
+    weights: npt.NDArray[Any],  # (N, T, K)
+) -> npt.NDArray[np.float64]:
+    """The weighted sums of functions given as numbers, ``(N, K, S)``."""
+    count, num_steps, num_states = weights.shape
+    chunks = -(-num_steps // _CHUNK)
+    sums = np.zeros((count * chunks, num_states, value.shape[-1]))
+
+    def work(first: int, last: int) -> None:
+        _product_sums(value, weights, first, last, sums)
+
+    blocks = -(-min(num_steps, _CHUNK) // _BLOCK)
+    grain = grain_of(_BLOCK, num_states, value.shape[-1], False)
+    spread(work, len(sums), -(-grain // max(1, blocks)))
+    return sums if chunks == 1 else sums.reshape((count, chunks) + sums.shape[1:]).sum(1)
 
 
 @compiled

@@ -21,13 +21,21 @@ the sum of the logarithms of the scales and of the numbers subtracted from the l
 times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. If
 :math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, and no state has faded from
 :math:`\hat\beta` as well, the loss is less than 1e-30. If states have faded only from
-:math:`\hat\beta`, the same bound holds with the roles exchanged. Otherwise the sequence is
-reported, and recomputed in log space. Unreachable states do not count as faded. If every entry of M
-is at least ``_MIXING``, each state is refilled at the next step, and no check is needed. The
-forward sweep alone does not know :math:`S_t`. If a state has faded, it is repeated with ``_FADED``
-in place of 0, which is too much where 0 is too little. If both log-likelihoods agree, the exact one
-is between them. Otherwise the sequence is reported. The same holds for the filtered probabilities
-:math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)` at every t.
+:math:`\hat\beta`, the same bound holds with the roles exchanged. If states have faded from both, as
+they do in a chain from left to right, then what :math:`\hat\beta_t` lacks is at most
+
+.. math:: e_{t-1}(i) = \sum_j M_{ij} E_t(j) e_t(j) + F, \qquad e_T = 0
+
+with F for ``_FADED``, scaled as :math:`\hat\beta_t` is. As long as its sum is at most
+:math:`2^{64}`, the bound holds for states that fade from :math:`\hat\alpha`. The paths that are
+lost on the way back have a probability of at most
+:math:`\sum_k (\hat\alpha_1(k) + F) e_1(k) / S_1`, which must be less than ``_NEGLIGIBLE``.
+Otherwise the sequence is reported, and recomputed in log space. Unreachable states do not count as
+faded. If every entry of M is at least ``_MIXING``, each state is refilled at the next step, and no
+check is needed. The forward sweep alone does not know :math:`S_t`. If a state has faded, it is
+repeated with ``_FADED`` in place of 0, which is too much where 0 is too little. If both
+log-likelihoods agree, the exact one is between them. Otherwise the sequence is reported. The same
+holds for the filtered probabilities :math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)` at every t.
 
 An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
 which is negligible next to a share of ``_FADED``. It would also make subnormal numbers, which are
@@ -58,6 +66,7 @@ MAX_STATES = 128
 _LOW, _HIGH = 2.0**-64, 2.0**64
 _FADED = 1e-250
 _LEAST_OVERLAP = 1e-200
+_NEGLIGIBLE = 1e-30
 _MIXING = 1e-100
 _NOTHING = 1e-290
 _LARGE = 2.0**50
@@ -161,21 +170,6 @@ def _is_reached(j: int, before: Any, initial: Any, transition: Any, t: int) -> b
     for i in range(len(before)):
         if before[i] > 0.0 and transition[i, j] > -np.inf:
             return True
-    return False
-
-
-@compiled
-def _has_faded(row: Any, after: Any, transition: Any, observation: Any) -> bool:
-    """Whether a state has faded, on the way back, from which the rest of the data can be reached.
-
-    :param after: the states' likelihoods at the next step.
-    """
-    num_states = len(observation)
-    for i in range(num_states):
-        if row[i] < _FADED:
-            for j in range(num_states):
-                if after[j] > 0.0 and transition[i, j] > -np.inf and observation[j] > -np.inf:
-                    return True
     return False
 
 
@@ -307,11 +301,15 @@ def _sweep_backwards(
     varying = len(transition) > 1
     beta = ahead = ones
     room.outer[:] = 0.0
+    doubtful, loss = False, 0.0  # whether a state has faded on the way back, and e is in room.other
     for t in range(steps - 1, -1, -1):
         state = simd.load(room.alpha, t * width, ones)
         overlap = simd.total(simd.multiply(state, beta))
         if overlap < _LEAST_OVERLAP:
             return True
+        if doubtful and t == 0:
+            reached = simd.add(state, simd.splat(_FADED, ones))
+            loss = simd.total(simd.multiply(reached, simd.load(room.other, 0, ones))) / overlap
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if t + 1 < steps:
@@ -325,8 +323,12 @@ def _sweep_backwards(
         if size < _LOW or size > _HIGH:
             # Through memory, so that the compiler does not turn the rare branch into a selection,
             # for which each step would wait for a division.
-            simd.store(room.row, 0, simd.multiply(beta, simd.splat(1.0 / size, ones)))
+            share = simd.splat(1.0 / size, ones)
+            simd.store(room.row, 0, simd.multiply(beta, share))
             beta = simd.load(room.row, 0, ones)
+            if doubtful:
+                missing = simd.multiply(simd.load(room.other, 0, ones), share)
+                simd.store(room.other, 0, missing)
         if len(room.emission) > 0:
             emitted = simd.load(room.emission, t * width, ones)
         else:
@@ -336,16 +338,19 @@ def _sweep_backwards(
         ahead = simd.multiply(beta, emitted)
         if varying:
             _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
-        simd.store(room.row, 0, beta)
         beta = simd.matvec(ahead, room.transposed, 0)
-        if suspect and simd.any_less(beta, faded):
-            simd.store(room.other, 0, beta)
-            slice_ = transition[t - 1 if varying else 0]
-            if _has_faded(room.other, room.row, slice_, observation[t]):
+        if suspect and (doubtful or simd.any_less(beta, faded)):
+            if not doubtful:
+                room.other[:] = 0.0
+                doubtful = True
+            missing = simd.load(room.other, 0, ones)
+            if not simd.total(missing) <= _HIGH:
                 return True
+            missing = simd.matvec(simd.multiply(missing, emitted), room.transposed, 0)
+            simd.store(room.other, 0, simd.add(missing, simd.splat(_FADED, ones)))
     if not varying and steps > 1:
         _multiply_into(moved[0], room.matrix, room.outer, width)
-    return False
+    return doubtful and not loss < _NEGLIGIBLE  # NaN is not
 
 
 @compiled

@@ -137,6 +137,47 @@ def test_a_sequence_is_redone_in_log_space_where_it_must():
         assert redo.tolist() == [True, False]
 
 
+def two_blocks(returns: float) -> Case:
+    """From left to right: state 0 fades on the way forward, and state 2 on the way back.
+
+    :param returns: nats of the last observation in favour of state 0.
+    """
+    steps = 120
+    observation = torch.zeros(1, steps, 3).double()
+    observation[:, :60, 1] = -30.0
+    observation[:, :60, 2] = -60.0
+    observation[:, 60:, 0] = -30.0
+    observation[:, 60:, 1] = -15.0
+    observation[:, -1, 0] = returns
+    transition = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]]).double()
+    initial = torch.tensor([1.0, 0.0, 0.0]).double()
+    return Case(initial.log()[None], transition.log()[None, None], observation)
+
+
+@pytest.mark.parametrize("returns, redone", [(-30.0, False), (400.0, False), (1900.0, True)])
+def test_states_that_fade_on_both_ways(returns: float, redone: bool) -> None:
+    """In log space only where what was lost may come back."""
+    case = two_blocks(returns)
+    redo, value = np.empty(1, dtype=np.bool_), np.empty(1)
+    smoothed, moved = torch.empty(1, 120, 3).double(), torch.empty(1, 1, 3, 3).double()
+    scaled.sweep(3)(
+        *(part.numpy() for part in case[:3]),
+        np.full(1, 120),
+        0,
+        1,
+        value,
+        smoothed.numpy(),
+        moved.numpy(),
+        redo,
+        *NOT_FILTERED,
+    )
+    assert redo[0] == redone
+    with ops.backend("reference"):
+        expected = ops.expectations(*case[:3])
+    for actual, other in zip(ops.expectations(*case[:3]), expected, strict=True):
+        assert_equal(actual, other)
+
+
 @pytest.mark.parametrize("fading", ["left to right", "tiny start and transitions"])
 def test_what_fades_for_good_costs_no_second_pass(fading):
     """A state that no later data ask for is let go, although it could be reached."""

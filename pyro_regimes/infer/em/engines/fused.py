@@ -150,6 +150,8 @@ def why_not_data(data: SiteData) -> str | None:
         return "observations are weighted or masked"
     if site.hmm.allowed_states is not None:
         return "some states are not allowed"
+    if site.hmm._gaps is not None:
+        return "observations are not equally spaced"
     if data.dtype not in (torch.float32, torch.float64):
         return "it serves float32 and float64"
     if data.batch_shape.numel() == 0 or not ops.has_fused_em(data.value, site.hmm.state_dim):
@@ -171,7 +173,9 @@ def read_parts(
     given = {slot.argument for slot in data.site.slots.values()}
     parts = []
     for kind in kinds:
-        argument = next(each for each in kind if each in given)
+        argument = next((each for each in kind if each in given), None)
+        if argument is None:
+            return f"it serves {' or '.join(each.name for each in kind)}, and the site has others"
         part = read(problem.plan, data, argument, problem.groups.num_restarts)
         if part is None:
             return f"{argument.name} varies in time, or over the sequences of a restart"

@@ -70,7 +70,6 @@ class LinearEM(ChainEM):
         super().__init__(value, lengths, like, pseudo, dtype, ())
         self._updates, self._emission = updates, emission
         self._tiny = float(np.finfo(dtype).tiny)
-        self._nowhere = np.zeros((1, 1, value.shape[-1]))
         natural = emission.linear.natural(torch.from_numpy(like[2]), len(emission.event_shape))
         self._num_rows = 1 + natural[0, 0].numel()  # of a table
 
@@ -115,8 +114,7 @@ class LinearEM(ChainEM):
         if self._emission.linear.is_table:
             sums = self._kernels.sum_lookups(value, weights, num_models, self._num_rows)
             return sums[:, :-1].swapaxes(1, 2)
-        sums = self._kernels.sum_moments(value, weights, self._nowhere, None, (0, 0))[1]
-        return of_models(sums, num_models)
+        return of_models(self._kernels.sum_products(value, weights), num_models)
 
     def _maximise(self, old: Array, sums: Array, new: Array) -> Flags:
         """Fill the new argument; of which models it is valid, ``(P,)``.
@@ -128,13 +126,12 @@ class LinearEM(ChainEM):
         num_lead = old.ndim - argument.event_dim
         stats = argument.reduce(stats, {}, False)
         pooled = apply(lambda part: blocks(part, part.dim() - num_lead), stats)
-        now = blocks(torch.from_numpy(old), argument.event_dim)
-        found = argument.maximise(pooled, now.to(dtype), 0.0).to(dtype)
-        valid = ~found.isnan() & argument.sound(found)
-        found = found.double()
+        now = blocks(torch.from_numpy(old), argument.event_dim).to(dtype)
+        found = argument.maximise(pooled, now, 0.0).to(dtype)
+        valid = argument.sound(found) & ~found.isnan()
         if self._updates.blocks is not None:
             free = self._updates.blocks.repeat(len(old)).reshape((-1,) + (1,) * argument.event_dim)
             found, valid = torch.where(free, found, now), valid | ~free
-        new[:] = found.reshape(old.shape).numpy()
+        new[:] = found.numpy().reshape(old.shape)
         flags: Flags = valid.reshape(len(old), -1).all(-1).numpy()
         return flags

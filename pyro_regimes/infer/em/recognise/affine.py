@@ -158,7 +158,7 @@ def find_affine(
         uses: list[AffineUse] = []
         bad: dict[str, str] = {}
         for slot in runs[0].slots:
-            if not slot.argument.is_quadratic:
+            if not slot.argument.is_quadratic or slot.site in runs[0].priors:
                 continue
             found = _read_argument(slot, names, runs, known)
             if isinstance(found, dict):

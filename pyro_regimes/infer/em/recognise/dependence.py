@@ -276,6 +276,7 @@ def _surroundings(run: Run) -> dict[str, Any]:
         found[f"{name}.lengths"] = site.hmm.lengths
         found[f"{name}.packed_lengths"] = site.hmm.packed_lengths
         found[f"{name}.allowed_states"] = site.hmm.allowed_states
+        found[f"{name}.gaps"] = site.hmm.gaps
         found[f"{name}.scale"] = site.scale
         found[f"{name}.mask"] = site.mask
         found[f"{name}.observation_dist.mask"] = site.observation_mask
