@@ -349,7 +349,8 @@ class FittedModel(BaseEstimator):
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
-            value, ``(T, D)``. Values that are there are as they were, with variance 0.
+            value, ``(T, D)``. Values that are there are as they were, with variance 0. Categories
+            have no mean: theirs is NaN.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)

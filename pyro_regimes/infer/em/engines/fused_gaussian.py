@@ -85,7 +85,7 @@ def _why_not_gaussian(data: SiteData) -> str | None:
         return "it serves Gaussian vectors, counts, categories and waiting times, constant in time"
     if data.value.dtype != data.dtype:
         return "it serves parameters that are no wider than the data"
-    if not any(each.name in site.slots for each in _SPREAD):
+    if not any(slot.argument in _SPREAD for slot in site.slots.values()):
         return "it serves covariances, Cholesky factors and standard deviations"
     return None
 
