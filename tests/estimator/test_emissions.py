@@ -397,3 +397,31 @@ def test_more_categories_than_the_data_have() -> None:
     assert model.score(np.array([[2.0]])) < -10
     with pytest.raises(ValueError, match="expected X to hold the categories of the model, 0 to 2"):
         model.score(np.array([[3.0]]))
+
+
+@pytest.mark.parametrize("emission", ["gamma", "lognormal"])
+def test_zeros_beside_positive_numbers_have_a_remedy(emission: str) -> None:
+    rain = np.where(np.arange(40) % 3, 0.0, 1.0 + np.arange(40))[:, None]
+    with pytest.raises(ValueError, match="ZeroInflatedContinuous"):
+        RegimeModel(2, emission=emission).fit(rain)
+    with pytest.raises(ValueError) as caught:
+        RegimeModel(2, emission=emission).fit(rain - 5)
+    assert "ZeroInflated" not in str(caught.value)
+
+
+def test_a_summary_and_a_plot_of_columns_of_families() -> None:
+    """Rows have the names of columns; series of several units are drawn as standard scores."""
+    rng = seeds.rng(0)
+    x = np.column_stack([rng.standard_t(4, (80, 2)), 1e6 * rng.standard_gamma(3.0, 80)])
+    table = pd.DataFrame(x, columns=["a", "b", "c"])
+    families = {"a": "student_t", "b": "student_t", "c": "gamma"}
+    model = RegimeModel(2, emission=families, n_init=1, max_iter=5, tol=None, random_state=0)
+    table.iloc[3, 1] = np.nan
+    model.fit(table)
+    lines = str(model.summary()).splitlines()
+    assert any(line.startswith("degrees of freedom, a, b ") for line in lines)
+    upper = model.plot(table).axes[0]
+    scores = (table - table.mean()) / table.std(ddof=0)
+    np.testing.assert_allclose(upper.lines[0].get_ydata(), scores.mean(axis=1), rtol=1e-9)
+    assert "observation (standard scores)" in upper.get_ylabel()
+    assert "observation (m)" in model.plot(table, unit="m").axes[0].get_ylabel()
