@@ -58,6 +58,10 @@ class Spec(ABC):
     #: Whether each regime needs an observation of its own value.
     needs_distinct: bool = False
 
+    #: The weight of each observation that all regimes share in a start from responsibilities, so
+    #: that none begins with a probability of zero, or with too few observations.
+    shared_in_starts: float = 0.1
+
     #: Whether regimes are looked for in runs of rows, as single ones tell too little.
     starts_from_runs: bool = False
 

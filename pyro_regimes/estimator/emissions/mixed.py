@@ -184,7 +184,7 @@ class Mixed(Spec):
         for part in self.parts:
             for label, values in part.spec.described(part.own(emission)).items():
                 if values.ndim == 1:
-                    rows[f"{label}, {part.spec.title}"] = values
+                    rows[f"{label}, {', '.join(map(str, part.keys))}"] = values
                     continue
                 for key, column in zip(part.keys, values.T, strict=True):
                     rows[f"{label}, {key}"] = column

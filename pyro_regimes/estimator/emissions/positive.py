@@ -47,6 +47,11 @@ class _Positive(Spec):
 
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         remedy = "leave such rows out, or use another emission, such as 'gaussian'"
+        if (data == 0).any():
+            remedy += (
+                "; zeros beside positive numbers, as of rainfall, need a Pyro model with "
+                "distributions.ZeroInflatedContinuous"
+            )
         refuse("positive numbers", data, data <= 0, feature_names, remedy)
 
     def features(self, x: Array) -> Array:
