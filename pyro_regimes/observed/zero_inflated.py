@@ -57,6 +57,11 @@ class ZeroInflatedContinuous(TorchDistribution):
                 f"expected base_dist to be a distribution of numbers, got {came}; for several "
                 "columns use ZeroInflatedContinuous(...).to_event(1)"
             )
+        if _is_discrete(base_dist):
+            raise ValueError(
+                f"expected base_dist to be a continuous distribution, got {base_dist}; for counts "
+                "use pyro.distributions.ZeroInflatedDistribution"
+            )
         if (gate is None) == (gate_logits is None):
             came = "neither" if gate is None else "both"
             raise ValueError(f"expected exactly one of gate and gate_logits, got {came}")
@@ -165,3 +170,12 @@ class _OrZero(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"{self.base} or 0"
+
+
+def _is_discrete(base_dist: Distribution) -> bool:
+    """Whether a distribution says so; some have no support."""
+    try:
+        support: Any = base_dist.support
+        return bool(support.is_discrete)
+    except (AttributeError, NotImplementedError):
+        return False

@@ -71,6 +71,9 @@ def test_what_is_refused():
         ZeroInflatedContinuous(BASE.to_event(1), gate=GATE)
     with pytest.raises(ValueError, match="distribution of numbers, got Tensor"):
         ZeroInflatedContinuous(GATE, gate=GATE)
+    for counts in (dist.Poisson(2.0), dist.Bernoulli(0.5).mask(True), dist.Categorical(GATE)):
+        with pytest.raises(ValueError, match="continuous.*, got .*; for counts use .*ZeroInflated"):
+            ZeroInflatedContinuous(counts, gate=GATE)
     with pytest.raises(ValueError, match="exactly one of gate and gate_logits, got neither"):
         ZeroInflatedContinuous(BASE)
     with pytest.raises(ValueError, match="exactly one of gate and gate_logits, got both"):
