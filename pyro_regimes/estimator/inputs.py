@@ -23,7 +23,7 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     A list of 1-D arrays or Series holds univariate sequences, and a Series is one. A list of lists
     of numbers is one table, as everywhere in scikit-learn.
 
-    :return: tables in which masked values are NaN.
+    :return: tables in which masked values, and None or pandas' NA among objects, are NaN.
     :raises ValueError: if X mixes series and tables, is an empty collection, or has dates that are
         not in order.
     """
@@ -44,7 +44,7 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
                 "expected X to be a list of series or a list of tables, got some of each; make a "
                 "series a table by x[:, None] or x.to_frame()"
             )
-    tables = [_without_mask(each) for each in ([X] if collected is None else collected)]
+    tables = [_with_nan(each) for each in ([X] if collected is None else collected)]
     for each in tables:
         _check_dates(each)
     if collected is None:
@@ -59,11 +59,21 @@ def _as_table(each: Any) -> Any:
     return each
 
 
-def _without_mask(table: Any) -> Any:
-    """A masked array with NaN in the place of what is masked; anything else as it is."""
-    if not np.ma.is_masked(table):
+def _with_nan(table: Any) -> Any:
+    """Missing values that numpy does not convert to NaN as NaN; anything else as it is."""
+    if np.ma.is_masked(table):
+        return table.astype(np.float64).filled(np.nan)
+    dtypes = getattr(table, "dtypes", getattr(table, "dtype", None))
+    if not np.any(np.asarray(dtypes) == object):
         return table
-    return table.astype(np.float64).filled(np.nan)
+    if hasattr(table, "notna"):
+        return table.astype(object).where(table.notna(), np.nan)
+    missing = np.vectorize(_is_missing, otypes=[np.bool_])(table)
+    return np.where(missing, np.nan, table) if missing.any() else table
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ == "NAType"  # pandas need not be installed
 
 
 def date_index(table: Any) -> Any | None:

@@ -129,9 +129,17 @@ def test_what_is_missing_may_be_written_in_many_ways():
         np.ma.masked_array(np.where(gone, 999.0, x), gone),
         frame.convert_dtypes(),
         frame.astype(object).where(~gone, None),
+        frame.astype(object).where(~gone, pd.NA),
+        frame.convert_dtypes().astype(object),
+        frame.convert_dtypes().to_numpy(),
         x.tolist(),
     ):
         assert quick().fit(same).log_likelihood_ == expected
+    series = pd.Series([1.0, pd.NA, 2.5, 4.0] * 9, dtype=object)
+    known = RegimeModel(1).fit(series.astype("Float64"))
+    assert RegimeModel(1).fit(series).log_likelihood_ == known.log_likelihood_
+    assert RegimeModel(1).fit([series]).log_likelihood_ == known.log_likelihood_
+    assert series[1] is pd.NA  # not changed
     whole = np.ma.masked_array(data(), False)
     assert quick().fit(whole).log_likelihood_ == quick().fit(data()).log_likelihood_
     numbers = np.ma.masked_array(np.rint(10 * np.where(gone, 0.0, x)).astype(int), gone)
