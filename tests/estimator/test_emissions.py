@@ -117,6 +117,21 @@ def test_draws_have_the_moments_of_the_model(case: Case) -> None:
 
 
 @ALL
+def test_a_forecast_has_the_deviations_that_a_summary_has(case: Case) -> None:
+    """A forecast from a known last regime that is never left."""
+    model, x, _ = fitted(case)
+    names = model._fitted_spec().attributes
+    emission = {name: getattr(model, f"{name}_") for name in names}
+    stay = RegimeModel.from_parameters(
+        [0.0, 1.0], np.eye(2), emission=model.emission, covariance_type=model.covariance_type,
+        feature_names=getattr(model, "feature_names_in_", None), **emission,
+    )  # fmt: skip
+    found = stay.forecast(x, 2).deviation
+    expected = model._fitted_spec().deviations(emission)[[1, 1]]
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@ALL
 def test_a_forecast_has_the_moments_of_its_distribution(case: Case) -> None:
     model, x, _ = fitted(case)
     forecast = model.forecast(x, 2)
@@ -127,6 +142,8 @@ def test_a_forecast_has_the_moments_of_its_distribution(case: Case) -> None:
     if case.emission == "von_mises":
         vector = np.exp(1j * draws).mean(0)
         np.testing.assert_allclose(np.angle(vector), forecast.mean, rtol=0, atol=0.1)
+        wide = np.sqrt(-2 * np.log(np.abs(vector)))
+        np.testing.assert_allclose(forecast.deviation, wide, rtol=0.05)
         return
     error = draws.std(0) / len(draws) ** 0.5
     assert (np.abs(draws.mean(0) - forecast.mean) <= 5 * error).all()

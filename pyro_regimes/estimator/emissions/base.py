@@ -127,6 +127,10 @@ class Spec(ABC):
         """The standard deviation of each series in each regime, ``(K, D)``."""
         return np.sqrt(self.moments(emission).variances)
 
+    def deviations_of(self, variances: Array) -> Array:
+        """Standard deviations from variances ``(n, D)``."""
+        return np.sqrt(variances)
+
     def described(self, emission: Emission) -> dict[str, Array]:
         """Rows of a summary: labels and values, ``(K,)`` or ``(K, D)``.
 

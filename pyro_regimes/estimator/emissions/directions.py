@@ -52,6 +52,11 @@ class VonMises(Spec):
         """Circular standard deviations, in radians."""
         return np.sqrt(-2 * np.log(_lengths(emission["concentrations"])))
 
+    def deviations_of(self, variances: Array) -> Array:
+        """Circular ones, infinite if no direction is more frequent than others."""
+        with np.errstate(divide="ignore"):
+            return np.sqrt(-2 * np.log1p(-np.clip(variances, 0.0, 1.0)))
+
     def described(self, emission: Emission) -> dict[str, Array]:
         return {"concentrations": emission["concentrations"]}
 

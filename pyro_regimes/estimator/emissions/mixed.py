@@ -175,6 +175,10 @@ class Mixed(Spec):
         each = (part.spec.deviations(part.own(emission)) for part in self.parts)
         return self._joined(each, -1)
 
+    def deviations_of(self, variances: Array) -> Array:
+        each = (part.spec.deviations_of(variances[:, list(part.columns)]) for part in self.parts)
+        return self._joined(each, -1)
+
     def described(self, emission: Emission) -> dict[str, Array]:
         rows = {}
         for part in self.parts:
