@@ -114,8 +114,8 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
 _EMISSIONS_OF_HMMLEARN = {
     "PoissonHMM": "'poisson', rates=hmm.lambdas_",
     "CategoricalHMM": "'categorical', probabilities=hmm.emissionprob_[:, None]",
-    "GMMHMM": "'gaussian_mixture', weights=hmm.weights_, means=hmm.means_, covariances=hmm.covars_, "
-    "covariance_type=hmm.covariance_type",
+    "GMMHMM": "'gaussian_mixture', weights=hmm.weights_, means=hmm.means_, "
+    "covariances=hmm.covars_, covariance_type=hmm.covariance_type",
 }
 
 

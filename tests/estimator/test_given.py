@@ -276,7 +276,7 @@ def test_a_model_of_hmmlearn_says_the_same(covariance_type):
         RegimeModel.from_hmmlearn(hmm.GaussianHMM(3))
     with pytest.raises(ValueError, match="expected a fitted hmmlearn.hmm.GaussianHMM"):
         RegimeModel.from_hmmlearn(hmm.CategoricalHMM(2))
-    with pytest.raises(ValueError, match=r"use RegimeModel.from_parameters\(.*, emission='poisson'"):
+    with pytest.raises(ValueError, match=r"from_parameters\(.*, emission='poisson', rates=hmm"):
         RegimeModel.from_hmmlearn(hmm.PoissonHMM(2))
 
 
