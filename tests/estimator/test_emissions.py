@@ -384,6 +384,24 @@ def test_a_tight_regime_is_no_collapse(emission: str, unit: float) -> None:
     np.testing.assert_allclose(relative, 1e-6, rtol=0.3)
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("emission", ["gamma", "von_mises", "exponential"])
+def test_equal_observations_are_a_collapse_wherever_em_stops(emission: str, is_known: bool) -> None:
+    """EM has no maximum to go to, and leaves the parameters where they are, far from any bound."""
+    x = seeds.rng(2).gamma(3.0, 1.0, (60, 1))
+    x[:30] = 0.0 if emission == "exponential" else 2.0
+    x[[5, 40]] = np.nan
+    states = np.arange(60) // 30
+    if not is_known:
+        states[1:30:2] = -1
+    beside = np.concatenate([x, seeds.rng(3).randn(60, 1)], 1)
+    for data, family in ((x, emission), (beside, {0: emission, 1: "gaussian"})):
+        model = RegimeModel(2, emission=family, n_init=3, random_state=0)
+        with pytest.warns(ConvergenceWarning, match="few points.*: Regime 1 holds") as caught:
+            model.fit(data, states=states)
+        assert len(caught) == 1 and np.isfinite(model.log_likelihood_)
+
+
 def test_angles_in_degrees_are_doubted() -> None:
     x = seeds.rng(0).uniform(0, 360, (50, 1))
     with pytest.warns(UserWarning, match=r"look like degrees.*np\.deg2rad"):

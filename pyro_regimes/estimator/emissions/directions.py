@@ -17,7 +17,13 @@ from pyro.distributions import constraints
 from scipy.special import ive
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse_constant
+from pyro_regimes.estimator.emissions.base import (
+    Names,
+    Spec,
+    has_constant,
+    positive,
+    refuse_constant,
+)
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _LARGEST = 4 * np.pi  # of angles in radians, with some room
@@ -78,6 +84,9 @@ class VonMises(Spec):
         self, emission: Emission, least: float, dtype: torch.dtype
     ) -> npt.NDArray[np.bool_]:
         return np.any(~(emission["concentrations"] < _COLLAPSED), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x)
 
     def features(self, x: Array) -> Array:
         return np.concatenate([np.cos(x), np.sin(x)], 1)

@@ -279,12 +279,8 @@ class Mixed(Spec):
         each = [part.spec.collapsed(part.own(emission), least, dtype) for part in self.parts]
         return np.any(np.stack(np.broadcast_arrays(*each)), axis=0)
 
-    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
-        each = (
-            part.spec.holds_equal_rows(data[:, list(part.columns)], probs) for part in self.parts
-        )
-        known = [flags for flags in each if flags is not None]
-        return np.any(known, axis=0) if known else None
+    def are_equal(self, x: Array) -> bool:
+        return any(part.spec.are_equal(x[:, list(part.columns)]) for part in self.parts)
 
     def fewest_observations(self, num_series: int) -> int:
         return max(part.spec.fewest_observations(len(part.keys)) for part in self.parts)
