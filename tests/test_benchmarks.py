@@ -13,14 +13,17 @@ from benchmarks import (
     families,
     gpu,
     measure,
-    peer_growth,
-    peer_log_prob,
-    peers,
-    ragged,
-    regime_model,
-    versions,
 )
+from benchmarks import missing as missing_entries
+from benchmarks import peer_growth, peer_log_prob, peers, ragged, regime_model, versions
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
+from benchmarks.peer_families import (
+    FAMILY_WORKLOADS,
+    FamilyWorkload,
+    OurFamily,
+    family_peers,
+    make_family_problem,
+)
 from benchmarks.peer_workloads import Problem, Workload, make_problem
 
 TINY = [
@@ -85,6 +88,27 @@ def test_em_row(workload: Workload) -> None:
         assert line.split()[0] == workload.name
         assert line.split()[-6:] == ["differs", "-", "differs", "-", "absent", "-"]
         assert len(header) <= len(line)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("workload", FAMILY_WORKLOADS, ids=lambda each: each.name)
+def test_em_row_of_a_family(workload: FamilyWorkload) -> None:
+    small = workload._replace(
+        num_steps=60, num_series=min(workload.num_series, 3), num_states=2, num_sequences=3
+    )
+    factories = family_peers(small.name)
+    factories.pop("pomegranate")
+    lines: list[str] = []
+    problem = make_family_problem(small)
+    row = peers.em_row(problem, "float64", factories, 2, lines.append, OurFamily)
+    assert row.milliseconds is not None, lines
+    for name in factories:
+        assert row.peers[name].note == "" and row.peers[name].ratio is not None, lines
+    if small.name in ("poisson", "categorical"):
+        assert row.steps > 0 and row.peers["hmmlearn"].steps > 0
+        header, line = peers.stopping_table([row]).splitlines()
+        assert header.split()[:3] == ["workload", "steps", "ours"]
+        assert line.split()[:2] == [small.name, str(row.steps)]
 
 
 @pytest.mark.usefixtures("quick")
@@ -259,3 +283,21 @@ def test_ragged_row(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(float(each) >= 0 for each in cells[2:]) and len(cells) in (7, 9)
         monkeypatch.setattr(ragged, "difference", lambda *arguments: 1e-3)
         assert ragged.row(workload, 1)[2:] == ["-"] * 6
+
+
+def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(missing_entries, "T", 300)
+    monkeypatch.setattr(missing_entries, "ROUNDS", 1)
+    monkeypatch.setattr(missing_entries, "STEPS", {True: 1, False: 1})
+    monkeypatch.setattr(missing_entries, "WORKLOADS", missing_entries.WORKLOADS[:3])
+    threads = torch.get_num_threads()
+    try:
+        missing_entries.main()
+        rows = capsys.readouterr().out.splitlines()
+        names = [row.split("|")[2].strip() for row in rows[3:]]
+        assert names == ["complete", "entries", "whole rows"]
+        monkeypatch.setattr(missing_entries, "by_rows", lambda x: 1.0)
+        with pytest.raises(SystemExit, match="expected the loss"):
+            missing_entries.main()
+    finally:
+        torch.set_num_threads(threads)

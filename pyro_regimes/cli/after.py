@@ -45,6 +45,11 @@ def _last_filtered(path: Path, model: RegimeModel, returns: Returns) -> np.ndarr
     import numpy as np
     import pandas
 
+    if not path.is_file():
+        raise ValueError(
+            "expected --after to be probabilities, such as 0.9,0.1, or the name of a states.csv, "
+            f"got {str(path)!r}, which is no file"
+        )
     try:
         states = pandas.read_csv(path)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -68,7 +68,7 @@ class Data(NamedTuple):
         bool,
         typer.Option(
             "--drop-missing",
-            help="Leave out rows with missing cells, which are missing values else.",
+            help="Leave out rows with missing cells. Otherwise these are missing values.",
         ),
     ] = False
     decimal: Annotated[

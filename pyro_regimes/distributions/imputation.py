@@ -22,7 +22,9 @@ class Imputation(NamedTuple):
         m_t = \sum_k \gamma_t(k)\, m_{tk}, \qquad
         v_t = \sum_k \gamma_t(k) \left(v_{tk} + (m_{tk} - m_t)^2\right).
 
-    An observed entry is its own mean, with variance 0.
+    The mean of an angle is the mean direction of that mixture, and its variance the circular one.
+    The moments of a category are those of its number. An observed entry is its own mean, with
+    variance 0.
     """
 
     mean: Tensor  #: in the shape of the value
@@ -60,6 +62,12 @@ def impute(
     mean = average(means)
     spread = (means - mean.unsqueeze(-1 - event_dim)).square()
     variance = average(variances + spread)
+    are_angles = observation.are_angles(observation_dist)
+    if are_angles.any():
+        lengths = 1 - variances  # of the mean vectors
+        across, along = average(lengths * means.cos()), average(lengths * means.sin())
+        mean = torch.where(are_angles, torch.atan2(along, across), mean)
+        variance = torch.where(are_angles, 1 - torch.hypot(across, along), variance)
     return Imputation(
         torch.where(missing, mean, value.to(mean.dtype)), torch.where(missing, variance, 0.0)
     )

@@ -149,6 +149,16 @@ def moments_of_missing(
         ) from error
 
 
+def are_angles(observation_dist: Distribution) -> Tensor:
+    """Which entries of an observation are angles, whose mean is a direction: bool, ``(*event)``."""
+    base = emissions.unwrap(observation_dist).base
+    event_shape = observation_dist.event_shape
+    if isinstance(base, Columns):
+        return base.assemble([are_angles(part) for part in base.parts]).expand(event_shape)
+    family = emissions.find_family(base, len(event_shape))
+    return torch.full(event_shape, family is not None and family.of_angles)
+
+
 def _assembled(columns: Columns, parts: list[Tensor], value: Tensor) -> Tensor:
     """Moments of the parts, with or without a dim for time, in their columns."""
     num_states = columns.batch_shape[-1]

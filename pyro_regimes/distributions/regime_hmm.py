@@ -359,9 +359,9 @@ class RegimeHMM(TorchDistribution):
 
         :param value: ``(..., T) + observation_dist.event_shape``, with NaN for missing entries,
             and ``missing="marginalise"``.
-        :return: an :class:`.Imputation` in the shape of the value, broadcast with ``batch_shape``.
-            Observed entries, and padding, are as in the value, with variance 0. For a sequence of
-            probability zero the mean and the variance are NaN.
+        :return: an :class:`pyro_regimes.distributions.Imputation` in the shape of the value,
+            broadcast with ``batch_shape``. Observed entries, and padding, are as in the value, with
+            variance 0. For a sequence of probability zero the mean and the variance are NaN.
         :raises ValueError: if the value is not valid, or if ``observation_dist`` has no mean or
             variance of missing entries.
         """

@@ -289,6 +289,8 @@ class Family(ABC):
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
     #: independent entries need not: theirs are met one by one.
     marginalises: bool = False
+    #: Whether values are angles, whose means are directions.
+    of_angles: bool = False
     #: The linear form of the density, if it has one.
     linear: Linear | None = None
 

@@ -39,6 +39,15 @@ class _Family(Family):
         each = counts.categorical(value.unsqueeze(-1 - event_dim), rows.log_probs(given))
         return over_event(each, event_dim)
 
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the number of the category, for which torch has NaN."""
+        probs = rows.log_probs(given).exp()
+        numbers = torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
+        mean = (probs * numbers).sum(-1)
+        return mean, (probs * (numbers - mean.unsqueeze(-1)).square()).sum(-1)
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Counts:
         """Expected counts of the categories, ``(..., 1 or T, K, *event, C)``."""
         num_categories = given["logits" if "logits" in given else "probs"].shape[-1]

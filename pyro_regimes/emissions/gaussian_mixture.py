@@ -189,19 +189,38 @@ class _Family(Family):
         self, value: Tensor, missing: Tensor | None, given: Arguments, event_dim: int
     ) -> Tensor:
         """The log density of each observation with each component, ``(..., T, K, M)``."""
-        leads = [
-            value.shape[: value.dim() - _num_tail(argument, event_dim)]
-            for argument, value in _of_components(self.inner, given)
-        ]
-        num_states, num_components = torch.broadcast_shapes(*(lead[-2:] for lead in leads))
-        num_lead = max(map(len, leads)) - 2
-        sizes = (num_states, num_components)
-        folded = _fold(self.inner, given, event_dim, num_lead, sizes)
+        folded, sizes = self._folded(given, event_dim)
         if missing is None:
             density = self.inner.log_prob(value, folded, event_dim)
         else:
             density = self.inner.log_prob_of_seen(value, missing, folded, event_dim)
         return density.unflatten(-1, sizes) + _log_weights(given)
+
+    def _folded(self, given: Arguments, event_dim: int) -> tuple[Arguments, tuple[int, int]]:
+        """The arguments of the components as those of K M states, with K and M."""
+        leads = [
+            value.shape[: value.dim() - _num_tail(argument, event_dim)]
+            for argument, value in _of_components(self.inner, given)
+        ]
+        num_states, num_components = torch.broadcast_shapes(*(lead[-2:] for lead in leads))
+        sizes = (num_states, num_components)
+        return _fold(self.inner, given, event_dim, max(map(len, leads)) - 2, sizes), sizes
+
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the components, averaged by their probabilities given the observed entries."""
+        shares = responsibilities(self._joint(value, missing, given, event_dim))
+        shares = shares.reshape(shares.shape + (1,) * event_dim)  # (..., T, K, M, *event)
+        folded, sizes = self._folded(given, event_dim)
+        found = self.inner.moments_of_missing(value, missing, folded, event_dim)
+        if found is None:  # entries are independent given the component
+            found = (folded["loc"], folded["scale"].square())
+        dim = -1 - event_dim
+        means, variances = (each.unflatten(dim, sizes) for each in found)
+        mean = (shares * means).sum(dim)
+        spread = (means - mean.unsqueeze(dim)).square()
+        return mean, (shares * (variances + spread)).sum(dim)
 
     def statistics(
         self, observed: Observed, given: Arguments, names: frozenset[str]

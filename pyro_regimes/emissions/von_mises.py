@@ -264,6 +264,7 @@ class VonMisesFamily(Family):
     distributions = (VonMises, dist.VonMises)
     max_event_dim = math.inf
     arguments = (LOC, CONCENTRATION)
+    of_angles = True
 
     def read(self, distribution: VonMises) -> Arguments:
         """The location and the concentration."""
@@ -275,6 +276,13 @@ class VonMisesFamily(Family):
         kappa = given["concentration"]
         normaliser = log_scaled_bessel(kappa) + math.log(2 * math.pi)
         return over_event(-2 * kappa * (deviation / 2).sin().square() - normaliser, event_dim)
+
+    def moments_of_missing(
+        self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mean directions and circular variances, to all digits."""
+        loc, versed = torch.broadcast_tensors(given["loc"], mean_versed(given["concentration"]))
+        return loc, versed
 
     def statistics(
         self, observed: Observed, given: Arguments, names: frozenset[str]

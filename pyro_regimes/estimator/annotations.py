@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_regimes.estimator.by_row import check_keys
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
@@ -70,14 +71,18 @@ class Annotations(NamedTuple):
         return found
 
 
-def read_weights(sample_weight: Any, sizes: list[int]) -> Array | None:
+def read_weights(sample_weight: Any, X: Any, sizes: list[int]) -> Array | None:
     """The weight of each sequence, ``(N,)``; None if all are 1.
 
-    :param sample_weight: one for each sequence, or for each row and equal within each sequence.
+    :param sample_weight: one for each sequence, or for each row and equal within each sequence; a
+        dict where X is one.
     :raises ValueError: if they are not non-negative numbers, or all are 0.
     """
     if sample_weight is None:
         return None
+    if isinstance(sample_weight, Mapping):
+        check_keys("sample_weight", sample_weight, X)
+        sample_weight = list(sample_weight.values())
     try:
         weights = np.asarray(sample_weight, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -139,7 +144,7 @@ def annotate(
     :raises ValueError: if they are not valid.
     """
     allowed = read_states(states, X, sizes, n_regimes, to_fit=to_fit)
-    weights = read_weights(sample_weight, sizes)
+    weights = read_weights(sample_weight, X, sizes)
     steps = read_gaps(gaps, X, sizes)
     annotations = Annotations(allowed, weights, steps)
     if weights is None or weights.all():

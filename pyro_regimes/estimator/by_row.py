@@ -46,11 +46,7 @@ def by_row(name: str, values: Any, X: Any, sizes: list[int]) -> npt.NDArray[Any]
 def _parts(name: str, values: Any, X: Any, sizes: list[int]) -> list[Any] | None:
     """The values of each sequence, if they are given so; None if they are of all rows at once."""
     if isinstance(values, Mapping):
-        if not isinstance(X, Mapping) or list(values) != list(X):
-            raise ValueError(
-                f"expected {name} to be a dict only where X is one with the same keys in the same "
-                f"order, got the keys {shown(list(values))}"
-            )
+        check_keys(name, values, X)
         for key, each in values.items():
             _check_same_index(name, each, X[key])
         return list(values.values())
@@ -63,6 +59,15 @@ def _parts(name: str, values: Any, X: Any, sizes: list[int]) -> list[Any] | None
         for own, rows in zip(values, X, strict=True):
             _check_same_index(name, own, rows)
     return list(values)
+
+
+def check_keys(name: str, values: Mapping[Any, Any], X: Any) -> None:
+    """:raises ValueError: if X is not a dict with the same keys in the same order."""
+    if not isinstance(X, Mapping) or list(values) != list(X):
+        raise ValueError(
+            f"expected {name} to be a dict only where X is one with the same keys in the same "
+            f"order, got the keys {shown(list(values))}"
+        )
 
 
 def _check_same_index(name: str, values: Any, X: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -357,7 +357,8 @@ class FittedModel(BaseEstimator):
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
-            value, ``(T, D)``. Values that are there are as they were, with variance 0.
+            value, ``(T, D)``. Values that are there are as they were, with variance 0. Categories
+            have no mean: theirs is NaN.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
@@ -424,10 +425,14 @@ class FittedModel(BaseEstimator):
         dates: npt.ArrayLike | None = None,
         *,
         ax: Axes | Iterable[Axes] | None = None,
-        unit: str = "unit of the data",
+        unit: str | None = None,
         rows_per_band: int | None = None,
     ) -> Figure:
         """Plot the cumulative return over bands of regimes, above smoothed probabilities.
+
+        Of an emission that is not of returns, the observations are shown instead, averaged over the
+        series. If the series have several families, the average is that of their standard scores
+        (less the mean, divided by the standard deviation), as they have no common unit.
 
         A band has the colour of the regime that is most frequent in its rows of the most likely
         path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
@@ -436,7 +441,8 @@ class FittedModel(BaseEstimator):
         :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
         :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
             figure with both.
-        :param unit: the unit of the returns for the label of the axis, such as "%".
+        :param unit: the unit of the returns for the label of the axis, such as "%". If series of
+            several families do have a common unit, name it, and their own average is shown.
         :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
         :return: a matplotlib figure, of ``ax`` if it is given.
         :raises ImportError: if matplotlib is not installed.
@@ -452,6 +458,9 @@ class FittedModel(BaseEstimator):
         if dates is None:
             dates = date_index(X)
         path, probs = self.predict(X), self.predict_proba(X)
+        is_sum = self._fitted_spec().of_changes
+        if isinstance(self.emission_, Mapping) and not is_sum and unit is None:
+            data, unit = plots.standard_scores(data), "standard scores"
         return plots.plot_regimes(
             data,
             path,
@@ -459,9 +468,9 @@ class FittedModel(BaseEstimator):
             self.regime_names_,
             dates,
             ax=ax,
-            unit=unit,
+            unit=unit or "unit of the data",
             rows_per_band=rows_per_band,
-            cumulative=self._fitted_spec().of_changes,
+            cumulative=is_sum,
         )
 
     @property

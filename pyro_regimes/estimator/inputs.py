@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -113,6 +114,42 @@ def _check_dates(table: Any) -> None:
         f"expected one row of X for each date, got {repeated} more than once; keep one by "
         "X[~X.index.duplicated()]"
     )
+
+
+def check_are_numbers(table: Any) -> None:
+    """:raises ValueError: if a column of a DataFrame holds dates or text."""
+    if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
+        return
+    for j, (name, kind) in enumerate(zip(table.columns, table.dtypes, strict=True)):
+        if kind.kind in "biufc":
+            continue
+        values = table.iloc[:, j].dropna()
+        first = values.iloc[0] if len(values) else None
+        is_date = kind.kind == "M" or isinstance(first, str) and _is_date(first)
+        if is_date or isinstance(first, str) and not _is_number(first):
+            remedy = (
+                "dates belong into the index: "
+                f"X.set_index({name!r}) with the dates by pandas.to_datetime, or "
+                "pandas.read_csv(..., index_col=0, parse_dates=True)"
+                if is_date
+                else "leave it out, or number its categories from 0"
+            )
+            raise ValueError(
+                f"expected the columns of X to hold numbers, got {name!r} with {str(first)!r}; "
+                f"{remedy}"
+            )
+
+
+def _is_date(text: str) -> bool:
+    return bool(re.match(r"\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}", text))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def row_name(X: Any) -> Callable[[int], str]:

@@ -141,6 +141,15 @@ def plot_regimes(
     return _figure_of(above)
 
 
+def standard_scores(values: Array) -> Array:
+    """Each series less its mean, divided by its standard deviation; 0 if it is constant."""
+    numbers = np.maximum((~np.isnan(values)).sum(0), 1)
+    centred = values - np.nansum(values, 0) / numbers
+    deviations = np.sqrt(np.nansum(centred**2, 0) / numbers)
+    scores: Array = centred / np.where(deviations > 0, deviations, 1.0)
+    return scores
+
+
 def _line(values: Array, cumulative: bool) -> Array:
     """The average over the series that are not missing; its sum does not move where all are."""
     seen = ~np.isnan(values)

@@ -288,7 +288,7 @@ class RegimeModel(FittedModel):
             the maximum-likelihood estimate of supervised learning.
         :param sample_weight: a non-negative weight for each sequence, or for each row and equal
             within each sequence. A sequence of weight 2 counts as if it were there twice; one of
-            weight 0 is ignored.
+            weight 0 is ignored. May be a dict if X is one, with the same keys.
         :param gaps: for rows that are not equally spaced: the number of steps since the row before,
             a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
             ignored. A gap of g steps is as g - 1 missing rows, exactly. In the forms of ``states``.

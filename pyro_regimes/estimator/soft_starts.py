@@ -20,10 +20,6 @@ from pyro_regimes.estimator.pyro_model import (
     to_arguments,
 )
 
-#: The weight of each observation that all regimes share, so that none begins with a probability of
-#: zero, or with too few observations.
-_SHARED = 0.1
-
 #: The steps of an M-step that has latent variables of its own.
 _STEPS = 3
 
@@ -99,6 +95,7 @@ class SoftStarts:
         parameters = Parameters(uniform, np.tile(uniform, (number, 1)), first)
         arguments = to_arguments(parameters, spec)
         em = IsolatedEM(pyro_model(arguments, spec, fixed=CHAIN_ARGUMENTS))
-        weights = (1 - _SHARED) * responsibilities + _SHARED / number
+        shared = spec.shared_in_starts
+        weights = (1 - shared) * responsibilities + shared / number
         values = em.maximise(torch.tensor(weights), _STEPS, self._tensor)
         return from_arguments({**arguments, **values}, parameters, spec).emission

@@ -67,6 +67,8 @@ def _numbers(values: npt.NDArray[Any], n_regimes: int) -> npt.NDArray[np.int64]:
         values = np.where(np.isnan(values), UNKNOWN, values)
     if values.dtype.kind not in "iuf" or (values != np.floor(values)).any():
         remedy = "; use states.astype(int)" if values.dtype == np.bool_ else ""
+        if values.dtype.kind in "OUS":
+            remedy = '; number the regimes: states.map({"calm": 0, "crisis": 1}).fillna(-1)'
         raise ValueError(
             f"expected states to be integers (T,), or a bool array (T, {n_regimes}), got shape "
             f"{values.shape} of dtype {values.dtype}{remedy}"

@@ -17,7 +17,7 @@ from sklearn.utils.validation import validate_data
 from pyro_regimes.estimator import missing
 from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
-from pyro_regimes.estimator.inputs import as_tables, lengths_given
+from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, lengths_given
 from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Reference
 from pyro_regimes.estimator.parameters import Array
@@ -286,12 +286,17 @@ def check_data(
 
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     """A table as float64, by scikit-learn's ``validate_data``."""
+    check_are_numbers(X)
     try:
         data: Array = validate_data(
             model, X, dtype=np.float64, reset=reset, ensure_all_finite="allow-nan"
         )
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
+    except ValueError as error:
+        if not str(error).startswith("could not convert"):
+            raise
+        raise ValueError(f"expected X to hold numbers, got others: {error}") from error
     return data
 
 

@@ -221,10 +221,11 @@ def _with_missing(
         )
     if num_complete < num_rows and not drop_missing:
         gap = "; a missing price leaves the returns before and after it missing" if prices else ""
+        number = int(missing.sum())
+        are = "1 cell is a missing value" if number == 1 else f"{number} cells are missing values"
         notes.append(
-            f"{source}: {missing.sum()} cells are missing values, in {num_rows - num_complete} of "
-            f"{num_rows} rows: {cells}{gap}. drop_missing=True (--drop-missing) leaves these rows "
-            "out"
+            f"{source}: {are}, in {num_rows - num_complete} of {num_rows} rows: {cells}{gap}. "
+            "drop_missing=True (--drop-missing) leaves these rows out"
         )
     elif num_complete < num_rows:
         notes.append(

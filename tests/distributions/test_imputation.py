@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pyro.distributions as dist
 import pytest
@@ -214,3 +215,78 @@ def test_factor_analysis_is_imputed_as_its_covariance():
     found = hmm(factors).impute(x)
     expected = hmm(dist.MultivariateNormal(loc, factors.covariance_matrix)).impute(x)
     assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_categories_are_imputed_by_the_moments_of_their_number():
+    probs = draw(K, 2, 4, seed=3).softmax(-1)
+    x = torch.tensor([[0.0, 3.0], [torch.nan, 1.0], [2.0, torch.nan], [torch.nan, torch.nan]])
+    numbers = torch.arange(4).double()
+    for emission in (dist.Categorical(probs), dist.Categorical(logits=probs.log())):
+        chain = hmm(emission.to_event(1))
+        mean, variance = chain.impute(x.double())
+        gamma = chain.smoothed_probs(x.double())
+        first, second = (gamma @ (probs @ numbers**n) for n in (1, 2))
+        missing = x.isnan()
+        assert_close(mean[missing], first[missing])
+        assert_close(variance[missing], (second - first.square())[missing])
+
+
+def test_angles_are_imputed_by_their_mean_direction():
+    """Of the mixture over the states: not the mean of the numbers, which depends on the cut."""
+    loc, concentration = torch.tensor([3.0, -3.0]).double(), torch.tensor([5.0, 2.0]).double()
+    x = torch.tensor([2.9, torch.nan, -3.1, torch.nan]).double()
+    circle = torch.linspace(-math.pi, math.pi, 2001)[:-1].double()
+    weights = (concentration[:, None] * (circle - loc[:, None]).cos()).softmax(-1)  # (K, n)
+    chain = hmm(dist.VonMises(loc, concentration))
+    mean, variance = chain.impute(x)
+    density = chain.smoothed_probs(x) @ weights
+    across, along = density @ circle.cos(), density @ circle.sin()
+    missing = x.isnan()
+    assert_close(mean[missing], torch.atan2(along, across)[missing])
+    assert_close(variance[missing], 1 - torch.hypot(across, along)[missing])
+    rates = torch.tensor([1.0, 8.0]).double()
+    beside = hmm(Columns([(dist.Poisson(rates), 0), (dist.VonMises(loc, concentration), 1)]))
+    rows = torch.stack([torch.tensor([1.0, torch.nan, 9.0, torch.nan]).double(), x], -1)
+    found = beside.impute(rows)
+    gamma = beside.smoothed_probs(rows)
+    assert_close(found.mean[missing, 0], (gamma @ rates)[missing])
+    density = gamma @ weights
+    direction = torch.atan2(density @ circle.sin(), density @ circle.cos())
+    assert_close(found.mean[missing, 1], direction[missing])
+    vectors = dist.VonMises(torch.stack([loc, loc.flip(0)], -1), concentration[:, None])
+    both = hmm(vectors.to_event(1)).impute(torch.stack([x, x], -1)).mean
+    assert bool((both[missing].cos() < -0.8).all())
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_mixtures_of_gaussians_given_some_entries(is_full):
+    """By the mixture whose weights and components are those given the observed entries."""
+    M = 3
+    weights, loc = draw(K, M, seed=3).softmax(-1), 2 * draw(K, M, D, seed=4)
+    root = draw(K, M, D, D, seed=5)
+    spread = root @ root.mT + 0.5 * torch.eye(D).double()
+    if is_full:
+        components: dist.Distribution = dist.MultivariateNormal(loc, spread)
+    else:
+        spread = spread.diagonal(dim1=-2, dim2=-1).diag_embed()
+        components = dist.Normal(loc, spread.diagonal(dim1=-2, dim2=-1).sqrt()).to_event(1)
+    chain = hmm(dist.MixtureSameFamily(dist.Categorical(weights), components))
+    x = holes(draw(T, D, seed=6))
+    mean, variance = chain.impute(x)
+    gamma = chain.smoothed_probs(x)
+    for t in range(T):
+        seen = ~x[t].isnan()
+        inner = spread[..., seen, :][..., seen]  # (K, M, n, n)
+        share = weights.log()
+        residual = x[t, seen] - loc[..., seen]
+        if seen.any():
+            share = share + dist.MultivariateNormal(loc[..., seen], inner).log_prob(x[t, seen])
+        share = gamma[t, :, None] * share.softmax(-1)  # of each state and component
+        slopes = torch.linalg.solve(inner, spread[..., seen, :]).mT
+        means = loc + (slopes @ residual[..., None]).squeeze(-1)
+        rest = (spread - slopes @ spread[..., seen, :]).diagonal(dim1=-2, dim2=-1)
+        average = (share[..., None] * means).sum((0, 1))
+        total = (share[..., None] * (rest + (means - average).square())).sum((0, 1))
+        assert_close(mean[t, ~seen], average[~seen])
+        assert_close(variance[t, ~seen], total[~seen])
+    assert torch.equal(mean[~x.isnan()], x[~x.isnan()])

@@ -178,7 +178,9 @@ CASES = [
         "gaussian_mixture",
         {
             "weights": np.array([[0.3, 0.3, 0.4], [0.5, 0.25, 0.25]]),
-            "means": np.arange(12.0).reshape(2, 3, 2) * 3,
+            "means": np.array(
+                [[[0.0, 0.0], [6.0, 0.0], [12.0, 0.0]], [[60.0, 30.0], [66.0, 30.0], [72.0, 30.0]]]
+            ),
             "covariances": np.linspace(0.5, 2.0, 12).reshape(2, 3, 2),
         },
         _mixture,

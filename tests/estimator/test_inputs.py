@@ -274,3 +274,22 @@ def test_the_summary_annualises_by_the_dates(freq, periods, tmp_path):
     np.testing.assert_allclose(quick().fit(x).summary().mean, 252 * model.means_)
     given = quick().set_params(periods_per_year=10).fit(frame)
     np.testing.assert_allclose(given.summary().mean, 10 * model.means_)
+
+
+@pytest.mark.parametrize("how", ["text", "dates", "dict", "array"])
+def test_dates_and_text_among_the_columns_are_named(how):
+    """As after ``pd.read_csv`` without ``index_col``: dates belong into the index."""
+    index = pd.bdate_range("2020-01-01", periods=60, name="date")
+    table = pd.DataFrame(data(), index=index, columns=["a", "b"])
+    days = table.reset_index()
+    if how == "array":
+        with pytest.raises(ValueError, match="expected X to hold numbers, got others: could not"):
+            quick().fit(np.array([["a"], ["b"]]))
+        return
+    if how != "dates":
+        days["date"] = days["date"].astype(str)
+    message = r"got 'date' with '?2020-01-01.*; dates belong into the index: X.set_index\('date'\)"
+    with pytest.raises(ValueError, match=message):
+        quick().fit({"one": days, "two": days} if how == "dict" else days)
+    with pytest.raises(ValueError, match="got 'name' with 'x'; leave it out"):
+        quick().fit(table.assign(name="x"))

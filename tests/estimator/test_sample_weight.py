@@ -131,6 +131,7 @@ def test_the_likelihood_never_falls():
         ([1, np.nan, 1, 1], "sample_weight to be non-negative finite numbers"),
         ([0, 0, 0, 0], "some sample_weight to be positive, got only zero"),
         ("heavy", "sample_weight to be numbers"),
+        ({0: 1, 1: 1, 2: 1, 3: 1}, "sample_weight to be a dict only where X is one with the same"),
         (np.arange(271), "weights that differ between the rows of one"),
     ],
 )
@@ -165,3 +166,11 @@ def test_weights_of_another_emission():
     repeated = clone(model).fit([counts[0], counts[1], *counts[1:]])
     np.testing.assert_allclose(weighted.rates_, repeated.rates_, rtol=1e-12)
     np.testing.assert_allclose(weighted.history_, repeated.history_, rtol=1e-12)
+
+
+def test_a_dict_of_weights_suits_a_dict_of_sequences():
+    xs, weights = dict(zip("abcd", sequences(), strict=True)), [0.5, 2, 1, 1.5]
+    model = model_of().fit(xs, sample_weight=dict(zip("abcd", weights, strict=True)))
+    assert_same(model, model_of().fit(xs, sample_weight=weights), rtol=0)
+    with pytest.raises(ValueError, match="sample_weight to be a dict only where X is one"):
+        model.fit(xs, sample_weight=dict(zip("dcba", weights, strict=True)))

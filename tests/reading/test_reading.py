@@ -101,6 +101,8 @@ def test_the_rows_left_out_do_not_change_the_frequency():
         assert read(text, drop_missing=True).periods_per_year == 12
     with pytest.warns(UserWarning, match="5 cells are missing values"):
         assert read(text).periods_per_year == 12
+    with pytest.warns(UserWarning, match="1 cell is a missing value, in 1 of 12 rows"):
+        read(pd.DataFrame({"a": [np.nan, *range(1, 12)]}, index=months).to_csv(index_label="date"))
 
 
 def test_a_time_zone_is_kept():

@@ -58,6 +58,10 @@ class Spec(ABC):
     #: Whether each regime needs an observation of its own value.
     needs_distinct: bool = False
 
+    #: The weight of each observation that all regimes share in a start from responsibilities, so
+    #: that none begins with a probability of zero, or with too few observations.
+    shared_in_starts: float = 0.1
+
     #: Whether regimes are looked for in runs of rows, as single ones tell too little.
     starts_from_runs: bool = False
 
@@ -221,6 +225,14 @@ class Spec(ABC):
         :return: ``(..., K)``, or ``(..., 1)`` if covariances are shared.
         """
         return np.zeros(self._lead(emission), np.bool_)
+
+    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
+        """Whether a regime holds equal observations only, where its parameters do not tell.
+
+        :param probs: smoothed probabilities, ``(T, K)``.
+        :return: ``(K,)``; None where :meth:`collapsed` tells.
+        """
+        return None
 
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         """Whether each has a variance below ``floor`` in some direction; series of any units."""

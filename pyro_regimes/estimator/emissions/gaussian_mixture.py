@@ -35,6 +35,7 @@ class GaussianMixture(Spec):
     attributes = ("weights", "means", "covariances")
     spread = "covariances"
     of_changes, needs_distinct = True, True
+    shared_in_starts = 0.0  # a component would go to the observations of another regime
 
     @property
     def title(self) -> str:  # type: ignore[override]
@@ -145,19 +146,16 @@ class GaussianMixture(Spec):
         return self.gaussian.check_data(data, feature_names, dtype)
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
-        """Components around clusters of the rows of each regime."""
-        num_components = self.num_components
-        chosen = np.arange(len(x))
-        if len(x) > _MOST_ROWS:
-            chosen = rng.choice(len(x), _MOST_ROWS, replace=False)
-        number = min(num_components, len(np.unique(x[chosen], axis=0)))
-        centers = []
-        for weights in shares[chosen].T:
-            kmeans = KMeans(number, n_init=1, random_state=rng.randint(2**31 - 1))
-            clusters = kmeans.fit(x[chosen], sample_weight=weights + 1e-3).cluster_centers_
-            centers.append(clusters[np.arange(num_components) % number])
-        everywhere = np.concatenate(centers)
-        inner = self.gaussian.start_around(x, everywhere, np.ones(len(everywhere)), 0.0)
+        """Components around clusters of the rows of each regime, drawn by its shares."""
+        num_components, found = self.num_components, []
+        for weights in shares.T + np.finfo(np.float64).tiny:
+            rows = x[rng.choice(len(x), min(len(x), _MOST_ROWS), p=weights / weights.sum())]
+            number = min(num_components, len(np.unique(rows, axis=0)))
+            kmeans = KMeans(number, n_init=3, random_state=rng.randint(2**31 - 1)).fit(rows)
+            members = np.eye(number)[kmeans.labels_]
+            own = self.gaussian.start_from_clusters(rows, members, kmeans.cluster_centers_, 0.0)
+            found.append(self.gaussian.select(own, np.arange(num_components) % number))
+        inner = {name: np.concatenate([own[name] for own in found]) for name in found[0]}
         return self._outer(np.full((shares.shape[1], num_components), 1 / num_components), inner)
 
     # ---- covariances and their floor

@@ -180,7 +180,7 @@ class Mixed(Spec):
         for part in self.parts:
             for label, values in part.spec.described(part.own(emission)).items():
                 if values.ndim == 1:
-                    rows[f"{label}, {part.spec.title}"] = values
+                    rows[f"{label}, {', '.join(map(str, part.keys))}"] = values
                     continue
                 for key, column in zip(part.keys, values.T, strict=True):
                     rows[f"{label}, {key}"] = column
@@ -274,6 +274,13 @@ class Mixed(Spec):
     ) -> npt.NDArray[np.bool_]:
         each = [part.spec.collapsed(part.own(emission), least, dtype) for part in self.parts]
         return np.any(np.stack(np.broadcast_arrays(*each)), axis=0)
+
+    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
+        each = (
+            part.spec.holds_equal_rows(data[:, list(part.columns)], probs) for part in self.parts
+        )
+        known = [flags for flags in each if flags is not None]
+        return np.any(known, axis=0) if known else None
 
     def fewest_observations(self, num_series: int) -> int:
         return max(part.spec.fewest_observations(len(part.keys)) for part in self.parts)

@@ -26,9 +26,8 @@ from pyro_regimes.estimator.gaussian import DiagonalGaussian
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
-#: A concentration above this over the rounding is that of equal observations: the logarithm of
-#: their mean differs by half of 1 / it from the mean of their logarithms.
-_LOST = 0.25
+#: The variance of logarithms of equal observations, which is that of their rounding.
+_EQUAL = (1e2 * float(np.finfo(np.float64).eps)) ** 2
 
 
 class _Positive(Spec):
@@ -46,6 +45,11 @@ class _Positive(Spec):
 
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         remedy = "leave such rows out, or use another emission, such as 'gaussian'"
+        if (data == 0).any():
+            remedy += (
+                "; zeros beside positive numbers, as of rainfall, need a Pyro model with "
+                "distributions.ZeroInflatedContinuous"
+            )
         refuse("positive numbers", data, data <= 0, feature_names, remedy)
 
     def features(self, x: Array) -> Array:
@@ -145,11 +149,15 @@ class Gamma(_Positive):
     def fewest_observations(self, num_series: int) -> int:
         return 2
 
-    def collapsed(
-        self, emission: Emission, least: float, dtype: torch.dtype
-    ) -> npt.NDArray[np.bool_]:
-        most = _LOST / torch.finfo(dtype).eps
-        return np.any(~(emission["concentrations"] < most), axis=-1)
+    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
+        # A concentration without a maximum keeps the value that it had in the step before.
+        logs = np.log(data)
+        counts = np.maximum(probs.sum(0), np.finfo(np.float64).tiny)[:, None]
+        means = probs.T @ logs / counts  # (K, D)
+        variances = np.stack(
+            [each @ (logs - mean) ** 2 for each, mean in zip(probs.T, means, strict=True)]
+        )
+        return np.any(variances / counts < _EQUAL * np.maximum(1.0, means**2), axis=-1)
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = x.mean(0)

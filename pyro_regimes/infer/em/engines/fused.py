@@ -173,7 +173,9 @@ def read_parts(
     given = {slot.argument for slot in data.site.slots.values()}
     parts = []
     for kind in kinds:
-        argument = next(each for each in kind if each in given)
+        argument = next((each for each in kind if each in given), None)
+        if argument is None:
+            return f"it serves {' or '.join(each.name for each in kind)}, and the site has others"
         part = read(problem.plan, data, argument, problem.groups.num_restarts)
         if part is None:
             return f"{argument.name} varies in time, or over the sequences of a restart"

@@ -82,10 +82,10 @@ def _why_not_gaussian(data: SiteData) -> str | None:
     site = data.site
     served = site.family is mvn.MULTIVARIATE_NORMAL or site.family is normal.NORMAL
     if not served or site.varies or len(site.hmm.observation_dist.event_shape) > 1:
-        return "observations are no Gaussian vectors that are constant in time"
+        return "it serves Gaussian vectors, counts, categories and waiting times, constant in time"
     if data.value.dtype != data.dtype:
         return "it serves parameters that are no wider than the data"
-    if not any(each.name in site.slots for each in _SPREAD):
+    if not any(slot.argument in _SPREAD for slot in site.slots.values()):
         return "it serves covariances, Cholesky factors and standard deviations"
     return None
 
