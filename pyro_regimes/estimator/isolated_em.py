@@ -15,6 +15,7 @@ from pyro_regimes.infer.em import m_step
 from pyro_regimes.infer.em.e_step import Expected, read_site, take_expectations
 from pyro_regimes.infer.em.problem import Problem, TensorState
 from pyro_regimes.infer.isolation import isolated
+from pyro_regimes.infer.undisturbed import Undisturbed
 
 
 class IsolatedEM(EM):
@@ -43,13 +44,15 @@ class IsolatedEM(EM):
 
     def read(self, *args: Any) -> tuple[Problem, TensorState]:
         """One run of the model: its plan and data, and the E-step at its parameters."""
-        with torch.no_grad():
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
             problem, state, _ = self._session.read(self._call(args, {}))
         return problem, state
 
     def expect(self, *args: Any) -> Expected:
         """The E-step at the parameters of a model with one site, without a plan for an M-step."""
-        with torch.no_grad():
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
             (site,) = self._session.run(self._call(args, {})).sites.values()
             return take_expectations(read_site(site))
 

@@ -66,7 +66,8 @@ class Updated(NamedTuple):
 
 def begin(hmm: FittedHMM, units: Units, least: float, data: Array, sizes: list[int]) -> Running:
     """The statistics of the rows of a fit."""
-    em, _ = _model(hmm, units, 0.0)
+    held = _arguments(hmm, units)
+    em = IsolatedEM(pyro_model(held, hmm.spec, fixed=held, initial=hmm.initial))
     expected = em.expect(*_packed(hmm, units, data, sizes))
     averages = average(_of_one_row(expected, len(data)), _names(expected), None, 1.0).averages
     return Running(units, least, averages, len(data), _last(expected, sizes))
@@ -82,7 +83,8 @@ def update(
     :param goes_on: whether the block continues the sequence before it.
     """
     units, num_rows = running.units, running.num_rows + len(data)
-    em, held = _model(hmm, units, floor)
+    held = _arguments(hmm, units)
+    em = IsolatedEM(pyro_model(held, hmm.spec, initial=hmm.initial), min_eigenvalue=floor)
     problem, state = em.read(*_packed(hmm, units, data, sizes))
     ((site, expected),) = state.expected.items()
     if goes_on:
@@ -114,17 +116,14 @@ def update(
     )
 
 
-def _model(hmm: FittedHMM, units: Units, floor: float) -> tuple[IsolatedEM, dict[str, Tensor]]:
-    """EM of the model in these units, and its arguments.
+def _arguments(hmm: FittedHMM, units: Units) -> dict[str, Tensor]:
+    """The arguments of the Pyro model in these units.
 
     In float64 whatever the model's dtype: averages of many rows need the digits.
     """
-    parameters, spec = hmm.parameters, hmm.spec
-    scaled = parameters._replace(emission=spec.scale(parameters.emission, units))
-    held = to_arguments(
-        Parameters.stack([scaled]), spec, dtype=torch.float64, device=_device(hmm)
-    )
-    return IsolatedEM(pyro_model(held, spec, initial=hmm.initial), min_eigenvalue=floor), held
+    emission = hmm.spec.scale(hmm.parameters.emission, units)
+    start = Parameters.stack([hmm.parameters._replace(emission=emission)])
+    return to_arguments(start, hmm.spec, dtype=torch.float64, device=_device(hmm))
 
 
 def _packed(
