@@ -128,7 +128,7 @@ PAGES = {
     "emissions": 2,
     "quickstart": 6,
     "any_model": 1,
-    "sequences": 2,
+    "sequences": 3,
     "states_weights": 5,
     "missing_data": 3,
     "coming_from": 0,
