@@ -155,7 +155,7 @@ class FittedHMM(NamedTuple):
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        beside = self.annotations.of_distribution(self.device)
+        beside: dict[str, Any] = dict(self.annotations.of_distribution(self.device))
         hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
         return hmm, x, self.annotations.log_jacobian(units, data, sizes)
 

@@ -55,6 +55,7 @@ class FittedModel(BaseEstimator):
     n_samples_fit_: float
     n_missing_: npt.NDArray[Any]
     n_missing_rows_: float
+    n_updates_: int
     n_features_in_: int
     training_start_: Array | None
 
@@ -229,7 +230,8 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :return: the criterion.
         :raises ValueError: if an argument is not valid, if X is None for a model that was not
-            fitted to data, or if the model is not fitted.
+            fitted to data or has been updated by :meth:`partial_fit`, or if the model is not
+            fitted.
         """
         return -2 * self._scored(X, lengths)[0] + 2 * self.n_parameters_
 
@@ -242,7 +244,8 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :return: the criterion.
         :raises ValueError: if an argument is not valid, if X is None for a model that was not
-            fitted to data, or if the model is not fitted.
+            fitted to data or has been updated by :meth:`partial_fit`, or if the model is not
+            fitted.
         """
         log_likelihood, num_rows = self._scored(X, lengths)
         return -2 * log_likelihood + self.n_parameters_ * float(np.log(num_rows))
@@ -252,6 +255,11 @@ class FittedModel(BaseEstimator):
         check_is_fitted(self)
         if X is None and not self.n_samples_fit_:
             raise ValueError("expected X, got None for a model that was not fitted to data")
+        if X is None and self.n_updates_:
+            raise ValueError(
+                "expected X, got None for a model that partial_fit has updated, whose "
+                "log_likelihood_ is of several parameters; give the rows to compare models by"
+            )
         if X is None:
             return self.log_likelihood_, self.n_samples_fit_
         hmm, data, sizes = self._hmm_of(X, lengths)
@@ -407,6 +415,8 @@ class FittedModel(BaseEstimator):
     def _score_text(self) -> str:
         if not self.n_samples_fit_:
             return "not fitted to data"
+        if self.n_updates_:
+            return f"log-likelihood {self.log_likelihood_:.2f} of all blocks as they came"
         return f"log-likelihood {self.log_likelihood_:.2f}"
 
     def plot(
@@ -467,11 +477,12 @@ class FittedModel(BaseEstimator):
     def model(self) -> PyroModel:
         """The fitted model as a Pyro function ``model(x, lengths=None)``, for other inference.
 
-        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
-        (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
-        padded ``(N, T, D)`` with lengths, of the model's dtype.
-        The site is "observations".
+        Its parameters are ``initial_probs``, ``transition_probs`` and the arguments of the
+        emission's distribution: ``loc`` and ``covariance_matrix`` (or ``scale``) of Gaussian
+        regimes, ``rate`` of Poisson ones, ``poisson_rate`` where each column has a family. They
+        start at the fitted values where the caller's parameter store has none of these names; x is
+        ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or padded
+        ``(N, T, D)`` with lengths, of the model's dtype. The site is "observations".
 
         :return: the function.
         """

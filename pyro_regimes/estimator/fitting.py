@@ -67,7 +67,7 @@ def fit_regimes(
     given = settings.given
     known = Known(annotations, settings.transition_mask, given.values)
     check_possible(known, sizes, settings.n_regimes, row_name)
-    units, min_eigenvalue = _units_and_floor(filled, spec, settings)
+    units, min_eigenvalue = units_and_floor(filled, spec, settings)
     z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
     least = spec.collapsed_variance(units.scale(filled), settings.dtype)
     # Else all starts are equal, or end in the same maximum.
@@ -172,7 +172,7 @@ def fit_regimes(
     )
 
 
-def _units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units, float]:
+def units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units, float]:
     """The units of the fit, and ``min_eigenvalue`` in them.
 
     A floor of eigenvalues stays one only if all series have the same unit. Where a variance as low

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from pyro_regimes.infer import EM
 from pyro_regimes.infer.em import m_step
+from pyro_regimes.infer.em.e_step import Expected, read_site, take_expectations
+from pyro_regimes.infer.em.problem import Problem, TensorState
 from pyro_regimes.infer.isolation import isolated
+from pyro_regimes.infer.undisturbed import Undisturbed
 
 
 class IsolatedEM(EM):
@@ -39,6 +42,20 @@ class IsolatedEM(EM):
         with isolated(self._store), super()._pyro():
             yield
 
+    def read(self, *args: Any) -> tuple[Problem, TensorState]:
+        """One run of the model: its plan and data, and the E-step at its parameters."""
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            problem, state, _ = self._session.read(self._call(args, {}))
+        return problem, state
+
+    def expect(self, *args: Any) -> Expected:
+        """The E-step at the parameters of a model with one site, without a plan for an M-step."""
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            (site,) = self._session.run(self._call(args, {})).sites.values()
+            return take_expectations(read_site(site))
+
     def maximise(self, probs: Tensor, num_steps: int, *args: Any) -> dict[str, Tensor]:
         """The parameters after M-steps that take these probabilities of the states.
 
@@ -49,7 +66,7 @@ class IsolatedEM(EM):
         :param args: of the model, which observes one RegimeHMM.
         """
         with torch.no_grad():
-            problem, state, _ = self._session.read(self._call(args, {}))
+            problem, state = self.read(*args)
             ((name, site),) = state.expected.items()
             site = site._replace(expectations=site.expectations._replace(smoothed_probs=probs))
             params = state.params

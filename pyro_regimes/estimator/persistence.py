@@ -82,6 +82,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted["training_start_"] = None if start is None else _with_none(start)
     fitted["n_missing_"] = model.n_missing_.tolist()
     fitted["n_missing_rows_"] = model.n_missing_rows_
+    fitted["n_updates_"] = model.n_updates_
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
@@ -167,6 +168,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model.n_missing_, model.n_missing_rows_ = _missing(
             fitted.get("n_missing_"), fitted.get("n_missing_rows_"), model.n_features_in_
         )
+        model.n_updates_ = _number_of_updates(fitted.get("n_updates_", 0))
         _check_values(model, spec)
         model.fixed_ = _fixed(fitted["fixed_"], spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
@@ -187,6 +189,12 @@ def _names(name: str, value: Any, number: int) -> list[str]:
     if not whole or len(value) != number:
         raise ValueError(f"{name} is not a list of {number} names: {reprlib.repr(value)}")
     return list(value)
+
+
+def _number_of_updates(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"n_updates_ is not a count: {reprlib.repr(value)}")
+    return value
 
 
 def _count(name: str, value: Any) -> float:

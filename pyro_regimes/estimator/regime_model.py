@@ -15,7 +15,8 @@ from sklearn.base import clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import missing, persistence, problems, validation
+from pyro_regimes.caller import levels_to_the_caller
+from pyro_regimes.estimator import missing, persistence, problems, updating, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import (
@@ -150,6 +151,7 @@ class RegimeModel(FittedModel):
                             ``sample_weight``
     ``n_missing_``          ``(D,)``, number of missing values of each series in the training data,
                             and ``n_missing_rows_`` of rows without any value, likewise
+    ``n_updates_``          number of calls of :meth:`partial_fit` since the fit
     ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
     ``training_start_``     the first rows of the training data; None if it had several sequences
     ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
@@ -313,7 +315,9 @@ class RegimeModel(FittedModel):
             fitted = fit_regimes(
                 data, filled, sizes, spec, settings, rng, callback, row_of, annotations
             )
-        fresh._set_fitted(fitted, spec)
+            fresh._set_fitted(fitted, spec)
+            hmm = fresh._hmm()._replace(annotations=annotations)
+            fresh._running = updating.statistics_of_fit(hmm, settings, data, filled, sizes)
         observed = missing.observed_rows(data)
         fresh.n_samples_fit_ = annotations.num_rows(sizes, observed)
         fresh.n_missing_ = np.array([annotations.num_rows(sizes, c) for c in np.isnan(data).T])
@@ -324,11 +328,71 @@ class RegimeModel(FittedModel):
         if spec.of_changes:
             of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
         for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
-            warnings.warn(problem, stacklevel=2)
+            warnings.warn(problem, stacklevel=levels_to_the_caller())
         # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
         own = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
         self.__dict__ = others | own
+        return self
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        continues: bool | None = None,
+        half_life: float | None = None,
+    ) -> RegimeModel:
+        r"""Update the model by new rows, without those before: one step of stochastic EM.
+
+        On a model without a fit it is :meth:`fit`. Otherwise it makes an E-step on this block of m
+        rows, moves running averages of the expected statistics of a row by a share of
+        :math:`m / (n + m)` towards those of the block, with n the number of rows before, and makes
+        an M-step (Cappe and Moulines 2009). What is kept of the rows before does not grow. The
+        regimes keep their order and names.
+
+        The statistics of earlier rows are not taken again, so that the result is near that of
+        :meth:`fit` on all rows, not equal to it. The first block should therefore be long enough
+        to tell the regimes apart. A ``half_life`` forgets earlier rows, as where regimes change.
+        Updates are computed in float64, whatever the ``dtype``.
+
+        A model from :meth:`load` or :meth:`from_parameters` has no running averages, and cannot be
+        updated; neither can a fit by SVI, or with known states, weights, gaps, ``stickiness`` or
+        ``fixed`` parameters. Pickle keeps the averages.
+
+        After an update, ``n_samples_fit_``, ``n_missing_`` and ``n_missing_rows_`` count all rows,
+        and ``share_of_time_`` is the mean over all rows of the smoothed probabilities that each
+        had within its block. ``log_likelihood_`` is a sum over the calls: that of the fit, and of
+        each later block given the rows before, at the parameters before its update. So :meth:`aic`
+        and :meth:`bic` need an X. ``history_``, ``n_iter_`` and ``converged_`` stay those of the
+        fit, and ``n_updates_`` counts the updates.
+
+        :param X: as in :meth:`fit`, with the D series of the first call. A later block may have any
+            number of rows, and missing values anywhere.
+        :param y: as in :meth:`fit`.
+        :param lengths: as in :meth:`fit`.
+        :param continues: whether the first row of X is the step after the last row of the call
+            before. It then starts from the filtered probabilities of that row, and the transition
+            between the two counts. None is True if X and the rows of that call are one sequence
+            each; several sequences always begin anew.
+        :param half_life: the number of new rows after which earlier ones count half as much; None
+            is the plain average of all rows. It may differ between calls, and a fit ignores it.
+        :return: the updated model, ``self``.
+        :raises ValueError: if an argument or a parameter of the model is not valid, if the model
+            has no running averages or other settings than in its fit, or if the rows have
+            probability zero. The model then stays as it was.
+        """
+        updating.check_settings(self)
+        half_life = updating.read_half_life(half_life)
+        if not hasattr(self, "initial_probs_"):
+            updating.check_first(continues)
+            return self.fit(X, y, lengths=lengths)
+        changed, problem = updating.update_model(self, X, y, lengths, continues, half_life)
+        if problem is not None:
+            warnings.warn(problem, stacklevel=2)
+        # All attributes at once, after everything that may raise (a warning may, too).
+        self.__dict__ = {**vars(self), **changed}
         return self
 
     @classmethod
@@ -417,6 +481,7 @@ class RegimeModel(FittedModel):
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
+        self.n_updates_ = 0
 
     def fit_predict(
         self,
@@ -470,5 +535,5 @@ class RegimeModel(FittedModel):
 
 
 def _is_fitted(name: str) -> bool:
-    """Whether an attribute is set by a fit, by scikit-learn's convention."""
-    return name.endswith("_") and not name.startswith("_")
+    """Whether an attribute is set by a fit: by scikit-learn's convention, or for further fits."""
+    return name == "_running" or (name.endswith("_") and not name.startswith("_"))

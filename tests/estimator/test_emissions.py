@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeModel
@@ -459,4 +460,9 @@ def test_a_summary_and_a_plot_of_columns_of_families() -> None:
     scores = (table - table.mean()) / table.std(ddof=0)
     np.testing.assert_allclose(upper.lines[0].get_ydata(), scores.mean(axis=1), rtol=1e-9)
     assert "observation (standard scores)" in upper.get_ylabel()
+    assert model.summary().correlation is not None
+    alone = clone(model).set_params(emission={"a": "student_t", "c": "gamma"})
+    alone.fit(table[["a", "c"]])
+    assert alone.summary().correlation is None and "correlation" not in str(alone.summary())
+    assert alone.forecast(table[["a", "c"]], 2).covariance.shape == (2, 2, 2)
     assert "observation (m)" in model.plot(table, unit="m").axes[0].get_ylabel()

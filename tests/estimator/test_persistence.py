@@ -33,9 +33,10 @@ def test_a_saved_model_is_the_same_to_the_last_bit(fitted, tmp_path):
     assert os.listdir(tmp_path) == ["model.json"]
     loaded = RegimeModel.load(path)
     assert type(loaded) is RegimeModel and loaded.get_params() == model.get_params()
-    assert vars(loaded).keys() == vars(model).keys()
-    for name, value in vars(model).items():
-        np.testing.assert_array_equal(getattr(loaded, name), value)
+    kept = vars(model).keys() - {"_running"}  # for partial_fit, which needs the fit itself
+    assert vars(loaded).keys() == kept
+    for name in kept:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name))
     np.testing.assert_array_equal(loaded.predict_proba(x), model.predict_proba(x))
     assert str(loaded.summary()) == str(model.summary())
     pickled = pickle.loads(pickle.dumps(model))

@@ -163,6 +163,10 @@ class Mixed(Spec):
         return self._moments([part.spec.typical(part.own(emission)) for part in self.parts])
 
     def _moments(self, each: list[Moments]) -> Moments:
+        each = [  # a series alone has no correlation
+            found if len(part.columns) > 1 else Moments(found.means, found.variances)
+            for part, found in zip(self.parts, each, strict=True)
+        ]
         means = self._joined((found.means for found in each), -1)
         if all(found.are_independent for found in each):
             return Moments(means, self._joined((found.covariances for found in each), -1))
