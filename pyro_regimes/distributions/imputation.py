@@ -62,7 +62,7 @@ def impute(
     mean = average(means)
     spread = (means - mean.unsqueeze(-1 - event_dim)).square()
     variance = average(variances + spread)
-    are_angles = observation.are_angles(observation_dist)
+    are_angles = observation.are_angles(observation_dist, mean.device)
     if are_angles.any():
         lengths = 1 - variances  # of the mean vectors
         across, along = average(lengths * means.cos()), average(lengths * means.sin())

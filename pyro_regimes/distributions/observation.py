@@ -149,14 +149,15 @@ def moments_of_missing(
         ) from error
 
 
-def are_angles(observation_dist: Distribution) -> Tensor:
+def are_angles(observation_dist: Distribution, device: torch.device) -> Tensor:
     """Which entries of an observation are angles, whose mean is a direction: bool, ``(*event)``."""
     base = emissions.unwrap(observation_dist).base
     event_shape = observation_dist.event_shape
     if isinstance(base, Columns):
-        return base.assemble([are_angles(part) for part in base.parts]).expand(event_shape)
+        return base.assemble([are_angles(part, device) for part in base.parts])
     family = emissions.find_family(base, len(event_shape))
-    return torch.full(event_shape, family is not None and family.of_angles)
+    is_angle = family is not None and family.of_angles
+    return torch.full(event_shape, is_angle, device=device)
 
 
 def _assembled(columns: Columns, parts: list[Tensor], value: Tensor) -> Tensor:
