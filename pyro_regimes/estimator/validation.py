@@ -341,6 +341,14 @@ def check_fittable(
             _check_same_columns(name, getattr(model, name), model, data.shape[1])
     names = getattr(model, "feature_names_in_", None)
     spec.check_support(data, names)
+    if isinstance(model.order_by, type(model)):
+        try:
+            model.order_by._fitted_spec().check_support(data, names)
+        except ValueError as error:
+            raise ValueError(
+                "expected X that suits the model in order_by, by whose probabilities the regimes "
+                f"are sorted: {error}"
+            ) from error
     given = for_series(given, spec, model.n_regimes, data.shape[1])
     least = max(2, model.n_regimes)
     if len(data) < least:

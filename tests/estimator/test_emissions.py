@@ -419,6 +419,16 @@ def test_equal_observations_are_a_collapse_wherever_em_stops(emission: str, is_k
         assert len(caught) == 1 and np.isfinite(model.log_likelihood_)
 
 
+def test_a_reference_of_another_family_must_suit_the_data() -> None:
+    x = seeds.rng(0).randn(60, 1)
+    counts = RegimeModel.from_parameters(
+        None, [[0.9, 0.1], [0.1, 0.9]], emission="poisson", rates=[[1.0], [9.0]]
+    )
+    model = RegimeModel(2, order_by=counts, n_init=1, random_state=0)
+    with pytest.raises(ValueError, match="X that suits the model in order_by.*: .* hold counts"):
+        model.fit(x)
+
+
 def test_angles_in_degrees_are_doubted() -> None:
     x = seeds.rng(0).uniform(0, 360, (50, 1))
     with pytest.warns(UserWarning, match=r"look like degrees.*np\.deg2rad"):
