@@ -173,6 +173,8 @@ def fit_starts(
     if is_unbounded:
         flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
     collapsed = flags.any(-1) & (min_eigenvalue <= least)
+    if spec.spread in fixed:  # covariances that a user gives bound the likelihood
+        collapsed[:] = False
     return FittedStarts(parameters, history, converged, ~finite | collapsed, flags, num_steps)
 
 
