@@ -84,7 +84,7 @@ def draw(models: dict[str, RegimeModel], table: pandas.DataFrame) -> object:
     shown = table[max(0, largest - 378) : largest + 378]
     for panel, (emission, model) in zip(figure.subplots(2, 1), models.items()):
         model.plot(shown, ax=panel, unit="%", rows_per_band=1)
-        panel.set_title(f"{NAMES[emission]} regimes", loc="left", pad=48)
+        panel.set_title(f"{NAMES[emission]} regimes", loc="left", pad=36)
         panel.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pyro
 import pytest
 
+from pyro_regimes.emissions import FAMILIES
+from pyro_regimes.emissions.entries import is_independent
+
 ROOT = Path(__file__).parents[1]
 TEXT = " ".join((ROOT / "docs" / "derivation.md").read_text().split())
 SOURCES = {
@@ -101,6 +104,25 @@ def test_the_api_page_lists_every_public_name(module):
     assert set(public) - listed <= {"__version__"}
 
 
+def table_of_families() -> dict[str, list[str]]:
+    """The cells beside each distribution: missing rows and entries, minibatches, compiled, CUDA."""
+    page = (ROOT / "docs" / "families.md").read_text()
+    section = page[page.index("## Missing entries, minibatches") :].split("\n\n")[1]
+    cells = [line.strip("| ").split(" | ") for line in section.splitlines()[2:]]
+    return {name: row[1:] for row in cells for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_the_table_of_families_says_what_the_code_does():
+    table = table_of_families()
+    known = {kind.__name__: family for family in FAMILIES for kind in family.distributions}
+    assert set(known) - set(table) == {"OneHotCategoricalStraightThrough"}
+    for name, family in known.items():
+        _, entries, _, compiled, _ = table.get(name, table["OneHotCategorical"])
+        assert entries.startswith("yes") == (family.marginalises or is_independent(family)), name
+        is_gaussian = name in ("Normal", "MultivariateNormal")
+        assert compiled.startswith("yes") == (family.linear is not None or is_gaussian), name
+
+
 #: For each page with code, the number of its outputs that are compared.
 PAGES = {
     "emissions": 2,
@@ -111,6 +133,7 @@ PAGES = {
     "missing_data": 3,
     "coming_from": 0,
     "files": 0,
+    "families": 0,
 }
 
 #: What a page does at a size that is too large for a test.

@@ -47,7 +47,6 @@ def forecast(
     from pyro_regimes.reading.following import following_dates
 
     found = fitted.forecast(frame, steps, **before)
-    deviation = found.covariance.diagonal(axis1=-2, axis2=-1) ** 0.5
     dates = following_dates(returns.dates, steps)
     names = list(map(screen.plain, fitted.regime_names_))
     if out is not None:
@@ -55,7 +54,8 @@ def forecast(
         columns |= {} if dates is None else {"date": dates}
         columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
         columns |= {f"mean_{d}": m for d, m in zip(returns.names, found.mean.T, strict=True)}
-        columns |= {f"deviation_{d}": s for d, s in zip(returns.names, deviation.T, strict=True)}
+        deviations = zip(returns.names, found.deviation.T, strict=True)
+        columns |= {f"deviation_{d}": s for d, s in deviations}
         with replacing(out / "forecast.csv") as (file,):
             write_csv(file, columns)
     series, width = list(map(screen.plain, returns.names)), screen.out.width
@@ -66,7 +66,7 @@ def forecast(
     for title, table in (
         ("probability", zip(names, percent(found.regime_probs.T), strict=True)),
         ("mean", zip(series, fixed(found.mean.T), strict=True)),
-        ("standard deviation", zip(series, fixed(deviation.T), strict=True)),
+        ("standard deviation", zip(series, fixed(found.deviation.T), strict=True)),
     ):
         screen.out.print(f"\n{text_table(title, labels, table, width)}", soft_wrap=True)
     if dates is None:

@@ -74,6 +74,8 @@ def compare_on_returns(
     arguments = to_arguments(start, spec)
     fitted, rest = units.log_jacobian_of(values[:cut]), units.log_jacobian_of(values[cut:])
 
+    holes = "marginalise" if np.isnan(values).any() else "refuse"
+
     def tell(method: str, step: int, total: int, objective: float) -> None:
         if progress is not None:
             progress(method, step, total, objective - fitted)
@@ -81,11 +83,11 @@ def compare_on_returns(
     with plain_torch(torch.device("cpu")):
         zeros = torch.zeros(values.shape[1], dtype=torch.float64)
         found = compare(
-            pyro_model(arguments, spec),
+            pyro_model(arguments, spec, missing=holes),
             torch.from_numpy(z[:cut]),
             torch.from_numpy(z[cut:]),
             methods,
-            prior_model=prior_model(n_regimes, spec, zeros, torch.ones_like(zeros)),
+            prior_model=prior_model(n_regimes, spec, zeros, torch.ones_like(zeros), holes),
             init_values=site_values(arguments, spec),
             em_steps=em_steps,
             tol=tol,

@@ -19,6 +19,7 @@ from pyro_regimes.estimator.pyro_model import (
     argument_names,
     from_arguments,
     pyro_model,
+    regime_hmm,
     stationary_initial,
     to_arguments,
 )
@@ -43,6 +44,7 @@ class FittedStarts(NamedTuple):
     history: Array  #: ``(steps + 1, R)``: the log-likelihood before each step, and the final one
     converged: Flags  #: ``(R,)``
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
+    collapsed: Flags  #: ``(R, K)``: which regimes of it are
     num_steps: npt.NDArray[np.int64]  #: ``(R,)``: steps of each start until EM froze it
 
     @classmethod
@@ -58,6 +60,7 @@ class FittedStarts(NamedTuple):
             np.concatenate(histories, axis=1),
             np.concatenate([each.converged for each in parts]),
             np.concatenate([each.degenerate for each in parts]),
+            np.concatenate([each.collapsed for each in parts]),
             np.concatenate([each.num_steps for each in parts]),
         )
 
@@ -134,6 +137,7 @@ def fit_starts(
         to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
     )
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
+    is_unbounded = False
     if inference == "em":
         held = arguments(starts)
         model = pyro_model(held, spec, fixed=constant, initial=initial, stickiness=stickiness)
@@ -145,6 +149,7 @@ def fit_starts(
         )  # fmt: skip
         losses = result.restart_history.reshape(-1, num_starts)
         held |= em.values()
+        is_unbounded = em.is_unbounded
         num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
     else:
         raised = spec.raised(starts.emission, 2 * floor)
@@ -164,8 +169,32 @@ def fit_starts(
     history = -to_numpy(losses)
     finite = np.isfinite(history[-1])
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
+    flags = np.broadcast_to(flags, (num_starts, num_states))
+    if is_unbounded:
+        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
     collapsed = flags.any(-1) & (min_eigenvalue <= least)
-    return FittedStarts(parameters, history, converged, ~finite | collapsed, num_steps)
+    return FittedStarts(parameters, history, converged, ~finite | collapsed, flags, num_steps)
+
+
+def _hold_equal_rows(
+    parameters: Parameters,
+    spec: Spec,
+    x: Tensor,
+    lengths: Tensor | None,
+    beside: Mapping[str, Any],
+) -> Flags:
+    """Which regimes have only rows that leave the likelihood without a bound, ``(R, K)``.
+
+    EM does not change their parameters any more, so that these do not tell.
+    """
+    others = {name: value for name, value in beside.items() if name != "weights"}
+    data, flags = to_numpy(x), []
+    for start in range(len(parameters.initial_probs)):
+        each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
+        hmm = regime_hmm(each, spec, packed_lengths=lengths, **others)
+        held = to_numpy(hmm.smoothed_probs(x)) > 0.5  # (T, K)
+        flags.append([rows.any() and spec.are_equal(data[rows]) for rows in held.T])
+    return np.array(flags, dtype=np.bool_)
 
 
 def _steps_of_em(
@@ -225,7 +254,10 @@ def _report(
 class _FitEM(IsolatedEM):
     """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
+    is_unbounded = False  #: whether a parameter of some start had no maximum
+
     def _warn(self, message: str) -> None:
+        self.is_unbounded |= "has no maximum" in message
         # Rounding may stop a start with nearly singular covariances before its maximum. EM freezes
         # it there. A start that the check does not confirm counts as not converged. A parameter
         # without a maximum is that of a collapsed regime.

@@ -80,6 +80,11 @@ def _check_same_index(name: str, values: Any, X: Any) -> None:
 
 
 def _array(name: str, values: Any) -> npt.NDArray[Any]:
+    """The values as an array; masked numbers are NaN, as those of X are."""
+    if np.ma.is_masked(values):
+        if values.dtype.kind == "b":
+            raise ValueError(f"expected {name} without masked flags, got some; use .filled(True)")
+        values = values.astype(np.float64).filled(np.nan)
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:  # lists of different lengths

@@ -110,6 +110,15 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
     )
 
 
+#: Of other classes of hmmlearn, what :meth:`.RegimeModel.from_parameters` takes.
+_EMISSIONS_OF_HMMLEARN = {
+    "PoissonHMM": "'poisson', rates=hmm.lambdas_",
+    "CategoricalHMM": "'categorical', probabilities=hmm.emissionprob_[:, None]",
+    "GMMHMM": "'gaussian_mixture', weights=hmm.weights_, means=hmm.means_, "
+    "covariances=hmm.covars_, covariance_type=hmm.covariance_type",
+}
+
+
 def hmmlearn_parameters(other: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :meth:`.RegimeModel.from_parameters` for a fitted ``GaussianHMM``.
 
@@ -121,7 +130,12 @@ def hmmlearn_parameters(other: Any, settings: Mapping[str, Any]) -> dict[str, An
     missing = [name for name in needed if not hasattr(other, name)]
     if missing or kind not in COVARIANCE_TYPES or np.ndim(other.means_) != 2:
         came = f"{type(other).__name__} without {', '.join(missing)}" if missing else repr(other)
-        raise ValueError(f"expected a fitted hmmlearn.hmm.GaussianHMM, got {came}")
+        emission = _EMISSIONS_OF_HMMLEARN.get(type(other).__name__)
+        remedy = emission and (
+            "; for this class use RegimeModel.from_parameters(hmm.startprob_, hmm.transmat_, "
+            f"emission={emission})"
+        )
+        raise ValueError(f"expected a fitted hmmlearn.hmm.GaussianHMM, got {came}{remedy or ''}")
     covariances: Array = np.asarray(other.covars_)  # (K, D, D) for every covariance type
     if kind == "diag":
         covariances = np.diagonal(covariances, axis1=-2, axis2=-1)

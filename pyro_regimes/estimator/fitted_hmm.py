@@ -106,7 +106,8 @@ class FittedHMM(NamedTuple):
             mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
             probs = weights.probs.cpu().double().numpy()
         mean, covariance = self.spec.mixture_moments(probs, self.parameters.emission)
-        return Forecast(probs, mean, covariance, mixture)
+        deviation = self.spec.deviations_of(covariance.diagonal(axis1=-2, axis2=-1))
+        return Forecast(probs, mean, covariance, mixture, deviation)
 
     def pyro_model(self) -> PyroModel:
         """A Pyro model function that starts from these parameters."""
@@ -154,7 +155,7 @@ class FittedHMM(NamedTuple):
             arguments["initial_probs"] = torch.tensor(
                 self.first_probs, dtype=self.dtype, device=self.device
             )
-        beside = self.annotations.of_distribution(self.device)
+        beside: dict[str, Any] = dict(self.annotations.of_distribution(self.device))
         hmm = regime_hmm(arguments, self.spec, packed_lengths=lengths, **beside)
         return hmm, x, self.annotations.log_jacobian(units, data, sizes)
 

@@ -477,11 +477,12 @@ class FittedModel(BaseEstimator):
     def model(self) -> PyroModel:
         """The fitted model as a Pyro function ``model(x, lengths=None)``, for other inference.
 
-        Its parameters ``initial_probs``, ``transition_probs``, ``loc`` and ``covariance_matrix``
-        (or ``scale``) start at the fitted values where the caller's parameter store has none of
-        these names; x is ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or
-        padded ``(N, T, D)`` with lengths, of the model's dtype.
-        The site is "observations".
+        Its parameters are ``initial_probs``, ``transition_probs`` and the arguments of the
+        emission's distribution: ``loc`` and ``covariance_matrix`` (or ``scale``) of Gaussian
+        regimes, ``rate`` of Poisson ones, ``poisson_rate`` where each column has a family. They
+        start at the fitted values where the caller's parameter store has none of these names; x is
+        ``(T, D)``, of one sequence or of several with their lengths ``(N,)``, or padded
+        ``(N, T, D)`` with lengths, of the model's dtype. The site is "observations".
 
         :return: the function.
         """

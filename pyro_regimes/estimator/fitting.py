@@ -9,7 +9,7 @@ import numpy as np
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
-from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
+from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
@@ -102,7 +102,6 @@ def fit_regimes(
         beside=annotations.of_model(settings.dtype, settings.device),
         callback=report if settings.verbose or callback is not None else None,
     )
-    fit = _without_equal_rows(fit, data, sizes, spec, settings, units, annotations)
     best = fit.best()
     fitted = fit.parameters.select(best)
     least_variances = spec.least_variances(fitted.emission)
@@ -145,10 +144,7 @@ def fit_regimes(
         history = history[: fit.num_steps[best] + 1]
     found = []
     if fit.degenerate[best]:
-        collapsed = flags(spec.collapsed(fitted.emission, least, settings.dtype))
-        held_equal = spec.holds_equal_rows(data, smoothed_probs)
-        if held_equal is not None:
-            collapsed = collapsed | held_equal
+        collapsed = flags(fit.collapsed[best])
         has_covariances = spec.spread is not None
         found.append(
             problems.of_collapse(names, collapsed, smoothed_probs, row_name, has_covariances)
@@ -174,29 +170,6 @@ def fit_regimes(
         annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
     )
-
-
-def _without_equal_rows(
-    fit: FittedStarts,
-    data: Array,
-    sizes: list[int],
-    spec: Spec,
-    settings: Settings,
-    units: Units,
-    annotations: Annotations,
-) -> FittedStarts:
-    """The same fits; starts with a regime of equal observations are degenerate."""
-    uniform = np.full((len(data), settings.n_regimes), 1 / settings.n_regimes)
-    if spec.holds_equal_rows(data, uniform) is None:
-        return fit
-    degenerate = fit.degenerate.copy()
-    for start in np.flatnonzero(~degenerate):
-        one = fit.parameters.select(int(start))
-        one = one._replace(emission=spec.unscale(one.emission, units))
-        hmm = FittedHMM(one, spec, settings.dtype, settings.device, annotations=annotations)
-        flags = spec.holds_equal_rows(data, hmm.posterior(data, sizes, "smoothed")[1])
-        degenerate[start] = flags is not None and flags.any()
-    return fit._replace(degenerate=degenerate)
 
 
 def units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units, float]:

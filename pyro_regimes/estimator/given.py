@@ -130,7 +130,7 @@ def for_series(given: Given, spec: Spec, n_regimes: int, num_series: int) -> Giv
             if emission[name].shape != shape:
                 raise ValueError(
                     f"expected {name} in init_params to have shape {shape} for X of {num_series} "
-                    f"columns, got {emission[name].shape}"
+                    f"columns, got {np.shape(given.values[name])}"
                 )
     spec.check_values(emission)
     return given._replace(values=given.values | emission)

@@ -291,7 +291,8 @@ def _explain(
     """A legend above the panel, where it hides nothing, and a title above it."""
     from matplotlib.patches import Patch
 
-    held = np.isin(np.arange(len(names)), bands.regimes)
+    seen = np.isin(np.arange(len(names)), path)
+    held = np.isin(np.arange(len(names)), bands.regimes) | ~seen
     patches = [
         Patch(
             color=color,

@@ -92,10 +92,14 @@ def stationary_initial(transition_probs: Tensor) -> Tensor:
 
 
 def regime_hmm(
-    arguments: Mapping[str, Tensor], spec: Spec, **beside: Tensor | None
+    arguments: Mapping[str, Tensor],
+    spec: Spec,
+    missing: str = "marginalise",
+    **beside: Tensor | None,
 ) -> RegimeHMM:
     """Build the distribution of whole sequences.
 
+    :param missing: as in :class:`.RegimeHMM`.
     :param beside: its arguments that are no parameters.
     """
     others: Mapping[str, Any] = beside
@@ -103,7 +107,7 @@ def regime_hmm(
         initial_probs=arguments["initial_probs"],
         transition_probs=arguments["transition_probs"],
         observation_dist=spec.observation_dist(arguments),
-        missing="marginalise",
+        missing=missing,
         **others,
     )
 
@@ -115,6 +119,7 @@ def pyro_model(
     fixed: Collection[str] = (),
     initial: str = "free",
     stickiness: float = 0.0,
+    missing: str = "marginalise",
 ) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
@@ -126,6 +131,7 @@ def pyro_model(
         which makes them a function of the transition matrix.
     :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
         matrix is a latent site, whose point :func:`.sticky_guide` has.
+    :param missing: "refuse" if no data have missing entries, which a compiled graph cannot see.
     :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
         sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
         ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
@@ -161,10 +167,10 @@ def pyro_model(
         known = {"allowed_states": allowed_states, "gaps": gaps}
         if weights is None:
             known["lengths" if x.dim() > 2 else "packed_lengths"] = lengths
-            _observe("", regime_hmm(held, spec, **known), x)
+            _observe("", regime_hmm(held, spec, missing, **known), x)
             return
         for number, batch in enumerate(weighted_batches(x, lengths, weights, **known), 1):
-            hmm = regime_hmm(held, spec, **batch.beside)
+            hmm = regime_hmm(held, spec, missing, **batch.beside)
             _observe(f"_{number}", hmm, batch.x, batch.weights)
 
     return model
@@ -187,7 +193,11 @@ def _observe(suffix: str, hmm: RegimeHMM, x: Tensor, weights: Tensor | None = No
 
 
 def prior_model(
-    num_regimes: int, spec: Spec, mean: Tensor, scale: Tensor
+    num_regimes: int,
+    spec: Spec,
+    mean: Tensor,
+    scale: Tensor,
+    missing: str = "marginalise",
 ) -> Callable[[Tensor], None]:
     """Make the same model with a latent site for each parameter, for MAP, VI and NUTS.
 
@@ -198,6 +208,7 @@ def prior_model(
 
     :param mean: mean of each series, ``(D,)``.
     :param scale: standard deviation of each series, ``(D,)``.
+    :param missing: as in :func:`pyro_model`.
     """
     simplex = torch.ones(num_regimes, dtype=mean.dtype, device=mean.device)
 
@@ -209,7 +220,7 @@ def prior_model(
             initial_probs=initial_probs,
             transition_probs=transition_probs,
             observation_dist=spec.sample_observation_dist(num_regimes, mean, scale),
-            missing="marginalise",
+            missing=missing,
         )
         pyro.sample("observations", hmm, obs=x)
 

@@ -25,6 +25,7 @@ class Forecast(NamedTuple):
     mean: Array  #: ``(n, D)`` of the mixture
     covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
     distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
+    deviation: Array  #: ``(n, D)``, standard deviations; the circular ones of angles
 
 
 class Imputation(NamedTuple):

@@ -31,9 +31,7 @@ _REGULAR = [
     (363, 368, Frequency("yearly", 1)),
 ]
 _TRADING_DAYS, _CALENDAR_DAYS = 252, 365
-# Two sevenths of the days are Saturdays and Sundays. Of trading days none are, or a rare one; or a
-# fifth, where trade is from Sunday to Thursday.
-_WEEKEND_SHARE = 0.24
+_DAY_SHARE = 0.05  # the least share of a day of the week that has rows, and no rare exception
 
 
 def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
@@ -49,8 +47,9 @@ def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
     days = dates.astype("datetime64[D]")
     distinct, counts = np.unique(days, return_counts=True)
     gaps = np.diff(distinct).astype(np.int64)
-    weekend = np.mean((distinct.astype(np.int64) + 3) % 7 >= 5)  # 1970-01-01 was a Thursday
-    days_per_year = _CALENDAR_DAYS if weekend > _WEEKEND_SHARE else _TRADING_DAYS
+    weekdays = np.bincount((distinct.astype(np.int64) + 3) % 7, minlength=7)
+    has_all = bool((weekdays > _DAY_SHARE * len(distinct)).all())
+    days_per_year = _CALENDAR_DAYS if has_all else _TRADING_DAYS
     rows_per_day = float(np.median(counts))
     if rows_per_day > 1:
         return Frequency(f"intraday, {rows_per_day:g} a day", rows_per_day * days_per_year)

@@ -141,6 +141,9 @@ def test_fit_takes_an_emission(tmp_path, monkeypatch, capsys):
     assert "standard deviation, average" in told and "annualised" not in told + err
     _, err = call(capsys, monkeypatch, "fit", *small, "gamma", "--out", "o", code=2)
     assert "expected X to hold positive numbers, got 0" in err
+    text = "\n".join(["date,a", *(f"{day},{each}" for day, each in zip(days, rng.randn(120)))])
+    small[0] = "returns.csv"
+    (tmp_path / small[0]).write_text(text + "\n")
     out, _ = call(capsys, monkeypatch, "fit", *small, "student_t", "--out", "o")
     assert "Student-t with full scale matrices" in out and "degrees of freedom" in out
 

@@ -338,8 +338,7 @@ def test_new_rows_go_on_after_old_ones(fitted, in_parts, monkeypatch, capsys):
     [
         ("0.9,0.2", "expected after to be 2 probabilities that sum to 1, got [0.9, 0.2]"),
         ("1", "expected after to be 2 probabilities"),
-        ("none.csv", "or the name of a states.csv, got 'none.csv', which is no file"),
-        ("missing.csv", "No such file or directory: 'missing.csv'"),
+        ("missing.csv", "the name of a states.csv, got 'missing.csv', which is no file"),
         ("old.csv", "got 'old.csv' without filtered_Calm, filtered_Turbulent"),
         ("whole/states.csv", "before the first row of DATA, 2020-04-10, got 'whole/states.csv'"),
     ],

@@ -36,9 +36,9 @@ def problem(covariance_type: str, guide: str) -> tuple[Any, Any, Task]:
     arguments = to_arguments(start, spec)
     task = Task(DATA, None, None, 1, site_values(arguments, spec), 0, None, jit_compile=True)
     if not guide:
-        return pyro_model(arguments, spec), no_guide, task
+        return pyro_model(arguments, spec, missing="refuse"), no_guide, task
     zeros = torch.zeros(3, dtype=torch.float64)
-    model = prior_model(2, spec, zeros, torch.ones_like(zeros))
+    model = prior_model(2, spec, zeros, torch.ones_like(zeros), missing="refuse")
     guides: dict[str, Any] = {
         "AutoDelta": AutoDelta,
         "AutoNormal": AutoNormal,

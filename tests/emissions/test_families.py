@@ -19,7 +19,9 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
 from pyro_regimes.distributions import observation
+from pyro_regimes.emissions.columns import ColumnsFamily
 from pyro_regimes.emissions.transformed import TransformedFamily
+from pyro_regimes.emissions.zero_inflated import ZeroInflatedFamily
 from tests import seeds
 from tests.emissions import battery
 
@@ -235,8 +237,10 @@ def test_every_family_is_in_the_battery() -> None:
         distribution = family.build(**start(family, next(iter(family.sharings.values()))))
         built.add(emissions.find_family(emissions.unwrap(distribution).base))
     for case in battery.CASES.values():
-        built.add(emissions.find_family(case.build(**case.known, **case.start())))
-    of_others = {each for each in built if isinstance(each, TransformedFamily)}
+        found = case.build(**case.known, **case.start())
+        built.add(emissions.find_family(found, len(found.event_shape)))
+    contain = TransformedFamily, ZeroInflatedFamily, ColumnsFamily
+    of_others = {each for each in built if isinstance(each, contain)}
     assert of_others and built - of_others == set(emissions.FAMILIES) - LATENT
 
 

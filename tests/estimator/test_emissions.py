@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from pyro_regimes import EM, RegimeModel
@@ -117,6 +118,21 @@ def test_draws_have_the_moments_of_the_model(case: Case) -> None:
 
 
 @ALL
+def test_a_forecast_has_the_deviations_that_a_summary_has(case: Case) -> None:
+    """A forecast from a known last regime that is never left."""
+    model, x, _ = fitted(case)
+    names = model._fitted_spec().attributes
+    emission = {name: getattr(model, f"{name}_") for name in names}
+    stay = RegimeModel.from_parameters(
+        [0.0, 1.0], np.eye(2), emission=model.emission, covariance_type=model.covariance_type,
+        feature_names=getattr(model, "feature_names_in_", None), **emission,
+    )  # fmt: skip
+    found = stay.forecast(x, 2).deviation
+    expected = model._fitted_spec().deviations(emission)[[1, 1]]
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@ALL
 def test_a_forecast_has_the_moments_of_its_distribution(case: Case) -> None:
     model, x, _ = fitted(case)
     forecast = model.forecast(x, 2)
@@ -127,6 +143,8 @@ def test_a_forecast_has_the_moments_of_its_distribution(case: Case) -> None:
     if case.emission == "von_mises":
         vector = np.exp(1j * draws).mean(0)
         np.testing.assert_allclose(np.angle(vector), forecast.mean, rtol=0, atol=0.1)
+        wide = np.sqrt(-2 * np.log(np.abs(vector)))
+        np.testing.assert_allclose(forecast.deviation, wide, rtol=0.05)
         return
     error = draws.std(0) / len(draws) ** 0.5
     assert (np.abs(draws.mean(0) - forecast.mean) <= 5 * error).all()
@@ -383,6 +401,24 @@ def test_a_tight_regime_is_no_collapse(emission: str, unit: float) -> None:
     np.testing.assert_allclose(relative, 1e-6, rtol=0.3)
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("emission", ["gamma", "von_mises", "exponential"])
+def test_equal_observations_are_a_collapse_wherever_em_stops(emission: str, is_known: bool) -> None:
+    """EM has no maximum to go to, and leaves the parameters where they are, far from any bound."""
+    x = seeds.rng(2).gamma(3.0, 1.0, (60, 1))
+    x[:30] = 0.0 if emission == "exponential" else 2.0
+    x[[5, 40]] = np.nan
+    states = np.arange(60) // 30
+    if not is_known:
+        states[1:30:2] = -1
+    beside = np.concatenate([x, seeds.rng(3).randn(60, 1)], 1)
+    for data, family in ((x, emission), (beside, {0: emission, 1: "gaussian"})):
+        model = RegimeModel(2, emission=family, n_init=3, random_state=0)
+        with pytest.warns(ConvergenceWarning, match="few points.*: Regime 1 holds") as caught:
+            model.fit(data, states=states)
+        assert len(caught) == 1 and np.isfinite(model.log_likelihood_)
+
+
 def test_angles_in_degrees_are_doubted() -> None:
     x = seeds.rng(0).uniform(0, 360, (50, 1))
     with pytest.warns(UserWarning, match=r"look like degrees.*np\.deg2rad"):
@@ -424,4 +460,9 @@ def test_a_summary_and_a_plot_of_columns_of_families() -> None:
     scores = (table - table.mean()) / table.std(ddof=0)
     np.testing.assert_allclose(upper.lines[0].get_ydata(), scores.mean(axis=1), rtol=1e-9)
     assert "observation (standard scores)" in upper.get_ylabel()
+    assert model.summary().correlation is not None
+    alone = clone(model).set_params(emission={"a": "student_t", "c": "gamma"})
+    alone.fit(table[["a", "c"]])
+    assert alone.summary().correlation is None and "correlation" not in str(alone.summary())
+    assert alone.forecast(table[["a", "c"]], 2).covariance.shape == (2, 2, 2)
     assert "observation (m)" in model.plot(table, unit="m").axes[0].get_ylabel()

@@ -276,6 +276,8 @@ def test_a_model_of_hmmlearn_says_the_same(covariance_type):
         RegimeModel.from_hmmlearn(hmm.GaussianHMM(3))
     with pytest.raises(ValueError, match="expected a fitted hmmlearn.hmm.GaussianHMM"):
         RegimeModel.from_hmmlearn(hmm.CategoricalHMM(2))
+    with pytest.raises(ValueError, match=r"from_parameters\(.*, emission='poisson', rates=hmm"):
+        RegimeModel.from_hmmlearn(hmm.PoissonHMM(2))
 
 
 MOVES = [[0.9, 0.1], [0.2, 0.8]]

@@ -44,6 +44,12 @@ def test_an_impossible_path_stays_unshaded():
     assert figure.axes[0].collections[0].get_array().mask.all()
 
 
+def test_a_regime_that_does_not_occur_has_a_share_and_no_remark():
+    probs = np.column_stack([PROBS, np.zeros(4)])
+    above = plots.plot_regimes(RETURNS, STATES, probs, ["a", "b", "c"]).axes[0]
+    assert labels(above)[2] == "c, 0% of rows"
+
+
 def test_a_single_step_can_be_drawn():
     figure = plots.plot_regimes(RETURNS[:1], STATES[:1], PROBS[:1], ["Bull", "Bear"], DATES[:1])
     figure.canvas.draw()

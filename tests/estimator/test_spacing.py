@@ -119,6 +119,14 @@ def test_gaps_of_one_are_none():
     np.testing.assert_array_equal(model.history_, plain.history_)
 
 
+def test_masked_gaps_are_refused():
+    x = simulate("full", 200, 0)[0]
+    gaps = np.ma.array(np.ones(200, int), mask=np.arange(200) == 7)
+    with pytest.raises(ValueError, match="after the first row of a sequence, got nan at row 7"):
+        model_of().fit(x, gaps=gaps)
+    model_of(max_iter=1).fit(x, gaps=np.ma.array(gaps.data, mask=np.arange(200) == 0))
+
+
 def test_gaps_of_dates():
     x, gaps, _, _ = spaced(100)
     dates = pd.Timestamp("2020-01-01") + pd.to_timedelta(gaps.cumsum(), "D")

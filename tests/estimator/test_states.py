@@ -223,6 +223,22 @@ def test_wrong_states_are_refused(states, message):
         model_of().fit(x, states=states)
 
 
+def test_masked_states_are_unknown():
+    x, truth = simulate("full", 300, 0)
+    hidden = np.arange(300) % 3 > 0
+    states = np.ma.array(truth, mask=hidden)
+    model = RegimeModel(3, n_init=1, max_iter=3, tol=None, random_state=0)
+    expected = np.where(hidden, -1, truth)
+    one = model.fit(x, states=states).log_likelihood_
+    assert one == model.fit(x, states=expected).log_likelihood_
+    parts = [states[:120], states[120:]]
+    several = model.fit([x[:120], x[120:]], states=parts).log_likelihood_
+    assert several == model.fit(x, lengths=[120, 180], states=expected).log_likelihood_
+    flags = np.ma.array(np.ones((300, 3), bool), mask=hidden[:, None] & np.ones(3, bool))
+    with pytest.raises(ValueError, match="expected states without masked flags"):
+        model.fit(x, states=flags)
+
+
 def test_states_of_other_rows_are_refused():
     x, states = simulate("full", 60)
     dates = pd.date_range("2020-01-01", periods=60)

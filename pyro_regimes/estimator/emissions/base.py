@@ -127,6 +127,10 @@ class Spec(ABC):
         """The standard deviation of each series in each regime, ``(K, D)``."""
         return np.sqrt(self.moments(emission).variances)
 
+    def deviations_of(self, variances: Array) -> Array:
+        """Standard deviations from variances ``(n, D)``."""
+        return np.sqrt(variances)
+
     def described(self, emission: Emission) -> dict[str, Array]:
         """Rows of a summary: labels and values, ``(K,)`` or ``(K, D)``.
 
@@ -226,13 +230,12 @@ class Spec(ABC):
         """
         return np.zeros(self._lead(emission), np.bool_)
 
-    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
-        """Whether a regime holds equal observations only, where its parameters do not tell.
+    def are_equal(self, x: Array) -> bool:
+        """Whether a regime of these rows alone has a likelihood without a bound.
 
-        :param probs: smoothed probabilities, ``(T, K)``.
-        :return: ``(K,)``; None where :meth:`collapsed` tells.
+        Asked where EM finds a parameter without a maximum.
         """
-        return None
+        return False
 
     def is_below(self, emission: Emission, floor: float) -> npt.NDArray[np.bool_]:
         """Whether each has a variance below ``floor`` in some direction; series of any units."""
@@ -361,6 +364,12 @@ def refuse(
         f"expected X to hold {expected}, got {data[row, column]:g} in row {row} of column "
         f"{column_name(int(column), names)}; {remedy}"
     )
+
+
+def has_constant(data: Array) -> bool:
+    """Whether the observed entries of some column are all equal."""
+    seen = data[:, ~np.isnan(data).all(0)]
+    return bool((np.nanmax(seen, 0) == np.nanmin(seen, 0)).any()) if seen.size else False
 
 
 def refuse_constant(data: Array, names: Names | None, remedy: str) -> None:

@@ -17,7 +17,13 @@ from pyro.distributions import constraints
 from scipy.special import ive
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse_constant
+from pyro_regimes.estimator.emissions.base import (
+    Names,
+    Spec,
+    has_constant,
+    positive,
+    refuse_constant,
+)
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _LARGEST = 4 * np.pi  # of angles in radians, with some room
@@ -45,6 +51,11 @@ class VonMises(Spec):
     def deviations(self, emission: Emission) -> Array:
         """Circular standard deviations, in radians."""
         return np.sqrt(-2 * np.log(_lengths(emission["concentrations"])))
+
+    def deviations_of(self, variances: Array) -> Array:
+        """Circular ones, infinite if no direction is more frequent than others."""
+        with np.errstate(divide="ignore"):
+            return np.sqrt(-2 * np.log1p(-np.clip(variances, 0.0, 1.0)))
 
     def described(self, emission: Emission) -> dict[str, Array]:
         return {"concentrations": emission["concentrations"]}
@@ -78,6 +89,9 @@ class VonMises(Spec):
         self, emission: Emission, least: float, dtype: torch.dtype
     ) -> npt.NDArray[np.bool_]:
         return np.any(~(emission["concentrations"] < _COLLAPSED), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x)
 
     def features(self, x: Array) -> Array:
         return np.concatenate([np.cos(x), np.sin(x)], 1)

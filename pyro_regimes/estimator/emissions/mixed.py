@@ -163,6 +163,10 @@ class Mixed(Spec):
         return self._moments([part.spec.typical(part.own(emission)) for part in self.parts])
 
     def _moments(self, each: list[Moments]) -> Moments:
+        each = [  # a series alone has no correlation
+            found if len(part.columns) > 1 else Moments(found.means, found.variances)
+            for part, found in zip(self.parts, each, strict=True)
+        ]
         means = self._joined((found.means for found in each), -1)
         if all(found.are_independent for found in each):
             return Moments(means, self._joined((found.covariances for found in each), -1))
@@ -173,6 +177,10 @@ class Mixed(Spec):
 
     def deviations(self, emission: Emission) -> Array:
         each = (part.spec.deviations(part.own(emission)) for part in self.parts)
+        return self._joined(each, -1)
+
+    def deviations_of(self, variances: Array) -> Array:
+        each = (part.spec.deviations_of(variances[:, list(part.columns)]) for part in self.parts)
         return self._joined(each, -1)
 
     def described(self, emission: Emission) -> dict[str, Array]:
@@ -275,12 +283,8 @@ class Mixed(Spec):
         each = [part.spec.collapsed(part.own(emission), least, dtype) for part in self.parts]
         return np.any(np.stack(np.broadcast_arrays(*each)), axis=0)
 
-    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
-        each = (
-            part.spec.holds_equal_rows(data[:, list(part.columns)], probs) for part in self.parts
-        )
-        known = [flags for flags in each if flags is not None]
-        return np.any(known, axis=0) if known else None
+    def are_equal(self, x: Array) -> bool:
+        return any(part.spec.are_equal(x[:, list(part.columns)]) for part in self.parts)
 
     def fewest_observations(self, num_series: int) -> int:
         return max(part.spec.fewest_observations(len(part.keys)) for part in self.parts)

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_regimes.estimator.emissions.base import (
     Names,
     Spec,
+    has_constant,
     positive,
     refuse,
     refuse_constant,
@@ -26,8 +27,9 @@ from pyro_regimes.estimator.gaussian import DiagonalGaussian
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
-#: The variance of logarithms of equal observations, which is that of their rounding.
-_EQUAL = (1e2 * float(np.finfo(np.float64).eps)) ** 2
+#: A concentration above this over the rounding is that of equal observations: the logarithm of
+#: their mean differs by half of 1 / it from the mean of their logarithms.
+_LOST = 0.25
 
 
 class _Positive(Spec):
@@ -103,6 +105,15 @@ class Exponential(_Positive):
     def unscale(self, emission: Emission, units: Units) -> Emission:
         return {"rates": emission["rates"] / units.unit}
 
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        most = _LOST / torch.finfo(dtype).eps  # of about 1 for all observations together
+        return np.any(~(emission["rates"] < most), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x) and bool((np.nan_to_num(x) == 0).all(0)[~np.isnan(x).all(0)].any())
+
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         return _repeated(shares, rates=1 / x.mean(0))
 
@@ -149,15 +160,14 @@ class Gamma(_Positive):
     def fewest_observations(self, num_series: int) -> int:
         return 2
 
-    def holds_equal_rows(self, data: Array, probs: Array) -> npt.NDArray[np.bool_] | None:
-        # A concentration without a maximum keeps the value that it had in the step before.
-        logs = np.log(data)
-        counts = np.maximum(probs.sum(0), np.finfo(np.float64).tiny)[:, None]
-        means = probs.T @ logs / counts  # (K, D)
-        variances = np.stack(
-            [each @ (logs - mean) ** 2 for each, mean in zip(probs.T, means, strict=True)]
-        )
-        return np.any(variances / counts < _EQUAL * np.maximum(1.0, means**2), axis=-1)
+    def collapsed(
+        self, emission: Emission, least: float, dtype: torch.dtype
+    ) -> npt.NDArray[np.bool_]:
+        most = _LOST / torch.finfo(dtype).eps
+        return np.any(~(emission["concentrations"] < most), axis=-1)
+
+    def are_equal(self, x: Array) -> bool:
+        return has_constant(x)
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = x.mean(0)

@@ -163,6 +163,7 @@ def test_states_that_fade_on_both_ways(returns: float, redone: bool) -> None:
     scaled.sweep(3)(
         *(part.numpy() for part in case[:3]),
         np.full(1, 120),
+        np.zeros(1, np.int64),
         0,
         1,
         value,
