@@ -172,7 +172,9 @@ def fit_starts(
     flags = np.broadcast_to(flags, (num_starts, num_states))
     if is_unbounded:
         flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
-    collapsed = flags.any(-1) & (min_eigenvalue <= least)
+    # Covariances that a user gives bound the likelihood.
+    may_collapse = min_eigenvalue <= least and spec.spread not in fixed
+    collapsed = flags.any(-1) & may_collapse
     return FittedStarts(parameters, history, converged, ~finite | collapsed, flags, num_steps)
 
 
