@@ -4,9 +4,8 @@
 
 All sectors share one chain of regimes. Each sector has its own mean in each regime. These means
 have a common prior, the population, whose center is estimated too, so they are shrunk towards each
-other. Given the population, EM updates the means of the sectors, the transitions and the variances
-in closed form (MAP, with AutoDelta as the guide). In the same steps an optimiser updates the center
-of the population.
+other. EM updates the means of the sectors, the center of the population, the transitions and the
+variances in closed form (MAP, with AutoDelta as the guide).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     # 4. EM for the log joint density. The plan describes how each parameter is updated.
     start = x.mean(0).unsqueeze(-1).expand(-1, K)
     guide = AutoDelta(model, init_loc_fn=init_to_value(values={"means": start}))
-    em = EM(model, guide, optim=pyro.optim.Adam({"lr": args.learning_rate}))
+    em = EM(model, guide)
     result = em.run(x, num_steps=args.num_steps, tol=None)
     print(em.plan, end="\n\n")
     start, end = -result.history[0], -result.history[-1]
@@ -87,6 +86,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-rows", type=int, default=2000, help="number of days to use")
     parser.add_argument("--num-steps", type=int, default=100, help="number of EM steps")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="learning rate of Adam")
     parser.add_argument("--out", type=Path, default=Path("panel"), help="output directory")
     main(parser.parse_args())

@@ -42,7 +42,7 @@ TABLE = [
     (
         "hierarchical_panel.py",
         ["--num-rows=150", "--num-steps=8"],
-        r"EM sets 3 parameters.*AutoDelta.means.*and moves 1 by gradient.*center .*population ",
+        r"EM sets 4 parameters.*AutoDelta.means.*center .*means.loc.*population ",
         {"means.csv"},
     ),
     (

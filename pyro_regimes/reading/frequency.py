@@ -32,6 +32,8 @@ _REGULAR = [
 ]
 _TRADING_DAYS, _CALENDAR_DAYS = 252, 365
 _DAY_SHARE = 0.05  # the least share of a day of the week that has rows, and no rare exception
+_FEW_DAYS = 14  # which need not have all days of the week
+_WEEKEND_SHARE = 0.24  # of few days; it is 2 / 7, or 1 / 5 where trade is from Sunday to Thursday
 
 
 def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
@@ -49,6 +51,8 @@ def infer_frequency(dates: npt.NDArray[Any]) -> Frequency:
     gaps = np.diff(distinct).astype(np.int64)
     weekdays = np.bincount((distinct.astype(np.int64) + 3) % 7, minlength=7)
     has_all = bool((weekdays > _DAY_SHARE * len(distinct)).all())
+    if len(distinct) < _FEW_DAYS:
+        has_all = bool(weekdays[5:].sum() > _WEEKEND_SHARE * len(distinct))
     days_per_year = _CALENDAR_DAYS if has_all else _TRADING_DAYS
     rows_per_day = float(np.median(counts))
     if rows_per_day > 1:

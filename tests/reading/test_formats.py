@@ -188,7 +188,7 @@ CASES: list[tuple[str, Read | Refused]] = [
             [[4.01, NAN, 4.07, 4.1]],
             252,
             {},
-            [rf"1 cells.* in 1 of 4 rows: 1 in 'RATE10' \(first on line 3\)\. {MISSING}"],
+            [rf"1 cell .* in 1 of 4 rows: 1 in 'RATE10' \(first on line 3\)\. {MISSING}"],
         ),
     ),
     (
