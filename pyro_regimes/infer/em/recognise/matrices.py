@@ -18,6 +18,7 @@ NO_FACTOR = "is no multiple of it"
 
 
 def scaling_of(slot: Slot) -> Scaling:
+    """How multiples of a slot's argument are set; the argument must have it."""
     assert slot.argument.scaling is not None
     return slot.argument.scaling
 
