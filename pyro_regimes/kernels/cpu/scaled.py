@@ -257,17 +257,20 @@ def _sweep_forwards(
             shift, rest = _add(shift, rest, peak)
             state = simd.multiply(simd.matvec(state, room.matrix, 0), emitted)
         if (checked or varying) and simd.any_less(state, faded):
-            simd.store(room.row, 0, state)
-            suspect |= _drop_faded(
-                room.row,
-                room.alpha[before : before + width],
-                initial,
-                transition[t - 1 if varying else 0],
-                observation[t],
-                t,
-                floor,
-            )
-            state = simd.load(room.row, 0, ones)
+            if suspect and floor == 0.0:  # it is known that one of them could be reached
+                state = simd.unless_less(state, faded)
+            else:
+                simd.store(room.row, 0, state)
+                suspect |= _drop_faded(
+                    room.row,
+                    room.alpha[before : before + width],
+                    initial,
+                    transition[t - 1 if varying else 0],
+                    observation[t],
+                    t,
+                    floor,
+                )
+                state = simd.load(room.row, 0, ones)
         size = simd.total(state)
         if size < _LOW or size > _HIGH:
             if size == 0.0:

@@ -206,6 +206,13 @@ multiply = _elementwise(lambda builder, a, b: builder.fmul(a, b), 2)
 add = _elementwise(lambda builder, a, b: builder.fadd(a, b), 2)
 #: ``a - b`` lane by lane
 subtract = _elementwise(lambda builder, a, b: builder.fsub(a, b), 2)
+#: ``a`` lane by lane, and 0 where it is less than ``b``
+unless_less = _elementwise(
+    lambda builder, a, b: builder.select(
+        builder.fcmp_ordered("<", a, b), ir.Constant(a.type, None), a
+    ),
+    2,
+)
 #: ``a * b + c`` lane by lane
 multiply_add = _elementwise(_multiply_add, 3)
 
