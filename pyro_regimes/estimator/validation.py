@@ -200,11 +200,16 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
+    return reference_of(other)
+
+
+def reference_of(other: BaseEstimator) -> Reference:
+    """The regimes of a fitted model, for data that need not begin as its own."""
     hmm = other._hmm()
-    if is_irreducible(other.transition_matrix_):  # data need not begin as those of the reference
+    if is_irreducible(other.transition_matrix_):
         share = long_run_share(other.initial_probs_, other.transition_matrix_)
         hmm = hmm._replace(first_probs=share)
-    return Reference(list(names), hmm)
+    return Reference(list(other.regime_names_), hmm)
 
 
 class Settings(NamedTuple):
