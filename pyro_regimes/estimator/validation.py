@@ -19,7 +19,7 @@ from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, lengths_given
 from pyro_regimes.estimator.mask import read_mask
-from pyro_regimes.estimator.naming import ORDERS, Reference
+from pyro_regimes.estimator.naming import ORDERS, Earlier, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
 from pyro_regimes.estimator.states import Bools
@@ -200,16 +200,11 @@ def reference(model: BaseEstimator) -> str | Reference:
         raise ValueError(
             f"expected order_by to be a fitted model with {model.n_regimes} regimes, got {came}"
         )
-    return reference_of(other)
-
-
-def reference_of(other: BaseEstimator) -> Reference:
-    """The regimes of a fitted model, for data that need not begin as its own."""
     hmm = other._hmm()
-    if is_irreducible(other.transition_matrix_):
+    if is_irreducible(other.transition_matrix_):  # data need not begin as those of the reference
         share = long_run_share(other.initial_probs_, other.transition_matrix_)
         hmm = hmm._replace(first_probs=share)
-    return Reference(list(other.regime_names_), hmm)
+    return Reference(list(names), hmm)
 
 
 class Settings(NamedTuple):
@@ -224,7 +219,7 @@ class Settings(NamedTuple):
     min_eigenvalue: float
     inference: str
     acceleration: str | None
-    order_by: str | Reference
+    order_by: str | Reference | Earlier
     given: Given
     initial: str
     transition_mask: Bools | None

@@ -21,7 +21,7 @@ from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.fitting import Problem, best_regimes, make_problem, options
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
-from pyro_regimes.estimator.naming import reordered
+from pyro_regimes.estimator.naming import Earlier, reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.sequences import pack
@@ -98,7 +98,7 @@ def fit_windows(
 
     The first window is fitted as :meth:`.RegimeModel.fit` does. Each later one has two starts: the
     parameters of the first fit, and k-means of its own rows. Its regimes take the names of those
-    of the window before that have the same rows (:func:`.naming.sort_regimes`).
+    of the window before with the nearest densities (:func:`.naming.sort_regimes`).
 
     :param model: with its settings, and the columns of the data.
     :param data: ``(T, D)``; NaN where entries are missing.
@@ -250,6 +250,9 @@ def _fit_together(every: list[Problem]) -> list[FittedStarts]:
         x[which, : len(problem.z)] = torch.tensor(problem.z)
     starts = Parameters.concatenate([each.starts for each in every])
     fit = fit_starts(starts, first.spec, x, torch.tensor(sizes), **shared)
+    if not fit.is_compiled:
+        # Steps of the tensor engine may differ in the last digit by what else is in the batch.
+        return [each for problem in every for each in _fit_together([problem])]
     return [fit.select(which) for which in slices]
 
 
@@ -265,7 +268,7 @@ def _refit(
     if problem is None or isinstance(fit, str):
         return Refit(window, None, "", [str(fit)], nothing, nothing.astype(np.int64))
     if before is not None:
-        order_by = validation.reference_of(before)
+        order_by = Earlier(before.regime_names_, before._hmm())
         problem = problem._replace(settings=problem.settings._replace(order_by=order_by))
     try:
         found = best_regimes(problem, fit, lambda row: row_name(window.first + row))
