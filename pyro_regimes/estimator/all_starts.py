@@ -104,10 +104,11 @@ def fit_starts(
     """Run all starts, in a private parameter store.
 
     They run in one batch, unless EM would use more than ten times the memory of the data. Then they
-    run in several batches, one after the other, with the same result.
+    run in several batches, one after the other, with the same result. The result of a start does
+    not depend on the others, to the bit.
 
     :param starts: parameters with R starts in front.
-    :param x: ``(T, D)``, of about unit variance.
+    :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the data of each start, for EM.
     :param lengths: of the sequences in it, ``(N,)``; None for one.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
@@ -127,11 +128,11 @@ def fit_starts(
     at_once = _starts_at_once(x, num_states)
     if inference == "em" and num_starts > at_once:
         fit = partial(
-            fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
+            fit_starts, spec=spec, lengths=lengths, inference=inference, max_iter=max_iter,
             tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
             fixed=fixed, initial=initial, stickiness=stickiness, beside=beside,
         )  # fmt: skip
-        return _fit_in_batches(fit, starts, at_once, callback)
+        return _fit_in_batches(fit, starts, x, at_once, callback)
     data_dims = 1 if beside and "weights" in beside else 0
     arguments = partial(
         to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
@@ -140,7 +141,9 @@ def fit_starts(
     is_unbounded = False
     if inference == "em":
         held = arguments(starts)
-        model = pyro_model(held, spec, fixed=constant, initial=initial, stickiness=stickiness)
+        model = pyro_model(
+            held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=True
+        )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
         em = _FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
@@ -190,12 +193,12 @@ def _hold_equal_rows(
     EM does not change their parameters any more, so that these do not tell.
     """
     others = {name: value for name, value in beside.items() if name != "weights"}
-    data, flags = to_numpy(x), []
-    for start in range(len(parameters.initial_probs)):
+    num_starts, flags = len(parameters.initial_probs), []
+    for start, data in enumerate(x.expand(num_starts, -1, -1)):
         each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
         hmm = regime_hmm(each, spec, packed_lengths=lengths, **others)
-        held = to_numpy(hmm.smoothed_probs(x)) > 0.5  # (T, K)
-        flags.append([rows.any() and spec.are_equal(data[rows]) for rows in held.T])
+        held, values = to_numpy(hmm.smoothed_probs(data)) > 0.5, to_numpy(data)  # (T, K), (T, D)
+        flags.append([rows.any() and spec.are_equal(values[rows]) for rows in held.T])
     return np.array(flags, dtype=np.bool_)
 
 
@@ -225,24 +228,30 @@ def _steps_of_em(
 
 def _starts_at_once(x: Tensor, num_states: int) -> int:
     """The number of starts that EM runs in one batch."""
-    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
-    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
+    num_rows, num_series = x.shape[-2:]
+    one_start = _ARRAYS * num_rows * num_states * x.element_size()
+    most = max(_SMALL, _MOST_MEMORY * num_rows * num_series * x.element_size())
     return max(1, int(most / one_start))
 
 
 def _fit_in_batches(
-    fit: Callable[..., FittedStarts], starts: Parameters, size: int, callback: Callback | None
+    fit: Callable[..., FittedStarts],
+    starts: Parameters,
+    x: Tensor,
+    size: int,
+    callback: Callback | None,
 ) -> FittedStarts:
     """Run at most ``size`` starts at a time."""
     num_starts, steps_before = len(starts.initial_probs), 0
     fitted = []
     for first in range(0, num_starts, size):
-        batch = starts.select(slice(first, first + size))
+        some = slice(first, first + size)
+        batch = starts.select(some)
         report = None
         if callback is not None:
             share = len(batch.initial_probs) / num_starts
             report = partial(_report, callback, steps_before, share)
-        fitted.append(fit(batch, callback=report))
+        fitted.append(fit(batch, x=x[some] if x.dim() == 3 else x, callback=report))
         steps_before += len(fitted[-1].history) - 1
     return FittedStarts.join(fitted)
 
