@@ -64,6 +64,18 @@ class FittedStarts(NamedTuple):
             np.concatenate([each.num_steps for each in parts]),
         )
 
+    def select(self, starts: slice) -> FittedStarts:
+        """Some of the starts, with the history of their own steps."""
+        num_steps = self.num_steps[starts]
+        return FittedStarts(
+            self.parameters.select(starts),
+            self.history[: num_steps.max() + 1, starts],
+            self.converged[starts],
+            self.degenerate[starts],
+            self.collapsed[starts],
+            num_steps,
+        )
+
     def best(self) -> int:
         """The start with the highest final log-likelihood; degenerate ones only if all are.
 
@@ -100,16 +112,18 @@ def fit_starts(
     stickiness: float = 0.0,
     beside: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
+    packed: bool = False,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
 
     They run in one batch, unless EM would use more than ten times the memory of the data. Then they
-    run in several batches, one after the other, with the same result. The result of a start does
-    not depend on the others, to the bit.
+    run in several batches, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
-    :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the data of each start, for EM.
-    :param lengths: of the sequences in it, ``(N,)``; None for one.
+    :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the sequence of each start, with
+        its padding. These are always one batch.
+    :param lengths: of the sequences in it, ``(N,)``; None for one. ``(R,)`` of those of the starts.
+    :param packed: whether x ``(R, T, D)`` has N sequences of these lengths for each start instead.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
         there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
@@ -125,14 +139,14 @@ def fit_starts(
         mean loss of the batch times the number of starts.
     """
     num_starts, num_states = starts.initial_probs.shape
-    at_once = _starts_at_once(x, num_states)
+    at_once = num_starts if x.dim() > 2 else starts_at_once(x, num_states)
     if inference == "em" and num_starts > at_once:
         fit = partial(
-            fit_starts, spec=spec, lengths=lengths, inference=inference, max_iter=max_iter,
+            fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
             tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,
             fixed=fixed, initial=initial, stickiness=stickiness, beside=beside,
         )  # fmt: skip
-        return _fit_in_batches(fit, starts, x, at_once, callback)
+        return _fit_in_batches(fit, starts, at_once, callback)
     data_dims = 1 if beside and "weights" in beside else 0
     arguments = partial(
         to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
@@ -142,7 +156,7 @@ def fit_starts(
     if inference == "em":
         held = arguments(starts)
         model = pyro_model(
-            held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=True
+            held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=packed
         )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
         em = _FitEM(model, guide, min_eigenvalue=floor)
@@ -174,7 +188,7 @@ def fit_starts(
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
     flags = np.broadcast_to(flags, (num_starts, num_states))
     if is_unbounded:
-        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
+        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {}, packed)
     # Covariances that a user gives bound the likelihood.
     may_collapse = min_eigenvalue <= least and spec.spread not in fixed
     collapsed = flags.any(-1) & may_collapse
@@ -187,18 +201,24 @@ def _hold_equal_rows(
     x: Tensor,
     lengths: Tensor | None,
     beside: Mapping[str, Any],
+    packed: bool,
 ) -> Flags:
     """Which regimes have only rows that leave the likelihood without a bound, ``(R, K)``.
 
     EM does not change their parameters any more, so that these do not tell.
     """
     others = {name: value for name, value in beside.items() if name != "weights"}
-    num_starts, flags = len(parameters.initial_probs), []
-    for start, data in enumerate(x.expand(num_starts, -1, -1)):
+    own, packing, flags = x, lengths, []
+    for start in range(len(parameters.initial_probs)):
+        if x.dim() > 2:
+            own = x[start]
+            if lengths is not None and not packed:
+                own, packing = own[: lengths[start]], None
         each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
-        hmm = regime_hmm(each, spec, packed_lengths=lengths, **others)
-        held, values = to_numpy(hmm.smoothed_probs(data)) > 0.5, to_numpy(data)  # (T, K), (T, D)
-        flags.append([rows.any() and spec.are_equal(values[rows]) for rows in held.T])
+        hmm = regime_hmm(each, spec, packed_lengths=packing, **others)
+        held = to_numpy(hmm.smoothed_probs(own)) > 0.5  # (T, K)
+        data = to_numpy(own)
+        flags.append([rows.any() and spec.are_equal(data[rows]) for rows in held.T])
     return np.array(flags, dtype=np.bool_)
 
 
@@ -226,32 +246,26 @@ def _steps_of_em(
     return num_steps, converged
 
 
-def _starts_at_once(x: Tensor, num_states: int) -> int:
+def starts_at_once(x: Tensor, num_states: int) -> int:
     """The number of starts that EM runs in one batch."""
-    num_rows, num_series = x.shape[-2:]
-    one_start = _ARRAYS * num_rows * num_states * x.element_size()
-    most = max(_SMALL, _MOST_MEMORY * num_rows * num_series * x.element_size())
+    one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
+    most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
     return max(1, int(most / one_start))
 
 
 def _fit_in_batches(
-    fit: Callable[..., FittedStarts],
-    starts: Parameters,
-    x: Tensor,
-    size: int,
-    callback: Callback | None,
+    fit: Callable[..., FittedStarts], starts: Parameters, size: int, callback: Callback | None
 ) -> FittedStarts:
     """Run at most ``size`` starts at a time."""
     num_starts, steps_before = len(starts.initial_probs), 0
     fitted = []
     for first in range(0, num_starts, size):
-        some = slice(first, first + size)
-        batch = starts.select(some)
+        batch = starts.select(slice(first, first + size))
         report = None
         if callback is not None:
             share = len(batch.initial_probs) / num_starts
             report = partial(_report, callback, steps_before, share)
-        fitted.append(fit(batch, x=x[some] if x.dim() == 3 else x, callback=report))
+        fitted.append(fit(batch, callback=report))
         steps_before += len(fitted[-1].history) - 1
     return FittedStarts.join(fitted)
 

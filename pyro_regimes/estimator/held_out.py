@@ -15,6 +15,7 @@ Scoring a block given the rows before it only would need models fitted to few ro
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from pyro_regimes.estimator import missing
 from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
@@ -60,7 +61,7 @@ def held_out_scores(
     return scores, fits
 
 
-def without(data: Array, block: Array) -> Array:
+def without(data: Array, block: npt.NDArray[np.int64]) -> Array:
     """The data with these rows missing."""
     rest = data.copy()
     rest[block] = np.nan
@@ -78,7 +79,7 @@ def _from_long_run(parameters: Parameters) -> Parameters:
     return parameters._replace(initial_probs=long_run_share(parameters.initial_probs, matrix))
 
 
-def _check(rest: Array, block: Array, spec: Spec, settings: Settings) -> None:
+def _check(rest: Array, block: npt.NDArray[np.int64], spec: Spec, settings: Settings) -> None:
     where = f"rows {block[0]} to {block[-1]} held out"
     if np.isnan(rest).all(0).any():
         raise ValueError(f"expected values in every column with {where}, got none in some")

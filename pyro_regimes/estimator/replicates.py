@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from pyro_regimes.estimator import missing, problems
-from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
+from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts, starts_at_once
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import starts_of_data, units_and_floor
 from pyro_regimes.estimator.parameters import Array, Parameters
@@ -42,8 +43,10 @@ def fit_replicates(
 ) -> Replicates:
     """Fit a model to each of several data sets by EM, all in one batch.
 
-    The result of a data set does not depend on the others, to the bit. All are fitted in the units
-    of the reference data. The regimes keep the order of the starts.
+    The result of a data set does not depend on the others: of Gaussian emissions to the bit, of
+    those that torch computes elementwise up to its rounding, which depends on the place of a number
+    in a tensor. All are fitted in the units of the reference data. The regimes keep the order of
+    the starts. If memory is short, there are several batches, with the same result.
 
     :param replicates: ``(B, T, D)``, NaN where entries are missing.
     :param sizes: the number of rows of each sequence, the same in every data set.
@@ -67,20 +70,19 @@ def fit_replicates(
         x, lengths = pack(
             units.scale(replicates), sizes, dtype=settings.dtype, device=settings.device
         )
-        found = fit_starts(
-            every,
-            spec,
-            x.repeat_interleave(per_data, 0),
-            lengths,
-            inference="em",
-            acceleration=settings.acceleration,
-            max_iter=settings.max_iter,
-            tol=settings.tol,
-            min_eigenvalue=floor,
-            least=least,
-            initial=settings.initial,
+        fit = partial(
+            fit_starts, spec=spec, lengths=lengths, packed=True, inference="em",
+            acceleration=settings.acceleration, max_iter=settings.max_iter, tol=settings.tol,
+            min_eigenvalue=floor, least=least, initial=settings.initial,
             stickiness=settings.stickiness,
-        )
+        )  # fmt: skip
+        at_once = max(1, starts_at_once(x[0], settings.n_regimes) // per_data)
+        parts = []
+        for first in range(0, len(x), at_once):
+            some = slice(first * per_data, (first + at_once) * per_data)
+            data = x[first : first + at_once].repeat_interleave(per_data, 0)
+            parts.append(fit(every.select(some), x=data))
+        found = FittedStarts.join(parts)
         best = _best(found, per_data)
         parameters = _finished(found, best, spec, settings, units, floor, reference)
         jacobians = np.array([units.log_jacobian_of(data) for data in replicates])
@@ -127,7 +129,7 @@ def _best(found: FittedStarts, per_data: int) -> list[int]:
     places = []
     for first in range(0, len(found.converged), per_data):
         some = slice(first, first + per_data)
-        own = found._replace(history=found.history[:, some], degenerate=found.degenerate[some])
+        own = found.select(some)
         places.append(first + (own.best() if np.isfinite(own.history[-1]).any() else 0))
     return places
 
