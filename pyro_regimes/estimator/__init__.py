@@ -3,5 +3,15 @@
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Forecast, Imputation, Summary
+from pyro_regimes.estimator.walk_forward import walk_forward
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 
-__all__ = ["Forecast", "Imputation", "RegimeModel", "Summary", "plot_regimes"]
+__all__ = [
+    "Forecast",
+    "Imputation",
+    "RegimeModel",
+    "Summary",
+    "WalkForward",
+    "plot_regimes",
+    "walk_forward",
+]

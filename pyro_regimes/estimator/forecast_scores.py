@@ -54,8 +54,8 @@ def crps_of_mixture(x: Array, weights: Array, means: Array, deviations: Array) -
         \int (F(z) - 1\{z \ge x\})^2 dz = \sum_k w_k A(x - \mu_k, \sigma_k^2)
             - \tfrac12 \sum_{j,k} w_j w_k A(\mu_j - \mu_k, \sigma_j^2 + \sigma_k^2)
 
-    with :math:`A(m, s^2) = 2 s\, \phi(m / s) + m (2 \Phi(m / s) - 1)`, the mean of :math:`|m + s Z|`
-    (Grimit, Gneiting, Berrocal and Johnson 2006).
+    with :math:`A(m, s^2) = 2 s\, \phi(m / s) + m (2 \Phi(m / s) - 1)`, the mean of
+    :math:`|m + s Z|` (Grimit, Gneiting, Berrocal and Johnson 2006).
 
     :param x: ``(...)``, what came; NaN gives NaN.
     :param weights: ``(..., K)``.
@@ -74,5 +74,6 @@ def crps_of_mixture(x: Array, weights: Array, means: Array, deviations: Array) -
 def _mean_of_absolute(m: Array, s: Array) -> Array:
     """E|m + s Z| with Z standard normal."""
     z = m / s
-    density = np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
+    with np.errstate(over="ignore"):
+        density = np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
     return 2 * s * density + m * (2 * ndtr(z) - 1)

@@ -6,14 +6,14 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import validation
-from pyro_regimes.estimator.forecast_scores import crps, pit
 from pyro_regimes.estimator.following import follow, log_scores
-from pyro_regimes.estimator.inputs import as_tables, date_index, dates_of, row_name
+from pyro_regimes.estimator.forecast_scores import crps, pit
+from pyro_regimes.estimator.inputs import as_tables, date_index, dates_of
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
+from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.walk_forward_result import Walk, WalkForward
@@ -41,9 +41,9 @@ def walk_forward(
     - the forecast of row t + h, :math:`p(x_{t+h} \mid x_{..t})`, with h the ``horizon``,
     - the scores of the forecast of row t, which was made at row t - h.
 
-    **Nothing in row t depends on a later row, to the bit.** Refits also begin from nothing that
-    later rows have a part in: their starts are the parameters of the first fit, and k-means of their
-    own rows. Each window has its own units and stops by itself, though many are computed at once.
+    **Nothing in row t depends on a later row, to the bit.** The starts of a refit are the parameters
+    of the first one and k-means of its own rows. Each window has its own units and stops by itself,
+    though many are computed at once.
 
     The regimes of a refit have the names of those of the refit before with the nearest densities:
     the sum of the symmetric Kullback-Leibler divergences is the least of all assignments. Where
@@ -92,12 +92,12 @@ def walk_forward(
 
 def _check_categories(model: RegimeModel, data: Array, min_train: int) -> None:
     """:raises ValueError: if the number of categories of some series is not known at first."""
-    validation.check_parameters(model)
+    given = validation.read_settings(model).given.values
     names, (num_rows, num_series) = getattr(model, "feature_names_in_", None), data.shape
     spec = model._spec().for_columns(names, num_series)
-    spec.check_support(data, names)
+    spec.for_data(data, given).check_support(data, names)
     at_first, in_all = (
-        spec.for_data(data[:rows], {}).shapes(model.n_regimes, num_series)
+        spec.for_data(data[:rows], given).shapes(model.n_regimes, num_series)
         for rows in (min_train, num_rows)
     )
     if at_first != in_all:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest, norm
 
 from pyro_regimes.estimator.forecast_scores import is_normal
@@ -208,7 +207,7 @@ class WalkForward(NamedTuple):
         return table
 
     def plot(self, *, ax: Axes | Iterable[Axes] | None = None, unit: str | None = None) -> Figure:
-        """Plot the rows over the regimes that were most likely at the time, as :meth:`.RegimeModel.plot`.
+        """Plot the rows as :meth:`.RegimeModel.plot` does, over the regimes that were likely then.
 
         :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
             figure with both.

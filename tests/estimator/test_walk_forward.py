@@ -201,7 +201,7 @@ def test_dates_and_refits_of_each_month() -> None:
     begins = found.refits.index
     assert begins[0] == frame.index[250]
     months = begins[1:].to_period("M")
-    assert months.is_unique and len(months) == 7
+    assert months.is_unique and len(months) == 8
     for begin in begins[1:]:
         before = frame.index[frame.index < begin][-1]
         assert before.month != begin.month
@@ -213,7 +213,7 @@ def test_dates_and_refits_of_each_month() -> None:
         RegimeModel(2, n_init=2, random_state=0), frame, min_train=250, refit_every="quarter"
     )
     assert len(quarter.fits) == 4  # and the first
-    assert found.parameters["means"].shape == (8, 14)
+    assert found.parameters["means"].shape == (9, 14)
     place = found.parameters["covariances", "Calm, InfoTech, Energy"].iloc[0]
     assert place == found.models[0].covariances_[0, 0, 3]
 
@@ -382,7 +382,7 @@ def test_settings_of_the_model_are_kept_and_it_is_not_changed() -> None:
         ({"X": [DATA, DATA]}, "X to be one sequence, got a collection of 2"),
         ({"model": "gaussian"}, "model to be a RegimeModel, got 'gaussian'"),
         ({"model": RegimeModel(0)}, "n_regimes"),
-        ({"X": np.zeros((160, 2))}, "every column of X to vary"),
+        ({"X": np.zeros((160, 2))}, "distinct observations, got 1 .in the first 60 rows"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:
