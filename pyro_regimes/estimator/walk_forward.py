@@ -41,9 +41,9 @@ def walk_forward(
     - the forecast of row t + h, :math:`p(x_{t+h} \mid x_{..t})`, with h the ``horizon``,
     - the scores of the forecast of row t, which was made at row t - h.
 
-    **Nothing in row t depends on a later row, to the bit.** The starts of a refit are the parameters
-    of the first one and k-means of its own rows. Each window has its own units and stops by itself,
-    though many are computed at once.
+    **Nothing in row t depends on a later row, to the bit.** The starts of a refit are the
+    parameters of the first one and k-means of its own rows. Each window has its own units and stops
+    by itself, though many are computed at once.
 
     The regimes of a refit have the names of those of the refit before with the nearest densities:
     the sum of the symmetric Kullback-Leibler divergences is the least of all assignments. Where

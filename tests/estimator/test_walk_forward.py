@@ -429,5 +429,3 @@ def test_no_name_moves_in_twenty_years_of_monthly_refits() -> None:
         assert np.trace(apart) < min(other)
         volatility = np.sqrt(np.diagonal(two.covariances_, axis1=1, axis2=2)).mean(1)
         assert (np.diff(volatility) > 0).all()
-
-
