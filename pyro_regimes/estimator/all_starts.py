@@ -26,6 +26,9 @@ from pyro_regimes.estimator.pyro_model import (
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
+from pyro_regimes.infer.em.engines.relay import RelayEngine
+from pyro_regimes.infer.em.loop import Engine
+from pyro_regimes.infer.em.problem import Problem, TensorState
 
 #: Memory in bytes that the starts of a fit may always use, in addition to the data.
 _SMALL = 2**27
@@ -46,6 +49,7 @@ class FittedStarts(NamedTuple):
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
     collapsed: Flags  #: ``(R, K)``: which regimes of it are
     num_steps: npt.NDArray[np.int64]  #: ``(R,)``: steps of each start until EM froze it
+    is_compiled: bool = False  #: whether the compiled engine made all steps of all starts
 
     @classmethod
     def join(cls, parts: list[FittedStarts]) -> FittedStarts:
@@ -62,6 +66,20 @@ class FittedStarts(NamedTuple):
             np.concatenate([each.degenerate for each in parts]),
             np.concatenate([each.collapsed for each in parts]),
             np.concatenate([each.num_steps for each in parts]),
+            all(each.is_compiled for each in parts),
+        )
+
+    def select(self, starts: slice) -> FittedStarts:
+        """Some of the starts, with the history of their own steps."""
+        num_steps = self.num_steps[starts]
+        return FittedStarts(
+            self.parameters.select(starts),
+            self.history[: num_steps.max() + 1, starts],
+            self.converged[starts],
+            self.degenerate[starts],
+            self.collapsed[starts],
+            num_steps,
+            self.is_compiled,
         )
 
     def best(self) -> int:
@@ -100,6 +118,7 @@ def fit_starts(
     stickiness: float = 0.0,
     beside: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
+    packed: bool = False,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
 
@@ -107,8 +126,10 @@ def fit_starts(
     run in several batches, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
-    :param x: ``(T, D)``, of about unit variance.
-    :param lengths: of the sequences in it, ``(N,)``; None for one.
+    :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the sequence of each start, with
+        its padding. These are always one batch.
+    :param lengths: of the sequences in it, ``(N,)``; None for one. ``(R,)`` of those of the starts.
+    :param packed: whether x ``(R, T, D)`` has N sequences of these lengths for each start instead.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
         there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
@@ -124,7 +145,7 @@ def fit_starts(
         mean loss of the batch times the number of starts.
     """
     num_starts, num_states = starts.initial_probs.shape
-    at_once = _starts_at_once(x, num_states)
+    at_once = num_starts if x.dim() > 2 else starts_at_once(x, num_states)
     if inference == "em" and num_starts > at_once:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
@@ -137,10 +158,12 @@ def fit_starts(
         to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
     )
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
-    is_unbounded = False
+    is_unbounded = is_compiled = False
     if inference == "em":
         held = arguments(starts)
-        model = pyro_model(held, spec, fixed=constant, initial=initial, stickiness=stickiness)
+        model = pyro_model(
+            held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=packed
+        )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
         em = _FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
@@ -149,7 +172,7 @@ def fit_starts(
         )  # fmt: skip
         losses = result.restart_history.reshape(-1, num_starts)
         held |= em.values()
-        is_unbounded = em.is_unbounded
+        is_unbounded, is_compiled = em.is_unbounded, em.is_compiled
         num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
     else:
         raised = spec.raised(starts.emission, 2 * floor)
@@ -171,11 +194,14 @@ def fit_starts(
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
     flags = np.broadcast_to(flags, (num_starts, num_states))
     if is_unbounded:
-        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
+        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {}, packed)
     # Covariances that a user gives bound the likelihood.
     may_collapse = min_eigenvalue <= least and spec.spread not in fixed
     collapsed = flags.any(-1) & may_collapse
-    return FittedStarts(parameters, history, converged, ~finite | collapsed, flags, num_steps)
+    degenerate = ~finite | collapsed
+    return FittedStarts(
+        parameters, history, converged, degenerate, flags, num_steps, is_compiled
+    )
 
 
 def _hold_equal_rows(
@@ -184,17 +210,23 @@ def _hold_equal_rows(
     x: Tensor,
     lengths: Tensor | None,
     beside: Mapping[str, Any],
+    packed: bool,
 ) -> Flags:
     """Which regimes have only rows that leave the likelihood without a bound, ``(R, K)``.
 
     EM does not change their parameters any more, so that these do not tell.
     """
     others = {name: value for name, value in beside.items() if name != "weights"}
-    data, flags = to_numpy(x), []
+    own, packing, flags = x, lengths, []
     for start in range(len(parameters.initial_probs)):
+        if x.dim() > 2:
+            own = x[start]
+            if lengths is not None and not packed:
+                own, packing = own[: lengths[start]], None
         each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
-        hmm = regime_hmm(each, spec, packed_lengths=lengths, **others)
-        held = to_numpy(hmm.smoothed_probs(x)) > 0.5  # (T, K)
+        hmm = regime_hmm(each, spec, packed_lengths=packing, **others)
+        held = to_numpy(hmm.smoothed_probs(own)) > 0.5  # (T, K)
+        data = to_numpy(own)
         flags.append([rows.any() and spec.are_equal(data[rows]) for rows in held.T])
     return np.array(flags, dtype=np.bool_)
 
@@ -223,7 +255,7 @@ def _steps_of_em(
     return num_steps, converged
 
 
-def _starts_at_once(x: Tensor, num_states: int) -> int:
+def starts_at_once(x: Tensor, num_states: int) -> int:
     """The number of starts that EM runs in one batch."""
     one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
     most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())
@@ -257,6 +289,19 @@ class _FitEM(IsolatedEM):
     """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
     is_unbounded = False  #: whether a parameter of some start had no maximum
+    _ran: Engine | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled engine made all steps of all starts in the last run."""
+        engine = self._ran
+        if not isinstance(engine, RelayEngine) or engine.has_moved.any():
+            return False
+        return self.plan is not None and self.plan.engine == engine.description()
+
+    def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
+        self._ran = super()._engine(problem, start, extrapolates)
+        return self._ran
 
     def _warn(self, message: str) -> None:
         self.is_unbounded |= "has no maximum" in message

@@ -14,11 +14,12 @@ from pyro_regimes.estimator import missing, plots, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.forecast import Forecast, forecast
 from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.mask import num_free
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
-from pyro_regimes.estimator.report import Forecast, Imputation, Summary, summarise
+from pyro_regimes.estimator.report import Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.estimator.states import Bools
@@ -83,7 +84,9 @@ class FittedModel(BaseEstimator):
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Give it instead of ``start``.
         :param states: known regimes of rows, as in :meth:`fit`.
-        :param gaps: the number of steps between rows, as in :meth:`fit`.
+        :param gaps: the number of steps between rows, as in :meth:`fit`. Together with ``after``,
+            that of the first row of a sequence counts as well: it is the number of steps since the
+            step of ``after``. NaN there is one step.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -320,24 +323,51 @@ class FittedModel(BaseEstimator):
         after: npt.ArrayLike | None = None,
         gaps: Any = None,
     ) -> Forecast:
-        """Forecast the marginal distribution of each of the observations that follow a sequence.
+        """Forecast the distribution of each of the observations that follow a sequence.
 
-        :param X: ``(T, D)``, one sequence.
+        :param X: ``(T, D)``, one sequence. None, or a table without rows, forecasts the steps
+            after those whose last filtered probabilities are ``after``: they are all that the
+            past says of the future, so that no older row need be kept.
         :param n_steps: number of steps, at least 1.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
-        :raises ValueError: if an argument is not valid, or the model is not fitted.
+        :raises ValueError: if an argument is not valid, X has probability zero, or the model is not
+            fitted.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
+        if X is None or (np.ndim(X) == 2 and not len(X)):
+            last_probs = self._given_last(X, start, after, gaps)
+            return forecast(self._hmm(), last_probs, n_steps, self.random_state)
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
                 f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
             )
-        return hmm.forecast(data, n_steps)
+        last_probs = hmm.posterior(data, sizes, "filtered")[1][-1]
+        if not last_probs.sum() > 0:
+            raise ValueError(
+                "expected X to have a positive probability in the model, got 0; look for values "
+                "that no regime allows"
+            )
+        return forecast(hmm, last_probs, n_steps, self.random_state)
+
+    def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
+        """The probabilities of the last regime where no rows follow ``after``."""
+        if after is None:
+            raise ValueError(
+                "expected X to have rows, or after to be the filtered probabilities of the last "
+                "row, got neither"
+            )
+        if gaps is not None or not (isinstance(start, str) and start == "auto"):
+            raise ValueError("expected after alone where X has no rows, got start or gaps, too")
+        if X is not None and np.shape(X)[1] != self.n_features_in_:
+            raise ValueError(
+                f"expected X to have {self.n_features_in_} columns, got {np.shape(X)[1]}"
+            )
+        return probabilities("after", after, (len(self.initial_probs_),))
 
     def impute(
         self,
@@ -346,6 +376,8 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> Imputation:
         """Estimate the missing values of X from all that are there, before, beside and after them.
 
@@ -356,13 +388,15 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
             value, ``(T, D)``. Values that are there are as they were, with variance 0. Categories
             have no mean: theirs is NaN.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.impute(data, sizes)
 
     def summary(self) -> Summary:
@@ -514,8 +548,9 @@ class FittedModel(BaseEstimator):
         """The fitted model with the initial probabilities of X, its rows and its sizes."""
         data, sizes = validation.check_data(self, X, lengths, y)
         n_regimes = len(self.regime_names_)
+        beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         data, sizes, annotations, _ = annotate(
-            data, sizes, X, n_regimes, states=states, sample_weight=sample_weight, gaps=gaps
+            data, sizes, X, n_regimes, **beside, is_after=after is not None
         )
         hmm = self._hmm()._replace(annotations=annotations)
         hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
@@ -528,6 +563,7 @@ class FittedModel(BaseEstimator):
             hmm.spec.units_of(hmm.parameters.emission).unit,
             data,
             sizes,
+            annotations.first_gaps(sizes),
         )
         return hmm._replace(first_probs=first_probs), data, sizes
 

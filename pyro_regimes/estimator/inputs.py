@@ -68,11 +68,11 @@ def _with_nan(table: Any) -> Any:
         return table
     if hasattr(table, "notna"):
         return table.astype(object).where(table.notna(), np.nan)
-    missing = np.vectorize(_is_missing, otypes=[np.bool_])(table)
+    missing = np.vectorize(is_missing, otypes=[np.bool_])(table)
     return np.where(missing, np.nan, table) if missing.any() else table
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     return value is None or type(value).__name__ == "NAType"  # pandas need not be installed
 
 
@@ -91,12 +91,16 @@ def periods_per_year(X: Any) -> float:
     index = date_index(X[0] if isinstance(X, (list, tuple)) and len(X) else X)
     if index is None:
         return _TRADING_DAYS
+    return infer_frequency(dates_of(index)).periods_per_year or _TRADING_DAYS
+
+
+def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
+    """The dates of an index of :func:`date_index`, in its own time zone and to the second."""
     if index.inferred_type == "period":
         index = index.to_timestamp()
     elif getattr(index, "tz", None) is not None:
         index = index.tz_localize(None)
-    dates = np.asarray(index).astype("datetime64[s]")
-    return infer_frequency(dates).periods_per_year or _TRADING_DAYS
+    return np.asarray(index).astype("datetime64[s]")
 
 
 def _check_dates(table: Any) -> None:

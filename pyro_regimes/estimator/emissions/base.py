@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -54,6 +55,9 @@ class Spec(ABC):
 
     #: Whether observations are angles, whose means and variances are those of directions.
     is_circular: bool = False
+
+    #: What the likelihood of a value is. Likelihoods of different kinds do not compare.
+    measure: str = "density"
 
     #: Whether each regime needs an observation of its own value.
     needs_distinct: bool = False
@@ -105,6 +109,10 @@ class Spec(ABC):
         """
         return self
 
+    def measures(self, num_series: int) -> list[str]:
+        """The ``measure`` of each column."""
+        return [self.measure] * num_series
+
     def complete(self, name: str, value: Array) -> Array:
         """A value that a user gives, with the dims that may be left out for one series."""
         return value[:, None] if name == self.attributes[0] and value.ndim == 1 else value
@@ -155,6 +163,26 @@ class Spec(ABC):
         else:
             covariance += within
         return mean, covariance
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        """The distribution of each series in every regime, vectorised over the regimes.
+
+        :return: D objects with the methods of a frozen distribution of scipy. Arguments
+            ``(..., 1)`` give results ``(..., K)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no distribution functions")
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        """The distribution of ``weights @ x`` in every regime.
+
+        :param weights: ``(D,)``, not all 0.
+        :raises ValueError: if it has no closed form.
+        """
+        raise ValueError(
+            "expected weights for an emission whose weighted sums have a known distribution, such "
+            f"as 'gaussian', 'student_t' or 'gaussian_mixture', got {self.title}; draw paths and "
+            "add up their series"
+        )
 
     @abstractmethod
     def draw(
