@@ -138,7 +138,7 @@ def fit_starts(
     """
     num_starts, num_states = starts.initial_probs.shape
     at_once = num_starts if x.dim() > 2 else _starts_at_once(x, num_states)
-    if inference == "em" and num_starts > at_once:
+    if inference == "em" and num_starts > at_once and x.dim() == 2:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
             tol=tol, min_eigenvalue=min_eigenvalue, least=least, acceleration=acceleration,

@@ -136,7 +136,8 @@ def pyro_model(
         sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
         ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
         Further arguments are those of :meth:`.Annotations.of_model`; with ``weights`` there are
-        several sites.
+        several sites. Several data sets ``(R, T, D)`` have ``packed_lengths`` of the sequences
+        in each.
     """
     arguments = dict(arguments)
     constant = {*fixed} if initial == "free" else {*fixed, "initial_probs"}
@@ -151,6 +152,7 @@ def pyro_model(
         allowed_states: Tensor | None = None,
         weights: Tensor | None = None,
         gaps: Tensor | None = None,
+        packed_lengths: Tensor | None = None,
     ) -> None:
         # A copy, because the store keeps and modifies the tensor that it is given.
         held = {
@@ -165,6 +167,9 @@ def pyro_model(
         if initial == "stationary":
             held["initial_probs"] = stationary_initial(held["transition_probs"])
         known = {"allowed_states": allowed_states, "gaps": gaps}
+        if packed_lengths is not None:
+            _observe("", regime_hmm(held, spec, missing, packed_lengths=packed_lengths, **known), x)
+            return
         if weights is None:
             known["lengths" if x.dim() > 2 else "packed_lengths"] = lengths
             _observe("", regime_hmm(held, spec, missing, **known), x)
