@@ -62,7 +62,8 @@ def by_bootstrap(
 ) -> pd.DataFrame:
     """Percentile intervals of refits; the standard error is the deviation of the refits."""
     found = bootstrap(hmm, held, settings, data, sizes, num_sets, rng)
-    lost, early = int((~found.is_sound).sum()), int((~found.converged & found.is_sound).sum())
+    sound = ~found.degenerate
+    lost, early = int((~sound).sum()), int((~found.converged & sound).sum())
     if num_sets - lost < 2:
         raise ValueError(
             f"expected at least two fits to simulated data without a collapsed regime, got "
@@ -74,7 +75,7 @@ def by_bootstrap(
             f"and {early} had not converged after {settings.max_iter} iterations.",
             stacklevel=levels_to_the_caller(),
         )
-    numbers = np.flatnonzero(found.is_sound)
+    numbers = np.flatnonzero(sound)
     values = np.stack([quantities.of(found.parameters.select(int(i))) for i in numbers])
     tails = (1 - level) / 2, (1 + level) / 2
     with np.errstate(invalid="ignore"):
