@@ -9,7 +9,7 @@ from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.missing import filled
 from pyro_regimes.estimator.naming import reordered
-from pyro_regimes.estimator.parameter_errors import Held, by_name
+from pyro_regimes.estimator.parameter_errors import Held, by_name, check_weights
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.replicates import Replicates, fit_replicates, simulate
 from pyro_regimes.estimator.spacing import Steps
@@ -31,7 +31,13 @@ def bootstrap(
     order of the model: the one in which both are expected to agree on most rows.
 
     :param data: those of the fit, ``(T, D)``.
+    :raises ValueError: if sequences have weights, or states are known, which no draw has.
     """
+    check_weights(hmm.annotations, "bootstrap")
+    if hmm.annotations.allowed is not None:
+        raise ValueError(
+            "expected no states for method='bootstrap', got some; use method='observed'"
+        )
     gaps = hmm.annotations.gaps
     sets = np.stack([_drawn(hmm, data, sizes, gaps, rng) for _ in range(num_sets)])
     settings = settings._replace(initial=held.initial, stickiness=held.stickiness)

@@ -42,8 +42,7 @@ def asymptotic(errors: ParameterErrors, quantities: Quantities, level: float) ->
     """Intervals by the delta method, symmetric on the scale of each number."""
     estimates = quantities.of(errors.chart.estimates)
     deviations = np.sqrt(np.maximum(errors.delta(quantities.of).diagonal(), 0))
-    missing = {name: np.isnan(value) for name, value in errors.standard_errors.items()}
-    deviations[quantities.on_bound(missing, deviations == 0)] = np.nan
+    deviations[quantities.on_bound(errors.standard_errors, deviations == 0)] = np.nan
     scales = [label.scale for label in quantities.labels]
     ends = interval(estimates, deviations, scales, float(norm.ppf((1 + level) / 2)))
     return _table(quantities, estimates, deviations, *ends)
@@ -103,4 +102,3 @@ def warn_of(errors: ParameterErrors) -> None:
             f"{errors.free.gain:.3g} nats. Give the rows of the fit, or fit with a smaller tol.",
             stacklevel=levels_to_the_caller(),
         )
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import trace
 
 from pyro_regimes.estimator.annotations import Annotations
+from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array, Parameters
 from pyro_regimes.estimator.pyro_model import (
+    CHAIN_ARGUMENTS,
     argument_names,
     from_arguments,
     pyro_model,
@@ -25,7 +28,7 @@ from pyro_regimes.estimator.states import Bools
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.infer.information import transformed
-from pyro_regimes.infer.isolation import isolated
+from pyro_regimes.infer.isolation import isolated, plain_torch
 from pyro_regimes.infer.uncertainty import StandardErrors, standard_errors
 from pyro_regimes.messages import shown
 
@@ -126,6 +129,15 @@ def parameter_errors(
     :raises ValueError: if the method cannot be used.
     """
     check_weights(hmm.annotations, method)
+    with plain_torch(hmm.device):
+        free, chart = _of_pyro_model(hmm, held, data, sizes, method)
+        return _of_attributes(free, chart, held)
+
+
+def _of_pyro_model(
+    hmm: FittedHMM, held: Held, data: Array, sizes: list[int], method: str
+) -> tuple[StandardErrors, Chart]:
+    """Those of the Pyro model, in units in which it is computed."""
     spec, parameters = hmm.spec, hmm.parameters
     units = spec.units_of(parameters.emission)
     scaled = parameters._replace(emission=spec.scale(parameters.emission, units))
@@ -142,8 +154,7 @@ def parameter_errors(
             guide()
         trace(model).get_trace(x, lengths, **beside)
         free = standard_errors(model, guide, x, lengths, method=method, **beside)
-    chart = Chart(spec, parameters, units, scaled, arguments, held.initial)
-    return _of_attributes(free, chart, held)
+    return free, Chart(spec, parameters, units, scaled, arguments, held.initial)
 
 
 def _of_attributes(free: StandardErrors, chart: Chart, held: Held) -> ParameterErrors:
@@ -168,24 +179,22 @@ def _of_attributes(free: StandardErrors, chart: Chart, held: Held) -> ParameterE
         for name in names
         for index in np.ndindex(values[name].shape)
     ]
-    notes = [*_on_bounds(places, missing), *(n for n in free.notes if not n.startswith("on a b"))]
+    others = [
+        _renamed(note, chart.spec) for note in free.notes if not note.startswith("on a bound")
+    ]
+    notes = [*_on_bounds(places, missing), *others]
     return ParameterErrors(errors, places, covariance, notes, free.method, free, chart)
 
 
-def _without_errors(free: StandardErrors, chart: Chart, held: Held) -> dict[str, Array]:
+def _without_errors(free: StandardErrors, chart: Chart, held: Held) -> dict[str, Flags]:
     """Which entries of each attribute are on a bound, though a fit may move them."""
     scaled = chart.scaled
-    flags = {name: np.zeros(value.shape, np.bool_) for name, value in by_name(scaled).items()}
-    arguments = dict(
-        zip(
-            ("initial_probs", "transition_probs", *chart.spec.arguments),
-            (*CHAIN_ATTRIBUTES, *chart.spec.attributes),
-            strict=True,
-        )
-    )
+    values = by_name(scaled)
+    flags: dict[str, Flags] = {n: np.zeros(v.shape, np.bool_) for n, v in values.items()}
+    arguments = _attributes(chart.spec)
     for each in free.charts:
         own = each.on_bound.cpu().numpy()
-        name = arguments[each.name.removeprefix("AutoDelta.")]
+        name = arguments[each.name]
         flags[name] = own.reshape(flags[name].shape)
     if held.mask is not None:
         allowed = held.mask
@@ -195,9 +204,22 @@ def _without_errors(free: StandardErrors, chart: Chart, held: Held) -> dict[str,
     return flags
 
 
-def _on_bounds(places: list[str], missing: Array) -> list[str]:
+def _on_bounds(places: list[str], missing: Flags) -> list[str]:
     names = [name for name, flag in zip(places, missing, strict=True) if flag]
     return [f"on a bound, without a standard error: {', '.join(names)}"] if names else []
+
+
+def _renamed(note: str, spec: Spec) -> str:
+    """A note with the names of attributes in the place of those of arguments."""
+    for argument, name in _attributes(spec).items():
+        note = re.sub(rf"(?<![\w.]){argument}\[", f"{name}[", note)
+    return note
+
+
+def _attributes(spec: Spec) -> dict[str, str]:
+    """The attribute of each argument of the Pyro model."""
+    arguments = (*CHAIN_ARGUMENTS, *spec.arguments)
+    return dict(zip(arguments, (*CHAIN_ATTRIBUTES, *spec.attributes), strict=True))
 
 
 def by_name(parameters: Parameters) -> dict[str, Array]:
@@ -218,5 +240,3 @@ def check_weights(annotations: Annotations, method: str) -> None:
             f"expected no sample_weight for method={method!r}, got "
             f"{shown(annotations.weights)}; use method='observed'"
         )
-
-

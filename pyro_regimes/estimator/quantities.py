@@ -37,7 +37,12 @@ class Quantities(NamedTuple):
 
     @classmethod
     def make(
-        cls, spec: Spec, parameters: Parameters, regimes: list[str], series: list[str], periods: float
+        cls,
+        spec: Spec,
+        parameters: Parameters,
+        regimes: list[str],
+        series: list[str],
+        periods: float,
     ) -> Quantities:
         """Those of models with parameters of these shapes.
 
@@ -74,17 +79,17 @@ class Quantities(NamedTuple):
         return np.concatenate([np.ravel(part) for part in parts])
 
     def on_bound(
-        self, entries: Mapping[str, npt.NDArray[np.bool_]], known: npt.NDArray[np.bool_]
+        self, errors: Mapping[str, Array], known: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.bool_]:
         """Which numbers have no standard error, as they are a parameter on a bound, ``(Q,)``.
 
-        :param entries: the entries of attributes that have none, by name.
+        :param errors: of the attributes by name, NaN where there are none.
         :param known: the numbers that move with no free parameter, ``(Q,)``.
         """
-        names = self.spec.attributes
-        matrix = entries["transition_matrix"]
-        flags = Parameters(entries["initial_probs"], matrix, {name: entries[name] for name in names})
-        direct, n_regimes = self._direct(flags), len(matrix)
+        matrix = np.isnan(errors["transition_matrix"])
+        values = {name: errors[name] for name in self.spec.attributes}
+        of = Parameters(errors["initial_probs"], errors["transition_matrix"], values)
+        direct, n_regimes = np.isnan(self._direct(of)), len(matrix)
         missing = np.zeros(len(self.labels), dtype=np.bool_)
         missing[: len(direct)] = direct
         shares = slice(len(direct), len(direct) + n_regimes)
@@ -93,10 +98,12 @@ class Quantities(NamedTuple):
         missing[durations] = np.diagonal(matrix)
         return missing
 
-    def _direct(self, parameters: Parameters) -> npt.NDArray[Any]:
+    def _direct(self, parameters: Parameters) -> Array:
         """The entries of the parameters themselves."""
-        parts = [_entries(self.spec, name, parameters.emission[name]) for name in self.spec.attributes]
-        return np.concatenate([*parts, parameters.initial_probs, parameters.transition_matrix.ravel()])
+        emission = parameters.emission
+        parts = [_entries(self.spec, name, emission[name]) for name in self.spec.attributes]
+        parts += [parameters.initial_probs, parameters.transition_matrix.ravel()]
+        return np.concatenate(parts)
 
 
 def interval(
@@ -169,7 +176,7 @@ def _scale(constraint: constraints.Constraint, index: tuple[int, ...]) -> str:
     return POSITIVE if is_positive else REAL
 
 
-def _places(spec: Spec, name: str, value: npt.NDArray[Any]) -> list[tuple[int, ...]]:
+def _places(spec: Spec, name: str, value: Array) -> list[tuple[int, ...]]:
     """The entries of an attribute; of symmetric matrices the lower triangles."""
     argument = dict(zip(spec.attributes, spec.arguments, strict=True))[name]
     every = product(*map(range, value.shape))
@@ -178,5 +185,5 @@ def _places(spec: Spec, name: str, value: npt.NDArray[Any]) -> list[tuple[int, .
     return list(every)
 
 
-def _entries(spec: Spec, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _entries(spec: Spec, name: str, value: Array) -> Array:
     return np.array([value[index] for index in _places(spec, name, value)])

@@ -81,7 +81,8 @@ def fit_replicates(
             fit_starts, spec=spec, lengths=lengths, packed=True, inference="em",
             acceleration=settings.acceleration, max_iter=settings.max_iter, tol=settings.tol,
             min_eigenvalue=floor, least=least, initial=settings.initial,
-            stickiness=settings.stickiness,
+            stickiness=settings.stickiness, fixed=fixed,
+            beside=annotations.of_model(settings.dtype, settings.device),
         )  # fmt: skip
         at_once = max(1, starts_at_once(x[0], settings.n_regimes) // per_data)
         parts = []
