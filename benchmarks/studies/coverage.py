@@ -144,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [
         f"Coverage of 95 % intervals in {options.sets} fits of {options.steps} rows",
         study.table(),
-        f"Three standard errors of a share of 95 %: {bound(options.sets):.1%} of {options.sets} fits"
-        + (f", {bound(-(-options.sets // 10)):.1%} of a tenth" if options.bootstrap else ""),
+        f"Three standard errors of a share of 95 %: {bound(options.sets):.1%}"
+        + (f", of a tenth {bound(-(-options.sets // 10)):.1%}" if options.bootstrap else ""),
     ]
     text = "\n\n".join(lines)
     print(text)
