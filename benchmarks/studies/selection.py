@@ -139,7 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     if options.markdown is not None:
         command = "python -m benchmarks.studies.selection --records FILE"
-        options.markdown.write_text(measure.markdown("Choice of the number of regimes", command, text))
+        title = "Choice of the number of regimes"
+        options.markdown.write_text(measure.markdown(title, command, text))
 
 
 if __name__ == "__main__":

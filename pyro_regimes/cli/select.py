@@ -86,9 +86,10 @@ def select(
         )
     if out is not None:
         frame = selection.to_frame()
-        columns = {name: frame[name].tolist() for name in ("emission", "covariance_type")}
+        columns = {str(name): frame[name] for name in frame}
+        texts = {name: frame[name].tolist() for name in ("emission", "covariance_type")}
         with replacing(out / "selection.csv", out / "selection.png") as (table, picture):
-            write_csv(table, {**{name: frame[name] for name in frame}, **columns})
+            write_csv(table, {**columns, **texts})
             selection.plot().savefig(picture, dpi=150, format="png")
     # After the files, so that a closed pipe or a full terminal costs nothing.
     screen.out.print(selection.to_string(screen.out.width), soft_wrap=True)

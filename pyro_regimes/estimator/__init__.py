@@ -6,4 +6,12 @@ from pyro_regimes.estimator.report import Forecast, Imputation, Summary
 from pyro_regimes.estimator.selection import select
 from pyro_regimes.estimator.selection_result import Selection
 
-__all__ = ["Forecast", "Imputation", "RegimeModel", "Selection", "Summary", "plot_regimes", "select"]
+__all__ = [
+    "Forecast",
+    "Imputation",
+    "RegimeModel",
+    "Selection",
+    "Summary",
+    "plot_regimes",
+    "select",
+]

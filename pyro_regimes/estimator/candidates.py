@@ -85,8 +85,8 @@ def fit_candidate(
 
     :param settings: parameters of :class:`.RegimeModel`.
     """
-    kind = {} if family.covariance_type is None else {"covariance_type": family.covariance_type}
-    model = RegimeModel(n_regimes, emission=family.emission, **kind, **settings)
+    kind = family.covariance_type or "full"
+    model = RegimeModel(n_regimes, kind, emission=family.emission, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

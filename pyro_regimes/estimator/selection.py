@@ -35,7 +35,7 @@ _REFUSED = {
 
 def select(
     X: Any,
-    n_regimes: int | Iterable[int] = range(1, 6),
+    n_regimes: int | Iterable[int] = range(1, 6),  # noqa: B008 (immutable)
     emission: Any = ("gaussian",),
     covariance_type: str | Sequence[str] = ("full",),
     *,
@@ -248,4 +248,3 @@ def _read(
                     "select for each of them"
                 )
     return Sample(X, lengths, data, sizes)
-

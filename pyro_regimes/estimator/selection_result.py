@@ -182,10 +182,8 @@ def notes_of(
     """The title and the notes of a selection."""
     rows, series = num_observed(sample), sample.data.shape[1]
     families = list(dict.fromkeys(each.family.name for each in candidates))
-    of = f" {families[0]}:" if len(families) == 1 else ""
-    title = (
-        f"Number of regimes,{of} {rows} rows of {series} series; * is the best of a column"
-    )
+    of = f"{families[0]}; " if len(families) == 1 else ""
+    title = f"{of}{rows} rows of {series} series; * marks the best of each column"
     notes = []
     if folds:
         notes.append(
