@@ -10,6 +10,7 @@ from pyro_regimes.version import __version__
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
     from pyro_regimes.estimator import RegimeModel, select
+    from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "select",
     "standard_errors",
     "stationary_probs",
+    "walk_forward",
     "__version__",
 ]
 
@@ -37,6 +39,7 @@ _PLACES = {
     "select": "estimator",
     "standard_errors": "infer",
     "stationary_probs": "distributions",
+    "walk_forward": "estimator",
 }
 
 

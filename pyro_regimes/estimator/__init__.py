@@ -1,17 +1,24 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
+from pyro_regimes.estimator.forecast import Forecast
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
-from pyro_regimes.estimator.report import Forecast, Imputation, Summary
+from pyro_regimes.estimator.report import Imputation, Summary
+from pyro_regimes.estimator.sampling import Paths
 from pyro_regimes.estimator.selection import select
 from pyro_regimes.estimator.selection_result import Selection
+from pyro_regimes.estimator.walk_forward import walk_forward
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 
 __all__ = [
     "Forecast",
     "Imputation",
+    "Paths",
     "RegimeModel",
     "Selection",
     "Summary",
+    "WalkForward",
     "plot_regimes",
     "select",
+    "walk_forward",
 ]
