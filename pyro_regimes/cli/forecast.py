@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -16,6 +16,9 @@ from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
 from pyro_regimes.text_tables import fixed, percent, text_table
 
+if TYPE_CHECKING:
+    from pyro_regimes.estimator import Forecast
+
 
 @with_data
 def forecast(
@@ -24,6 +27,10 @@ def forecast(
     steps: Annotated[int, typer.Option(min=1, help="Number of steps after the last row.")] = 5,
     start: START = Start.auto,
     after: AFTER = None,
+    level: Annotated[
+        float,
+        typer.Option(help="Probability of each tail, for quantiles and losses; below 0.5."),
+    ] = 0.05,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -33,13 +40,21 @@ def forecast(
 ) -> None:
     """Forecast regimes and series after the last row, by a fitted model.
 
-    Prints the probability of each regime, and the mean and the standard deviation of each series,
-    in the unit of the data and for one step each. With --out, also writes them to forecast.csv,
-    where a name that a spreadsheet would run as a formula has an apostrophe in front.
+    Prints the probability of each regime, the mean and the standard deviation of each series, and
+    its quantiles of the probabilities LEVEL and 1 - LEVEL, in the unit of the data and for one step
+    each. With --out, also writes them to forecast.csv, for returns with the value at risk and the
+    expected shortfall: losses, of which a positive number is a loss, and the lower quantile is
+    minus the value at risk. A name that a spreadsheet would run as a formula has an apostrophe in
+    front. Angles have no quantiles.
 
     The steps have dates if the rows are daily, weekly, monthly, quarterly or yearly. After daily
     rows these are the next weekdays; holidays are not known.
     """
+    if not 0 < level < 0.5:
+        raise ValueError(
+            f"expected --level to be above 0 and below 0.5, got {level:g}; it is the probability "
+            "of each tail, such as 0.05"
+        )
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)
     if out is not None:
@@ -49,13 +64,14 @@ def forecast(
     found = fitted.forecast(frame, steps, **before)
     dates = following_dates(returns.dates, steps)
     names = list(map(screen.plain, fitted.regime_names_))
+    series_tables = _of_series(found, level)
     if out is not None:
         columns: dict[str, Any] = {"step": range(1, steps + 1)}
         columns |= {} if dates is None else {"date": dates}
         columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
-        columns |= {f"mean_{d}": m for d, m in zip(returns.names, found.mean.T, strict=True)}
-        deviations = zip(returns.names, found.deviation.T, strict=True)
-        columns |= {f"deviation_{d}": s for d, s in deviations}
+        for (name, _), values in series_tables.items():
+            each = zip(returns.names, values.T, strict=True)
+            columns |= {f"{name}_{series}": column for series, column in each}
         with replacing(out / "forecast.csv") as (file,):
             write_csv(file, columns)
     series, width = list(map(screen.plain, returns.names)), screen.out.width
@@ -63,13 +79,26 @@ def forecast(
     if dates is not None:
         labels = [f"{label}, {date}" for label, date in zip(labels, dates, strict=True)]
     screen.out.print(f"The {steps} steps after {describe_rows(returns)}", soft_wrap=True)
-    for title, table in (
-        ("probability", zip(names, percent(found.regime_probs.T), strict=True)),
-        ("mean", zip(series, fixed(found.mean.T), strict=True)),
-        ("standard deviation", zip(series, fixed(found.deviation.T), strict=True)),
-    ):
+    tables = {"probability": zip(names, percent(found.regime_probs.T), strict=True)}
+    for (_, title), values in series_tables.items():
+        if title:
+            tables[title] = zip(series, fixed(values.T), strict=True)
+    for title, table in tables.items():
         screen.out.print(f"\n{text_table(title, labels, table, width)}", soft_wrap=True)
     if dates is None:
         screen.note("the steps have no dates, because those of the rows have no known frequency")
     if out is not None:
         screen.out.print(f"\nWrote forecast.csv to {out}")
+
+
+def _of_series(found: Forecast, level: float) -> dict[tuple[str, str], Any]:
+    """What is said of each series, ``(n, D)``, by its name in the file and its title, if shown."""
+    tables = {("mean", "mean"): found.mean, ("deviation", "standard deviation"): found.deviation}
+    if not found.spec.is_circular:
+        lower, upper = found.quantile([level, 1 - level])
+        tables["lower", f"quantile {level:g}"] = lower
+        tables["upper", f"quantile {1 - level:.12g}"] = upper
+    if found.spec.of_changes:
+        tables["value_at_risk", ""] = found.value_at_risk(level)
+        tables["expected_shortfall", ""] = found.expected_shortfall(level)
+    return tables
