@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -40,21 +41,16 @@ def forecast(
 ) -> None:
     """Forecast regimes and series after the last row, by a fitted model.
 
-    Prints the probability of each regime, the mean and the standard deviation of each series, and
-    its quantiles of the probabilities LEVEL and 1 - LEVEL, in the unit of the data and for one step
+    Prints the probability of each regime, and of each series the mean, the standard deviation and
+    the quantiles of LEVEL and 1 - LEVEL (not of angles), in the unit of the data and for one step
     each. With --out, also writes them to forecast.csv, for returns with the value at risk and the
-    expected shortfall: losses, of which a positive number is a loss, and the lower quantile is
-    minus the value at risk. A name that a spreadsheet would run as a formula has an apostrophe in
-    front. Angles have no quantiles.
+    expected shortfall, where a positive number is a loss. A name that a spreadsheet would run as a
+    formula has an apostrophe in front.
 
     The steps have dates if the rows are daily, weekly, monthly, quarterly or yearly. After daily
     rows these are the next weekdays; holidays are not known.
     """
-    if not 0 < level < 0.5:
-        raise ValueError(
-            f"expected --level to be above 0 and below 0.5, got {level:g}; it is the probability "
-            "of each tail, such as 0.05"
-        )
+    _check(level)
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)
     if out is not None:
@@ -68,27 +64,41 @@ def forecast(
     if out is not None:
         columns: dict[str, Any] = {"step": range(1, steps + 1)}
         columns |= {} if dates is None else {"date": dates}
-        columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
+        columns |= _columns("probability", names, found.regime_probs)
         for (name, _), values in series_tables.items():
-            each = zip(returns.names, values.T, strict=True)
-            columns |= {f"{name}_{series}": column for series, column in each}
+            columns |= _columns(name, returns.names, values)
         with replacing(out / "forecast.csv") as (file,):
             write_csv(file, columns)
-    series, width = list(map(screen.plain, returns.names)), screen.out.width
+    series = list(map(screen.plain, returns.names))
     labels = [f"step {step}" for step in range(1, steps + 1)]
     if dates is not None:
         labels = [f"{label}, {date}" for label, date in zip(labels, dates, strict=True)]
     screen.out.print(f"The {steps} steps after {describe_rows(returns)}", soft_wrap=True)
-    tables = {"probability": zip(names, percent(found.regime_probs.T), strict=True)}
+    _print_table("probability", labels, zip(names, percent(found.regime_probs.T), strict=True))
     for (_, title), values in series_tables.items():
         if title:
-            tables[title] = zip(series, fixed(values.T), strict=True)
-    for title, table in tables.items():
-        screen.out.print(f"\n{text_table(title, labels, table, width)}", soft_wrap=True)
+            _print_table(title, labels, zip(series, fixed(values.T), strict=True))
     if dates is None:
         screen.note("the steps have no dates, because those of the rows have no known frequency")
     if out is not None:
         screen.out.print(f"\nWrote forecast.csv to {out}")
+
+
+def _check(level: float) -> None:
+    if not 0 < level < 0.5:
+        raise ValueError(
+            f"expected --level to be above 0 and below 0.5, got {level:g}; it is the probability "
+            "of each tail, such as 0.05"
+        )
+
+
+def _print_table(title: str, labels: list[str], columns: Any) -> None:
+    screen.out.print(f"\n{text_table(title, labels, columns, screen.out.width)}", soft_wrap=True)
+
+
+def _columns(name: str, of: Iterable[str], values: Any) -> dict[str, Any]:
+    """The columns of a table ``(n, number)``, by their names in the file."""
+    return {f"{name}_{each}": column for each, column in zip(of, values.T, strict=True)}
 
 
 def _of_series(found: Forecast, level: float) -> dict[tuple[str, str], Any]:
