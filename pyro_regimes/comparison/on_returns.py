@@ -45,12 +45,12 @@ def compare_on_returns(
     """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
     All methods start at the same k-means clusters. The series are first scaled to unit variance,
-    which helps Adam and does not affect EM. Log-likelihoods are reported in the units of the data.
+    which helps gradient methods and does not affect EM. Log-likelihoods are reported in the units of the data.
     Log joint and ELBO contain densities of parameters, which are those for scaled data.
 
     :param returns: ``(T, D)``; NaN where a value is missing.
     :param held_out: share of the data, at the end, that is not fitted.
-    :param methods: as in :func:`.comparison.compare`; None for all but NUTS.
+    :param methods: as in :func:`.comparison.compare`; None for :data:`.DEFAULT_METHODS`.
     :param processes: 1 or 2, as in :func:`.comparison.compare`.
     :raises ValueError: if the data are too few or constant, or an option is not valid.
     """
