@@ -1,4 +1,4 @@
-"""Comparison of EM, SVI, L-BFGS, variational inference and NUTS, on a model or on a table of returns.
+"""Comparison of EM, SVI, L-BFGS, VI and NUTS, on a model or on a table of returns.
 
 :mod:`.comparison.tables` prints a comparison (requires rich), :mod:`.comparison.plots` plots it.
 """

@@ -89,8 +89,8 @@ def compare(
     :param methods: some of :data:`.ALL_METHODS`; None for :data:`.DEFAULT_METHODS`.
     :param init_values: initial values of the sites of ``prior_model``, for all its methods.
     :param em_steps: maximum number of EM steps.
-    :param tol: EM and L-BFGS stop if a step raises the objective by less, in nats. None runs all
-        steps.
+    :param tol: EM stops if a step raises the objective by less, in nats, and L-BFGS if each of ten
+        iterations does. None runs all steps.
     :param svi_steps: number of steps of each SVI, and maximum number of iterations of L-BFGS.
     :param learning_rates: of Adam and ClippedAdam, and first ones of DecayingAdam.
     :param nuts_steps: number of draws of NUTS, and of its warm-up steps.

@@ -45,8 +45,8 @@ def compare_on_returns(
     """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
 
     All methods start at the same k-means clusters. The series are first scaled to unit variance,
-    which helps gradient methods and does not affect EM. Log-likelihoods are reported in the units of the data.
-    Log joint and ELBO contain densities of parameters, which are those for scaled data.
+    which helps gradient methods and does not affect EM. Log-likelihoods are reported in the units
+    of the data. Log joint and ELBO contain densities of parameters, which are those for scaled data.
 
     :param returns: ``(T, D)``; NaN where a value is missing.
     :param held_out: share of the data, at the end, that is not fitted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _GOAL = 0.1  # nats below the best, which the table calls "to best"
 _LEAST = 0.01  # nats, where the vertical axis ends
+
+_NAMES = 0.32  # of the width of a panel, for the names of the first methods
 
 EM_COLOR = "#c8553d"
 #: The colours of the runs of a method, from the smallest learning rate on. Hues that colour-blind
@@ -35,7 +37,12 @@ _COLORS = {
     "NUTS": ["#222222"],
 }
 _OTHER = ["#6d597a"]
-_DASHES = {"EM, SQUAREM": "--", "ClippedAdam": ":", "DecayingAdam": (0, (5, 1.5))}
+_DASHES: dict[str, Any] = {
+    "EM, SQUAREM": (0, (2, 1)),
+    "ClippedAdam": ":",
+    "DecayingAdam": (0, (5, 1.5)),
+    **dict.fromkeys(["AutoNormal", "AutoMultivariateNormal", "AutoLowRank"], "-."),
+}
 _WIDTHS = {"EM": 2.8, "EM, SQUAREM": 2.2, "L-BFGS": 2.2}
 
 
@@ -119,10 +126,18 @@ def _mark_arrivals(
     marked = [(place, run) for place, run in arrivals if run.is_em or run is first]
     for place, run in marked:
         panel.plot([place], [_GOAL], "o", color=colors[run.method], markersize=6, zorder=4)
+    if marked and marked[0][0] > 0:
+        _make_room(panel, marked[0][0])
     for row, (place, run) in enumerate(reversed(marked)):
         told = f"{place:.2g} s" if unit == "s" else f"{place:.0f} passes"
         _tell(panel, f"{run.name}: {told}", row, colors[run.method])
     _tell(panel, f"to {_GOAL:g} nats", len(marked), "#666666")
+
+
+def _make_room(panel: Axes, first: float) -> None:
+    """Let the horizontal axis begin so early that the names stand on the left of the lines."""
+    low, high = np.log10(panel.get_xlim())
+    panel.set_xlim(left=10 ** min(low, (np.log10(first) - _NAMES * high) / (1 - _NAMES)))
 
 
 def _tell(panel: Axes, text: str, row: int, color: str) -> None:

@@ -30,7 +30,7 @@ def test_posteriors_are_measured_in_the_deviations_of_nuts() -> None:
 
 
 def test_points_are_measured_relative_to_that_of_em() -> None:
-    """(3, 4) against (0, 4): 3 of 4, and (0, 2) 2 of 4; what has other parameters has no distance."""
+    """(3, 4) against (0, 4): 3 of 4, and (0, 2): 2 of 4; with other parameters there is none."""
     points = [{"loc": [0.0], "b": [4.0]}, {"loc": [3.0], "b": [4.0]}, {"loc": [3.0]}]
     names = ["EM", "EM, SQUAREM", "SVI, Adam(0.03)", "SVI, Adam(0.1)"]
     points.insert(1, {"loc": [0.0], "b": [2.0]})

@@ -42,7 +42,7 @@ def test_the_first_to_come_close_are_named_in_order_and_beside_the_lines():
         make_run("SVI, DecayingAdam(0.1)", "likelihood", [*late, -20.0, -10.0]),
     ]
     figure = plot_comparison(Comparison(runs))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     panel = figure.axes[0]
     texts = {text.get_text(): text for text in panel.texts}
     assert list(texts) == ["EM: 4 s", "L-BFGS: 3 s", "EM, SQUAREM: 2 s", "to 0.1 nats"]
@@ -65,7 +65,7 @@ def test_a_run_that_diverged_is_drawn_as_such(with_em):
     assert [line.get_label() for line in lines] == ["EM"] * with_em + ["Adam(1), diverged"]
     best = -10.0 if with_em else -5.0
     assert lines[-1].get_ydata().tolist() == [max(best + 15.0, 0.01), 0.01]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 #: sRGB, linear, as a reader without red or without green cones sees it (Machado, Oliveira and

@@ -97,7 +97,7 @@ class TimedEM(EM):
     ) -> None:
         super().__init__(model, guide)
         self._workspace = workspace
-        self.passes = [1]  #: passes over the data before each value of the history, by :meth:`count`
+        self.passes = [1]  #: passes before each value of the history, by :meth:`count`
 
     def count(self, step: int, loss: float) -> None:
         """A callback of :meth:`run` that counts E-steps, also of steps that were rejected."""

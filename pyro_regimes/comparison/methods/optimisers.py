@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import pyro.optim
 import torch
+from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
@@ -34,16 +34,20 @@ class Optimiser(NamedTuple):
 
     def of_pyro(self) -> Any:
         """For :class:`pyro.infer.SVI`."""
-        kind = pyro.optim.Adam if self.name == "Adam" else pyro.optim.ClippedAdam
-        return kind(self._settings())
+        return PyroOptim(self._kind(), self._settings())
 
     def of_leaves(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
         """For all parameters at once."""
+        settings = self._settings()
         if self.name == "Adam":
-            return torch.optim.Adam(leaves, foreach=True, **self._settings())
-        return ClippedAdam(leaves, **self._settings())
+            settings["foreach"] = True
+        found: torch.optim.Optimizer = self._kind()(leaves, **settings)
+        return found
 
-    def _settings(self) -> dict[str, float]:
+    def _kind(self) -> Any:
+        return torch.optim.Adam if self.name == "Adam" else ClippedAdam
+
+    def _settings(self) -> dict[str, Any]:
         if self.name != "DecayingAdam":
             return {"lr": self.rate}
         decay = FINAL_SHARE ** (1 / self.num_steps)

@@ -6,7 +6,6 @@ import math
 from typing import Any, NamedTuple
 
 from pyro.infer.autoguide import AutoDelta
-from torch import Tensor
 
 from pyro_regimes.comparison.methods.at_point import maximum_scores, mode_scores, not_finite
 from pyro_regimes.comparison.methods.loss import OVERFLOW, no_guide
