@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_GREY = "#8c8c8c"
 _MOST_COLUMNS = 3
 _OUTSIDE = 0.001  # the probability at either end that a panel leaves out
 _POINTS = 300  # of a curve
@@ -38,8 +39,8 @@ def plot_distributions(
 ) -> Figure:
     """Draw the distribution of each series beside the fitted one, a panel each.
 
-    Bars are the histogram of the series in each regime, in which a value counts in each regime by
-    its probability. Lines are the fitted densities of the regimes, in the same colours; the dark
+    Coloured bars are the histogram of the series in each regime, in which a value counts in each
+    regime by its probability, and grey ones that of all values. Lines are the fitted densities of the regimes, in the same colours; the dark
     line is their sum, the density of the mixture. Areas, and heights of integers, are shares of all
     values, so that a rare regime is low. Integers have a bar each, and points in the place of
     lines. A panel leaves out the lowest and the highest 0.1 % of the values.
@@ -91,8 +92,7 @@ def _draw_density(
     edges = np.linspace(low, high, _num_bars(values, low, high) + 1)
     bars = _heights(values, probs, edges)
     middles = (edges[:-1] + edges[1:]) / 2
-    for height, color in zip(bars, colors, strict=True):
-        panel.bar(middles, height, np.diff(edges), color=color, alpha=0.4, linewidth=0)
+    _draw_bars(panel, middles, bars, float(edges[1] - edges[0]), colors)
     points = np.linspace(low, high, _POINTS + 2)[1:-1]  # a density may be infinite at an end
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         density = np.exp(log_density(marginal, points[:, None])) * probs.mean(0)  # (N, K)
@@ -116,14 +116,22 @@ def _draw_integers(
     middles = (edges[:-1] + edges[1:]) / 2
     cumulative = marginal.cdf(np.floor(edges)[:, None])  # (N + 1, K)
     fitted = np.diff(cumulative, axis=0) * probs.mean(0)
-    for height, line, color in zip(bars, fitted.T, colors, strict=True):
-        panel.bar(middles, height, 0.8 * step, color=color, alpha=0.4, linewidth=0)
+    _draw_bars(panel, middles, bars, 0.8 * step, colors)
+    for line, color in zip(fitted.T, colors, strict=True):
         panel.plot(middles, line, "o", color=color, markersize=3)
     if len(colors) > 1:
         panel.plot(middles, fitted.sum(1), "_", color=INK, markersize=7)
     top = max(bars.sum(0).max(), fitted.sum(1).max())
     panel.set(xlim=(edges[0], edges[-1]), ylim=(0, top * _ABOVE))
     panel.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_bars(panel: Axes, middles: Array, bars: Array, width: float, colors: list[str]) -> None:
+    """Of all values behind, in grey, and of each regime."""
+    if len(colors) > 1:
+        panel.bar(middles, bars.sum(0), width, color=_GREY, alpha=0.3, linewidth=0)
+    for height, color in zip(bars, colors, strict=True):
+        panel.bar(middles, height, width, color=color, alpha=0.4, linewidth=0)
 
 
 def _even(probs: Array) -> Array:
@@ -141,7 +149,7 @@ def _num_bars(values: Array, low: float, high: float) -> int:
 
 
 def _heights(values: Array, probs: Array, edges: Array) -> Array:
-    """Densities of the histograms of all regimes, which add up to that of all values, ``(K, N)``."""
+    """Densities of the histograms of the regimes, which add up to that of all values, ``(K, N)``."""
     total = float(probs.sum())
     widths = np.diff(edges)
     counts: Any = [np.histogram(values, edges, weights=weights)[0] for weights in probs.T]

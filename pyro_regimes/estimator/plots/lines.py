@@ -49,12 +49,12 @@ def line_of_prices(prices: npt.ArrayLike, num_rows: int) -> Line:
         )
     number = table.shape[1]
     if number == 1:
-        return Line(table[:, 0], "price (logarithmic scale)", "", True)
+        return Line(table[:, 0], "price, log scale", "", True)
     changes = np.diff(_carried(np.log(table)), axis=0)
     seen = ~np.isnan(changes)
     mean = np.nansum(changes, 1) / np.maximum(seen.sum(1), 1)
     index = 100 * np.exp(np.concatenate([[0.0], mean.cumsum()]))
-    return Line(index, "price index (first row 100, logarithmic scale)", _average(number), True)
+    return Line(index, "price index, log scale", f"{_average(number)}, first row 100", True)
 
 
 def standard_scores(values: Array) -> Array:

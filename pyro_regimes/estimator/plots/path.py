@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots.bands import Bands, make_bands
 from pyro_regimes.estimator.plots.dates import as_time, label_dates, title_of
 from pyro_regimes.estimator.plots.direct_labels import label_areas

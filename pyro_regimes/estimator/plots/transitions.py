@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEAST = 0.0005  # a probability that is shown; less is 0.0 %
-_RADIUS = 0.36  # of a circle, where those of the middle are 1 from the centre
-_CURVE = 0.2  # of an arrow: the height of its arc, by the distance of its ends
+_RADIUS = 0.35  # of a circle, in units of :func:`_places`
+_CURVE = 0.16  # of an arrow: the height of its arc, by the distance of its ends
 _THIN, _THICK = 0.8, 3.5  # points
 _MOST_LETTERS = 12  # of a name in a circle
 _MARGIN = 0.1
+_LABEL = 0.4  # of the way along an arrow
+_ASIDE = 0.07  # of a label from its arrow
 
 
 def plot_transitions(
@@ -80,7 +82,7 @@ def _places(number: int) -> Array:
     angles = np.pi * (1 + 1 / number) - 2 * np.pi * np.arange(number) / number
     if number % 2:
         angles = np.pi * (1 / 2 + 2 / number) - 2 * np.pi * np.arange(number) / number
-    return np.stack([1.25 * np.cos(angles), np.sin(angles)], -1)
+    return np.stack([1.5 * np.cos(angles), 1.2 * np.sin(angles)], -1)
 
 
 def _nearest(places: Array) -> float:
@@ -119,8 +121,10 @@ def _draw_arrow(panel: Axes, start: Array, end: Array, probability: float, radiu
             color=INK,
         )
     )
-    top = (first + last) / 4 + control / 2  # of a quadratic curve, in its middle
-    where = top + 0.09 * aside
+    # On a quadratic curve, nearer to its start, so that labels of several arrows stand apart.
+    share = _LABEL
+    where = (1 - share) ** 2 * first + 2 * share * (1 - share) * control + share**2 * last
+    where = where + _ASIDE * aside
     panel.text(*where, _percent(probability), ha=_side(aside[0]), va=_height(aside[1]), size=9)
 
 
