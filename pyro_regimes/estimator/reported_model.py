@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.intervals import check_level
 from pyro_regimes.estimator.page.document import document
 from pyro_regimes.estimator.page.facts import Facts
 from pyro_regimes.estimator.page.outlook import STEPS
-from pyro_regimes.estimator.page.words import numbers
+from pyro_regimes.estimator.page.words import fixed_number
 from pyro_regimes.estimator.plots import as_time, new_figure
 from pyro_regimes.estimator.plotted_model import PlottedModel
 from pyro_regimes.estimator.uncertain_model import UncertainModel
@@ -152,14 +151,14 @@ class ReportedModel(PlottedModel, UncertainModel):
             return [*found, ("fit", "none: the parameters were given")]
         found.append(("observations in the fit", f"{self.n_samples_fit_:,.0f}"))
         if not self.n_updates_:
-            scores = numbers([self.log_likelihood_, self.aic(), self.bic()])
-            found += list(zip(("log-likelihood", "AIC", "BIC"), scores, strict=True))
+            scores = {"log-likelihood": self.log_likelihood_, "AIC": self.aic(), "BIC": self.bic()}
+            found += [(name, fixed_number(value, 1)) for name, value in scores.items()]
             end = "converged" if self.converged_ else "stopped before it converged"
             found.append(("iterations", f"{self.n_iter_} ({end})"))
         else:
             found.append(("updates by new rows", str(self.n_updates_)))
         values = self.get_params(deep=False)
-        return found + [(name, shown(values[name])) for name in _SETTINGS if name in values]
+        return found + [(name, _setting(values[name])) for name in _SETTINGS]
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -167,3 +166,7 @@ def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"expected {name} to be a text or None, got {shown(value)}")
     return value
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)

@@ -104,7 +104,8 @@ def distributions(facts: Facts) -> Html:
         ),
         class_="note",
     )
-    return join([legend if several else None, element("div", *pictures, class_="small"), note(said)])
+    grid = element("div", *pictures, class_="small")
+    return join([legend if several else None, grid, note(said)])
 
 
 def _draw_distribution(facts: Facts, d: int, marginal: Any) -> Figure:

@@ -56,6 +56,15 @@ def table(
     return element("div", said, element("div", inside, class_="scroll", tabindex="0"))
 
 
+def facts_table(rows: Iterable[Sequence[str]]) -> Html:
+    """Names and what they are, without a head."""
+    body = [
+        element("tr", element("th", name, scope="row"), element("td", value))
+        for name, value in rows
+    ]
+    return element("table", element("tbody", *body), class_="facts")
+
+
 def paragraph(*text: str) -> Html:
     return element("p", *text)
 

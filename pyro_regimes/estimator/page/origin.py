@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyro_regimes.estimator.page.facts import Facts
-from pyro_regimes.estimator.page.html import Html, element, join, paragraph, table
+from pyro_regimes.estimator.page.html import Html, facts_table, join, paragraph
 from pyro_regimes.estimator.page.words import date_of, frequency_of, listed, several
 
 _MOST_NAMES = 40
@@ -21,11 +21,11 @@ def data(facts: Facts) -> Html:
         rows.append(["frequency", frequency_of(facts.time).name])
     named = facts.series[:_MOST_NAMES]
     more = f" and {num_series - len(named)} others" if num_series > len(named) else ""
-    rows.append([f"columns ({num_series})", element("span", ", ".join(named) + more, class_="long")])
+    rows.append([f"columns ({num_series})", ", ".join(named) + more])
     if facts.unit is not None:
         rows.append(["unit", facts.unit])
     said = [paragraph(_missing(facts)), *(paragraph(each) for each in facts.notes)]
-    return join([table(["", ""], rows), *said])
+    return join([facts_table(rows), *said])
 
 
 def _missing(facts: Facts) -> str:
@@ -49,4 +49,4 @@ def _missing(facts: Facts) -> str:
 
 
 def settings(facts: Facts) -> Html:
-    return table(["", ""], facts.settings)
+    return facts_table(facts.settings)

@@ -99,8 +99,9 @@ def _rows(facts: Facts, columns: Array) -> list[list[str]]:
     marginals = facts.spec.marginals(facts.emission)
     for d, line in enumerate(columns):
         cells = _cells(facts, line)
-        if isinstance(marginals[d], Categories):
-            probs = facts.forecast.regime_probs[0] @ marginals[d].probs
+        marginal = marginals[d]
+        if isinstance(marginal, Categories):
+            probs = facts.forecast.regime_probs[0] @ marginal.probs
             best = int(probs.argmax())
             cells = [f"most likely {best} ({percent(probs[best])})", "–"]
         rows.append([facts.series[d], *cells])

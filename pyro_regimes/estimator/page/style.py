@@ -31,8 +31,12 @@ th, td { padding: 4px 12px; text-align: right; border-bottom: 1px solid var(--li
   vertical-align: top; font-weight: 400; }
 td { white-space: nowrap; }
 thead th { font-weight: 600; vertical-align: bottom; }
-th:first-child { text-align: left; padding-left: 0; max-width: 20rem; overflow-wrap: anywhere; }
+th:first-child { text-align: left; padding-left: 0; max-width: 20rem; overflow-wrap: break-word;
+  position: sticky; left: 0; background: var(--page); }
+.scroll:focus-visible { outline: 2px solid var(--pale); }
 th.part { padding-left: 1.4em; color: var(--pale); }
+table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.facts th { color: var(--pale); white-space: nowrap; }
 .interval { display: block; color: var(--pale); font-size: .8rem; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 10px; }
 svg { width: 100%; height: auto; display: block; fill: currentColor; }
@@ -41,7 +45,7 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 @media (max-width: 620px) {
   body { padding: 16px 16px 32px; }
   .wide { display: none; } .narrow { display: block; }
-  th, td { padding: 4px 8px; } th:first-child { max-width: 9.5rem; }
+  th, td { padding: 4px 8px; } th:first-child { min-width: 6rem; max-width: 8.5rem; }
   .verdict { padding: 12px 14px; }
 }
 @media print {

@@ -54,7 +54,9 @@ def _figures(facts: Facts, k: int, chance: str, spread: str) -> list[Html]:
             (several(left, facts.step), "expected until it ends"),
         ]
     pairs.append((spread, facts.spread_name))
-    return [element("div", element("strong", value), element("span", what)) for value, what in pairs]
+    return [
+        element("div", element("strong", value), element("span", what)) for value, what in pairs
+    ]
 
 
 def _average(facts: Facts, k: int) -> str:

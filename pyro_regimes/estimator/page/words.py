@@ -78,6 +78,11 @@ def numbers(values: Sequence[float], unit: str = "") -> list[str]:
     return [_special(value) or _minus(f"{value:,.{decimals}f}") + after for value in values]
 
 
+def fixed_number(value: float, decimals: int) -> str:
+    """A number with this number of decimals."""
+    return _special(value) or _minus(f"{value:,.{decimals}f}")
+
+
 def _special(value: float) -> str:
     if math.isnan(value):
         return _NONE

@@ -40,10 +40,10 @@ def plot_distributions(
     """Draw the distribution of each series beside the fitted one, a panel each.
 
     Coloured bars are the histogram of the series in each regime, in which a value counts in each
-    regime by its probability, and grey ones that of all values. Lines are the fitted densities of the regimes, in the same colours; the dark
-    line is their sum, the density of the mixture. Areas, and heights of integers, are shares of all
-    values, so that a rare regime is low. Integers have a bar each, and points in the place of
-    lines. A panel leaves out the lowest and the highest 0.1 % of the values.
+    regime by its probability, and grey ones that of all values. Lines are the fitted densities of
+    the regimes, in the same colours; the dark line is their sum, the density of the mixture. Areas,
+    and heights of integers, are shares of all values, so that a rare regime is low. Integers have a
+    bar each, and points in the place of lines. A panel leaves out the lowest and the highest 0.1 % of the values.
 
     :param values: ``(T, D)``, NaN where missing.
     :param probs: smoothed probabilities of the regimes, ``(T, K)``.
@@ -108,6 +108,8 @@ def _draw_density(
 def _draw_integers(
     panel: Axes, values: Array, probs: Array, marginal: Marginal, colors: list[str]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     low, high = np.floor(np.quantile(values, [_OUTSIDE, 1 - _OUTSIDE]))
     step = int(np.ceil((high - low + 1) / _MOST_VALUES))  # integers in a bar
     firsts = np.arange(low, high + 1, step)
@@ -123,10 +125,12 @@ def _draw_integers(
         panel.plot(middles, fitted.sum(1), "_", color=INK, markersize=7)
     top = max(bars.sum(0).max(), fitted.sum(1).max())
     panel.set(xlim=(edges[0], edges[-1]), ylim=(0, top * _ABOVE))
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def _draw_bars(panel: Axes, middles: Array, bars: Array, width: float, colors: list[str]) -> None:
+def _draw_bars(
+    panel: Axes, middles: Array, bars: Array, width: float, colors: list[str]
+) -> None:
     """Of all values behind, in grey, and of each regime."""
     if len(colors) > 1:
         panel.bar(middles, bars.sum(0), width, color=_GREY, alpha=0.3, linewidth=0)
@@ -149,7 +153,7 @@ def _num_bars(values: Array, low: float, high: float) -> int:
 
 
 def _heights(values: Array, probs: Array, edges: Array) -> Array:
-    """Densities of the histograms of the regimes, which add up to that of all values, ``(K, N)``."""
+    """Histograms of the regimes as densities, which add up to that of all values, ``(K, N)``."""
     total = float(probs.sum())
     widths = np.diff(edges)
     counts: Any = [np.histogram(values, edges, weights=weights)[0] for weights in probs.T]

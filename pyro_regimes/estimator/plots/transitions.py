@@ -125,7 +125,8 @@ def _draw_arrow(panel: Axes, start: Array, end: Array, probability: float, radiu
     share = _LABEL
     where = (1 - share) ** 2 * first + 2 * share * (1 - share) * control + share**2 * last
     where = where + _ASIDE * aside
-    panel.text(*where, _percent(probability), ha=_side(aside[0]), va=_height(aside[1]), size=9)
+    side = {"ha": _side(aside[0]), "va": _height(aside[1])}
+    panel.text(where[0], where[1], _percent(probability), size=9, **side)
 
 
 def _side(across: float) -> str:
@@ -144,9 +145,15 @@ def _draw_circle(
     panel.add_patch(Circle(tuple(place), radius, facecolor=color, edgecolor=INK, linewidth=0.8))
     short = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
     size = 9.5 if len(short) <= 10 and radius > 0.3 else 7.5
-    text = f"{short}\n{_percent(stay)}"
     panel.text(
-        *place, text, ha="center", va="center", size=size, color=color_on(color), parse_math=False
+        place[0],
+        place[1],
+        f"{short}\n{_percent(stay)}",
+        ha="center",
+        va="center",
+        size=size,
+        color=color_on(color),
+        parse_math=False,
     )
 
 
