@@ -204,8 +204,13 @@ def own_log_prob(
     """The same by the distribution's own ``log_prob``."""
     # None leaves the setting as it is.
     exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
-    density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
+    density: Tensor = exact.log_prob(beside_states(observation_dist, value))
     return density
+
+
+def restrict(logits: Tensor, allowed_states: Tensor | None) -> Tensor:
+    """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""
+    return logits if allowed_states is None else torch.where(allowed_states, logits, -torch.inf)
 
 
 def _own_log_prob_of_seen(
@@ -218,7 +223,7 @@ def _own_log_prob_of_seen(
         own = own_log_prob(observation_dist, value, is_checked)
         return entries.of_whole_rows(own, missing, event_dim, type(base).__name__)
     exact = exact_copy(base, validate_args=False if is_checked else None)
-    each = exact.log_prob(_beside_states(observation_dist, value))
+    each = exact.log_prob(beside_states(observation_dist, value))
     density = entries.of_seen(each, missing, event_dim)
     if mask is not None:
         density = scale_and_mask(density, mask=mask)
@@ -238,11 +243,11 @@ def _find(
     if family is None:
         return None
     if base._validate_args and not is_checked:
-        base._validate_sample(_beside_states(observation_dist, value))
+        base._validate_sample(beside_states(observation_dist, value))
     return _Known(family, family.read_for_density(base), event_dim, mask)
 
 
-def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
+def beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
     """Insert a dim for the K components: ``(..., T, 1) + event``."""
     return value.unsqueeze(-1 - len(observation_dist.event_shape))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, values
 from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
@@ -89,7 +89,8 @@ class FittedHMM(NamedTuple):
                 return Imputation(data.copy(), np.zeros_like(data))
             hmm, x, _ = self._scaled(data, sizes)
             probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
-            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            filled = values.fill_missing(x, hmm.observation_dist, hmm.missing)
+            found = impute(hmm.observation_dist, x, *filled, probs)
             mean, variance = (each.cpu().double().numpy() for each in found)
         units = self.spec.units_of(self.parameters.emission)
         return Imputation(
@@ -133,7 +134,7 @@ class FittedHMM(NamedTuple):
     def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
         """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
         hmm, x, offset = self._scaled(data, sizes)
-        initial, transition, logits, lengths = hmm._chain(x)
+        initial, transition, logits, lengths = hmm.chain(x)
         if self.first_probs is not None and self.first_probs.ndim == 2:
             # Each sequence has its own: they count with its first observation.
             first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device).log()
