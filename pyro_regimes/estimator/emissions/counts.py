@@ -12,7 +12,8 @@ from pyro.distributions import constraints
 from scipy.stats import nbinom, poisson
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse, within
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import Names, positive, refuse, within
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
@@ -20,10 +21,7 @@ _MOST_COUNT = 2.0**53  # the integers of float64
 
 
 class _Counts(Spec):
-    """Common code: every parameter is ``(..., K, D)``."""
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {name: (num_regimes, num_series) for name in self.attributes}
+    """What both have in common."""
 
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         with np.errstate(invalid="ignore"):
@@ -61,7 +59,7 @@ class Poisson(_Counts):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = np.maximum(x.mean(0), 1 / len(x))
-        return {"rates": np.tile(mean, (shares.shape[1], 1))}
+        return in_every_regime(shares, rates=mean)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.positive
@@ -105,11 +103,8 @@ class NegativeBinomial(_Counts):
         mean, variance = np.maximum(x.mean(0), 1 / len(x)), x.var(0)
         excess = np.maximum(variance - mean, mean / 100)
         total_counts = np.clip(mean**2 / excess, 0.1, 100.0)
-        found = (total_counts, mean / (mean + total_counts))
-        return {
-            name: np.tile(value, (shares.shape[1], 1))
-            for name, value in zip(self.attributes, found, strict=True)
-        }
+        probabilities = mean / (mean + total_counts)
+        return in_every_regime(shares, total_counts=total_counts, probabilities=probabilities)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.unit_interval if name == "probs" else constraints.positive

@@ -18,13 +18,8 @@ from scipy.special import ive
 from scipy.stats import vonmises
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import (
-    Names,
-    Spec,
-    has_constant,
-    positive,
-    refuse_constant,
-)
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import Names, has_constant, positive, refuse_constant
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
@@ -40,9 +35,6 @@ class VonMises(Spec):
     title = "von Mises"
     attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
     is_circular = True
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {name: (num_regimes, num_series) for name in self.attributes}
 
     def check_values(self, emission: Emission) -> None:
         positive("concentrations", emission)
@@ -104,8 +96,7 @@ class VonMises(Spec):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         angles = np.arctan2(np.sin(x).mean(0), np.cos(x).mean(0))
-        means = np.tile(angles, (shares.shape[1], 1))
-        return {"means": means, "concentrations": np.ones_like(means)}
+        return in_every_regime(shares, means=angles, concentrations=np.ones_like(angles))
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.real if name == "loc" else constraints.positive

@@ -13,7 +13,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units

@@ -22,8 +22,10 @@ from pyro.distributions import constraints
 from scipy.stats import t
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names, positive
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
