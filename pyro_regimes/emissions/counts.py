@@ -25,7 +25,7 @@ import torch
 from pyro.ops.special import log_binomial
 from torch import Tensor
 
-from pyro_regimes.emissions.base import over_event
+from pyro_regimes.emissions.arithmetic import over_event
 from pyro_regimes.emissions.logs import (
     Outcomes,
     is_empty,

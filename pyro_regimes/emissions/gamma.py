@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import Gamma, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, special, sums
+from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -38,10 +39,6 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     apply,
-    as_real,
-    divide,
-    divide_where_known,
-    over_event,
     over_sequences,
 )
 from pyro_regimes.emissions.positive import is_positive, stretch

@@ -48,16 +48,8 @@ from torch import Tensor
 from torch.distributions import NegativeBinomial, constraints
 
 from pyro_regimes.emissions import charts, counts, draws, links, totals
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Joint,
-    Natural,
-    Observed,
-    blocks,
-    divide,
-    divide_where_known,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known
+from pyro_regimes.emissions.base import Argument, Arguments, Joint, Natural, Observed, blocks
 from pyro_regimes.emissions.logs import Outcomes
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.positive import is_positive, stretch

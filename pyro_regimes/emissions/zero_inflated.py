@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes.emissions import counts, entries, totals
+from pyro_regimes.emissions.arithmetic import as_real
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -36,7 +37,6 @@ from pyro_regimes.emissions.base import (
     Observed,
     Pooled,
     Stats,
-    as_real,
     over_sequences,
 )
 from pyro_regimes.emissions.charts import Chart
