@@ -23,6 +23,8 @@ _MOST_COUNT = 2.0**53  # the integers of float64
 class _Counts(Spec):
     """What both have in common."""
 
+    measure = "probability"
+
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         with np.errstate(invalid="ignore"):
             wrong = (data < 0) | (data > _MOST_COUNT) | (np.isfinite(data) & (data % 1 != 0))

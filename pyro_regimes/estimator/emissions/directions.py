@@ -35,6 +35,7 @@ class VonMises(Spec):
     title = "von Mises"
     attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
     is_circular = True
+    measure = "density of an angle"
 
     def check_values(self, emission: Emission) -> None:
         positive("concentrations", emission)
