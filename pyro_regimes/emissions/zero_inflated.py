@@ -44,7 +44,7 @@ from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import LOGITS, PROBS, outcomes
 from pyro_regimes.emissions.wrappers import unwrap
-from pyro_regimes.observed.zero_inflated import SOME_VALUE, ZeroInflatedContinuous
+from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous, stand_in
 
 _COUNTS = (dist.ZeroInflatedDistribution, dist.ZeroInflatedNegativeBinomial)
 _BASE = "base_dist."
@@ -142,7 +142,7 @@ def build(
     family = find_family(inner, event_dim)
     if family is None or mask is not None or not entries.is_independent(family):
         return None
-    return ZeroInflatedFamily(type(base), family)
+    return ZeroInflatedFamily(type(base), family, inner)
 
 
 class ZeroInflatedFamily(Family):
@@ -150,9 +150,10 @@ class ZeroInflatedFamily(Family):
 
     max_event_dim = math.inf
 
-    def __init__(self, kind: type[Distribution], family: Family) -> None:
+    def __init__(self, kind: type[Distribution], family: Family, inner: Distribution) -> None:
         self.distributions = (kind,)
         self._family, self._is_continuous = family, kind is ZeroInflatedContinuous
+        self._inner = inner
         # No cache holds arguments without an update, which may be made anew for each distribution.
         own = ((of_base if each.links else of_base.__wrapped__)(each) for each in family.arguments)
         self.arguments = (*own, gate("gate"), gate("gate_logits"))
@@ -172,6 +173,10 @@ class ZeroInflatedFamily(Family):
         found = {_BASE + name: value for name, value in own.items()}
         return found | read_given(distribution, "gate", "gate_logits")
 
+    def _without_zeros(self, value: Tensor, zero: Tensor) -> Tensor:
+        """Values with a number of the base's support in the place of zeros."""
+        return torch.where(zero, stand_in(self._inner, value).flatten()[0], value)
+
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log (\pi_k [x_t = 0] + (1 - \pi_k) b_k(x_t))`, without the second term if
         x is continuous and 0.
@@ -183,7 +188,7 @@ class ZeroInflatedFamily(Family):
             density = self._family.log_prob(value, own, 0)
             return counts.zero_inflated(value.unsqueeze(-1), density, trial)
         value, zero = as_real(value, next(iter(own.values()))), value == 0
-        density = self._family.log_prob(torch.where(zero, SOME_VALUE, value), own, 0)
+        density = self._family.log_prob(self._without_zeros(value, zero), own, 0)
         rest = trial.failure.to(density.dtype) + density
         return torch.where(zero.unsqueeze(-1), trial.success.to(density.dtype), rest)
 
@@ -197,7 +202,7 @@ class ZeroInflatedFamily(Family):
         value = observed.value
         if self._is_continuous:
             structural = zero.to(observed.weights.dtype)
-            value = torch.where(zero, SOME_VALUE, value)
+            value = self._without_zeros(value, zero)
         else:
             trial = outcomes(given, "gate", "gate_logits")
             at_zero = self._family.log_prob(torch.zeros_like(value.squeeze(-1)), own, 0)
