@@ -17,7 +17,7 @@ from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.report import Forecast, Imputation
-from pyro_regimes.estimator.sequences import pack
+from pyro_regimes.estimator.sequences import first_rows, pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
@@ -193,4 +193,4 @@ def _row_scores(chain: Chain, sizes: list[int]) -> Array:
 
 def _firsts(sizes: list[int]) -> Tensor:
     """The first row of each sequence."""
-    return torch.from_numpy(np.cumsum([0, *sizes[:-1]]))
+    return torch.from_numpy(first_rows(sizes))
