@@ -285,9 +285,9 @@ class Family(ABC):
     max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: tuple[Argument, ...]
-    #: Whether it meets single missing entries of an observation itself: then there is
+    #: Whether it handles single missing entries of an observation itself. Then it has
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
-    #: independent entries need not: theirs are met one by one.
+    #: independent entries do not need this: their entries are evaluated one by one.
     marginalises: bool = False
     #: Whether values are angles, whose means are directions.
     of_angles: bool = False

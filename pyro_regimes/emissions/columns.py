@@ -8,8 +8,8 @@ so the expected log-likelihood is a sum with one term for each part, and each pa
 of its own family. The statistics are a tuple of theirs. Arguments are named by the place of their
 part: ``parts.0.loc``.
 
-If the columns of a part are missing in a row, the part contributes nothing there; if only some of
-them are, the part's own family meets them (:mod:`.entries`).
+If the columns of a part are missing in a row, the part contributes nothing there. If only some of
+them are missing, the part's own family handles them (:mod:`.entries`).
 """
 
 from __future__ import annotations

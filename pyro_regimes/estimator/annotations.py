@@ -62,7 +62,7 @@ class Annotations(NamedTuple):
         return float(self.sum(units.log_jacobians(data), sizes))
 
     def of_distribution(self, device: torch.device) -> dict[str, Tensor]:
-        """Those of them that are arguments of :class:`.RegimeHMM`, by name."""
+        """The annotations that are arguments of :class:`.RegimeHMM`, by name."""
         found = {}
         if self.allowed is not None:
             found["allowed_states"] = torch.tensor(self.allowed, device=device)
@@ -71,7 +71,7 @@ class Annotations(NamedTuple):
         return found
 
     def of_model(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """All of them as arguments of :func:`.pyro_model`'s function, by name."""
+        """All annotations as arguments of the function of :func:`.pyro_model`, by name."""
         found = self.of_distribution(device)
         if self.weights is not None:
             found["weights"] = torch.tensor(self.weights, dtype=dtype, device=device)
