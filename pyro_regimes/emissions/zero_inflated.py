@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple, Optional
 
 import pyro.distributions as dist
@@ -27,19 +28,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_regimes.emissions import counts, entries, totals
+from pyro_regimes.emissions import counts, entries, nested, totals
 from pyro_regimes.emissions.arithmetic import as_real
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
     Family,
-    Joint,
     Observed,
-    Pooled,
     Stats,
     over_sequences,
 )
-from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import LOGITS, PROBS, outcomes
@@ -79,47 +77,13 @@ def gate(name: str) -> Argument:
 
 def _own(given: Arguments) -> Arguments:
     """The arguments of the base, by the names of its family."""
-    return {
-        name.removeprefix(_BASE): value
-        for name, value in given.items()
-        if name.startswith(_BASE)
-    }
-
-
-def _reduce(
-    stats: ZeroInflated, given: Arguments, weighted: bool, argument: Argument
-) -> Pooled:
-    return argument.reduce(stats.base, _own(given), weighted)
-
-
-def _reduce_jointly(stats: ZeroInflated, given: Arguments, joint: Joint) -> Pooled:
-    return joint.reduce(stats.base, _own(given))
-
-
-def _unit(given: Arguments, chart: Chart) -> Tensor:
-    assert chart.unit is not None
-    return chart.unit(_own(given))
+    return nested.own(given, _BASE)
 
 
 @lru_cache(maxsize=None)
 def of_base(argument: Argument) -> Argument:
     """An argument of the base as one of the whole; the same object at every call."""
-    chart, joint = argument.chart, argument.joint
-    if chart is not None and chart.unit is not None:
-        chart = chart._replace(unit=partial(_unit, chart=chart))
-    if joint is not None:
-        joint = joint._replace(
-            other=tuple(_BASE + name for name in joint.other),
-            reduce=partial(_reduce_jointly, joint=joint),
-        )
-    return replace(
-        argument,
-        name=_BASE + argument.name,
-        reduce=partial(_reduce, argument=argument),
-        chart=chart,
-        joint=joint,
-        rebuild=(of_base, (argument,)),
-    )
+    return nested.of_whole(argument, _BASE, attrgetter("base"), rebuild=(of_base, (argument,)))
 
 
 # ---- the family --------------------------------------------------------------------------------
@@ -208,7 +172,7 @@ class ZeroInflatedFamily(Family):
             at_zero = self._family.log_prob(torch.zeros_like(value.squeeze(-1)), own, 0)
             odds = trial.success - trial.failure - at_zero.double()
             structural = torch.where(zero, odds.sigmoid(), 0.0).to(observed.weights.dtype)
-        wanted = frozenset(name.removeprefix(_BASE) for name in names if name.startswith(_BASE))
+        wanted = nested.own_names(names, _BASE)
         base = None
         if wanted:
             rest = observed._replace(value=value, weights=observed.weights * (1 - structural))
