@@ -5,5 +5,16 @@ from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Imputation, Summary
 from pyro_regimes.estimator.sampling import Paths
+from pyro_regimes.estimator.walk_forward import walk_forward
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 
-__all__ = ["Forecast", "Imputation", "Paths", "RegimeModel", "Summary", "plot_regimes"]
+__all__ = [
+    "Forecast",
+    "Imputation",
+    "Paths",
+    "RegimeModel",
+    "Summary",
+    "WalkForward",
+    "plot_regimes",
+    "walk_forward",
+]
