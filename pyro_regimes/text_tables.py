@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 
@@ -29,6 +31,30 @@ def text_table(
             line + cell.rjust(size) for line, cell in zip(blocks[-1], [name, *cells], strict=True)
         ]
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def titled_table(
+    title: str,
+    labels: Sequence[str],
+    columns: Iterable[tuple[str, Sequence[str]]],
+    notes: Sequence[str] = (),
+    width: int = 80,
+) -> str:
+    """A table below a title, above notes that are wrapped to the width.
+
+    :param labels: as in :func:`text_table`, and ``columns``.
+    """
+    wrapped = [
+        textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+        for note in notes
+    ]
+    table = text_table("", labels, columns, width)
+    return "\n".join([title, "", table, *([""] if notes else []), *wrapped])
+
+
+def as_html(text: str) -> str:
+    """Text for a notebook, in letters of equal width."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def percent(rows: Any) -> list[list[str]]:

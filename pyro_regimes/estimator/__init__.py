@@ -3,5 +3,15 @@
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Forecast, Imputation, Summary
+from pyro_regimes.estimator.residual_tests import ResidualTests
+from pyro_regimes.estimator.residuals import Residuals
 
-__all__ = ["Forecast", "Imputation", "RegimeModel", "Summary", "plot_regimes"]
+__all__ = [
+    "Forecast",
+    "Imputation",
+    "RegimeModel",
+    "ResidualTests",
+    "Residuals",
+    "Summary",
+    "plot_regimes",
+]

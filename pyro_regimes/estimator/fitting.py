@@ -19,6 +19,7 @@ from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
 from pyro_regimes.estimator.units import Units
@@ -36,6 +37,7 @@ class FittedRegimes(NamedTuple):
     log_likelihood: float  #: of the parameters
     share_of_time: Array  #: ``(K,)``, mean smoothed probability
     problems: list[Warning]  #: warnings about the fit
+    starts: StartResults | None  #: None without a fit
 
 
 def fit_regimes(
@@ -102,7 +104,8 @@ def fit_regimes(
         beside=annotations.of_model(settings.dtype, settings.device),
         callback=report if settings.verbose or callback is not None else None,
     )
-    best = fit.best()
+    results = fit.results(offset)
+    best = results.best
     fitted = fit.parameters.select(best)
     least_variances = spec.least_variances(fitted.emission)
     emission = spec.unscale(fitted.emission, units)
@@ -169,6 +172,7 @@ def fit_regimes(
         log_likelihood,
         annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
+        results,
     )
 
 

@@ -19,13 +19,13 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import missing, persistence, problems, updating, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
+from pyro_regimes.estimator.diagnosed_model import DiagnosedModel
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
     hmmlearn_parameters,
     of_values,
     without_fit,
 )
-from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
@@ -39,7 +39,7 @@ from pyro_regimes.infer.isolation import plain_torch
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(FittedModel):
+class RegimeModel(DiagnosedModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
@@ -146,6 +146,8 @@ class RegimeModel(FittedModel):
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
+    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
+                            log-likelihood; None without a fit
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
                             ``sample_weight``
@@ -481,6 +483,7 @@ class RegimeModel(FittedModel):
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
+        self.starts_ = fitted.starts
         self.n_updates_ = 0
 
     def fit_predict(

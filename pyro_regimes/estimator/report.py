@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from html import escape
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
@@ -12,7 +11,7 @@ from torch.distributions import MixtureSameFamily
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import text_table
+from pyro_regimes.text_tables import titled_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,12 +82,8 @@ class Summary(NamedTuple):
         labels = [f"  {row.label}" if row.is_part else row.label for row in rows]
         longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
         name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
-        table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
-        notes = [
-            textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
-            for note in self.notes
-        ]
-        return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
+        columns = zip(name, zip(*cells, strict=True), strict=True)
+        return titled_table(self.title, labels, columns, self.notes, width)
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""

@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -155,6 +156,25 @@ class Spec(ABC):
         else:
             covariance += within
         return mean, covariance
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        pairs = zip(self.marginals(emission), data.T, strict=True)
+        return [marginal_levels(distribution, column) for distribution, column in pairs]
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime and the series before it.
+
+        By default series are independent given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        return self.levels(emission, data)
 
     @abstractmethod
     def draw(

@@ -24,10 +24,12 @@ from pyro_regimes.estimator.emissions.base import (
     positive,
     refuse_constant,
 )
+from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _LARGEST = 4 * np.pi  # of angles in radians, with some room
 _LARGE = 1e8  # concentration, from which on the length of the mean vector is 1 less half of 1 / it
+_LOST = 1e-12  # a probability that a difference of two distribution functions gives roughly
 _COLLAPSED = 1e12  # concentration of a regime of equal angles
 
 
@@ -65,6 +67,11 @@ class VonMises(Spec):
         across, along = weights @ (lengths * np.cos(angles)), weights @ (lengths * np.sin(angles))
         variances = 1 - np.hypot(across, along)
         return np.arctan2(along, across), variances[..., None] * np.eye(variances.shape[-1])
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        """Counted from -pi on; of small probabilities a difference has lost digits."""
+        pairs = zip(self.marginals(emission), _wrapped(data).T, strict=True)
+        return [marginal_levels(angles, column, _LOST) for angles, column in pairs]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, NamedTuple
 
@@ -14,6 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec
+from pyro_regimes.estimator.emissions.levels import Levels
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.observed.columns import Columns
@@ -204,6 +205,25 @@ class Mixed(Spec):
             mean[:, places] = own_mean
             covariance[:, places[:, None], places] = own
         return mean, covariance
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        return self._in_order(
+            part.spec.levels(part.own(emission), data[:, list(part.columns)])
+            for part in self.parts
+        )
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        return self._in_order(
+            part.spec.levels_in_turn(part.own(emission), data[:, list(part.columns)])
+            for part in self.parts
+        )
+
+    def _in_order(self, each: Iterable[list[Levels]]) -> list[Levels]:
+        """Those of the columns of each part, in the order of X."""
+        of_column: dict[int, Levels] = {}
+        for part, found in zip(self.parts, each, strict=True):
+            of_column |= dict(zip(part.columns, found, strict=True))
+        return [of_column[column] for column in sorted(of_column)]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -22,6 +22,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec, positive
+from pyro_regimes.estimator.emissions.levels import Levels, student_t_levels
+from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
@@ -121,6 +123,21 @@ class StudentT(Spec):
 
     def described(self, emission: Emission) -> dict[str, Array]:
         return {"degrees of freedom": emission["degrees_of_freedom"]}
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        means, scales = self.gaussian.moments(self._as_gaussian(emission))
+        variances = Moments(means, scales).variances
+        shape = (len(data), *means.shape)
+        standard = (data[:, None] - means) / np.sqrt(variances)
+        freedom = _beside(emission["degrees_of_freedom"], means)
+        beside = (np.broadcast_to(each, shape) for each in (0.5 * np.log(variances), freedom))
+        return by_series(student_t_levels(standard, *beside))
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        if not self._is_joint:
+            return self.levels(emission, data)
+        means, scales = self.gaussian.moments(self._as_gaussian(emission))
+        return Whitened.of(data, means, scales).student_t(emission["degrees_of_freedom"])
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
