@@ -65,6 +65,18 @@ class FittedStarts(NamedTuple):
             np.concatenate([each.num_steps for each in parts]),
         )
 
+    def select(self, starts: slice) -> FittedStarts:
+        """Some of the starts, with the history of their own steps."""
+        num_steps = self.num_steps[starts]
+        return FittedStarts(
+            self.parameters.select(starts),
+            self.history[: num_steps.max() + 1, starts],
+            self.converged[starts],
+            self.degenerate[starts],
+            self.collapsed[starts],
+            num_steps,
+        )
+
     def results(self, offset: float) -> StartResults:
         """How each start ended.
 
@@ -117,8 +129,9 @@ def fit_starts(
     run in several batches, one after the other, with the same result.
 
     :param starts: parameters with R starts in front.
-    :param x: ``(T, D)``, of about unit variance.
-    :param lengths: of the sequences in it, ``(N,)``; None for one.
+    :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the sequence of each start, with
+        its padding. These are always one batch.
+    :param lengths: of the sequences in it, ``(N,)``; None for one. ``(R,)`` of those of the starts.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
         there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
@@ -134,7 +147,7 @@ def fit_starts(
         mean loss of the batch times the number of starts.
     """
     num_starts, num_states = starts.initial_probs.shape
-    at_once = _starts_at_once(x, num_states)
+    at_once = num_starts if x.dim() > 2 else _starts_at_once(x, num_states)
     if inference == "em" and num_starts > at_once:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
@@ -200,11 +213,14 @@ def _hold_equal_rows(
     EM does not change their parameters any more, so that these do not tell.
     """
     others = {name: value for name, value in beside.items() if name != "weights"}
-    data, flags = to_numpy(x), []
+    own, packing, flags = x, lengths, []
     for start in range(len(parameters.initial_probs)):
+        if x.dim() > 2:
+            own, packing = x[start] if lengths is None else x[start, : lengths[start]], None
         each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
-        hmm = regime_hmm(each, spec, packed_lengths=lengths, **others)
-        held = to_numpy(hmm.smoothed_probs(x)) > 0.5  # (T, K)
+        hmm = regime_hmm(each, spec, packed_lengths=packing, **others)
+        held = to_numpy(hmm.smoothed_probs(own)) > 0.5  # (T, K)
+        data = to_numpy(own)
         flags.append([rows.any() and spec.are_equal(data[rows]) for rows in held.T])
     return np.array(flags, dtype=np.bool_)
 

@@ -107,7 +107,7 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
         log_likelihood=float("nan"),
         share_of_time=share,
         problems=[],
-        starts=None,
+        last_probs=share,
     )
 
 

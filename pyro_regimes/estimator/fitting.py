@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
-from pyro_regimes.estimator.all_starts import fit_starts
+from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
@@ -37,7 +37,31 @@ class FittedRegimes(NamedTuple):
     log_likelihood: float  #: of the parameters
     share_of_time: Array  #: ``(K,)``, mean smoothed probability
     problems: list[Warning]  #: warnings about the fit
-    starts: StartResults | None  #: None without a fit
+    last_probs: Array  #: ``(K,)``, probabilities of the regimes at the last row
+    best: int = 0  #: the number of the start that is kept
+    starts: StartResults | None = None  #: how each start ended; None without a fit
+
+
+class Problem(NamedTuple):
+    """What the starts of a fit are computed from, and the starts."""
+
+    data: Array  #: ``(T, D)``, of all sequences; NaN where entries are missing
+    filled: Array  #: the same without missing entries, of :func:`.missing.filled`
+    sizes: list[int]  #: the number of rows of each sequence
+    spec: Spec
+    settings: Settings
+    known: Known
+    units: Units
+    min_eigenvalue: float  #: the floor in these units
+    z: Array  #: the data in these units
+    offset: float  #: log p(z) plus that of the prior's constant, less log p(x)
+    least: float  #: the largest variance of z that cannot be told from 0
+    starts: Parameters  #: of z, with the starts in front
+
+    def scaled(self, parameters: Parameters) -> Parameters:
+        """Parameters of x as those of z."""
+        emission = self.spec.scale(parameters.emission, self.units)
+        return parameters._replace(emission=emission)
 
 
 def fit_regimes(
@@ -66,20 +90,10 @@ def fit_regimes(
     :raises ValueError: if no start has a finite log-likelihood, or the floor of the best one cannot
         be computed.
     """
-    given = settings.given
-    known = Known(annotations, settings.transition_mask, given.values)
+    known = Known(annotations, settings.transition_mask, settings.given.values)
     check_possible(known, sizes, settings.n_regimes, row_name)
-    units, min_eigenvalue = units_and_floor(filled, spec, settings)
-    z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
-    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
-    # Else all starts are equal, or end in the same maximum.
-    is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
-    num_starts = 1 if is_one else settings.n_init
-    starts = _starts(filled, units, num_starts, spec, settings, rng)
-    starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
-    starts = given.into(starts, spec, units)
-    stickiness = settings.stickiness
-    offset += log_normaliser(starts.transition_matrix[0], stickiness)
+    problem = make_problem(data, filled, sizes, spec, settings, rng, known)
+    num_starts, offset = len(problem.starts.initial_probs), problem.offset
 
     def report(step: int, loss: float) -> None:
         mean = -loss / num_starts - offset
@@ -89,26 +103,71 @@ def fit_regimes(
             callback(step, mean)
 
     fit = fit_starts(
-        starts,
+        problem.starts,
         spec,
-        *pack(z, sizes, dtype=settings.dtype, device=settings.device),
-        inference=settings.inference,
-        acceleration=settings.acceleration,
-        max_iter=settings.max_iter,
-        tol=settings.tol,
-        min_eigenvalue=min_eigenvalue,
-        least=least,
-        fixed=given.fixed,
-        initial=settings.initial,
-        stickiness=stickiness,
-        beside=annotations.of_model(settings.dtype, settings.device),
+        *pack(problem.z, sizes, dtype=settings.dtype, device=settings.device),
+        **options(problem),
+        least=problem.least,
         callback=report if settings.verbose or callback is not None else None,
     )
-    results = fit.results(offset)
-    best = results.best
+    return best_regimes(problem, fit, row_name)
+
+
+def make_problem(
+    data: Array,
+    filled: Array,
+    sizes: list[int],
+    spec: Spec,
+    settings: Settings,
+    rng: np.random.RandomState,
+    known: Known,
+) -> Problem:
+    """Scale the data, and make the starts; arguments as those of :func:`fit_regimes`."""
+    given, annotations = settings.given, known.annotations
+    units, min_eigenvalue = units_and_floor(filled, spec, settings)
+    z, offset = units.scale(data), annotations.log_jacobian(units, data, sizes)
+    least = spec.collapsed_variance(units.scale(filled), settings.dtype)
+    # Else all starts are equal, or end in the same maximum.
+    is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
+    num_starts = 1 if is_one else settings.n_init
+    starts = _starts(filled, units, num_starts, spec, settings, rng)
+    starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
+    starts = given.into(starts, spec, units)
+    offset += log_normaliser(starts.transition_matrix[0], settings.stickiness)
+    return Problem(
+        data, filled, sizes, spec, settings, known, units, min_eigenvalue, z, offset, least, starts
+    )
+
+
+def options(problem: Problem) -> dict[str, Any]:
+    """The arguments of :func:`.fit_starts` that the settings and annotations give."""
+    settings = problem.settings
+    return {
+        "inference": settings.inference,
+        "acceleration": settings.acceleration,
+        "max_iter": settings.max_iter,
+        "tol": settings.tol,
+        "min_eigenvalue": problem.min_eigenvalue,
+        "fixed": settings.given.fixed,
+        "initial": settings.initial,
+        "stickiness": settings.stickiness,
+        "beside": problem.known.annotations.of_model(settings.dtype, settings.device),
+    }
+
+
+def best_regimes(
+    problem: Problem, fit: FittedStarts, row_name: Callable[[int], str] = str
+) -> FittedRegimes:
+    """The best of the fitted starts of a problem; errors as those of :func:`fit_regimes`."""
+    data, filled, sizes, spec, settings, known = problem[:6]
+    given, annotations = settings.given, known.annotations
+    min_eigenvalue, offset, stickiness = (
+        problem.min_eigenvalue, problem.offset, settings.stickiness,
+    )  # fmt: skip
+    best = fit.best()
     fitted = fit.parameters.select(best)
     least_variances = spec.least_variances(fitted.emission)
-    emission = spec.unscale(fitted.emission, units)
+    emission = spec.unscale(fitted.emission, problem.units)
     at_floor = _is_at_floor(least_variances, min_eigenvalue)
     if settings.min_eigenvalue > 0 and not min_eigenvalue:
         at_floor = spec.is_below(emission, settings.min_eigenvalue)
@@ -172,7 +231,9 @@ def fit_regimes(
         log_likelihood,
         annotations.sum(smoothed_probs, sizes) / annotations.num_rows(sizes),
         found,
-        results,
+        smoothed_probs[-1],
+        best,
+        fit.results(offset),
     )
 
 
