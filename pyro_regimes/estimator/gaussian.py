@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from scipy.stats import norm
 from torch import Tensor
 
 from pyro_regimes.distributions import Wishart
@@ -22,6 +23,7 @@ from pyro_regimes.estimator.emissions.base import Names, Spec
 from pyro_regimes.estimator.emissions.levels import Levels, normal_levels
 from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -85,6 +87,21 @@ class _Gaussian(Spec):
         raise NotImplementedError
 
     # ---- fitted regimes
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        means, variances = self.moments(emission).means, self.moments(emission).variances
+        return [norm(mean, scale) for mean, scale in zip(means.T, np.sqrt(variances).T)]
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        return norm(*self.of_sum(emission, weights))
+
+    def of_sum(self, emission: Emission, weights: Array) -> tuple[Array, Array]:
+        """The mean and the standard deviation of ``weights @ x`` in each regime, ``(K,)``."""
+        moments = self.moments(emission)
+        if moments.are_independent:
+            return moments.means @ weights, np.sqrt(moments.covariances @ weights**2)
+        variances = np.einsum("i,kij,j->k", weights, moments.covariances, weights)
+        return moments.means @ weights, np.sqrt(variances)
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         moments = self.moments(emission)

@@ -18,6 +18,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -156,6 +157,26 @@ class Spec(ABC):
         else:
             covariance += within
         return mean, covariance
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        """The distribution of each series in every regime, vectorised over the regimes.
+
+        :return: D objects with the methods of a frozen distribution of scipy. Arguments
+            ``(..., 1)`` give results ``(..., K)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no distribution functions")
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        """The distribution of ``weights @ x`` in every regime.
+
+        :param weights: ``(D,)``, not all 0.
+        :raises ValueError: if it has no closed form.
+        """
+        raise ValueError(
+            "expected weights for an emission whose weighted sums have a known distribution, such "
+            f"as 'gaussian', 'student_t' or 'gaussian_mixture', got {self.title}; draw paths and "
+            "add up their series"
+        )
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         """The levels of each series at data, given the regime.

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyro.distributions as dist
 from pyro.distributions import constraints
+from scipy.stats import bernoulli
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec, refuse
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _ROUNDING = 1e-6  # of the sum of probabilities
@@ -42,6 +44,9 @@ class Bernoulli(Spec):
 
     def described(self, emission: Emission) -> dict[str, Array]:
         return {}  # the probabilities are the means
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        return [bernoulli(probs) for probs in emission["probabilities"].T]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -136,6 +141,9 @@ class Categorical(Spec):
         probs = np.moveaxis(emission["probabilities"], -1, 0)
         return {f"probability of {number}": each for number, each in enumerate(probs)}
 
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        return [Categories(probs) for probs in np.moveaxis(emission["probabilities"], 1, 0)]
+
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
@@ -157,6 +165,58 @@ class Categorical(Spec):
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Categorical(arguments["probs"]).to_event(1)
+
+
+class Categories:
+    """A distribution of the numbers 0 to C - 1 in each of K regimes, a :class:`.Marginal`.
+
+    :param probs: ``(K, C)``.
+    """
+
+    is_discrete = True
+
+    def __init__(self, probs: Array) -> None:
+        self.probs = probs / probs.sum(-1, keepdims=True)
+        none = np.zeros((len(probs), 1))
+        self._below = np.append(none, self.probs.cumsum(-1), -1)  # P(X < c), (K, C + 1)
+        self._from = np.append(self.probs[:, ::-1].cumsum(-1)[:, ::-1], none, -1)  # P(X >= c)
+        self._below[:, -1] = self._from[:, 0] = 1.0
+
+    def cdf(self, x: npt.ArrayLike) -> Array:
+        return self._at(self._below, np.floor(x) + 1)
+
+    def sf(self, x: npt.ArrayLike) -> Array:
+        return self._at(self._from, np.floor(x) + 1)
+
+    def logpmf(self, x: npt.ArrayLike) -> Array:
+        numbers = np.asarray(x, dtype=np.float64)
+        inside = (numbers >= 0) & (numbers < self.probs.shape[-1]) & (np.floor(numbers) == numbers)
+        with np.errstate(divide="ignore"):
+            logs = np.log(self._at(self.probs, np.minimum(numbers, self.probs.shape[-1] - 1)))
+        return np.where(inside | np.isnan(numbers), logs, -np.inf)
+
+    def ppf(self, p: npt.ArrayLike) -> Array:
+        level = np.asarray(p, dtype=np.float64)
+        found: Array = (self._below[:, 1:-1] < level[..., None]).sum(-1).astype(np.float64)
+        return np.where((level >= 0) & (level <= 1), found, np.nan)
+
+    def mean(self) -> Array:
+        found: Array = self.probs @ np.arange(self.probs.shape[-1])
+        return found
+
+    def var(self) -> Array:
+        deviations = np.arange(self.probs.shape[-1]) - self.mean()[:, None]
+        found: Array = (self.probs * deviations**2).sum(-1)
+        return found
+
+    def support(self) -> tuple[int, int]:
+        return 0, self.probs.shape[-1] - 1
+
+    def _at(self, table: Array, places: npt.ArrayLike) -> Array:
+        """Entries of each row; NaN for NaN."""
+        known = np.nan_to_num(places, posinf=np.inf, neginf=-np.inf)
+        numbers = np.clip(known, 0, table.shape[-1] - 1).astype(np.int64)
+        return np.where(np.isnan(places), np.nan, table[np.arange(len(table)), numbers])
 
 
 def _check_probabilities(emission: Emission) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyro.distributions as dist
 from pyro.distributions import constraints
+from scipy.stats import nbinom, poisson
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse, within
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _MOST_COUNT = 2.0**53  # the integers of float64
@@ -49,6 +51,9 @@ class Poisson(_Counts):
     def described(self, emission: Emission) -> dict[str, Array]:
         return {}  # the rates are the means
 
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        return [poisson(rates) for rates in emission["rates"].T]
+
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
@@ -84,6 +89,10 @@ class NegativeBinomial(_Counts):
         probs = emission["probabilities"]
         means = emission["total_counts"] * probs / (1 - probs)
         return Moments(means, means / (1 - probs))
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        each = zip(emission["total_counts"].T, emission["probabilities"].T, strict=True)
+        return [nbinom(total_counts, 1 - probs) for total_counts, probs in each]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from scipy.special import ive
+from scipy.stats import vonmises
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import (
@@ -25,6 +26,7 @@ from pyro_regimes.estimator.emissions.base import (
     refuse_constant,
 )
 from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _LARGEST = 4 * np.pi  # of angles in radians, with some room
@@ -67,6 +69,10 @@ class VonMises(Spec):
         across, along = weights @ (lengths * np.cos(angles)), weights @ (lengths * np.sin(angles))
         variances = 1 - np.hypot(across, along)
         return np.arctan2(along, across), variances[..., None] * np.eye(variances.shape[-1])
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        each = zip(emission["means"].T, emission["concentrations"].T, strict=True)
+        return [Angles(means, concentrations) for means, concentrations in each]
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         """Counted from -pi on; of small probabilities a difference has lost digits."""
@@ -113,6 +119,53 @@ class VonMises(Spec):
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.VonMises(arguments["loc"], arguments["concentration"]).to_event(1)
+
+
+class Angles:
+    """A von Mises distribution of angles from -pi to pi in each of K regimes, a :class:`.Marginal`.
+
+    Any angle is taken as its equal from -pi to pi, and probabilities are counted from -pi on. (In
+    scipy they are counted from ``loc - pi`` on, which differs from regime to regime.)
+
+    :param means: ``(K,)``.
+    :param concentrations: ``(K,)``.
+    """
+
+    is_discrete = False
+
+    def __init__(self, means: Array, concentrations: Array) -> None:
+        self._means, self._concentrations = _wrapped(means), concentrations
+        self._unrolled = vonmises(concentrations, self._means)
+
+    def cdf(self, x: npt.ArrayLike) -> Array:
+        found: Array = self._unrolled.cdf(_wrapped(np.asarray(x))) - self._unrolled.cdf(-np.pi)
+        return np.clip(found, 0.0, 1.0)
+
+    def sf(self, x: npt.ArrayLike) -> Array:
+        found: Array = self._unrolled.cdf(np.pi) - self._unrolled.cdf(_wrapped(np.asarray(x)))
+        return np.clip(found, 0.0, 1.0)
+
+    def logpdf(self, x: npt.ArrayLike) -> Array:
+        found: Array = self._unrolled.logpdf(x)
+        return found
+
+    def ppf(self, p: npt.ArrayLike) -> Array:
+        """:raises ValueError: always."""
+        raise ValueError(
+            "expected numbers with an order, got angles, which have no quantiles; use the mean "
+            "direction and the circular standard deviation"
+        )
+
+    def mean(self) -> Array:
+        """Mean directions."""
+        return self._means
+
+    def var(self) -> Array:
+        """Circular variances."""
+        return 1 - _lengths(self._concentrations)
+
+    def support(self) -> tuple[float, float]:
+        return -np.pi, np.pi
 
 
 def _lengths(concentrations: Array) -> Array:

@@ -10,13 +10,16 @@ import numpy.typing as npt
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from scipy.stats import norm
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec
 from pyro_regimes.estimator.emissions.levels import Levels, averaged_in_turn
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
+from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.units import Units
 
 _ROUNDING = 1e-6  # of the sum of weights
@@ -112,6 +115,15 @@ class GaussianMixture(Spec):
     def described(self, emission: Emission) -> dict[str, Array]:
         weights = enumerate(emission["weights"].T, 1)
         return {f"weight of component {number}": each for number, each in weights}
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        num_series = emission["means"].shape[-1]
+        return [self.portfolio(emission, weights) for weights in np.eye(num_series)]
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        shares = emission["weights"]
+        mean, scale = self.gaussian.of_sum(self._inner(emission), weights)
+        return Mixture(shares, norm(mean.reshape(shares.shape), scale.reshape(shares.shape)))
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         each = self.gaussian.levels(self._inner(emission), data)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec
 from pyro_regimes.estimator.emissions.levels import Levels
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.observed.columns import Columns
@@ -205,6 +206,20 @@ class Mixed(Spec):
             mean[:, places] = own_mean
             covariance[:, places[:, None], places] = own
         return mean, covariance
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        found: dict[int, Marginal] = {}
+        for part in self.parts:
+            each = part.spec.marginals(part.own(emission))
+            found.update(zip(part.columns, each, strict=True))
+        return [found[column] for column in sorted(found)]
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        used = [part for part in self.parts if weights[list(part.columns)].any()]
+        if len(used) > 1:
+            return super().portfolio(emission, weights)
+        (part,) = used
+        return part.spec.portfolio(part.own(emission), weights[list(part.columns)])
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         return self._in_order(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from scipy.stats import expon, gamma, lognorm
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import (
@@ -24,6 +25,7 @@ from pyro_regimes.estimator.emissions.base import (
     refuse_constant,
 )
 from pyro_regimes.estimator.gaussian import DiagonalGaussian
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -80,6 +82,9 @@ class Exponential(_Positive):
     def moments(self, emission: Emission) -> Moments:
         means = 1 / emission["rates"]
         return Moments(means, means**2)
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        return [expon(scale=1 / rates) for rates in emission["rates"].T]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -138,6 +143,10 @@ class Gamma(_Positive):
     def moments(self, emission: Emission) -> Moments:
         concentrations, rates = (emission[name] for name in self.attributes)
         return Moments(concentrations / rates, concentrations / rates / rates)
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        each = zip(emission["concentrations"].T, emission["rates"].T, strict=True)
+        return [gamma(concentrations, scale=1 / rates) for concentrations, rates in each]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -201,6 +210,10 @@ class LogNormal(_Positive):
         log_means, variances = emission["log_means"], emission["log_scales"] ** 2
         means = np.exp(log_means + variances / 2)
         return Moments(means, means**2 * np.expm1(variances))
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        each = zip(emission["log_scales"].T, emission["log_means"].T, strict=True)
+        return [lognorm(log_scales, scale=np.exp(log_means)) for log_scales, log_means in each]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

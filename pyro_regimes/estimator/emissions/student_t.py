@@ -19,12 +19,14 @@ import numpy.typing as npt
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from scipy.stats import t
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec, positive
 from pyro_regimes.estimator.emissions.levels import Levels, student_t_levels
 from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
@@ -123,6 +125,29 @@ class StudentT(Spec):
 
     def described(self, emission: Emission) -> dict[str, Array]:
         return {"degrees of freedom": emission["degrees_of_freedom"]}
+
+    def marginals(self, emission: Emission) -> list[Marginal]:
+        means, squares = self._with_variances(emission, np.ones(1))
+        if not squares.ndim == means.ndim:
+            squares = np.diagonal(squares, axis1=-2, axis2=-1)
+        freedom = self._freedom(emission)
+        return [t(*each) for each in zip(freedom.T, means.T, np.sqrt(squares).T, strict=True)]
+
+    def portfolio(self, emission: Emission, weights: Array) -> Marginal:
+        used = np.flatnonzero(weights)
+        if not self._is_joint and len(used) > 1:
+            raise ValueError(
+                "expected weights of one series, as sums of independent Student-t series have no "
+                f"known distribution, got {len(used)} series of {self.title}; use "
+                "covariance_type='full' or 'tied', or draw paths and add up their series"
+            )
+        mean, scale = self.gaussian.of_sum(self._as_gaussian(emission), weights)
+        return t(self._freedom(emission)[:, used[0]], mean, scale)
+
+    def _freedom(self, emission: Emission) -> Array:
+        """The degrees of freedom of each series in each regime, ``(K, D)``."""
+        freedom = emission["degrees_of_freedom"]
+        return np.broadcast_to(_beside(freedom, emission["means"]), emission["means"].shape)
 
     def levels(self, emission: Emission, data: Array) -> list[Levels]:
         means, scales = self.gaussian.moments(self._as_gaussian(emission))
