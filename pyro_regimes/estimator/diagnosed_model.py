@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import residuals, validation
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.inputs import date_index
+from pyro_regimes.estimator.predictive_checks import PredictiveCheck, check_predictions
 from pyro_regimes.estimator.residuals import Residuals
 
 
@@ -64,4 +66,57 @@ class DiagnosedModel(FittedModel):
             self._series_names(),
             sizes,
             date_index(X),
+        )
+
+    def predictive_check(
+        self,
+        X: Any,
+        n_simulations: int = 200,
+        *,
+        random_state: int | np.random.RandomState | None = None,
+        lengths: npt.ArrayLike | None = None,
+        start: Any = "auto",
+        after: npt.ArrayLike | None = None,
+    ) -> PredictiveCheck:
+        r"""Compare statistics of X with those of data of the same size that the model simulates.
+
+        They are the mean, the standard deviation, the skewness, the excess kurtosis, the
+        autocorrelations of the squared deviations from the mean at lags 1, 5 and 20, and, if the
+        emission is one of changes, the maximal drawdown: the largest fall of their sum from an
+        earlier level. With n simulations, of which b have a statistic that is not larger and a one
+        that is not smaller, the two-sided p-value is
+
+        .. math:: p = \min\left(1, 2\, \frac{1 + \min(a, b)}{1 + n}\right)
+
+        The parameters are those of the fit in all simulations (a parametric bootstrap without
+        refitting). As they were fitted to X, p-values are rather too large than too small.
+
+        Entries that are missing in X do not count in the simulations, either. Series of angles and
+        of categories have no such statistics, and are left out.
+
+        :param X: as in :meth:`predict`.
+        :param n_simulations: number of simulations, at least 1. The least p-value is 2 / (1 + n).
+        :param random_state: seed of the simulations; None uses that of the model.
+        :param lengths: as in :meth:`fit`.
+        :param start: as in :meth:`predict`, for the simulations.
+        :param after: as in :meth:`predict`, likewise.
+        :return: a :class:`pyro_regimes.estimator.PredictiveCheck`, which prints as a table.
+        :raises ValueError: if an argument is not valid, no series has such statistics, or the model
+            is not fitted.
+        """
+        check_is_fitted(self)
+        n_simulations = validation.integer("n_simulations", n_simulations, 1)
+        seed = self.random_state if random_state is None else random_state
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        parameters = hmm.parameters
+        if hmm.first_probs is not None:
+            parameters = parameters._replace(initial_probs=hmm.first_probs)
+        return check_predictions(
+            parameters,
+            hmm.spec,
+            data,
+            sizes,
+            self._series_names(),
+            n_simulations,
+            validation.random_state(seed),
         )

@@ -72,12 +72,12 @@ class Residuals(NamedTuple):
         if self.lower is None or self.upper is None:
             return self
         share = validation.random_state(random_state).random_sample(self.values.shape)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # of 0, and of missing entries
             log_upper, log_lower = np.log(share), np.log1p(-share)
-        drawn = normal_quantile(
-            np.logaddexp(log_ndtr(self.lower) + log_lower, log_ndtr(self.upper) + log_upper),
-            np.logaddexp(log_ndtr(-self.lower) + log_lower, log_ndtr(-self.upper) + log_upper),
-        )
+            drawn = normal_quantile(
+                np.logaddexp(log_ndtr(self.lower) + log_lower, log_ndtr(self.upper) + log_upper),
+                np.logaddexp(log_ndtr(-self.lower) + log_lower, log_ndtr(-self.upper) + log_upper),
+            )
         values = np.where(self.lower < self.upper, drawn, self.values)
         return self._replace(values=values, lower=None, upper=None)
 

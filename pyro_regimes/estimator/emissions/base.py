@@ -140,6 +140,10 @@ class Spec(ABC):
         """
         return {name.replace("_", " "): emission[name] for name in self.attributes}
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        """Which series have a mean and a variance of numbers, not of angles or categories."""
+        return np.full(num_series, not self.is_circular)
+
     def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
         """Means ``(n, D)`` and covariance matrices ``(n, D, D)`` of mixtures of the regimes.
 

@@ -196,6 +196,12 @@ class Mixed(Spec):
                     rows[f"{label}, {key}"] = column
         return rows
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        each = [part.spec.are_numbers(len(part.columns)) for part in self.parts]
+        order = np.argsort([column for part in self.parts for column in part.columns])
+        found: npt.NDArray[np.bool_] = np.concatenate(each)[order]
+        return found
+
     def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
         mean, covariance = super().mixture_moments(weights, emission)
         for part in self.parts:  # an angle has moments of its own
