@@ -228,15 +228,25 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
         return panels
+    what = "one matplotlib Axes for the upper panel or a pair for both"
+    return given_axes(ax, (1, 2), what)
+
+
+def given_axes(ax: Any, numbers: tuple[int, ...], expected: str) -> list[Axes]:
+    """The axes that a user gives to draw in, one or several, in an array of any shape.
+
+    :param numbers: how many there may be.
+    :param expected: what is expected, for an error.
+    :raises ImportError: if matplotlib is not installed.
+    :raises ValueError: if they are others.
+    """
     new_figure(1, 1)  # raises if matplotlib is not installed
     from matplotlib.axes import Axes
 
-    panels = [ax] if isinstance(ax, Axes) or not isinstance(ax, Iterable) else list(ax)
-    if len(panels) not in (1, 2) or not all(isinstance(each, Axes) for each in panels):
-        raise ValueError(
-            "expected ax to be one matplotlib Axes for the upper panel or a pair for both, got "
-            f"{ax!r}"
-        )
+    is_one = isinstance(ax, Axes) or not isinstance(ax, Iterable)
+    panels = [ax] if is_one else np.array(list(ax), dtype=object).ravel().tolist()
+    if len(panels) not in numbers or not all(isinstance(each, Axes) for each in panels):
+        raise ValueError(f"expected ax to be {expected}, got {ax!r}")
     return panels
 
 

@@ -136,8 +136,10 @@ def _statistics(values: Array, seen: Bools, sizes: list[int], of_changes: bool) 
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.where(seen, values, 0.0).sum(1) / number  # (n, D)
         deviations = np.where(seen, values - mean[:, np.newaxis], 0.0)
+        unit = np.abs(deviations).max(1)  # so that no power under- or overflows
+        deviations = deviations / np.where(unit > 0, unit, 1.0)[:, np.newaxis]
         second, third, fourth = ((deviations**power).sum(1) / number for power in (2, 3, 4))
-        found = [mean, np.sqrt(second), third / second**1.5, fourth / second**2 - 3]
+        found = [mean, unit * np.sqrt(second), third / second**1.5, fourth / second**2 - 3]
         squares = np.where(seen, deviations**2 - second[:, np.newaxis], 0.0)
         spread = (squares**2).sum(1)
         found += [_lagged(squares, lag, sizes) / spread for lag in LAGS]

@@ -10,7 +10,13 @@ from scipy.special import ndtri
 from scipy.stats import beta
 
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.plots import as_time, figure_of, label_dates, new_figure
+from pyro_regimes.estimator.plots import (
+    as_time,
+    figure_of,
+    given_axes,
+    label_dates,
+    new_figure,
+)
 from pyro_regimes.estimator.residual_tests import autocorrelations
 from pyro_regimes.estimator.validation import integer
 
@@ -76,15 +82,8 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
         return panels
-    new_figure(1, 1)  # raises if matplotlib is not installed
-    from matplotlib.axes import Axes
-
-    given = [ax] if isinstance(ax, Axes) or not isinstance(ax, Iterable) else list(np.ravel(ax))
-    if len(given) not in (1, 4) or not all(isinstance(each, Axes) for each in given):
-        raise ValueError(
-            f"expected ax to be one matplotlib Axes for the quantiles or four for all, got {ax!r}"
-        )
-    return given
+    what = "one matplotlib Axes for the quantiles or four for all"
+    return given_axes(ax, (1, 4), what)
 
 
 def _draw_time(panel: Axes, values: Array, dates: Any, title: str) -> None:
@@ -117,7 +116,8 @@ def _draw_quantiles(panel: Axes, seen: Array) -> None:
         ndtri(beta.ppf(share, ranks, number + 1 - ranks))
         for share in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
     )
-    panel.fill_between(expected, low, high, color=_GREY, linewidth=0, label=f"{_LEVEL:.0%} of each quantile")
+    label = f"{_LEVEL:.0%} of each quantile"
+    panel.fill_between(expected, low, high, color=_GREY, linewidth=0, label=label)
     panel.plot(expected[[0, -1]], expected[[0, -1]], color=_LINE, linewidth=0.8)
     ordered = np.sort(seen)[ranks - 1]
     panel.plot(expected, ordered, ".", color=_BLUE, markersize=4, rasterized=True)
@@ -128,7 +128,7 @@ def _draw_quantiles(panel: Axes, seen: Array) -> None:
 def _draw_histogram(panel: Axes, seen: Array) -> None:
     number = int(np.clip(2 * len(seen) ** (1 / 3), 8, 60))
     edge = max(3.0, float(np.abs(np.clip(seen, -6, 6)).max()))
-    edges = np.linspace(-edge, edge, number + 1)
+    edges = np.linspace(-edge, edge, number + 1).tolist()
     inside = np.clip(seen, -edge, edge)  # what lies beyond is in the outermost bars
     panel.hist(inside, edges, density=True, color=_BLUE, alpha=0.6, edgecolor="white")
     points = np.linspace(-edge, edge, 200)

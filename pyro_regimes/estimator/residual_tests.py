@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class ResidualTests(NamedTuple):
         :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
         """
         pandas = require("pandas", "to_frame")
-        columns = {("n", ""): self.n}
+        columns: dict[tuple[str, str], npt.NDArray[Any]] = {("n", ""): self.n}
         for name, test in self._named().items():
             columns[name, "statistic"], columns[name, "p-value"] = test
         return pandas.DataFrame(columns, index=pandas.Index(self.series_names, name="series"))
@@ -95,13 +95,18 @@ def run_tests(
         if len(seen) < _FEWEST:
             rows.append([none] * 4)
             continue
-        tests = [tuple(stats.jarque_bera(seen)), tuple(stats.kstest(seen, "norm"))]
-        if kind == "forecast":
+        is_finite = bool(np.isfinite(seen).all())  # else an observation was impossible
+        normal = tuple(stats.jarque_bera(seen)) if is_finite else (np.inf, 0.0)
+        tests = [normal, tuple(stats.kstest(seen, "norm"))]
+        if kind == "forecast" and is_finite:
             tests += [ljung_box(each, lengths, lags) for each in (column, column**2)]
         rows.append([*tests, *[none] * (4 - len(tests))])
     found = np.array(rows, dtype=np.float64)  # (D, 4, 2)
-    each = [SeriesTest(*found[:, number].T) for number in range(4)]
-    return ResidualTests(list(series_names), (~np.isnan(values)).sum(0), *each, lags, kind)
+    moments, equal, independent, squares = (SeriesTest(*each) for each in np.moveaxis(found, 0, 2))
+    number = (~np.isnan(values)).sum(0)
+    return ResidualTests(
+        list(series_names), number, moments, equal, independent, squares, lags, kind
+    )
 
 
 def ljung_box(values: Array, lengths: list[int], lags: int) -> tuple[float, float]:

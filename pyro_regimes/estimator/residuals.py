@@ -56,8 +56,7 @@ class Residuals(NamedTuple):
         """Which series have segments, ``(D,)``."""
         if self.lower is None or self.upper is None:
             return np.zeros(len(self.series_names), np.bool_)
-        found: npt.NDArray[np.bool_] = (self.lower < self.upper).any(0)
-        return found
+        return np.asarray((self.lower < self.upper).any(0))
 
     def randomized(self, random_state: int | np.random.RandomState | None = None) -> Residuals:
         """Randomised quantile residuals (Dunn and Smyth 1996).

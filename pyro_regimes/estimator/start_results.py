@@ -87,12 +87,8 @@ class StartResults(NamedTuple):
         ):
             raise ValueError(f"starts_ does not hold the results of starts: {reprlib.repr(value)}")
         log_likelihood = np.array([-np.inf if each is None else each for each in final])
-        return cls(
-            log_likelihood,
-            np.array(n_iter, np.int64),
-            *(np.array(flag, np.bool_) for flag in flags),
-            best,
-        )
+        converged, collapsed = (np.array(flag, np.bool_) for flag in flags)
+        return cls(log_likelihood, np.array(n_iter, np.int64), converged, collapsed, best)
 
     def __str__(self) -> str:
         best = self.log_likelihood[self.best]

@@ -80,17 +80,17 @@ def normal_quantile(log_lower: Array, log_upper: Array) -> Array:
     return np.where(log_lower < log_upper, smaller, -smaller)
 
 
-def marginal_levels(distribution: Any, x: Array, trusted: float = _TINY) -> Levels:
+def marginal_levels(distribution: Any, x: Array) -> Levels:
     """Those of a :class:`.Marginal` of K regimes.
 
-    A smaller probability than ``trusted`` is that of a tail whose density falls as it does at x: of
-    a continuous one :math:`f / |(\\log f)'|`, of a discrete one a geometric series.
+    A probability near 0 is that of a tail whose density falls as it does at x: of a continuous one
+    :math:`f / |(\\log f)'|`, of a discrete one a geometric series.
 
     :param x: ``(T,)``, NaN where missing.
     """
     values = x[:, None]
     if is_discrete(distribution):
-        return _discrete_levels(distribution, values, trusted)
+        return _discrete_levels(distribution, values)
     low, _ = distribution.support()
     values = np.where(values == low, low + np.finfo(np.float64).tiny, values)  # F(low) = 0
     density = distribution.logpdf(values)
@@ -99,13 +99,13 @@ def marginal_levels(distribution: Any, x: Array, trusted: float = _TINY) -> Leve
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = (around[0] - around[1]) / (2 * step)
         log_cdf, log_sf = (
-            _or_tail(probability, density - np.log(sign * slope), trusted)
+            _or_tail(probability, density - np.log(sign * slope))
             for probability, sign in ((distribution.cdf(values), 1), (distribution.sf(values), -1))
         )
     return Levels.continuous(log_cdf, log_sf, density)
 
 
-def _discrete_levels(distribution: Any, values: Array, trusted: float) -> Levels:
+def _discrete_levels(distribution: Any, values: Array) -> Levels:
     def tail(ends: Array, sign: int) -> Array:
         """The probability of the integers from there on, upwards or downwards."""
         first = distribution.logpmf(ends)
@@ -115,20 +115,20 @@ def _discrete_levels(distribution: Any, values: Array, trusted: float) -> Levels
         return falling
 
     return Levels(
-        _or_tail(distribution.cdf(values - 1), tail(values - 1, -1), trusted),
-        _or_tail(distribution.cdf(values), tail(values, -1), trusted),
-        _or_tail(distribution.sf(values), tail(values + 1, 1), trusted),
-        _or_tail(distribution.sf(values - 1), tail(values, 1), trusted),
+        _or_tail(distribution.cdf(values - 1), tail(values - 1, -1)),
+        _or_tail(distribution.cdf(values), tail(values, -1)),
+        _or_tail(distribution.sf(values), tail(values + 1, 1)),
+        _or_tail(distribution.sf(values - 1), tail(values, 1)),
         distribution.logpmf(values),
     )
 
 
-def _or_tail(probability: Array, tail: Array, trusted: float) -> Array:
+def _or_tail(probability: Array, tail: Array) -> Array:
     """The logarithm of a probability; of a small one that of its tail where there is one."""
     with np.errstate(divide="ignore"):
         log_probability: Array = np.log(probability)
-    small = (probability < trusted) & ~np.isnan(tail)
-    return np.where(small, tail, log_probability)
+    small = (probability < _TINY) & np.isfinite(tail)
+    return np.where(small, np.minimum(tail, np.log(_TINY)), log_probability)
 
 
 def normal_levels(standard: Array, log_scale: Array) -> Levels:
