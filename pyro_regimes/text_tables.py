@@ -6,7 +6,21 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
+
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+_INDENTED = "text-align: left; padding-left: 2em; font-weight: normal"
+
+#: A title, the labels of the rows, the names and the cells of columns, and notes.
+TitledTable = tuple[str, Sequence[str], Sequence[tuple[str, Sequence[str]]], Sequence[str]]
+
+
+class Row(NamedTuple):
+    """A row of a table as text."""
+
+    label: str
+    cells: list[str]
+    is_part: bool = False  #: of the row above it, and indented
 
 
 def text_table(
@@ -33,6 +47,35 @@ def text_table(
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
 
 
+def html_table(title: str, head: Row, rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """The table for a notebook, with a title above it and notes below."""
+    columns = "".join([_cell("th", head.label, _LEFT), *_cells("th", head.cells)])
+    body = "\n".join(
+        f"<tr>{_cell('th', row.label, _INDENTED if row.is_part else _LEFT)}"
+        f"{''.join(_cells('td', row.cells))}</tr>"
+        for row in rows
+    )
+    below = "".join(f"\n<p>{escape(note)}</p>" for note in notes)
+    caption = f'<caption style="text-align: left">{escape(title)}</caption>'
+    return (
+        f"<div>\n<table>\n{caption}\n<thead>\n<tr>{columns}</tr>\n</thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>{below}\n</div>"
+    )
+
+
+def _cells(tag: str, cells: Sequence[str]) -> list[str]:
+    return [_cell(tag, cell, _RIGHT) for cell in cells]
+
+
+def _cell(tag: str, text: str, style: str) -> str:
+    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
+
+
+def wrapped(note: str, width: int) -> str:
+    """A note in lines of so many letters; no word is cut."""
+    return textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+
+
 def titled_table(
     title: str,
     labels: Sequence[str],
@@ -40,21 +83,25 @@ def titled_table(
     notes: Sequence[str] = (),
     width: int = 80,
 ) -> str:
-    """A table below a title, above notes that are wrapped to the width.
-
-    :param labels: as in :func:`text_table`, and ``columns``.
-    """
-    wrapped = [
-        textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
-        for note in notes
-    ]
+    """A :func:`text_table` below a title, above notes."""
     table = text_table("", labels, columns, width)
-    return "\n".join([title, "", table, *([""] if notes else []), *wrapped])
+    below = [wrapped(note, width) for note in notes]
+    return "\n".join([title, "", table, *([""] if below else []), *below])
 
 
-def as_html(text: str) -> str:
-    """Text for a notebook, in letters of equal width."""
-    return f"<pre>{escape(text)}</pre>"
+def titled_html_table(
+    title: str,
+    labels: Sequence[str],
+    columns: Iterable[tuple[str, Sequence[str]]],
+    notes: Sequence[str] = (),
+) -> str:
+    """What :func:`titled_table` shows, for a notebook; a label that begins with a space is part."""
+    names, cells = zip(*columns, strict=True)
+    rows = [
+        Row(label.strip(), list(row), label.startswith(" "))
+        for label, row in zip(labels, zip(*cells, strict=True), strict=True)
+    ]
+    return html_table(title, Row("", list(names)), rows, notes)
 
 
 def percent(rows: Any) -> list[list[str]]:

@@ -25,6 +25,12 @@ class Annotations(NamedTuple):
     weights: Array | None = None  #: of each sequence, ``(N,)``, positive
     gaps: Steps | None = None  #: the steps from the row before to each row, ``(T,)``
 
+    def first_gaps(self, sizes: list[int]) -> Steps:
+        """The steps to the first row of each sequence from what is known before it, ``(N,)``."""
+        if self.gaps is None:
+            return np.ones(len(sizes), np.int64)
+        return self.gaps[np.cumsum([0, *sizes[:-1]])]
+
     @property
     def are_complete(self) -> bool:
         """Whether the regime of every row is known."""
@@ -134,18 +140,20 @@ def annotate(
     states: Any = None,
     sample_weight: Any = None,
     gaps: Any = None,
+    is_after: bool = False,
     to_fit: bool = False,
 ) -> Present:
     """Read what is known of data, and leave out the sequences of weight 0: they are as if absent.
 
     :param states: as in :meth:`.RegimeModel.fit`, and ``sample_weight`` and ``gaps``.
     :param X: the data as the user gave them.
+    :param is_after: as in :func:`.read_gaps`.
     :param to_fit: as in :func:`.read_states`.
     :raises ValueError: if they are not valid.
     """
     allowed = read_states(states, X, sizes, n_regimes, to_fit=to_fit)
     weights = read_weights(sample_weight, X, sizes)
-    steps = read_gaps(gaps, X, sizes)
+    steps = read_gaps(gaps, X, sizes, is_after=is_after)
     annotations = Annotations(allowed, weights, steps)
     if weights is None or weights.all():
         return Present(data, sizes, annotations, np.arange(len(data)))

@@ -30,6 +30,7 @@ def initial_probs(
     unit: Array,
     data: Array,
     sizes: list[int],
+    first_gaps: npt.NDArray[np.int64],
 ) -> Array:
     """Probabilities of the regimes at the first step of each sequence, ``(K,)`` or ``(N, K)``.
 
@@ -37,6 +38,7 @@ def initial_probs(
         the sequence begins with the rows with which training began, where training had several
         sequences, and where some regimes cannot be reached from others; elsewhere it is stationary.
     :param after: probabilities of the regimes before the first step, or None.
+    :param first_gaps: the number of steps after those, ``(N,)``.
     :param training_start: the first rows of the training data; None if it had several sequences.
     :param unit: the typical deviation of each series from its mean, ``(D,)``.
     :raises ValueError: if these are not valid.
@@ -44,8 +46,14 @@ def initial_probs(
     if after is not None:
         if not (isinstance(start, str) and start == "auto"):
             raise ValueError(f"expected start='auto' where after is given, got {start!r}")
-        following: Array = probabilities("after", after, (len(fitted),)) @ transition_matrix
-        return following / following.sum()
+        before = probabilities("after", after, (len(fitted),))
+        distinct, index = np.unique(first_gaps, return_inverse=True)
+        following = np.stack(
+            [before @ np.linalg.matrix_power(transition_matrix, gap) for gap in distinct]
+        )
+        following /= following.sum(-1, keepdims=True)
+        found: Array = following[0] if len(distinct) == 1 else following[index]
+        return found
     if not isinstance(start, str):
         return probabilities("start", start, (len(fitted),))
     if start not in START:

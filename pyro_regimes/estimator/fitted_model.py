@@ -85,7 +85,9 @@ class FittedModel(BaseEstimator):
         :param after: probabilities of the regimes at the step before the first row, ``(K,)``, such
             as the last filtered ones of the rows before. Give it instead of ``start``.
         :param states: known regimes of rows, as in :meth:`fit`.
-        :param gaps: the number of steps between rows, as in :meth:`fit`.
+        :param gaps: the number of steps between rows, as in :meth:`fit`. Together with ``after``,
+            that of the first row of a sequence counts as well: it is the number of steps since the
+            step of ``after``. NaN there is one step.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -348,6 +350,8 @@ class FittedModel(BaseEstimator):
         *,
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> Imputation:
         """Estimate the missing values of X from all that are there, before, beside and after them.
 
@@ -358,13 +362,15 @@ class FittedModel(BaseEstimator):
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: as in :meth:`predict`.
+        :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
             value, ``(T, D)``. Values that are there are as they were, with variance 0. Categories
             have no mean: theirs is NaN.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        hmm, data, sizes = self._hmm_of(X, lengths, start, after)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
         return hmm.impute(data, sizes)
 
     def summary(self) -> Summary:
@@ -520,8 +526,9 @@ class FittedModel(BaseEstimator):
         """The fitted model with the initial probabilities of X, its rows and its sizes."""
         data, sizes = validation.check_data(self, X, lengths, y)
         n_regimes = len(self.regime_names_)
+        beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         data, sizes, annotations, _ = annotate(
-            data, sizes, X, n_regimes, states=states, sample_weight=sample_weight, gaps=gaps
+            data, sizes, X, n_regimes, **beside, is_after=after is not None
         )
         hmm = self._hmm()._replace(annotations=annotations)
         hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
@@ -534,6 +541,7 @@ class FittedModel(BaseEstimator):
             hmm.spec.units_of(hmm.parameters.emission).unit,
             data,
             sizes,
+            annotations.first_gaps(sizes),
         )
         return hmm._replace(first_probs=first_probs), data, sizes
 

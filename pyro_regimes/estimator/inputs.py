@@ -68,11 +68,11 @@ def _with_nan(table: Any) -> Any:
         return table
     if hasattr(table, "notna"):
         return table.astype(object).where(table.notna(), np.nan)
-    missing = np.vectorize(_is_missing, otypes=[np.bool_])(table)
+    missing = np.vectorize(is_missing, otypes=[np.bool_])(table)
     return np.where(missing, np.nan, table) if missing.any() else table
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     return value is None or type(value).__name__ == "NAType"  # pandas need not be installed
 
 

@@ -11,7 +11,7 @@ from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sampling import draw_paths
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import as_html, titled_table
+from pyro_regimes.text_tables import TitledTable, titled_html_table, titled_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,13 @@ class PredictiveCheck(NamedTuple):
     n_simulations: int
 
     def __str__(self) -> str:
+        return titled_table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return titled_html_table(*self._table())
+
+    def _table(self) -> TitledTable:
+        """Its title, labels of rows, columns and notes."""
         names = ["observed", *(f"{level:.0%}" for level in LEVELS), "p-value"]
         rows: list[list[str]] = []
         labels = []
@@ -51,10 +58,7 @@ class PredictiveCheck(NamedTuple):
                 p_value = f"{self.p_value[number, place]:.3f}"
                 rows.append([*(f"{value:.4g}" for value in numbers), p_value])
         title = f"Observed, and quantiles of {self.n_simulations} simulations of the model"
-        return titled_table(title, labels, list(zip(names, zip(*rows, strict=True), strict=True)))
-
-    def _repr_html_(self) -> str:
-        return as_html(str(self))
+        return title, labels, list(zip(names, zip(*rows, strict=True), strict=True)), []
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame with a row for each series and statistic.

@@ -11,7 +11,7 @@ from scipy import stats
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.validation import integer
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import as_html, titled_table
+from pyro_regimes.text_tables import TitledTable, titled_html_table, titled_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,13 @@ class ResidualTests(NamedTuple):
     kind: str  #: of the residuals
 
     def __str__(self) -> str:
+        return titled_table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return titled_html_table(*self._table())
+
+    def _table(self) -> TitledTable:
+        """Its title, labels of rows, columns and notes."""
         columns = [("n", [str(number) for number in self.n])]
         for name, test in self._named().items():
             columns.append((name, [_shown(p_value) for p_value in test.p_value]))
@@ -52,10 +59,7 @@ class ResidualTests(NamedTuple):
                 "there are no Ljung-Box tests; forecast residuals have them."
             )
         title = f"p-values of tests of {self.kind} residuals, Ljung-Box up to lag {self.lags}"
-        return titled_table(title, self.series_names, columns, notes)
-
-    def _repr_html_(self) -> str:
-        return as_html(str(self))
+        return title, self.series_names, columns, notes
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame with a row for each series.

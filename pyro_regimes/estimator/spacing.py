@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_regimes.distributions.gaps import Gaps
 from pyro_regimes.estimator.by_row import by_row
+from pyro_regimes.estimator.inputs import is_missing
 from pyro_regimes.messages import shown
 
 Steps = npt.NDArray[np.int64]
@@ -18,12 +19,14 @@ Steps = npt.NDArray[np.int64]
 _LONGEST = 2**31 - 1
 
 
-def read_gaps(gaps: Any, X: Any, sizes: list[int]) -> Steps | None:
-    """The number of steps from the row before to each row, ``(T,)``, 1 at the first of a sequence.
+def read_gaps(gaps: Any, X: Any, sizes: list[int], *, is_after: bool = False) -> Steps | None:
+    """The number of steps from the row before to each row, ``(T,)``.
 
     :param gaps: as in :meth:`.RegimeModel.fit`.
     :param X: the data, whose index and keys those of ``gaps`` must equal.
     :param sizes: the number of rows of each sequence.
+    :param is_after: whether something is known of the row before the first of each sequence. NaN is
+        one step there; elsewhere the number of the first row does not count, and is 1.
     :return: None if every row follows the one before at once.
     :raises ValueError: if they are not valid.
     """
@@ -39,17 +42,23 @@ def read_gaps(gaps: Any, X: Any, sizes: list[int]) -> Steps | None:
             f"shape {values.shape} of dtype {values.dtype}{remedy}"
         )
     steps = np.ones(len(values))
-    is_first = np.zeros(len(values), np.bool_)
-    is_first[np.cumsum([0, *sizes[:-1]])] = True
+    firsts = np.cumsum([0, *sizes[:-1]])
+    counts = np.ones(len(values), np.bool_)
+    counts[firsts] = [
+        is_after and not (is_missing(each) or each != each) for each in values[firsts]
+    ]
     try:
-        steps[~is_first] = values[~is_first].astype(np.float64)
+        steps[counts] = values[counts].astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected gaps to be integers (T,), got {shown(gaps)}") from error
     wrong = np.flatnonzero(~((steps >= 1) & (steps <= _LONGEST) & (steps == np.floor(steps))))
     if len(wrong):
+        where = "after the first row of a sequence"
+        if wrong[0] in firsts:
+            where = "where after is given, or NaN for one step at the first row of a sequence"
         raise ValueError(
-            f"expected gaps to be integers from 1 to {_LONGEST} after the first row of a sequence, "
-            f"got {values[wrong[0]]} at row {wrong[0]}"
+            f"expected gaps to be integers from 1 to {_LONGEST} {where}, got {values[wrong[0]]} at "
+            f"row {wrong[0]}"
         )
     found: Steps = steps.astype(np.int64)
     return None if (found == 1).all() else found

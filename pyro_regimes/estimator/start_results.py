@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import as_html, titled_table
+from pyro_regimes.text_tables import TitledTable, titled_html_table, titled_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +91,13 @@ class StartResults(NamedTuple):
         return cls(log_likelihood, np.array(n_iter, np.int64), converged, collapsed, best)
 
     def __str__(self) -> str:
+        return titled_table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return titled_html_table(*self._table())
+
+    def _table(self) -> TitledTable:
+        """Its title, labels of rows, columns and notes."""
         best = self.log_likelihood[self.best]
         columns = [
             ("log-likelihood", [f"{value:.2f}" for value in self.log_likelihood]),
@@ -101,10 +108,7 @@ class StartResults(NamedTuple):
         ]
         title = f"Starts of the fit; number {self.best} was kept"
         labels = [str(start) for start in range(len(self.log_likelihood))]
-        return titled_table(title, labels, columns, self.describe())
-
-    def _repr_html_(self) -> str:
-        return as_html(str(self))
+        return title, labels, columns, self.describe()
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame with a row for each start.

@@ -203,10 +203,11 @@ def _with_missing(
 ) -> _Series:
     """Count missing cells, and leave out their rows if the user said so."""
     values, dates, names, where = series
-    missing = np.isnan(values)
+    missing, least = np.isnan(values), 2 if prices else 1
+    if len(values) >= least and not missing.any():
+        return series
     complete = ~missing.any(axis=1)
     num_complete, num_rows = int(complete.sum()), len(values)
-    least = 2 if prices else 1
     counts = [
         f"{missing[:, j].sum()} in {names[j]!r} (first on {where(int(np.argmax(missing[:, j])))})"
         for j in np.flatnonzero(missing.any(axis=0))
@@ -244,7 +245,8 @@ def _check_series(
 ) -> None:
     """Raise for series to which no model of returns can be fitted."""
     for name, column in zip(names, values.T):
-        series = column[~np.isnan(column)]
+        missing = np.isnan(column)
+        series = column[~missing] if missing.any() else column
         if not len(series):
             raise ValueError(
                 f"{source}, column {name!r}: expected some values, got only missing ones in "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pyro_regimes.reading.cells import TEXT, classify, decimal_evidence
 
 _SEPARATORS = [";", "\t", "|", ",", " "]  # " " stands for any blanks
-_HEAD_LINES, _HEAD_CHARACTERS = 200, 200_000
+_HEAD_LINES, _HEAD_BYTES = 200, 200_000
 _COMMENT = re.compile(r"^[ \t]*#(?!N/?A\b|NV\b|VALUE!|DIV/0!)[^\r\n]*", re.MULTILINE)
 
 
@@ -28,24 +28,24 @@ class Rows(NamedTuple):
     starts: list[int]
 
 
-def first_lines(text: str) -> list[str]:
-    """The first lines, with their line ends."""
-    start = io.StringIO(text[:_HEAD_CHARACTERS], newline="")
-    lines = list(itertools.islice(start, _HEAD_LINES))
-    if len(text) > _HEAD_CHARACTERS and sum(map(len, lines)) == _HEAD_CHARACTERS and lines[1:]:
+def first_lines(text: bytes) -> list[str]:
+    """The first lines of a text in UTF-8, with their line ends."""
+    start = text[:_HEAD_BYTES].decode(errors="ignore")  # the last character may be cut
+    lines = list(itertools.islice(io.StringIO(start, newline=""), _HEAD_LINES))
+    if len(text) > _HEAD_BYTES and sum(map(len, lines)) == len(start) and lines[1:]:
         lines.pop()  # cut in the middle
     return lines
 
 
-def without_remarks(text: str) -> str:
+def without_remarks(text: bytes) -> bytes:
     """The text with blank lines for lines that begin with ``#``."""
-    return _COMMENT.sub("", _open_header(text)) if "#" in text else text
+    return _COMMENT.sub("", _open_header(text)).encode() if b"#" in text else text
 
 
-def _open_header(text: str) -> str:
+def _open_header(content: bytes) -> str:
     """The text without the sign of a remark before the names of columns, as NumPy writes it."""
-    names = ""
-    for line in first_lines(text):
+    names, text = "", content.decode()
+    for line in first_lines(content):
         if _COMMENT.match(line):
             names = line
         elif line.strip():

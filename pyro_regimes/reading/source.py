@@ -107,8 +107,14 @@ def _open_zip(name: str, content: bytes) -> Source:
     return _identify(f"{name}/{files[0]}", inner)
 
 
-def decode(name: str, content: bytes) -> str:
-    """The text in UTF-8, UTF-16 (with a byte order mark, or recognised by its zeros) or cp1252."""
+def to_utf8(name: str, content: bytes) -> bytes:
+    """Text in UTF-8, without a byte order mark.
+
+    :param content: in UTF-8, UTF-16 (with a byte order mark, or recognised by its zeros) or cp1252.
+    :raises ValueError: if it is none of these.
+    """
+    if content.isascii() and b"\0" not in content:  # most files, of which no copy is made
+        return content
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif content[1:40:2].strip(b"\0") == b"" and len(content) > 3:
@@ -123,7 +129,7 @@ def decode(name: str, content: bytes) -> str:
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
-            return text
+            return text.encode()
     raise ValueError(
         f"{name}: expected text in UTF-8, UTF-16 or Windows-1252, or {KINDS}, got bytes that are "
         "none of these; save the table as CSV in UTF-8"

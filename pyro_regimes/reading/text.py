@@ -16,7 +16,7 @@ from pyro_regimes.reading.sniff import (
     split,
     without_remarks,
 )
-from pyro_regimes.reading.source import Source, decode
+from pyro_regimes.reading.source import Source, to_utf8
 from pyro_regimes.reading.table import DATE_NAMES, IDENTIFIERS, Layout, Table, base_name, locate
 
 # The files of Kenneth French say above the table how they write a missing value.
@@ -30,9 +30,9 @@ def read_text(source: Source, decimal: str | None) -> Table:
     :raises ValueError: if the text is no table, or numbers can be read in two ways.
     """
     name = source.name
-    text = decode(name, source.content)
-    if "\r" in text and "\n" not in text:  # as old Macs end their lines
-        text = text.replace("\r", "\n")
+    text = to_utf8(name, source.content)
+    if b"\r" in text and b"\n" not in text:  # as old Macs end their lines
+        text = text.replace(b"\r", b"\n")
     text = without_remarks(text)
     head = first_lines(text)
     separator = find_separator(head)
@@ -44,11 +44,11 @@ def read_text(source: Source, decimal: str | None) -> Table:
     sample = [row for row in rows.cells[layout.data :] if len(row) == layout.width]
 
     first_line = rows.starts[layout.data]
-    begin = sum(map(len, head[:first_line]))
+    begin = sum(len(line.encode()) for line in head[:first_line])
     end, notes = find_end(name, text, begin, layout, separator)
-    said = _SAID_MISSING if _SAYS_MISSING in text[:begin] else frozenset()
+    said = _SAID_MISSING if _SAYS_MISSING in "".join(head[:first_line]) else frozenset()
     missing = VENDORS_MISSING_VALUES | said
-    body = Body(name, text[begin:end], first_line, separator, layout.width, missing)
+    body = Body(name, text[:end], begin, first_line, separator, layout.width, missing)
     as_text = _keep_text(header, sample, layout)
     numbers = (cell for row in sample for i, cell in enumerate(row) if i != layout.date_column)
     mark = decimal or find_decimal(name, numbers, separator)

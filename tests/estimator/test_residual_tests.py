@@ -97,7 +97,8 @@ def test_table_and_frame():
     assert lines[3].split()[:2] == ["first", "40"]
     assert lines[4].split() == ["second", "0", "-", "-", "-", "-"]
     assert max(map(len, lines)) <= 80
-    assert tests._repr_html_().startswith("<pre>p-values")
+    page = tests._repr_html_()
+    assert page.startswith("<div>") and ">first<" in page and page.count(">-<") == 4
 
 
 def test_ordinary_residuals_have_no_ljung_box_test():

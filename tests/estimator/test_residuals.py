@@ -85,7 +85,8 @@ def test_each_series_by_its_marginal_distribution(case, kind):
 
 
 #: Where the second series of each case lies: so many integers from 0, or an interval.
-NUMBERS = {"poisson": 300, "negative_binomial": 500, "categorical": 3, "bernoulli": 2, "columns": 99}
+NUMBERS = {"poisson": 300, "negative_binomial": 500, "categorical": 3, "bernoulli": 2}
+NUMBERS |= {"columns": 100}
 INTERVALS = {"von_mises": (-np.pi, np.pi)} | dict.fromkeys(
     ("gamma", "lognormal", "exponential"), (0.0, np.inf)
 )

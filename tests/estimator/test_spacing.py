@@ -137,6 +137,84 @@ def test_gaps_of_dates():
     np.testing.assert_allclose(model.means_, expected.means_, rtol=1e-10)
 
 
+def with_rows_before(whole, gap):
+    """The rows of a gap, of which nothing is known, before those of a sequence."""
+    return np.concatenate([np.full((gap - 1, whole.shape[-1]), np.nan), whole])
+
+
+def test_a_gap_after_the_rows_before():
+    """It is as that number of rows before the first, less one, of which nothing is known."""
+    x, gaps, whole, _ = spaced(200)
+    model, after = model_of(max_iter=3).fit(x, gaps=gaps), np.array([0.05, 0.9, 0.05])
+    seen = ~np.isnan(whole[:, 0])
+    for first in (1, 2, 7):
+        gaps[0] = first
+        longer, kept = with_rows_before(whole, first), np.r_[np.zeros(first - 1, bool), seen]
+        given, plain = dict(after=after, gaps=gaps), dict(after=after)
+        assert model.score(x, **given) == pytest.approx(model.score(longer, **plain), rel=1e-10)
+        rows, expected = model.score_samples(x, **given), model.score_samples(longer, **plain)
+        np.testing.assert_allclose(rows, expected[kept], rtol=1e-9)
+        for kind in ("smoothed", "filtered"):
+            expected = model.predict_proba(longer, kind, **plain)[kept]
+            np.testing.assert_allclose(
+                model.predict_proba(x, kind, **given), expected, rtol=1e-9, atol=1e-12
+            )
+        probs = model.forecast(x, 3, **given).regime_probs
+        np.testing.assert_allclose(probs, model.forecast(longer, 3, **plain).regime_probs)
+    # several sequences, each with its own gap
+    firsts = (1, 4, 2, 1)
+    parts, steps = [x[:20]] * 4, [np.r_[first, gaps[1:20]] for first in firsts]
+    own = [model.score(x[:20], after=after, gaps=each) for each in steps]
+    assert len({round(each, 6) for each in own}) == 3
+    total = model.score(parts, after=after, gaps=steps)
+    assert total == pytest.approx(sum(own), rel=1e-10)
+    probs = model.predict_proba(parts, after=after, gaps=steps)
+    expected = [model.predict_proba(x[:20], after=after, gaps=each) for each in steps]
+    np.testing.assert_allclose(probs, np.concatenate(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_gap_counts_only_after_something():
+    x, gaps, _, _ = spaced(100)
+    model, after = model_of(max_iter=2).fit(x, gaps=gaps), [0.1, 0.8, 0.1]
+    gaps = gaps.astype(float)
+    one = model.score(x, gaps=np.r_[1.0, gaps[1:]], after=after)
+    for unknown in (np.nan, None, pd.NA, np.ma.masked):
+        given = np.ma.array(gaps, dtype=object)
+        given[0] = unknown
+        assert model.score(x, gaps=given, after=after) == one
+    for wrong in (0.0, -1.0, 1.5):
+        with pytest.raises(ValueError, match="where after is given, or NaN for .* at row 0"):
+            model.score(x, gaps=np.r_[wrong, gaps[1:]], after=after)
+        assert np.isfinite(model.score(x, gaps=np.r_[wrong, gaps[1:]]))
+
+
+def test_values_are_imputed_by_rows_that_are_apart():
+    x, gaps, whole, _ = spaced(300)
+    model, seen = model_of(max_iter=3).fit(x, gaps=gaps), ~np.isnan(whole[:, 0])
+    whole[seen] = np.where(seeds.rng(5).uniform(size=x.shape) < 0.3, np.nan, x)
+    for given in ({"start": "stationary"}, {"after": [0.1, 0.2, 0.7]}):
+        found = model.impute(whole[seen], gaps=gaps, **given)
+        expected = model.impute(whole, **given)
+        np.testing.assert_allclose(found.mean, expected.mean[seen], rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(found.variance, expected.variance[seen], rtol=1e-9)
+
+
+def test_values_are_imputed_in_known_states():
+    """Given the state, they are regressions on the values beside them in this state alone."""
+    x, _, _, states = spaced(200)
+    model = model_of(max_iter=3).fit(x)
+    holes = x.copy()
+    holes[::3, 1] = np.nan
+    found = model.impute(holes, states=states)
+    for k in range(3):
+        (mean, other), cov = model.means_[k], model.covariances_[k]
+        rows = np.flatnonzero((states == k) & np.isnan(holes[:, 1]))
+        slope = cov[0, 1] / cov[0, 0]
+        expected = other + slope * (x[rows, 0] - mean)
+        np.testing.assert_allclose(found.mean[rows, 1], expected, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(found.variance[rows, 1], cov[1, 1] - slope * cov[0, 1])
+
+
 @pytest.mark.parametrize(
     "gaps, message",
     [

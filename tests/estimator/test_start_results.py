@@ -96,7 +96,8 @@ def test_table_and_frame():
     assert lines[6].split() == ["3", "5.00", "-15.00", "no", "100", "collapsed"]
     frame = results().to_frame()
     assert frame.loc[1].tolist() == [-10.05, True, 9, True, False]
-    assert results()._repr_html_().startswith("<pre>Starts")
+    page = results()._repr_html_()
+    assert page.startswith("<div>") and "Starts of the fit" in page and ">-10.05<" in page
 
 
 def test_a_saved_model_keeps_them(tmp_path):

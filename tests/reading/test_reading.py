@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -319,3 +320,28 @@ def test_importing_datasets_imports_no_pandas():
     script = "import sys, pyro_regimes.datasets; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_text_is_read_without_copies_of_it():
+    text = ("a,b\n" + "0.1234567890123456,-1.234567890123456\n0.5,0.25\n" * 40_000).encode()
+    tracemalloc.start()
+    read_returns(io.BytesIO(text))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(text) + 6 * 8 * 2 * 80_000  # the text, and a few arrays of the numbers
+
+
+@pytest.mark.parametrize("lines", [2**17 // 4 - 1, 2**17 // 4, 40_000])
+def test_a_blank_line_ends_the_table_wherever_it_is(lines):
+    text = "a,b\n" + "1,2\n2,3\n" * (lines // 2) + "\nSource: nobody\n"
+    with pytest.warns(UserWarning, match="read up to the blank line before line"):
+        assert len(read(text).values) == 2 * (lines // 2)
+
+
+def test_a_letter_of_two_bytes_at_the_end_of_the_first_lines():
+    accents = "\u00e9" * 2_000
+    for pad in range(3):
+        lines = [f"{i}.5,{'x' * pad}{accents}\n" for i in range(100)]
+        with pytest.warns(UserWarning, match="left out 'b'"):
+            values = read("a,b\n" + "".join(lines)).values
+        np.testing.assert_array_equal(values, np.arange(0.5, 100)[:, None])
