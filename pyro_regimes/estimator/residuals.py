@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KINDS = ("forecast", "ordinary")
 ORDERS = ("series", "rosenblatt")
 _MOST_ROWS = 2**15  # whose levels are computed at once
+_STREAM = 1952  # of random numbers
 
 
 class Residuals(NamedTuple):
@@ -70,7 +71,11 @@ class Residuals(NamedTuple):
         """
         if self.lower is None or self.upper is None:
             return self
-        share = validation.random_state(random_state).random_sample(self.values.shape)
+        rng = validation.random_state(random_state)
+        if not isinstance(random_state, np.random.RandomState) and random_state is not None:
+            # Data that were simulated with the same seed come from other numbers.
+            rng = np.random.RandomState([random_state, _STREAM])
+        share = rng.random_sample(self.values.shape)
         with np.errstate(divide="ignore", invalid="ignore"):  # of 0, and of missing entries
             log_upper, log_lower = np.log(share), np.log1p(-share)
             drawn = normal_quantile(

@@ -191,7 +191,8 @@ def angle_levels(x: Array, means: Array, concentrations: Array) -> Levels:
         # A small difference of two probabilities has lost its digits.
         tail = _log_tail(angles, means, concentrations, first, last)
         parts.append(np.where(probability < _LOST, tail, log_probability))
-    return Levels.continuous(*parts, angles.logpdf(values))
+    log_cdf, log_sf = parts
+    return Levels.continuous(log_cdf, log_sf, angles.logpdf(values))
 
 
 def _log_tail(

@@ -1,0 +1,1 @@
+"""Studies of the statistical behaviour of estimates, on simulated data."""
