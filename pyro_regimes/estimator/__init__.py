@@ -1,16 +1,19 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
+from pyro_regimes.estimator.forecast import Forecast
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive_checks import PredictiveCheck
 from pyro_regimes.estimator.regime_model import RegimeModel
-from pyro_regimes.estimator.report import Forecast, Imputation, Summary
+from pyro_regimes.estimator.report import Imputation, Summary
 from pyro_regimes.estimator.residual_tests import ResidualTests
 from pyro_regimes.estimator.residuals import Residuals
+from pyro_regimes.estimator.sampling import Paths
 from pyro_regimes.estimator.start_results import StartResults
 
 __all__ = [
     "Forecast",
     "Imputation",
+    "Paths",
     "PredictiveCheck",
     "RegimeModel",
     "ResidualTests",

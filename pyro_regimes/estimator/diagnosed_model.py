@@ -108,15 +108,6 @@ class DiagnosedModel(FittedModel):
         n_simulations = validation.integer("n_simulations", n_simulations, 1)
         seed = self.random_state if random_state is None else random_state
         hmm, data, sizes = self._hmm_of(X, lengths, start, after)
-        parameters = hmm.parameters
-        if hmm.first_probs is not None:
-            parameters = parameters._replace(initial_probs=hmm.first_probs)
-        return check_predictions(
-            parameters,
-            hmm.spec,
-            data,
-            sizes,
-            self._series_names(),
-            n_simulations,
-            validation.random_state(seed),
-        )
+        rng = validation.random_state(seed)
+        names = self._series_names()
+        return check_predictions(hmm, data, sizes, names, n_simulations, rng)

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily
+from torch.distributions import Categorical, MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast, Imputation
+from pyro_regimes.estimator.report import Imputation
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -141,17 +141,12 @@ class FittedHMM(NamedTuple):
             np.where(missing, units.unit**2 * variance, 0.0),
         )
 
-    def forecast(self, data: Array, n_steps: int) -> Forecast:
-        """The marginal distribution of each of the next observations of one sequence."""
+    def mixture(self, probs: Array) -> MixtureSameFamily:
+        """Mixtures of the observation distributions of the regimes, with weights ``(n, K)``."""
         with self._computing():
-            hmm, x, _ = self._scaled(data, [len(data)])
-            weights = hmm.forecast(x, n_steps).mixture_distribution
+            weights = Categorical(torch.tensor(probs, dtype=self.dtype, device=self.device))
             density = self.spec.observation_dist(self._arguments(self.parameters))
-            mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
-            probs = weights.probs.cpu().double().numpy()
-        mean, covariance = self.spec.mixture_moments(probs, self.parameters.emission)
-        deviation = self.spec.deviations_of(covariance.diagonal(axis1=-2, axis2=-1))
-        return Forecast(probs, mean, covariance, mixture, deviation)
+            return MixtureSameFamily(weights, density.expand(weights.probs.shape))
 
     def pyro_model(self) -> PyroModel:
         """A Pyro model function that starts from these parameters."""

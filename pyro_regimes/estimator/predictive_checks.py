@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.sampling import draw_paths
-from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
 from pyro_regimes.text_tables import TitledTable, titled_html_table, titled_table
 
@@ -76,8 +76,7 @@ class PredictiveCheck(NamedTuple):
 
 
 def check_predictions(
-    parameters: Parameters,
-    spec: Spec,
+    hmm: FittedHMM,
     data: Array,
     sizes: list[int],
     series_names: list[str],
@@ -86,9 +85,11 @@ def check_predictions(
 ) -> PredictiveCheck:
     """Compare data with simulations of the same sequences, with the same entries missing.
 
-    :param parameters: their initial probabilities are ``(K,)``, or ``(N, K)`` of each sequence.
     :raises ValueError: if no series has numbers with a mean and a variance.
     """
+    spec, parameters = hmm.spec, hmm.parameters
+    first = parameters.initial_probs if hmm.first_probs is None else hmm.first_probs
+    first_probs = np.broadcast_to(first, (len(sizes), first.shape[-1]))
     used = spec.are_numbers(data.shape[1])
     if not used.any():
         raise ValueError(
@@ -105,9 +106,11 @@ def check_predictions(
     parts = []
     for first in range(0, n_simulations, at_once):
         number = min(at_once, n_simulations - first)
-        states = draw_paths(parameters, sizes, number, rng)
-        drawn = spec.draw(parameters.emission, states.reshape(-1), rng)
-        parts.append(of_batch(drawn.reshape(number, *data.shape)[..., used]))
+        drawn = [
+            draw_paths(probs, parameters, spec, (number, size), rng).values[..., used]
+            for probs, size in zip(first_probs, sizes, strict=True)
+        ]
+        parts.append(of_batch(np.concatenate(drawn, axis=1)))
     simulated = np.concatenate(parts)  # (n, D, S)
     below, above = (simulated <= observed).sum(0), (simulated >= observed).sum(0)
     p_value = np.minimum(2 * (1 + np.minimum(below, above)) / (1 + n_simulations), 1.0)

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from pyro_regimes import RegimeModel
-from pyro_regimes.estimator.parameters import Array, Parameters
-from pyro_regimes.estimator.sampling import draw_paths
+from pyro_regimes.estimator.parameters import Array
 from tests import seeds
 from tests.estimator.emission_cases import CASES, TRANSITIONS
 from tests.frequencies import assert_binomial
@@ -114,17 +113,16 @@ def test_heavy_tails_and_long_memory_are_rejected():
     assert (check.p_value[0, 4:7] == 2 / 200).all()  # the squares
 
 
-def test_paths_have_the_probabilities_of_the_chain():
-    probs = np.array([[0.2, 0.8], [1.0, 0.0]])  # of each of two sequences
-    parameters = Parameters(probs, np.array([[0.9, 0.1], [0.3, 0.7]]), {})
-    paths = draw_paths(parameters, [3, 2], 4000, seeds.rng(4))
-    assert paths.shape == (4000, 5)
-    assert_binomial((paths[:, 0] == 0).sum(), 4000, 0.2)
-    assert (paths[:, 3] == 0).all()
-    for step in (1, 2, 4):
-        for old, staying in ((0, 0.9), (1, 0.3)):
-            there = paths[paths[:, step - 1] == old, step]
-            assert_binomial((there == 0).sum(), len(there), staying)
+def test_simulations_begin_as_the_sequences_do():
+    """Regimes that stay for ever, so that each sequence is of its first one: far below, or above."""
+    model = RegimeModel.from_parameters(
+        [0.5, 0.5], np.eye(2), [[-100.0], [100.0]], np.ones((2, 1, 1)), initial="free"
+    )
+    x = np.zeros((7, 1))
+    low = model.predictive_check(x, 20, random_state=0, lengths=[3, 4], start=[1.0, 0.0])
+    assert (np.abs(low.quantiles[0, 0] + 100) < 3).all()
+    both = model.predictive_check(x, 200, random_state=0, lengths=[1] * 7)
+    assert both.quantiles[0, 0, 0] < -40 and both.quantiles[0, 0, 2] > 40
 
 
 def test_random_states():
