@@ -88,8 +88,8 @@ def check_predictions(
     :raises ValueError: if no series has numbers with a mean and a variance.
     """
     spec, parameters = hmm.spec, hmm.parameters
-    first = parameters.initial_probs if hmm.first_probs is None else hmm.first_probs
-    first_probs = np.broadcast_to(first, (len(sizes), first.shape[-1]))
+    probs = parameters.initial_probs if hmm.first_probs is None else hmm.first_probs
+    first_probs = np.broadcast_to(probs, (len(sizes), probs.shape[-1]))
     used = spec.are_numbers(data.shape[1])
     if not used.any():
         raise ValueError(
@@ -107,8 +107,8 @@ def check_predictions(
     for first in range(0, n_simulations, at_once):
         number = min(at_once, n_simulations - first)
         drawn = [
-            draw_paths(probs, parameters, spec, (number, size), rng).values[..., used]
-            for probs, size in zip(first_probs, sizes, strict=True)
+            draw_paths(each, parameters, spec, (number, size), rng).observations[..., used]
+            for each, size in zip(first_probs, sizes, strict=True)
         ]
         parts.append(of_batch(np.concatenate(drawn, axis=1)))
     simulated = np.concatenate(parts)  # (n, D, S)
