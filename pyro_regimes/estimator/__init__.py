@@ -9,6 +9,8 @@ from pyro_regimes.estimator.residual_tests import ResidualTests
 from pyro_regimes.estimator.residuals import Residuals
 from pyro_regimes.estimator.sampling import Paths
 from pyro_regimes.estimator.start_results import StartResults
+from pyro_regimes.estimator.walk_forward import walk_forward
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 
 __all__ = [
     "Forecast",
@@ -20,5 +22,7 @@ __all__ = [
     "Residuals",
     "StartResults",
     "Summary",
+    "WalkForward",
     "plot_regimes",
+    "walk_forward",
 ]

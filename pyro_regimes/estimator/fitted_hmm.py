@@ -109,6 +109,30 @@ class FittedHMM(NamedTuple):
             found: Array = weights.cpu().double().numpy()
             return found
 
+    def log_densities(self, data: Array) -> Array:
+        r"""The log-density of each row in each regime, :math:`\log b_k(x_t)`, ``(T, K)``.
+
+        That of a row does not depend on what other rows hold, to the bit: rows with missing entries
+        are computed one by one, and others in a batch whose size does not depend on these.
+        """
+        spec, emission = self.spec, self.parameters.emission
+        incomplete = np.flatnonzero(np.isnan(data).any(-1))
+        filled = data.copy()
+        if len(incomplete):
+            state = np.zeros(1, dtype=np.int64)
+            filled[incomplete] = spec.draw(emission, state, np.random.RandomState(0))
+        with self._computing():
+            found = self._row_logits(filled)
+            for row in incomplete:
+                found[row] = self._row_logits(data[row : row + 1])[0]
+        return found
+
+    def _row_logits(self, data: Array) -> Array:
+        hmm, x, _ = self._replace(first_probs=None)._scaled(data, [len(data)])
+        logits: Array = hmm._chain(x)[2].cpu().double().numpy()
+        units = self.spec.units_of(self.parameters.emission)
+        return logits - units.log_jacobians(data)[:, np.newaxis]
+
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
     ) -> tuple[float, npt.NDArray[np.int64]]:
