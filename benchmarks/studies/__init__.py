@@ -1,1 +1,1 @@
-"""Studies of the statistical behaviour of estimates, on simulated data."""
+"""Studies: statistical properties of the estimates, on simulated data."""

@@ -33,13 +33,14 @@ from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.uncertain_model import UncertainModel
 from pyro_regimes.infer.isolation import plain_torch
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(DiagnosedModel):
+class RegimeModel(DiagnosedModel, UncertainModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
