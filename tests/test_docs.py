@@ -130,6 +130,7 @@ PAGES = {
     "any_model": 1,
     "sequences": 3,
     "states_weights": 5,
+    "choosing": 2,
     "missing_data": 3,
     "diagnosis": 4,
     "uncertainty": 5,

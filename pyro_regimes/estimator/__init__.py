@@ -9,6 +9,8 @@ from pyro_regimes.estimator.report import Imputation, Summary
 from pyro_regimes.estimator.residual_tests import ResidualTests
 from pyro_regimes.estimator.residuals import Residuals
 from pyro_regimes.estimator.sampling import Paths
+from pyro_regimes.estimator.selection import select
+from pyro_regimes.estimator.selection_result import Selection
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.walk_forward import walk_forward
 from pyro_regimes.estimator.walk_forward_result import WalkForward
@@ -22,9 +24,11 @@ __all__ = [
     "RegimeModel",
     "ResidualTests",
     "Residuals",
+    "Selection",
     "StartResults",
     "Summary",
     "WalkForward",
     "plot_regimes",
+    "select",
     "walk_forward",
 ]
