@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Spec
 from pyro_regimes.estimator.emissions.checks import Names, column_name
+from pyro_regimes.estimator.emissions.levels import Levels, normal_levels
+from pyro_regimes.estimator.emissions.whitening import by_series
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission
 from pyro_regimes.estimator.units import Units
@@ -95,6 +97,12 @@ class Gaussian(Spec):
             return moments.means @ weights, np.sqrt(moments.covariances @ weights**2)
         variances = np.einsum("i,kij,j->k", weights, moments.covariances, weights)
         return moments.means @ weights, np.sqrt(variances)
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        moments = self.moments(emission)
+        scales = np.sqrt(moments.variances)
+        standard = (data[:, None] - moments.means) / scales
+        return by_series(normal_levels(standard, np.broadcast_to(np.log(scales), standard.shape)))
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

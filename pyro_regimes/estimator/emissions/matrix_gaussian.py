@@ -22,6 +22,8 @@ from pyro_regimes.estimator.emissions.gaussian import (
     sample_loc,
     weighted_deviations,
 )
+from pyro_regimes.estimator.emissions.levels import Levels, normal_levels
+from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.floors import EigenvaluesFrom
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
@@ -68,6 +70,10 @@ class MatrixGaussian(Gaussian):
                     f"{expected} a least eigenvalue of {least:.3g}{where}; add a small positive "
                     "number to the diagonal"
                 )
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        moments = self.moments(emission)
+        return by_series(normal_levels(*Whitened.of(data, moments.means, moments.covariances)))
 
     def _noise(
         self, emission: Emission, states: npt.NDArray[np.int64], standard: Array
