@@ -208,6 +208,14 @@ def own_log_prob(
     return density
 
 
+def own_rounding(observation_dist: Distribution, value: Tensor) -> Tensor | float:
+    """How far rounding may move :func:`own_log_prob`, where that of the family has less of it."""
+    known = _find(observation_dist, value, True)
+    if known is None:
+        return 0.0
+    return known.family.own_rounding(value, known.given, known.event_dim)
+
+
 def _own_log_prob_of_seen(
     observation_dist: Distribution, value: Tensor, is_checked: bool, missing: Tensor
 ) -> Tensor:

@@ -104,7 +104,7 @@ class NegativeBinomial(_Counts):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean, variance = np.maximum(x.mean(0), 1 / len(x)), x.var(0)
         excess = np.maximum(variance - mean, mean / 100)
-        total_counts = np.clip(mean**2 / excess, 0.1, 100.0)
+        total_counts = np.maximum(mean**2 / excess, 0.1)
         found = (total_counts, mean / (mean + total_counts))
         return {
             name: np.tile(value, (shares.shape[1], 1))
