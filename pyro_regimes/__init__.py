@@ -10,7 +10,7 @@ from pyro_regimes.version import __version__
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
     from pyro_regimes.estimator import RegimeModel
-    from pyro_regimes.infer import EM, EMResult, infer_regimes
+    from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
 
 __all__ = [
     "EM",
@@ -19,6 +19,7 @@ __all__ = [
     "RegimeHMM",
     "RegimeModel",
     "infer_regimes",
+    "standard_errors",
     "stationary_probs",
     "__version__",
 ]
@@ -32,6 +33,7 @@ _PLACES = {
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",
     "infer_regimes": "infer",
+    "standard_errors": "infer",
     "stationary_probs": "distributions",
 }
 

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from html import escape
+from typing import Any, NamedTuple
+
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+_INDENTED = "text-align: left; padding-left: 2em; font-weight: normal"
+
+
+class Row(NamedTuple):
+    """A row of a table as text."""
+
+    label: str
+    cells: list[str]
+    is_part: bool = False  #: of the row above it, and indented
 
 
 def text_table(
@@ -29,6 +42,35 @@ def text_table(
             line + cell.rjust(size) for line, cell in zip(blocks[-1], [name, *cells], strict=True)
         ]
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def html_table(title: str, head: Row, rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """The table for a notebook, with a title above it and notes below."""
+    columns = "".join([_cell("th", head.label, _LEFT), *_cells("th", head.cells)])
+    body = "\n".join(
+        f"<tr>{_cell('th', row.label, _INDENTED if row.is_part else _LEFT)}"
+        f"{''.join(_cells('td', row.cells))}</tr>"
+        for row in rows
+    )
+    below = "".join(f"\n<p>{escape(note)}</p>" for note in notes)
+    caption = f'<caption style="text-align: left">{escape(title)}</caption>'
+    return (
+        f"<div>\n<table>\n{caption}\n<thead>\n<tr>{columns}</tr>\n</thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>{below}\n</div>"
+    )
+
+
+def _cells(tag: str, cells: Sequence[str]) -> list[str]:
+    return [_cell(tag, cell, _RIGHT) for cell in cells]
+
+
+def _cell(tag: str, text: str, style: str) -> str:
+    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
+
+
+def wrapped(note: str, width: int) -> str:
+    """A note in lines of so many letters; no word is cut."""
+    return textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
 
 
 def percent(rows: Any) -> list[list[str]]:

@@ -112,6 +112,7 @@ def fit_starts(
     stickiness: float = 0.0,
     beside: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
+    packed: bool = False,
 ) -> FittedStarts:
     """Run all starts, in a private parameter store.
 
@@ -122,6 +123,7 @@ def fit_starts(
     :param x: ``(T, D)``, of about unit variance; or ``(R, T, D)``, the sequence of each start, with
         its padding. These are always one batch.
     :param lengths: of the sequences in it, ``(N,)``; None for one. ``(R,)`` of those of the starts.
+    :param packed: whether x ``(R, T, D)`` has N sequences of these lengths for each start instead.
     :param min_eigenvalue: the user's floor of the variances.
     :param least: the largest variance that cannot be told from 0. A regime counts as collapsed
         there, unless ``min_eigenvalue`` is larger. The larger of the two is the floor of the fit,
@@ -137,7 +139,7 @@ def fit_starts(
         mean loss of the batch times the number of starts.
     """
     num_starts, num_states = starts.initial_probs.shape
-    at_once = num_starts if x.dim() > 2 else _starts_at_once(x, num_states)
+    at_once = num_starts if x.dim() > 2 else starts_at_once(x, num_states)
     if inference == "em" and num_starts > at_once:
         fit = partial(
             fit_starts, spec=spec, x=x, lengths=lengths, inference=inference, max_iter=max_iter,
@@ -153,7 +155,9 @@ def fit_starts(
     is_unbounded = False
     if inference == "em":
         held = arguments(starts)
-        model = pyro_model(held, spec, fixed=constant, initial=initial, stickiness=stickiness)
+        model = pyro_model(
+            held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=packed
+        )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
         em = _FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
@@ -184,7 +188,7 @@ def fit_starts(
     flags = spec.collapsed(parameters.emission, least, x.dtype).reshape(num_starts, -1)
     flags = np.broadcast_to(flags, (num_starts, num_states))
     if is_unbounded:
-        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {})
+        flags = flags | _hold_equal_rows(parameters, spec, x, lengths, beside or {}, packed)
     # Covariances that a user gives bound the likelihood.
     may_collapse = min_eigenvalue <= least and spec.spread not in fixed
     collapsed = flags.any(-1) & may_collapse
@@ -197,6 +201,7 @@ def _hold_equal_rows(
     x: Tensor,
     lengths: Tensor | None,
     beside: Mapping[str, Any],
+    packed: bool,
 ) -> Flags:
     """Which regimes have only rows that leave the likelihood without a bound, ``(R, K)``.
 
@@ -206,7 +211,9 @@ def _hold_equal_rows(
     own, packing, flags = x, lengths, []
     for start in range(len(parameters.initial_probs)):
         if x.dim() > 2:
-            own, packing = x[start] if lengths is None else x[start, : lengths[start]], None
+            own = x[start]
+            if lengths is not None and not packed:
+                own, packing = own[: lengths[start]], None
         each = to_arguments(parameters.select(start), spec, dtype=x.dtype, device=x.device)
         hmm = regime_hmm(each, spec, packed_lengths=packing, **others)
         held = to_numpy(hmm.smoothed_probs(own)) > 0.5  # (T, K)
@@ -239,7 +246,7 @@ def _steps_of_em(
     return num_steps, converged
 
 
-def _starts_at_once(x: Tensor, num_states: int) -> int:
+def starts_at_once(x: Tensor, num_states: int) -> int:
     """The number of starts that EM runs in one batch."""
     one_start = _ARRAYS * x.numel() / x.shape[-1] * num_states * x.element_size()
     most = max(_SMALL, _MOST_MEMORY * x.numel() * x.element_size())

@@ -55,6 +55,25 @@ class FittedHMM(NamedTuple):
             total = self._total(lambda *chain: log_likelihood, chain, sizes)
             return total - offset, probs.cpu().double().numpy()
 
+    def path_entropy(self, data: Array, sizes: list[int]) -> float:
+        r"""The entropy of the path of regimes given all data, in nats; weights do not count.
+
+        .. math:: H = -\sum_q p(q \mid x) \log p(q \mid x)
+            = \log p(x) - \mathrm{E}[\log p(x, q) \mid x]
+        """
+        with self._computing():
+            initial, transition, logits, lengths = self._chain(data, sizes)[0]
+            log_likelihood, probs, transitions = ops.expectations(
+                initial, transition, logits, lengths
+            )
+            firsts = probs[_firsts(sizes).to(self.device)].sum(0)
+            parts = [(firsts, initial), (transitions, transition), (probs, logits)]
+            joint = sum(
+                torch.where(weight > 0, weight.double() * value, 0.0).sum()
+                for weight, value in parts
+            )
+            return max(float(log_likelihood - joint), 0.0)
+
     def score_samples(self, data: Array, sizes: list[int]) -> Array:
         r"""The log-density of each row given the rows before it, ``(T,)``.
 

@@ -128,7 +128,7 @@ def make_problem(
     # Else all starts are equal, or end in the same maximum.
     is_one = settings.n_regimes == 1 or given.is_complete(spec) or annotations.are_complete
     num_starts = 1 if is_one else settings.n_init
-    starts = _starts(filled, units, num_starts, spec, settings, rng)
+    starts = starts_of_data(filled, units, num_starts, spec, settings, rng)
     starts = align_starts(starts, spec, z, sizes, known, settings.dtype, settings.device)
     starts = given.into(starts, spec, units)
     offset += log_normaliser(starts.transition_matrix[0], settings.stickiness)
@@ -250,7 +250,7 @@ def units_and_floor(data: Array, spec: Spec, settings: Settings) -> tuple[Units,
     return spec.units(data), 0.0
 
 
-def _starts(
+def starts_of_data(
     data: Array,
     units: Units,
     num_starts: int,

@@ -24,6 +24,10 @@ _JUMP = 7.4  # in median absolute steps: 5 standard deviations of a normal distr
 _FEW_JUMPS = 0.025  # of the steps; more are no exceptions
 
 
+class CollapseWarning(ConvergenceWarning):
+    """A regime holds too few different observations in every start."""
+
+
 def of_collapse(
     names: Sequence[str],
     collapsed: Flags,
@@ -48,7 +52,7 @@ def of_collapse(
         more = ", ..." if len(held) > _MOST_ROWS else ""
         where = f" ({', '.join(listed)}{more})" if listed else ""
         parts.append(f"{name} holds {probs.sum():.3g} of {len(probs)} rows{where}")
-    return ConvergenceWarning(
+    return CollapseWarning(
         f"A regime collapsed onto a few points in every start: {'; '.join(parts)}. They do not "
         f"vary in some direction, so the likelihood has no maximum. Use fewer regimes, {remedy}."
     )

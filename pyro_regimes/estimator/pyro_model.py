@@ -120,6 +120,7 @@ def pyro_model(
     initial: str = "free",
     stickiness: float = 0.0,
     missing: str = "marginalise",
+    packed: bool = False,
 ) -> PyroModel:
     """Make a Pyro model function ``model(x, lengths=None)``, one ``pyro.param`` per argument.
 
@@ -132,6 +133,8 @@ def pyro_model(
     :param stickiness: of the prior of the transition matrix (:mod:`.stickiness`). If positive, the
         matrix is a latent site, whose point :func:`.sticky_guide` has.
     :param missing: "refuse" if no data have missing entries, which a compiled graph cannot see.
+    :param packed: whether batches of observations are data sets ``(..., T, D)``, of which each has
+        sequences of these lengths one after the other, instead of padded sequences.
     :return: a function of the observations ``(T, D)`` and of the ``lengths`` ``(N,)`` of the N
         sequences in them, one after the other; or of padded observations ``(N, T, D)`` and the true
         ``lengths`` of the sequences. NaN is a missing entry. Its one sample site is "observations".
@@ -166,7 +169,7 @@ def pyro_model(
             held["initial_probs"] = stationary_initial(held["transition_probs"])
         known = {"allowed_states": allowed_states, "gaps": gaps}
         if weights is None:
-            known["lengths" if x.dim() > 2 else "packed_lengths"] = lengths
+            known["lengths" if x.dim() > 2 and not packed else "packed_lengths"] = lengths
             _observe("", regime_hmm(held, spec, missing, **known), x)
             return
         for number, batch in enumerate(weighted_batches(x, lengths, weights, **known), 1):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-from html import escape
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
@@ -12,7 +10,7 @@ from torch.distributions import MixtureSameFamily
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import text_table
+from pyro_regimes.text_tables import Row, html_table, text_table, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,14 +34,6 @@ class Imputation(NamedTuple):
 
     mean: Array  #: ``(T, D)``
     variance: Array  #: ``(T, D)``
-
-
-class _Row(NamedTuple):
-    """A row of the table as text."""
-
-    label: str
-    cells: list[str]
-    is_part: bool = False  #: of the row above it, and indented
 
 
 class Summary(NamedTuple):
@@ -84,27 +74,13 @@ class Summary(NamedTuple):
         longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
         name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
         table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
-        notes = [
-            textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
-            for note in self.notes
-        ]
+        notes = [wrapped(note, width) for note in self.notes]
         return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
         head, *rows = self._rows()
-        columns = "<th></th>" + "".join(_cell("th", name, _RIGHT) for name in head.cells)
-        body = "\n".join(
-            f"<tr>{_cell('th', row.label, _INDENTED if row.is_part else _LEFT)}"
-            f"{''.join(_cell('td', cell, _RIGHT) for cell in row.cells)}</tr>"
-            for row in rows
-        )
-        notes = "".join(f"\n<p>{escape(note)}</p>" for note in self.notes)
-        caption = f'<caption style="text-align: left">{escape(self.title)}</caption>'
-        return (
-            f"<div>\n<table>\n{caption}\n<thead>\n<tr>{columns}</tr>\n</thead>\n"
-            f"<tbody>\n{body}\n</tbody>\n</table>{notes}\n</div>"
-        )
+        return html_table(self.title, head, rows, self.notes)
 
     def to_frame(self) -> pd.DataFrame:
         """The numbers as a pandas DataFrame, with a column for each regime.
@@ -141,12 +117,12 @@ class Summary(NamedTuple):
         columns = pandas.Index(self.regime_names, name="regime")
         return pandas.DataFrame(np.stack(list(rows.values())), index=index, columns=columns)
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         """The table as text, from the row of the regimes' names on."""
         rows = [
-            _Row("", self.regime_names),
-            _Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
-            _Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
+            Row("", self.regime_names),
+            Row("share of time", [f"{share:.1%}" for share in self.share_of_time]),
+            Row("expected duration, steps", [f"{n:.1f}" for n in self.expected_duration]),
             *self._of_series(self._name_of("mean"), self.mean),
             *self._of_series(self._name_of("volatility"), self.volatility),
         ]
@@ -154,10 +130,10 @@ class Summary(NamedTuple):
             rows += self._of_series(name, values.reshape(len(self.regime_names), -1))
         correlation = self._average_correlation()
         if correlation is not None:
-            rows.append(_Row("average correlation", [f"{each:.2f}" for each in correlation]))
-        rows.append(_Row("transitions, from row to column", [""] * len(self.regime_names)))
+            rows.append(Row("average correlation", [f"{each:.2f}" for each in correlation]))
+        rows.append(Row("transitions, from row to column", [""] * len(self.regime_names)))
         for name, row in zip(self.regime_names, self.transition_matrix, strict=True):
-            rows.append(_Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
+            rows.append(Row(name, [f"{probability:.4f}" for probability in row], is_part=True))
         return rows
 
     def _name_of(self, property: str) -> str:
@@ -166,18 +142,18 @@ class Summary(NamedTuple):
             return f"annualised {property}"
         return "standard deviation" if property == "volatility" else property
 
-    def _of_series(self, name: str, values: Array) -> list[_Row]:
+    def _of_series(self, name: str, values: Array) -> list[Row]:
         """Rows for the average over the series and for each series; two decimals for percent."""
         decimals = 2 if np.abs(values).max() >= 10 else 4
         average = [f"{value:.{decimals}f}" for value in values.mean(-1)]
         if values.shape[-1] == 1:
-            return [_Row(name, average)]
-        rows = [_Row(f"{name}, average", average)]
+            return [Row(name, average)]
+        rows = [Row(f"{name}, average", average)]
         if not self.is_annualised:  # series of other units
-            rows = [_Row(name, [""] * len(average))]
+            rows = [Row(name, [""] * len(average))]
         for series, column in zip(self.series_names, values.T, strict=True):
             cells = [f"{value:.{decimals}f}" for value in column]
-            rows.append(_Row(series, cells, is_part=True))
+            rows.append(Row(series, cells, is_part=True))
         return rows
 
     def _average_correlation(self) -> Array | None:
@@ -188,14 +164,6 @@ class Summary(NamedTuple):
         first, second = np.triu_indices(num_series, 1)
         average: Array = self.correlation[:, first, second].mean(-1)
         return average
-
-
-_LEFT, _RIGHT = "text-align: left", "text-align: right"
-_INDENTED = "text-align: left; padding-left: 2em; font-weight: normal"
-
-
-def _cell(tag: str, text: str, style: str) -> str:
-    return f'<{tag} style="{style}">{escape(text)}</{tag}>'
 
 
 def summarise(

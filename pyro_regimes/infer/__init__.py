@@ -2,5 +2,15 @@
 
 from pyro_regimes.infer.em.em import EM, EMResult
 from pyro_regimes.infer.regimes import infer_regimes, point_values, record_regimes
+from pyro_regimes.infer.uncertainty import Derived, StandardErrors, standard_errors
 
-__all__ = ["EM", "EMResult", "infer_regimes", "point_values", "record_regimes"]
+__all__ = [
+    "Derived",
+    "EM",
+    "EMResult",
+    "StandardErrors",
+    "infer_regimes",
+    "point_values",
+    "record_regimes",
+    "standard_errors",
+]

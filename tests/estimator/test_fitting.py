@@ -74,7 +74,7 @@ def test_starts_in_several_batches_equal_one(covariance_type, at_once, monkeypat
         )  # fmt: skip
 
     whole = fit("whole")
-    monkeypatch.setattr(all_starts, "_starts_at_once", lambda *args: at_once)
+    monkeypatch.setattr(all_starts, "starts_at_once", lambda *args: at_once)
     parts = fit("parts")
     for one, other in zip(whole[1:], parts[1:], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -112,7 +112,7 @@ def test_only_starts_whose_last_step_is_ems_have_converged(covariance_type):
 )
 def test_starts_at_once_by_the_size_of_the_data(num_steps, size, expected):
     x = torch.empty(1, dtype=torch.float64).expand(num_steps, size)
-    assert min(10, all_starts._starts_at_once(x, 3)) == expected
+    assert min(10, all_starts.starts_at_once(x, 3)) == expected
 
 
 def test_a_collapsed_start_does_not_win():

@@ -56,6 +56,9 @@ class Spec(ABC):
     #: Whether observations are angles, whose means and variances are those of directions.
     is_circular: bool = False
 
+    #: What the likelihood of a value is. Likelihoods of different kinds do not compare.
+    measure: str = "density"
+
     #: Whether each regime needs an observation of its own value.
     needs_distinct: bool = False
 
@@ -105,6 +108,10 @@ class Spec(ABC):
         :param given: the values of ``init_params``.
         """
         return self
+
+    def measures(self, num_series: int) -> list[str]:
+        """The ``measure`` of each column."""
+        return [self.measure] * num_series
 
     def complete(self, name: str, value: Array) -> Array:
         """A value that a user gives, with the dims that may be left out for one series."""

@@ -25,6 +25,7 @@ class Bernoulli(Spec):
     """0 or 1, which has ``probabilities`` ``(..., K, D)``."""
 
     title = "Bernoulli"
+    measure = "probability"
     attributes, arguments = ("probabilities",), ("probs",)
     starts_from_runs = True
 
@@ -75,6 +76,7 @@ class Categorical(Spec):
     num_categories: int = 0  #: 0 is not known yet
 
     title = "categorical"
+    measure = "probability"
     attributes, arguments = ("probabilities",), ("probs",)
     starts_from_runs = True
 

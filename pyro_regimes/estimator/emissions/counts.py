@@ -22,6 +22,8 @@ _MOST_COUNT = 2.0**53  # the integers of float64
 class _Counts(Spec):
     """Common code: every parameter is ``(..., K, D)``."""
 
+    measure = "probability"
+
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         return {name: (num_regimes, num_series) for name in self.attributes}
 

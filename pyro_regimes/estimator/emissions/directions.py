@@ -40,6 +40,7 @@ class VonMises(Spec):
     title = "von Mises"
     attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
     is_circular = True
+    measure = "density of an angle"
 
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         return {name: (num_regimes, num_series) for name in self.attributes}

@@ -142,6 +142,10 @@ class Mixed(Spec):
             lambda part: part.spec.num_free_parameters(num_regimes, len(part.keys))
         )
 
+    def measures(self, num_series: int) -> list[str]:
+        of = {column: part.spec.measure for part in self.parts for column in part.columns}
+        return [of[column] for column in range(num_series)]
+
     def complete(self, name: str, value: Array) -> Array:
         for part in self.parts:
             if name in part.named:
