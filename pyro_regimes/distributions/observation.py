@@ -79,10 +79,50 @@ def log_prob(
         values that only some of the states can emit.
     :param missing: entries to marginalise, in the shape of ``value``, which is any value of the
         support there.
-    :return: ``(..., T, K)``.
+    :return: ``(..., T, K)``; -inf, with gradient 0, for an observation with an infinite entry.
+        Only a distribution without a family that has a finite density there keeps it.
     :raises ValueError: if ``observation_dist`` validates and does not support the value, or does
         not marginalise some entries of an observation.
     """
+    rows = infinite_rows(value, len(observation_dist.event_shape))
+    if rows is None:
+        return _log_prob(observation_dist, value, is_checked, missing)
+    known = _find(observation_dist, value, is_checked or missing is not None)
+    if known is None:
+        with torch.no_grad():
+            density = _log_prob(observation_dist, value, is_checked, missing)
+        rows = rows & ~density.isfinite().any(-1)
+    value = _without_rows(observation_dist, value, rows)
+    density = _log_prob(observation_dist, value, True, missing)
+    return torch.where(rows.unsqueeze(-1), -torch.inf, density)
+
+
+def infinite_rows(value: Tensor, event_dim: int) -> Tensor | None:
+    """Which observations have an infinite entry, ``(..., T)``; None if none has.
+
+    None also in a traced graph, whose values cannot be seen: there it is as the formulas have it.
+    """
+    if not value.is_floating_point() or not ops.can_be_seen(value):
+        return None
+    infinite = value.isinf()
+    if not bool(infinite.any()):
+        return None
+    return infinite.flatten(-event_dim).any(-1) if event_dim else infinite
+
+
+def _without_rows(observation_dist: Distribution, value: Tensor, rows: Tensor) -> Tensor:
+    """The value with one of the support in some rows, at which no derivative is NaN.
+
+    :param rows: ``(..., T)``.
+    """
+    rows = rows.reshape(rows.shape + (1,) * len(observation_dist.event_shape))
+    return torch.where(rows, some_value(observation_dist, like=value), value)
+
+
+def _log_prob(
+    observation_dist: Distribution, value: Tensor, is_checked: bool, missing: Tensor | None
+) -> Tensor:
+    """:func:`log_prob` of finite observations."""
     base = emissions.unwrap(observation_dist).base
     family = None
     is_checked = is_checked or missing is not None  # only some states may emit what stands there

@@ -96,11 +96,14 @@ class Failures(NamedTuple):
 
 
 def _reduce_count(stats: Overdispersed, given: Arguments, weighted: bool) -> Failures:
-    weight, total, first, *others = stats
-    assert first is not None
+    weight, total, *known = stats
+    first, second, origin, reciprocal, slope, square = (each for each in known if each is not None)
     weight = weight.expand(total.shape)
     demand = (-weight * outcomes(given).failure).expand(first.shape)
-    return Failures(weight, total, first, *others, demand, torch.zeros_like(first))
+    none = torch.zeros_like(first)
+    return Failures(
+        weight, total, first, second, origin, reciprocal, slope, square, demand, none
+    )
 
 
 def _reduce_with_probs(stats: Overdispersed, given: Arguments) -> Failures:
@@ -201,7 +204,7 @@ def _gamma(prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: i
     )
     none = torch.zeros_like(rate)
     power = (concentration - 1).masked_fill(concentration < 1, torch.nan)
-    return Failures(*[none] * 8, rate, power)
+    return Failures(none, none, none, none, none, none, none, none, rate, power)
 
 
 TOTAL_COUNT = Argument(
