@@ -10,6 +10,7 @@ from pyro_regimes.version import __version__
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
     from pyro_regimes.estimator import RegimeModel
+    from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "infer_regimes",
     "standard_errors",
     "stationary_probs",
+    "walk_forward",
     "__version__",
 ]
 
@@ -35,6 +37,7 @@ _PLACES = {
     "infer_regimes": "infer",
     "standard_errors": "infer",
     "stationary_probs": "distributions",
+    "walk_forward": "estimator",
 }
 
 

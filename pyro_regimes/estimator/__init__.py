@@ -1,7 +1,20 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
+from pyro_regimes.estimator.forecast import Forecast
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
-from pyro_regimes.estimator.report import Forecast, Imputation, Summary
+from pyro_regimes.estimator.report import Imputation, Summary
+from pyro_regimes.estimator.sampling import Paths
+from pyro_regimes.estimator.walk_forward import walk_forward
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 
-__all__ = ["Forecast", "Imputation", "RegimeModel", "Summary", "plot_regimes"]
+__all__ = [
+    "Forecast",
+    "Imputation",
+    "Paths",
+    "RegimeModel",
+    "Summary",
+    "WalkForward",
+    "plot_regimes",
+    "walk_forward",
+]

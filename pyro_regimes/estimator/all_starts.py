@@ -26,6 +26,9 @@ from pyro_regimes.estimator.pyro_model import (
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
+from pyro_regimes.infer.em.engines.relay import RelayEngine
+from pyro_regimes.infer.em.loop import Engine
+from pyro_regimes.infer.em.problem import Problem, TensorState
 
 #: Memory in bytes that the starts of a fit may always use, in addition to the data.
 _SMALL = 2**27
@@ -46,6 +49,7 @@ class FittedStarts(NamedTuple):
     degenerate: Flags  #: ``(R,)``: not finite, or collapsed onto a few points
     collapsed: Flags  #: ``(R, K)``: which regimes of it are
     num_steps: npt.NDArray[np.int64]  #: ``(R,)``: steps of each start until EM froze it
+    is_compiled: bool = False  #: whether the compiled engine made all steps of all starts
 
     @classmethod
     def join(cls, parts: list[FittedStarts]) -> FittedStarts:
@@ -62,6 +66,7 @@ class FittedStarts(NamedTuple):
             np.concatenate([each.degenerate for each in parts]),
             np.concatenate([each.collapsed for each in parts]),
             np.concatenate([each.num_steps for each in parts]),
+            all(each.is_compiled for each in parts),
         )
 
     def select(self, starts: slice) -> FittedStarts:
@@ -74,6 +79,7 @@ class FittedStarts(NamedTuple):
             self.degenerate[starts],
             self.collapsed[starts],
             num_steps,
+            self.is_compiled,
         )
 
     def best(self) -> int:
@@ -152,7 +158,7 @@ def fit_starts(
         to_arguments, spec=spec, data_dims=data_dims, dtype=x.dtype, device=x.device
     )
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
-    is_unbounded = False
+    is_unbounded = is_compiled = False
     if inference == "em":
         held = arguments(starts)
         model = pyro_model(
@@ -166,7 +172,7 @@ def fit_starts(
         )  # fmt: skip
         losses = result.restart_history.reshape(-1, num_starts)
         held |= em.values()
-        is_unbounded = em.is_unbounded
+        is_unbounded, is_compiled = em.is_unbounded, em.is_compiled
         num_steps, converged = _steps_of_em(result, to_numpy(losses), tol)
     else:
         raised = spec.raised(starts.emission, 2 * floor)
@@ -192,7 +198,10 @@ def fit_starts(
     # Covariances that a user gives bound the likelihood.
     may_collapse = min_eigenvalue <= least and spec.spread not in fixed
     collapsed = flags.any(-1) & may_collapse
-    return FittedStarts(parameters, history, converged, ~finite | collapsed, flags, num_steps)
+    degenerate = ~finite | collapsed
+    return FittedStarts(
+        parameters, history, converged, degenerate, flags, num_steps, is_compiled
+    )
 
 
 def _hold_equal_rows(
@@ -280,6 +289,19 @@ class _FitEM(IsolatedEM):
     """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
     is_unbounded = False  #: whether a parameter of some start had no maximum
+    _ran: Engine | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled engine made all steps of all starts in the last run."""
+        engine = self._ran
+        if not isinstance(engine, RelayEngine) or engine.has_moved.any():
+            return False
+        return self.plan is not None and self.plan.engine == engine.description()
+
+    def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
+        self._ran = super()._engine(problem, start, extrapolates)
+        return self._ran
 
     def _warn(self, message: str) -> None:
         self.is_unbounded |= "has no maximum" in message

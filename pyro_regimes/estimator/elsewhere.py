@@ -108,6 +108,8 @@ def without_fit(parameters: Parameters, names: list[str]) -> FittedRegimes:
         share_of_time=share,
         problems=[],
         last_probs=share,
+        best=0,
+        order=np.arange(len(share)),
     )
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily
+from torch.distributions import Categorical, MixtureSameFamily
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
-from pyro_regimes.estimator.report import Forecast, Imputation
+from pyro_regimes.estimator.report import Imputation
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
@@ -84,6 +84,30 @@ class FittedHMM(NamedTuple):
             scores = _row_scores(self._chain(data, sizes)[0], sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
+    def log_densities(self, data: Array) -> Array:
+        r"""The log-density of each row in each regime, :math:`\log b_k(x_t)`, ``(T, K)``.
+
+        That of a row does not depend on what other rows hold, to the bit: rows with missing entries
+        are computed one by one, and others in a batch whose size does not depend on these.
+        """
+        spec, emission = self.spec, self.parameters.emission
+        incomplete = np.flatnonzero(np.isnan(data).any(-1))
+        filled = data.copy()
+        if len(incomplete):
+            state = np.zeros(1, dtype=np.int64)
+            filled[incomplete] = spec.draw(emission, state, np.random.RandomState(0))
+        with self._computing():
+            found = self._row_logits(filled)
+            for row in incomplete:
+                found[row] = self._row_logits(data[row : row + 1])[0]
+        return found
+
+    def _row_logits(self, data: Array) -> Array:
+        hmm, x, _ = self._replace(first_probs=None)._scaled(data, [len(data)])
+        logits: Array = hmm._chain(x)[2].cpu().double().numpy()
+        units = self.spec.units_of(self.parameters.emission)
+        return logits - units.log_jacobians(data)[:, np.newaxis]
+
     def decode(
         self, data: Array, sizes: list[int], algorithm: str
     ) -> tuple[float, npt.NDArray[np.int64]]:
@@ -116,17 +140,12 @@ class FittedHMM(NamedTuple):
             np.where(missing, units.unit**2 * variance, 0.0),
         )
 
-    def forecast(self, data: Array, n_steps: int) -> Forecast:
-        """The marginal distribution of each of the next observations of one sequence."""
+    def mixture(self, probs: Array) -> MixtureSameFamily:
+        """Mixtures of the observation distributions of the regimes, with weights ``(n, K)``."""
         with self._computing():
-            hmm, x, _ = self._scaled(data, [len(data)])
-            weights = hmm.forecast(x, n_steps).mixture_distribution
+            weights = Categorical(torch.tensor(probs, dtype=self.dtype, device=self.device))
             density = self.spec.observation_dist(self._arguments(self.parameters))
-            mixture = MixtureSameFamily(weights, density.expand(weights.probs.shape))
-            probs = weights.probs.cpu().double().numpy()
-        mean, covariance = self.spec.mixture_moments(probs, self.parameters.emission)
-        deviation = self.spec.deviations_of(covariance.diagonal(axis1=-2, axis2=-1))
-        return Forecast(probs, mean, covariance, mixture, deviation)
+            return MixtureSameFamily(weights, density.expand(weights.probs.shape))
 
     def pyro_model(self) -> PyroModel:
         """A Pyro model function that starts from these parameters."""

@@ -14,11 +14,12 @@ from pyro_regimes.estimator import missing, plots, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.forecast import Forecast, forecast
 from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
 from pyro_regimes.estimator.mask import num_free
-from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
-from pyro_regimes.estimator.report import Forecast, Imputation, Summary, summarise
+from pyro_regimes.estimator.report import Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.estimator.states import Bools
@@ -322,24 +323,51 @@ class FittedModel(BaseEstimator):
         after: npt.ArrayLike | None = None,
         gaps: Any = None,
     ) -> Forecast:
-        """Forecast the marginal distribution of each of the observations that follow a sequence.
+        """Forecast the distribution of each of the observations that follow a sequence.
 
-        :param X: ``(T, D)``, one sequence.
+        :param X: ``(T, D)``, one sequence. None, or a table without rows, forecasts the steps
+            after those whose last filtered probabilities are ``after``: they are all that the
+            past says of the future, so that no older row need be kept.
         :param n_steps: number of steps, at least 1.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
         :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Forecast`.
-        :raises ValueError: if an argument is not valid, or the model is not fitted.
+        :raises ValueError: if an argument is not valid, X has probability zero, or the model is not
+            fitted.
         """
         check_is_fitted(self)
         n_steps = validation.integer("n_steps", n_steps, 1)
+        if X is None or (np.ndim(X) == 2 and not len(X)):
+            last_probs = self._given_last(X, start, after, gaps)
+            return forecast(self._hmm(), last_probs, n_steps, self.random_state)
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
                 f"expected X to be one sequence, got {len(sizes)}; forecast each sequence alone"
             )
-        return hmm.forecast(data, n_steps)
+        last_probs = hmm.posterior(data, sizes, "filtered")[1][-1]
+        if not last_probs.sum() > 0:
+            raise ValueError(
+                "expected X to have a positive probability in the model, got 0; look for values "
+                "that no regime allows"
+            )
+        return forecast(hmm, last_probs, n_steps, self.random_state)
+
+    def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
+        """The probabilities of the last regime where no rows follow ``after``."""
+        if after is None:
+            raise ValueError(
+                "expected X to have rows, or after to be the filtered probabilities of the last "
+                "row, got neither"
+            )
+        if gaps is not None or not (isinstance(start, str) and start == "auto"):
+            raise ValueError("expected after alone where X has no rows, got start or gaps, too")
+        if X is not None and np.shape(X)[1] != self.n_features_in_:
+            raise ValueError(
+                f"expected X to have {self.n_features_in_} columns, got {np.shape(X)[1]}"
+            )
+        return probabilities("after", after, (len(self.initial_probs_),))
 
     def impute(
         self,

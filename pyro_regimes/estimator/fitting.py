@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
@@ -37,7 +38,8 @@ class FittedRegimes(NamedTuple):
     share_of_time: Array  #: ``(K,)``, mean smoothed probability
     problems: list[Warning]  #: warnings about the fit
     last_probs: Array  #: ``(K,)``, probabilities of the regimes at the last row
-    best: int = 0  #: the number of the start that is kept
+    best: int  #: the number of the start that is kept
+    order: npt.NDArray[np.int64]  #: ``(K,)``, the number that each regime had in that start
 
 
 class Problem(NamedTuple):
@@ -231,6 +233,7 @@ def best_regimes(
         found,
         smoothed_probs[-1],
         best,
+        order,
     )
 
 

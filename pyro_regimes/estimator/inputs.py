@@ -91,12 +91,16 @@ def periods_per_year(X: Any) -> float:
     index = date_index(X[0] if isinstance(X, (list, tuple)) and len(X) else X)
     if index is None:
         return _TRADING_DAYS
+    return infer_frequency(dates_of(index)).periods_per_year or _TRADING_DAYS
+
+
+def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
+    """The dates of an index of :func:`date_index`, in its own time zone and to the second."""
     if index.inferred_type == "period":
         index = index.to_timestamp()
     elif getattr(index, "tz", None) is not None:
         index = index.tz_localize(None)
-    dates = np.asarray(index).astype("datetime64[s]")
-    return infer_frequency(dates).periods_per_year or _TRADING_DAYS
+    return np.asarray(index).astype("datetime64[s]")
 
 
 def _check_dates(table: Any) -> None:

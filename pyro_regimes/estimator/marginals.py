@@ -49,6 +49,11 @@ def is_discrete(distribution: Any) -> bool:
     return isinstance(distribution.dist, rv_discrete) if found is None else bool(found)
 
 
+def is_circular(distribution: Any) -> bool:
+    """Whether a distribution is one of angles, which has no quantiles."""
+    return bool(getattr(distribution, "is_circular", False))
+
+
 def cdf_below(distribution: Marginal, x: npt.ArrayLike) -> Array:
     """P(X < x), the limit of the cdf from the left: less than the cdf by P(X = x)."""
     values = np.asarray(x, dtype=np.float64)

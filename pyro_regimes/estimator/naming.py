@@ -11,6 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from pyro_regimes.estimator.agreement import agreement_without_data
+from pyro_regimes.estimator.beginning import long_run_share
+from pyro_regimes.estimator.divergence import symmetric_divergence
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.parameters import Array, Moments, Parameters
 from pyro_regimes.estimator.spec import Spec
@@ -38,6 +40,13 @@ class Reference(NamedTuple):
     hmm: FittedHMM
 
 
+class Earlier(NamedTuple):
+    """The regimes of a fit of earlier rows, of which another one takes the nearest densities."""
+
+    names: list[str]
+    hmm: FittedHMM
+
+
 class Order(NamedTuple):
     """An order of regimes."""
 
@@ -58,7 +67,7 @@ class Order(NamedTuple):
 def sort_regimes(
     parameters: Parameters,
     spec: Spec,
-    order_by: str | Reference,
+    order_by: str | Reference | Earlier,
     weights: Callable[[], Array],
     agreement: Callable[[FittedHMM], Array],
 ) -> Order:
@@ -73,7 +82,9 @@ def sort_regimes(
         highest mean; "mean" for the highest average mean first, named Bull and Bear only where the
         means differ by more than three standard errors of the difference (three, because the fit
         has chosen the regimes to differ); or a reference, whose order and names the regimes take so
-        that the two models agree on as many rows as possible, and in a tie by volatility.
+        that the two models agree on as many rows as possible, and in a tie by volatility; or an
+        earlier fit of rows that are among those of this one, whose order and names they take so
+        that the sum of the symmetric divergences of the densities is least.
     :param weights: computes the effective number of observations of each regime, ``(K,)``, which
         only an order by mean needs.
     :param agreement: computes the expected number of rows in each pair of a regime of the reference
@@ -83,10 +94,13 @@ def sort_regimes(
     means, variances = moments.means, moments.variances
     unit = np.sqrt(variances.mean(0) + means.var(0))
     unit = np.where(unit > 0, unit, 1.0)
-    if isinstance(order_by, Reference):
+    if isinstance(order_by, (Reference, Earlier)):
         theirs = order_by.hmm.spec.typical(order_by.hmm.parameters.emission).variances
         before, after = ((np.sqrt(each) / unit).mean(-1) for each in (theirs, variances))
-        order = _most_alike(agreement(order_by.hmm), before, after)
+        if isinstance(order_by, Reference):
+            order = _most_alike(agreement(order_by.hmm), before, after)
+        else:
+            order = _nearest(order_by.hmm, order_by.hmm._replace(parameters=parameters, spec=spec))
         names = list(order_by.names)
         return Order(order, names, _doubt_of(names, before, after[order]))
     mean = ((means - means.mean(0)) / unit).mean(-1)
@@ -125,6 +139,23 @@ def _most_alike(agreement: Array, before: Array, after: Array) -> npt.NDArray[np
     tie = _TIE * agreement.sum() / len(before) ** 2
     found: npt.NDArray[np.int64] = linear_sum_assignment(
         agreement + tie * np.outer(*ranks), maximize=True
+    )[1]
+    return found
+
+
+def _nearest(earlier: FittedHMM, later: FittedHMM) -> npt.NDArray[np.int64]:
+    """For each regime of an earlier fit the one with the nearest density, by the least sum.
+
+    Where densities do not decide, the shares of time in the long run do.
+    """
+    divergence = symmetric_divergence(earlier, later)
+    one, two = (
+        long_run_share(each.parameters.initial_probs, each.parameters.transition_matrix)
+        for each in (earlier, later)
+    )
+    tie = _TIE * np.minimum(divergence, 1.0).mean() + np.finfo(np.float64).tiny
+    found: npt.NDArray[np.int64] = linear_sum_assignment(
+        divergence + tie * np.square(one[:, np.newaxis] - two)
     )[1]
     return found
 

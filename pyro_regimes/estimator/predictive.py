@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 from pyro_regimes.estimator.marginals import is_discrete, log_density
 from pyro_regimes.estimator.parameters import Array
@@ -17,6 +17,7 @@ from pyro_regimes.estimator.parameters import Array
 Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_PLACES = np.linspace(-6.0, 3.0, 145)  # of the tanh-sinh rule
 _MOST = np.finfo(np.float64).max
 _LEAST_INT = np.iinfo(np.int64).min
 _MOST_INTEGER = 2**53  # of those that float64 has without gaps
@@ -91,6 +92,27 @@ class Mixture:
         ends = self.support()
         return np.select([inside, level == 0, level == 1], [number(found), *ends], np.nan)
 
+    def tail_mean(self, p: npt.ArrayLike) -> Array:
+        r"""The mean of the lower tail of probability p, which is minus the expected shortfall.
+
+        .. math:: \frac{1}{p} \int_0^p F^{-1}(u) \, du = q - \frac{1}{p} E[\max(q - X, 0)],
+            \qquad q = F^{-1}(p)
+
+        The expectation is a closed form for Gaussian and Student-t components, and for mixtures of
+        them. For others it is integrated over the levels of each component, by the tanh-sinh rule.
+
+        :param p: probabilities above 0 and below 1.
+        :raises ValueError: for distributions of integers.
+        """
+        if self.is_discrete:
+            raise ValueError("expected a distribution with a density, got one of integers")
+        quantile = self.ppf(p)
+        return quantile - self.mean_gap(quantile) / np.asarray(p, dtype=np.float64)
+
+    def mean_gap(self, x: npt.ArrayLike) -> Array:
+        """E[max(x - X, 0)]."""
+        return self._average(_mean_gap(self.components, _beside(x)))
+
     def _reaches(self, x: Array, p: Array) -> Bools:
         """Whether P(X <= x) >= p, with as many digits as p has."""
         upper = p > 0.5
@@ -109,6 +131,36 @@ class Mixture:
 def _beside(x: npt.ArrayLike) -> Array:
     """With a last dim for the components."""
     return np.asarray(x, dtype=np.float64)[..., None]
+
+
+def _mean_gap(components: Any, x: Array) -> Array:
+    """E[max(x - X, 0)] of each component."""
+    if isinstance(components, Mixture):
+        return components.mean_gap(x)
+    name = components.dist.name if hasattr(components, "dist") else ""
+    if name == "norm":
+        loc, scale = components.args
+        spread = np.square(scale)
+    elif name == "t":
+        freedom, loc, scale = components.args
+        with np.errstate(divide="ignore"):
+            factor = np.where(freedom > 1, 1 / np.maximum(freedom - 1, 0), np.inf)
+        spread = (freedom * np.square(scale) + np.square(x - loc)) * factor
+    else:
+        return _integrated_gap(components, x)
+    found: Array = (x - loc) * components.cdf(x) + spread * components.pdf(x)
+    return found
+
+
+def _integrated_gap(components: Any, x: Array) -> Array:
+    """The same as the mean of x - X over the levels below P(X <= x), by the tanh-sinh rule."""
+    level, total = components.cdf(x), 0.0
+    for place in _PLACES:
+        share = expit(np.pi * np.sinh(place))  # from 0 to 1, with any growth of X at 0
+        weight = np.pi * np.cosh(place) * share * expit(-np.pi * np.sinh(place))
+        total = total + weight * (x - components.ppf(level * share))
+    found: Array = (_PLACES[1] - _PLACES[0]) * level * total
+    return found
 
 
 def _first(

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import missing, persistence, problems, updating, validation
-from pyro_regimes.estimator.annotations import annotate
+from pyro_regimes.estimator.annotations import Annotations, annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
@@ -31,7 +31,7 @@ from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
-from pyro_regimes.estimator.parameters import finite_numbers
+from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 
@@ -318,12 +318,8 @@ class RegimeModel(FittedModel):
             fresh._set_fitted(fitted, spec)
             hmm = fresh._hmm()._replace(annotations=annotations)
             fresh._running = updating.statistics_of_fit(hmm, settings, data, filled, sizes)
-        observed = missing.observed_rows(data)
-        fresh.n_samples_fit_ = annotations.num_rows(sizes, observed)
-        fresh.n_missing_ = np.array([annotations.num_rows(sizes, c) for c in np.isnan(data).T])
-        fresh.n_missing_rows_ = annotations.num_rows(sizes, ~observed)
+        fresh._set_counts(data, sizes, annotations)
         fresh.periods_per_year_ = periods_by_dates(X)
-        fresh.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
         of_data = []
         if spec.of_changes:
             of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
@@ -482,6 +478,14 @@ class RegimeModel(FittedModel):
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
         self.n_updates_ = 0
+
+    def _set_counts(self, data: Array, sizes: list[int], annotations: Annotations) -> None:
+        """Set what :meth:`fit` keeps of the training data."""
+        observed = missing.observed_rows(data)
+        self.n_samples_fit_ = annotations.num_rows(sizes, observed)
+        self.n_missing_ = np.array([annotations.num_rows(sizes, c) for c in np.isnan(data).T])
+        self.n_missing_rows_ = annotations.num_rows(sizes, ~observed)
+        self.training_start_ = data[:NUM_ROWS].copy() if len(sizes) == 1 else None
 
     def fit_predict(
         self,

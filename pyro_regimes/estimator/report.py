@@ -1,11 +1,10 @@
-"""Result types of :class:`.RegimeModel`: a forecast, imputed values and a summary."""
+"""Result types of :class:`.RegimeModel`: imputed values and a summary."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
-from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import Spec
@@ -14,16 +13,6 @@ from pyro_regimes.text_tables import Row, html_table, text_table, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Forecast(NamedTuple):
-    """The marginal predictive distribution of each of the next n observations."""
-
-    regime_probs: Array  #: ``(n, K)``, p(q_{T+h} given x_1..T)
-    mean: Array  #: ``(n, D)`` of the mixture
-    covariance: Array  #: ``(n, D, D)`` of the mixture, for diagonal models too
-    distribution: MixtureSameFamily  #: the mixture itself, batch shape ``(n,)``
-    deviation: Array  #: ``(n, D)``, standard deviations; the circular ones of angles
 
 
 class Imputation(NamedTuple):

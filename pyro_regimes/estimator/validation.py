@@ -19,7 +19,7 @@ from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, lengths_given
 from pyro_regimes.estimator.mask import read_mask
-from pyro_regimes.estimator.naming import ORDERS, Reference
+from pyro_regimes.estimator.naming import ORDERS, Earlier, Reference
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
 from pyro_regimes.estimator.states import Bools
@@ -219,7 +219,7 @@ class Settings(NamedTuple):
     min_eigenvalue: float
     inference: str
     acceleration: str | None
-    order_by: str | Reference
+    order_by: str | Reference | Earlier
     given: Given
     initial: str
     transition_mask: Bools | None

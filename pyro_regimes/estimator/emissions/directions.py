@@ -125,7 +125,7 @@ class Angles:
     :param concentrations: ``(K,)``.
     """
 
-    is_discrete = False
+    is_discrete, is_circular = False, True
 
     def __init__(self, means: Array, concentrations: Array) -> None:
         self._means, self._concentrations = _wrapped(means), concentrations
