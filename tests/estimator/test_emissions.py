@@ -358,6 +358,13 @@ def test_wrong_settings_are_refused() -> None:
         RegimeModel(2, emission="cauchy").fit(x)
     with pytest.raises(ValueError, match="expected min_eigenvalue=0 where emission='poisson'"):
         RegimeModel(2, emission="poisson", min_eigenvalue=1.0).fit(x)
+    families = {0: "gaussian", 1: "poisson"}
+    match = "min_eigenvalue=0 where emission={0: 'gaussian'.*: a floor holds for all columns, of"
+    with pytest.raises(ValueError, match=match):
+        RegimeModel(2, emission=families, min_eigenvalue=1.0).fit(np.hstack([x, x]))
+    match = "covariance_type='full' or 'diag' or 'spherical' where emission='gaussian_mixture', got"
+    with pytest.raises(ValueError, match=match):
+        RegimeModel(2, emission="gaussian_mixture", covariance_type="tied").fit(x)
     with pytest.raises(ValueError, match="expected n_components to be at least 1"):
         RegimeModel(2, emission="gaussian_mixture", n_components=0).fit(x)
     with pytest.raises(ValueError, match="expected the values of rates where emission='poisson'"):
