@@ -13,11 +13,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Distribution, transform_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.distributions import Distribution
 
 from pyro_regimes import emissions
-from pyro_regimes.distributions import provenance
+from pyro_regimes.distributions import provenance, stand_in
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
 from pyro_regimes.emissions.exact import exact_copy
@@ -84,7 +83,7 @@ def log_prob(
     :raises ValueError: if ``observation_dist`` validates and does not support the value, or does
         not marginalise some entries of an observation.
     """
-    rows = infinite_rows(value, len(observation_dist.event_shape))
+    rows = stand_in.infinite_rows(value, len(observation_dist.event_shape))
     if rows is None:
         return _log_prob(observation_dist, value, is_checked, missing)
     known = _find(observation_dist, value, is_checked or missing is not None)
@@ -92,31 +91,9 @@ def log_prob(
         with torch.no_grad():
             density = _log_prob(observation_dist, value, is_checked, missing)
         rows = rows & ~density.isfinite().any(-1)
-    value = _without_rows(observation_dist, value, rows)
+    value = stand_in.without_rows(observation_dist, value, rows)
     density = _log_prob(observation_dist, value, True, missing)
     return torch.where(rows.unsqueeze(-1), -torch.inf, density)
-
-
-def infinite_rows(value: Tensor, event_dim: int) -> Tensor | None:
-    """Which observations have an infinite entry, ``(..., T)``; None if none has.
-
-    None also in a traced graph, whose values cannot be seen: there it is as the formulas have it.
-    """
-    if not value.is_floating_point() or not ops.can_be_seen(value):
-        return None
-    infinite = value.isinf()
-    if not bool(infinite.any()):
-        return None
-    return infinite.flatten(-event_dim).any(-1) if event_dim else infinite
-
-
-def _without_rows(observation_dist: Distribution, value: Tensor, rows: Tensor) -> Tensor:
-    """The value with one of the support in some rows, at which no derivative is NaN.
-
-    :param rows: ``(..., T)``.
-    """
-    rows = rows.reshape(rows.shape + (1,) * len(observation_dist.event_shape))
-    return torch.where(rows, some_value(observation_dist, like=value), value)
 
 
 def _log_prob(
@@ -214,28 +191,6 @@ def _assembled(columns: Columns, parts: list[Tensor], value: Tensor) -> Tensor:
             for part, each in zip(parts, columns.parts, strict=True)
         ]
     )
-
-
-def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
-    """An observation in the support of the first state, of dtype and device of a tensor."""
-    event_shape = observation_dist.event_shape
-    base = emissions.unwrap(observation_dist).base
-    if isinstance(base, Columns):
-        values = [some_value(part, like) for part in base.parts]
-        return base.assemble(values).expand(event_shape)
-    try:
-        support = observation_dist.support
-        if isinstance(support, MixtureSameFamilyConstraint):
-            support = support.base_constraint
-        transform = transform_to(support)
-        found = transform(like.new_zeros(transform.inverse_shape(event_shape)))
-    except NotImplementedError:
-        try:  # of discrete distributions
-            found = observation_dist.mode
-        except NotImplementedError:
-            return like.new_zeros(event_shape)
-    num_lead = found.dim() - len(event_shape)
-    return found.detach()[(0,) * num_lead].to(like).expand(event_shape)
 
 
 def own_log_prob(

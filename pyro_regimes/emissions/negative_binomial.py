@@ -163,9 +163,10 @@ def _profile_count(pooled: Failures, now: Tensor, floor: float) -> Tensor:
 
 
 def _closer(pooled: Failures, now: Tensor) -> Tensor:
-    """The step of :mod:`.failures`, which starts where the sums were taken."""
+    """The step of :mod:`.failures`; NaN for averages of sums that were taken at several r."""
     weight = pooled.weight.masked_fill(pooled.weight <= 0, torch.nan)
     origin = pooled.origin / weight
+    origin = origin.masked_fill((origin / now - 1).abs() > _SAME, torch.nan)
     rest = failures.Rest(*(each / weight for each in pooled[5:8]))
     mean = pooled.total / weight
     gap = pooled.first / weight - (mean / origin).log1p()
@@ -180,6 +181,9 @@ def _log1p_less_share(share: Tensor) -> Tensor:
 
 #: The largest factor of a step, as a minibatch may have no overdispersion by chance.
 _MOST = 4.0
+
+#: The relative rounding of r.
+_SAME = 1e-6
 
 #: The mean of the counts over r, below which they differ from those of a Poisson by rounding.
 _POISSON = 1e-7
