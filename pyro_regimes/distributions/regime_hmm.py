@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks, observation, provenance, values
+from pyro_regimes.distributions import checks, observation, provenance, stand_in, values
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.imputation import Imputation, impute
@@ -269,7 +269,7 @@ class RegimeHMM(TorchDistribution):
 
         :param value: ``(..., T) + observation_dist.event_shape``.
         :return: ``(...)``, in the dtype that the arguments and the value promote to; -inf, with
-            gradient 0, for a sequence of probability zero.
+            gradient 0, for a sequence of probability zero, as one with an infinite observation is.
         :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
         """
         log_likelihood, dtype = self._evaluate(value)
@@ -283,7 +283,8 @@ class RegimeHMM(TorchDistribution):
         """The log-likelihood in float64, and the dtype of the result."""
         value, missing = self._check(value)
         found = None
-        if self.allowed_states is None and missing is None and self.packing is None:
+        is_plain = self.allowed_states is None and missing is None and self.packing is None
+        if is_plain and stand_in.infinite_rows(value, self.event_dim - 1) is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value, missing)

@@ -7,7 +7,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_regimes.distributions import checks, observation
+from pyro_regimes.distributions import checks, observation, stand_in
 from pyro_regimes.emissions.exact import exact_copy
 from pyro_regimes.kernels import ops
 
@@ -103,7 +103,7 @@ def fill_missing(
     each = value.detach().reshape((-1,) + observation_dist.event_shape)
     finite = each.isfinite().reshape(each.shape[:1] + (-1,)).all(-1)
     donor = each.index_select(0, finite.int().argmax(0, keepdim=True)).squeeze(0)
-    inside = observation.some_value(observation_dist, like=value)
+    inside = stand_in.some_value(observation_dist, like=value)
     return torch.where(gone, torch.where(finite.any(), donor, inside), value), gone
 
 
