@@ -33,6 +33,8 @@ from benchmarks.peer_families import (
     make_family_problem,
 )
 from benchmarks.peer_workloads import Problem, Workload, make_problem
+from pyro_regimes import RegimeModel
+from tests import seeds
 
 TINY = [
     Workload("one", 60, 2, 2),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from pyro_regimes.estimator.forecast_scores import is_normal
+from pyro_regimes.estimator.forecast_scores import gaussian_marginals, is_gaussian
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
@@ -242,22 +242,18 @@ class WalkForward(NamedTuple):
     def _marginals(self) -> Iterator[tuple[Any, int, Any]]:
         """Rows, a series, and its distribution in each regime by the fit that serves them.
 
-        Normal distributions have those of all rows in one.
+        Gaussian ones have those of all rows in one.
         """
         numbers, which = np.unique(self.walk.refit, return_inverse=True)
-        every = []
-        for number in numbers:
-            model = self.fits[number].model
-            assert model is not None
-            hmm = model._hmm()
-            every.append(hmm.spec.marginals(hmm.parameters.emission))
-        for series, marginals in enumerate(zip(*every)):
-            if all(is_normal(each) for each in marginals):
-                means = np.stack([each.mean() for each in marginals])[which]
-                deviations = np.stack([each.std() for each in marginals])[which]
-                yield slice(None), series, norm(means, deviations)
-                continue
-            for number, marginal in enumerate(marginals):
+        every = [model._hmm() for model in (self.fits[n].model for n in numbers) if model]
+        if is_gaussian(every[0].spec):
+            own = [gaussian_marginals(each.spec, each.parameters.emission) for each in every]
+            means, deviations = (np.stack(each)[which] for each in zip(*own, strict=True))
+            for series in range(self.data.shape[1]):
+                yield slice(None), series, norm(means[..., series], deviations[..., series])
+            return
+        for number, each in enumerate(every):
+            for series, marginal in enumerate(each.spec.marginals(each.parameters.emission)):
                 yield which == number, series, marginal
 
     def _frame(self, values: Array, columns: Any) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator import WalkForward, walk_forward
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.divergence import symmetric_divergence
-from pyro_regimes.estimator.forecast_scores import crps, crps_of_mixture
+from pyro_regimes.estimator.forecast_scores import crps_of_mixture
 from pyro_regimes.estimator.windows import _rounded
 from tests import seeds
 
@@ -269,10 +269,9 @@ def test_crps_is_the_integral() -> None:
     assert crps_of_mixture(np.array(x), weights, means, deviations) == pytest.approx(
         wanted, rel=1e-6
     )
-    alike = crps(np.array([x]), np.ones((1, 1)), norm([0.0], [1.0]))
-    z = x
-    assert alike[0] == pytest.approx(
-        z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)
+    alike = crps_of_mixture(np.array([x]), np.ones((1, 1)), np.zeros((1, 1)), np.ones((1, 1)))
+    assert alike[0] == pytest.approx(  # of a standard normal distribution
+        x * (2 * norm.cdf(x) - 1) + 2 * norm.pdf(x) - 1 / np.sqrt(np.pi)
     )
 
 
