@@ -9,9 +9,9 @@ with a tolerance of 1e-4; the fit with the higher likelihood is kept.
 
 The seconds of ``walk_forward`` are those of the whole call: the ten starts of the first refit, and
 filtered probabilities, forecasts and scores of 5,033 rows. Those of the loop are of its fits, and
-of the probabilities of each kept one. It is given the parameters of the first refit. hmmlearn has two
-implementations, of which "log" is its default. Both libraries compute with the threads that they
-use by default.
+of the probabilities of each kept one. It is given the parameters of the first refit. hmmlearn has
+two implementations, of which "log" is its default. Both libraries compute with the threads that
+they use by default.
 
 A refit counts as the same optimum if the log-likelihoods differ by less than 0.1 nats. With fewer
 than nine in ten there is no ratio. ``--short`` stops after one year.

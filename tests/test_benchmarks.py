@@ -256,7 +256,7 @@ def test_walk_forward_table() -> None:
     pytest.importorskip("hmmlearn")
     pandas = pytest.importorskip("pandas")
     states = np.arange(400) // 40 % 3
-    values = seeds.rng(0).standard_normal((400, 2)) + 8.0 * states[:, None]
+    values = (seeds.rng(0).standard_normal((400, 2)) + 8.0) * (1 + states[:, None])
     model = RegimeModel(3, n_init=2, random_state=0)
     lines = walk_forward.table(pandas.DataFrame(values), model, 250, 40)
     assert lines[0] == "4 refits, of 250 to 370 rows; 150 rows forecast"

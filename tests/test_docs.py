@@ -131,6 +131,7 @@ PAGES = {
     "sequences": 3,
     "states_weights": 5,
     "missing_data": 3,
+    "backtest": 6,
     "coming_from": 0,
     "files": 0,
     "families": 0,

@@ -226,6 +226,7 @@ class WalkForward(NamedTuple):
             ax=ax,
             unit=unit or "unit of the data",
             cumulative=last._fitted_spec().of_changes,
+            kind="filtered",
         )
 
     def _quantiles(self, levels: Sequence[float]) -> Array:
