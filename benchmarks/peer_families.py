@@ -156,6 +156,22 @@ def make_family_problem(workload: FamilyWorkload, seed: int = 0) -> FamilyProble
     return FamilyProblem(workload, data, {**_chain(workload, 0.9), **arguments})
 
 
+def from_random_start(problem: FamilyProblem, seed: int) -> FamilyProblem:
+    """The problem from a start that knows nothing of the states.
+
+    Counts start at the mean of each series times a uniform number from 0.7 to 1.3, symbols at a
+    draw from the uniform distribution of probabilities, and the chain as near the truth.
+    """
+    rng, start = np.random.RandomState(seed), dict(problem.start)
+    if problem.workload.name == "poisson":
+        mean = problem.data.reshape(-1, problem.workload.num_series).mean(0)
+        start["rate"] = mean * rng.uniform(0.7, 1.3, start["rate"].shape)
+    else:
+        num_states, num_symbols = start["probs"].shape
+        start["probs"] = rng.dirichlet(np.ones(num_symbols), num_states)
+    return problem._replace(start=start)
+
+
 def _chain(workload: FamilyWorkload, stay: float) -> Arguments:
     num_states = workload.num_states
     if not workload.is_left_to_right:
@@ -196,10 +212,10 @@ class OurFamily(Ours):
         self.num_starts = 1
         self.num_sequences = problem.workload.num_sequences
 
-    def converge(self) -> Stopped:
-        """A fit that stops by itself, with our own settings."""
+    def converge(self, **settings: Any) -> Stopped:
+        """A fit that stops by itself, by default with our own settings."""
         with pyro.get_param_store().scope():
-            result = EM(self.model).run(self.data)
+            result = EM(self.model).run(self.data, **settings)
             return Stopped(result.num_steps, lambda: -result.history[-1])
 
     def model(self, data: Tensor) -> None:
@@ -249,9 +265,10 @@ class HmmlearnFamily:
         parameters = (hmm.startprob_, hmm.transmat_, getattr(hmm, self.name))
         return Fit(parameters, np.array(hmm.monitor_.history))
 
-    def converge(self) -> Stopped:
-        """A fit that stops by itself, with the library's own settings."""
-        hmm = self._run()
+    def converge(self, num_steps: int | None = None, tol: float | None = None) -> Stopped:
+        """A fit that stops by itself, by default with the library's own settings."""
+        given = {"n_iter": num_steps, "tol": tol}
+        hmm = self._run(**{name: value for name, value in given.items() if value is not None})
         return Stopped(hmm.monitor_.iter, lambda: float(hmm.score(self.data, self.lengths)))
 
     def _run(self, **settings: Any) -> Any:

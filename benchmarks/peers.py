@@ -13,6 +13,8 @@ warm-up fit; and the time until our first iteration, also in units of gradients 
 SVI. A third table has fits by this package (with its check of convergence) and by hmmlearn that
 stop if an iteration raises the log-likelihood by less than 1e-4, or after 100 iterations.
 The same three tables follow for other families; there each library stops as it does by default.
+A last one has fits of counts and symbols from random starts, which all stop by the rule above, or
+after 1,000 iterations.
 Runs of all libraries take turns. Times are medians, and a ratio is the peer's median over ours.
 
 For log_prob each side uses one thread of torch or all, whichever is faster. On a busy machine,
@@ -41,12 +43,13 @@ import torch
 
 from benchmarks import measure, peer_log_prob
 from benchmarks.measure import duration, fixed, relative_difference, take_turns
-from benchmarks.peer_em import MOST_STEPS, Dynamax, Fit, Hmmlearn, Library, Ours, Pomegranate
+from benchmarks.peer_em import MOST_STEPS, TOL, Dynamax, Fit, Hmmlearn, Library, Ours, Pomegranate
 from benchmarks.peer_families import (
     FAMILY_WORKLOADS,
     FamilyProblem,
     OurFamily,
     family_peers,
+    from_random_start,
     make_family_problem,
 )
 from benchmarks.peer_growth import Growth, extra_arrays, growths
@@ -60,6 +63,7 @@ MOST_ITERATIONS = 400  # of the longer of the two runs whose difference is taken
 LONG_ENOUGH = 0.5  # seconds of that difference: what a run does once takes longer than a few steps
 LONGEST_FIT = 15.0  # seconds; a library that takes longer has no whole fit in the tables
 WHOLE_FIT = 50  # iterations of the fit that is timed with all that it does once
+RANDOM_STARTS, MOST_RANDOM = 3, 1000  # for each family; iterations of a fit from one of them
 MEMORY_STEPS, MEMORY_STATES = 1_000_000, 4
 
 PEERS: dict[str, dict[str, Factory]] = {
@@ -189,20 +193,58 @@ def _time_row(
     for name, value in whole.items():
         row.peers[name].whole_fit, row.peers[name].whole_ratio = value, value / own
     _time_start(row, libraries["ours"], repeats)
+    quick = {name: each for name, each in libraries.items() if _is_quick(times[name], MOST_STEPS)}
+    _time_stopping(row, quick, repeats, say)
+
+
+def _time_stopping(
+    row: Row,
+    libraries: Mapping[str, Library],
+    repeats: int,
+    say: Callable[[str], None],
+    **settings: Any,
+) -> None:
+    """Fill in the times of fits that stop by themselves, where a peer has them.
+
+    :param settings: of all libraries; by default each has its own.
+    """
     stopping: dict[str, Any] = {
-        name: each
-        for name, each in libraries.items()
-        if hasattr(each, "converge") and _is_quick(times[name], MOST_STEPS)
+        name: each for name, each in libraries.items() if hasattr(each, "converge")
     }
-    if len(stopping) > 1:
-        stopped = {name: each.converge() for name, each in stopping.items()}
-        ends = (f"{name} {each.score():.4f} ({each.num_steps})" for name, each in stopped.items())
-        say("  ends at (iterations): " + ", ".join(ends))
-        tasks = {name: partial(duration, each.converge) for name, each in stopping.items()}
-        until_level = _medians(take_turns(tasks, repeats))
-        row.until_level, row.steps = until_level.pop("ours"), stopped["ours"].num_steps
-        for name, value in until_level.items():
-            row.peers[name].until_level, row.peers[name].steps = value, stopped[name].num_steps
+    tasks = {name: partial(each.converge, **settings) for name, each in stopping.items()}
+    if len(tasks) < 2:
+        return
+    stopped = {name: task() for name, task in tasks.items()}
+    ends = (f"{name} {each.score():.4f} ({each.num_steps})" for name, each in stopped.items())
+    say("  ends at (iterations): " + ", ".join(ends))
+    timed = {name: partial(duration, task) for name, task in tasks.items()}
+    until_level = _medians(take_turns(timed, repeats))
+    row.until_level, row.steps = until_level.pop("ours"), stopped["ours"].num_steps
+    for name, value in until_level.items():
+        row.peers[name].until_level, row.peers[name].steps = value, stopped[name].num_steps
+
+
+def random_start_row(
+    problem: FamilyProblem, seed: int, repeats: int, say: Callable[[str], None] = print
+) -> Row:
+    """Time fits from a random start that all stop by the same rule; their ends are printed."""
+    workload = problem.workload
+    start = from_random_start(problem, seed)
+    peers = {
+        name: make for name, make in family_peers(workload.name).items() if "hmmlearn" in name
+    }
+    row = Row(f"{workload.name}, start {seed}", str(workload), "float64", None)
+    row.peers = {name: Cell() for name in peers}
+    say(row.workload)
+    libraries = {"ours": OurFamily(start, "float64")}
+    try:
+        libraries |= {name: make(start, "float64") for name, make in peers.items()}
+    except ImportError as error:
+        say(f"  not installed: {error.name}")
+    for each in libraries.values():
+        each.fit(1)
+    _time_stopping(row, libraries, repeats, say, num_steps=MOST_RANDOM, tol=TOL)
+    return row
 
 
 def _is_quick(milliseconds: float, iterations: int) -> bool:
@@ -440,6 +482,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(table(families, whole=True))
     say("\nA fit that stops by itself, with the settings that each library has by default")
     say(stopping_table(families))
+    say("\nFits from random starts that stop where an iteration gains less than 1e-4, float64")
+    random = [
+        random_start_row(make_family_problem(each), seed, options.repeats, say)
+        for each in chosen
+        if each.name in ("poisson", "categorical")
+        for seed in range(RANDOM_STARTS)
+    ]
+    say(stopping_table(random))
 
     bounds = "; ".join(f"{dtype} {LOG_PROB_TOLERANCE[dtype]:.0e}" for dtype in dtypes)
     say(f"\nlog_prob with gradient: likewise, values and gradients, at most: {bounds}\n")
@@ -459,6 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results: dict[str, Any] = {
             "em": [asdict(row) for row in em],
             "families": [asdict(row) for row in families],
+            "random_starts": [asdict(row) for row in random],
             "log_prob": [asdict(row) for row in log_prob],
             "extra_arrays": arrays,
             "growth": [{**growth._asdict(), "exponent": growth.exponent} for growth in grown],

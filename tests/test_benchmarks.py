@@ -119,6 +119,9 @@ def test_em_row_of_a_family(workload: FamilyWorkload) -> None:
         header, line = peers.stopping_table([row]).splitlines()
         assert header.split()[:3] == ["workload", "steps", "ours"]
         assert line.split()[:2] == [small.name, str(row.steps)]
+        random = peers.random_start_row(problem, 1, 2, lines.append)
+        assert random.steps > 1 and abs(random.peers["hmmlearn"].steps - random.steps) <= 1
+        assert random.until_level > 0 and "start 1" in peers.stopping_table([random])
 
 
 @pytest.mark.usefixtures("quick")

@@ -34,13 +34,8 @@ def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
     A probability that underflows to 0 is set to the least positive number, unless it was 0 before.
     EM cannot change a zero, and a model that takes its logarithm gets NaN gradients.
     """
-    counts = pooled.counts
-    tiny = torch.finfo(old.dtype).tiny
-    probs = (counts / counts.sum(-1, keepdim=True)).to(old.dtype)
-    if probs.device.type == "cpu" and bool((probs > tiny).all()):
-        return probs  # no underflow; on other devices the check costs more than it saves
-    probs = normalise(counts).to(old.dtype)
-    return torch.where(old > 0, probs.clamp(min=tiny), probs)
+    probs = normalise(pooled.counts).to(old.dtype)
+    return torch.where(old > 0, probs.clamp(min=torch.finfo(old.dtype).tiny), probs)
 
 
 def is_sound(probs: Tensor) -> Tensor:
@@ -133,7 +128,8 @@ def log_probs(given: Arguments, dtype: torch.dtype | None = None) -> Tensor:
 
 def natural(probs: Tensor, event_dim: int) -> Tensor:
     """The log probabilities of categories, float64, as :attr:`.Linear.natural`."""
-    return log_probs({"probs": probs}, torch.float64)
+    probs = probs.double()
+    return (probs / probs.sum(-1, keepdim=True)).log()
 
 
 def of_sums(sums: Tensor, event_shape: torch.Size) -> Counts:

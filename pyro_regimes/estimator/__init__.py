@@ -1,6 +1,7 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
 from pyro_regimes.estimator.forecast import Forecast
+from pyro_regimes.estimator.parameter_errors import ParameterErrors
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Imputation, Summary
@@ -11,6 +12,7 @@ from pyro_regimes.estimator.walk_forward_result import WalkForward
 __all__ = [
     "Forecast",
     "Imputation",
+    "ParameterErrors",
     "Paths",
     "RegimeModel",
     "Summary",

@@ -25,7 +25,6 @@ from pyro_regimes.estimator.elsewhere import (
     of_values,
     without_fit,
 )
-from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
@@ -33,13 +32,14 @@ from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.uncertain_model import UncertainModel
 from pyro_regimes.infer.isolation import plain_torch
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(FittedModel):
+class RegimeModel(UncertainModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::

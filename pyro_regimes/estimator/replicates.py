@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from pyro_regimes.estimator import missing, problems
 from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts, starts_at_once
+from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import starts_of_data, units_and_floor
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.sequences import pack
+from pyro_regimes.estimator.spacing import Steps
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.stickiness import log_prior
 from pyro_regimes.estimator.units import Units
@@ -40,6 +42,8 @@ def fit_replicates(
     *,
     rngs: Sequence[np.random.RandomState] | None = None,
     starts: Parameters | None = None,
+    fixed: Collection[str] = (),
+    gaps: Steps | None = None,
 ) -> Replicates:
     """Fit a model to each of several data sets by EM, all in one batch.
 
@@ -56,7 +60,10 @@ def fit_replicates(
     :param rngs: generators of the starts, one for each data set, which has ``n_init`` starts of its
         own, as in :meth:`.RegimeModel.fit`.
     :param starts: those of every data set instead, R in front, in the units of the data.
+    :param fixed: names of fitted attributes that keep the values of the starts.
+    :param gaps: the steps from the row before to each row, ``(T,)``, the same in every data set.
     """
+    annotations = Annotations(gaps=gaps)
     with plain_torch(settings.device):
         units, floor = units_and_floor(reference, spec, settings)
         least = spec.collapsed_variance(units.scale(reference), settings.dtype)
@@ -74,7 +81,8 @@ def fit_replicates(
             fit_starts, spec=spec, lengths=lengths, packed=True, inference="em",
             acceleration=settings.acceleration, max_iter=settings.max_iter, tol=settings.tol,
             min_eigenvalue=floor, least=least, initial=settings.initial,
-            stickiness=settings.stickiness,
+            stickiness=settings.stickiness, fixed=fixed,
+            beside=annotations.of_model(settings.dtype, settings.device),
         )  # fmt: skip
         at_once = max(1, starts_at_once(x[0], settings.n_regimes) // per_data)
         parts = []

@@ -187,10 +187,8 @@ def make_chart(name: str, point: Tensor, constraint: constraints.Constraint) -> 
 
 
 def _simplex(name: str, point: Tensor, constraint: constraints.Constraint) -> Chart:
-    # A logarithm of 0 has no derivatives; one so small has two.
-    least = _least(point)
-    at_zero = point <= least
-    point = point.clamp(min=least)
+    at_zero = point <= _zero(point)
+    point = point.clamp(min=_least(point))
     width = point.shape[-1]
     rows = point.reshape(-1, width)
     largest = rows.argmax(-1)
@@ -231,20 +229,31 @@ def _is_open(element: constraints.Constraint) -> bool:
     return type(element).__name__ in ("_OrderedVector", "_PositiveOrderedVector", "_RealVector")
 
 
+def _zero(point: Tensor) -> float:
+    """The largest probability that counts as 0: of smaller ones second derivatives are rounding.
+
+    They have an error of the machine epsilon divided by the probability.
+    """
+    return float(torch.finfo(point.dtype).eps ** (2 / 3))
+
+
 def _least(point: Tensor) -> float:
-    """The smallest number whose square has an inverse, with room."""
+    """The smallest number whose square has an inverse, with room: its logarithm has derivatives."""
     return float(torch.finfo(point.dtype).tiny ** (1 / 3))
 
 
 def _at_ends(element: constraints.Constraint, point: Tensor) -> tuple[Tensor, Tensor]:
     """The entries at a bound, and the point with values next to it there."""
     found = torch.zeros(point.shape, dtype=torch.bool, device=point.device)
-    for name, sign in zip(_BOUNDED, (1, -1), strict=True):
-        end = getattr(element, name, None)
-        if end is None:
+    given = [getattr(element, name, None) for name in _BOUNDED]
+    is_interval = all(number is not None for number in given)
+    for number, sign in zip(given, (1, -1), strict=True):
+        if number is None:
             continue
-        end = torch.as_tensor(end, dtype=point.dtype, device=point.device)
+        end = torch.as_tensor(number, dtype=point.dtype, device=point.device)
         gap = (torch.finfo(point.dtype).eps * end.abs()).clamp(min=_least(point))
+        if is_interval:  # as of a probability
+            gap = torch.full_like(end, _zero(point))
         at_end = (point - end).abs() <= gap
         found, point = found | at_end, torch.where(at_end, end + sign * gap, point)
     return found, point

@@ -94,9 +94,10 @@ class StandardErrors(NamedTuple):
             )
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         generator = torch.Generator().manual_seed(seed)
-        u = torch.zeros(len(self.names), dtype=torch.float64, requires_grad=True)
-        start = torch.cat([c.to_unconstrained(part) for c, part in parts(self.charts, u)])
-        covariance = transformed(self.covariance, jacobian(start, u))
+        with torch.inference_mode(False), torch.enable_grad():
+            u = torch.zeros(len(self.names), dtype=torch.float64, requires_grad=True)
+            start = torch.cat([c.to_unconstrained(part) for c, part in parts(self.charts, u)])
+            covariance = transformed(self.covariance, jacobian(start, u))
         values, vectors = torch.linalg.eigh(covariance)
         root = vectors * values.clamp(min=0).sqrt()
         noise = torch.randn(
@@ -139,8 +140,8 @@ def standard_errors(
     A probability of 0 or 1, or another parameter on a bound, has no standard error: it is NaN, and
     named in the notes. The others are those of the model in which it is held there. A parameter
     counts as on a bound if its distance is less than a hundredth of its standard error, given the
-    others. So have parameters no standard error that have a share in a direction in which I is
-    singular or not positive, as where regimes cannot be told apart.
+    others. Parameters with a share in a direction in which I is singular or not positive, as where
+    regimes cannot be told apart, have no standard error either.
 
     The model runs without the caller's handlers. The parameter store and the random state do not
     change.
@@ -231,8 +232,8 @@ def _directions(kind: str, directions: list[Tensor], names: list[str]) -> list[s
         size = each.abs() / each.abs().max()
         which = [n for n, part in zip(names, size.tolist(), strict=True) if part >= _NAMED]
         notes.append(
-            f"the information is {kind} in a direction of {', '.join(which)}, so that these have "
-            "no standard errors"
+            f"the information is {kind} in a direction mainly of {', '.join(which)}; parameters "
+            "with a share in it have no standard errors"
         )
     return notes
 

@@ -469,7 +469,9 @@ def test_natural_coordinates(case: Case) -> None:
             (slope,) = torch.autograd.grad(objective(argument.natural.perturb(cells, by)), by)
             score = argument.natural.score(pooled, cells)
             if cells is found or name not in case.stepwise:
-                assert_close(score, slope, rtol=1e-6, atol=1e-6)
+                # Autograd loses digits at a total_count of 1e7, where a state is nearly Poisson.
+                rounding = 16 * torch.finfo(slope.dtype).eps * x.numel() * float(cells.abs().max())
+                assert_close(score, slope, rtol=1e-6, atol=1e-6 + rounding)
         if name not in case.stepwise:
             gain = argument.natural.gain(score, pooled, moved, 0.0).sum()
             true = objective(found) - objective(moved)

@@ -9,8 +9,9 @@ import pytest
 
 from pyro_regimes.estimator import RegimeModel
 from pyro_regimes.estimator.fitted_model import FittedModel
+from pyro_regimes.estimator.uncertain_model import UncertainModel
 
-OWN = vars(FittedModel) | vars(RegimeModel)
+OWN = vars(FittedModel) | vars(UncertainModel) | vars(RegimeModel)
 METHODS = [
     name
     for name, value in OWN.items()

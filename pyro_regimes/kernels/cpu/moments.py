@@ -24,6 +24,7 @@ from pyro_regimes.kernels.cpu.densities import WIDTH, grain_of, pivots, to_array
 from pyro_regimes.kernels.cpu.jit import compiled, spread
 
 _BLOCK = 128  # steps whose moments are summed before they join the total
+_TILE = 16  # steps of which four products are summed at once, in registers
 
 
 class Moments(NamedTuple):
@@ -32,6 +33,37 @@ class Moments(NamedTuple):
     weight: Tensor  #: n, ``(N, K)``
     first: Tensor  #: s, ``(N, K, D)``
     second: Tensor  #: S, ``(N, K, D, D)``; of independent series its diagonal, ``(N, K, D)``
+
+
+@compiled
+def _add_products(shared: Any, v: Any, stop: int, i: int, second: Any) -> None:
+    """Add the sums of two weighted rows, i and i + 1, times the rows before them.
+
+    Two rows times two share the loads.
+
+    :param shared: the weighted rows, of which the second is not used where i is the last one.
+    :param second: ``(D, D)``, filled below the diagonal.
+    """
+    both = i + 1 < len(second)
+    for j in range(0, i, 2):
+        a = b = c = d = simd.splat(0.0, _TILE)
+        for t in range(0, stop, _TILE):
+            one, two = simd.load(shared, t, _TILE), simd.load(shared, _BLOCK + t, _TILE)
+            left = simd.load(v, j * _BLOCK + t, _TILE)
+            right = simd.load(v, (j + 1) * _BLOCK + t, _TILE)
+            a, b = simd.multiply_add(one, left, a), simd.multiply_add(one, right, b)
+            c, d = simd.multiply_add(two, left, c), simd.multiply_add(two, right, d)
+        second[i, j] += simd.total(a)
+        second[i, j + 1] += simd.total(b)
+        if both:
+            second[i + 1, j] += simd.total(c)
+            second[i + 1, j + 1] += simd.total(d)
+    if both:
+        a = simd.splat(0.0, _TILE)
+        for t in range(0, stop, _TILE):
+            two = simd.load(shared, _BLOCK + t, _TILE)
+            a = simd.multiply_add(two, simd.load(v, i * _BLOCK + t, _TILE), a)
+        second[i + 1, i] += simd.total(a)
 
 
 @compiled
@@ -57,7 +89,7 @@ def _moment_sweep(
     square, wanted = second.shape[3] == size, second.shape[3] > 0
     flat_value, flat_weights = value.reshape(-1), weights.reshape(-1)
     x, v = np.empty(size * _BLOCK), np.empty(size * _BLOCK)
-    share, shared = np.empty(num_states * _BLOCK), np.empty(_BLOCK)
+    share, shared = np.empty(num_states * _BLOCK), np.zeros(2 * _BLOCK)
     blocks = (num_steps + _BLOCK - 1) // _BLOCK
     chunks = (blocks + chunk - 1) // chunk
     for unit in range(first * chunk, last * chunk):
@@ -114,34 +146,20 @@ def _moment_sweep(
             for t in range(0, stop, WIDTH):
                 some = simd.add(some, simd.load(share, k * _BLOCK + t, WIDTH))
             weight[row, k] += simd.total(some)
-            for i in range(size):
-                some = simd.splat(0.0, WIDTH)
-                for t in range(0, stop, WIDTH):
-                    each = simd.multiply(
-                        simd.load(share, k * _BLOCK + t, WIDTH),
-                        simd.load(v, i * _BLOCK + t, WIDTH),
-                    )
-                    simd.store(shared, t, each)
-                    some = simd.add(some, each)
-                total[row, k, i] += simd.total(some)
-                for j in range(0, i if square else 0, 2):  # two at a time share the loads
-                    some = more = simd.splat(0.0, WIDTH)
+            for i in range(0, size, 2):
+                for d in range(min(2, size - i)):
+                    some, more = simd.splat(0.0, WIDTH), simd.splat(0.0, WIDTH)
                     for t in range(0, stop, WIDTH):
-                        each = simd.load(shared, t, WIDTH)
-                        here = j * _BLOCK + t
-                        some = simd.multiply_add(each, simd.load(v, here, WIDTH), some)
-                        more = simd.multiply_add(each, simd.load(v, here + _BLOCK, WIDTH), more)
-                    second[row, k, i, j] += simd.total(some)
-                    second[row, k, i, j + 1] += simd.total(more)
-                if wanted and (i % 2 == 0 or not square):
-                    some = simd.splat(0.0, WIDTH)
-                    for t in range(0, stop, WIDTH):
-                        some = simd.multiply_add(
-                            simd.load(shared, t, WIDTH),
-                            simd.load(v, i * _BLOCK + t, WIDTH),
-                            some,
-                        )
-                    second[row, k, i, i if square else 0] += simd.total(some)
+                        left = simd.load(v, (i + d) * _BLOCK + t, WIDTH)
+                        each = simd.multiply(simd.load(share, k * _BLOCK + t, WIDTH), left)
+                        simd.store(shared, d * _BLOCK + t, each)
+                        some = simd.add(some, each)
+                        more = simd.multiply_add(each, left, more)
+                    total[row, k, i + d] += simd.total(some)
+                    if wanted:
+                        second[row, k, i + d, i + d if square else 0] += simd.total(more)
+                if square:
+                    _add_products(shared, v, stop, i, second[row, k])
     if square:
         for row in range(first, last):
             for k in range(num_states):

@@ -128,7 +128,7 @@ class LinearEM(ChainEM):
         pooled = apply(lambda part: blocks(part, part.dim() - num_lead), stats)
         now = blocks(torch.from_numpy(old), argument.event_dim).to(dtype)
         found = argument.maximise(pooled, now, 0.0).to(dtype)
-        valid = argument.sound(found) & ~found.isnan()
+        valid = argument.sound(found)
         if self._updates.blocks is not None:
             free = self._updates.blocks.repeat(len(old)).reshape((-1,) + (1,) * argument.event_dim)
             found, valid = torch.where(free, found, now), valid | ~free

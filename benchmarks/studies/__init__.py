@@ -1,0 +1,1 @@
+"""Studies: statistical properties of the estimates, on simulated data."""
