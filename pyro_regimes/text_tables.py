@@ -80,7 +80,8 @@ def percent(rows: Any) -> list[list[str]]:
 
 def fixed(rows: Any) -> list[list[str]]:
     """Numbers with the same number of decimals, which shows four digits of the largest one."""
-    largest = max(abs(value) for row in rows for value in row)
-    decimals = 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
+    finite = (abs(value) for row in rows for value in row if math.isfinite(value))
+    largest = max(finite, default=0.0)
+    decimals = 3 - math.floor(math.log10(largest)) if largest > 0 else 0
     decimals = min(max(decimals, 0), 17)
     return [[f"{value:.{decimals}f}" for value in row] for row in rows]

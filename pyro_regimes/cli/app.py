@@ -11,6 +11,7 @@ from pyro_regimes.cli.fit import fit
 from pyro_regimes.cli.forecast import forecast
 from pyro_regimes.cli.predict import predict
 from pyro_regimes.cli.screen import out
+from pyro_regimes.cli.select import select
 from pyro_regimes.cli.today import today
 from pyro_regimes.version import __version__
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (fit, predict, today, forecast, compare):
+for command in (fit, select, predict, today, forecast, compare):
     app.command()(command)
 
 

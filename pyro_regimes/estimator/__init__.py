@@ -6,6 +6,8 @@ from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Imputation, Summary
 from pyro_regimes.estimator.sampling import Paths
+from pyro_regimes.estimator.selection import select
+from pyro_regimes.estimator.selection_result import Selection
 from pyro_regimes.estimator.walk_forward import walk_forward
 from pyro_regimes.estimator.walk_forward_result import WalkForward
 
@@ -15,8 +17,10 @@ __all__ = [
     "ParameterErrors",
     "Paths",
     "RegimeModel",
+    "Selection",
     "Summary",
     "WalkForward",
     "plot_regimes",
+    "select",
     "walk_forward",
 ]

@@ -35,7 +35,7 @@ _MOST_COLUMNS = 5  # of the legend
 _HALF_TITLE = 10  # points
 _LEAST_HEIGHT = 0.4  # the share of a given axes' height that text above it leaves
 _ROUND = (1, 2, 5)  # and these times powers of ten: numbers of rows in a band
-_PATHS = {"smoothed": "Viterbi path", "filtered": "by filtered probability"}
+_PATHS = {"smoothed": "Viterbi path", "filtered": "filtered"}
 _PALE, _FULL = 0.12, 0.55  # opacity of a band of which its regime holds no more than others; all
 
 

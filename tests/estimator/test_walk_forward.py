@@ -404,7 +404,7 @@ def test_plot_has_both_panels(walks: list[WalkForward]) -> None:
     assert "%" in figure.axes[0].get_ylabel()
     assert "filtered probability" in figure.axes[1].get_ylabel()
     legend = figure.axes[0].get_legend().get_title().get_text()
-    assert "by filtered probability" in legend and "Viterbi" not in legend
+    assert "(filtered)" in legend and "Viterbi" not in legend
 
 
 def test_rounded_is_the_next_power_of_four() -> None:
