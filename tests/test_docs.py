@@ -132,6 +132,7 @@ PAGES = {
     "states_weights": 5,
     "choosing": 2,
     "missing_data": 3,
+    "diagnosis": 4,
     "uncertainty": 5,
     "risk": 5,
     "backtest": 6,

@@ -21,6 +21,7 @@ from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.packing import Packing
 
 #: The arguments of the kernels.
 Chain = tuple[Tensor, Tensor, Tensor, Any]
@@ -83,6 +84,30 @@ class FittedHMM(NamedTuple):
         with self._computing():
             scores = _row_scores(self._chain(data, sizes)[0], sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
+
+    def log_weights(self, data: Array, sizes: list[int], kind: str) -> Array:
+        r"""The log-probability of each regime given other rows, ``(T, K)``, up to a constant.
+
+        "forecast" is :math:`\log p(q_t \mid x_1, ..., x_{t-1})`, "ordinary" is
+        :math:`\log p(q_t \mid x_1, ..., x_{t-1}, x_{t+1}, ..., x_T)`. The second is the sum of the
+        first and of :math:`\log \beta_t = \log p(x_{t+1}, ..., x_T \mid q_t)`. As
+        :math:`b_t \beta_t` is filtered backwards in time, with :math:`A^\top` in the place of A,
+        both terms are predictions by the same function.
+        """
+        with self._computing():
+            (initial, transition, logits, lengths), _ = self._chain(data, sizes)
+            weights = _predicted_logits((initial, transition, logits, lengths), sizes)
+            if self.first_probs is not None and self.first_probs.ndim == 2:
+                first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device)
+                weights[_firsts(sizes)] = first.log()
+            if kind == "ordinary":
+                backwards = transition.transpose(-1, -2).flip(-3)
+                if isinstance(lengths, Packing):
+                    lengths = Packing(lengths.lengths.flip(0))
+                chain = torch.zeros_like(initial), backwards, logits.flip(-2), lengths
+                weights = weights + _predicted_logits(chain, sizes[::-1]).flip(-2)
+            found: Array = weights.cpu().double().numpy()
+            return found
 
     def log_densities(self, data: Array) -> Array:
         r"""The log-density of each row in each regime, :math:`\log b_k(x_t)`, ``(T, K)``.
@@ -220,13 +245,19 @@ class FittedHMM(NamedTuple):
 
 def _row_scores(chain: Chain, sizes: list[int]) -> Array:
     """The log-density of each row given the rows before it."""
+    predicted = _predicted_logits(chain, sizes)
+    scores: Array = (predicted + chain[2]).logsumexp(-1).cpu().double().numpy()
+    return scores
+
+
+def _predicted_logits(chain: Chain, sizes: list[int]) -> Tensor:
+    """The log-probabilities of the regimes of each row given the rows before it, ``(T, K)``."""
     initial, transition, logits, lengths = chain
     filtered = ops.filter_logits(initial, transition, logits, lengths)
     later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
     predicted = torch.cat([initial.unsqueeze(0), later])
     predicted[_firsts(sizes)] = initial
-    scores: Array = (predicted + logits).logsumexp(-1).cpu().double().numpy()
-    return scores
+    return predicted
 
 
 def _firsts(sizes: list[int]) -> Tensor:

@@ -22,6 +22,7 @@ from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.states import Bools
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class FittedModel(BaseEstimator):
     n_missing_: npt.NDArray[Any]
     n_missing_rows_: float
     n_updates_: int
+    starts_: StartResults | None
     n_features_in_: int
     training_start_: Array | None
 
@@ -423,13 +425,10 @@ class FittedModel(BaseEstimator):
             ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
         """
         check_is_fitted(self)
-        names = getattr(self, "feature_names_in_", None)
-        if names is None:
-            names = [f"series {i + 1}" for i in range(self.n_features_in_)]
-        hmm = self._hmm()
+        names, hmm = self._series_names(), self._hmm()
         return summarise(
             self.regime_names_,
-            list(names),
+            names,
             hmm.spec,
             hmm.parameters.emission,
             self.transition_matrix_,
@@ -438,7 +437,8 @@ class FittedModel(BaseEstimator):
             f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
             f"{self._score_text()}",
             [
-                *self._missing_text(list(names)),
+                *self._missing_text(names),
+                *([] if self.starts_ is None else self.starts_.describe()),
                 *problems.of_shares(
                     self.regime_names_,
                     self.share_of_time_,
@@ -447,6 +447,12 @@ class FittedModel(BaseEstimator):
                 ),
             ],
         )
+
+    def _series_names(self) -> list[str]:
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            return [f"series {i + 1}" for i in range(self.n_features_in_)]
+        return [str(name) for name in names]
 
     def _missing_text(self, names: list[str]) -> list[str]:
         """A line that counts the missing values of the training data, if there are some."""

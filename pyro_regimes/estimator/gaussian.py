@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pyro_regimes.distributions import Wishart
 from pyro_regimes.estimator.emissions.base import Names, Spec
+from pyro_regimes.estimator.emissions.levels import Levels, normal_levels
+from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.floors import EigenvaluesFrom, ScalesFrom
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
@@ -100,6 +102,12 @@ class _Gaussian(Spec):
             return moments.means @ weights, np.sqrt(moments.covariances @ weights**2)
         variances = np.einsum("i,kij,j->k", weights, moments.covariances, weights)
         return moments.means @ weights, np.sqrt(variances)
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        moments = self.moments(emission)
+        scales = np.sqrt(moments.variances)
+        standard = (data[:, None] - moments.means) / scales
+        return by_series(normal_levels(standard, np.broadcast_to(np.log(scales), standard.shape)))
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -207,6 +215,10 @@ class MatrixGaussian(_Gaussian):
                     f"{expected} a least eigenvalue of {least:.3g}{where}; add a small positive "
                     "number to the diagonal"
                 )
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        moments = self.moments(emission)
+        return by_series(normal_levels(*Whitened.of(data, moments.means, moments.covariances)))
 
     def _noise(
         self, emission: Emission, states: npt.NDArray[np.int64], standard: Array

@@ -118,7 +118,7 @@ def plot_regimes(
     :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
     """
     values, path, shares = np.asarray(returns), np.asarray(states), np.asarray(probs)
-    time = np.arange(len(values)) if dates is None else _as_time(dates)
+    time = np.arange(len(values)) if dates is None else as_time(dates)
     if not len(values) == len(path) == len(shares) == len(time):
         raise ValueError(
             "expected returns, states, probs and dates to have the same length, got "
@@ -138,11 +138,11 @@ def plot_regimes(
         panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
         if time.dtype.kind == "M":
-            _label_dates(panel)
+            label_dates(panel)
     (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
     for panel in below:
         _draw_probs(panel, bands, colors, text, kind)
-    return _figure_of(above)
+    return figure_of(above)
 
 
 def standard_scores(values: Array) -> Array:
@@ -213,7 +213,7 @@ def _edges(time: npt.NDArray[Any], firsts: npt.NDArray[np.int64]) -> npt.NDArray
     return edges.astype("datetime64[ms]") if time.dtype.kind == "M" else edges
 
 
-def _as_time(dates: Any) -> npt.NDArray[Any]:
+def as_time(dates: Any) -> npt.NDArray[Any]:
     """Dates as datetime64, of periods their beginnings; numbers as they are."""
     dates = getattr(dates, "array", dates)  # of a pandas Index or Series
     if hasattr(dates, "to_timestamp"):  # periods
@@ -232,15 +232,25 @@ def _panels(ax: Axes | Iterable[Axes] | None) -> list[Axes]:
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
         return panels
+    what = "one matplotlib Axes for the upper panel or a pair for both"
+    return given_axes(ax, (1, 2), what)
+
+
+def given_axes(ax: Any, numbers: tuple[int, ...], expected: str) -> list[Axes]:
+    """The axes that a user gives to draw in, one or several, in an array of any shape.
+
+    :param numbers: how many there may be.
+    :param expected: what is expected, for an error.
+    :raises ImportError: if matplotlib is not installed.
+    :raises ValueError: if they are others.
+    """
     new_figure(1, 1)  # raises if matplotlib is not installed
     from matplotlib.axes import Axes
 
-    panels = [ax] if isinstance(ax, Axes) or not isinstance(ax, Iterable) else list(ax)
-    if len(panels) not in (1, 2) or not all(isinstance(each, Axes) for each in panels):
-        raise ValueError(
-            "expected ax to be one matplotlib Axes for the upper panel or a pair for both, got "
-            f"{ax!r}"
-        )
+    is_one = isinstance(ax, Axes) or not isinstance(ax, Iterable)
+    panels = [ax] if is_one else np.array(list(ax), dtype=object).ravel().tolist()
+    if len(panels) not in numbers or not all(isinstance(each, Axes) for each in panels):
+        raise ValueError(f"expected ax to be {expected}, got {ax!r}")
     return panels
 
 
@@ -338,7 +348,7 @@ def _explain(
     lines = len(explained) + sum(max(map(len, row)) for row in rows)
     wrapped = textwrap.fill(title, max(15, title_letters))
     panel.set_title(wrapped, loc="left", fontsize=text.title, pad=6 + text.line * lines)
-    if _figure_of(panel).get_layout_engine() is None:
+    if figure_of(panel).get_layout_engine() is None:
         _make_room(panel, text.line * lines + 15 * wrapped.count("\n"))
 
 
@@ -355,15 +365,15 @@ def _make_room(panel: Axes, points: int) -> None:
 
 def _width(panel: Axes) -> float:
     """In inches."""
-    return panel.get_window_extent().width / _figure_of(panel).dpi
+    return panel.get_window_extent().width / figure_of(panel).dpi
 
 
 def _height(panel: Axes) -> float:
     """In inches."""
-    return panel.get_window_extent().height / _figure_of(panel).dpi
+    return panel.get_window_extent().height / figure_of(panel).dpi
 
 
-def _figure_of(panel: Axes) -> Figure:
+def figure_of(panel: Axes) -> Figure:
     figure = panel.get_figure(root=True)
     assert figure is not None
     return figure
@@ -384,7 +394,7 @@ def _title(time: npt.NDArray[Any], num_regimes: int, is_short: bool) -> str:
     return f"{regimes}, {first}" + (f" to {last}" if len(time) > 1 else "")
 
 
-def _label_dates(panel: Axes) -> None:
+def label_dates(panel: Axes) -> None:
     from matplotlib.dates import MONTHLY, AutoDateLocator, ConciseDateFormatter
 
     most = int(np.clip(1.2 * _width(panel), 4, 11))

@@ -19,6 +19,7 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import missing, persistence, problems, updating, validation
 from pyro_regimes.estimator.annotations import Annotations, annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
+from pyro_regimes.estimator.diagnosed_model import DiagnosedModel
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
     hmmlearn_parameters,
@@ -39,7 +40,7 @@ from pyro_regimes.infer.isolation import plain_torch
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(UncertainModel):
+class RegimeModel(DiagnosedModel, UncertainModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
@@ -146,6 +147,8 @@ class RegimeModel(UncertainModel):
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
+    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
+                            log-likelihood; None without a fit
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
                             ``sample_weight``
@@ -477,6 +480,7 @@ class RegimeModel(UncertainModel):
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
+        self.starts_ = fitted.starts
         self.n_updates_ = 0
 
     def _set_counts(self, data: Array, sizes: list[int], annotations: Annotations) -> None:

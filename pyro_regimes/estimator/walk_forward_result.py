@@ -115,34 +115,43 @@ class WalkForward(NamedTuple):
         with np.errstate(invalid="ignore"):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
-    def value_at_risk(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
+    def quantiles(self, levels: Iterable[float]) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
-        :param levels: probabilities between 0 and 1; that of 0.05 is undercut in 5 % of the rows
-            if the forecasts are right.
+        :param levels: probabilities between 0 and 1.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
         :raises ValueError: if a level is not between 0 and 1.
         """
-        pandas = require("pandas", "value_at_risk")
-        listed = _levels(levels)
-        quantiles = self._quantiles(listed)
+        pandas = require("pandas", "quantiles")
+        listed = _levels(levels, 1.0)
         names = pandas.MultiIndex.from_product(
             [listed, self.series_names], names=["level", "series"]
         )
-        return self._frame(np.concatenate(list(quantiles), axis=1), names)
+        return self._frame(np.concatenate(list(self._quantiles(listed)), axis=1), names)
+
+    def value_at_risk(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
+        """The losses that are exceeded with these probabilities; a positive number is a loss.
+
+        As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
+
+        :param levels: probabilities of the tail, between 0 and 0.5.
+        :return: as :meth:`quantiles`.
+        :raises ValueError: if a level is not between 0 and 0.5.
+        """
+        return -self.quantiles(_levels(levels, 0.5))
 
     def exceedances(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
-        """How often each series was below its quantiles, and how likely so many or so few are.
+        """How often a loss exceeded the value at risk, and how likely so many or so few are.
 
         :param levels: as those of :meth:`value_at_risk`.
-        :return: for each level and series the number of rows, of those below the quantile
-            ("exceedances"), their share, and the p-value of an exact binomial test that they are
-            independent with the probability of the level.
+        :return: for each level and series the number of rows, of "exceedances", their share, and
+            the p-value of an exact binomial test that they are independent with the probability of
+            the level.
         :raises ValueError: as :meth:`value_at_risk` does.
         """
         pandas = require("pandas", "exceedances")
         rows = {}
-        listed = _levels(levels)
+        listed = _levels(levels, 0.5)
         for level, quantiles in zip(listed, self._quantiles(listed), strict=True):
             below = self.data < quantiles
             counts = ~np.isnan(self.data) & ~np.isnan(quantiles)
@@ -278,12 +287,14 @@ class WalkForward(NamedTuple):
         return ", ".join(words)
 
 
-def _levels(levels: Iterable[float]) -> list[float]:
-    """:raises ValueError: if they are not between 0 and 1."""
+def _levels(levels: Iterable[float], most: float) -> list[float]:
+    """:raises ValueError: if they are not between 0 and ``most``."""
     try:
         listed = [float(level) for level in levels]
     except (TypeError, ValueError):
         listed = [np.nan]
-    if not listed or not all(0 < level < 1 for level in listed):
-        raise ValueError(f"expected levels to be numbers between 0 and 1, got {shown(levels)}")
+    if not listed or not all(0 < level < 1 and level <= most for level in listed):
+        raise ValueError(
+            f"expected levels to be numbers between 0 and {most:g}, got {shown(levels)}"
+        )
     return listed

@@ -277,7 +277,7 @@ def test_crps_is_the_integral() -> None:
 
 def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     found = walks[1]
-    quantiles = found.value_at_risk([0.05, 0.5])
+    quantiles = found.quantiles([0.05, 0.5])
     row = 40
     fit = found.fits[found.walk.refit[row - 3]]
     weights = found.walk.ahead[row - 3]
@@ -295,9 +295,13 @@ def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     chances = binom.pmf(np.arange(98), 97, 0.05)
     wanted = chances[chances <= chances[number] * (1 + 1e-7)].sum()
     assert table["p-value"].iloc[0] == pytest.approx(wanted)
+    assert (found.value_at_risk([0.05])[0.05] == -quantiles[0.05]).iloc[3:].all(axis=None)
     for wrong in ([0.0], [1.0], ["x"], [], 0.05):
         with pytest.raises(ValueError, match="expected levels to be numbers between 0 and 1"):
-            found.value_at_risk(wrong)
+            found.quantiles(wrong)
+    for method in (found.value_at_risk, found.exceedances):
+        with pytest.raises(ValueError, match="levels to be numbers between 0 and 0.5, got .0.95"):
+            method([0.95])
 
 
 def test_hit_rate_counts_signs(walks: list[WalkForward]) -> None:

@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
@@ -146,6 +147,10 @@ class Spec(ABC):
         """
         return {name.replace("_", " "): emission[name] for name in self.attributes}
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        """Which series have a mean and a variance of numbers, not of angles or categories."""
+        return np.full(num_series, not self.is_circular)
+
     def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
         """Means ``(n, D)`` and covariance matrices ``(n, D, D)`` of mixtures of the regimes.
 
@@ -183,6 +188,25 @@ class Spec(ABC):
             f"as 'gaussian', 'student_t' or 'gaussian_mixture', got {self.title}; draw paths and "
             "add up their series"
         )
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        pairs = zip(self.marginals(emission), data.T, strict=True)
+        return [marginal_levels(distribution, column) for distribution, column in pairs]
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime and the series before it.
+
+        By default series are independent given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        return self.levels(emission, data)
 
     @abstractmethod
     def draw(

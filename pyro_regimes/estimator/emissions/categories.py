@@ -146,6 +146,9 @@ class Categorical(Spec):
     def marginals(self, emission: Emission) -> list[Marginal]:
         return [Categories(probs) for probs in np.moveaxis(emission["probabilities"], 1, 0)]
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        return np.zeros(num_series, np.bool_)
+
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:

@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pyro_regimes.estimator.emissions.base import Names, Spec
+from pyro_regimes.estimator.emissions.levels import Levels, averaged_in_turn
 from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
@@ -123,6 +124,22 @@ class GaussianMixture(Spec):
         shares = emission["weights"]
         mean, scale = self.gaussian.of_sum(self._inner(emission), weights)
         return Mixture(shares, norm(mean.reshape(shares.shape), scale.reshape(shares.shape)))
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        each = self.gaussian.levels(self._inner(emission), data)
+        components, log_weights = self._components(emission, each)
+        return [component.averaged(log_weights) for component in components]
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        each = self.gaussian.levels_in_turn(self._inner(emission), data)
+        return averaged_in_turn(*self._components(emission, each))
+
+    def _components(self, emission: Emission, each: list[Levels]) -> tuple[list[Levels], Array]:
+        """Levels ``(T, K, M)`` of the components, from ``(T, K M)``, and their log weights."""
+        shape = (len(each[0].density), *emission["weights"].shape)
+        with np.errstate(divide="ignore"):
+            log_weights = np.broadcast_to(np.log(emission["weights"]), shape)
+        return [Levels(*(part.reshape(shape) for part in one)) for one in each], log_weights
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
