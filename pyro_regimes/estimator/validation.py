@@ -159,9 +159,12 @@ def check_emission(model: BaseEstimator) -> None:
             f"{model.covariance_type!r}; leave it out"
         )
     if model.min_eigenvalue > 0 and model._spec().spread is None:
+        reason = ", which has no covariances"
+        if isinstance(emission, Mapping):
+            reason = ": a floor holds for all columns, of one family that has covariances"
         raise ValueError(
-            f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
-            f"{model.min_eigenvalue:g}"
+            f"expected min_eigenvalue=0 where emission={shown(emission)}{reason}, got "
+            f"{model.min_eigenvalue:g}; leave it out, and lower n_regimes if a regime collapses"
         )
 
 
