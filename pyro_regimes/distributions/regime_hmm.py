@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks, observation, provenance
+from pyro_regimes.distributions import checks, observation, provenance, stand_in
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.imputation import Imputation, impute
@@ -268,7 +268,7 @@ class RegimeHMM(TorchDistribution):
 
         :param value: ``(..., T) + observation_dist.event_shape``.
         :return: ``(...)``, in the dtype that the arguments and the value promote to; -inf, with
-            gradient 0, for a sequence of probability zero.
+            gradient 0, for a sequence of probability zero, as one with an infinite observation is.
         :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
         """
         log_likelihood, dtype = self._evaluate(value)
@@ -282,7 +282,8 @@ class RegimeHMM(TorchDistribution):
         """The log-likelihood in float64, and the dtype of the result."""
         value, missing = self._check(value)
         found = None
-        if self.allowed_states is None and missing is None and self._packing is None:
+        is_plain = self.allowed_states is None and missing is None and self._packing is None
+        if is_plain and stand_in.infinite_rows(value, self.event_dim - 1) is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value, missing)
@@ -530,7 +531,7 @@ class RegimeHMM(TorchDistribution):
         each = value.detach().reshape((-1,) + event_shape)
         finite = each.isfinite().reshape(each.shape[:1] + (-1,)).all(-1)
         donor = each.index_select(0, finite.int().argmax(0, keepdim=True)).squeeze(0)
-        inside = observation.some_value(self.observation_dist, like=value)
+        inside = stand_in.some_value(self.observation_dist, like=value)
         return torch.where(missing, torch.where(finite.any(), donor, inside), value), missing
 
     def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -321,6 +321,13 @@ class Family(ABC):
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density in every state, ``(..., T, K)``, of values ``(..., T, *event)``."""
 
+    def own_rounding(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor | float:
+        """How far rounding may move the distribution's own ``log_prob``, in nats, ``(..., T, K)``.
+
+        It counts where terms cancel that :meth:`log_prob` does without; by default there are none.
+        """
+        return 0.0
+
     def log_prob_of_seen(
         self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
     ) -> Tensor:

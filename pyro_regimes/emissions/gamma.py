@@ -212,6 +212,14 @@ class GammaFamily(Family):
         value = as_real(value, given["rate"]).unsqueeze(-1 - event_dim)
         return over_event(log_density(value, given["concentration"], given["rate"]), event_dim)
 
+    def own_rounding(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r"""That of :math:`a \log r + (a - 1) \log x - r x - \log\Gamma(a)`, summed likewise."""
+        value = as_real(value, given["rate"]).unsqueeze(-1 - event_dim)
+        concentration, rate = given["concentration"], given["rate"]
+        logs = rate.log().abs() + value.log().abs()
+        terms = concentration * logs + rate * value + concentration.lgamma().abs()
+        return 8 * torch.finfo(terms.dtype).eps * over_event(terms, event_dim)
+
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Excess:
         """Sums about the geometric mean of the observations, or about the mean of each state.
 

@@ -34,7 +34,10 @@ SPECS: dict[tuple[str, str], Spec] = {
     ("von_mises", "full"): VonMises(),
     ("categorical", "full"): Categorical(),
     ("bernoulli", "full"): Bernoulli(),
-    **{("gaussian_mixture", kind): GaussianMixture(_GAUSSIANS[kind]) for kind in ("full", "diag")},
+    **{
+        ("gaussian_mixture", kind): GaussianMixture(_GAUSSIANS[kind])
+        for kind in ("full", "diag", "spherical")
+    },
 }
 
 COVARIANCE_TYPES = tuple(_GAUSSIANS)

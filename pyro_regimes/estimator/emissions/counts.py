@@ -7,7 +7,9 @@ from typing import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import constraints
 from scipy.stats import nbinom, poisson
 from torch import Tensor
@@ -71,6 +73,15 @@ class Poisson(_Counts):
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Poisson(arguments["rate"]).to_event(1)
 
+    def sample_observation_dist(
+        self, num_regimes: int, mean: Tensor, scale: Tensor
+    ) -> dist.TorchDistribution:
+        prior = dist.Gamma(torch.ones_like(mean), 1 / mean).expand([num_regimes, len(mean)])
+        return dist.Poisson(pyro.sample("rate", prior.to_event(2))).to_event(1)
+
+    def site_values(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"rate": arguments["rate"]}
+
 
 @dataclass(frozen=True)
 class NegativeBinomial(_Counts):
@@ -106,7 +117,7 @@ class NegativeBinomial(_Counts):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean, variance = np.maximum(x.mean(0), 1 / len(x)), x.var(0)
         excess = np.maximum(variance - mean, mean / 100)
-        total_counts = np.clip(mean**2 / excess, 0.1, 100.0)
+        total_counts = np.maximum(mean**2 / excess, 0.1)
         found = (total_counts, mean / (mean + total_counts))
         return {
             name: np.tile(value, (shares.shape[1], 1))

@@ -30,7 +30,8 @@ _MOST_ROWS = 2_000  # in which the components of a start are looked for
 class GaussianMixture(Spec):
     """``weights`` ``(..., K, M)`` of M components with ``means`` ``(..., K, M, D)``.
 
-    Their ``covariances`` are ``(..., K, M, D, D)``, or variances ``(..., K, M, D)``.
+    Their ``covariances`` are ``(..., K, M, D, D)``, variances ``(..., K, M, D)``, or one variance
+    for all series ``(..., K, M)``.
     """
 
     gaussian: MatrixGaussian | DiagonalGaussian  #: of the components, not shared
@@ -51,8 +52,7 @@ class GaussianMixture(Spec):
 
     def _inner(self, emission: Emission) -> Emission:
         """The components as regimes, ``(..., K M, D)``."""
-        block = 1 if isinstance(self.gaussian, DiagonalGaussian) else 2
-        own = {"means": 1, "covariances": block}
+        own = {"means": 1, "covariances": len(self.gaussian.shapes(1, 1)["covariances"]) - 1}
         return {
             name: _flat(emission[name], dims) for name, dims in own.items() if name in emission
         }

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_regimes.estimator.emissions.base import (
     Names,
     Spec,
+    column_name,
     has_constant,
     positive,
     refuse,
@@ -29,9 +30,12 @@ from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
-#: A concentration above this over the rounding is that of equal observations: the logarithm of
-#: their mean differs by half of 1 / it from the mean of their logarithms.
+#: An exponential rate above this over the rounding is that of observations that are all 0.
 _LOST = 0.25
+
+#: Deviations of so many roundings of the mean are the least from which parameters of a gamma
+#: distribution are found: its mean, the quotient of two of them, has an error of about one.
+_LEAST_DEVIATION = 1e3
 
 
 class _Positive(Spec):
@@ -164,6 +168,17 @@ class Gamma(_Positive):
         self, data: Array, feature_names: Names | None, dtype: torch.dtype
     ) -> str | None:
         refuse_constant(data, feature_names, "drop it")
+        least = _least_deviation(dtype)
+        deviations = np.nanstd(data / np.nanmean(data, 0), 0)
+        lost = np.flatnonzero(deviations < least)
+        if len(lost):
+            column = int(lost[0])
+            raise ValueError(
+                f"expected every column of X to deviate from its mean by more than {least:.2g} "
+                f"times the mean, as the parameters of a gamma distribution have the rounding of "
+                f"{str(dtype).removeprefix('torch.')}, got {deviations[column]:.2g} times in "
+                f"column {column_name(column, feature_names)}; use emission='gaussian'"
+            )
         return None
 
     def fewest_observations(self, num_series: int) -> int:
@@ -172,7 +187,7 @@ class Gamma(_Positive):
     def collapsed(
         self, emission: Emission, least: float, dtype: torch.dtype
     ) -> npt.NDArray[np.bool_]:
-        most = _LOST / torch.finfo(dtype).eps
+        most = _least_deviation(dtype) ** -2
         return np.any(~(emission["concentrations"] < most), axis=-1)
 
     def are_equal(self, x: Array) -> bool:
@@ -188,6 +203,10 @@ class Gamma(_Positive):
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Gamma(arguments["concentration"], arguments["rate"]).to_event(1)
+
+
+def _least_deviation(dtype: torch.dtype) -> float:
+    return _LEAST_DEVIATION * torch.finfo(dtype).eps
 
 
 _LOGARITHMS = DiagonalGaussian("diag", equal=False)
