@@ -149,6 +149,26 @@ class FittedHMM(NamedTuple):
             )
             return float(log_prob) - offset, path.cpu().numpy()
 
+    def lasting_path(
+        self, data: Array, sizes: list[int], min_duration: int, jump_penalty: float
+    ) -> npt.NDArray[np.int64]:
+        """The most likely path ``(T,)`` of stays of at least so many rows, less c a change."""
+        with self._computing():
+            initial, transition, logits, lengths = self._chain(data, sizes)[0]
+            if jump_penalty:
+                own = torch.eye(logits.shape[-1], dtype=torch.bool, device=self.device)
+                transition = torch.where(own, transition, transition - jump_penalty)
+            if min_duration == 1:
+                return ops.viterbi(initial, transition, logits, lengths).cpu().numpy()
+            paths, first = [], 0
+            for size in sizes:
+                rows, moves = slice(first, first + size), slice(first, first + size - 1)
+                own_moves = transition if len(transition) == 1 else transition[moves]
+                path = ops.min_duration_viterbi(initial, own_moves, logits[rows], min_duration)
+                paths.append(path.cpu().numpy())
+                first += size
+            return np.concatenate(paths)
+
     def impute(self, data: Array, sizes: list[int]) -> Imputation:
         """The mean and the variance of each entry given all that are observed."""
         with self._computing():

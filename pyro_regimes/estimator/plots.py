@@ -35,6 +35,7 @@ _MOST_COLUMNS = 5  # of the legend
 _HALF_TITLE = 10  # points
 _LEAST_HEIGHT = 0.4  # the share of a given axes' height that text above it leaves
 _ROUND = (1, 2, 5)  # and these times powers of ten: numbers of rows in a band
+_PATHS = {"smoothed": "Viterbi path", "filtered": "filtered"}
 _PALE, _FULL = 0.12, 0.55  # opacity of a band of which its regime holds no more than others; all
 
 
@@ -83,6 +84,7 @@ def plot_regimes(
     unit: str = "unit of the data",
     rows_per_band: int | None = None,
     cumulative: bool = True,
+    kind: str = "smoothed",
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -109,6 +111,8 @@ def plot_regimes(
         170. With 1 every row has the colour of its own regime.
     :param cumulative: whether the upper panel shows the cumulative sum, as of returns, or the
         observations themselves, as of counts.
+    :param kind: what the labels say: "smoothed" for smoothed probabilities and a Viterbi path, or
+        "filtered" for filtered probabilities and the most likely regime of each row by these.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, or ``ax`` is neither one Axes nor two.
@@ -127,7 +131,7 @@ def plot_regimes(
     _shade(above, bands, colors)
     text = _text_of(above)
     title = _title(time, len(regime_names), text.is_short)
-    _explain(above, bands, path, regime_names, colors, title, text)
+    _explain(above, bands, path, regime_names, colors, title, text, _PATHS[kind])
     what = "cumulative return" if cumulative else "observation"
     _label_series(above, values.shape[-1], f"{what} ({unit})", text)
     for panel in [above, *below]:
@@ -137,7 +141,7 @@ def plot_regimes(
             label_dates(panel)
     (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
     for panel in below:
-        _draw_probs(panel, bands, colors, text)
+        _draw_probs(panel, bands, colors, text, kind)
     return figure_of(above)
 
 
@@ -297,6 +301,7 @@ def _explain(
     colors: list[str],
     title: str,
     text: _Text,
+    of_path: str,
 ) -> None:
     """A legend above the panel, where it hides nothing, and a title above it."""
     from matplotlib.patches import Patch
@@ -314,10 +319,10 @@ def _explain(
         )
         for k, (name, color) in enumerate(zip(names, colors, strict=True))
     ]
-    shaded = "Shaded: regime of each row (Viterbi path)"
+    shaded = f"Shaded: regime of each row ({of_path})"
     if bands.rows > 1:
         shaded = (
-            f"Shaded: most frequent regime of each {bands.rows:.0f} rows (Viterbi path), paler "
+            f"Shaded: most frequent regime of each {bands.rows:.0f} rows ({of_path}), paler "
             "where other regimes are among them"
         )
     letters, title_letters = (int(each * _width(panel)) for each in text.letters[:2])
@@ -400,9 +405,11 @@ def label_dates(panel: Axes) -> None:
     panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def _draw_probs(panel: Axes, bands: _Bands, colors: list[str], text: _Text) -> None:
+def _draw_probs(
+    panel: Axes, bands: _Bands, colors: list[str], text: _Text, kind: str
+) -> None:
     closed = np.concatenate([bands.probs, bands.probs[-1:]])
     panel.stackplot(bands.edges, closed.T, colors=colors, linewidth=0, step="post", alpha=0.85)
     panel.set(ylim=(0, 1), yticks=[0, 0.5, 1])
     mean = f"mean of {bands.rows:.0f} rows" if bands.rows > 1 else ""
-    _label(panel, "smoothed probability", mean, text)
+    _label(panel, f"{kind} probability", mean, text)

@@ -109,7 +109,7 @@ def test_heavy_tails_and_long_memory_are_rejected():
     heavy = rng.standard_t(3, (1000, 1))
     check = model.predictive_check(heavy / heavy.std(), 199, random_state=0)
     assert check.p_value[0, 3] == 2 / 200  # the kurtosis
-    blocks = rng.standard_normal((1000, 1)) * np.repeat([0.5, 1.3], 500)[:, None]
+    blocks = rng.standard_normal((4000, 1)) * np.repeat([0.1, 1.4], 2000)[:, None]
     check = model.predictive_check(blocks, 199, random_state=0)
     assert (check.p_value[0, 4:7] == 2 / 200).all()  # the squares
 
