@@ -8,7 +8,8 @@ import numpy as np
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal, cdf_below
 from pyro_regimes.estimator.parameters import Array, Emission
 from pyro_regimes.estimator.predictive import Mixture
