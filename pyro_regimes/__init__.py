@@ -9,7 +9,7 @@ from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
-    from pyro_regimes.estimator import RegimeModel
+    from pyro_regimes.estimator import RegimeModel, select
     from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
 
@@ -20,6 +20,7 @@ __all__ = [
     "RegimeHMM",
     "RegimeModel",
     "infer_regimes",
+    "select",
     "standard_errors",
     "stationary_probs",
     "walk_forward",
@@ -35,6 +36,7 @@ _PLACES = {
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",
     "infer_regimes": "infer",
+    "select": "estimator",
     "standard_errors": "infer",
     "stationary_probs": "distributions",
     "walk_forward": "estimator",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -16,6 +17,9 @@ from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
 from pyro_regimes.text_tables import fixed, percent, text_table
 
+if TYPE_CHECKING:
+    from pyro_regimes.estimator import Forecast
+
 
 @with_data
 def forecast(
@@ -24,6 +28,10 @@ def forecast(
     steps: Annotated[int, typer.Option(min=1, help="Number of steps after the last row.")] = 5,
     start: START = Start.auto,
     after: AFTER = None,
+    level: Annotated[
+        float,
+        typer.Option(help="Probability of each tail, for quantiles and losses; below 0.5."),
+    ] = 0.05,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -33,13 +41,16 @@ def forecast(
 ) -> None:
     """Forecast regimes and series after the last row, by a fitted model.
 
-    Prints the probability of each regime, and the mean and the standard deviation of each series,
-    in the unit of the data and for one step each. With --out, also writes them to forecast.csv,
-    where a name that a spreadsheet would run as a formula has an apostrophe in front.
+    Prints the probability of each regime, and of each series the mean, the standard deviation and
+    the quantiles of LEVEL and 1 - LEVEL (not of angles), in the unit of the data and for one step
+    each. With --out, also writes them to forecast.csv, for returns with the value at risk and the
+    expected shortfall, where a positive number is a loss. A name that a spreadsheet would run as a
+    formula has an apostrophe in front.
 
     The steps have dates if the rows are daily, weekly, monthly, quarterly or yearly. After daily
     rows these are the next weekdays; holidays are not known.
     """
+    _check(level)
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)
     if out is not None:
@@ -49,27 +60,55 @@ def forecast(
     found = fitted.forecast(frame, steps, **before)
     dates = following_dates(returns.dates, steps)
     names = list(map(screen.plain, fitted.regime_names_))
+    series_tables = _of_series(found, level)
     if out is not None:
         columns: dict[str, Any] = {"step": range(1, steps + 1)}
         columns |= {} if dates is None else {"date": dates}
-        columns |= {f"probability_{k}": p for k, p in zip(names, found.regime_probs.T, strict=True)}
-        columns |= {f"mean_{d}": m for d, m in zip(returns.names, found.mean.T, strict=True)}
-        deviations = zip(returns.names, found.deviation.T, strict=True)
-        columns |= {f"deviation_{d}": s for d, s in deviations}
+        columns |= _columns("probability", names, found.regime_probs)
+        for (name, _), values in series_tables.items():
+            columns |= _columns(name, returns.names, values)
         with replacing(out / "forecast.csv") as (file,):
             write_csv(file, columns)
-    series, width = list(map(screen.plain, returns.names)), screen.out.width
+    series = list(map(screen.plain, returns.names))
     labels = [f"step {step}" for step in range(1, steps + 1)]
     if dates is not None:
         labels = [f"{label}, {date}" for label, date in zip(labels, dates, strict=True)]
     screen.out.print(f"The {steps} steps after {describe_rows(returns)}", soft_wrap=True)
-    for title, table in (
-        ("probability", zip(names, percent(found.regime_probs.T), strict=True)),
-        ("mean", zip(series, fixed(found.mean.T), strict=True)),
-        ("standard deviation", zip(series, fixed(found.deviation.T), strict=True)),
-    ):
-        screen.out.print(f"\n{text_table(title, labels, table, width)}", soft_wrap=True)
+    _print_table("probability", labels, zip(names, percent(found.regime_probs.T), strict=True))
+    for (_, title), values in series_tables.items():
+        if title:
+            _print_table(title, labels, zip(series, fixed(values.T), strict=True))
     if dates is None:
         screen.note("the steps have no dates, because those of the rows have no known frequency")
     if out is not None:
         screen.out.print(f"\nWrote forecast.csv to {out}")
+
+
+def _check(level: float) -> None:
+    if not 0 < level < 0.5:
+        raise ValueError(
+            f"expected --level to be above 0 and below 0.5, got {level:g}; it is the probability "
+            "of each tail, such as 0.05"
+        )
+
+
+def _print_table(title: str, labels: list[str], columns: Any) -> None:
+    screen.out.print(f"\n{text_table(title, labels, columns, screen.out.width)}", soft_wrap=True)
+
+
+def _columns(name: str, of: Iterable[str], values: Any) -> dict[str, Any]:
+    """The columns of a table ``(n, number)``, by their names in the file."""
+    return {f"{name}_{each}": column for each, column in zip(of, values.T, strict=True)}
+
+
+def _of_series(found: Forecast, level: float) -> dict[tuple[str, str], Any]:
+    """What is said of each series, ``(n, D)``, by its name in the file and its title, if shown."""
+    tables = {("mean", "mean"): found.mean, ("deviation", "standard deviation"): found.deviation}
+    if not found.spec.is_circular:
+        lower, upper = found.quantile([level, 1 - level])
+        tables["lower", f"quantile {level:g}"] = lower
+        tables["upper", f"quantile {1 - level:.12g}"] = upper
+    if found.spec.of_changes:
+        tables["value_at_risk", ""] = found.value_at_risk(level)
+        tables["expected_shortfall", ""] = found.expected_shortfall(level)
+    return tables

@@ -21,6 +21,7 @@ from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.states import Bools
 
 
@@ -52,6 +53,7 @@ class FittedModel(BaseEstimator):
     n_missing_: npt.NDArray[Any]
     n_missing_rows_: float
     n_updates_: int
+    starts_: StartResults | None
     n_features_in_: int
     training_start_: Array | None
 
@@ -64,8 +66,15 @@ class FittedModel(BaseEstimator):
         after: npt.ArrayLike | None = None,
         states: Any = None,
         gaps: Any = None,
+        min_duration: int = 1,
+        jump_penalty: float = 0.0,
     ) -> npt.NDArray[np.int64]:
-        """The most likely path of regimes (Viterbi), given the whole sequence.
+        r"""The most likely path of regimes (Viterbi), given the whole sequence.
+
+        A path may change its regime for single rows. With ``min_duration`` n it is the most likely
+        one of those whose stays have at least n rows; with ``jump_penalty`` c it maximises
+        :math:`\log p(x, q) - c \cdot` (number of changes). Both look ahead, as any path does:
+        regimes as they were known at the time are the filtered probabilities.
 
         :param X: as in :meth:`fit`, with the D series of the model.
         :param lengths: as in :meth:`fit`.
@@ -82,12 +91,18 @@ class FittedModel(BaseEstimator):
         :param gaps: the number of steps between rows, as in :meth:`fit`. Together with ``after``,
             that of the first row of a sequence counts as well: it is the number of steps since the
             step of ``after``. NaN there is one step.
+        :param min_duration: the fewest rows from one change of regime to the next. The first and
+            the last stay of a sequence may be shorter, as it may begin and end within one.
+        :param jump_penalty: what a change costs in nats, at least 0. 2.3 is as if each change were
+            a tenth as likely.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
-        return self.decode(
-            X, lengths=lengths, start=start, after=after, states=states, gaps=gaps
-        )[1]
+        check_is_fitted(self)
+        min_duration = validation.integer("min_duration", min_duration, 1)
+        validation.number("jump_penalty", jump_penalty)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
+        return hmm.lasting_path(data, sizes, min_duration, float(jump_penalty))
 
     def predict_proba(
         self,
@@ -418,6 +433,7 @@ class FittedModel(BaseEstimator):
             f"{self._score_text()}",
             [
                 *self._missing_text(names),
+                *([] if self.starts_ is None else self.starts_.describe()),
                 *problems.of_shares(
                     self.regime_names_,
                     self.share_of_time_,

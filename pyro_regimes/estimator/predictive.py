@@ -84,11 +84,15 @@ class Mixture:
         shape = np.broadcast_shapes(level.shape, self.weights.shape[:-1])
         inside = (level > 0) & (level < 1)
         safe = np.broadcast_to(np.where(inside, level, 0.5), shape)
-        each = self.components.ppf(safe[..., None])  # (..., K)
+        each = np.nan_to_num(
+            self.components.ppf(safe[..., None]), nan=0.0, posinf=np.inf, neginf=-np.inf
+        )  # (..., K)
         low = np.where(self.weights > 0, each, np.inf).min(-1)
         high = np.where(self.weights > 0, each, -np.inf).max(-1)
         order, number, most = _INTEGERS if self.is_discrete else _FLOATS
-        found = _first(lambda n: self._reaches(number(n), safe), order(low), order(high), most)
+        # A component's own quantile may be wrong far out. The bracket is then wide, or widened.
+        with np.errstate(over="ignore"):
+            found = _first(lambda n: self._reaches(number(n), safe), order(low), order(high), most)
         ends = self.support()
         return np.select([inside, level == 0, level == 1], [number(found), *ends], np.nan)
 

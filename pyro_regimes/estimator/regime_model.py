@@ -146,6 +146,8 @@ class RegimeModel(ReportedModel):
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
+    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
+                            log-likelihood; None without a fit
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
                             ``sample_weight``
@@ -477,6 +479,7 @@ class RegimeModel(ReportedModel):
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
+        self.starts_ = fitted.starts
         self.n_updates_ = 0
 
     def _set_counts(self, data: Array, sizes: list[int], annotations: Annotations) -> None:

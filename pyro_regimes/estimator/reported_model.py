@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from pyro_regimes.estimator.diagnosed_model import DiagnosedModel
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.intervals import check_level
 from pyro_regimes.estimator.page.document import document
@@ -29,7 +30,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-class ReportedModel(PlottedModel, UncertainModel):
+class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
     """The report of :class:`.RegimeModel`."""
 
     history_: npt.NDArray[np.float64]

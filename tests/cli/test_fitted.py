@@ -212,7 +212,9 @@ def test_forecast_prints_and_writes_regimes_means_and_deviations(
     header, rows = read_table(tmp_path / "f" / "forecast.csv")
     assert header == [
         "step", "date", "probability_Calm", "probability_Turbulent", "mean_left", "mean_right",
-        "deviation_left", "deviation_right",
+        "deviation_left", "deviation_right", "lower_left", "lower_right", "upper_left",
+        "upper_right", "value_at_risk_left", "value_at_risk_right", "expected_shortfall_left",
+        "expected_shortfall_right",
     ]  # fmt: skip
     found = np.array(
         [[float(cell) for name, cell in row.items() if name != "date"] for row in rows]
@@ -220,13 +222,64 @@ def test_forecast_prints_and_writes_regimes_means_and_deviations(
     expected = model.forecast(datasets.read_returns(data).to_frame(), 3)
     deviation = np.sqrt(np.diagonal(expected.covariance, axis1=1, axis2=2))
     steps = np.arange(1, 4)[:, None]
-    table = np.concatenate([steps, expected.regime_probs, expected.mean, deviation], axis=1)
+    lower, upper = expected.quantile([0.05, 0.95])
+    shortfall = expected.expected_shortfall(0.05)
+    each = [steps, expected.regime_probs, expected.mean, deviation, lower, upper, -lower, shortfall]
+    table = np.concatenate(each, axis=1)
     np.testing.assert_allclose(found, table, rtol=1e-12, atol=0)
     printed = [line.split()[3:] for line in out.splitlines() if line.startswith("step ")]
     assert printed[:3] == [[f"{p:.1%}" for p in probs] for probs in expected.regime_probs]
     values = np.array([[float(cell) for cell in line] for line in printed[3:]])
     np.testing.assert_allclose(values[:3], expected.mean, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(values[3:], deviation, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(values[3:6], deviation, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(values[6:9], lower, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(values[9:], upper, rtol=0, atol=1e-3)
+    assert "quantile 0.05" in out and "quantile 0.95" in out
+
+
+def test_the_level_of_a_forecast_is_a_tail(fitted, tmp_path, monkeypatch, capsys):
+    model, saved, data = fitted
+    monkeypatch.chdir(tmp_path)
+    call(capsys, monkeypatch, "forecast", saved, data, "--level", "0.01", "--out", "f")
+    _, rows = read_table(tmp_path / "f" / "forecast.csv")
+    expected = model.forecast(datasets.read_returns(data).to_frame(), 5).value_at_risk(0.01)
+    found = [float(row["value_at_risk_left"]) for row in rows]
+    np.testing.assert_allclose(found, expected[:, 0], rtol=1e-12)
+    for wrong in ("0.99", "0", "0.5", "nan"):
+        _, err = call(capsys, monkeypatch, "forecast", saved, data, "--level", wrong, code=2)
+        assert "expected --level to be above 0 and below 0.5" in err
+
+
+def test_a_forecast_of_counts_has_quantiles_and_one_of_angles_has_none(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    days = "".join(f"2020-01-{day:02d},{day % 3},{day % 2}\n" for day in range(1, 31))
+    Path("rows.csv").write_text("date,a,b\n" + days)
+    transitions = [[0.9, 0.1], [0.2, 0.8]]
+    ones = [[1.0, 2.0], [3.0, 0.5]]
+    for emission, values in (
+        ("poisson", {"rates": ones}),
+        ("von_mises", {"means": ones, "concentrations": ones}),
+        (
+            {0: "von_mises", 1: "poisson"},
+            {
+                "von_mises_means": [[1.0], [3.0]],
+                "von_mises_concentrations": [[1.0], [3.0]],
+                "poisson_rates": [[2.0], [0.5]],
+            },
+        ),
+    ):
+        model = RegimeModel.from_parameters(None, transitions, emission=emission, **values)
+        model.save("model.json")
+        out, _ = call(capsys, monkeypatch, "forecast", "model.json", "rows.csv", "--out", "f")
+        header, rows = read_table(Path("f/forecast.csv"))
+        assert not any("risk" in name or "shortfall" in name for name in header)
+        assert ("lower_a" in header) == ("quantile 0.05" in out) == (emission != "von_mises")
+        if "upper_b" in header:
+            assert float(rows[0]["upper_b"]) == float(rows[0]["upper_b"]) // 1
+        if isinstance(emission, dict):
+            assert {row["upper_a"] for row in rows} == {""} and "nan" in out
 
 
 def test_another_unit_another_frequency_and_prices_are_told(
@@ -364,7 +417,7 @@ def test_steps_of_a_forecast_have_dates_where_they_are_known(
     header, rows = read_table(Path("f/forecast.csv"))
     days = ["2020-07-01", "2020-07-02", "2020-07-03"]
     assert header[:2] == ["step", "date"] and [row["date"] for row in rows] == days
-    assert out.count(f"step 2, {days[1]}  ") == 3 and err == ""
+    assert out.count(f"step 2, {days[1]}  ") == 5 and err == ""
     frame = datasets.read_returns(data).to_frame()
     frame.reset_index(drop=True).to_csv("numbered.csv", index=False)
     out, err = call(capsys, monkeypatch, "forecast", saved, "numbered.csv", "--out", "f")

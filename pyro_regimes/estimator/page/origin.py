@@ -37,13 +37,13 @@ def _missing(facts: Facts) -> str:
         f"{facts.series[d]} ({counts[d]:,})" for d in np.argsort(-counts, kind="stable")[:10]
         if counts[d]
     ]  # fmt: skip
-    left = int((counts > 0).sum()) - len(columns)
+    total, left = int(counts.sum()), int((counts > 0).sum()) - len(columns)
     whole = int(absent.all(1).sum())
     rows = f" In {several(whole, 'row')} all values are missing." if whole else ""
     more = f" and {left} other columns" if left else ""
     return (
-        f"{several(int(counts.sum()), 'value')} of {facts.data.size:,} are missing, in "
-        f"{listed(columns)}{more}.{rows} They were not filled in: the likelihood is that of the "
+        f"{several(total, 'value')} of {facts.data.size:,} {'is' if total == 1 else 'are'} missing, "
+        f"in {listed(columns)}{more}.{rows} Nothing was filled in: the likelihood is that of the "
         "values that are there."
     )
 

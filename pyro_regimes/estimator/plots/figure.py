@@ -131,4 +131,9 @@ def label(panel: Axes, what: str, more: str, text: Text) -> None:
     lines = [what] if text.is_short or not more else [what, more]
     letters = max(12, int(text.letters[2] * height_of(panel)))
     label = "\n".join(textwrap.fill(line, letters) for line in lines)
-    panel.set_ylabel(label, fontsize=text.label, labelpad=1 if text.is_short else None)
+    panel.set_ylabel(
+        label,
+        fontsize=text.label,
+        labelpad=1 if text.is_short else None,
+        parse_math=False,
+    )

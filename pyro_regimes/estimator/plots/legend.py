@@ -28,8 +28,12 @@ def explain(
     colors: list[str],
     title: str,
     text: Text,
+    of_path: str,
 ) -> None:
-    """A legend above the panel, where it hides nothing, and a title above it."""
+    """A legend above the panel, where it hides nothing, and a title above it.
+
+    :param of_path: what the path is.
+    """
     from matplotlib.patches import Patch
 
     seen = np.isin(np.arange(len(names)), path)
@@ -45,10 +49,10 @@ def explain(
         )
         for k, (name, color) in enumerate(zip(names, colors, strict=True))
     ]
-    shaded = "Shaded: regime of each row (Viterbi path)"
+    shaded = f"Shaded: regime of each row ({of_path})"
     if bands.rows > 1:
         shaded = (
-            f"Shaded: most frequent regime of each {bands.rows:.0f} rows (Viterbi path), paler "
+            f"Shaded: most frequent regime of each {bands.rows:.0f} rows ({of_path}), paler "
             "where other regimes are among them"
         )
     letters, title_letters = (int(each * width_of(panel)) for each in text.letters[:2])
@@ -70,6 +74,9 @@ def explain(
         title_fontsize=text.legend,
         **({"handlelength": 1.2, "columnspacing": 1.0} if text.is_short else {}),
     )
+    legend = panel.get_legend()
+    for each in [] if legend is None else legend.get_texts():
+        each.set_parse_math(False)
     rows = [entries[first : first + columns] for first in range(0, len(entries), columns)]
     lines = len(explained) + sum(max(map(len, row)) for row in rows)
     wrapped = textwrap.fill(title, max(15, title_letters))

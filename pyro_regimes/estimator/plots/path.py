@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_PATHS = {"smoothed": "Viterbi path", "filtered": "filtered"}
 _PALE = 0.12  # opacity of a band of which its regime holds no more than others
 
 
@@ -42,6 +43,7 @@ def plot_regimes(
     unit: str = "unit of the data",
     rows_per_band: int | None = None,
     cumulative: bool = True,
+    kind: str = "smoothed",
     prices: npt.ArrayLike | None = None,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
@@ -69,6 +71,8 @@ def plot_regimes(
         170. With 1 every row has the colour of its own regime.
     :param cumulative: whether the upper panel shows the cumulative sum, as of returns, or the
         observations themselves, as of counts.
+    :param kind: what the labels say: "smoothed" for smoothed probabilities and a Viterbi path, or
+        "filtered" for filtered probabilities and the most likely regime of each row by these.
     :param prices: ``(T,)`` or ``(T, D)``, to show in the upper panel in place of the returns, on a
         logarithmic scale: one price, or the mean of the logarithms of several, with 100 at the
         first row.
@@ -96,7 +100,7 @@ def plot_regimes(
     _shade(above, bands, colors)
     text = text_of(above)
     title = title_of(time, len(regime_names), text.is_short)
-    explain(above, bands, path, regime_names, colors, title, text)
+    explain(above, bands, path, regime_names, colors, title, text, _PATHS[kind])
     label(above, line.label, line.more, text)
     for panel in [above, *below]:
         panel.tick_params(labelsize=text.label)
@@ -105,7 +109,7 @@ def plot_regimes(
             label_dates(panel)
     (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
     for panel in below:
-        _draw_probs(panel, bands, regime_names, colors, text)
+        _draw_probs(panel, bands, regime_names, colors, text, kind)
     return figure_of(above)
 
 
@@ -143,13 +147,13 @@ def _shade(panel: Axes, bands: Bands, colors: list[str]) -> None:
 
 
 def _draw_probs(
-    panel: Axes, bands: Bands, names: Sequence[str], colors: list[str], text: Text
+    panel: Axes, bands: Bands, names: Sequence[str], colors: list[str], text: Text, kind: str
 ) -> None:
     closed = np.concatenate([bands.probs, bands.probs[-1:]])
     panel.stackplot(bands.edges, closed.T, colors=colors, linewidth=0, step="post", alpha=0.85)
     panel.set(ylim=(0, 1), yticks=[0, 0.5, 1])
     mean = f"mean of {bands.rows:.0f} rows" if bands.rows > 1 else ""
-    label(panel, "smoothed probability", mean, text)
+    label(panel, f"{kind} probability", mean, text)
     label_areas(panel, bands, names, colors)
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -36,6 +37,9 @@ from pyro_regimes.infer.em.e_step import Expected, chain_logits, observation_log
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import Problem, TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
+
+#: Errors by which a model cannot be differentiated, though it can be run.
+DIFFICULTIES = (torch.linalg.LinAlgError, torch.OutOfMemoryError)
 
 #: Tolerance for objectives and expected gains, in units of ``tol``.
 _SLACK = 10.0
@@ -62,36 +66,56 @@ class Finding(NamedTuple):
     is_told: bool = False  #: whether an earlier warning has reported it
 
 
-def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
+def observe(session: Session, call: Call, loop: Loop) -> measures.Evidence:
+    """Run the model at the parameters of the store, and differentiate its objective."""
+    store = pyro.get_param_store()
+    with session.alone():
+        params = {name: store[name].detach() for name in loop.problem.plan.names}
+    with torch.enable_grad():
+        return measures.differentiate(session, call, measures.perturbed(loop.problem, params))
+
+
+def check(
+    session: Session,
+    call: Call,
+    loop: Loop,
+    tol: float,
+    evidence: measures.Evidence | None = None,
+) -> list[Finding]:
     """Compare the model's own objective and gradient with those of a converged run.
 
     :param session: runs the model; the parameter store holds the final parameters.
     :param loop: the converged run.
     :param tol: the tolerance with which it converged.
+    :param evidence: the model's own; None runs it.
     :return: the disagreements larger than ten times ``tol`` and than rounding.
     """
     every = list(range(len(loop.now.losses)))
     try:
-        return _compare(session, call, loop, tol, every)
-    except (torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+        if evidence is None:
+            evidence = observe(session, call, loop)
+        return _compare(session, call, loop, tol, every, evidence)
+    except DIFFICULTIES as error:
         what = f"the model's own objective could not be differentiated: {error}"
         return [Finding("", what, every)]
 
 
 def _compare(
-    session: Session, call: Call, loop: Loop, tol: float, every: list[int]
+    session: Session,
+    call: Call,
+    loop: Loop,
+    tol: float,
+    every: list[int],
+    evidence: measures.Evidence,
 ) -> list[Finding]:
     problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
-    natural = measures.perturbed(problem, state.params)
-    with torch.enable_grad():
-        objective, gradients = measures.differentiate(session, call, natural)
     rounding = rounding_of(state.params)
-    found = _other_losses(problem, state, objective, _SLACK * tol, rounding)
+    found = _other_losses(problem, state, evidence, _SLACK * tol, rounding)
     found += _other_densities(state, every)
     found += _same_states(problem, state)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
-    for name, mismatch, gain in measures.measure(session, call, loop, state, gradients):
+    for name, mismatch, gain in measures.measure(session, call, loop, state, evidence.gradients):
         apart, short = ~(mismatch <= bound), ~(gain <= bound)
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"
@@ -105,15 +129,15 @@ def _compare(
 def _other_losses(
     problem: Problem,
     state: TensorState,
-    objective: measures.Objective,
+    evidence: measures.Evidence,
     slack: float,
     rounding: float,
 ) -> list[Finding]:
     """Restarts whose loss is not the model's own; all, if only the sum can be compared."""
     ours, every = np.asarray(state.losses), list(range(len(state.losses)))
-    theirs = objective.losses(problem)
+    theirs = evidence.losses(problem)
     if theirs is None:
-        ours, theirs = np.array([problem.loss(state.losses)]), np.array([-objective.total])
+        ours, theirs = np.array([problem.loss(state.losses)]), np.array([-evidence.total])
     with np.errstate(invalid="ignore"):
         apart = np.isfinite(ours) & ~(
             abs(theirs - ours) <= np.fmax(slack, rounding * (1 + abs(ours)))
@@ -182,6 +206,7 @@ def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
         of_family = observation.log_prob(hmm.observation_dist, value, True).detach()
         same = (own == of_family) | (own.isnan() & of_family.isnan())
         bound = torch.finfo(own.dtype).eps ** 0.25 * (1 + own.abs())
+        bound = bound + observation.own_rounding(hmm.observation_dist, value)
         wrong = ~(same | ((own - of_family).abs() <= bound))
         if wrong.any():
             apart = float((own - of_family)[wrong].abs().max())
