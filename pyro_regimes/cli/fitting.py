@@ -9,8 +9,11 @@ import typer
 from pyro_regimes.cli import screen
 from pyro_regimes.cli.options import (
     COVARIANCE,
+    MAX_ITER,
     REGIMES,
     SEED,
+    STARTS,
+    TOL,
     CovarianceType,
     Emission,
     OrderBy,
@@ -30,13 +33,9 @@ class Settings(NamedTuple):
         Emission, typer.Option(help="Family of the observations; student_t has heavy tails.")
     ] = Emission.gaussian
     covariance_type: COVARIANCE = CovarianceType.full
-    n_init: Annotated[
-        int, typer.Option(min=1, help="Number of starts; the best is kept.")
-    ] = 10
-    max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100
-    tol: Annotated[
-        float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
-    ] = 1e-4
+    n_init: STARTS = 10
+    max_iter: MAX_ITER = 100
+    tol: TOL = 1e-4
     regularization: Annotated[
         float, typer.Option(min=0, help="Each variance is raised by this share of itself.")
     ] = 1e-6

@@ -29,6 +29,9 @@ _SETTINGS = (
     "regularization", "regularization_scale", "min_eigenvalue", "random_state", "dtype",
 )  # fmt: skip
 
+#: What is used of a :class:`.Selection`.
+_OF_SELECTION = ("to_frame", "notes")
+
 
 class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
     """The report of :class:`.RegimeModel`."""
@@ -56,7 +59,8 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
 
         It has the regime of the last row, the table of the regimes, the data over time with their
         regimes, the transitions, the forecast of the next step with its risk, the distribution of
-        each series, the correlations, and what is known of the data and the fit. What does not
+        each series, the correlations, tests of the residuals, and what is known of the data and
+        the fit. What does not
         apply to the model is left out. The file can be printed, and read in light and dark colours
         and on a phone. An existing file is replaced atomically.
 
@@ -69,7 +73,7 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
             scale in the place of the cumulative return.
         :param level: of confidence intervals in the tables, such as 0.95, by :meth:`conf_int`. X
             must then be the data of the fit. None leaves the intervals out, as they take some time.
-        :param selection: the result of a selection of the number of regimes, to show its table.
+        :param selection: the result of :func:`.select`, to show the table of the candidates.
         :param notes: sentences about the data to show, such as how they were prepared.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
@@ -87,6 +91,10 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         if isinstance(notes, str) or not all(isinstance(each, str) for each in notes):
             raise ValueError(f"expected notes to be a list of sentences, got {shown(notes)}")
         level = None if level is None else check_level(level)
+        if selection is not None and not all(hasattr(selection, name) for name in _OF_SELECTION):
+            raise ValueError(
+                f"expected selection to be the result of select, got {shown(selection)}"
+            )
         data = self._one_sequence(X, "report")
         page = document(
             self._facts(
@@ -134,7 +142,7 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
             self._periods_per_year(),
             None if level is None else self.conf_int(X, level=level),
             level,
-            None,
+            self.residuals(X, start=start, after=after),
             selection,
             self._settings(),
             notes,

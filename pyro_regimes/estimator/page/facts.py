@@ -12,6 +12,7 @@ from pyro_regimes.estimator.page.words import step_name
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots.figure import regime_colors
 from pyro_regimes.estimator.report import Summary
+from pyro_regimes.estimator.residuals import Residuals
 from pyro_regimes.estimator.spec import Spec
 
 
@@ -32,7 +33,7 @@ class Facts(NamedTuple):
     periods_per_year: float
     intervals: Any  #: a table of :meth:`.UncertainModel.conf_int`, or None
     level: float | None  #: of the intervals
-    residuals: Any  #: of the data, or None
+    residuals: Residuals  #: of the data given the rows before
     selection: Any  #: a :class:`.Selection`, or None
     settings: Sequence[tuple[str, str]]  #: of the fit, with their values
     notes: Sequence[str]  #: on the data

@@ -38,13 +38,13 @@ def _missing(facts: Facts) -> str:
         if counts[d]
     ]  # fmt: skip
     total, left = int(counts.sum()), int((counts > 0).sum()) - len(columns)
+    verb = "is" if total == 1 else "are"
     whole = int(absent.all(1).sum())
     rows = f" In {several(whole, 'row')} all values are missing." if whole else ""
     more = f" and {left} other columns" if left else ""
     return (
-        f"{several(total, 'value')} of {facts.data.size:,} {'is' if total == 1 else 'are'} missing, "
-        f"in {listed(columns)}{more}.{rows} Nothing was filled in: the likelihood is that of the "
-        "values that are there."
+        f"{several(total, 'value')} of {facts.data.size:,} {verb} missing, in {listed(columns)}"
+        f"{more}.{rows} Nothing was filled in: the likelihood is that of the values that are there."
     )
 
 

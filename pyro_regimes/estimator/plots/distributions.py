@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GREY = "#8c8c8c"
+_TOTAL, _OWN = 0.3, 0.4  # opacities of bars of all values, and of a regime
 _MOST_COLUMNS = 3
 _OUTSIDE = 0.001  # the probability at either end that a panel leaves out
 _POINTS = 300  # of a curve
@@ -43,7 +44,8 @@ def plot_distributions(
     regime by its probability, and grey ones that of all values. Lines are the fitted densities of
     the regimes, in the same colours; the dark line is their sum, the density of the mixture. Areas,
     and heights of integers, are shares of all values, so that a rare regime is low. Integers have a
-    bar each, and points in the place of lines. A panel leaves out the lowest and the highest 0.1 % of the values.
+    bar each, and points in the place of lines. A panel leaves out the lowest and the highest 0.1 %
+    of the values.
 
     :param values: ``(T, D)``, NaN where missing.
     :param probs: smoothed probabilities of the regimes, ``(T, K)``.
@@ -91,8 +93,10 @@ def _draw_density(
         low, high = max(low - room, least), min(high + room, most)
     edges = np.linspace(low, high, _num_bars(values, low, high) + 1)
     bars = _heights(values, probs, edges)
-    middles = (edges[:-1] + edges[1:]) / 2
-    _draw_bars(panel, middles, bars, float(edges[1] - edges[0]), colors)
+    if len(colors) > 1:
+        panel.stairs(bars.sum(0), edges, fill=True, color=_GREY, alpha=_TOTAL, linewidth=0)
+    for height, color in zip(bars, colors, strict=True):
+        panel.stairs(height, edges, fill=True, color=color, alpha=_OWN, linewidth=0)
     points = np.linspace(low, high, _POINTS + 2)[1:-1]  # a density may be infinite at an end
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         density = np.exp(log_density(marginal, points[:, None])) * probs.mean(0)  # (N, K)
@@ -118,7 +122,10 @@ def _draw_integers(
     middles = (edges[:-1] + edges[1:]) / 2
     cumulative = marginal.cdf(np.floor(edges)[:, None])  # (N + 1, K)
     fitted = np.diff(cumulative, axis=0) * probs.mean(0)
-    _draw_bars(panel, middles, bars, 0.8 * step, colors)
+    if len(colors) > 1:
+        panel.bar(middles, bars.sum(0), 0.8 * step, color=_GREY, alpha=_TOTAL, linewidth=0)
+    for height, color in zip(bars, colors, strict=True):
+        panel.bar(middles, height, 0.8 * step, color=color, alpha=_OWN, linewidth=0)
     for line, color in zip(fitted.T, colors, strict=True):
         panel.plot(middles, line, "o", color=color, markersize=3)
     if len(colors) > 1:
@@ -126,16 +133,6 @@ def _draw_integers(
     top = max(bars.sum(0).max(), fitted.sum(1).max())
     panel.set(xlim=(edges[0], edges[-1]), ylim=(0, top * _ABOVE))
     panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-
-
-def _draw_bars(
-    panel: Axes, middles: Array, bars: Array, width: float, colors: list[str]
-) -> None:
-    """Of all values behind, in grey, and of each regime."""
-    if len(colors) > 1:
-        panel.bar(middles, bars.sum(0), width, color=_GREY, alpha=0.3, linewidth=0)
-    for height, color in zip(bars, colors, strict=True):
-        panel.bar(middles, height, width, color=color, alpha=0.4, linewidth=0)
 
 
 def _even(probs: Array) -> Array:

@@ -103,9 +103,7 @@ def test_the_verdict_and_the_tables_have_the_numbers_of_the_model(tmp_path):
     # 3 * sqrt(252) and 0.5 * sqrt(252)
     assert "annualised volatility of 47.6% (mean of 2 series); it is 7.9% in Calm" in text
     assert "Two <markets>" in page.texts
-    assert page.headings() == [name for name in ALL_SECTIONS if name not in (
-        "Residual checks", "Number of regimes",
-    )]  # fmt: skip
+    assert page.headings() == [name for name in ALL_SECTIONS if name != "Number of regimes"]
     forecast = model.forecast(frame, 20)
     risk = forecast.value_at_risk(0.01)[0, 0]
     assert f"{risk:.2f}%" in text
@@ -125,7 +123,6 @@ def test_every_emission_has_a_report(case, tmp_path):
     headings = page.headings()
     assert ("Correlations" in headings) == (model.summary().correlation is not None)
     assert {"Regimes", "History", "Forecast and risk", "Distributions", "Data"} <= {*headings}
-    assert "1 value of 300 are missing" not in page.text
     assert "1 value of 300 is missing, in series 1 (1)." in page.text
     assert ("VaR 5%" in page.text) == model.summary().is_annualised
     assert "nan" not in page.text.lower().split()
@@ -155,7 +152,9 @@ def test_names_inside_the_page_are_unique_and_references_lead_somewhere(tmp_path
     assert used == {*names}
 
 
-@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "$x^{$"])
+@pytest.mark.parametrize(
+    "hostile", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "$x^{$"]
+)
 def test_names_cannot_become_html(hostile, tmp_path):
     """Names of columns and regimes, the title, the unit and the notes are text everywhere."""
     frame = pd.DataFrame(returns(), columns=[hostile, f"&{hostile}"])
@@ -177,7 +176,8 @@ def test_one_regime_and_one_series(tmp_path):
     model = RegimeModel(1).fit(x)
     page = write(model, x, tmp_path / "r.html")
     assert page.headings() == [
-        "Regimes", "History", "Forecast and risk", "Distributions", "Data", "Settings of the fit",
+        "Regimes", "History", "Forecast and risk", "Distributions", "Residual checks", "Data",
+        "Settings of the fit",
     ]  # fmt: skip
     assert "At row 120, the last row of the data" in page.text
     assert "The model has no end for it" in page.text
@@ -200,7 +200,7 @@ def test_intervals_and_settings_of_a_fit(tmp_path):
     low, high = table.loc["expected duration", "", "Calm"][["lower", "upper"]]
     (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", page.text)
     for text, value in zip(found, (low, high)):
-        assert float(text.replace(",", "")) == pytest.approx(value, rel=0.01)
+        assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05)
     assert "90% confidence interval" in page.text
     assert f"{model.n_iter_} (converged)" in page.text
     assert "Correlations" not in page.headings()
@@ -268,6 +268,7 @@ def test_bad_arguments(tmp_path):
         "expected unit to be a text or None": {"unit": 1.0},
         "expected notes to be a list of sentences": {"notes": "one"},
         "expected level to be a number between 0 and 1, got 95": {"level": 95},
+        "expected selection to be the result of select, got 3": {"selection": 3},
     }.items():
         with pytest.raises(ValueError, match=message):
             model.report(**{"X": x, "path": path, **arguments})
@@ -278,8 +279,9 @@ def test_impossible_data_are_refused(tmp_path):
     x = np.array([[0.0], [np.inf]])
     with pytest.raises(ValueError):
         known(1).report(x, tmp_path / "r.html")
-    counts = RegimeModel.from_parameters(
-        None, np.eye(2) * 0.8 + 0.1, emission="poisson", rates=np.zeros((2, 1)) + [[1e-300], [1e-299]]
+    model = RegimeModel.from_parameters(
+        None, np.eye(2) * 0.8 + 0.1, emission="bernoulli", probabilities=np.zeros((2, 1))
     )
     with pytest.raises(ValueError, match="positive probability"):
-        counts.report(np.full((3, 1), 1e6), tmp_path / "r.html")
+        model.report(np.ones((3, 1)), tmp_path / "r.html")
+    assert [*tmp_path.iterdir()] == []
