@@ -49,6 +49,10 @@ def report(
     model is fitted as fit does, or taken from a file (--model). With prices (--prices) the history
     shows them on a logarithmic scale.
     """
+    if level is not None:
+        from pyro_regimes.estimator.intervals import check_level  # takes a second or two
+
+        check_level(level)
     if model is None:
         returns = data.read()
         make_room_for(out)
@@ -68,8 +72,8 @@ def report(
     if data.csv is None:
         notes = ["The data are the embedded returns of US sectors, of stocks that survived."]
     fitted.report(
-        frame, out, dates=returns.dates, title=title, unit=data.unit, prices=prices, level=level,
-        notes=notes,
+        frame, out, dates=returns.dates if returns.dates.dtype.kind == "M" else None, title=title,
+        unit=data.unit, prices=prices, level=level, notes=notes,
     )  # fmt: skip
     screen.out.print(f"Wrote {out}")
 

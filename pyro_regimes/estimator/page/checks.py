@@ -11,7 +11,7 @@ from pyro_regimes.estimator.page.facts import Facts
 from pyro_regimes.estimator.page.html import Html, element, join, note, paragraph, table
 from pyro_regimes.estimator.page.picture import picture
 from pyro_regimes.estimator.page.words import fixed_number
-from pyro_regimes.estimator.plots.figure import new_figure
+from pyro_regimes.estimator.plots.figure import cut, new_figure
 from pyro_regimes.estimator.residuals import Residuals
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_SERIES = 12
 _PANEL = (3.0, 2.6)  # inches
+_LETTERS = 30  # of a title
 _LEAST = 0.0001  # a p-value that is shown
 _SMALL = 0.01  # p-values that are evidence against the model
 
@@ -85,7 +86,7 @@ def _draw_quantiles(found: Residuals, d: int, name: str) -> Figure:
     panel.spines[["top", "right"]].set_visible(False)
     figure = found.plot(d, ax=panel)
     panel.set_title("", loc="right")
-    panel.set_title(name, loc="left", fontsize="medium", parse_math=False)
+    panel.set_title(cut(name, _LETTERS), loc="left", fontsize="medium", parse_math=False)
     panel.get_legend().remove()
     panel.set(xlabel="normal quantile", ylabel="residual")
     return figure

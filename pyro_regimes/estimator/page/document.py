@@ -57,6 +57,7 @@ def _under(facts: Facts) -> str:
     rows = several(len(facts.data), "row")
     series = f"{len(facts.series)} series"
     regimes_text = several(len(facts.names), "regime")
-    first, last = date_of(facts.time, 0), date_of(facts.time, len(facts.data) - 1)
-    span = f", {first} to {last}" if facts.time is not None else ""
+    span = ""
+    if facts.is_dated:
+        span = f", {date_of(facts.time, 0)} to {date_of(facts.time, len(facts.data) - 1)}"
     return f"{regimes_text}, {facts.spec.title}; {rows} of {series}{span}"

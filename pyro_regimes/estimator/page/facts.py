@@ -23,7 +23,7 @@ class Facts(NamedTuple):
     spec: Spec
     emission: dict[str, Array]
     data: Array  #: ``(T, D)``
-    time: npt.NDArray[Any] | None  #: dates of the rows
+    time: npt.NDArray[Any] | None  #: dates of the rows, or other numbers
     path: npt.NDArray[Any]  #: ``(T,)``, the most likely one
     filtered: Array  #: ``(T, K)``
     smoothed: Array  #: ``(T, K)``
@@ -45,6 +45,10 @@ class Facts(NamedTuple):
     @property
     def series(self) -> list[str]:
         return self.summary.series_names
+
+    @property
+    def is_dated(self) -> bool:
+        return self.time is not None and self.time.dtype.kind == "M"
 
     @property
     def colors(self) -> list[str]:

@@ -15,7 +15,7 @@ def data(facts: Facts) -> Html:
     """Rows, dates, columns and missing values."""
     num_rows, num_series = facts.data.shape
     rows = [["rows", f"{num_rows:,}"]]
-    if facts.time is not None:
+    if facts.is_dated:
         rows.append(["first row", date_of(facts.time, 0)])
         rows.append(["last row", date_of(facts.time, num_rows - 1)])
         rows.append(["frequency", frequency_of(facts.time).name])

@@ -1,72 +1,102 @@
-"""The regime of the last row in two sentences and four figures."""
+"""The regime of the last row in two sentences and a few figures."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from pyro_regimes.estimator.emissions.categories import Categories
 from pyro_regimes.estimator.page.facts import Facts
 from pyro_regimes.estimator.page.html import Html, element
-from pyro_regimes.estimator.page.words import date_of, numbers, percent, several
+from pyro_regimes.estimator.page.words import date_of, listed, numbers, percent, several
+
+_MOST_NAMED = 3  # series and other regimes in a sentence
 
 
 def verdict(facts: Facts) -> Html:
     """The first section, without a heading."""
-    k, last = facts.current, len(facts.data) - 1
-    name, chance = facts.names[k], percent(facts.filtered[-1, k])
-    left = facts.summary.expected_duration[k]
-    spread = _average(facts, k)
-    own = len(facts.names) > 1
-    is_dated = facts.time is not None and facts.time.dtype.kind == "M"
-    when = f"On {date_of(facts.time, last)}" if is_dated else f"At {date_of(facts.time, last)}"
-    first = f"{when}, the last row of the data, the regime was "
-    lasting = f"It is expected to last {several(left, 'more ' + facts.step)}"
-    if np.isinf(left):
-        lasting = "The model has no end for it"
-    of = f" (mean of {len(facts.series)} series)" if len(facts.series) > 1 else ""
-    meaning = f", with {_article(facts.spread_name)} {facts.spread_name} of {spread}{of}"
-    least = [_average(facts, j) for j in range(len(facts.names))]
-    others = ", ".join(
-        f"{least[j]} in {facts.names[j]}" for j in range(len(facts.names)) if j != k
-    )
-    beside = f"; it is {others}." if own and len(facts.names) <= 4 else "."
-    sentences = element(
-        "p",
-        first,
-        element("strong", name),
-        f" with probability {chance}, given the rows up to then. " if own else ". ",
-        lasting + meaning + beside,
-    )
+    sentences = _of_one(facts) if len(facts.names) == 1 else _of_several(facts)
     return element(
         "div",
-        sentences,
-        element("div", *_figures(facts, k, chance, spread), class_="figures"),
+        element("p", *sentences),
+        element("div", *_figures(facts), class_="figures"),
         class_="verdict",
-        style=f"--regime: {facts.colors[k]}",
+        style=f"--regime: {facts.colors[facts.current]}",
     )
 
 
-def _figures(facts: Facts, k: int, chance: str, spread: str) -> list[Html]:
-    pairs = [(facts.names[k], "regime of the last row")]
+def _of_one(facts: Facts) -> list[str]:
+    meaning = _meaning(facts)
+    said = f" The model has one regime{meaning}."
+    return [f"The data end {'on' if facts.is_dated else 'at'} {_last(facts)}.{said}"]
+
+
+def _of_several(facts: Facts) -> list[str]:
+    k = facts.current
     left = facts.summary.expected_duration[k]
+    lasting = f"From here a spell in it lasts {several(left, 'more ' + facts.step)} on average"
+    if np.isinf(left):
+        lasting = "By the model it never ends"
+    return [
+        f"{'On' if facts.is_dated else 'At'} {_last(facts)}, at the end of the data, "
+        "the most probable regime was ",
+        element("strong", facts.names[k]),
+        f", with probability {percent(facts.filtered[-1, k])} given the rows up to then. ",
+        f"{lasting}{_meaning(facts)}{_beside(facts)}.",
+    ]
+
+
+def _last(facts: Facts) -> str:
+    return date_of(facts.time, len(facts.data) - 1)
+
+
+def _meaning(facts: Facts) -> str:
+    """The volatility of the regime; the means of series that are no returns."""
+    if facts.summary.is_annualised:
+        of = f" (average of {len(facts.series)} series)" if len(facts.series) > 1 else ""
+        return f", with an annualised volatility of {_volatility(facts, facts.current)}{of}"
+    marginals = facts.spec.marginals(facts.emission)
+    shown = [d for d, each in enumerate(marginals) if not isinstance(each, Categories)]
+    if not shown:
+        return ""
+    means = facts.summary.mean
+    texts = [
+        f"{numbers([*means[:, d]])[facts.current]}{_named(facts.unit)}" for d in shown[:_MOST_NAMED]
+    ]
+    if len(facts.series) == 1:
+        return f", with a mean of {texts[0]}"
+    each = [f"{text} ({facts.series[d]})" for d, text in zip(shown, texts, strict=False)]
+    return f", with means of {listed(each)}"
+
+
+def _beside(facts: Facts) -> str:
+    """The volatility of the other regimes, where they are few."""
+    others = [k for k in range(len(facts.names)) if k != facts.current]
+    if not facts.summary.is_annualised or len(others) > _MOST_NAMED:
+        return ""
+    return "; it is " + listed([f"{_volatility(facts, k)} in {facts.names[k]}" for k in others])
+
+
+def _figures(facts: Facts) -> list[Html]:
+    k = facts.current
+    pairs = [(facts.names[k], "most probable regime at the end")]
     if len(facts.names) > 1:
+        left = facts.summary.expected_duration[k]
         pairs += [
-            (chance, "its filtered probability"),
+            (percent(facts.filtered[-1, k]), "its filtered probability"),
             (several(left, facts.step), "expected until it ends"),
         ]
-    pairs.append((spread, facts.spread_name))
+    if facts.summary.is_annualised:
+        pairs.append((_volatility(facts, k), "annualised volatility in it"))
     return [
         element("div", element("strong", value), element("span", what)) for value, what in pairs
     ]
 
 
-def _average(facts: Facts, k: int) -> str:
-    spread = facts.summary.volatility.mean(-1)
-    return numbers([*spread], facts.unit or "")[k] + _named(facts.unit)
+def _volatility(facts: Facts, k: int) -> str:
+    """The average over the series."""
+    average = facts.summary.volatility.mean(-1)
+    return numbers([*average], facts.unit or "")[k] + _named(facts.unit)
 
 
 def _named(unit: str | None) -> str:
     return f" {unit}" if unit not in (None, "%") else ""
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"

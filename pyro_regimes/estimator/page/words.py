@@ -45,10 +45,11 @@ def several(number: float, name: str) -> str:
 
 
 def date_of(time: npt.NDArray[Any] | None, row: int) -> str:
-    """The date of a row, as "28 December 2022", or its number from 1 on."""
-    if time is None or time.dtype.kind != "M":
-        number = row % len(time) if time is not None and row < 0 else row
-        return f"row {number + 1}"
+    """The date of a row, as "28 December 2022"; else its step, or its number from 1 on."""
+    if time is None:
+        return f"row {row + 1}"
+    if time.dtype.kind != "M":
+        return f"step {time[row]:g}"
     moment = time[row].astype("datetime64[s]").item()
     day = f"{moment.day} {moment:%B} {moment.year}"
     midnight = (time == time.astype("datetime64[D]")).all()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.estimator.plots.figure import figure_of, height_of, panels_for, width_of
+from pyro_regimes.estimator.plots.figure import cut, figure_of, height_of, panels_for, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def _name_series(panel: Axes, names: list[str]) -> None:
     every = _cell(panel, len(names))
     step = 1 if every >= _LABELLED else int(np.ceil(_LABELLED / every))
     places = range(0, len(names), step)
-    short = [_cut(names[place]) for place in places]
+    short = [cut(names[place], _LETTERS) for place in places]
     panel.set_xticks(places, short, rotation=90, fontsize="small", parse_math=False)
     panel.set_yticks(places, short, fontsize="small", parse_math=False)
     panel.tick_params(length=0)
@@ -78,7 +78,3 @@ def _write_numbers(panel: Axes, matrix: npt.NDArray[np.float64]) -> None:
 def _cell(panel: Axes, number: int) -> float:
     """The width of a cell, in inches."""
     return min(width_of(panel), height_of(panel)) / number
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"

@@ -10,13 +10,21 @@ import numpy.typing as npt
 
 from pyro_regimes.estimator.marginals import Marginal, is_circular, is_discrete, log_density
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.plots.figure import INK, figure_of, panels_for, regime_colors
+from pyro_regimes.estimator.plots.figure import (
+    INK,
+    cut,
+    figure_of,
+    panels_for,
+    regime_colors,
+    width_of,
+)
 from pyro_regimes.estimator.predictive import Mixture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LETTERS = 11  # of a title, in an inch
 _GREY = "#8c8c8c"
 _TOTAL, _OWN = 0.3, 0.4  # opacities of bars of all values, and of a regime
 _MOST_COLUMNS = 3
@@ -70,7 +78,8 @@ def plot_distributions(
         panels, table.T, marginals, series_names, strict=True
     ):
         seen = ~np.isnan(column)
-        panel.set_title(name, loc="left", fontsize="medium", parse_math=False)
+        short = cut(name, max(8, int(_LETTERS * width_of(panel))))
+        panel.set_title(short, loc="left", fontsize="medium", parse_math=False)
         panel.set_xlabel(unit, parse_math=False)
         panel.set_yticks([])
         panel.spines[["top", "right", "left"]].set_visible(False)

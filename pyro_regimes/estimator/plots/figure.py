@@ -63,6 +63,11 @@ def regime_colors(num_regimes: int) -> list[str]:
     return list(_COLORS.get(num_regimes, more))
 
 
+def cut(name: str, most: int) -> str:
+    """A name of at most so many letters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def color_on(color: str) -> str:
     """The colour of text that can be read on this one, ``"#rrggbb"``."""
     parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]

@@ -11,6 +11,7 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots.figure import (
     INK,
     color_on,
+    cut,
     figure_of,
     panels_for,
     regime_colors,
@@ -143,7 +144,7 @@ def _draw_circle(
     from matplotlib.patches import Circle
 
     panel.add_patch(Circle(tuple(place), radius, facecolor=color, edgecolor=INK, linewidth=0.8))
-    short = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
+    short = cut(name, _MOST_LETTERS)
     size = 9.5 if len(short) <= 10 and radius > 0.3 else 7.5
     panel.text(
         place[0],

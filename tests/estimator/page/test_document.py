@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_regimes import RegimeModel
-from pyro_regimes.estimator.page import document
+from pyro_regimes.estimator.page import document, words
 from tests import seeds
 from tests.estimator.emission_cases import ALL
 
@@ -97,11 +97,16 @@ def test_the_verdict_and_the_tables_have_the_numbers_of_the_model(tmp_path):
     page = write(model, frame, tmp_path / "r.html", unit="%", title="Two <markets>")
     text = page.text
     chance = model.predict_proba(frame, "filtered")[-1, 1]
-    assert f"On {dates[-1]:%-d %B %Y}, the last row of the data, the regime was Turbulent" in text
-    assert f"with probability {chance:.2%}" in text or f"with probability {chance:.1%}" in text
-    assert "last 10 more trading days" in text  # 1 / 0.1
-    # 3 * sqrt(252) and 0.5 * sqrt(252)
-    assert "annualised volatility of 47.6% (mean of 2 series); it is 7.9% in Calm" in text
+    name = model.regime_names_[int(chance < 0.5) ^ 1]
+    likely = words.percent(max(chance, 1 - chance))
+    assert f"On {dates[-1]:%-d %B %Y}, at the end of the data, the most probable regime" in text
+    assert f"was {name} , with probability {likely} given the rows up to then." in text
+    left, own, other = {
+        "Turbulent": ("10", "47.6%", "7.9% in Calm"),  # 1 / 0.1; 3 and 0.5, times sqrt(252)
+        "Calm": ("20", "7.9%", "47.6% in Turbulent"),
+    }[name]
+    assert f"a spell in it lasts {left} more trading days on average" in text
+    assert f"annualised volatility of {own} (average of 2 series); it is {other}." in text
     assert "Two <markets>" in page.texts
     assert page.headings() == [name for name in ALL_SECTIONS if name != "Number of regimes"]
     forecast = model.forecast(frame, 20)
@@ -179,8 +184,7 @@ def test_one_regime_and_one_series(tmp_path):
         "Regimes", "History", "Forecast and risk", "Distributions", "Residual checks", "Data",
         "Settings of the fit",
     ]  # fmt: skip
-    assert "At row 120, the last row of the data" in page.text
-    assert "The model has no end for it" in page.text
+    assert "The data end at row 120. The model has one regime, with an annualised" in page.text
 
 
 def test_missing_values_are_counted(tmp_path):

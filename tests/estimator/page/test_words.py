@@ -51,6 +51,7 @@ def test_dates():
     hours = np.array(["2022-12-28T09:30", "2022-12-28T10:30"], "datetime64[s]")
     assert words.date_of(hours, 0) == "28 December 2022, 09:30"
     assert words.date_of(None, 4) == "row 5"
+    assert words.date_of(np.arange(2001, 2007), 5) == "step 2006"
 
 
 @pytest.mark.parametrize(
