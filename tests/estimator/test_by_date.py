@@ -42,7 +42,8 @@ def test_the_index_is_that_of_the_data(index):
 
 def test_returns_of_the_reader_have_their_dates():
     dates = np.arange("2020-01-01", "2020-03-01", dtype="datetime64[D]")
-    table = MODEL.regimes(Returns(X, dates, ("a", "b")))
+    named = CASES[0].true(feature_names=["a", "b"])
+    table = named.regimes(Returns(X, dates, ("a", "b")))
     np.testing.assert_array_equal(table.index.to_numpy().astype("datetime64[D]"), dates)
 
 

@@ -51,8 +51,8 @@ def residuals(facts: Facts) -> Html | None:
         [facts.series[d], *(_p_value(float(test.p_value[d])) for test in kinds.values())]
         for d in shown
     ]
-    finite = np.isfinite(facts.residuals.values).any(0)
-    pictures = [_quantiles(facts, d) for d in shown if finite[d]]
+    values = facts.residuals.values
+    pictures = [_quantiles(facts, d) for d in shown if np.isfinite(values[:, d]).any()]
     said = (
         "A residual is what a value is, given the rows before it, on the scale of the standard "
         "normal distribution: if the model is right, residuals are independent and standard "
@@ -87,7 +87,8 @@ def _draw_quantiles(found: Residuals, d: int, name: str) -> Figure:
     figure = found.plot(d, ax=panel)
     panel.set_title("", loc="right")
     panel.set_title(cut(name, _LETTERS), loc="left", fontsize="medium", parse_math=False)
-    panel.get_legend().remove()
+    for legend in filter(None, [panel.get_legend()]):
+        legend.remove()  # the note says what it says
     panel.set(xlabel="normal quantile", ylabel="residual")
     return figure
 

@@ -61,7 +61,7 @@ def _adapt(root: ElementTree.Element, name: str) -> None:
     for each in root.iter():
         for value in each.attrib.values():
             used |= set(_REFERENCE.findall(value))
-        used |= {each.attrib[key][1:] for key in (_HREF, "href") if _is_local(each, key)}
+        used.add(each.get(_HREF, "").removeprefix("#"))
     for parent in root.iter():
         for child in [each for each in parent if _plain(each.tag) in _DROPPED]:
             parent.remove(child)
@@ -70,19 +70,14 @@ def _adapt(root: ElementTree.Element, name: str) -> None:
         own = each.attrib.pop("id", None)
         if own in used:
             each.set("id", f"{name}-{own}")
-        for key in (_HREF, "href"):
-            if key in each.attrib:
-                target = each.attrib.pop(key)
-                each.set("href", f"#{name}-{target[1:]}" if target.startswith("#") else target)
+        target = each.attrib.pop(_HREF, None)
+        if target is not None:
+            each.set("href", f"#{name}-{target[1:]}" if target.startswith("#") else target)
         for key, value in each.attrib.items():
             if key not in ("aria-label", "href"):
                 each.set(key, _REFERENCE.sub(rf"url(#{name}-\1)", value))
         if "style" in each.attrib:
             each.set("style", _themed(each.attrib["style"]))
-
-
-def _is_local(each: ElementTree.Element, key: str) -> bool:
-    return each.attrib.get(key, "").startswith("#")
 
 
 def _plain(tag: str) -> str:

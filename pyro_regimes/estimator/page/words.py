@@ -40,7 +40,7 @@ def several(number: float, name: str) -> str:
     """A number with a noun: "1 row", "2 rows", "3.5 days"."""
     if math.isinf(number):
         return f"infinitely many {name}s"
-    text = f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
+    text = f"{number:,.0f}" if number >= 100 else f"{number:.1f}".removesuffix(".0")
     return f"{text} {name}{'' if text == '1' else 's'}"
 
 

@@ -126,8 +126,8 @@ def _draw_arrow(panel: Axes, start: Array, end: Array, probability: float, radiu
     share = _LABEL
     where = (1 - share) ** 2 * first + 2 * share * (1 - share) * control + share**2 * last
     where = where + _ASIDE * aside
-    side = {"ha": _side(aside[0]), "va": _height(aside[1])}
-    panel.text(where[0], where[1], _percent(probability), size=9, **side)
+    text = panel.text(where[0], where[1], _percent(probability), size=9)
+    text.set(ha=_side(aside[0]), va=_height(aside[1]))
 
 
 def _side(across: float) -> str:

@@ -1,6 +1,7 @@
 """Histograms and densities beside each other, with areas and heights known by hand or by scipy."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy import stats
@@ -76,7 +77,7 @@ def test_series_of_a_model():
     from tests.estimator.emission_cases import CASES
 
     model = CASES[0].true(feature_names=["left", "right"])
-    x, _ = model.sample(100, random_state=0)
+    x = pd.DataFrame(model.sample(100, random_state=0)[0], columns=["left", "right"])
     for chosen, titles in ((["right"], ["right"]), ([1, "left"], ["right", "left"]), (0, ["left"])):
         figure = model.plot_distributions(x, series=chosen)
         assert [panel.get_title(loc="left") for panel in figure.axes] == titles
