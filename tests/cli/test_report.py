@@ -59,7 +59,7 @@ def test_bad_arguments(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("emission", ["poisson", "bernoulli"])
 def test_numbers_that_are_no_returns(emission, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    rows = [f"2020-01-{day:02d},{day % 2},{day // 15}" for day in range(1, 32)]
+    rows = [f"2020-01-{day:02d},{day % 2},{day // 16}" for day in range(1, 32)]
     (tmp_path / "x.csv").write_text("\n".join(["date,a,b", *rows]))
     call(capsys, monkeypatch, "report", "x.csv", "--emission", emission, *QUICK[:6])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

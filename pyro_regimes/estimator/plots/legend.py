@@ -34,21 +34,7 @@ def explain(
 
     :param of_path: what the path is.
     """
-    from matplotlib.patches import Patch
-
-    seen = np.isin(np.arange(len(names)), path)
-    held = np.isin(np.arange(len(names)), bands.regimes) | ~seen
-    patches = [
-        Patch(
-            color=color,
-            alpha=FULL,
-            label=f"{name} {(path == k).mean():.0%}"
-            if text.is_short
-            else f"{name}, {(path == k).mean():.0%} of rows"
-            + ("" if held[k] else "\nin no band the most frequent"),
-        )
-        for k, (name, color) in enumerate(zip(names, colors, strict=True))
-    ]
+    patches = _patches(bands, path, names, colors, text.is_short)
     shaded = f"Shaded: regime of each row ({of_path})"
     if bands.rows > 1:
         shaded = (
@@ -83,6 +69,30 @@ def explain(
     panel.set_title(wrapped, loc="left", fontsize=text.title, pad=6 + text.line * lines)
     if figure_of(panel).get_layout_engine() is None:
         _make_room(panel, text.line * lines + 15 * wrapped.count("\n"))
+
+
+def _patches(
+    bands: Bands,
+    path: npt.NDArray[Any],
+    names: Sequence[str],
+    colors: list[str],
+    is_short: bool,
+) -> list[Any]:
+    """A coloured field for each regime, with its name and its share of the rows."""
+    from matplotlib.patches import Patch
+
+    seen = np.isin(np.arange(len(names)), path)
+    held = np.isin(np.arange(len(names)), bands.regimes) | ~seen
+    shares = [(path == k).mean() for k in range(len(names))]
+    labels = [
+        f"{name} {share:.0%}"
+        if is_short
+        else f"{name}, {share:.0%} of rows"
+        + ("" if held[k] else "\nin no band the most frequent")
+        for k, (name, share) in enumerate(zip(names, shares, strict=True))
+    ]
+    each = zip(labels, colors, strict=True)
+    return [Patch(color=color, alpha=FULL, label=label) for label, color in each]
 
 
 def _make_room(panel: Axes, points: int) -> None:
