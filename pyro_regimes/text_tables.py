@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 _LEFT, _RIGHT = "text-align: left", "text-align: right"
 _INDENTED = "text-align: left; padding-left: 2em; font-weight: normal"
 
+#: A title, the labels of the rows, the names and the cells of columns, and notes.
+TitledTable = tuple[str, Sequence[str], Sequence[tuple[str, Sequence[str]]], Sequence[str]]
+
 
 class Row(NamedTuple):
     """A row of a table as text."""
@@ -71,6 +74,34 @@ def _cell(tag: str, text: str, style: str) -> str:
 def wrapped(note: str, width: int) -> str:
     """A note in lines of so many letters; no word is cut."""
     return textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+
+
+def titled_table(
+    title: str,
+    labels: Sequence[str],
+    columns: Iterable[tuple[str, Sequence[str]]],
+    notes: Sequence[str] = (),
+    width: int = 80,
+) -> str:
+    """A :func:`text_table` below a title, above notes."""
+    table = text_table("", labels, columns, width)
+    below = [wrapped(note, width) for note in notes]
+    return "\n".join([title, "", table, *([""] if below else []), *below])
+
+
+def titled_html_table(
+    title: str,
+    labels: Sequence[str],
+    columns: Iterable[tuple[str, Sequence[str]]],
+    notes: Sequence[str] = (),
+) -> str:
+    """What :func:`titled_table` shows, for a notebook; a label that begins with a space is part."""
+    names, cells = zip(*columns, strict=True)
+    rows = [
+        Row(label.strip(), list(row), label.startswith(" "))
+        for label, row in zip(labels, zip(*cells, strict=True), strict=True)
+    ]
+    return html_table(title, Row("", list(names)), rows, notes)
 
 
 def percent(rows: Any) -> list[list[str]]:

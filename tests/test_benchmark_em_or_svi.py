@@ -27,7 +27,7 @@ def test_all_methods_of_a_workload_have_one_start(name: str) -> None:
 
     def little(repeat: int) -> np.ndarray:
         x = workload.data(repeat)
-        return x[:300] if x.ndim == 2 else x[:20]
+        return x[:2_000] if x.ndim == 2 else x[:20]
 
     settings = dict(em_steps=3, svi_steps=2, learning_rates=[0.01])
     found = em_or_svi.fit(workload._replace(data=little), 0, **settings)

@@ -15,7 +15,15 @@ from benchmarks import (
     measure,
 )
 from benchmarks import missing as missing_entries
-from benchmarks import peer_growth, peer_log_prob, peers, ragged, regime_model, versions
+from benchmarks import (
+    peer_growth,
+    peer_log_prob,
+    peers,
+    ragged,
+    regime_model,
+    versions,
+    walk_forward,
+)
 from benchmarks.peer_em import Fit, Hmmlearn, Ours
 from benchmarks.peer_families import (
     FAMILY_WORKLOADS,
@@ -25,6 +33,8 @@ from benchmarks.peer_families import (
     make_family_problem,
 )
 from benchmarks.peer_workloads import Problem, Workload, make_problem
+from pyro_regimes import RegimeModel
+from tests import seeds
 
 TINY = [
     Workload("one", 60, 2, 2),
@@ -242,6 +252,20 @@ def test_acceleration_row(has_priors: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert cells[0].startswith("short, diag K=2") and cells[-1] == "0e+00"
     assert int(cells[3]) <= int(cells[1]) and (ratio is None or ratio > 0)
     assert len({each[:1] + each[2:] for each in acceleration.problems()}) == 10
+
+
+def test_walk_forward_table() -> None:
+    """Refits of regimes that are far apart: both libraries reach the same optimum."""
+    pytest.importorskip("hmmlearn")
+    pandas = pytest.importorskip("pandas")
+    states = np.arange(400) // 40 % 3
+    values = (seeds.rng(0).standard_normal((400, 2)) + 8.0) * (1 + states[:, None])
+    model = RegimeModel(3, n_init=2, random_state=0)
+    lines = walk_forward.table(pandas.DataFrame(values), model, 250, 40)
+    assert lines[0] == "4 refits, of 250 to 370 rows; 150 rows forecast"
+    for line in lines[2].splitlines()[2:]:
+        assert line.split()[:2] in (["hmmlearn,", "log"], ["hmmlearn,", "scaling"])
+        assert line.split()[3:6] == ["4", "0", "0"] and float(line.split()[6]) > 0
 
 
 def test_regime_model_tables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pyro_regimes.cli.options import (
     REGIMES,
     SEED,
     CovarianceType,
+    Emission,
     use_one_thread,
 )
 from pyro_regimes.cli.reading import Data, with_data
@@ -32,6 +33,9 @@ _COMPARE_OUT = Path("comparison")
 def compare(
     data: Data,
     n_regimes: REGIMES = 3,
+    emission: Annotated[
+        Emission, typer.Option(help="Distribution of the data: gaussian, or poisson for counts.")
+    ] = Emission.gaussian,
     covariance_type: COVARIANCE = CovarianceType.full,
     held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
     em_steps: Annotated[int, typer.Option(min=1, help="Maximum number of EM iterations.")] = 200,
@@ -93,9 +97,10 @@ def compare(
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
     rows, series = returns.values.shape
-    title = (
-        f"{n_regimes} regimes, {covariance_type.value} covariances, {rows} steps of {series} series"
-    )
+    kind = f"{covariance_type.value} covariances"
+    if emission is not Emission.gaussian:
+        kind = f"emission {emission.value}"
+    title = f"{n_regimes} regimes, {kind}, {rows} steps of {series} series"
     with screen.Progress() as progress:
         told = False
 
@@ -109,6 +114,7 @@ def compare(
         comparison = compare_on_returns(
             returns.values,
             n_regimes=n_regimes,
+            emission=emission.value,
             covariance_type=covariance_type.value,
             held_out=held_out,
             methods=methods,

@@ -53,6 +53,13 @@ REGIMES = Annotated[int, typer.Option(min=1, help="Number of regimes, K.")]
 COVARIANCE = Annotated[
     CovarianceType, typer.Option(help="Covariances: full, diagonal, spherical, or one for all.")
 ]
+STARTS = Annotated[
+    int, typer.Option(min=1, help="Number of starts of each fit; the best is kept.")
+]
+MAX_ITER = Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")]
+TOL = Annotated[
+    float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
+]
 SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
 MODEL = Annotated[

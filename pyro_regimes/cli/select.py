@@ -8,7 +8,15 @@ from typing import Annotated, Optional
 import typer
 
 from pyro_regimes.cli import screen
-from pyro_regimes.cli.options import SEED, CovarianceType, Emission, use_one_thread
+from pyro_regimes.cli.options import (
+    MAX_ITER,
+    SEED,
+    STARTS,
+    TOL,
+    CovarianceType,
+    Emission,
+    use_one_thread,
+)
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
@@ -44,11 +52,9 @@ def select(
             min=0, help="Replicates of the test of each number of regimes against one more, as 99."
         ),
     ] = 0,
-    n_init: Annotated[int, typer.Option(min=1, help="Number of starts of each fit.")] = 10,
-    max_iter: Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")] = 100,
-    tol: Annotated[
-        float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
-    ] = 1e-4,
+    n_init: STARTS = 10,
+    max_iter: MAX_ITER = 100,
+    tol: TOL = 1e-4,
     seed: SEED = 0,
     out: Annotated[
         Optional[Path],

@@ -19,17 +19,21 @@ from pyro_regimes.estimator.pyro_model import (
     site_values,
     to_arguments,
 )
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
+from pyro_regimes.estimator.spec import COVARIANCE_TYPES, covariance_types, find_spec
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.messages import shown
+
+#: The emissions whose parameters have conjugate priors here.
+EMISSIONS = ("gaussian", "poisson")
 
 
 def compare_on_returns(
     returns: Array,
     *,
     n_regimes: int = 3,
+    emission: str = "gaussian",
     covariance_type: str = "full",
     held_out: float = 0.2,
     methods: Sequence[str] | None = None,
@@ -42,34 +46,50 @@ def compare_on_returns(
     progress: Progress | None = None,
     processes: int = 1,
 ) -> Comparison:
-    """Fit one Gaussian regime model by every method of :func:`.comparison.compare`.
+    """Fit one regime model by every method of :func:`.comparison.compare`.
 
-    All methods start at the same k-means clusters. The series are first scaled to unit variance,
-    which helps gradient methods and does not affect EM. Log-likelihoods are reported in the units
-    of the data. Log joint and ELBO contain densities of parameters, which are those for scaled data.
+    All methods start at the same clusters. The series of a Gaussian model are first scaled to unit
+    variance, which helps gradient methods and does not affect EM. Log-likelihoods are reported in
+    the units of the data. Log joint and ELBO contain densities of parameters, which are those for
+    scaled data.
 
     :param returns: ``(T, D)``; NaN where a value is missing.
+    :param emission: "gaussian", or "poisson" for counts. :func:`.comparison.compare` takes a Pyro
+        model with any other.
     :param held_out: share of the data, at the end, that is not fitted.
     :param methods: as in :func:`.comparison.compare`; None for :data:`.DEFAULT_METHODS`.
     :param processes: 1 or 2, as in :func:`.comparison.compare`.
     :raises ValueError: if the data are too few or constant, or an option is not valid.
     """
+    if emission not in EMISSIONS:
+        listed = " or ".join(map(repr, EMISSIONS))
+        raise ValueError(
+            f"expected emission={listed}, of which the comparison has priors, got "
+            f"{shown(emission)}; comparison.compare takes a Pyro model with any other"
+        )
     validation.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    if covariance_type not in covariance_types(emission):
+        raise ValueError(
+            f"expected covariance_type='full' where emission={emission!r}, got "
+            f"{covariance_type!r}; leave it out"
+        )
+    spec = find_spec(covariance_type, emission)
     validation.integer("n_regimes", n_regimes, 1)
     validation.integer("random_state", random_state, 0)
     values = np.asarray(returns, dtype=np.float64)
     cut = _split(values, held_out, 2 * n_regimes)
     missing.check_columns(values[:cut], None)
+    spec.check_support(values, None)
     filled = missing.filled(values[:cut])
-    units = Units(filled.mean(0), filled.std(0))
-    if not (units.unit > 0).all():
-        deviations = units.unit.tolist()
+    mean, deviation = filled.mean(0), filled.std(0)
+    if not (deviation > 0).all():
         raise ValueError(
             "expected returns without constant series, got standard deviations "
-            f"{deviations}; drop the constant series"
+            f"{deviation.tolist()}; drop the constant series"
         )
+    is_gaussian = emission == "gaussian"
+    units = Units(mean, deviation) if is_gaussian else spec.units(filled)
     z, rng = units.scale(values), validation.random_state(random_state)
-    spec = find_spec(covariance_type)
     start = make_starts(units.scale(filled), n_regimes, 1, spec, 1e-6, rng).select(0)
     arguments = to_arguments(start, spec)
     fitted, rest = units.log_jacobian_of(values[:cut]), units.log_jacobian_of(values[cut:])
@@ -81,13 +101,15 @@ def compare_on_returns(
             progress(method, step, total, objective - fitted)
 
     with plain_torch(torch.device("cpu")):
-        zeros = torch.zeros(values.shape[1], dtype=torch.float64)
+        center, spread = torch.from_numpy(mean), torch.from_numpy(deviation)  # of z
+        if is_gaussian:
+            center, spread = torch.zeros_like(center), torch.ones_like(spread)
         found = compare(
             pyro_model(arguments, spec, missing=holes),
             torch.from_numpy(z[:cut]),
             torch.from_numpy(z[cut:]),
             methods,
-            prior_model=prior_model(n_regimes, spec, zeros, torch.ones_like(zeros), holes),
+            prior_model=prior_model(n_regimes, spec, center, spread, holes),
             init_values=site_values(arguments, spec),
             em_steps=em_steps,
             tol=tol,

@@ -97,12 +97,12 @@ def parameters_have_values(observation_dist: Distribution) -> None:
         base = getattr(base, "base_dist", None)
 
 
-def on_device_of(argument: Tensor, value: Tensor) -> None:
-    """Raise for a value on another device than the arguments."""
-    if value.device != argument.device:
+def on_device(device: torch.device, value: Tensor) -> None:
+    """Raise for a value on another device than that of the arguments."""
+    if value.device != device:
         raise ValueError(
-            f"expected value on the device of the arguments, {argument.device}, got a value of "
-            f"shape {tuple(value.shape)} on {value.device}; use value.to({str(argument.device)!r})"
+            f"expected value on the device of the arguments, {device}, got a value of "
+            f"shape {tuple(value.shape)} on {value.device}; use value.to({str(device)!r})"
         )
 
 

@@ -13,11 +13,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Distribution, transform_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.distributions import Distribution
 
 from pyro_regimes import emissions
-from pyro_regimes.distributions import provenance
+from pyro_regimes.distributions import provenance, stand_in
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Family, Gaussian
 from pyro_regimes.emissions.exact import exact_copy
@@ -79,10 +78,28 @@ def log_prob(
         values that only some of the states can emit.
     :param missing: entries to marginalise, in the shape of ``value``, which is any value of the
         support there.
-    :return: ``(..., T, K)``.
+    :return: ``(..., T, K)``; -inf, with gradient 0, for an observation with an infinite entry.
+        Only a distribution without a family that has a finite density there keeps it.
     :raises ValueError: if ``observation_dist`` validates and does not support the value, or does
         not marginalise some entries of an observation.
     """
+    rows = stand_in.infinite_rows(value, len(observation_dist.event_shape))
+    if rows is None:
+        return _log_prob(observation_dist, value, is_checked, missing)
+    known = _find(observation_dist, value, is_checked or missing is not None)
+    if known is None:
+        with torch.no_grad():
+            density = _log_prob(observation_dist, value, is_checked, missing)
+        rows = rows & ~density.isfinite().any(-1)
+    value = stand_in.without_rows(observation_dist, value, rows)
+    density = _log_prob(observation_dist, value, True, missing)
+    return torch.where(rows.unsqueeze(-1), -torch.inf, density)
+
+
+def _log_prob(
+    observation_dist: Distribution, value: Tensor, is_checked: bool, missing: Tensor | None
+) -> Tensor:
+    """:func:`log_prob` of finite observations."""
     base = emissions.unwrap(observation_dist).base
     family = None
     is_checked = is_checked or missing is not None  # only some states may emit what stands there
@@ -176,36 +193,27 @@ def _assembled(columns: Columns, parts: list[Tensor], value: Tensor) -> Tensor:
     )
 
 
-def some_value(observation_dist: Distribution, like: Tensor) -> Tensor:
-    """An observation in the support of the first state, of dtype and device of a tensor."""
-    event_shape = observation_dist.event_shape
-    base = emissions.unwrap(observation_dist).base
-    if isinstance(base, Columns):
-        values = [some_value(part, like) for part in base.parts]
-        return base.assemble(values).expand(event_shape)
-    try:
-        support = observation_dist.support
-        if isinstance(support, MixtureSameFamilyConstraint):
-            support = support.base_constraint
-        transform = transform_to(support)
-        found = transform(like.new_zeros(transform.inverse_shape(event_shape)))
-    except NotImplementedError:
-        try:  # of discrete distributions
-            found = observation_dist.mode
-        except NotImplementedError:
-            return like.new_zeros(event_shape)
-    num_lead = found.dim() - len(event_shape)
-    return found.detach()[(0,) * num_lead].to(like).expand(event_shape)
-
-
 def own_log_prob(
     observation_dist: Distribution, value: Tensor, is_checked: bool = False
 ) -> Tensor:
     """The same by the distribution's own ``log_prob``."""
     # None leaves the setting as it is.
     exact = exact_copy(observation_dist, validate_args=False if is_checked else None)
-    density: Tensor = exact.log_prob(_beside_states(observation_dist, value))
+    density: Tensor = exact.log_prob(beside_states(observation_dist, value))
     return density
+
+
+def restrict(logits: Tensor, allowed_states: Tensor | None) -> Tensor:
+    """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""
+    return logits if allowed_states is None else torch.where(allowed_states, logits, -torch.inf)
+
+
+def own_rounding(observation_dist: Distribution, value: Tensor) -> Tensor | float:
+    """How far rounding may move :func:`own_log_prob`, where that of the family has less of it."""
+    known = _find(observation_dist, value, True)
+    if known is None:
+        return 0.0
+    return known.family.own_rounding(value, known.given, known.event_dim)
 
 
 def _own_log_prob_of_seen(
@@ -218,7 +226,7 @@ def _own_log_prob_of_seen(
         own = own_log_prob(observation_dist, value, is_checked)
         return entries.of_whole_rows(own, missing, event_dim, type(base).__name__)
     exact = exact_copy(base, validate_args=False if is_checked else None)
-    each = exact.log_prob(_beside_states(observation_dist, value))
+    each = exact.log_prob(beside_states(observation_dist, value))
     density = entries.of_seen(each, missing, event_dim)
     if mask is not None:
         density = scale_and_mask(density, mask=mask)
@@ -238,11 +246,11 @@ def _find(
     if family is None:
         return None
     if base._validate_args and not is_checked:
-        base._validate_sample(_beside_states(observation_dist, value))
+        base._validate_sample(beside_states(observation_dist, value))
     return _Known(family, family.read_for_density(base), event_dim, mask)
 
 
-def _beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
+def beside_states(observation_dist: Distribution, value: Tensor) -> Tensor:
     """Insert a dim for the K components: ``(..., T, 1) + event``."""
     return value.unsqueeze(-1 - len(observation_dist.event_shape))
 

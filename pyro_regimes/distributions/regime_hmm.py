@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from pyro_regimes.distributions import checks, observation, provenance
+from pyro_regimes.distributions import checks, observation, provenance, stand_in, values
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.gaps import Gaps, check_gaps
 from pyro_regimes.distributions.imputation import Imputation, impute
@@ -147,7 +147,7 @@ class RegimeHMM(TorchDistribution):
         self.arguments: dict[str, Tensor] = {initial_name: initial, transition_name: transition}
         self.observation_dist = observation_dist
         self.lengths, self.packed_lengths = lengths, packed_lengths
-        self._packing = checks.packing(packed_lengths, lengths)
+        self.packing = checks.packing(packed_lengths, lengths)
         if missing not in ("refuse", "marginalise"):
             raise ValueError(
                 f"expected missing to be 'refuse' or 'marginalise', got {missing!r}"
@@ -156,6 +156,7 @@ class RegimeHMM(TorchDistribution):
         checking = self._validate_args if validate_args is None else validate_args
         if transition.dim() == 2:
             transition = transition.unsqueeze(-3)
+        self._num_slices = transition.shape[-3]
         for name, value in ((initial_name, initial), (transition_name, transition)):
             normalised = _normalise(name, value)
             setattr(self, name, normalised)
@@ -171,7 +172,7 @@ class RegimeHMM(TorchDistribution):
             allowed_states = checks.allowed_states(allowed_states, sizes[-1], lengths, checking)
             allowed = allowed_states.shape
         self.allowed_states = allowed_states
-        spaced = check_gaps(gaps, transition.shape[-3], lengths, self._packing, checking)
+        spaced = check_gaps(gaps, transition.shape[-3], lengths, self.packing, checking)
         between = torch.Size() if spaced is None else spaced.shape
         self._duration = checks.agree_on_num_steps(
             duration,
@@ -179,7 +180,7 @@ class RegimeHMM(TorchDistribution):
             sizes[-2:-1],
             allowed[-2:-1],
             between[-1:],
-            None if self._packing is None else self._packing.num_steps,
+            None if self.packing is None else self.packing.num_steps,
         )
         self.gaps, self._gaps = gaps, Gaps.of(spaced)
         if lengths is not None:
@@ -268,13 +269,13 @@ class RegimeHMM(TorchDistribution):
 
         :param value: ``(..., T) + observation_dist.event_shape``.
         :return: ``(...)``, in the dtype that the arguments and the value promote to; -inf, with
-            gradient 0, for a sequence of probability zero.
+            gradient 0, for a sequence of probability zero, as one with an infinite observation is.
         :raises ValueError: if the value has a wrong shape or length, or lies outside the support.
         """
         log_likelihood, dtype = self._evaluate(value)
         return log_likelihood.to(dtype)
 
-    def _log_likelihood(self, value: Tensor) -> Tensor:
+    def log_likelihood(self, value: Tensor) -> Tensor:
         """:meth:`log_prob` in float64, before rounding to the dtype of the arguments."""
         return self._evaluate(value)[0]
 
@@ -282,7 +283,8 @@ class RegimeHMM(TorchDistribution):
         """The log-likelihood in float64, and the dtype of the result."""
         value, missing = self._check(value)
         found = None
-        if self.allowed_states is None and missing is None and self._packing is None:
+        is_plain = self.allowed_states is None and missing is None and self.packing is None
+        if is_plain and stand_in.infinite_rows(value, self.event_dim - 1) is None:
             found = observation.as_gaussian(self.observation_dist, value, self._validate_args)
         if found is None:
             chain = self._chain_of(value, missing)
@@ -306,7 +308,7 @@ class RegimeHMM(TorchDistribution):
         :raises ValueError: for a sequence of probability zero; without validation its
             probabilities are NaN.
         """
-        logits = provenance.call(ops.filter_logits, *self._chain(value))[..., -1, :]
+        logits = provenance.call(ops.filter_logits, *self.chain(value))[..., -1, :]
         impossible = (logits == -torch.inf).all(-1)
         if self._validate_args and impossible.any():
             raise ValueError(
@@ -322,9 +324,9 @@ class RegimeHMM(TorchDistribution):
 
         :return: a :class:`.Posterior`; differentiable in the arguments.
         """
-        chain = self._chain(value)
+        chain = self.chain(value)
         log_likelihood, filtered, smoothed, moved = provenance.call(ops.posterior, *chain)
-        predicted = provenance.call(ops.predict_probs, *chain[:2], filtered, self._packing)
+        predicted = provenance.call(ops.predict_probs, *chain[:2], filtered, self.packing)
         if self.lengths is not None:
             time = torch.arange(filtered.shape[-2], device=self.lengths.device)
             padding = time >= self.lengths.unsqueeze(-1)
@@ -338,7 +340,7 @@ class RegimeHMM(TorchDistribution):
 
         :return: ``(..., T, K)``; 0 on padding and for a sequence of probability zero.
         """
-        probs: Tensor = provenance.call(ops.expectations, *self._chain(value))[1]
+        probs: Tensor = provenance.call(ops.expectations, *self.chain(value))[1]
         return probs
 
     def filtered_probs(self, value: Tensor) -> Tensor:
@@ -350,7 +352,7 @@ class RegimeHMM(TorchDistribution):
 
         :return: ``(..., T, K)``; 0 on padding and from the first impossible observation on.
         """
-        probs: Tensor = provenance.call(ops.filter_probs, *self._chain(value))[1]
+        probs: Tensor = provenance.call(ops.filter_probs, *self.chain(value))[1]
         return probs
 
     @torch.no_grad()
@@ -368,7 +370,7 @@ class RegimeHMM(TorchDistribution):
         filled, missing = self._check(value)
         shape = ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
         value = value.expand(shape + value.shape[-self.event_dim :])
-        valid = self._without_padding(value)[1]
+        valid = values.without_padding(value, self.lengths, self.event_dim)[1]
         if missing is not None and valid is not None:
             missing = missing & valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
         probs = self.smoothed_probs(value)
@@ -379,7 +381,7 @@ class RegimeHMM(TorchDistribution):
 
         :return: LongTensor ``(..., T)``; -1 on padding and for a sequence of probability zero.
         """
-        return provenance.call(ops.viterbi, *self._chain(value))
+        return provenance.call(ops.viterbi, *self.chain(value))
 
     def sample_posterior(
         self,
@@ -392,7 +394,7 @@ class RegimeHMM(TorchDistribution):
             probability zero.
         """
         return provenance.call(
-            ops.sample_posterior, *self._chain(value), sample_shape=torch.Size(sample_shape)
+            ops.sample_posterior, *self.chain(value), sample_shape=torch.Size(sample_shape)
         )
 
     def forecast(self, value: Tensor, num_steps: int) -> Forecast:
@@ -460,15 +462,15 @@ class RegimeHMM(TorchDistribution):
         chain = self.initial_logits, self._row_logits
         if self.allowed_states is None:
             shape = sample_shape + self.batch_shape
-            return provenance.call(ops.sample_prior, *chain, self.duration, shape, self._packing)
+            return provenance.call(ops.sample_prior, *chain, self.duration, shape, self.packing)
         nothing = chain[0].new_zeros(self.batch_shape + (self.duration or 1, self.state_dim))
-        logits = self._restricted(nothing)
+        logits = observation.restrict(nothing, self.allowed_states)
         if self.lengths is not None:  # after them all states are allowed
             time = torch.arange(nothing.shape[-2], device=self.lengths.device)
             valid = (time < self.lengths.unsqueeze(-1)).unsqueeze(-1)
             logits = torch.where(valid, logits, nothing)
         states: Tensor = provenance.call(
-            ops.sample_posterior, *chain, logits, self._packing, sample_shape=sample_shape
+            ops.sample_posterior, *chain, logits, self.packing, sample_shape=sample_shape
         )
         if bool((states < 0).any()):
             raise ValueError(
@@ -477,167 +479,50 @@ class RegimeHMM(TorchDistribution):
             )
         return states
 
-    def _chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
-        """Check a value and return the arguments of the kernels."""
+    def chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
+        """The arguments of the functions of :mod:`.kernels.ops`, given a value, which is checked.
+
+        The transitions are those from each observation to the next, over the ``gaps``.
+        """
         return self._chain_of(*self._check(value))
 
     def _chain_of(
         self, value: Tensor, missing: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | ops.Packing | None]:
         logits = observation.log_prob(self.observation_dist, value, self._validate_args, missing)
-        logits = self._restricted(logits)
+        logits = observation.restrict(logits, self.allowed_states)
         shape = ops.broadcast(self.batch_shape, logits.shape[:-2])
         logits = logits.expand(shape + logits.shape[-2:])
-        return self.initial_logits, self._row_logits, logits, self._sequences
+        return self.initial_logits, self._row_logits, logits, self.sequences
 
     @property
-    def _sequences(self) -> Tensor | ops.Packing | None:
+    def sequences(self) -> Tensor | ops.Packing | None:
         """What tells the kernels where sequences begin and end; None for one of T steps."""
-        return self.lengths if self._packing is None else self._packing
-
-    def _restricted(self, logits: Tensor) -> Tensor:
-        """Log densities ``(..., T, K)``, with -inf for the states that are not allowed."""
-        if self.allowed_states is None:
-            return logits
-        return torch.where(self.allowed_states, logits, -torch.inf)
+        return self.lengths if self.packing is None else self.packing
 
     def _check(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Check a value, and replace its padding and missing entries, which are returned too."""
-        self._check_shape(value)
+        values.check_shape(
+            value,
+            next(iter(self.arguments.values())).device,
+            self.batch_shape,
+            self.observation_dist.event_shape,
+            self.duration,
+            self._num_slices,
+        )
         if not value.is_floating_point():
             value = value.long()  # bool has no subtraction, and 255 + 1 is 0 in uint8
-        value, valid = self._without_padding(value)
-        value, missing = self._filled(value)
+        value, valid = values.without_padding(value, self.lengths, self.event_dim)
+        value, missing = values.fill_missing(value, self.observation_dist, self.missing)
         if self._validate_args:
             if missing is not None:  # a missing observation has no value to check
                 rows, _ = entries.parts_of(missing, self.event_dim - 1)
                 valid = ~rows if valid is None else valid & ~rows
-            self._validate_sample(value, valid)
+            values.check_support(value, self.observation_dist, valid)
         return value, missing
 
-    def _filled(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Replace missing entries by those of a finite observation, or by a value of the support.
-
-        :param value: without padding.
-        :return: also where they are, in its shape; None if there are none, or they are refused.
-        """
-        if self.missing == "refuse" or not value.is_floating_point() or not value.numel():
-            return value, None
-        missing = value.isnan()
-        if ops.can_be_seen(value) and not bool(missing.any()):
-            return value, None
-        event_shape = self.observation_dist.event_shape
-        each = value.detach().reshape((-1,) + event_shape)
-        finite = each.isfinite().reshape(each.shape[:1] + (-1,)).all(-1)
-        donor = each.index_select(0, finite.int().argmax(0, keepdim=True)).squeeze(0)
-        inside = observation.some_value(self.observation_dist, like=value)
-        return torch.where(missing, torch.where(finite.any(), donor, inside), value), missing
-
-    def _without_padding(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Replace padding by the first step; also return the mask of valid steps, ``(..., T)``.
-
-        Padding must not reach observation_dist: the gradient of a log density at NaN is NaN, even
-        after multiplication by a weight of 0.
-        """
-        if self.lengths is None:
-            return value, None
-        time = torch.arange(value.shape[-self.event_dim], device=self.lengths.device)
-        valid = time < self.lengths.unsqueeze(-1)  # (..., T)
-        keep = valid.reshape(valid.shape + (1,) * (self.event_dim - 1))
-        return torch.where(keep, value, value.narrow(-self.event_dim, 0, 1)), valid
-
-    def _check_shape(self, value: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"expected value to be a tensor, got {type(value).__name__}: use "
-                "torch.as_tensor(value)"
-            )
-        checks.plain("value", value)
-        checks.on_device_of(next(iter(self.arguments.values())), value)
-        if value.is_complex():
-            raise ValueError(f"expected value to hold real numbers, got dtype {value.dtype}")
-        event_shape = self.observation_dist.event_shape
-        came = f"got shape {tuple(value.shape)}"
-        after_time = value.shape[value.dim() - len(event_shape) :]
-        if value.dim() < self.event_dim or after_time != event_shape:
-            raise ValueError(
-                f"expected value to have shape (..., T) + {tuple(event_shape)}, {came}"
-            )
-        num_steps = value.shape[-self.event_dim]
-        if num_steps < 1 or self.duration not in (None, num_steps):
-            raise ValueError(
-                f"expected value to have {self.duration or 'one or more'} time steps at dimension "
-                f"-{self.event_dim}, {came}{self._time_slip(num_steps)}"
-            )
-        try:
-            ops.broadcast(self.batch_shape, value.shape[: -self.event_dim])
-        except RuntimeError as error:
-            raise ValueError(
-                f"expected value to have a batch shape that broadcasts with "
-                f"{tuple(self.batch_shape)}, {came}{checks.TIME_SLIP}"
-            ) from error
-
-    def _time_slip(self, num_steps: int) -> str:
-        """What the likely slip is, at the end of an error about the number of steps."""
-        if self.duration is None:
-            return ""
-        if self.transition_logits.shape[-3] == num_steps > 1:
-            return (
-                f"; {num_steps} observations have {num_steps - 1} transitions between them: leave "
-                "out the first slice of a DiscreteHMM's transitions"
-            )
-        return checks.TIME_SLIP
-
-    def _validate_sample(self, value: Tensor, valid: Tensor | None = None) -> None:
-        """Raise if a valid observation is outside the support of every state."""
-        if not value.numel():
-            return  # torch's check does not support an empty batch
-        try:
-            support = self.observation_dist.support
-        except NotImplementedError:  # a distribution may not define it
-            support = None
-        if support is None or (_is_real(support) and not value.detach().sum().isnan()):
-            return  # if the sum is not NaN, no term is
-        inside = support.check(self._beside_states(value)).any(-1)  # (..., T)
-        if valid is not None:
-            inside = inside | ~valid
-        if not inside.all():
-            inside = inside | self._is_missing(value)
-        if not inside.all():
-            outside = value.expand(inside.shape + self.observation_dist.event_shape)[~inside]
-            remedy = "; NaN is missing data with missing='marginalise'"
-            raise ValueError(
-                f"expected value to lie in the support {support} of observation_dist at every "
-                f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
-                f"shape {tuple(value.shape)}{remedy * bool(outside.isnan().any())}"
-            )
-
-    @torch.no_grad()
-    def _is_missing(self, value: Tensor) -> Tensor:
-        """Mask of the NaN values for which ``observation_dist`` has a density, ``(..., T)``.
-
-        Pyro's ``NanMaskedNormal`` treats NaN as missing, but does not include it in its support.
-        """
-        event = value.isnan().reshape(value.shape[: value.dim() - self.event_dim + 1] + (-1,))
-        missing = event.any(-1)
-        if not missing.any():
-            return missing
-        checking = exact_copy(self.observation_dist, validate_args=True)
-        try:
-            density = checking.log_prob(self._beside_states(value))
-        except ValueError:
-            return torch.zeros_like(missing)
-        return missing & ~density.isnan().any(-1)
-
-    def _beside_states(self, value: Tensor) -> Tensor:
-        """Insert a dim for the K components: ``(..., T, 1) + event``."""
-        return value.unsqueeze(-self.event_dim)
-
-
-def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, type(constraints.real_vector)):
-        support = support.base_constraint
-    return support is constraints.real
+    def _validate_sample(self, value: Tensor) -> None:
+        values.check_support(value, self.observation_dist)
 
 
 def _normalise(name: str, value: Tensor) -> Tensor:

@@ -285,9 +285,9 @@ class Family(ABC):
     max_event_dim: float  #: the most dims of one observation
     #: Everything that the density depends on, in the order in which it is maximised (ECM).
     arguments: tuple[Argument, ...]
-    #: Whether it meets single missing entries of an observation itself: then there is
+    #: Whether it handles single missing entries of an observation itself. Then it has
     #: :meth:`log_prob_of_seen`, and :meth:`statistics` uses :attr:`Observed.missing`. Families of
-    #: independent entries need not: theirs are met one by one.
+    #: independent entries do not need this: their entries are evaluated one by one.
     marginalises: bool = False
     #: Whether values are angles, whose means are directions.
     of_angles: bool = False
@@ -320,6 +320,13 @@ class Family(ABC):
     @abstractmethod
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         """The log density in every state, ``(..., T, K)``, of values ``(..., T, *event)``."""
+
+    def own_rounding(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor | float:
+        """How far rounding may move the distribution's own ``log_prob``, in nats, ``(..., T, K)``.
+
+        It counts where terms cancel that :meth:`log_prob` does without; by default there are none.
+        """
+        return 0.0
 
     def log_prob_of_seen(
         self, value: Tensor, missing: Tensor, given: Arguments, event_dim: int
@@ -405,39 +412,6 @@ def apply(function: Callable[..., Tensor], *stats: T) -> T:
 def add(one: T, other: T) -> T:
     """The sum of two NamedTuples of tensors."""
     return apply(torch.add, one, other)
-
-
-def is_at_floor(values: Tensor, floor: float) -> Tensor:
-    """Whether variances, or the eigenvalues of covariances ``(..., D)``, are at the floor.
-
-    The tolerance is the rounding error of the largest of them plus 1e-6 of the floor.
-    """
-    rounding = 64 * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
-    return values <= floor * (1 + 1e-6) + rounding
-
-
-def divide(total: Tensor, weight: Tensor) -> Tensor:
-    """The weighted mean ``total / weight``; NaN if the weight is 0."""
-    tiny = torch.finfo(weight.dtype).tiny
-    return total / weight.masked_fill(weight < tiny, torch.nan)
-
-
-def divide_where_known(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``; if the weight is 0, 0 for a total of 0 and infinity otherwise."""
-    known = weight > 0
-    ratio = total / weight.masked_fill(~known, 1.0)
-    return torch.where(known, ratio, torch.where(total == 0, 0.0, torch.inf))
-
-
-def as_real(value: Tensor, like: Tensor) -> Tensor:
-    """Observations in the dtype in which they meet an argument; integers have no logarithm."""
-    dtype = value.dtype if value.is_floating_point() else like.dtype
-    return value.to(torch.promote_types(dtype, like.dtype))
-
-
-def over_event(each: Tensor, event_dim: int) -> Tensor:
-    """The sum over the elements of one observation, the last dims."""
-    return each.sum(list(range(-event_dim, 0))) if event_dim else each
 
 
 def blocks(value: Tensor, event_dim: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Beta, constraints
 
 from pyro_regimes.emissions import charts, dirichlet, draws, links, special, sums
+from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -28,10 +29,6 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     Search,
-    as_real,
-    divide,
-    divide_where_known,
-    over_event,
 )
 from pyro_regimes.emissions.positive import is_positive, stretch
 

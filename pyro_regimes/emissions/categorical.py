@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_regimes.emissions import counts, rows
-from pyro_regimes.emissions.base import Arguments, Family, Linear, Observed, over_event
+from pyro_regimes.emissions.arithmetic import over_event
+from pyro_regimes.emissions.base import Arguments, Family, Linear, Observed
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 

@@ -8,14 +8,13 @@ so the expected log-likelihood is a sum with one term for each part, and each pa
 of its own family. The statistics are a tuple of theirs. Arguments are named by the place of their
 part: ``parts.0.loc``.
 
-If the columns of a part are missing in a row, the part contributes nothing there; if only some of
-them are, the part's own family meets them (:mod:`.entries`).
+If the columns of a part are missing in a row, the part contributes nothing there. If only some of
+them are missing, the part's own family handles them (:mod:`.entries`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Optional
 
@@ -23,9 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_regimes.emissions import entries
-from pyro_regimes.emissions.base import Argument, Arguments, Family, Joint, Observed, Pooled, Stats
-from pyro_regimes.emissions.charts import Chart
+from pyro_regimes.emissions import entries, nested
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Observed, Stats
 from pyro_regimes.emissions.own_density import OwnDensity
 from pyro_regimes.emissions.wrappers import unwrap
 from pyro_regimes.observed.columns import Columns, Places, take
@@ -57,53 +55,25 @@ def _prefix(index: int) -> str:
 
 def _own(given: Arguments, index: int) -> Arguments:
     """The arguments of a part, by the names of its family."""
-    prefix = _prefix(index)
-    return {
-        name.removeprefix(prefix): value
-        for name, value in given.items()
-        if name.startswith(prefix)
-    }
+    return nested.own(given, _prefix(index))
 
 
-def _reduce(
-    stats: PartStats, given: Arguments, weighted: bool, index: int, argument: Argument
-) -> Pooled:
-    return argument.reduce(stats.parts[index], _own(given, index), weighted)
-
-
-def _reduce_jointly(stats: PartStats, given: Arguments, index: int, joint: Joint) -> Pooled:
-    return joint.reduce(stats.parts[index], _own(given, index))
-
-
-def _unit(given: Arguments, index: int, chart: Chart) -> Tensor:
-    assert chart.unit is not None
-    return chart.unit(_own(given, index))
+def _of_part_alone(stats: PartStats, index: int) -> Stats:
+    return stats.parts[index]
 
 
 @lru_cache(maxsize=None)
 def in_part(argument: Argument, index: int, event_dim: int) -> Argument:
     """An argument of a part as one of the whole; the same object at every call.
 
-    It has the kind of the part's argument, so that a parameter may be used in several parts.
-
     :param event_dim: number of dims of one observation of the part.
     """
-    chart, joint = argument.chart, argument.joint
-    if chart is not None and chart.unit is not None:
-        chart = chart._replace(unit=partial(_unit, index=index, chart=chart))
-    if joint is not None:
-        joint = joint._replace(
-            other=tuple(_prefix(index) + name for name in joint.other),
-            reduce=partial(_reduce_jointly, index=index, joint=joint),
-        )
-    return replace(
+    return nested.of_whole(
         argument,
-        name=_prefix(index) + argument.name,
+        _prefix(index),
+        partial(_of_part_alone, index=index),
         elementwise=False,
         num_own_dims=argument.num_own_dims + (event_dim if argument.elementwise else 0),
-        reduce=partial(_reduce, index=index, argument=argument),
-        chart=chart,
-        joint=joint,
         rebuild=(in_part, (argument, index, event_dim)),
     )
 
@@ -211,7 +181,7 @@ class ColumnsFamily(Family):
         """The statistics of each part that has an argument to update."""
         found: list[Stats | None] = []
         for index, part in enumerate(self._parts):
-            wanted = frozenset(_own(dict.fromkeys(names), index))  # type: ignore[arg-type]
+            wanted = nested.own_names(names, _prefix(index))
             if not wanted:
                 found.append(None)
                 continue

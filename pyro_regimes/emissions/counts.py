@@ -25,7 +25,8 @@ import torch
 from pyro.ops.special import log_binomial
 from torch import Tensor
 
-from pyro_regimes.emissions.base import over_event
+from pyro_regimes.emissions import special
+from pyro_regimes.emissions.arithmetic import over_event
 from pyro_regimes.emissions.logs import (
     Outcomes,
     is_empty,
@@ -132,25 +133,24 @@ def geometric(value: Tensor, event: Outcomes) -> Tensor:
 _LARGE = 32.0
 
 
-def log_rising(start: Tensor, steps: Tensor) -> Tensor:
-    r""":math:`\log \Gamma(r + x) - \log \Gamma(r)` in float64; it does not cancel for a large r."""
-    direct = (start + steps).lgamma() - start.lgamma()
-    low, ratio = start.clamp(min=_LARGE), steps / start.clamp(min=_LARGE)
-    high = low + steps
-    series = steps * low.log() + (high - 0.5) * ratio.log1p() - steps
-    series = series + _log_gamma_tail(high) - _log_gamma_tail(low)
-    return torch.where(start < _LARGE, direct, series)
+def log_ways(start: Tensor, steps: Tensor) -> Tensor:
+    r""":math:`\log \Gamma(r + x) - \log \Gamma(r) - \log x!` in float64.
 
-
-def _log_gamma_tail(z: Tensor) -> Tensor:
-    square = z**-2
-    return (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / z
+    With a and b the smaller and the larger of r and x + 1, it is
+    :math:`\log (\Gamma(r + x) / \Gamma(b)) - \log \Gamma(a)`. Nothing larger than these two is
+    subtracted, so that no digits are lost if r or x is large.
+    """
+    is_start = start > steps
+    larger = torch.where(is_start, start, steps + 1)
+    smaller, more = torch.where(is_start, steps + 1, start), torch.where(is_start, steps, start - 1)
+    ratio = special.log_gamma_ratio(larger, more) + more * larger.log()
+    return ratio - smaller.lgamma()
 
 
 def harmonic(start: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     r""":math:`\sum_{j < x} 1 / (r + j)` and :math:`\sum_{j < x} 1 / (r + j)^2`, float64.
 
-    They are the first derivative of :func:`log_rising` in r and minus the second, for counts x.
+    They are the first derivative of :func:`log_ways` in r and minus the second, for counts x.
     """
     first = (start + steps).digamma() - start.digamma()
     second = torch.polygamma(1, start) - torch.polygamma(1, start + steps)
@@ -180,7 +180,7 @@ def negative_binomial(value: Tensor, total_count: Tensor, event: Outcomes) -> Te
     value = _without(value, outside)
     nothing = total_count == 0  # then 0 is the only possible value
     total_count = total_count.masked_fill(nothing, 1.0)
-    ways = log_rising(total_count, value) - log_factorial(value)
+    ways = log_ways(total_count, value)
     density = ways + times(total_count, event.failure) + times(value, event.success)
     density = torch.where(nothing, safe_log((value == 0).to(density.dtype)), density)
     return _impossible(density, outside).to(dtype)

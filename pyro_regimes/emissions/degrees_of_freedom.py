@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_regimes.emissions import draws, links
-from pyro_regimes.emissions.base import Argument, Arguments, Natural, divide_where_known
+from pyro_regimes.emissions.arithmetic import divide_where_known
+from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.latent_scale import TERMS, Stats
 from pyro_regimes.emissions.links import Link

@@ -27,16 +27,8 @@ from torch import Tensor
 from torch.distributions import Dirichlet, constraints
 
 from pyro_regimes.emissions import charts, draws, links, special, sums
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Natural,
-    Observed,
-    as_real,
-    divide,
-    divide_where_known,
-)
+from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Natural, Observed
 from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: A deficit of the geometric means below this is the rounding of values that are all equal.

@@ -17,17 +17,8 @@ from torch import Tensor
 from torch.distributions import Exponential, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, totals
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Linear,
-    Natural,
-    Observed,
-    divide,
-    divide_where_known,
-    over_event,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Linear, Natural, Observed
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import Gamma, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, special, sums
+from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -38,10 +39,6 @@ from pyro_regimes.emissions.base import (
     Natural,
     Observed,
     apply,
-    as_real,
-    divide,
-    divide_where_known,
-    over_event,
     over_sequences,
 )
 from pyro_regimes.emissions.positive import is_positive, stretch
@@ -211,6 +208,14 @@ class GammaFamily(Family):
         """The log density, summed over the series of one observation."""
         value = as_real(value, given["rate"]).unsqueeze(-1 - event_dim)
         return over_event(log_density(value, given["concentration"], given["rate"]), event_dim)
+
+    def own_rounding(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r"""That of :math:`a \log r + (a - 1) \log x - r x - \log\Gamma(a)`, summed likewise."""
+        value = as_real(value, given["rate"]).unsqueeze(-1 - event_dim)
+        concentration, rate = given["concentration"], given["rate"]
+        logs = rate.log().abs() + value.log().abs()
+        terms = concentration * logs + rate * value + concentration.lgamma().abs()
+        return 8 * torch.finfo(terms.dtype).eps * over_event(terms, event_dim)
 
     def statistics(self, observed: Observed, given: Arguments, names: frozenset[str]) -> Excess:
         """Sums about the geometric mean of the observations, or about the mean of each state.

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import HalfNormal
 
 from pyro_regimes.emissions import normal, sums
-from pyro_regimes.emissions.base import Arguments, Family, Observed, over_event
+from pyro_regimes.emissions.arithmetic import over_event
+from pyro_regimes.emissions.base import Arguments, Family, Observed
 from pyro_regimes.emissions.statistics import Spread, Totals
 
 

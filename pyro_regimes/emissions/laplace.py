@@ -21,18 +21,8 @@ from torch import Tensor
 from torch.distributions import Laplace, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, sums
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    End,
-    Family,
-    Natural,
-    Observed,
-    Search,
-    divide,
-    divide_where_known,
-    over_event,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, End, Family, Natural, Observed, Search
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 

@@ -34,13 +34,8 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import moments
-from pyro_regimes.emissions.base import (
-    Arguments,
-    Conjugate,
-    Observed,
-    divide,
-    over_sequences,
-)
+from pyro_regimes.emissions.arithmetic import divide
+from pyro_regimes.emissions.base import Arguments, Conjugate, Observed, over_sequences
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.special import log_gamma_ratio
 from pyro_regimes.emissions.statistics import Spread

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_regimes.emissions.base import over_event
+from pyro_regimes.emissions.arithmetic import over_event
 from pyro_regimes.kernels.ops import can_be_seen
 
 

@@ -36,17 +36,8 @@ from pyro_regimes.emissions import (
     moments,
     multivariate_normal,
 )
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Gaussian,
-    Natural,
-    Observed,
-    divide,
-    divide_where_known,
-    is_at_floor,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, is_at_floor
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Gaussian, Natural, Observed
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL

@@ -30,7 +30,8 @@ the maximum, Q never falls, and the steps converge quadratically, as Newton's do
 Where r and p have the same cells, p is taken at its maximum for each r, :math:`m / (r + m)` with
 the mean m of the counts. Then :math:`L(r) = n \log (1 + m / r)` in place of L. It is bounded by the
 same two properties: 1 / L is concave in r, and L is concave in 1 / r. Updated in turn, r and p
-would need hundreds of steps.
+would need hundreds of steps. Both A and L are far larger than their difference where r is large,
+so that these bounds allow small steps only. There :mod:`.failures` has closer ones.
 
 The sums add up as all statistics do. The last one is n :math:`r_0`. So averages of minibatches,
 each at its own :math:`r_0`, have a mean :math:`r_0` from which the same two bounds lead to the
@@ -47,17 +48,9 @@ import torch
 from torch import Tensor
 from torch.distributions import NegativeBinomial, constraints
 
-from pyro_regimes.emissions import charts, counts, draws, links, totals
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Joint,
-    Natural,
-    Observed,
-    blocks,
-    divide,
-    divide_where_known,
-)
+from pyro_regimes.emissions import charts, counts, draws, failures, links, totals
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, Joint, Natural, Observed, blocks
 from pyro_regimes.emissions.logs import Outcomes
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.positive import is_positive, stretch
@@ -73,6 +66,9 @@ class Overdispersed(NamedTuple):
     first: Tensor | None  #: A; None if ``total_count`` is not updated
     second: Tensor | None  #: B
     origin: Tensor | None  #: n r_0
+    reciprocal: Tensor | None  #: of :class:`.failures.Rest`, and the next two
+    slope: Tensor | None
+    square: Tensor | None
 
 
 class Failures(NamedTuple):
@@ -83,16 +79,22 @@ class Failures(NamedTuple):
     first: Tensor
     second: Tensor
     origin: Tensor
+    reciprocal: Tensor
+    slope: Tensor
+    square: Tensor
     demand: Tensor  #: L
     shape: Tensor  #: of a prior, whose logarithm is this times log r, less the demand times r
 
 
 def _reduce_count(stats: Overdispersed, given: Arguments, weighted: bool) -> Failures:
-    weight, total, first, second, origin = stats
-    assert first is not None and second is not None and origin is not None
+    weight, total, *known = stats
+    first, second, origin, reciprocal, slope, square = (each for each in known if each is not None)
     weight = weight.expand(total.shape)
     demand = (-weight * outcomes(given).failure).expand(first.shape)
-    return Failures(weight, total, first, second, origin, demand, torch.zeros_like(first))
+    none = torch.zeros_like(first)
+    return Failures(
+        weight, total, first, second, origin, reciprocal, slope, square, demand, none
+    )
 
 
 def _reduce_with_probs(stats: Overdispersed, given: Arguments) -> Failures:
@@ -144,10 +146,22 @@ def _profile_count(pooled: Failures, now: Tensor, floor: float) -> Tensor:
     a, c = demand**2 / slope, (demand / slope - now).clamp(min=0.0)
     half = 0.5 * (a - alpha - beta * c)
     down = alpha * c / (half + (half**2 - alpha * beta * c).clamp(min=0.0).sqrt())
-    up = up.maximum(now).minimum(_MOST * now)
-    new = torch.where(first >= demand, up, down.minimum(now))
+    near = _closer(pooled, now)
+    up = up.maximum(now).fmax(near).minimum(_MOST * now)
+    new = torch.where(first >= demand, up, down.minimum(now).fmin(near))
     # Counts without overdispersion are those of a Poisson, which r may approach for ever.
     return torch.where(share < _POISSON, now, new)
+
+
+def _closer(pooled: Failures, now: Tensor) -> Tensor:
+    """The step of :mod:`.failures`; NaN for averages of sums that were taken at several r."""
+    weight = pooled.weight.masked_fill(pooled.weight <= 0, torch.nan)
+    origin = pooled.origin / weight
+    origin = origin.masked_fill((origin / now - 1).abs() > _SAME, torch.nan)
+    rest = failures.Rest(*(each / weight for each in pooled[5:8]))
+    mean = pooled.total / weight
+    gap = pooled.first / weight - (mean / origin).log1p()
+    return failures.step(gap, rest, mean, origin, _MOST).to(now.dtype)
 
 
 def _log1p_less_share(share: Tensor) -> Tensor:
@@ -158,6 +172,9 @@ def _log1p_less_share(share: Tensor) -> Tensor:
 
 #: The largest factor of a step, as a minibatch may have no overdispersion by chance.
 _MOST = 4.0
+
+#: The relative rounding of r.
+_SAME = 1e-6
 
 #: The mean of the counts over r, below which they differ from those of a Poisson by rounding.
 _POISSON = 1e-7
@@ -182,7 +199,7 @@ def _gamma(prior: dist.Gamma, given: torch.Size, shape: torch.Size, event_dim: i
     )
     none = torch.zeros_like(rate)
     power = (concentration - 1).masked_fill(concentration < 1, torch.nan)
-    return Failures(none, none, none, none, none, rate, power)
+    return Failures(none, none, none, none, none, none, none, none, rate, power)
 
 
 TOTAL_COUNT = Argument(
@@ -230,21 +247,27 @@ class _Family(TrialsFamily):
         r""":math:`\log \Gamma(x_t + r) / (\Gamma(r) x_t!) + r \log (1 - p) + x_t \log p`."""
         return counts.negative_binomial(value, given["total_count"], trial)
 
+    def own_rounding(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
+        r"""That of the differences of :math:`\log\Gamma`, summed likewise."""
+        value = value.double().unsqueeze(-1 - event_dim)
+        terms = (value + given["total_count"].double() + 1).lgamma().abs()
+        return 16 * torch.finfo(given["total_count"].dtype).eps * over_event(terms, event_dim)
+
     def statistics(
         self, observed: Observed, given: Arguments, names: frozenset[str]
     ) -> Overdispersed:
         """Expected counts, and the derivatives in ``total_count``."""
         weight, total = totals.take(observed)
         if "total_count" not in names:
-            return Overdispersed(weight, total, None, None, None)
-        count = given["total_count"].double()
+            return Overdispersed(weight, total, *[None] * 6)
+        count, value = given["total_count"].double(), observed.value.double()
         dtype = total.dtype
-        first, second = (
+        first, second, *rest = (
             totals.over_time(observed, each.to(dtype))
-            for each in counts.harmonic(count, observed.value.double())
+            for each in (*counts.harmonic(count, value), *failures.rest(count + value))
         )
         origin = (weight * count.to(dtype)).expand(first.shape)
-        return Overdispersed(weight, total, first, second, origin)
+        return Overdispersed(weight, total, first, second, origin, *rest)
 
 
 NEGATIVE_BINOMIAL = _Family()

@@ -20,18 +20,8 @@ from torch import Tensor
 from torch.distributions import Normal, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, moments, sizes
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Gaussian,
-    Natural,
-    Observed,
-    divide,
-    divide_where_known,
-    is_at_floor,
-    over_event,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, is_at_floor, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Gaussian, Natural, Observed
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Spread, WeightedSum

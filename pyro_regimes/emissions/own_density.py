@@ -19,7 +19,7 @@ from pyro_regimes.emissions.wrappers import unwrap
 
 
 class OwnDensity(Family):
-    """The family of one distribution, which its density evaluates as it is.
+    """A family of one distribution, whose own density is evaluated.
 
     The model is run again wherever its arguments may have changed, as an optimiser moves them.
     """

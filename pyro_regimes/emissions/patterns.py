@@ -1,4 +1,4 @@
-"""The factorisations of a covariance with entries left out, one for all rows alike."""
+"""Factorisations of a covariance with entries left out, one for all rows that miss the same."""
 
 from __future__ import annotations
 

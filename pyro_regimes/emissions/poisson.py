@@ -17,16 +17,8 @@ from torch import Tensor
 from torch.distributions import Poisson, constraints
 
 from pyro_regimes.emissions import charts, conjugate, counts, draws, links, totals
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Linear,
-    Natural,
-    Observed,
-    divide,
-    divide_where_known,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Linear, Natural, Observed
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals

@@ -26,14 +26,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, moments
-from pyro_regimes.emissions.base import (
-    Argument,
-    Conjugate,
-    Natural,
-    Scaling,
-    divide,
-    divide_where_known,
-)
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known
+from pyro_regimes.emissions.base import Argument, Conjugate, Natural, Scaling
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Spread
 

@@ -21,14 +21,8 @@ from torch import Tensor
 from torch.distributions import StudentT
 
 from pyro_regimes.emissions import degrees_of_freedom, latent_scale, normal, sizes
-from pyro_regimes.emissions.base import (
-    Arguments,
-    Family,
-    Natural,
-    Observed,
-    divide_where_known,
-    is_at_floor,
-)
+from pyro_regimes.emissions.arithmetic import divide_where_known, is_at_floor
+from pyro_regimes.emissions.base import Arguments, Family, Natural, Observed
 from pyro_regimes.emissions.degrees_of_freedom import Freedom
 from pyro_regimes.emissions.latent_scale import LatentSpread, Stats
 from pyro_regimes.emissions.moments import Moments

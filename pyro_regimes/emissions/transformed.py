@@ -35,15 +35,8 @@ from torch.distributions.transforms import (
     _InverseTransform,
 )
 
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Observed,
-    Stats,
-    as_real,
-    without_update,
-)
+from pyro_regimes.emissions.arithmetic import as_real
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Observed, Stats, without_update
 from pyro_regimes.emissions.wrappers import unwrap
 
 #: Exact types, as a subclass may override the density.

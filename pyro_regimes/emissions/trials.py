@@ -21,14 +21,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    Family,
-    Natural,
-    divide,
-    over_event,
-)
+from pyro_regimes.emissions.arithmetic import divide, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, Family, Natural
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.logs import Outcomes, outcomes_of_logits, outcomes_of_probs
 from pyro_regimes.emissions.parametrisation import read_given

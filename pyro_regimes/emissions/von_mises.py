@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import VonMises, constraints
 
 from pyro_regimes.emissions import charts, draws, links, special, sums
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
@@ -34,9 +35,6 @@ from pyro_regimes.emissions.base import (
     Observed,
     apply,
     blocks,
-    divide,
-    divide_where_known,
-    over_event,
     over_sequences,
 )
 from pyro_regimes.emissions.positive import is_positive, stretch

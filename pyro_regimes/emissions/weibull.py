@@ -24,19 +24,8 @@ from torch import Tensor
 from torch.distributions import Weibull, constraints
 
 from pyro_regimes.emissions import charts, draws, links, sums
-from pyro_regimes.emissions.base import (
-    Argument,
-    Arguments,
-    End,
-    Family,
-    Natural,
-    Observed,
-    Search,
-    as_real,
-    divide,
-    divide_where_known,
-    over_event,
-)
+from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
+from pyro_regimes.emissions.base import Argument, Arguments, End, Family, Natural, Observed, Search
 from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: A larger exponent counts as this, so that nothing overflows.

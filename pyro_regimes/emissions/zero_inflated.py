@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple, Optional
 
 import pyro.distributions as dist
@@ -27,24 +28,21 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_regimes.emissions import counts, entries, totals
+from pyro_regimes.emissions import counts, entries, nested, totals
+from pyro_regimes.emissions.arithmetic import as_real
 from pyro_regimes.emissions.base import (
     Argument,
     Arguments,
     Family,
-    Joint,
     Observed,
-    Pooled,
     Stats,
-    as_real,
     over_sequences,
 )
-from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import LOGITS, PROBS, outcomes
 from pyro_regimes.emissions.wrappers import unwrap
-from pyro_regimes.observed.zero_inflated import SOME_VALUE, ZeroInflatedContinuous
+from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous, stand_in
 
 _COUNTS = (dist.ZeroInflatedDistribution, dist.ZeroInflatedNegativeBinomial)
 _BASE = "base_dist."
@@ -79,47 +77,13 @@ def gate(name: str) -> Argument:
 
 def _own(given: Arguments) -> Arguments:
     """The arguments of the base, by the names of its family."""
-    return {
-        name.removeprefix(_BASE): value
-        for name, value in given.items()
-        if name.startswith(_BASE)
-    }
-
-
-def _reduce(
-    stats: ZeroInflated, given: Arguments, weighted: bool, argument: Argument
-) -> Pooled:
-    return argument.reduce(stats.base, _own(given), weighted)
-
-
-def _reduce_jointly(stats: ZeroInflated, given: Arguments, joint: Joint) -> Pooled:
-    return joint.reduce(stats.base, _own(given))
-
-
-def _unit(given: Arguments, chart: Chart) -> Tensor:
-    assert chart.unit is not None
-    return chart.unit(_own(given))
+    return nested.own(given, _BASE)
 
 
 @lru_cache(maxsize=None)
 def of_base(argument: Argument) -> Argument:
     """An argument of the base as one of the whole; the same object at every call."""
-    chart, joint = argument.chart, argument.joint
-    if chart is not None and chart.unit is not None:
-        chart = chart._replace(unit=partial(_unit, chart=chart))
-    if joint is not None:
-        joint = joint._replace(
-            other=tuple(_BASE + name for name in joint.other),
-            reduce=partial(_reduce_jointly, joint=joint),
-        )
-    return replace(
-        argument,
-        name=_BASE + argument.name,
-        reduce=partial(_reduce, argument=argument),
-        chart=chart,
-        joint=joint,
-        rebuild=(of_base, (argument,)),
-    )
+    return nested.of_whole(argument, _BASE, attrgetter("base"), rebuild=(of_base, (argument,)))
 
 
 # ---- the family --------------------------------------------------------------------------------
@@ -142,7 +106,7 @@ def build(
     family = find_family(inner, event_dim)
     if family is None or mask is not None or not entries.is_independent(family):
         return None
-    return ZeroInflatedFamily(type(base), family)
+    return ZeroInflatedFamily(type(base), family, inner)
 
 
 class ZeroInflatedFamily(Family):
@@ -150,9 +114,10 @@ class ZeroInflatedFamily(Family):
 
     max_event_dim = math.inf
 
-    def __init__(self, kind: type[Distribution], family: Family) -> None:
+    def __init__(self, kind: type[Distribution], family: Family, inner: Distribution) -> None:
         self.distributions = (kind,)
         self._family, self._is_continuous = family, kind is ZeroInflatedContinuous
+        self._inner = inner
         # No cache holds arguments without an update, which may be made anew for each distribution.
         own = ((of_base if each.links else of_base.__wrapped__)(each) for each in family.arguments)
         self.arguments = (*own, gate("gate"), gate("gate_logits"))
@@ -172,6 +137,10 @@ class ZeroInflatedFamily(Family):
         found = {_BASE + name: value for name, value in own.items()}
         return found | read_given(distribution, "gate", "gate_logits")
 
+    def _without_zeros(self, value: Tensor, zero: Tensor) -> Tensor:
+        """Values with a number of the base's support in the place of zeros."""
+        return torch.where(zero, stand_in(self._inner, value).flatten()[0], value)
+
     def log_prob(self, value: Tensor, given: Arguments, event_dim: int) -> Tensor:
         r""":math:`\log (\pi_k [x_t = 0] + (1 - \pi_k) b_k(x_t))`, without the second term if
         x is continuous and 0.
@@ -183,7 +152,7 @@ class ZeroInflatedFamily(Family):
             density = self._family.log_prob(value, own, 0)
             return counts.zero_inflated(value.unsqueeze(-1), density, trial)
         value, zero = as_real(value, next(iter(own.values()))), value == 0
-        density = self._family.log_prob(torch.where(zero, SOME_VALUE, value), own, 0)
+        density = self._family.log_prob(self._without_zeros(value, zero), own, 0)
         rest = trial.failure.to(density.dtype) + density
         return torch.where(zero.unsqueeze(-1), trial.success.to(density.dtype), rest)
 
@@ -197,13 +166,13 @@ class ZeroInflatedFamily(Family):
         value = observed.value
         if self._is_continuous:
             structural = zero.to(observed.weights.dtype)
-            value = torch.where(zero, SOME_VALUE, value)
+            value = self._without_zeros(value, zero)
         else:
             trial = outcomes(given, "gate", "gate_logits")
             at_zero = self._family.log_prob(torch.zeros_like(value.squeeze(-1)), own, 0)
             odds = trial.success - trial.failure - at_zero.double()
             structural = torch.where(zero, odds.sigmoid(), 0.0).to(observed.weights.dtype)
-        wanted = frozenset(name.removeprefix(_BASE) for name in names if name.startswith(_BASE))
+        wanted = nested.own_names(names, _BASE)
         base = None
         if wanted:
             rest = observed._replace(value=value, weights=observed.weights * (1 - structural))

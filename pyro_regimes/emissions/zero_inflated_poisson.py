@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import counts, poisson, totals
-from pyro_regimes.emissions.base import Arguments, Family, Observed, over_event
+from pyro_regimes.emissions.arithmetic import over_event
+from pyro_regimes.emissions.base import Arguments, Family, Observed
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Totals, Trials
 from pyro_regimes.emissions.trials import LOGITS, PROBS, outcomes

@@ -3,11 +3,15 @@
 from pyro_regimes.estimator.forecast import Forecast
 from pyro_regimes.estimator.parameter_errors import ParameterErrors
 from pyro_regimes.estimator.plots import plot_regimes
+from pyro_regimes.estimator.predictive_checks import PredictiveCheck
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.report import Imputation, Summary
+from pyro_regimes.estimator.residual_tests import ResidualTests
+from pyro_regimes.estimator.residuals import Residuals
 from pyro_regimes.estimator.sampling import Paths
 from pyro_regimes.estimator.selection import select
 from pyro_regimes.estimator.selection_result import Selection
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.walk_forward import walk_forward
 from pyro_regimes.estimator.walk_forward_result import WalkForward
 
@@ -16,8 +20,12 @@ __all__ = [
     "Imputation",
     "ParameterErrors",
     "Paths",
+    "PredictiveCheck",
     "RegimeModel",
+    "ResidualTests",
+    "Residuals",
     "Selection",
+    "StartResults",
     "Summary",
     "WalkForward",
     "plot_regimes",

@@ -83,7 +83,7 @@ def _permuted(
     for index in range(len(starts.initial_probs)):
         start = starts.select(index)
         arguments = to_arguments(start, spec, dtype=dtype, device=device)
-        _, _, densities, packing = regime_hmm(arguments, spec, packed_lengths=lengths)._chain(x)
+        _, _, densities, packing = regime_hmm(arguments, spec, packed_lengths=lengths).chain(x)
         likelihood = partial(_likelihood, start, known, densities, packing, beside)
         order = np.array(best_order(likelihood, num_states))
         aligned.append(reordered(start, spec, order))

@@ -24,6 +24,7 @@ from pyro_regimes.estimator.pyro_model import (
     to_arguments,
 )
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
 from pyro_regimes.infer.em.engines.relay import RelayEngine
@@ -81,6 +82,15 @@ class FittedStarts(NamedTuple):
             num_steps,
             self.is_compiled,
         )
+
+    def results(self, offset: float) -> StartResults:
+        """How each start ended.
+
+        :param offset: the log-likelihood of these data less that of those in the user's units.
+        """
+        best = self.best()
+        final = np.where(np.isfinite(self.history[-1]), self.history[-1] - offset, -np.inf)
+        return StartResults(final, self.num_steps, self.converged, self.degenerate, best)
 
     def best(self) -> int:
         """The start with the highest final log-likelihood; degenerate ones only if all are.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_regimes.estimator.by_row import check_keys
 from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.sequences import first_rows
 from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
 from pyro_regimes.estimator.units import Units
@@ -29,7 +30,7 @@ class Annotations(NamedTuple):
         """The steps to the first row of each sequence from what is known before it, ``(N,)``."""
         if self.gaps is None:
             return np.ones(len(sizes), np.int64)
-        return self.gaps[np.cumsum([0, *sizes[:-1]])]
+        return self.gaps[first_rows(sizes)]
 
     @property
     def are_complete(self) -> bool:
@@ -61,7 +62,7 @@ class Annotations(NamedTuple):
         return float(self.sum(units.log_jacobians(data), sizes))
 
     def of_distribution(self, device: torch.device) -> dict[str, Tensor]:
-        """Those of them that are arguments of :class:`.RegimeHMM`, by name."""
+        """The annotations that are arguments of :class:`.RegimeHMM`, by name."""
         found = {}
         if self.allowed is not None:
             found["allowed_states"] = torch.tensor(self.allowed, device=device)
@@ -70,7 +71,7 @@ class Annotations(NamedTuple):
         return found
 
     def of_model(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """All of them as arguments of :func:`.pyro_model`'s function, by name."""
+        """All annotations as arguments of the function of :func:`.pyro_model`, by name."""
         found = self.of_distribution(device)
         if self.weights is not None:
             found["weights"] = torch.tensor(self.weights, dtype=dtype, device=device)
@@ -96,7 +97,7 @@ def read_weights(sample_weight: Any, X: Any, sizes: list[int]) -> Array | None:
             f"expected sample_weight to be numbers, got {shown(sample_weight)}"
         ) from error
     if weights.ndim == 1 and len(weights) == sum(sizes) != len(sizes):
-        firsts = np.cumsum([0, *sizes[:-1]])
+        firsts = first_rows(sizes)
         if (weights != np.repeat(weights[firsts], sizes)).any():
             raise ValueError(
                 "expected one sample_weight for each sequence, got weights that differ between the "

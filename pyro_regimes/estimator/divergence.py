@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 from pyro_regimes.estimator.parameters import Array
 
 _DRAWN = 2000  # observations of each regime

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily
 
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, values
 from pyro_regimes.distributions.imputation import impute
 from pyro_regimes.estimator.annotations import Annotations
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import PyroModel, pyro_model, regime_hmm, to_arguments
 from pyro_regimes.estimator.report import Imputation
-from pyro_regimes.estimator.sequences import pack
+from pyro_regimes.estimator.sequences import first_rows, pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
+from pyro_regimes.kernels.packing import Packing
 
 #: The arguments of the kernels.
 Chain = tuple[Tensor, Tensor, Tensor, Any]
@@ -84,6 +85,30 @@ class FittedHMM(NamedTuple):
             scores = _row_scores(self._chain(data, sizes)[0], sizes)
             return scores - self.spec.units_of(self.parameters.emission).log_jacobians(data)
 
+    def log_weights(self, data: Array, sizes: list[int], kind: str) -> Array:
+        r"""The log-probability of each regime given other rows, ``(T, K)``, up to a constant.
+
+        "forecast" is :math:`\log p(q_t \mid x_1, ..., x_{t-1})`, "ordinary" is
+        :math:`\log p(q_t \mid x_1, ..., x_{t-1}, x_{t+1}, ..., x_T)`. The second is the sum of the
+        first and of :math:`\log \beta_t = \log p(x_{t+1}, ..., x_T \mid q_t)`. As
+        :math:`b_t \beta_t` is filtered backwards in time, with :math:`A^\top` in the place of A,
+        both terms are predictions by the same function.
+        """
+        with self._computing():
+            (initial, transition, logits, lengths), _ = self._chain(data, sizes)
+            weights = _predicted_logits((initial, transition, logits, lengths), sizes)
+            if self.first_probs is not None and self.first_probs.ndim == 2:
+                first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device)
+                weights[_firsts(sizes)] = first.log()
+            if kind == "ordinary":
+                backwards = transition.transpose(-1, -2).flip(-3)
+                if isinstance(lengths, Packing):
+                    lengths = Packing(lengths.lengths.flip(0))
+                chain = torch.zeros_like(initial), backwards, logits.flip(-2), lengths
+                weights = weights + _predicted_logits(chain, sizes[::-1]).flip(-2)
+            found: Array = weights.cpu().double().numpy()
+            return found
+
     def log_densities(self, data: Array) -> Array:
         r"""The log-density of each row in each regime, :math:`\log b_k(x_t)`, ``(T, K)``.
 
@@ -104,7 +129,7 @@ class FittedHMM(NamedTuple):
 
     def _row_logits(self, data: Array) -> Array:
         hmm, x, _ = self._replace(first_probs=None)._scaled(data, [len(data)])
-        logits: Array = hmm._chain(x)[2].cpu().double().numpy()
+        logits: Array = hmm.chain(x)[2].cpu().double().numpy()
         units = self.spec.units_of(self.parameters.emission)
         return logits - units.log_jacobians(data)[:, np.newaxis]
 
@@ -124,6 +149,26 @@ class FittedHMM(NamedTuple):
             )
             return float(log_prob) - offset, path.cpu().numpy()
 
+    def lasting_path(
+        self, data: Array, sizes: list[int], min_duration: int, jump_penalty: float
+    ) -> npt.NDArray[np.int64]:
+        """The most likely path ``(T,)`` of stays of at least so many rows, less c a change."""
+        with self._computing():
+            initial, transition, logits, lengths = self._chain(data, sizes)[0]
+            if jump_penalty:
+                own = torch.eye(logits.shape[-1], dtype=torch.bool, device=self.device)
+                transition = torch.where(own, transition, transition - jump_penalty)
+            if min_duration == 1:
+                return ops.viterbi(initial, transition, logits, lengths).cpu().numpy()
+            paths, first = [], 0
+            for size in sizes:
+                rows, moves = slice(first, first + size), slice(first, first + size - 1)
+                own_moves = transition if len(transition) == 1 else transition[moves]
+                path = ops.min_duration_viterbi(initial, own_moves, logits[rows], min_duration)
+                paths.append(path.cpu().numpy())
+                first += size
+            return np.concatenate(paths)
+
     def impute(self, data: Array, sizes: list[int]) -> Imputation:
         """The mean and the variance of each entry given all that are observed."""
         with self._computing():
@@ -132,7 +177,8 @@ class FittedHMM(NamedTuple):
                 return Imputation(data.copy(), np.zeros_like(data))
             hmm, x, _ = self._scaled(data, sizes)
             probs = ops.expectations(*self._chain(data, sizes)[0]).smoothed_probs
-            found = impute(hmm.observation_dist, x, *hmm._check(x), probs)
+            filled = values.fill_missing(x, hmm.observation_dist, hmm.missing)
+            found = impute(hmm.observation_dist, x, *filled, probs)
             mean, variance = (each.cpu().double().numpy() for each in found)
         units = self.spec.units_of(self.parameters.emission)
         return Imputation(
@@ -171,7 +217,7 @@ class FittedHMM(NamedTuple):
     def _chain(self, data: Array, sizes: list[int]) -> tuple[Chain, float]:
         """The arguments of the kernels for scaled data z, and log p(z) - log p(x)."""
         hmm, x, offset = self._scaled(data, sizes)
-        initial, transition, logits, lengths = hmm._chain(x)
+        initial, transition, logits, lengths = hmm.chain(x)
         if self.first_probs is not None and self.first_probs.ndim == 2:
             # Each sequence has its own: they count with its first observation.
             first = torch.tensor(self.first_probs, dtype=self.dtype, device=self.device).log()
@@ -200,15 +246,21 @@ class FittedHMM(NamedTuple):
 
 def _row_scores(chain: Chain, sizes: list[int]) -> Array:
     """The log-density of each row given the rows before it."""
+    predicted = _predicted_logits(chain, sizes)
+    scores: Array = (predicted + chain[2]).logsumexp(-1).cpu().double().numpy()
+    return scores
+
+
+def _predicted_logits(chain: Chain, sizes: list[int]) -> Tensor:
+    """The log-probabilities of the regimes of each row given the rows before it, ``(T, K)``."""
     initial, transition, logits, lengths = chain
     filtered = ops.filter_logits(initial, transition, logits, lengths)
     later = (filtered[:-1].unsqueeze(-1) + transition).logsumexp(-2)
     predicted = torch.cat([initial.unsqueeze(0), later])
     predicted[_firsts(sizes)] = initial
-    scores: Array = (predicted + logits).logsumexp(-1).cpu().double().numpy()
-    return scores
+    return predicted
 
 
 def _firsts(sizes: list[int]) -> Tensor:
     """The first row of each sequence."""
-    return torch.from_numpy(np.cumsum([0, *sizes[:-1]]))
+    return torch.from_numpy(first_rows(sizes))

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import missing, plots, problems, validation
+from pyro_regimes.estimator import missing, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
-from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
+from pyro_regimes.estimator.inputs import choice_and_lengths
 from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Imputation, Summary, summarise
 from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.states import Bools
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 class FittedModel(BaseEstimator):
@@ -57,6 +53,7 @@ class FittedModel(BaseEstimator):
     n_missing_: npt.NDArray[Any]
     n_missing_rows_: float
     n_updates_: int
+    starts_: StartResults | None
     n_features_in_: int
     training_start_: Array | None
 
@@ -69,8 +66,15 @@ class FittedModel(BaseEstimator):
         after: npt.ArrayLike | None = None,
         states: Any = None,
         gaps: Any = None,
+        min_duration: int = 1,
+        jump_penalty: float = 0.0,
     ) -> npt.NDArray[np.int64]:
-        """The most likely path of regimes (Viterbi), given the whole sequence.
+        r"""The most likely path of regimes (Viterbi), given the whole sequence.
+
+        A path may change its regime for single rows. With ``min_duration`` n it is the most likely
+        one of those whose stays have at least n rows; with ``jump_penalty`` c it maximises
+        :math:`\log p(x, q) - c \cdot` (number of changes). Both look ahead, as any path does:
+        regimes as they were known at the time are the filtered probabilities.
 
         :param X: as in :meth:`fit`, with the D series of the model.
         :param lengths: as in :meth:`fit`.
@@ -87,12 +91,18 @@ class FittedModel(BaseEstimator):
         :param gaps: the number of steps between rows, as in :meth:`fit`. Together with ``after``,
             that of the first row of a sequence counts as well: it is the number of steps since the
             step of ``after``. NaN there is one step.
+        :param min_duration: the fewest rows from one change of regime to the next. The first and
+            the last stay of a sequence may be shorter, as it may begin and end within one.
+        :param jump_penalty: what a change costs in nats, at least 0. 2.3 is as if each change were
+            a tenth as likely.
         :return: ``(T,)``; all -1 for a sequence of probability zero.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
-        return self.decode(
-            X, lengths=lengths, start=start, after=after, states=states, gaps=gaps
-        )[1]
+        check_is_fitted(self)
+        min_duration = validation.integer("min_duration", min_duration, 1)
+        validation.number("jump_penalty", jump_penalty)
+        hmm, data, sizes = self._hmm_of(X, lengths, start, after, states=states, gaps=gaps)
+        return hmm.lasting_path(data, sizes, min_duration, float(jump_penalty))
 
     def predict_proba(
         self,
@@ -410,13 +420,10 @@ class FittedModel(BaseEstimator):
             ``summary().to_frame()`` is a DataFrame for ``to_excel`` or ``to_latex``.
         """
         check_is_fitted(self)
-        names = getattr(self, "feature_names_in_", None)
-        if names is None:
-            names = [f"series {i + 1}" for i in range(self.n_features_in_)]
-        hmm = self._hmm()
+        names, hmm = self._series_names(), self._hmm()
         return summarise(
             self.regime_names_,
-            list(names),
+            names,
             hmm.spec,
             hmm.parameters.emission,
             self.transition_matrix_,
@@ -425,7 +432,8 @@ class FittedModel(BaseEstimator):
             f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
             f"{self._score_text()}",
             [
-                *self._missing_text(list(names)),
+                *self._missing_text(names),
+                *([] if self.starts_ is None else self.starts_.describe()),
                 *problems.of_shares(
                     self.regime_names_,
                     self.share_of_time_,
@@ -434,6 +442,12 @@ class FittedModel(BaseEstimator):
                 ),
             ],
         )
+
+    def _series_names(self) -> list[str]:
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            return [f"series {i + 1}" for i in range(self.n_features_in_)]
+        return [str(name) for name in names]
 
     def _missing_text(self, names: list[str]) -> list[str]:
         """A line that counts the missing values of the training data, if there are some."""
@@ -452,60 +466,6 @@ class FittedModel(BaseEstimator):
         if self.n_updates_:
             return f"log-likelihood {self.log_likelihood_:.2f} of all blocks as they came"
         return f"log-likelihood {self.log_likelihood_:.2f}"
-
-    def plot(
-        self,
-        X: Any,
-        dates: npt.ArrayLike | None = None,
-        *,
-        ax: Axes | Iterable[Axes] | None = None,
-        unit: str | None = None,
-        rows_per_band: int | None = None,
-    ) -> Figure:
-        """Plot the cumulative return over bands of regimes, above smoothed probabilities.
-
-        Of an emission that is not of returns, the observations are shown instead, averaged over the
-        series. If the series have several families, the average is that of their standard scores
-        (less the mean, divided by the standard deviation), as they have no common unit.
-
-        A band has the colour of the regime that is most frequent in its rows of the most likely
-        path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
-
-        :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
-        :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
-            figure with both.
-        :param unit: the unit of the returns for the label of the axis, such as "%". If series of
-            several families do have a common unit, name it, and their own average is shown.
-        :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
-        :return: a matplotlib figure, of ``ax`` if it is given.
-        :raises ImportError: if matplotlib is not installed.
-        :raises ValueError: if an argument is not valid, or the model is not fitted.
-        """
-        data, sizes = validation.check_data(self, X, None)
-        if len(sizes) > 1:
-            raise ValueError(
-                f"expected X to be one sequence, got {len(sizes)}; plot each sequence alone"
-            )
-        if rows_per_band is not None:
-            rows_per_band = validation.integer("rows_per_band", rows_per_band, 1)
-        if dates is None:
-            dates = date_index(X)
-        path, probs = self.predict(X), self.predict_proba(X)
-        is_sum = self._fitted_spec().of_changes
-        if isinstance(self.emission_, Mapping) and not is_sum and unit is None:
-            data, unit = plots.standard_scores(data), "standard scores"
-        return plots.plot_regimes(
-            data,
-            path,
-            probs,
-            self.regime_names_,
-            dates,
-            ax=ax,
-            unit=unit or "unit of the data",
-            rows_per_band=rows_per_band,
-            cumulative=is_sum,
-        )
 
     @property
     def model(self) -> PyroModel:

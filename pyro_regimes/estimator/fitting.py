@@ -20,6 +20,7 @@ from pyro_regimes.estimator.naming import reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.starts import make_starts
 from pyro_regimes.estimator.stickiness import log_normaliser, log_prior
 from pyro_regimes.estimator.units import Units
@@ -40,6 +41,7 @@ class FittedRegimes(NamedTuple):
     last_probs: Array  #: ``(K,)``, probabilities of the regimes at the last row
     best: int  #: the number of the start that is kept
     order: npt.NDArray[np.int64]  #: ``(K,)``, the number that each regime had in that start
+    starts: StartResults | None = None  #: how each start ended; None without a fit
 
 
 class Problem(NamedTuple):
@@ -234,6 +236,7 @@ def best_regimes(
         smoothed_probs[-1],
         best,
         order,
+        fit.results(offset),
     )
 
 

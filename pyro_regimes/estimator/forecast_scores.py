@@ -8,43 +8,61 @@ import numpy as np
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal, cdf_below
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.parameters import Array, Emission
 from pyro_regimes.estimator.predictive import Mixture
+from pyro_regimes.estimator.spec import Spec
 
 
-def pit(x: Array, weights: Array, marginal: Marginal) -> Array:
-    """P(X <= x) of what came, uniform if the forecasts are right; of integers the mid-point.
+def pit_and_crps(
+    x: Array, weights: Array, spec: Spec, emission: Emission
+) -> tuple[Array, Array]:
+    """The probability integral transform and the CRPS of each series, ``(n, D)`` each.
 
-    That is the average of P(X < x) and P(X <= x).
+    The first is P(X <= x) of what came, uniform if the forecasts are right; of integers the average
+    of P(X < x) and P(X <= x). The second is NaN of series that are no mixtures of Gaussians.
 
-    :param x: ``(n,)``; NaN gives NaN.
+    :param x: ``(n, D)``; NaN gives NaN.
     :param weights: of the regimes, ``(n, K)``.
-    :param marginal: the series in each regime.
     """
-    mixture = Mixture(weights, marginal)
-    found = mixture.cdf(x)
-    return (found + cdf_below(mixture, x)) / 2 if mixture.is_discrete else found
+    if is_gaussian(spec):
+        means, deviations = (each.T for each in gaussian_marginals(spec, emission))
+        below = ndtr((x[..., None] - means) / deviations)  # (n, D, K)
+        by_series = weights[:, None]
+        return (by_series * below).sum(-1), crps_of_mixture(x, by_series, means, deviations)
+    pit, crps = np.full((2, *x.shape), np.nan)
+    for series, marginal in enumerate(spec.marginals(emission)):
+        mixture = Mixture(weights, marginal)
+        pit[:, series] = mixture.cdf(x[:, series])
+        if mixture.is_discrete:
+            pit[:, series] = (pit[:, series] + cdf_below(mixture, x[:, series])) / 2
+        crps[:, series] = _crps(x[:, series], weights, marginal)
+    return pit, crps
 
 
-def crps(x: Array, weights: Array, marginal: Marginal) -> Array:
-    """The CRPS of forecasts that are mixtures of Gaussians; NaN of others.
+def is_gaussian(spec: Spec) -> bool:
+    """Whether every series is Gaussian in each regime."""
+    return isinstance(spec, (MatrixGaussian, DiagonalGaussian))
 
-    Arguments as those of :func:`pit`.
-    """
+
+def gaussian_marginals(spec: Spec, emission: Emission) -> tuple[Array, Array]:
+    """The means and the standard deviations of Gaussian series, ``(K, D)`` each."""
+    moments = spec.moments(emission)
+    return moments.means, np.sqrt(moments.variances)
+
+
+def _crps(x: Array, weights: Array, marginal: Marginal) -> Array:
+    """Of one series; NaN unless it is Gaussian in each regime, or a mixture of Gaussians."""
     components: Any = marginal
     if isinstance(marginal, Mixture):
         shares, components = marginal.weights, marginal.components
         weights = (weights[..., None] * shares).reshape(len(weights), -1)
-    if not is_normal(components):
+    if not isinstance(getattr(components, "dist", None), type(norm)):
         return np.full(len(x), np.nan)
     means, deviations = (each.reshape(1, -1) for each in (components.mean(), components.std()))
     return crps_of_mixture(x, weights, means, deviations)
-
-
-def is_normal(marginal: Any) -> bool:
-    """Whether it is a frozen normal distribution of scipy."""
-    return isinstance(getattr(marginal, "dist", None), type(norm))
 
 
 def crps_of_mixture(x: Array, weights: Array, means: Array, deviations: Array) -> Array:
@@ -58,7 +76,7 @@ def crps_of_mixture(x: Array, weights: Array, means: Array, deviations: Array) -
     :math:`|m + s Z|` (Grimit, Gneiting, Berrocal and Johnson 2006).
 
     :param x: ``(...)``, what came; NaN gives NaN.
-    :param weights: ``(..., K)``.
+    :param weights: ``(..., K)``, of dims that broadcast.
     :param means: ``(..., K)``, and ``deviations`` likewise.
     """
     apart = _mean_of_absolute(x[..., None] - means, deviations)

@@ -1,8 +1,7 @@
 """Missing entries of the data of a regime model, which are NaN.
 
-The likelihood is that of the observed entries, exactly. Everything that is made of the data before
-a fit (units, starts, checks) is made of :func:`filled` data instead, so that none of it needs to
-know about NaN.
+The likelihood is that of the observed entries, exactly. What is computed from the data before a fit
+(units, starts, checks) is computed from :func:`filled` data, so that it need not handle NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from pyro_regimes.estimator.parameters import Array
 
-_MOST_DONORS = 256  # rows among which the one most like another is looked for
+_MOST_DONORS = 256  # rows among which the most similar one is searched
 _BLOCK = 4096  # rows that are compared with the donors at a time
 _UNKNOWN = 2.0  # the expected squared difference of two draws of unit variance
 _TIE = 1e-9  # squared distances that differ by less are equal
@@ -95,9 +94,9 @@ def _nearest(
 
 
 def complete_rows(data: Array) -> Array | None:
-    """The rows of data with missing entries in which none are, if they show how columns depend.
+    """The complete rows of data with missing entries, which show how columns depend on each other.
 
-    None if they are few, or if a column does not vary in them; and for complete data.
+    None if they are few, if a column does not vary in them, or if all rows are complete.
     """
     whole = data[~np.isnan(data).any(1)]
     fewest = max(30, 2 * (data.shape[1] + 1))

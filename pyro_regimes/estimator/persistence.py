@@ -21,6 +21,7 @@ from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.validation import check_parameters
 from pyro_regimes.files import file_name, replacing
 
@@ -83,6 +84,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted["n_missing_"] = model.n_missing_.tolist()
     fitted["n_missing_rows_"] = model.n_missing_rows_
     fitted["n_updates_"] = model.n_updates_
+    fitted["starts_"] = None if model.starts_ is None else model.starts_.to_plain()
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
     content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
@@ -169,6 +171,8 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
             fitted.get("n_missing_"), fitted.get("n_missing_rows_"), model.n_features_in_
         )
         model.n_updates_ = _number_of_updates(fitted.get("n_updates_", 0))
+        starts = fitted.get("starts_")  # which older files do not have
+        model.starts_ = None if starts is None else StartResults.from_plain(starts)
         _check_values(model, spec)
         model.fixed_ = _fixed(fitted["fixed_"], spec)
         names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)

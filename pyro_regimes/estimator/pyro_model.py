@@ -207,7 +207,7 @@ def prior_model(
     Initial and transition probabilities are uniform on the simplex. Gaussian locations have the
     prior ``Normal(mean, 3 scale)`` and precisions ``Gamma(2, scale^2)``. Precision matrices have
     ``Wishart(D + 2, diag(scale^-2) / (D + 2))``, whose mean is the precision matrix of independent
-    series.
+    series. Rates of a Poisson have the prior ``Gamma(1, 1 / mean)``.
 
     :param mean: mean of each series, ``(D,)``.
     :param scale: standard deviation of each series, ``(D,)``.

@@ -31,15 +31,15 @@ from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
+from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.uncertain_model import UncertainModel
 from pyro_regimes.infer.isolation import plain_torch
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(UncertainModel):
+class RegimeModel(ReportedModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
@@ -146,6 +146,8 @@ class RegimeModel(UncertainModel):
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
+    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
+                            log-likelihood; None without a fit
     ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
     ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
                             ``sample_weight``
@@ -477,6 +479,7 @@ class RegimeModel(UncertainModel):
         self.converged_ = fitted.converged
         self.log_likelihood_ = fitted.log_likelihood
         self.share_of_time_ = fitted.share_of_time
+        self.starts_ = fitted.starts
         self.n_updates_ = 0
 
     def _set_counts(self, data: Array, sizes: list[int], annotations: Annotations) -> None:

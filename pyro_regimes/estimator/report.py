@@ -9,7 +9,7 @@ import numpy as np
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
-from pyro_regimes.text_tables import Row, html_table, text_table, wrapped
+from pyro_regimes.text_tables import Row, html_table, titled_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,9 +62,8 @@ class Summary(NamedTuple):
         labels = [f"  {row.label}" if row.is_part else row.label for row in rows]
         longest = max(len(cell) for row in [head, *rows] for cell in row.cells)
         name, *cells = ([cell.rjust(longest) for cell in row.cells] for row in [head, *rows])
-        table = text_table("", labels, zip(name, zip(*cells), strict=True), width)
-        notes = [wrapped(note, width) for note in self.notes]
-        return "\n".join([self.title, "", table, *([""] if notes else []), *notes])
+        columns = zip(name, zip(*cells, strict=True), strict=True)
+        return titled_table(self.title, labels, columns, self.notes, width)
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""

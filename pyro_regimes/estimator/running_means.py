@@ -7,9 +7,9 @@ For each block of m rows, one E-step at the present parameters gives the expecte
 .. math::
     s' = s + \frac{m}{n + m} (\hat s - s), \qquad \theta' = \arg\max_\theta Q(\theta; s')
 
-With n the number of rows before, s is the plain mean of all rows, each at the parameters at which
-it was met. With a half-life h, n is replaced by :math:`n\, 2^{-m / h}` first, and so earlier rows
-are forgotten.
+With n the number of rows before, s is the plain mean over all rows, each with its expectations at
+the parameters of its own update. With a half-life h, n is first replaced by
+:math:`n\, 2^{-m / h}`, so that the weight of earlier rows decreases.
 
 A block that continues the last sequence begins from the filtered probabilities f of the last row
 before it: its first regime has the probabilities :math:`p = f A`, and the expected transition into
@@ -43,7 +43,7 @@ from pyro_regimes.infer.em.session import nothing_held
 
 
 class Running(NamedTuple):
-    """What is kept of all rows so far."""
+    """The running averages of all rows so far."""
 
     units: Units  #: of the data in the statistics
     least: float  #: the largest variance in these units that cannot be told from 0
@@ -61,7 +61,7 @@ class Updated(NamedTuple):
     running: Running
     smoothed: Array  #: ``(K,)``, smoothed probabilities summed over the rows of the block
     collapsed: Flags  #: ``(K,)``, regimes without variance in some direction
-    unbounded: list[str]  #: what the M-step has left as it was for want of a maximum, and why
+    unbounded: list[str]  #: parameters without a maximum, which stay unchanged, and why
 
 
 def begin(hmm: FittedHMM, units: Units, least: float, data: Array, sizes: list[int]) -> Running:

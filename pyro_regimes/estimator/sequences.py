@@ -1,4 +1,4 @@
-"""Conversion of concatenated sequences from NumPy arrays to torch."""
+"""Sequences that are concatenated: where each begins, and their conversion to torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+def first_rows(sizes: list[int]) -> npt.NDArray[np.int64]:
+    """The first row of each sequence, ``(N,)``."""
+    return np.cumsum([0, *sizes[:-1]])
 
 
 def pack(

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_regimes.distributions.gaps import Gaps
 from pyro_regimes.estimator.by_row import by_row
 from pyro_regimes.estimator.inputs import is_missing
+from pyro_regimes.estimator.sequences import first_rows
 from pyro_regimes.messages import shown
 
 Steps = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ def read_gaps(gaps: Any, X: Any, sizes: list[int], *, is_after: bool = False) ->
             f"shape {values.shape} of dtype {values.dtype}{remedy}"
         )
     steps = np.ones(len(values))
-    firsts = np.cumsum([0, *sizes[:-1]])
+    firsts = first_rows(sizes)
     counts = np.ones(len(values), np.bool_)
     counts[firsts] = [
         is_after and not (is_missing(each) or each != each) for each in values[firsts]

@@ -8,12 +8,13 @@ from typing import Any, Mapping
 from pyro_regimes.estimator.emissions.base import Spec
 from pyro_regimes.estimator.emissions.categories import Bernoulli, Categorical
 from pyro_regimes.estimator.emissions.counts import NegativeBinomial, Poisson
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
 from pyro_regimes.estimator.emissions.directions import VonMises
 from pyro_regimes.estimator.emissions.gaussian_mixture import GaussianMixture
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.emissions.mixed import mixed
 from pyro_regimes.estimator.emissions.positive import Exponential, Gamma, LogNormal
 from pyro_regimes.estimator.emissions.student_t import StudentT
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 
 _GAUSSIANS: dict[str, MatrixGaussian | DiagonalGaussian] = {
     "full": MatrixGaussian("full", shared=False),
@@ -34,7 +35,10 @@ SPECS: dict[tuple[str, str], Spec] = {
     ("von_mises", "full"): VonMises(),
     ("categorical", "full"): Categorical(),
     ("bernoulli", "full"): Bernoulli(),
-    **{("gaussian_mixture", kind): GaussianMixture(_GAUSSIANS[kind]) for kind in ("full", "diag")},
+    **{
+        ("gaussian_mixture", kind): GaussianMixture(_GAUSSIANS[kind])
+        for kind in ("full", "diag", "spherical")
+    },
 }
 
 COVARIANCE_TYPES = tuple(_GAUSSIANS)

@@ -23,9 +23,9 @@ from pyro_regimes.messages import shown
 
 
 def check_settings(model: BaseEstimator) -> None:
-    """Refuse what a step on running averages does not serve.
+    """Check that the settings allow a step on running averages.
 
-    :raises ValueError: if a setting of the constructor is such.
+    :raises ValueError: if a setting of the constructor does not.
     """
     settings = validation.read_settings(model)
     for name, value, served in (
@@ -40,7 +40,7 @@ def check_settings(model: BaseEstimator) -> None:
 
 
 def _check_same_settings(model: BaseEstimator) -> None:
-    """Refuse settings that say another model than the one that is to be updated.
+    """Check that the settings are those of the model that is to be updated.
 
     :raises ValueError: if they have changed since the fit.
     """
@@ -109,7 +109,7 @@ def _floor(units: Units, min_eigenvalue: float) -> float:
     if (units.unit != units.unit[0]).any():
         raise ValueError(
             f"expected min_eigenvalue=0 for partial_fit, got {min_eigenvalue:g} for a fit without "
-            "a floor, or of columns beside whose variances it is lost in rounding; change the "
+            "a floor, or to columns of variances so large that it is lost in rounding; change the "
             "units, or call fit"
         )
     return min_eigenvalue / float(units.unit[0]) ** 2
@@ -118,7 +118,7 @@ def _floor(units: Units, min_eigenvalue: float) -> float:
 def statistics_of_fit(
     hmm: FittedHMM, settings: Settings, data: Array, filled: Array, sizes: list[int]
 ) -> Running | None:
-    """What further rows are averaged with; None if they cannot be.
+    """The averages that further rows update; None if the fit does not allow updates.
 
     :param filled: the data without missing entries of :func:`.missing.filled`.
     """

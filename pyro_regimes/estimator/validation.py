@@ -46,7 +46,8 @@ def integer(name: str, value: Any, least: int) -> int:
     return operator.index(value)
 
 
-def _number(name: str, value: Any, *, positive: bool = False) -> None:
+def number(name: str, value: Any, *, positive: bool = False) -> None:
+    """:raises ValueError: if it is not a finite real number, of that sign."""
     real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
     try:
         finite = real and math.isfinite(value)
@@ -121,10 +122,10 @@ def check_parameters(model: BaseEstimator) -> Given:
     integer("n_init", model.n_init, 1)
     integer("max_iter", model.max_iter, 0)
     if model.tol is not None:
-        _number("tol", model.tol, positive=True)
-    _number("regularization", model.regularization)
+        number("tol", model.tol, positive=True)
+    number("regularization", model.regularization)
     one_of("regularization_scale", model.regularization_scale, ("relative", "absolute"))
-    _number("min_eigenvalue", model.min_eigenvalue)
+    number("min_eigenvalue", model.min_eigenvalue)
     check_emission(model)
     one_of("inference", model.inference, ("em", "svi"))
     one_of("initial", model.initial, ("free", "stationary", "uniform"))
@@ -134,11 +135,11 @@ def check_parameters(model: BaseEstimator) -> Given:
     ):
         came = shown(acceleration)
         raise ValueError(f"expected acceleration to be None or 'squarem', got {came}")
-    _number("stickiness", model.stickiness)
+    number("stickiness", model.stickiness)
     reference(model)
     given = read_given(model, model._spec())
     if model.periods_per_year is not None:
-        _number("periods_per_year", model.periods_per_year, positive=True)
+        number("periods_per_year", model.periods_per_year, positive=True)
     torch_dtype(model.dtype)
     torch_device(model.device)
     random_state(model.random_state)
@@ -158,9 +159,12 @@ def check_emission(model: BaseEstimator) -> None:
             f"{model.covariance_type!r}; leave it out"
         )
     if model.min_eigenvalue > 0 and model._spec().spread is None:
+        reason = ", which has no covariances"
+        if isinstance(emission, Mapping):
+            reason = ": a floor holds for all columns, of one family that has covariances"
         raise ValueError(
-            f"expected min_eigenvalue=0 where emission={emission!r}, which has no covariances, got "
-            f"{model.min_eigenvalue:g}"
+            f"expected min_eigenvalue=0 where emission={shown(emission)}{reason}, got "
+            f"{model.min_eigenvalue:g}; leave it out, and lower n_regimes if a regime collapses"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.following import follow, log_scores
-from pyro_regimes.estimator.forecast_scores import crps, pit
+from pyro_regimes.estimator.forecast_scores import pit_and_crps
 from pyro_regimes.estimator.inputs import as_tables, date_index, dates_of
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
@@ -188,9 +188,7 @@ def _walk(data: Array, refits: list[Refit], horizon: int) -> Walk:
         rows = slice(targets.start - first, targets.stop - first)
         walk.log_score[rows] = log_scores(known, densities[horizon:])
         walk.log_score[rows][np.isnan(came).all(-1)] = np.nan
-        for series, marginal in enumerate(hmm.spec.marginals(emission)):
-            walk.pit[rows, series] = pit(came[:, series], known, marginal)
-            walk.crps[rows, series] = crps(came[:, series], known, marginal)
+        walk.pit[rows], walk.crps[rows] = pit_and_crps(came, known, hmm.spec, emission)
     return walk
 
 

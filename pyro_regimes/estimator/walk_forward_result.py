@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from pyro_regimes.estimator.forecast_scores import is_normal
+from pyro_regimes.estimator.forecast_scores import gaussian_marginals, is_gaussian
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
@@ -115,34 +115,43 @@ class WalkForward(NamedTuple):
         with np.errstate(invalid="ignore"):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
-    def value_at_risk(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
+    def quantiles(self, levels: Iterable[float]) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
-        :param levels: probabilities between 0 and 1; that of 0.05 is undercut in 5 % of the rows
-            if the forecasts are right.
+        :param levels: probabilities between 0 and 1.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
         :raises ValueError: if a level is not between 0 and 1.
         """
-        pandas = require("pandas", "value_at_risk")
-        listed = _levels(levels)
-        quantiles = self._quantiles(listed)
+        pandas = require("pandas", "quantiles")
+        listed = _levels(levels, 1.0)
         names = pandas.MultiIndex.from_product(
             [listed, self.series_names], names=["level", "series"]
         )
-        return self._frame(np.concatenate(list(quantiles), axis=1), names)
+        return self._frame(np.concatenate(list(self._quantiles(listed)), axis=1), names)
+
+    def value_at_risk(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
+        """The losses that are exceeded with these probabilities; a positive number is a loss.
+
+        As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
+
+        :param levels: probabilities of the tail, between 0 and 0.5.
+        :return: as :meth:`quantiles`.
+        :raises ValueError: if a level is not between 0 and 0.5.
+        """
+        return -self.quantiles(_levels(levels, 0.5))
 
     def exceedances(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
-        """How often each series was below its quantiles, and how likely so many or so few are.
+        """How often a loss exceeded the value at risk, and how likely so many or so few are.
 
         :param levels: as those of :meth:`value_at_risk`.
-        :return: for each level and series the number of rows, of those below the quantile
-            ("exceedances"), their share, and the p-value of an exact binomial test that they are
-            independent with the probability of the level.
+        :return: for each level and series the number of rows, of "exceedances", their share, and
+            the p-value of an exact binomial test that they are independent with the probability of
+            the level.
         :raises ValueError: as :meth:`value_at_risk` does.
         """
         pandas = require("pandas", "exceedances")
         rows = {}
-        listed = _levels(levels)
+        listed = _levels(levels, 0.5)
         for level, quantiles in zip(listed, self._quantiles(listed), strict=True):
             below = self.data < quantiles
             counts = ~np.isnan(self.data) & ~np.isnan(quantiles)
@@ -226,6 +235,7 @@ class WalkForward(NamedTuple):
             ax=ax,
             unit=unit or "unit of the data",
             cumulative=last._fitted_spec().of_changes,
+            kind="filtered",
         )
 
     def _quantiles(self, levels: Sequence[float]) -> Array:
@@ -242,22 +252,18 @@ class WalkForward(NamedTuple):
     def _marginals(self) -> Iterator[tuple[Any, int, Any]]:
         """Rows, a series, and its distribution in each regime by the fit that serves them.
 
-        Normal distributions have those of all rows in one.
+        Gaussian ones have those of all rows in one.
         """
         numbers, which = np.unique(self.walk.refit, return_inverse=True)
-        every = []
-        for number in numbers:
-            model = self.fits[number].model
-            assert model is not None
-            hmm = model._hmm()
-            every.append(hmm.spec.marginals(hmm.parameters.emission))
-        for series, marginals in enumerate(zip(*every)):
-            if all(is_normal(each) for each in marginals):
-                means = np.stack([each.mean() for each in marginals])[which]
-                deviations = np.stack([each.std() for each in marginals])[which]
-                yield slice(None), series, norm(means, deviations)
-                continue
-            for number, marginal in enumerate(marginals):
+        every = [model._hmm() for model in (self.fits[n].model for n in numbers) if model]
+        if is_gaussian(every[0].spec):
+            own = [gaussian_marginals(each.spec, each.parameters.emission) for each in every]
+            means, deviations = (np.stack(each)[which] for each in zip(*own, strict=True))
+            for series in range(self.data.shape[1]):
+                yield slice(None), series, norm(means[..., series], deviations[..., series])
+            return
+        for number, each in enumerate(every):
+            for series, marginal in enumerate(each.spec.marginals(each.parameters.emission)):
                 yield which == number, series, marginal
 
     def _frame(self, values: Array, columns: Any) -> pd.DataFrame:
@@ -281,12 +287,14 @@ class WalkForward(NamedTuple):
         return ", ".join(words)
 
 
-def _levels(levels: Iterable[float]) -> list[float]:
-    """:raises ValueError: if they are not between 0 and 1."""
+def _levels(levels: Iterable[float], most: float) -> list[float]:
+    """:raises ValueError: if they are not between 0 and ``most``."""
     try:
         listed = [float(level) for level in levels]
     except (TypeError, ValueError):
         listed = [np.nan]
-    if not listed or not all(0 < level < 1 for level in listed):
-        raise ValueError(f"expected levels to be numbers between 0 and 1, got {shown(levels)}")
+    if not listed or not all(0 < level < 1 and level <= most for level in listed):
+        raise ValueError(
+            f"expected levels to be numbers between 0 and {most:g}, got {shown(levels)}"
+        )
     return listed

@@ -19,8 +19,9 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.alignment import Known
 from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
 from pyro_regimes.estimator.annotations import Annotations
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.fitting import Problem, best_regimes, make_problem, options
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
 from pyro_regimes.estimator.naming import Earlier, reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.regime_model import RegimeModel

@@ -57,7 +57,7 @@ def find_scores(nodes: dict[str, Any], point: Tensor) -> Contributions:
 def _of_elements(node: Any, point: Tensor) -> Tensor:
     """The scores of each element of the batch, ``(n, P)``."""
     hmm = read_hmm(node)
-    if hmm is not None and hmm._packing is not None:
+    if hmm is not None and hmm.packing is not None:
         rows, firsts = _row_scores(hmm, node["value"], point)  # (..., T, P)
         ends = torch.cat([firsts[1:], firsts.new_tensor([rows.shape[-2]])])
         sums = rows.cumsum(-2)[..., ends - 1, :]
@@ -93,7 +93,7 @@ def _row_scores(hmm: Any, value: Tensor, point: Tensor) -> tuple[Tensor, Tensor]
     """The score of each row, ``(..., T, P)``, 0 on padding, and the first row of each sequence."""
     if not value.is_floating_point():
         value = value.long()
-    initial, transition, logits, lengths = hmm._chain(value)
+    initial, transition, logits, lengths = hmm.chain(value)
     num_steps = logits.shape[-2]
     batch, firsts = logits.shape[:-2], torch.zeros(1, dtype=torch.long, device=logits.device)
     valid = torch.ones(num_steps, dtype=torch.bool, device=logits.device).expand(*batch, -1)

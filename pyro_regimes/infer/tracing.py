@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
 
 from pyro_regimes import chain, emissions
-from pyro_regimes.distributions import RegimeHMM, observation
+from pyro_regimes.distributions import RegimeHMM, observation, values
 from pyro_regimes.emissions.base import Argument, Family
 from pyro_regimes.infer.handing import HandOut
 from pyro_regimes.infer.subsampling import is_subsampled
@@ -71,7 +71,8 @@ class Site(NamedTuple):
     def densities(self) -> Tensor:
         """The log density of each observation in each state, ``(..., T, K)``; unchecked."""
         hmm = self.hmm
-        value, missing = hmm._filled(hmm._without_padding(self.value)[0])
+        value, _ = values.without_padding(self.value, hmm.lengths, hmm.event_dim)
+        value, missing = values.fill_missing(value, hmm.observation_dist, hmm.missing)
         return observation.log_prob(hmm.observation_dist, value, True, missing)
 
     @property

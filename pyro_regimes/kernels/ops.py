@@ -32,6 +32,7 @@ from torch import Tensor
 from pyro_regimes.kernels import dispatch
 from pyro_regimes.kernels.arguments import check_lengths, promoted_dtype
 from pyro_regimes.kernels.dispatch import backend
+from pyro_regimes.kernels.durations import min_duration_viterbi
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
 from pyro_regimes.kernels.gaussian.densities import check_sizes
 from pyro_regimes.kernels.gaussian.densities import log_prob as gaussian_log_prob
@@ -78,6 +79,7 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "log_likelihood",
+    "min_duration_viterbi",
     "posterior",
     "predict_probs",
     "promoted_dtype",

@@ -10,20 +10,41 @@ Sequences of similar lengths form a padded batch, in which the longest has at mo
 steps of the shortest, and each batch is computed by the function of the same name in
 :mod:`.likelihoods` or :mod:`.paths`. Hence every device, derivative and transform is supported, and
 memory is in proportion to the number of steps. The compiled E-step of the CPU, without derivatives,
-needs no batches. Without a packing these functions are called as they are.
+needs no batches. Without a packing those functions are called as they are. :func:`_for_packed`
+makes the functions of this module.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Sequence
+from functools import wraps
+from typing import Any, Callable, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import dispatch, likelihoods, paths
 from pyro_regimes.kernels.arguments import check, flatten
-from pyro_regimes.kernels.likelihoods import Expectations, Filtered, Posterior
+from pyro_regimes.kernels.likelihoods import Expectations
 from pyro_regimes.kernels.packing import Batch, Packing
+
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+Parts = Sequence[Tensor]  #: a result of each padded batch
+Join = Callable[[Packing, Tensor, Parts], Tensor]  #: the second are the transition logits
+Logits = tuple[Tensor, Tensor, Tensor]  #: initial, transition and observation logits
+
+
+class OfChain(Protocol[Result_co]):
+    """A function of the chain, and of how its steps are those of sequences."""
+
+    def __call__(
+        self,
+        initial_logits: Tensor,
+        transition_logits: Tensor,
+        observation_logits: Tensor,
+        lengths: Tensor | Packing | None = None,
+    ) -> Result_co: ...
 
 
 def _select(values: Tensor, dim: int, steps: Tensor) -> Tensor:
@@ -39,35 +60,45 @@ def _transition(transition_logits: Tensor, batch: Batch) -> Tensor:
     return _select(transition_logits, -3, batch.steps[:, :-1].clamp(max=last))
 
 
-def _run(
-    run: Callable[..., Any],
+def _on_batches(
+    function: Callable[..., Any],
     packing: Packing,
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
+    chain: Logits,
     path: Tensor | None = None,
     **options: Any,
 ) -> list[Any]:
-    """Call a function on each padded batch."""
+    """The results of a function on each padded batch."""
+    initial_logits, transition_logits, observation_logits = chain
     packing.check(observation_logits)
     found = []
     for batch in packing.batches:
-        chain = (
+        arguments = [
             initial_logits.unsqueeze(-2),
             _transition(transition_logits, batch),
             _select(observation_logits, -2, batch.steps),
-        )
-        own = () if path is None else (_select(path, -1, batch.steps),)
-        found.append(run(*chain, *own, batch.lengths, **options))
+        ]
+        if path is not None:
+            arguments.append(_select(path, -1, batch.steps))
+        found.append(function(*arguments, batch.lengths, **options))
     return found
 
 
-def _total(values: list[Tensor]) -> Tensor:
+def _sum(packing: Packing, transition_logits: Tensor, parts: Parts) -> Tensor:
     """The sum over all sequences of results ``(..., n)``."""
-    return torch.cat(values, -1).sum(-1)
+    return torch.cat(list(parts), -1).sum(-1)
 
 
-def _moved(packing: Packing, transition_logits: Tensor, parts: list[Tensor]) -> Tensor:
+def _states(packing: Packing, transition_logits: Tensor, parts: Parts) -> Tensor:
+    """``(..., T)``, of results ``(..., n, t)``."""
+    return packing.join(parts, -1)
+
+
+def _rows(packing: Packing, transition_logits: Tensor, parts: Parts) -> Tensor:
+    """``(..., T, K)``, of results ``(..., n, t, K)``."""
+    return packing.join(parts, -2)
+
+
+def _transitions(packing: Packing, transition_logits: Tensor, parts: Parts) -> Tensor:
     """Expected transitions: their sum, or of each step, 0 from one sequence to the next."""
     if transition_logits.shape[-3] == 1:
         sums = [part.sum(-3, dtype=torch.float64) for part in parts]
@@ -79,10 +110,46 @@ def _moved(packing: Packing, transition_logits: Tensor, parts: list[Tensor]) -> 
     return packing.join(padded, -3)[..., :-1, :, :]
 
 
-def _compiled(
-    packing: Packing, chain: tuple[Tensor, Tensor, Tensor], both: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The results of the CPU kernel, which needs no padded batches; None if it does not serve."""
+def _for_packed(
+    function: Callable[[Tensor, Tensor, Tensor, Tensor | None], Result],
+    *joins: Join,
+    compiled: Callable[[Packing, Logits], Result | None] | None = None,
+) -> OfChain[Result]:
+    """The function of the same name that takes a :class:`Packing` in the place of ``lengths``.
+
+    :param function: of padded sequences; its result is a tensor or a NamedTuple of tensors.
+    :param joins: for each of these tensors, how those of the batches become that of all T steps.
+    :param compiled: needs no batches; it returns None where it does not serve.
+    """
+
+    @wraps(function)
+    def run(
+        initial_logits: Tensor,
+        transition_logits: Tensor,
+        observation_logits: Tensor,
+        lengths: Tensor | Packing | None = None,
+    ) -> Result:
+        chain = initial_logits, transition_logits, observation_logits
+        if not isinstance(lengths, Packing):
+            return function(*chain, lengths)
+        found = None if compiled is None else compiled(lengths, chain)
+        if found is not None:
+            return found
+        parts = _on_batches(function, lengths, chain)
+        if len(joins) == 1:
+            return joins[0](lengths, transition_logits, parts)  # type: ignore[return-value]
+        fields = zip(joins, zip(*parts, strict=True), strict=True)
+        joined = (join(lengths, transition_logits, field) for join, field in fields)
+        return type(parts[0])(*joined)
+
+    return run
+
+
+def _compiled(packing: Packing, chain: Logits, both: bool) -> Expectations | None:
+    """The results of the CPU kernel, which needs no padded batches; None if it does not serve.
+
+    :param both: whether to run both sweeps; otherwise only the log-likelihood is computed.
+    """
     checked = check(*chain, None)
     kernel = dispatch.decoder(*checked)
     if kernel is None or checked.transition_logits.shape[-3] != 1:
@@ -95,92 +162,26 @@ def _compiled(
     if both:
         smoothed = smoothed.to(dtype).reshape(shape)
         moved = moved.to(dtype).reshape(shape[:-2] + shape[-1:] * 2)
-    return value.reshape(shape[:-2]), smoothed, moved
+    return Expectations(value.reshape(shape[:-2]), smoothed, moved)
 
 
-def log_likelihood(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Tensor:
-    """:func:`.likelihoods.log_likelihood`; of packed sequences the sum."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return likelihoods.log_likelihood(*chain, lengths)
-    found = _compiled(lengths, chain, both=False)
-    if found is not None:
-        return found[0]
-    return _total(_run(likelihoods.log_likelihood, lengths, *chain))
+def _compiled_log_likelihood(packing: Packing, chain: Logits) -> Tensor | None:
+    found = _compiled(packing, chain, both=False)
+    return None if found is None else found.log_likelihood
 
 
-def expectations(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Expectations:
-    """:func:`.likelihoods.expectations`; of packed sequences the sum of the expected transitions,
-    unless A varies in time."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return likelihoods.expectations(*chain, lengths)
-    found = _compiled(lengths, chain, both=True)
-    if found is not None:
-        return Expectations(*found)
-    value, smoothed, moved = zip(*_run(likelihoods.expectations, lengths, *chain), strict=True)
-    return Expectations(
-        _total(list(value)),
-        lengths.join(list(smoothed), -2),
-        _moved(lengths, transition_logits, list(moved)),
-    )
+def _compiled_expectations(packing: Packing, chain: Logits) -> Expectations | None:
+    return _compiled(packing, chain, both=True)
 
 
-def posterior(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Posterior:
-    """:func:`.likelihoods.posterior`, with sums as in :func:`expectations`."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return likelihoods.posterior(*chain, lengths)
-    parts = _run(likelihoods.posterior, lengths, *chain)
-    value, filtered, smoothed, moved = zip(*parts, strict=True)
-    return Posterior(
-        _total(list(value)),
-        lengths.join(list(filtered), -2),
-        lengths.join(list(smoothed), -2),
-        _moved(lengths, transition_logits, list(moved)),
-    )
-
-
-def filter_probs(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Filtered:
-    """:func:`.likelihoods.filter_probs`; the log-likelihood of packed sequences is the sum."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return likelihoods.filter_probs(*chain, lengths)
-    value, filtered = zip(*_run(likelihoods.filter_probs, lengths, *chain), strict=True)
-    return Filtered(_total(list(value)), lengths.join(list(filtered), -2))
-
-
-def filter_logits(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Tensor:
-    """:func:`.likelihoods.filter_logits`."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return likelihoods.filter_logits(*chain, lengths)
-    return lengths.join(_run(likelihoods.filter_logits, lengths, *chain), -2)
+log_likelihood = _for_packed(likelihoods.log_likelihood, _sum, compiled=_compiled_log_likelihood)
+expectations = _for_packed(
+    likelihoods.expectations, _sum, _rows, _transitions, compiled=_compiled_expectations
+)
+posterior = _for_packed(likelihoods.posterior, _sum, _rows, _rows, _transitions)
+filter_probs = _for_packed(likelihoods.filter_probs, _sum, _rows)
+filter_logits = _for_packed(likelihoods.filter_logits, _rows)
+viterbi = _for_packed(paths.viterbi, _states)
 
 
 def predict_probs(
@@ -211,20 +212,8 @@ def complete_log_likelihood(
     chain = initial_logits, transition_logits, observation_logits
     if not isinstance(lengths, Packing):
         return likelihoods.complete_log_likelihood(*chain, path, lengths)
-    return _total(_run(likelihoods.complete_log_likelihood, lengths, *chain, path))
-
-
-def viterbi(
-    initial_logits: Tensor,
-    transition_logits: Tensor,
-    observation_logits: Tensor,
-    lengths: Tensor | Packing | None = None,
-) -> Tensor:
-    """:func:`.paths.viterbi`."""
-    chain = initial_logits, transition_logits, observation_logits
-    if not isinstance(lengths, Packing):
-        return paths.viterbi(*chain, lengths)
-    return lengths.join(_run(paths.viterbi, lengths, *chain), -1)
+    parts = _on_batches(likelihoods.complete_log_likelihood, lengths, chain, path)
+    return _sum(lengths, transition_logits, parts)
 
 
 def sample_posterior(
@@ -238,8 +227,8 @@ def sample_posterior(
     chain = initial_logits, transition_logits, observation_logits
     if not isinstance(lengths, Packing):
         return paths.sample_posterior(*chain, lengths, sample_shape)
-    drawn = _run(paths.sample_posterior, lengths, *chain, sample_shape=sample_shape)
-    return lengths.join(drawn, -1)
+    drawn = _on_batches(paths.sample_posterior, lengths, chain, sample_shape=sample_shape)
+    return _states(lengths, transition_logits, drawn)
 
 
 def sample_prior(

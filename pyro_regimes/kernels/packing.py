@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class Packing:
                 f"{observation_logits.device}, got {self.lengths.device}"
             )
 
-    def join(self, parts: list[Tensor], dim: int) -> Tensor:
+    def join(self, parts: Sequence[Tensor], dim: int) -> Tensor:
         """The results of all batches in the order of the steps.
 
         :param parts: of each batch, with the dims ``(n, t)`` at ``dim - 1`` and ``dim``, which is

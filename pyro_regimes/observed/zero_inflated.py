@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import (
+    ExpandedDistribution,
+    MaskedDistribution,
+    TorchDistribution,
+    constraints,
+)
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, TransformedDistribution, transform_to
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
 from torch.types import _size
 
 from pyro_regimes.observed.columns import expanded
+
+_USUAL = 0.5  # in the support of the usual continuous distributions
 
 
 class ZeroInflatedContinuous(TorchDistribution):
@@ -107,8 +114,9 @@ class ZeroInflatedContinuous(TorchDistribution):
         zero = value == 0
         base = type(self.base_dist).__new__(type(self.base_dist))
         base.__dict__.update(vars(self.base_dist))
-        base._validate_args = False  # what stands for 0 need not be in the support
-        density: Tensor = log_rest + base.log_prob(torch.where(zero, SOME_VALUE, value))
+        base._validate_args = False  # the value is checked above
+        inside = torch.where(zero, stand_in(self.base_dist, value), value)
+        density: Tensor = log_rest + base.log_prob(inside)
         density = torch.where(zero, log_gate, density)
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
@@ -153,8 +161,26 @@ class ZeroInflatedContinuous(TorchDistribution):
         return new
 
 
-#: A number in the support of the usual continuous distributions.
-SOME_VALUE = 0.5
+@torch.no_grad()
+def stand_in(base_dist: Distribution, like: Tensor) -> Tensor:
+    """A value in the support of a continuous distribution, in the place of a zero.
+
+    :param like: a tensor of whose dtype and device it is, if that is floating point.
+    :return: of the batch shape of the distribution, or to be broadcast with it.
+    """
+    if isinstance(base_dist, (Independent, ExpandedDistribution, MaskedDistribution)):
+        return stand_in(base_dist.base_dist, like)
+    if isinstance(base_dist, TransformedDistribution):
+        inside = stand_in(base_dist.base_dist, like)
+        for transform in base_dist.transforms:
+            inside = transform(inside)
+        return inside.to(like.dtype) if like.is_floating_point() else inside
+    zero = torch.zeros((), device=like.device)
+    try:
+        inside = transform_to(base_dist.support)(zero)
+    except NotImplementedError:  # of some the support is not known
+        inside = zero + _USUAL
+    return inside.to(like.dtype) if like.is_floating_point() else inside
 
 
 class _OrZero(constraints.Constraint):

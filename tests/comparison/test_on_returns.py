@@ -6,10 +6,12 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyro_regimes import RegimeModel
 from pyro_regimes.comparison import compare_on_returns
 from pyro_regimes.comparison.distances import with_distances
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES
+from tests import seeds
 
 RETURNS = load_sector_returns().values[-240:, :3]
 
@@ -171,6 +173,28 @@ def test_log_likelihoods_are_in_the_units_of_the_data():
     assert plain.held_out - scaled.held_out == pytest.approx(rest * 3 * np.log(10))
 
 
+def test_counts():
+    """EM with the priors is at a mode, and SVI comes near; log-likelihoods are those of scipy."""
+    state = np.arange(300) // 30 % 2
+    rates = np.array([[2.0, 9.0], [30.0, 4.0]])
+    x = seeds.rng(0).poisson(rates[state]).astype(float)
+    x[7, 1] = np.nan
+    found = compare_on_returns(
+        x, n_regimes=2, emission="poisson", methods=["EM", "EM, MAP", "AutoDelta"],
+        svi_steps=300, learning_rates=[0.1],
+    )  # fmt: skip
+    em, mode, delta = found.runs
+    assert em.log_likelihood >= mode.log_likelihood >= em.log_likelihood - 5
+    assert mode.log_joint >= delta.log_joint - 1e-6 and mode.log_joint < delta.log_joint + 5
+    for run in (em, mode):
+        np.testing.assert_allclose(np.sort(run.point["rate"].T), np.sort(rates.T), rtol=0.15)
+    probs, matrix, rate = (
+        em.point[name].numpy() for name in ("initial_probs", "transition_probs", "rate")
+    )
+    model = RegimeModel.from_parameters(probs, matrix, emission="poisson", rates=rate)
+    assert em.log_likelihood == pytest.approx(model.score(x[:240]), rel=1e-6)
+
+
 def test_held_out_is_given_the_data_before_it():
     """Against the chain rule on a fit of one regime, where it is the plain Gaussian density."""
     run = compare_on_returns(RETURNS, n_regimes=1, methods=["EM"], em_steps=2).runs[0]
@@ -193,6 +217,9 @@ def test_seconds_to_the_best():
         ({"held_out": 0.0}, "expected held_out to lie between 0 and 1, got 0.0"),
         ({"covariance_type": "round"}, "covariance_type"),
         ({"n_regimes": 0}, "n_regimes"),
+        ({"emission": "student_t"}, "emission='gaussian' or 'poisson', .* got 'student_t'"),
+        ({"emission": "poisson"}, "expected X to hold counts, non-negative integers"),
+        ({"emission": "poisson", "covariance_type": "diag"}, "covariance_type='full' where"),
         ({"n_regimes": 40}, "rows on either side"),
         ({"em_steps": 0}, "expected em_steps to be at least 1, got 0"),
         ({"svi_steps": 0}, "expected svi_steps to be at least 1, got 0"),

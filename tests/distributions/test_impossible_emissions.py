@@ -459,7 +459,7 @@ def test_logits_agree_with_the_distributions_own_density(name, looked_at):
         getattr(observation_dist, "probs", None)
     hmm = make_hmm(observation_dist)
     own = observation_dist.log_prob(x.unsqueeze(-1 - len(observation_dist.event_shape)))
-    found = hmm._chain(x)[2]
+    found = hmm.chain(x)[2]
     torch.testing.assert_close(found, own, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad(own.sum(), logits)
@@ -527,7 +527,7 @@ def test_a_subclass_keeps_its_own_density():
     x = torch.tensor([1.0, 0.0])
     hmm = make_hmm(Softened(probs))
     own = Softened(probs).log_prob(x.unsqueeze(-1))
-    torch.testing.assert_close(hmm._chain(x)[2], own)
+    torch.testing.assert_close(hmm.chain(x)[2], own)
 
 
 def test_validation_is_as_it_was():
@@ -636,8 +636,8 @@ def test_logits_that_torch_has_computed_differ_in_the_last_digit(name, dtype):
     observation_dist = _looked_at(make(torch.tensor(probs, dtype=dtype)))
     logits = observation_dist.logits
     vars(observation_dist)["logits"] = torch.nextafter(logits, torch.zeros_like(logits))
-    density = make_hmm(observation_dist)._chain(as_value(value, dtype))[2]
-    expected = make_hmm(make(torch.tensor(probs, dtype=dtype)))._chain(as_value(value, dtype))[2]
+    density = make_hmm(observation_dist).chain(as_value(value, dtype))[2]
+    expected = make_hmm(make(torch.tensor(probs, dtype=dtype))).chain(as_value(value, dtype))[2]
     assert (expected == -INF).any()
     torch.testing.assert_close(density, expected)
 

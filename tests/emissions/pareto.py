@@ -26,7 +26,8 @@ from pyro_regimes.emissions import (
     links,
     without_update,
 )
-from pyro_regimes.emissions.base import Arguments, blocks, divide, divide_where_known, over_event
+from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
+from pyro_regimes.emissions.base import Arguments, blocks
 from pyro_regimes.emissions.links import Link
 
 

@@ -195,7 +195,7 @@ def test_missing_entries_are_left_out():
     given, x = start(), holes(simulate())
     emission = columns(given)
     x[0, 4, [0, 3]] = torch.nan  # all columns of a part
-    found = hmm(emission, missing="marginalise")._chain(x)[2]
+    found = hmm(emission, missing="marginalise").chain(x)[2]
     whole = torch.nan_to_num(x, nan=0.5)
     expected = torch.zeros(N, T, K).double()
     for part, places in zip(emission.parts, emission.columns):

@@ -122,7 +122,7 @@ def hmm(emission: dist.Distribution, **settings: Any) -> RegimeHMM:
 
 
 def densities(emission: dist.Distribution, x: Tensor) -> Tensor:
-    return hmm(emission)._chain(x)[2]
+    return hmm(emission).chain(x)[2]
 
 
 @independent

@@ -177,7 +177,7 @@ def test_updates_are_those_of_conditional_moments() -> None:
         def loss(log_df: float, state: int = state) -> float:
             df = new["df"].clone()
             df[state] = math.exp(log_df)
-            logits = hmm(df, new["loc"], new["factor"])._chain(x)[2]
+            logits = hmm(df, new["loc"], new["factor"]).chain(x)[2]
             return -float((gamma * logits)[..., state].sum())
 
         center = math.log(given["df"][state])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.special import gammaln, psi
 from scipy.stats import nbinom
 from torch import Tensor
 from torch.testing import assert_close
@@ -26,8 +29,10 @@ def test_gamma_functions_are_sums(start: float) -> None:
     steps = torch.tensor([0.0, 1.0, 2.0, 7.0, 300.0]).double()
     terms = [start + np.arange(int(number)) for number in steps]
     at = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-    found = counts.log_rising(at, steps)
-    expected = torch.tensor([np.log(each).sum() for each in terms])
+    found = counts.log_ways(at, steps)
+    expected = torch.tensor(
+        [np.log(each / np.arange(1, len(each) + 1)).sum() for each in terms]
+    )
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     first, second = counts.harmonic(at.detach(), steps)
     expected = torch.tensor([(1 / each).sum() for each in terms])
@@ -35,6 +40,25 @@ def test_gamma_functions_are_sums(start: float) -> None:
     assert_close(second, torch.tensor([(each**-2).sum() for each in terms]), rtol=1e-9, atol=0.0)
     slopes = torch.stack([torch.autograd.grad(each, at, retain_graph=True)[0] for each in found])
     assert_close(slopes, expected, rtol=1e-9, atol=0.0 if start < 1e6 else 1e-15)
+
+
+@pytest.mark.parametrize("large", [1e6, 1e9, 1e12])
+@pytest.mark.parametrize("small", [0.5, 1.0, 20.0, 3000.0])
+def test_large_counts_keep_their_digits(small: float, large: float) -> None:
+    """By Stirling's formula, in which Python's integers and fractions lose nothing."""
+    def log_gamma_ratio(start: float, more: float) -> float:
+        """log Gamma(a + h) - log Gamma(a) of a large a."""
+        a, h = Fraction(start), Fraction(more)
+        x = h / a  # log(1 + x) by its series, as x is small
+        log1p = sum((-1) ** (n + 1) * x**n / n for n in range(1, 9))
+        rest = Fraction(1, 12) / (a + h) - Fraction(1, 12) / a
+        return float((a + h - Fraction(1, 2)) * log1p - h + rest)
+
+    for r, x in ((small, large), (large, small - small % 1)):
+        a, h = (x + 1, r - 1) if r < x else (r, x)
+        rest = np.log(a) * h - gammaln(r if r < x else x + 1)
+        found = counts.log_ways(*torch.tensor([r, x], dtype=torch.float64))
+        assert float(found) == pytest.approx(log_gamma_ratio(a, h) + rest, rel=1e-13, abs=1e-13)
 
 
 @pytest.mark.parametrize("is_joint", [False, True])
@@ -114,3 +138,26 @@ def test_together_they_need_few_steps() -> None:
     best = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-9})
     assert result.history[-1] == pytest.approx(best.fun, abs=1e-6)
     assert pyro.param("r").item() == pytest.approx(np.exp(best.x[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("level", [1e4, 1e6])
+@pytest.mark.parametrize("count", [50.0, 2000.0])
+def test_counts_of_any_size_need_few_steps(level: float, count: float) -> None:
+    """Where counts are large, the bounds of two large terms would allow small steps only."""
+    rng = seeds.rng(4)
+    x = rng.poisson(level * rng.gamma(count, size=800) / count).astype(np.float64)
+
+    def model(x: Tensor) -> None:
+        r = pyro.param("r", torch.tensor([1.0]).double(), constraint=constraints.positive)
+        logits = pyro.param("logits", torch.tensor([np.log(level)]))
+        one = torch.zeros(1).double()
+        hmm = RegimeHMM(one, one.unsqueeze(0), dist.NegativeBinomial(r, logits=logits))
+        pyro.sample("x", hmm, obs=x)
+
+    result = EM(model).run(torch.tensor(x), num_steps=30, tol=1e-6)
+    assert result.converged and not result.unconfirmed and len(result.history) <= 15
+
+    def derivative(r: float) -> float:
+        return float(np.mean(psi(r + x)) - psi(r) - np.log1p(x.mean() / r))
+
+    assert pyro.param("r").item() == pytest.approx(brentq(derivative, 1.0, 1e5), rel=1e-3)

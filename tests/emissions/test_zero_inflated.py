@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.transforms import AffineTransform
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -208,3 +209,23 @@ def test_counts_of_other_kinds(kind: str):
     assert result.converged and not result.unconfirmed
     history = result.history
     assert all(later <= now + 1e-9 * abs(now) for now, later in zip(history, history[1:]))
+
+
+def test_a_base_of_negative_numbers_has_the_fit_of_its_mirror_image():
+    """What stands for a zero is in the support of the base."""
+    x = simulate("Gamma")
+
+    def run(sign: float) -> Any:
+        def model(x: Tensor) -> None:
+            rate = pyro.param("rate", tensor(0.5, 2.0), constraint=POSITIVE)
+            gate = pyro.param("gate", tensor(0.3, 0.6), constraint=UNIT)
+            base: Any = dist.Gamma(2.0, rate)
+            if sign < 0:
+                base = dist.TransformedDistribution(base, [AffineTransform(0.0, sign)])
+            with pyro.plate("sequences", N):
+                pyro.sample("x", hmm(ZeroInflatedContinuous(base, gate=gate)), obs=x)
+
+        pyro.clear_param_store()
+        return EM(model).run(sign * x, num_steps=5, tol=None)
+
+    assert_close(tensor(*run(-1.0).history), tensor(*run(1.0).history), rtol=1e-9, atol=0)

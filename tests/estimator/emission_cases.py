@@ -94,7 +94,7 @@ def _independent(log_density: Callable[..., Array]) -> LogDensity:
 def _mixture(x: Array, weights: Array, means: Array, covariances: Array) -> Array:
     each = []
     for weight, mean, covariance in zip(weights, means, covariances, strict=True):
-        matrix = np.diag(covariance) if covariance.ndim == 1 else covariance
+        matrix = covariance if covariance.ndim == 2 else np.eye(len(mean)) * covariance
         each.append(np.log(weight) + stats.multivariate_normal(mean, matrix).logpdf(x))
     return np.asarray(logsumexp(each, axis=0))
 
@@ -188,6 +188,18 @@ CASES = [
         covariance_type="diag",
         factor=1e-3,
         settings={"n_components": 3},
+    ),
+    Case(
+        "gaussian_mixture",
+        {
+            "weights": np.array([[0.3, 0.7], [0.5, 0.5]]),
+            "means": np.array([[[0.0, 0.0], [6.0, 1.0]], [[30.0, 9.0], [36.0, 5.0]]]),
+            "covariances": np.array([[0.5, 2.0], [1.0, 0.7]]),
+        },
+        _mixture,
+        2 + 8 + 4,
+        covariance_type="spherical",
+        factor=1e-3,
     ),
     Case(
         "poisson",

@@ -358,6 +358,13 @@ def test_wrong_settings_are_refused() -> None:
         RegimeModel(2, emission="cauchy").fit(x)
     with pytest.raises(ValueError, match="expected min_eigenvalue=0 where emission='poisson'"):
         RegimeModel(2, emission="poisson", min_eigenvalue=1.0).fit(x)
+    families = {0: "gaussian", 1: "poisson"}
+    match = "min_eigenvalue=0 where emission={0: 'gaussian'.*: a floor holds for all columns, of"
+    with pytest.raises(ValueError, match=match):
+        RegimeModel(2, emission=families, min_eigenvalue=1.0).fit(np.hstack([x, x]))
+    match = "covariance_type='full' or 'diag' or 'spherical' where emission='gaussian_mixture', got"
+    with pytest.raises(ValueError, match=match):
+        RegimeModel(2, emission="gaussian_mixture", covariance_type="tied").fit(x)
     with pytest.raises(ValueError, match="expected n_components to be at least 1"):
         RegimeModel(2, emission="gaussian_mixture", n_components=0).fit(x)
     with pytest.raises(ValueError, match="expected the values of rates where emission='poisson'"):
@@ -399,6 +406,42 @@ def test_a_tight_regime_is_no_collapse(emission: str, unit: float) -> None:
     )})  # fmt: skip
     relative = np.sqrt(moments.variances) / moments.means
     np.testing.assert_allclose(relative, 1e-6, rtol=0.3)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 1e-3])
+def test_a_gamma_at_a_high_level_is_a_normal(deviation: float) -> None:
+    """At a level of a million the moments of both families are those of the data."""
+    is_wild = np.arange(600) // 50 % 2 == 1
+    scale = np.where(is_wild, 3.0, 1.0)
+    x = 1e6 + deviation * (scale * seeds.rng(0).randn(600) + 5 * is_wild)[:, None]
+    model = RegimeModel(2, emission="gamma", n_init=2, random_state=0).fit(x)
+    other = RegimeModel(2, regularization=0.0, n_init=2, random_state=0).fit(x)
+    spec = model._fitted_spec()
+    means, variances = spec.moments({n: getattr(model, f"{n}_") for n in spec.attributes})
+    np.testing.assert_allclose(means, other.means_, rtol=0, atol=1e-3 * deviation)
+    expected = other.covariances_.reshape(2, 1)
+    np.testing.assert_allclose(variances, expected, rtol=1e-3)
+    assert model.log_likelihood_ == pytest.approx(other.log_likelihood_, abs=1e-2)
+
+
+def test_what_the_parameters_of_a_gamma_cannot_hold_is_refused() -> None:
+    x = 1e6 * (1 + 1e-14 * seeds.rng(0).randint(0, 9, (60, 1)))
+    match = r"deviate from its mean by more than 2.2e-13 times .* float64, got .*'gaussian'"
+    with pytest.raises(ValueError, match=match):
+        RegimeModel(2, emission="gamma", n_init=1).fit(x)
+
+
+def test_large_counts_of_little_dispersion() -> None:
+    """Counts of a billion whose regimes differ by a thousandth: r is far above its start."""
+    state = np.arange(600) // 50 % 2
+    count, mean = np.array([1e6, 1e5])[state], 1e9 * (1 + 0.005 * state)
+    rng = seeds.rng(0)
+    x = rng.poisson(rng.gamma(count, mean / count))[:, None].astype(np.float64)
+    model = RegimeModel(2, emission="negative_binomial", n_init=3, random_state=0).fit(x)
+    assert model.converged_
+    found = model.predict(x)
+    assert min((found != state).mean(), (found == state).mean()) < 0.03
+    np.testing.assert_allclose(np.sort(model.total_counts_.ravel()), [1e5, 1e6], rtol=0.4)
 
 
 @pytest.mark.parametrize("is_known", [False, True])

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_regimes import RegimeModel
 from pyro_regimes.estimator import spec as specs
 from pyro_regimes.estimator import validation
-from pyro_regimes.estimator.emissions.base import Names, Spec, refuse, within
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names, refuse, within
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, SPECS, find_spec
 from pyro_regimes.estimator.units import Units

@@ -17,7 +17,7 @@ from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator import WalkForward, walk_forward
 from pyro_regimes.estimator.all_starts import fit_starts
 from pyro_regimes.estimator.divergence import symmetric_divergence
-from pyro_regimes.estimator.forecast_scores import crps, crps_of_mixture
+from pyro_regimes.estimator.forecast_scores import crps_of_mixture
 from pyro_regimes.estimator.windows import _rounded
 from tests import seeds
 
@@ -269,16 +269,15 @@ def test_crps_is_the_integral() -> None:
     assert crps_of_mixture(np.array(x), weights, means, deviations) == pytest.approx(
         wanted, rel=1e-6
     )
-    alike = crps(np.array([x]), np.ones((1, 1)), norm([0.0], [1.0]))
-    z = x
-    assert alike[0] == pytest.approx(
-        z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)
+    alike = crps_of_mixture(np.array([x]), np.ones((1, 1)), np.zeros((1, 1)), np.ones((1, 1)))
+    assert alike[0] == pytest.approx(  # of a standard normal distribution
+        x * (2 * norm.cdf(x) - 1) + 2 * norm.pdf(x) - 1 / np.sqrt(np.pi)
     )
 
 
 def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     found = walks[1]
-    quantiles = found.value_at_risk([0.05, 0.5])
+    quantiles = found.quantiles([0.05, 0.5])
     row = 40
     fit = found.fits[found.walk.refit[row - 3]]
     weights = found.walk.ahead[row - 3]
@@ -296,9 +295,13 @@ def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     chances = binom.pmf(np.arange(98), 97, 0.05)
     wanted = chances[chances <= chances[number] * (1 + 1e-7)].sum()
     assert table["p-value"].iloc[0] == pytest.approx(wanted)
+    assert (found.value_at_risk([0.05])[0.05] == -quantiles[0.05]).iloc[3:].all(axis=None)
     for wrong in ([0.0], [1.0], ["x"], [], 0.05):
         with pytest.raises(ValueError, match="expected levels to be numbers between 0 and 1"):
-            found.value_at_risk(wrong)
+            found.quantiles(wrong)
+    for method in (found.value_at_risk, found.exceedances):
+        with pytest.raises(ValueError, match="levels to be numbers between 0 and 0.5, got .0.95"):
+            method([0.95])
 
 
 def test_hit_rate_counts_signs(walks: list[WalkForward]) -> None:
@@ -403,6 +406,9 @@ def test_plot_has_both_panels(walks: list[WalkForward]) -> None:
     figure = walks[0].plot(unit="%")
     assert len(figure.axes) == 2
     assert "%" in figure.axes[0].get_ylabel()
+    assert "filtered probability" in figure.axes[1].get_ylabel()
+    legend = figure.axes[0].get_legend().get_title().get_text()
+    assert "(filtered)" in legend and "Viterbi" not in legend
 
 
 def test_rounded_is_the_next_power_of_four() -> None:

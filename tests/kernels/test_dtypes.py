@@ -134,7 +134,7 @@ def test_log_prob_rounds_to_the_dtype_of_its_arguments(emission, dtype):
     hmm = RegimeHMM(loc, torch.zeros(2, 2, **like), EMISSIONS[emission](like), validate_args=False)
     event = (1,) if emission == "MultivariateNormal" else ()
     x = torch.randn((3, 20) + event, generator=seeds.generator(0)).to(dtype)
-    precise, rounded = hmm._log_likelihood(x), hmm.log_prob(x)
+    precise, rounded = hmm.log_likelihood(x), hmm.log_prob(x)
     assert precise.dtype == torch.float64 and rounded.dtype == dtype
     assert torch.equal(precise.to(dtype), rounded)
     assert hmm.posterior(x).log_likelihood.dtype == torch.float64

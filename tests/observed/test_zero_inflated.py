@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.integrate
 import torch
+from pyro.distributions.transforms import AffineTransform
 from torch.testing import assert_close
 
 from pyro_regimes.distributions import ZeroInflatedContinuous
@@ -85,3 +86,16 @@ def test_what_is_refused():
     rain = ZeroInflatedContinuous(BASE, gate=GATE)
     with pytest.raises(ValueError, match="within the support"):
         rain.log_prob(torch.tensor(-1.0).double())
+
+
+def test_a_base_of_negative_numbers():
+    """What stands for a zero is in the support of the base; the mirrored density is the same."""
+    rate = torch.tensor([0.5, 2.0]).double().requires_grad_()
+    gate, x = torch.tensor([0.3, 0.2]).double(), torch.tensor([[0.0], [2.0], [0.4]]).double()
+    base = dist.Gamma(torch.tensor(2.0).double(), rate)
+    mirrored = dist.TransformedDistribution(base, [AffineTransform(0.0, -1.0)])
+    expected = ZeroInflatedContinuous(base, gate=gate).log_prob(x)
+    found = ZeroInflatedContinuous(mirrored, gate=gate).log_prob(-x)
+    assert_close(found, expected)
+    slopes = [torch.autograd.grad(each.sum(), rate)[0] for each in (found, expected)]
+    assert_close(*slopes)

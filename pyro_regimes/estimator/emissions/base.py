@@ -7,7 +7,6 @@ to :data:`.SPECS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Mapping
 
 import numpy as np
@@ -17,12 +16,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_regimes.estimator.emissions.checks import Names
+from pyro_regimes.estimator.emissions.levels import Levels, marginal_levels
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
-
-#: Names of the columns of X, ``(D,)``, or None.
-Names = npt.NDArray[np.object_]
 
 
 class Spec(ABC):
@@ -71,9 +69,9 @@ class Spec(ABC):
 
     # ---- parameters
 
-    @abstractmethod
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter, by name."""
+        """The shape of each parameter, by name; by default ``(K, D)``."""
+        return {name: (num_regimes, num_series) for name in self.attributes}
 
     def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
         """The number of free parameters in each attribute; by default that of its elements."""
@@ -146,6 +144,10 @@ class Spec(ABC):
         """
         return {name.replace("_", " "): emission[name] for name in self.attributes}
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        """Which series have a mean and a variance of numbers, not of angles or categories."""
+        return np.full(num_series, not self.is_circular)
+
     def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
         """Means ``(n, D)`` and covariance matrices ``(n, D, D)`` of mixtures of the regimes.
 
@@ -183,6 +185,25 @@ class Spec(ABC):
             f"as 'gaussian', 'student_t' or 'gaussian_mixture', got {self.title}; draw paths and "
             "add up their series"
         )
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        pairs = zip(self.marginals(emission), data.T, strict=True)
+        return [marginal_levels(distribution, column) for distribution, column in pairs]
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of each series at data, given the regime and the series before it.
+
+        By default series are independent given the regime.
+
+        :param data: ``(T, D)``.
+        :return: D of them, each ``(T, K)``.
+        """
+        return self.levels(emission, data)
 
     @abstractmethod
     def draw(
@@ -359,6 +380,15 @@ class Spec(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no priors")
 
 
+def in_every_regime(shares: Array, **found: Array) -> Emission:
+    """The same parameters in every regime, for :meth:`Spec.overall`.
+
+    :param shares: the responsibilities of a start, ``(T, K)``.
+    """
+    num_regimes = shares.shape[1]
+    return {name: np.repeat(value[None], num_regimes, 0) for name, value in found.items()}
+
+
 def _weighted(weights: Array, values: Array) -> Array:
     """Sums over the regimes; a regime of weight 0 does not count, even if a value is infinite."""
     if np.isfinite(values).all():
@@ -368,62 +398,3 @@ def _weighted(weights: Array, values: Array) -> Array:
     with np.errstate(invalid="ignore"):
         total: Array = np.where(parts > 0, parts * values, 0.0).sum(1)
     return total
-
-
-def column_name(column: int, names: Names | Sequence[str] | None) -> str:
-    """A column in a message."""
-    name = column if names is None else names[column]
-    return repr(str(name)) if isinstance(name, str) else str(name)
-
-
-def refuse(
-    expected: str, data: Array, wrong: npt.NDArray[np.bool_], names: Names | None, remedy: str
-) -> None:
-    """Refuse data of which some are wrong, and say where the first is.
-
-    :param expected: what an entry must be, for "expected X to hold ...".
-    :param wrong: which entries are wrong, in the shape of the data.
-    :raises ValueError: if any is.
-    """
-    if not wrong.any():
-        return
-    row, column = np.argwhere(wrong)[0]
-    raise ValueError(
-        f"expected X to hold {expected}, got {data[row, column]:g} in row {row} of column "
-        f"{column_name(int(column), names)}; {remedy}"
-    )
-
-
-def has_constant(data: Array) -> bool:
-    """Whether the observed entries of some column are all equal."""
-    seen = data[:, ~np.isnan(data).all(0)]
-    return bool((np.nanmax(seen, 0) == np.nanmin(seen, 0)).any()) if seen.size else False
-
-
-def refuse_constant(data: Array, names: Names | None, remedy: str) -> None:
-    """:raises ValueError: if a column does not vary."""
-    constant = np.flatnonzero(np.nanmax(data, 0) == np.nanmin(data, 0))
-    if len(constant):
-        raise ValueError(
-            f"expected every column of X to vary, got the constant {data[0, constant[0]]} in "
-            f"column {column_name(int(constant[0]), names)}; {remedy}"
-        )
-
-
-def positive(name: str, emission: Emission) -> None:
-    """:raises ValueError: if a parameter of this name is there and not positive."""
-    within(name, emission, 0.0, np.inf)
-
-
-def within(name: str, emission: Emission, low: float, high: float) -> None:
-    """:raises ValueError: if a parameter of this name is not strictly between two numbers."""
-    if name not in emission:
-        return
-    values = emission[name]
-    wrong = ~((values > low) & (values < high))
-    if wrong.any():
-        where = "positive" if high == np.inf else f"between {low:g} and {high:g}"
-        place = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"expected {name} to be {where}, got {values[tuple(place)]:g} in regime {place[0]}"
-        )

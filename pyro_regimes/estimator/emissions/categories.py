@@ -12,7 +12,8 @@ from pyro.distributions import constraints
 from scipy.stats import bernoulli
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, refuse
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import Names, refuse
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
@@ -28,9 +29,6 @@ class Bernoulli(Spec):
     measure = "probability"
     attributes, arguments = ("probabilities",), ("probs",)
     starts_from_runs = True
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {"probabilities": (num_regimes, num_series)}
 
     def check_values(self, emission: Emission) -> None:
         _check_probabilities(emission)
@@ -57,7 +55,7 @@ class Bernoulli(Spec):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         share = (x.sum(0) + 0.5) / (len(x) + 1)
-        return {"probabilities": np.tile(share, (shares.shape[1], 1))}
+        return in_every_regime(shares, probabilities=share)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.unit_interval
@@ -146,6 +144,9 @@ class Categorical(Spec):
     def marginals(self, emission: Emission) -> list[Marginal]:
         return [Categories(probs) for probs in np.moveaxis(emission["probabilities"], 1, 0)]
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        return np.zeros(num_series, np.bool_)
+
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
     ) -> Array:
@@ -160,7 +161,7 @@ class Categorical(Spec):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         counts = self.features(x).sum(0).reshape(x.shape[1], -1) + 1 / self.num_categories
         probs = counts / counts.sum(-1, keepdims=True)
-        return {"probabilities": np.tile(probs, (shares.shape[1], 1, 1))}
+        return in_every_regime(shares, probabilities=probs)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.simplex

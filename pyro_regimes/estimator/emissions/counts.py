@@ -7,12 +7,15 @@ from typing import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import constraints
 from scipy.stats import nbinom, poisson
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive, refuse, within
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import Names, positive, refuse, within
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
@@ -20,12 +23,9 @@ _MOST_COUNT = 2.0**53  # the integers of float64
 
 
 class _Counts(Spec):
-    """Common code: every parameter is ``(..., K, D)``."""
+    """What both have in common."""
 
     measure = "probability"
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {name: (num_regimes, num_series) for name in self.attributes}
 
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         with np.errstate(invalid="ignore"):
@@ -63,13 +63,22 @@ class Poisson(_Counts):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = np.maximum(x.mean(0), 1 / len(x))
-        return {"rates": np.tile(mean, (shares.shape[1], 1))}
+        return in_every_regime(shares, rates=mean)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.positive
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Poisson(arguments["rate"]).to_event(1)
+
+    def sample_observation_dist(
+        self, num_regimes: int, mean: Tensor, scale: Tensor
+    ) -> dist.TorchDistribution:
+        prior = dist.Gamma(torch.ones_like(mean), 1 / mean).expand([num_regimes, len(mean)])
+        return dist.Poisson(pyro.sample("rate", prior.to_event(2))).to_event(1)
+
+    def site_values(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"rate": arguments["rate"]}
 
 
 @dataclass(frozen=True)
@@ -106,12 +115,9 @@ class NegativeBinomial(_Counts):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean, variance = np.maximum(x.mean(0), 1 / len(x)), x.var(0)
         excess = np.maximum(variance - mean, mean / 100)
-        total_counts = np.clip(mean**2 / excess, 0.1, 100.0)
-        found = (total_counts, mean / (mean + total_counts))
-        return {
-            name: np.tile(value, (shares.shape[1], 1))
-            for name, value in zip(self.attributes, found, strict=True)
-        }
+        total_counts = np.maximum(mean**2 / excess, 0.1)
+        probabilities = mean / (mean + total_counts)
+        return in_every_regime(shares, total_counts=total_counts, probabilities=probabilities)
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.unit_interval if name == "probs" else constraints.positive

@@ -7,29 +7,26 @@ The mean of an angle is its mean direction, the direction of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import Any, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from scipy.special import ive
+from scipy.special import exprel, ive
 from scipy.stats import vonmises
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import (
-    Names,
-    Spec,
-    has_constant,
-    positive,
-    refuse_constant,
-)
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import Names, has_constant, positive, refuse_constant
+from pyro_regimes.estimator.emissions.levels import Levels
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 
 _LARGEST = 4 * np.pi  # of angles in radians, with some room
 _LARGE = 1e8  # concentration, from which on the length of the mean vector is 1 less half of 1 / it
+_LOST = 1e-12  # a probability that a difference of two distribution functions gives roughly
 _COLLAPSED = 1e12  # concentration of a regime of equal angles
 
 
@@ -41,9 +38,6 @@ class VonMises(Spec):
     attributes, arguments = ("means", "concentrations"), ("loc", "concentration")
     is_circular = True
     measure = "density of an angle"
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {name: (num_regimes, num_series) for name in self.attributes}
 
     def check_values(self, emission: Emission) -> None:
         positive("concentrations", emission)
@@ -72,6 +66,11 @@ class VonMises(Spec):
     def marginals(self, emission: Emission) -> list[Marginal]:
         each = zip(emission["means"].T, emission["concentrations"].T, strict=True)
         return [Angles(means, concentrations) for means, concentrations in each]
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        """The levels of angles, counted from -pi on."""
+        each = zip(_wrapped(data).T, emission["means"].T, emission["concentrations"].T, strict=True)
+        return [angle_levels(*one) for one in each]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState
@@ -105,8 +104,7 @@ class VonMises(Spec):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         angles = np.arctan2(np.sin(x).mean(0), np.cos(x).mean(0))
-        means = np.tile(angles, (shares.shape[1], 1))
-        return {"means": means, "concentrations": np.ones_like(means)}
+        return in_every_regime(shares, means=angles, concentrations=np.ones_like(angles))
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return constraints.real if name == "loc" else constraints.positive
@@ -168,6 +166,44 @@ def _lengths(concentrations: Array) -> Array:
     return np.where(
         concentrations < _LARGE, ive(1, known) / ive(0, known), 1 - 0.5 / concentrations
     )
+
+
+def angle_levels(x: Array, means: Array, concentrations: Array) -> Levels:
+    """The levels of one series of angles from -pi to pi, ``(T,)``, in each of K regimes."""
+    angles = Angles(means, concentrations)
+    values = x[:, np.newaxis]
+    parts = []
+    for probability, first, last in (
+        (angles.cdf(values), -np.pi, values),
+        (angles.sf(values), values, np.pi),
+    ):
+        with np.errstate(divide="ignore"):
+            log_probability = np.log(probability)
+        # A small difference of two probabilities has lost its digits.
+        tail = _log_tail(angles, means, concentrations, first, last)
+        parts.append(np.where(probability < _LOST, tail, log_probability))
+    log_cdf, log_sf = parts
+    return Levels.continuous(log_cdf, log_sf, angles.logpdf(values))
+
+
+def _log_tail(
+    angles: Angles, means: Array, concentrations: Array, first: Any, last: Any
+) -> Array:
+    """The logarithm of the probability of an interval without the mean of its regime.
+
+    From its ends inwards the density falls exponentially, or rises; it is lowest opposite the mean.
+    """
+    opposite = _wrapped(means + np.pi)
+    total = np.full(np.broadcast_shapes(np.shape(last), np.shape(first), means.shape), -np.inf)
+    for end, sign in ((first, 1), (last, -1)):
+        is_inside = (first < opposite) & (opposite < last)
+        other = np.where(is_inside, opposite, last if sign == 1 else first)
+        length = np.abs(other - end)
+        slope = sign * concentrations * np.sin(end - means)  # of the fall inwards
+        with np.errstate(divide="ignore"):
+            area = angles.logpdf(end) + np.log(length * exprel(-np.maximum(slope * length, 0.0)))
+        total = np.where(slope >= 0, np.logaddexp(total, area), total)
+    return total
 
 
 def _wrapped(angles: Array) -> Array:

@@ -14,8 +14,11 @@ from scipy.stats import norm
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.levels import Levels, averaged_in_turn
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.predictive import Mixture
@@ -29,7 +32,8 @@ _MOST_ROWS = 2_000  # in which the components of a start are looked for
 class GaussianMixture(Spec):
     """``weights`` ``(..., K, M)`` of M components with ``means`` ``(..., K, M, D)``.
 
-    Their ``covariances`` are ``(..., K, M, D, D)``, or variances ``(..., K, M, D)``.
+    Their ``covariances`` are ``(..., K, M, D, D)``, variances ``(..., K, M, D)``, or one variance
+    for all series ``(..., K, M)``.
     """
 
     gaussian: MatrixGaussian | DiagonalGaussian  #: of the components, not shared
@@ -50,8 +54,7 @@ class GaussianMixture(Spec):
 
     def _inner(self, emission: Emission) -> Emission:
         """The components as regimes, ``(..., K M, D)``."""
-        block = 1 if isinstance(self.gaussian, DiagonalGaussian) else 2
-        own = {"means": 1, "covariances": block}
+        own = {"means": 1, "covariances": len(self.gaussian.shapes(1, 1)["covariances"]) - 1}
         return {
             name: _flat(emission[name], dims) for name, dims in own.items() if name in emission
         }
@@ -123,6 +126,22 @@ class GaussianMixture(Spec):
         shares = emission["weights"]
         mean, scale = self.gaussian.of_sum(self._inner(emission), weights)
         return Mixture(shares, norm(mean.reshape(shares.shape), scale.reshape(shares.shape)))
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        each = self.gaussian.levels(self._inner(emission), data)
+        components, log_weights = self._components(emission, each)
+        return [component.averaged(log_weights) for component in components]
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        each = self.gaussian.levels_in_turn(self._inner(emission), data)
+        return averaged_in_turn(*self._components(emission, each))
+
+    def _components(self, emission: Emission, each: list[Levels]) -> tuple[list[Levels], Array]:
+        """Levels ``(T, K, M)`` of the components, from ``(T, K M)``, and their log weights."""
+        shape = (len(each[0].density), *emission["weights"].shape)
+        with np.errstate(divide="ignore"):
+            log_weights = np.broadcast_to(np.log(emission["weights"]), shape)
+        return [Levels(*(part.reshape(shape) for part in one)) for one in each], log_weights
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, NamedTuple
 
@@ -13,7 +13,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names
+from pyro_regimes.estimator.emissions.levels import Levels
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
@@ -199,6 +201,12 @@ class Mixed(Spec):
                     rows[f"{label}, {key}"] = column
         return rows
 
+    def are_numbers(self, num_series: int) -> npt.NDArray[np.bool_]:
+        each = [part.spec.are_numbers(len(part.columns)) for part in self.parts]
+        order = np.argsort([column for part in self.parts for column in part.columns])
+        found: npt.NDArray[np.bool_] = np.concatenate(each)[order]
+        return found
+
     def mixture_moments(self, weights: Array, emission: Emission) -> tuple[Array, Array]:
         mean, covariance = super().mixture_moments(weights, emission)
         for part in self.parts:  # an angle has moments of its own
@@ -223,6 +231,25 @@ class Mixed(Spec):
             return super().portfolio(emission, weights)
         (part,) = used
         return part.spec.portfolio(part.own(emission), weights[list(part.columns)])
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        return self._in_order(
+            part.spec.levels(part.own(emission), data[:, list(part.columns)])
+            for part in self.parts
+        )
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        return self._in_order(
+            part.spec.levels_in_turn(part.own(emission), data[:, list(part.columns)])
+            for part in self.parts
+        )
+
+    def _in_order(self, each: Iterable[list[Levels]]) -> list[Levels]:
+        """Those of the columns of each part, in the order of X."""
+        of_column: dict[int, Levels] = {}
+        for part, found in zip(self.parts, each, strict=True):
+            of_column |= dict(zip(part.columns, found, strict=True))
+        return [of_column[column] for column in sorted(of_column)]
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

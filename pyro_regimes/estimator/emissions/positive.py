@@ -16,29 +16,30 @@ from pyro.distributions import constraints
 from scipy.stats import expon, gamma, lognorm
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import (
+from pyro_regimes.estimator.emissions.base import Spec, in_every_regime
+from pyro_regimes.estimator.emissions.checks import (
     Names,
-    Spec,
+    column_name,
     has_constant,
     positive,
     refuse,
     refuse_constant,
 )
-from pyro_regimes.estimator.gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
 
-#: A concentration above this over the rounding is that of equal observations: the logarithm of
-#: their mean differs by half of 1 / it from the mean of their logarithms.
+#: An exponential rate above this over the rounding is that of observations that are all 0.
 _LOST = 0.25
+
+#: Deviations of so many roundings of the mean are the least from which parameters of a gamma
+#: distribution are found: its mean, the quotient of two of them, has an error of about one.
+_LEAST_DEVIATION = 1e3
 
 
 class _Positive(Spec):
-    """Common code: every parameter is ``(..., K, D)``."""
-
-    def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
-        return {name: (num_regimes, num_series) for name in self.attributes}
+    """What all of them have in common."""
 
     def units(self, data: Array, equal: bool = False) -> Units:
         return Units(np.zeros(data.shape[1]), np.exp(np.log(data).mean(0)))
@@ -56,24 +57,39 @@ class _Positive(Spec):
             )
         refuse("positive numbers", data, data <= 0, feature_names, remedy)
 
+    def check_data(
+        self, data: Array, feature_names: Names | None, dtype: torch.dtype
+    ) -> str | None:
+        refuse_constant(data, feature_names, "drop it")
+        return None
+
     def features(self, x: Array) -> Array:
         return np.log(x)
 
 
-def _repeated(shares: Array, **found: Array) -> Emission:
-    """The same parameters in every regime."""
-    return {name: np.tile(value, (shares.shape[1], 1)) for name, value in found.items()}
+class _WithRates(_Positive):
+    """What those with ``rates`` have in common: all of their parameters are positive."""
+
+    def check_values(self, emission: Emission) -> None:
+        for name in self.attributes:
+            positive(name, emission)
+
+    def scale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "rates": emission["rates"] * units.unit}
+
+    def unscale(self, emission: Emission, units: Units) -> Emission:
+        return {**emission, "rates": emission["rates"] / units.unit}
+
+    def constraint(self, name: str, floor: float) -> constraints.Constraint:
+        return constraints.positive
 
 
 @dataclass(frozen=True)
-class Exponential(_Positive):
+class Exponential(_WithRates):
     """Waiting times of ``rates`` ``(..., K, D)``; their means are the reciprocals."""
 
     title = "exponential"
     attributes, arguments = ("rates",), ("rate",)
-
-    def check_values(self, emission: Emission) -> None:
-        positive("rates", emission)
 
     def check_support(self, data: Array, feature_names: Names | None) -> None:
         remedy = "use another emission, such as 'gaussian'"
@@ -95,20 +111,8 @@ class Exponential(_Positive):
         mean = data.mean(0)
         return Units(np.zeros(data.shape[1]), np.where(mean > 0, mean, 1.0))
 
-    def check_data(
-        self, data: Array, feature_names: Names | None, dtype: torch.dtype
-    ) -> str | None:
-        refuse_constant(data, feature_names, "drop it")
-        return None
-
     def features(self, x: Array) -> Array:
         return np.sqrt(x)
-
-    def scale(self, emission: Emission, units: Units) -> Emission:
-        return {"rates": emission["rates"] * units.unit}
-
-    def unscale(self, emission: Emission, units: Units) -> Emission:
-        return {"rates": emission["rates"] / units.unit}
 
     def collapsed(
         self, emission: Emission, least: float, dtype: torch.dtype
@@ -120,25 +124,18 @@ class Exponential(_Positive):
         return has_constant(x) and bool((np.nan_to_num(x) == 0).all(0)[~np.isnan(x).all(0)].any())
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
-        return _repeated(shares, rates=1 / x.mean(0))
-
-    def constraint(self, name: str, floor: float) -> constraints.Constraint:
-        return constraints.positive
+        return in_every_regime(shares, rates=1 / x.mean(0))
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Exponential(arguments["rate"]).to_event(1)
 
 
 @dataclass(frozen=True)
-class Gamma(_Positive):
+class Gamma(_WithRates):
     """Positive numbers of ``concentrations`` and ``rates``, both ``(..., K, D)``."""
 
     title = "gamma"
     attributes, arguments = ("concentrations", "rates"), ("concentration", "rate")
-
-    def check_values(self, emission: Emission) -> None:
-        positive("concentrations", emission)
-        positive("rates", emission)
 
     def moments(self, emission: Emission) -> Moments:
         concentrations, rates = (emission[name] for name in self.attributes)
@@ -154,16 +151,21 @@ class Gamma(_Positive):
         concentrations, rates = (emission[name][states] for name in self.attributes)
         return rng.gamma(concentrations) / rates
 
-    def scale(self, emission: Emission, units: Units) -> Emission:
-        return {**emission, "rates": emission["rates"] * units.unit}
-
-    def unscale(self, emission: Emission, units: Units) -> Emission:
-        return {**emission, "rates": emission["rates"] / units.unit}
-
     def check_data(
         self, data: Array, feature_names: Names | None, dtype: torch.dtype
     ) -> str | None:
-        refuse_constant(data, feature_names, "drop it")
+        super().check_data(data, feature_names, dtype)
+        least = _least_deviation(dtype)
+        deviations = np.nanstd(data / np.nanmean(data, 0), 0)
+        lost = np.flatnonzero(deviations < least)
+        if len(lost):
+            column = int(lost[0])
+            raise ValueError(
+                f"expected every column of X to deviate from its mean by more than {least:.2g} "
+                f"times the mean, as the parameters of a gamma distribution have the rounding of "
+                f"{str(dtype).removeprefix('torch.')}, got {deviations[column]:.2g} times in "
+                f"column {column_name(column, feature_names)}; use emission='gaussian'"
+            )
         return None
 
     def fewest_observations(self, num_series: int) -> int:
@@ -172,7 +174,7 @@ class Gamma(_Positive):
     def collapsed(
         self, emission: Emission, least: float, dtype: torch.dtype
     ) -> npt.NDArray[np.bool_]:
-        most = _LOST / torch.finfo(dtype).eps
+        most = _least_deviation(dtype) ** -2
         return np.any(~(emission["concentrations"] < most), axis=-1)
 
     def are_equal(self, x: Array) -> bool:
@@ -181,13 +183,14 @@ class Gamma(_Positive):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         mean = x.mean(0)
         concentrations = mean**2 / x.var(0)
-        return _repeated(shares, concentrations=concentrations, rates=concentrations / mean)
-
-    def constraint(self, name: str, floor: float) -> constraints.Constraint:
-        return constraints.positive
+        return in_every_regime(shares, concentrations=concentrations, rates=concentrations / mean)
 
     def observation_dist(self, arguments: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.Gamma(arguments["concentration"], arguments["rate"]).to_event(1)
+
+
+def _least_deviation(dtype: torch.dtype) -> float:
+    return _LEAST_DEVIATION * torch.finfo(dtype).eps
 
 
 _LOGARITHMS = DiagonalGaussian("diag", equal=False)
@@ -231,12 +234,6 @@ class LogNormal(_Positive):
     def unscale(self, emission: Emission, units: Units) -> Emission:
         return {**emission, "log_means": emission["log_means"] + np.log(units.unit)}
 
-    def check_data(
-        self, data: Array, feature_names: Names | None, dtype: torch.dtype
-    ) -> str | None:
-        refuse_constant(data, feature_names, "drop it")
-        return None
-
     def fewest_observations(self, num_series: int) -> int:
         return 2
 
@@ -258,7 +255,7 @@ class LogNormal(_Positive):
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         logs = np.log(x)
-        return _repeated(shares, log_means=logs.mean(0), log_scales=logs.std(0))
+        return in_every_regime(shares, log_means=logs.mean(0), log_scales=logs.std(0))
 
     def constraint(self, name: str, floor: float) -> constraints.Constraint:
         return _LOGARITHMS.constraint(name, floor)

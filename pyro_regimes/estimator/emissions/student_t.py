@@ -22,8 +22,12 @@ from pyro.distributions import constraints
 from scipy.stats import t
 from torch import Tensor
 
-from pyro_regimes.estimator.emissions.base import Names, Spec, positive
-from pyro_regimes.estimator.gaussian import DiagonalGaussian, MatrixGaussian
+from pyro_regimes.estimator.emissions.base import Spec
+from pyro_regimes.estimator.emissions.checks import Names, positive
+from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.levels import Levels, student_t_levels
+from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
+from pyro_regimes.estimator.emissions.whitening import Whitened, by_series
 from pyro_regimes.estimator.marginals import Marginal
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.units import Units
@@ -146,6 +150,21 @@ class StudentT(Spec):
         """The degrees of freedom of each series in each regime, ``(K, D)``."""
         freedom = emission["degrees_of_freedom"]
         return np.broadcast_to(_beside(freedom, emission["means"]), emission["means"].shape)
+
+    def levels(self, emission: Emission, data: Array) -> list[Levels]:
+        means, scales = self.gaussian.moments(self._as_gaussian(emission))
+        variances = Moments(means, scales).variances
+        shape = (len(data), *means.shape)
+        standard = (data[:, None] - means) / np.sqrt(variances)
+        freedom = _beside(emission["degrees_of_freedom"], means)
+        beside = (np.broadcast_to(each, shape) for each in (0.5 * np.log(variances), freedom))
+        return by_series(student_t_levels(standard, *beside))
+
+    def levels_in_turn(self, emission: Emission, data: Array) -> list[Levels]:
+        if not self._is_joint:
+            return self.levels(emission, data)
+        means, scales = self.gaussian.moments(self._as_gaussian(emission))
+        return Whitened.of(data, means, scales).student_t(emission["degrees_of_freedom"])
 
     def draw(
         self, emission: Emission, states: npt.NDArray[np.int64], rng: np.random.RandomState

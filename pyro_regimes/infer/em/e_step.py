@@ -13,7 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_regimes.chain.counts import ChainCounts
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, observation, values
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
@@ -108,7 +108,7 @@ class Expected(NamedTuple):
             transitions = gaps.expected_steps(chain_logits(self.arguments)[1], transitions)
         elif transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
-        smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm._packing
+        smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm.packing
         initial = smoothed[..., 0, :]
         if packing is not None:
             initial = smoothed.index_select(-2, packing.firsts).sum(-2)
@@ -141,14 +141,14 @@ def check_finite(site: Site) -> None:
     :raises ValueError: if they are not, with their number and places.
     """
     hmm, mask = site.hmm, site.observation_mask
-    value = hmm._filled(site.value)[0]
+    value, _ = values.fill_missing(site.value, hmm.observation_dist, hmm.missing)
     if bool(value.sum().isfinite()):
         return  # then all are; a sum that overflows says nothing
     num_lead = value.dim() - hmm.event_dim + 1
     wrong = ~value.isfinite().reshape(value.shape[:num_lead] + (-1,)).all(-1)  # (..., T)
-    wrong = wrong & ~hmm._is_missing(value)
+    wrong = wrong & ~values.marginalised(value, hmm.observation_dist)
     counts = torch.ones_like(wrong)
-    valid = hmm._without_padding(value)[1]
+    valid = values.without_padding(value, hmm.lengths, hmm.event_dim)[1]
     if valid is not None:
         counts = counts & valid
     if mask is not None:
@@ -174,11 +174,12 @@ def read_site(site: Site) -> SiteData:
         not finite, except for padding, masked and missing values.
     """
     hmm, mask = site.hmm, site.observation_mask
-    initial_logits, transition_logits, logits, _ = hmm._chain(site.value)
+    initial_logits, transition_logits, logits, _ = hmm.chain(site.value)
     check_finite(site)
     dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
     dtype = torch.promote_types(dtype, logits.dtype)
-    value, missing = hmm._filled(hmm._without_padding(site.value)[0].detach())
+    value, _ = values.without_padding(site.value, hmm.lengths, hmm.event_dim)
+    value, missing = values.fill_missing(value.detach(), hmm.observation_dist, hmm.missing)
     if isinstance(mask, Tensor):
         event_dim = len(hmm.observation_dist.event_shape)
         counted = mask.expand(torch.broadcast_shapes(mask.shape, logits.shape)).any(-1)
@@ -210,7 +211,7 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
     logits = entries.log_prob(site.family, data.value, arguments, event_dim, data.missing)
     if site.observation_mask is not None:
         logits = scale_and_mask(logits, mask=site.observation_mask)
-    logits = site.hmm._restricted(logits)
+    logits = observation.restrict(logits, site.hmm.allowed_states)
     steps = data.value.shape[data.value.dim() - event_dim - 1]
     return logits.expand(data.batch_shape + (steps, site.hmm.state_dim))
 
@@ -250,7 +251,7 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
         if gaps is not None:
             transition = gaps.transition_logits(transition)
         logits = observation_logits(data, arguments)
-    expectations = ops.expectations(initial, transition, logits, data.site.hmm._sequences)
+    expectations = ops.expectations(initial, transition, logits, data.site.hmm.sequences)
     return Expected(data, arguments, expectations)
 
 
@@ -266,4 +267,4 @@ def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
 
 
 def _log_prob(hmm: RegimeHMM) -> Callable[[Tensor], Tensor]:
-    return hmm._log_likelihood if type(hmm) is RegimeHMM else hmm.log_prob
+    return hmm.log_likelihood if type(hmm) is RegimeHMM else hmm.log_prob

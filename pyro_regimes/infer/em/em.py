@@ -215,14 +215,7 @@ class EM:
             and an optimiser updates parameters or data are subsampled; if the callback changes a
             parameter of the model; or if data that are not masked are not finite.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
-            raise ValueError(
-                f"expected num_steps to be an integer of at least 0, got {shown(num_steps)}"
-            )
-        if tol is not None and not _number(tol) > 0:
-            raise ValueError(f"expected tol to be positive or None, got {shown(tol)}")
-        if acceleration not in (None, "squarem"):
-            raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
+        _check_run(num_steps, tol, acceleration)
         check_callback(callback)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
@@ -405,6 +398,18 @@ class EM:
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
         )
+
+
+def _check_run(num_steps: Any, tol: Any, acceleration: Any) -> None:
+    """:raises ValueError: naming an argument of :meth:`EM.run` that is not valid."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
+        raise ValueError(
+            f"expected num_steps to be an integer of at least 0, got {shown(num_steps)}"
+        )
+    if tol is not None and not _number(tol) > 0:
+        raise ValueError(f"expected tol to be positive or None, got {shown(tol)}")
+    if acceleration not in (None, "squarem"):
+        raise ValueError(f"expected acceleration to be None or 'squarem', got {acceleration!r}")
 
 
 def _number(value: Any) -> float:

@@ -206,6 +206,7 @@ def _other_densities(state: TensorState, every: list[int]) -> list[Finding]:
         of_family = observation.log_prob(hmm.observation_dist, value, True).detach()
         same = (own == of_family) | (own.isnan() & of_family.isnan())
         bound = torch.finfo(own.dtype).eps ** 0.25 * (1 + own.abs())
+        bound = bound + observation.own_rounding(hmm.observation_dist, value)
         wrong = ~(same | ((own - of_family).abs() <= bound))
         if wrong.any():
             apart = float((own - of_family)[wrong].abs().max())
