@@ -20,7 +20,7 @@ from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
-from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.spec import Spec, has_components
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.validation import check_parameters
 from pyro_regimes.files import file_name, replacing
@@ -67,6 +67,8 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     mask = model.transition_mask_
     parameters |= {"transition_mask": None if mask is None else mask.tolist()}
     parameters |= {"initial": model.initial_, "emission": model.emission_}
+    if not has_components(model.emission_):
+        parameters["n_components"] = None
     loaded = type(model)(**parameters)
     check_parameters(loaded)  # else the file could not be loaded
     given = _given(model, loaded, spec)
