@@ -84,7 +84,7 @@ def fit_candidate(
 ) -> Candidate:
     """Fit one candidate. Data that it cannot be fitted to are its ``error``.
 
-    :param settings: parameters of :class:`.RegimeModel`; ``n_components`` is that of mixtures alone.
+    :param settings: parameters of :class:`.RegimeModel`; ``n_components`` is of mixtures alone.
     """
     kind = family.covariance_type or "full"
     if not has_components(family.emission):

@@ -320,7 +320,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
-        raise ValueError(f"expected {path} to be a saved RegimeModel, got: {error}") from error
+        raise ValueError(
+            f"expected {path} to be a saved RegimeModel, got a file that is no JSON ({error}); "
+            "name one that RegimeModel.save or pyro-regimes fit wrote, such as model.json"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"expected {path} to have the format {FORMAT!r}, got {came}")

@@ -216,8 +216,8 @@ def _check_settings(settings: Mapping[str, Any], families: list[Family]) -> None
     if is_given and not any(has_components(each.emission) for each in families):
         raise ValueError(
             f"expected n_components ({settings['n_components']}) together with "
-            "emission='gaussian_mixture', as it is the number of Gaussians in each regime; give the "
-            "numbers of regimes as n_regimes"
+            "emission='gaussian_mixture', as it is the number of Gaussians in each regime; give "
+            "the numbers of regimes as n_regimes"
         )
 
 

@@ -181,8 +181,8 @@ def _check_components(model: BaseEstimator) -> None:
     integer("n_components", model.n_components, 1)
     if not has_components(model.emission):
         raise ValueError(
-            "expected n_components together with emission='gaussian_mixture', as it is the number of "
-            f"Gaussians in each regime, got n_components={model.n_components} where "
+            "expected n_components together with emission='gaussian_mixture', as it is the number "
+            f"of Gaussians in each regime, got n_components={model.n_components} where "
             f"emission={shown(model.emission)}; n_regimes is the number of regimes"
         )
 
