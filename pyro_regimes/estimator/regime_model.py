@@ -123,7 +123,7 @@ class RegimeModel(DiagnosedModel, UncertainModel):
         of all columns to families gives each column its own; columns of different families are
         independent given the regime.
     :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``; None
-        is 2. Other emissions refuse it. (The number of regimes is ``n_regimes``.)
+        is 2. Other emissions refuse more than 1. (The number of regimes is ``n_regimes``.)
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 

@@ -212,7 +212,7 @@ def _check_settings(settings: Mapping[str, Any], families: list[Family]) -> None
             raise ValueError(f"expected no {name} in select, as it is {refused}, got one")
         if name in defaults and isinstance(value, RegimeModel):
             raise ValueError("expected order_by to be a name, got a model of one number of regimes")
-    is_given = settings.get("n_components") is not None
+    is_given = settings.get("n_components") not in (None, 1)
     if is_given and not any(has_components(each.emission) for each in families):
         raise ValueError(
             f"expected n_components ({settings['n_components']}) together with "

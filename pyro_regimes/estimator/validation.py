@@ -175,11 +175,11 @@ def check_emission(model: BaseEstimator) -> None:
 
 
 def _check_components(model: BaseEstimator) -> None:
-    """:raises ValueError: if n_components is no number, or is given without a mixture."""
+    """:raises ValueError: if n_components is no number, or is above 1 without a mixture."""
     if model.n_components is None:
         return
     integer("n_components", model.n_components, 1)
-    if not has_components(model.emission):
+    if model.n_components > 1 and not has_components(model.emission):
         raise ValueError(
             "expected n_components together with emission='gaussian_mixture', as it is the number "
             f"of Gaussians in each regime, got n_components={model.n_components} where "
