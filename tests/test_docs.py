@@ -135,6 +135,7 @@ PAGES = {
     "diagnosis": 4,
     "uncertainty": 5,
     "risk": 5,
+    "report": 1,
     "backtest": 6,
     "coming_from": 0,
     "files": 0,

@@ -19,7 +19,6 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import missing, persistence, problems, updating, validation
 from pyro_regimes.estimator.annotations import Annotations, annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
-from pyro_regimes.estimator.diagnosed_model import DiagnosedModel
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
     hmmlearn_parameters,
@@ -32,15 +31,15 @@ from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
+from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.uncertain_model import UncertainModel
 from pyro_regimes.infer.isolation import plain_torch
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(DiagnosedModel, UncertainModel):
+class RegimeModel(ReportedModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
