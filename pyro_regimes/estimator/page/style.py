@@ -55,7 +55,8 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
   .wide { display: block; } .narrow { display: none; }
   .small { grid-template-columns: repeat(3, 1fr); }
   th, td { padding: 2px 9px; } th:first-child { position: static; }
-  h2 { margin-top: 26px; } h2, h3, .caption { break-after: avoid; } svg, tr, .verdict { break-inside: avoid; }
+  h2 { margin-top: 26px; } h2, h3, .caption { break-after: avoid; }
+  svg, tr, .verdict { break-inside: avoid; }
   .scroll { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
