@@ -20,7 +20,7 @@ def fit(data: Data, settings: Settings, out: OUT = _FIT_OUT) -> None:
 
     Writes states.csv, model.json and regimes.png. In states.csv the columns that begin with viterbi
     or smoothed use all of the data; those that begin with filtered use the past and the
-    present only, as a back-test must. A name in it that a spreadsheet would run as a formula,
+    present only, as a backtest must. A name in it that a spreadsheet would run as a formula,
     because it begins with = + - or @, has an apostrophe in front.
     """
     returns = data.read()

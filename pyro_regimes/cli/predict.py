@@ -27,7 +27,7 @@ def predict(
 
     Columns are matched with the series of the model by their names; the file may have more.
     Writes states.csv as fit does: the columns that begin with viterbi or smoothed use all of the
-    rows; those that begin with filtered use the past and the present only, as a back-test
+    rows; those that begin with filtered use the past and the present only, as a backtest
     must. A name in it that a spreadsheet would run as a formula has an apostrophe in front.
     """
     fitted, returns, frame = read_fitted(model, data)

@@ -38,7 +38,7 @@ class FittedModel(BaseEstimator):
     random_state: Any
     emission: Any
     covariance_type: str
-    n_components: int
+    n_components: int | None
     emission_: Any
     covariance_type_: str
     initial_: str

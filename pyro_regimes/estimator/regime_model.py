@@ -121,7 +121,8 @@ class RegimeModel(ReportedModel):
         :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
         of all columns to families gives each column its own; columns of different families are
         independent given the regime.
-    :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
+    :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``; None
+        is 2. Other emissions refuse more than 1. (The number of regimes is ``n_regimes``.)
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -197,7 +198,7 @@ class RegimeModel(ReportedModel):
         transition_mask: npt.ArrayLike | None = None,
         stickiness: float = 0.0,
         emission: str | dict[Any, str] = "gaussian",
-        n_components: int = 2,
+        n_components: int | None = None,
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type
