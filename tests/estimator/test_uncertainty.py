@@ -374,3 +374,39 @@ def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ValueError, match="expected errors from standard_errors, got dict"):
         model.average_proba(x, {})
     assert isinstance(model.standard_errors(x), ParameterErrors)
+
+
+def test_errors_of_another_model_are_refused():
+    x = separated()
+    model, other = fitted(x), fitted(x + 1.0)
+    with pytest.raises(ValueError, match="expected errors of the parameters of this model"):
+        other.average_proba(x, model.standard_errors(x))
+
+
+def test_labels_are_of_what_a_dim_is_though_its_size_is_that_of_another():
+    """K = 2 regimes of M = 2 components of D = 2 series, or of C = 2 categories."""
+    pandas = pytest.importorskip("pandas")
+    rng, names = seeds.rng(31), ["SPY", "TLT"]
+
+    def labels(x: Any, attribute: str, **settings: Any) -> list[tuple[str, str]]:
+        frame = pandas.DataFrame(x, columns=names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = fitted(frame, max_iter=5, **settings)
+            return model.conf_int(frame).loc[attribute].index.tolist()
+
+    x = separated(150)
+    mixture = {"emission": "gaussian_mixture"}
+    assert [of for of, _ in labels(x, "weights", **mixture)] == ["0", "1"] * 2
+    assert [of for of, _ in labels(x, "means", **mixture)] == [
+        "0, SPY", "0, TLT", "1, SPY", "1, TLT"
+    ] * 2  # fmt: skip
+    counts = rng.randint(0, 2, (150, 2))
+    assert [of for of, _ in labels(counts, "probabilities", emission="categorical")] == [
+        "SPY, 0", "SPY, 1", "TLT, 0", "TLT, 1"
+    ] * 2  # fmt: skip
+    tied = labels(x, "covariances", covariance_type="tied")
+    assert tied == [("SPY, SPY", "all"), ("TLT, SPY", "all"), ("TLT, TLT", "all")]
+    each = {"emission": {"SPY": "gaussian", "TLT": "poisson"}}
+    mixed = np.stack([x[:, 0], rng.poisson(3, 150)], 1)
+    assert [of for of, _ in labels(mixed, "poisson rates", **each)] == ["TLT"] * 2
