@@ -69,13 +69,15 @@ class ParameterErrors(NamedTuple):
 
         Their derivatives are central differences with Richardson's extrapolation.
         """
-        return transformed(
-            self.free.covariance, torch.from_numpy(self.chart.jacobian(self.free, function))
-        ).numpy()
+        covariance = self.free.covariance
+        with plain_torch(covariance.device):
+            jacobian = torch.from_numpy(self.chart.jacobian(self.free, function))
+            return transformed(covariance, jacobian.to(covariance)).cpu().numpy()
 
     def draw(self, num_samples: int, seed: int) -> list[Parameters]:
         """Draws from the asymptotic normal distribution, as in :meth:`.StandardErrors.draw`."""
-        return [self.chart.parameters(each) for each in self.free.draw(num_samples, seed)]
+        with plain_torch(self.free.covariance.device):
+            return [self.chart.parameters(each) for each in self.free.draw(num_samples, seed)]
 
 
 class Chart(NamedTuple):

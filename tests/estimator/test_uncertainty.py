@@ -410,3 +410,49 @@ def test_labels_are_of_what_a_dim_is_though_its_size_is_that_of_another():
     each = {"emission": {"SPY": "gaussian", "TLT": "poisson"}}
     mixed = np.stack([x[:, 0], rng.poisson(3, 150)], 1)
     assert [of for of, _ in labels(mixed, "poisson rates", **each)] == ["TLT"] * 2
+
+
+HELD = {"init_params": {"means": np.array([[0.0, 1.0], [4.0, -2.0]])}, "fixed": ["means"]}
+
+
+@pytest.mark.parametrize("held", [{}, HELD], ids=["initial", "means"])
+def test_the_sandwich_of_a_model_with_parts_that_are_held(held):
+    x = separated(240)
+    for lengths, kind in (([120, 120], "row"), ([12] * 20, "sequence")):
+        model = fitted(x, lengths=lengths, covariance_type="spherical", initial="uniform", **held)
+        found = model.standard_errors(x, lengths=lengths, method="sandwich")
+        assert found.method == f"sandwich, by {kind}"
+        observed = model.standard_errors(x, lengths=lengths).standard_errors
+        for name, value in found.standard_errors.items():
+            assert ((value > 0) == (observed[name] > 0)).all()
+            assert (value <= 10 * observed[name]).all()
+
+
+def test_fitted_arrays_may_be_read_only():
+    """As those of a model that joblib maps from a file."""
+    x = separated(100)
+    model = fitted(x)
+    for value in vars(model).values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    assert np.isfinite(model.standard_errors(x).covariance).any()
+    assert model.forecast(x, 1, start="stationary").quantile(0.5).shape == (1, 2)
+
+
+def test_another_default_device_of_torch_changes_nothing():
+    x = separated(100)
+    model = fitted(x)
+    errors = model.standard_errors(x)
+
+    def found() -> list[np.ndarray]:
+        return [
+            model.conf_int(x).to_numpy(),
+            model.average_proba(x, errors, n_draws=2, random_state=0),
+            errors.delta(lambda parameters: parameters.emission["means"].ravel()),
+        ]
+
+    expected = found()
+    with torch.device("meta"):
+        changed = found()
+    for one, other in zip(expected, changed, strict=True):
+        np.testing.assert_array_equal(one, other)
