@@ -10,6 +10,7 @@ from scipy.stats import binomtest, norm
 
 from pyro_regimes.estimator.forecast_scores import gaussian_marginals, is_gaussian
 from pyro_regimes.estimator.inputs import date_index
+from pyro_regimes.estimator.marginals import is_circular
 from pyro_regimes.estimator.parameter_table import parameter_table
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
@@ -230,7 +231,11 @@ class WalkForward(NamedTuple):
     def _quantiles(self, levels: Sequence[float]) -> Array:
         """``(levels, n, D)``, of the rows that the forecasts are of."""
         made = np.full((len(levels), *self.data.shape), np.nan)
-        for rows, series, marginal in self._marginals():
+        every = list(self._marginals())
+        are_angles = all(is_circular(marginal) for _, _, marginal in every)
+        for rows, series, marginal in every:
+            if is_circular(marginal) and not are_angles:
+                continue
             mixture = Mixture(self.walk.ahead[rows], marginal)
             for place, level in enumerate(levels):
                 made[place, rows, series] = mixture.ppf(level)
