@@ -456,3 +456,20 @@ def test_another_default_device_of_torch_changes_nothing():
         changed = found()
     for one, other in zip(expected, changed, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_errors_do_not_depend_on_the_level_of_the_data():
+    """Though the spread is 1e-11 of it."""
+    x = separated(300)
+    unit, level = 2.0**-10, 2.0**27
+    moved = unit * np.round(x * 2**15) / 2**15 + level  # without rounding
+    errors, intervals = [], []
+    for data in (moved - level, moved):
+        model = fitted(data, regularization=0.0)
+        errors.append(model.standard_errors(data).standard_errors)
+        intervals.append(model.conf_int(data))
+    for name, value in errors[0].items():
+        np.testing.assert_allclose(errors[1][name], value, rtol=1e-3)
+    np.testing.assert_allclose(
+        intervals[1]["standard error"], intervals[0]["standard error"], rtol=1e-3
+    )
