@@ -313,7 +313,8 @@ def test_probabilities_averaged_over_the_parameters():
     x = separated()
     model = fitted(x)
     errors = model.standard_errors(x)
-    before = {name: np.copy(value) for name, value in vars(model).items() if name.endswith("_")}
+    arrays = {name: value for name, value in vars(model).items() if isinstance(value, np.ndarray)}
+    before = {name: value.copy() for name, value in arrays.items()}
     found = model.average_proba(x, errors, n_draws=20, random_state=3)
     assert found.shape == (400, 2)
     np.testing.assert_allclose(found.sum(1), 1.0)
