@@ -351,7 +351,8 @@ class FittedModel(BaseEstimator):
         n_steps = validation.integer("n_steps", n_steps, 1)
         if X is None or (np.ndim(X) == 2 and not len(X)):
             last_probs = self._given_last(X, start, after, gaps)
-            return forecast(self._hmm(), last_probs, n_steps, self.random_state, self._columns())
+            hmm, names = self._hmm(), self._column_names()
+            return forecast(hmm, last_probs, n_steps, self.random_state, names)
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
@@ -363,7 +364,7 @@ class FittedModel(BaseEstimator):
                 "expected X to have a positive probability in the model, got 0; look for values "
                 "that no regime allows"
             )
-        return forecast(hmm, last_probs, n_steps, self.random_state, self._columns())
+        return forecast(hmm, last_probs, n_steps, self.random_state, self._column_names())
 
     def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
         """The probabilities of the last regime where no rows follow ``after``."""
@@ -445,7 +446,7 @@ class FittedModel(BaseEstimator):
             ],
         )
 
-    def _columns(self) -> list[str] | None:
+    def _column_names(self) -> list[str] | None:
         """The names of the columns of the training data; None if they had none."""
         return self._series_names() if hasattr(self, "feature_names_in_") else None
 
