@@ -147,21 +147,21 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
-    """Where a rival is the first to come close to the best, or ends higher, than EM."""
+    """Where a rival is the first to come close to the best, or ends higher, than each EM."""
     found = []
-    runs = comparisons[0].runs
+    runs, number = comparisons[0].runs, len(comparisons)
     ours = [index for index, run in enumerate(runs) if run.is_em]
     for index, run in enumerate(runs):
         if run.is_em:
             continue
-        for own in ours:
-            count = f"of {len(comparisons)} repeats"
-            sooner = sum(_is_sooner(each, each.runs[index], each.runs[own]) for each in comparisons)
-            higher = sum(_is_higher(each.runs[index], each.runs[own]) for each in comparisons)
-            if sooner:
-                found.append(f"{run.name} is sooner than {runs[own].name} in {sooner} {count}")
-            if higher:
-                found.append(f"{run.name} ends higher than {runs[own].name} in {higher} {count}")
+        told = []
+        for what, is_so in (("sooner", _is_sooner), ("higher at the end", _is_higher)):
+            for own in ours:
+                count = sum(is_so(each, each.runs[index], each.runs[own]) for each in comparisons)
+                if count:
+                    told.append(f"{what} than {runs[own].name} in {count} of {number}")
+        if told:
+            found.append(f"{run.name} is {'; '.join(told)}")
     return found or ["no rival comes close to the best sooner than EM, or ends higher"]
 
 
@@ -171,7 +171,7 @@ def _is_sooner(comparison: Comparison, rival: MethodRun, em: MethodRun) -> bool:
     return theirs is not None and (own is None or theirs < own)
 
 
-def _is_higher(rival: MethodRun, em: MethodRun) -> bool:
+def _is_higher(comparison: Comparison, rival: MethodRun, em: MethodRun) -> bool:
     """Whether a rival ends higher than EM by more than what counts as close."""
     return not rival.diverged and rival.values[-1] > em.values[-1] + WITHIN
 

@@ -47,12 +47,10 @@ LBFGS = make_run("L-BFGS", "likelihood", [-30.0, -11.0, -10.0])
 def test_it_says_where_a_rival_wins() -> None:
     first = Comparison([EM, FAST, LBFGS])
     second = Comparison([EM, FAST, LBFGS._replace(values=[-30.0, -11.0, -9.0])])
-    assert em_or_svi.verdicts([first]) == ["L-BFGS is sooner than EM in 1 of 1 repeats"]
+    assert em_or_svi.verdicts([first]) == ["L-BFGS is sooner than EM in 1 of 1"]
     assert em_or_svi.verdicts([first, second]) == [
-        "L-BFGS is sooner than EM in 2 of 2 repeats",
-        "L-BFGS ends higher than EM in 1 of 2 repeats",
-        "L-BFGS is sooner than EM, SQUAREM in 1 of 2 repeats",
-        "L-BFGS ends higher than EM, SQUAREM in 1 of 2 repeats",
+        "L-BFGS is sooner than EM in 2 of 2; sooner than EM, SQUAREM in 1 of 2; "
+        "higher at the end than EM in 1 of 2; higher at the end than EM, SQUAREM in 1 of 2"
     ]
     late = LBFGS._replace(values=[-30.0, -29.0, -28.0], log_likelihood=-28.0)
     assert em_or_svi.verdicts([Comparison([EM, FAST, late])]) == [

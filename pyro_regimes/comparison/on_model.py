@@ -37,9 +37,10 @@ LIKELIHOOD_METHODS = ("EM", "EM, SQUAREM", *OPTIMISERS, "L-BFGS")
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
 #: All methods.
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
-#: The methods that run if none are named: all but NUTS, which takes minutes, and ClippedAdam. It
-#: clips each entry of a gradient at 10, which a log-likelihood of thousands of observations far
-#: exceeds, and is not better than Adam at any learning rate.
+#: The methods that run if none are named: all but NUTS, which takes minutes, and ClippedAdam, which
+#: takes as long as Adam. It clips each entry of a gradient at 10, far below those of a
+#: log-likelihood of many observations. It may approach an optimum sooner than Adam, but fluctuates
+#: more near it.
 DEFAULT_METHODS = tuple(name for name in ALL_METHODS if name not in ("ClippedAdam", "NUTS"))
 
 #: The methods that ``processes=2`` runs side by side, the longest first.

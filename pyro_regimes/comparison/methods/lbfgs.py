@@ -23,8 +23,9 @@ METHOD = "L-BFGS"
 
 _Array = npt.NDArray[np.float64]
 
-#: The differences of gradients from which the Hessian is approximated. On the workloads of
-#: ``benchmarks/em_or_svi.py``, 100 needs the fewest passes, and the least time, of 10, 30, 60, 100.
+#: The differences of gradients from which the Hessian is approximated. Of 10, 30, 60 and 100, 100
+#: needs the fewest passes on the sector returns of ``benchmarks/em_or_svi.py``, where 10 and 30 end
+#: below the best. On its other workloads all but 10 need about as many.
 _NUM_PAIRS = 100
 
 #: The successive iterations that must gain little, as the steps of an optimiser in EM.
