@@ -58,7 +58,10 @@ STARTS = Annotated[
 ]
 MAX_ITER = Annotated[int, typer.Option(min=0, help="Maximum number of EM iterations.")]
 TOL = Annotated[
-    float, typer.Option(help="EM stops when an iteration gains fewer nats in every start.")
+    float,
+    typer.Option(
+        help="EM stops when an iteration raises the log-likelihood of every start by less."
+    ),
 ]
 SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]

@@ -82,6 +82,11 @@ class Data(NamedTuple):
         typer.Option(min=1, help="Use only this number of last rows.", show_default="all"),
     ] = None
 
+    @property
+    def unit(self) -> str | None:
+        """The unit of the data, if it is known."""
+        return "%" if self.csv is None or self.prices else None
+
     def read(self) -> Returns:
         """Read the file, or the embedded returns; print what the reader has to say.
 
@@ -152,25 +157,34 @@ class Data(NamedTuple):
 
 
 def with_data(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes the fields of :class:`Data` in the place of its parameter ``data``."""
+    """A command that takes the fields of its parameters that are named tuples, as :class:`Data`."""
     hints = get_type_hints(command, include_extras=True)
-    fields = get_type_hints(Data, include_extras=True)
-    del hints["data"], hints["return"]
+    del hints["return"]
     defaults = {name: each.default for name, each in inspect.signature(command).parameters.items()}
-    names = [
-        name for each in defaults for name in (Data._fields if each == "data" else (each,))
-    ]
-    hints, defaults = hints | fields, defaults | Data._field_defaults
-    kind = inspect.Parameter.KEYWORD_ONLY
+    tuples: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if hasattr(kind, "_field_defaults")
+    }
+    names: list[str] = []
+    for name in [*defaults]:
+        kind = tuples.get(name)
+        names += [name] if kind is None else kind._fields
+        if kind is not None:
+            hints |= get_type_hints(kind, include_extras=True)
+            defaults |= kind._field_defaults
     parameters = [
-        inspect.Parameter(name, kind, default=defaults[name], annotation=hints[name])
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hints[name]
+        )
         for name in names
     ]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        data = Data(**{name: given.pop(name) for name in Data._fields})
-        command(data=data, **given)
+        made = {
+            each: kind(**{name: given.pop(name) for name in kind._fields})
+            for each, kind in tuples.items()
+        }
+        command(**made, **given)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -49,7 +49,9 @@ def select(
     bootstrap: Annotated[
         int,
         typer.Option(
-            min=0, help="Replicates of the test of each number of regimes against one more, as 99."
+            min=0,
+            help="Simulated data sets of the bootstrap test of each number of regimes against one "
+            "more, such as 99; 0 for no test.",
         ),
     ] = 0,
     n_init: STARTS = 10,
@@ -66,9 +68,8 @@ def select(
 ) -> None:
     """Compare numbers of regimes by AIC, BIC, ICL, held-out blocks and a bootstrap test.
 
-    Prints a table, in which an asterisk marks the best of each column. Fit the one that you choose
-    with pyro-regimes fit. For another likelihood than that of the returns, such as of counts, name
-    the emission.
+    Prints a table, in which an asterisk marks the best of each column. Fit the model that you
+    choose with pyro-regimes fit. For data other than returns, such as counts, set --emission.
     """
     returns = data.read()
     if out is not None:

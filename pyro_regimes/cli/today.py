@@ -14,10 +14,10 @@ from pyro_regimes.text_tables import fixed, percent, text_table
 def today(model: MODEL, data: Data, start: START = Start.auto, after: AFTER = None) -> None:
     """Print the regime of the last row, by a fitted model.
 
-    Prints the date of the last row, its most probable regime, and the date from which on this has
-    been the most probable regime, given all rows. A table has for each regime its probability on
-    the last row and one step later, the expected number of steps until it ends, and its volatility.
-    The expected number of steps does not depend on how long a regime has lasted.
+    Prints the date of the last row, its most probable regime, and since when this has been the most
+    probable regime, given all rows. A table has for each regime its probability on the last row and
+    one step later, the expected number of steps until it ends, and its volatility. The expected
+    number of steps does not depend on how long the regime has lasted.
     """
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)

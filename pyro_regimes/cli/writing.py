@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_regimes.files import file_name
+
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 _FORMULA = tuple("=+-@\t\r")  # where a spreadsheet takes a text for a formula
 
@@ -30,21 +33,24 @@ def make_directory(out: Path) -> None:
     )
 
 
-def states_table(
-    dates: np.ndarray,
-    names: list[str],
-    states: np.ndarray,
-    filtered_probs: np.ndarray,
-    smoothed_probs: np.ndarray,
-) -> dict[str, Any]:
-    """The columns of states.csv, of which the names say which look ahead.
+def make_room_for(out: Path) -> None:
+    """Create the directory of an output file before a fit, so that a bad name fails at once.
 
-    :param states: the path, ``(T,)``, -1 where there is none.
+    :raises ValueError: if there can be no such file, or it cannot be written.
     """
-    columns = {"date": dates, "viterbi": [names[k] if k >= 0 else "" for k in states]}
-    for kind, probs in (("filtered", filtered_probs), ("smoothed", smoothed_probs)):
-        columns |= {f"{kind}_{name}": probs[:, k] for k, name in enumerate(names)}
-    return columns
+    name = file_name("--out", out)
+    if name.is_dir():
+        raise ValueError(f"expected --out to name a file, got the directory {str(out)!r}")
+    make_directory(name.parent)
+
+
+def write_states(path: Path, dates: np.ndarray, regimes: pd.DataFrame) -> None:
+    """Write states.csv: the table of :meth:`.RegimeModel.regimes` beside the dates."""
+    columns: dict[str, Any] = {"date": dates}
+    for name in regimes:
+        cells = regimes[name]
+        columns[str(name)] = cells.to_numpy() if cells.dtype.kind in "fi" else list(cells)
+    write_csv(path, columns)
 
 
 def write_csv(path: Path, columns: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pyro_regimes.estimator.likelihood_ratio import RatioTest, bootstrap_ratio
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.problems import CollapseWarning
 from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.spec import has_components
 
 _NOTHING = Criteria(math.nan, math.nan, math.nan, math.nan)
 
@@ -83,9 +84,11 @@ def fit_candidate(
 ) -> Candidate:
     """Fit one candidate. Data that it cannot be fitted to are its ``error``.
 
-    :param settings: parameters of :class:`.RegimeModel`.
+    :param settings: parameters of :class:`.RegimeModel`; ``n_components`` is of mixtures alone.
     """
     kind = family.covariance_type or "full"
+    if not has_components(family.emission):
+        settings = {name: value for name, value in settings.items() if name != "n_components"}
     model = RegimeModel(n_regimes, kind, emission=family.emission, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import missing, plots, problems, validation
+from pyro_regimes.estimator import missing, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
-from pyro_regimes.estimator.inputs import choice_and_lengths, date_index
+from pyro_regimes.estimator.inputs import choice_and_lengths
 from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
@@ -24,10 +23,6 @@ from pyro_regimes.estimator.sampling import draw
 from pyro_regimes.estimator.spec import Spec, find_spec
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.states import Bools
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 class FittedModel(BaseEstimator):
@@ -43,7 +38,7 @@ class FittedModel(BaseEstimator):
     random_state: Any
     emission: Any
     covariance_type: str
-    n_components: int
+    n_components: int | None
     emission_: Any
     covariance_type_: str
     initial_: str
@@ -471,60 +466,6 @@ class FittedModel(BaseEstimator):
         if self.n_updates_:
             return f"log-likelihood {self.log_likelihood_:.2f} of all blocks as they came"
         return f"log-likelihood {self.log_likelihood_:.2f}"
-
-    def plot(
-        self,
-        X: Any,
-        dates: npt.ArrayLike | None = None,
-        *,
-        ax: Axes | Iterable[Axes] | None = None,
-        unit: str | None = None,
-        rows_per_band: int | None = None,
-    ) -> Figure:
-        """Plot the cumulative return over bands of regimes, above smoothed probabilities.
-
-        Of an emission that is not of returns, the observations are shown instead, averaged over the
-        series. If the series have several families, the average is that of their standard scores
-        (less the mean, divided by the standard deviation), as they have no common unit.
-
-        A band has the colour of the regime that is most frequent in its rows of the most likely
-        path, and is paler where others are among them. :func:`.plots.plot_regimes` has the details.
-
-        :param X: ``(T, D)``, one sequence.
-        :param dates: ``(T,)``; None uses the index of X if X has dates, and else numbers the steps.
-        :param ax: one matplotlib Axes for the upper panel alone, or a pair for both. None makes a
-            figure with both.
-        :param unit: the unit of the returns for the label of the axis, such as "%". If series of
-            several families do have a common unit, name it, and their own average is shown.
-        :param rows_per_band: number of rows that share a colour; None chooses one that can be read.
-        :return: a matplotlib figure, of ``ax`` if it is given.
-        :raises ImportError: if matplotlib is not installed.
-        :raises ValueError: if an argument is not valid, or the model is not fitted.
-        """
-        data, sizes = validation.check_data(self, X, None)
-        if len(sizes) > 1:
-            raise ValueError(
-                f"expected X to be one sequence, got {len(sizes)}; plot each sequence alone"
-            )
-        if rows_per_band is not None:
-            rows_per_band = validation.integer("rows_per_band", rows_per_band, 1)
-        if dates is None:
-            dates = date_index(X)
-        path, probs = self.predict(X), self.predict_proba(X)
-        is_sum = self._fitted_spec().of_changes
-        if isinstance(self.emission_, Mapping) and not is_sum and unit is None:
-            data, unit = plots.standard_scores(data), "standard scores"
-        return plots.plot_regimes(
-            data,
-            path,
-            probs,
-            self.regime_names_,
-            dates,
-            ax=ax,
-            unit=unit or "unit of the data",
-            rows_per_band=rows_per_band,
-            cumulative=is_sum,
-        )
 
     @property
     def model(self) -> PyroModel:

@@ -20,7 +20,7 @@ from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
-from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.spec import Spec, has_components
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.validation import check_parameters
 from pyro_regimes.files import file_name, replacing
@@ -67,6 +67,8 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     mask = model.transition_mask_
     parameters |= {"transition_mask": None if mask is None else mask.tolist()}
     parameters |= {"initial": model.initial_, "emission": model.emission_}
+    if not has_components(model.emission_):
+        parameters["n_components"] = None
     loaded = type(model)(**parameters)
     check_parameters(loaded)  # else the file could not be loaded
     given = _given(model, loaded, spec)
@@ -318,7 +320,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
-        raise ValueError(f"expected {path} to be a saved RegimeModel, got: {error}") from error
+        raise ValueError(
+            f"expected {path} to be a saved RegimeModel, got a file that is no JSON ({error}); "
+            "name one that RegimeModel.save or pyro-regimes fit wrote, such as model.json"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"expected {path} to have the format {FORMAT!r}, got {came}")

@@ -19,7 +19,6 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import missing, persistence, problems, updating, validation
 from pyro_regimes.estimator.annotations import Annotations, annotate
 from pyro_regimes.estimator.beginning import NUM_ROWS
-from pyro_regimes.estimator.diagnosed_model import DiagnosedModel
 from pyro_regimes.estimator.elsewhere import (
     emission_values,
     hmmlearn_parameters,
@@ -32,15 +31,15 @@ from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
+from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.uncertain_model import UncertainModel
 from pyro_regimes.infer.isolation import plain_torch
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
 
 
-class RegimeModel(DiagnosedModel, UncertainModel):
+class RegimeModel(ReportedModel):
     r"""Hidden Markov model of returns or other series, fitted by EM from many starts in one batch.
 
     .. math::
@@ -122,7 +121,8 @@ class RegimeModel(DiagnosedModel, UncertainModel):
         :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
         of all columns to families gives each column its own; columns of different families are
         independent given the regime.
-    :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``.
+    :param n_components: number of Gaussians in each regime if ``emission="gaussian_mixture"``; None
+        is 2. Other emissions refuse more than 1. (The number of regimes is ``n_regimes``.)
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
@@ -198,7 +198,7 @@ class RegimeModel(DiagnosedModel, UncertainModel):
         transition_mask: npt.ArrayLike | None = None,
         stickiness: float = 0.0,
         emission: str | dict[Any, str] = "gaussian",
-        n_components: int = 2,
+        n_components: int | None = None,
     ) -> None:
         self.n_regimes = n_regimes
         self.covariance_type = covariance_type

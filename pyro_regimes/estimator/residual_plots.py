@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BLUE, _RED, _GREY, _LINE = "#577590", "#c8553d", "#d9d9d9", "#222222"
 _NORMAL = 1.96  # between plus and minus so many, 95 % of a standard normal distribution
 _LEVEL = 0.95  # of the bands
-_MOST_POINTS = 5_000  # in a plot of quantiles
+_MOST_POINTS = 1_000  # in a plot of quantiles
 
 
 def plot_residuals(

@@ -20,7 +20,7 @@ from pyro_regimes.estimator.candidates import (
 )
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.selection_result import Selection, notes_of
-from pyro_regimes.estimator.spec import EMISSIONS, covariance_types, find_spec
+from pyro_regimes.estimator.spec import EMISSIONS, covariance_types, find_spec, has_components
 from pyro_regimes.messages import shown
 
 #: Parameters of RegimeModel that belong to one number of regimes, or change what is maximised.
@@ -99,7 +99,7 @@ def select(
     if folds == 1:
         raise ValueError("expected folds to be 0 or at least 2, got 1")
     bootstrap = validation.integer("bootstrap", bootstrap, 0)
-    _check_settings(settings)
+    _check_settings(settings, families)
     seed = _seed(random_state)
     settings = {"n_init": n_init, "random_state": seed, **settings}
     sample = _read(X, lengths, settings, families, folds)
@@ -198,7 +198,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Iterable) else [value]
 
 
-def _check_settings(settings: Mapping[str, Any]) -> None:
+def _check_settings(settings: Mapping[str, Any], families: list[Family]) -> None:
     """:raises ValueError: if there is one that select does not have."""
     known, defaults = RegimeModel().get_params(), ("order_by",)
     for name, value in settings.items():
@@ -212,6 +212,13 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"expected no {name} in select, as it is {refused}, got one")
         if name in defaults and isinstance(value, RegimeModel):
             raise ValueError("expected order_by to be a name, got a model of one number of regimes")
+    is_given = settings.get("n_components") not in (None, 1)
+    if is_given and not any(has_components(each.emission) for each in families):
+        raise ValueError(
+            f"expected n_components ({settings['n_components']}) together with "
+            "emission='gaussian_mixture', as it is the number of Gaussians in each regime; give "
+            "the numbers of regimes as n_regimes"
+        )
 
 
 def _seed(random_state: Any) -> int:

@@ -47,9 +47,20 @@ def plot_selection(candidates: list[Candidate], ax: Axes | Iterable[Axes] | None
     for place, panel in enumerate(panels if ax is None else []):
         if place % _columns(len(panels)):
             panel.set_ylabel("")  # as all panels have the same scale
-    panels[0].legend(frameon=False, fontsize="small")
     figure = panels[0].get_figure(root=True)
     assert figure is not None
+    if ax is None:  # above all panels, where it hides nothing
+        entries = [panel.get_legend_handles_labels() for panel in panels]
+        shown_once = {label: line for each in entries for line, label in zip(*each, strict=True)}
+        figure.legend(
+            list(shown_once.values()),
+            list(shown_once),
+            loc="outside upper left",
+            ncols=len(shown_once),
+            frameon=False,
+        )
+    else:
+        panels[0].legend(frameon=False, fontsize="small")
     return figure
 
 

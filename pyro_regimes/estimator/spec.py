@@ -53,6 +53,12 @@ def covariance_types(emission: str | Mapping[Any, str]) -> tuple[str, ...]:
     return tuple(kind for kind in COVARIANCE_TYPES if kind in found)
 
 
+def has_components(emission: str | Mapping[Any, str]) -> bool:
+    """Whether an emission, or any family of several, is a mixture with a number of components."""
+    families = {emission} if isinstance(emission, str) else {*emission.values()}
+    return "gaussian_mixture" in families
+
+
 def find_spec(
     covariance_type: str,
     emission: str | Mapping[Any, str] = "gaussian",
@@ -77,4 +83,12 @@ def find_spec(
     return spec
 
 
-__all__ = ["COVARIANCE_TYPES", "EMISSIONS", "SPECS", "Spec", "covariance_types", "find_spec"]
+__all__ = [
+    "COVARIANCE_TYPES",
+    "EMISSIONS",
+    "SPECS",
+    "Spec",
+    "covariance_types",
+    "find_spec",
+    "has_components",
+]

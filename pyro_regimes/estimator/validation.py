@@ -21,7 +21,13 @@ from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, lengths_
 from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Earlier, Reference
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.spec import COVARIANCE_TYPES, EMISSIONS, Spec, covariance_types
+from pyro_regimes.estimator.spec import (
+    COVARIANCE_TYPES,
+    EMISSIONS,
+    Spec,
+    covariance_types,
+    has_components,
+)
 from pyro_regimes.estimator.states import Bools
 from pyro_regimes.messages import shown
 
@@ -150,7 +156,7 @@ def check_emission(model: BaseEstimator) -> None:
     """:raises ValueError: if emission, covariance_type, n_components and a floor do not agree."""
     _check_families(model.emission)
     one_of("covariance_type", model.covariance_type, COVARIANCE_TYPES)
-    integer("n_components", model.n_components, 1)
+    _check_components(model)
     emission, kinds = model.emission, covariance_types(model.emission)
     if model.covariance_type not in kinds:
         listed = " or ".join(map(repr, kinds))
@@ -165,6 +171,19 @@ def check_emission(model: BaseEstimator) -> None:
         raise ValueError(
             f"expected min_eigenvalue=0 where emission={shown(emission)}{reason}, got "
             f"{model.min_eigenvalue:g}; leave it out, and lower n_regimes if a regime collapses"
+        )
+
+
+def _check_components(model: BaseEstimator) -> None:
+    """:raises ValueError: if n_components is no number, or is above 1 without a mixture."""
+    if model.n_components is None:
+        return
+    integer("n_components", model.n_components, 1)
+    if model.n_components > 1 and not has_components(model.emission):
+        raise ValueError(
+            "expected n_components together with emission='gaussian_mixture', as it is the number "
+            f"of Gaussians in each regime, got n_components={model.n_components} where "
+            f"emission={shown(model.emission)}; n_regimes is the number of regimes"
         )
 
 

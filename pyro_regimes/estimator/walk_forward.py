@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
@@ -82,12 +82,30 @@ def walk_forward(
     index = table.index if hasattr(table, "iloc") else np.arange(len(data))
     windows = _windows(len(data), date_index(table), min_train, refit_every, window)
     horizon = validation.integer("horizon", horizon, 1)
+    _check_begun(data, min_train, row_name(table), getattr(template, "feature_names_in_", None))
     _check_categories(template, data, min_train)
     refits = fit_windows(template, data, windows, row_name(table))
     walk = _walk(data, refits, horizon)
     _warn(refits)
     names = getattr(template, "feature_names_in_", np.arange(data.shape[1]))
     return WalkForward(index[min_train:], list(names), horizon, data[min_train:], walk, refits)
+
+
+def _check_begun(
+    data: Array, min_train: int, row_name: Callable[[int], str], names: Any | None
+) -> None:
+    """:raises ValueError: if a series has its first value after the rows of the first refit."""
+    has_value = ~np.isnan(data)
+    late = np.flatnonzero(has_value.any(0) & ~has_value[:min_train].any(0))
+    if len(late):
+        column = int(late[0])
+        first = int(has_value[:, column].argmax())
+        name = f"series {column}" if names is None else repr(str(names[column]))
+        raise ValueError(
+            f"expected every series to have values in the first min_train={min_train} rows of X, "
+            f"got the first one of {name} in row {first} ({row_name(first)}); increase min_train, "
+            "or leave the series out"
+        )
 
 
 def _check_categories(model: RegimeModel, data: Array, min_train: int) -> None:

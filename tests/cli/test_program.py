@@ -49,7 +49,7 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
         (["compare", "--num-rows", "5"], "rows on either side of the split"),
         (["predict"], "Missing argument 'MODEL'"),
         (["today", "missing.json"], "No such file or directory: 'missing.json'"),
-        (["today", "empty.csv"], "expected empty.csv to be a saved RegimeModel"),
+        (["today", "empty.csv"], "to be a saved RegimeModel, got a file that is no JSON"),
         (["forecast", "missing.json", "--steps", "0"], "--steps"),
         (["predict", "missing.json", "--start", "later"], "--start"),
         (["divine"], "No such command"),

@@ -367,6 +367,9 @@ def test_wrong_settings_are_refused() -> None:
         RegimeModel(2, emission="gaussian_mixture", covariance_type="tied").fit(x)
     with pytest.raises(ValueError, match="expected n_components to be at least 1"):
         RegimeModel(2, emission="gaussian_mixture", n_components=0).fit(x)
+    match = "n_components=3 where emission='gaussian'; n_regimes is the number of regimes"
+    with pytest.raises(ValueError, match=match):  # the name that hmmlearn has for n_regimes
+        RegimeModel(n_components=3).fit(x)
     with pytest.raises(ValueError, match="expected the values of rates where emission='poisson'"):
         RegimeModel.from_parameters(None, np.eye(1), [[1.0]], [[1.0]], emission="poisson")
     with pytest.raises(ValueError, match="expected rates to be positive, got -1 in regime 1"):

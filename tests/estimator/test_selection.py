@@ -215,6 +215,7 @@ def test_a_fold_that_cannot_be_fitted_is_named():
         ({"folds": 40}, "folds of at least 2 rows of X"),
         ({"bootstrap": -1}, "bootstrap to be at least 0"),
         ({"n_int": 3}, "parameters of RegimeModel, got 'n_int'"),
+        ({"n_components": 3}, "give the numbers of regimes as n_regimes"),
         ({"stickiness": 3.0}, "no stickiness in select, as it is a prior"),
         ({"inference": "svi"}, "no inference in select, as it is not EM"),
         ({"transition_mask": np.eye(2)}, "no transition_mask in select"),
@@ -286,6 +287,13 @@ def test_the_table():
     assert "2 regimes, the most that were fitted, are the best by" in text
 
 
+def test_components_are_those_of_mixtures_alone():
+    found = select(draw(19, 200), 1, ("gaussian", "gaussian_mixture"), n_components=3, n_init=1,
+                   folds=0, random_state=0)  # fmt: skip
+    assert [each.model.n_components for each in found.candidates] == [None, 3]
+    assert found.candidates[1].model.weights_.shape == (1, 3)
+
+
 def test_the_plot_shows_differences_from_the_best():
     from matplotlib.figure import Figure
 
@@ -293,6 +301,9 @@ def test_the_plot_shows_differences_from_the_best():
                    folds=2, random_state=0)  # fmt: skip
     figure = found.plot()
     assert len(figure.axes) == 3
+    assert [axes.get_legend() for axes in figure.axes] == [None] * 3  # it would cover data
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 4
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     frame = found.to_frame()
     bic = frame["bic"] - frame["bic"].min()

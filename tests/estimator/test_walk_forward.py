@@ -394,6 +394,14 @@ def test_wrong_arguments(arguments: dict, message: str) -> None:
         walk_forward(wanted.pop("model"), wanted.pop("X"), **wanted)
 
 
+def test_a_series_that_begins_after_the_first_refit_is_named_with_the_remedy() -> None:
+    late = DATA.copy()
+    late[:70, 1] = np.nan
+    with pytest.raises(ValueError, match="first one of series 1 in row 70 .70.; increase"):
+        walk_forward(MODEL, late, min_train=60, refit_every=50)
+    assert walk_forward(MODEL, late, min_train=100, refit_every=50).models[0] is not None
+
+
 def test_a_category_that_is_not_known_at_first_is_refused() -> None:
     data = (np.arange(160) % 3)[:, None]
     data[150] = 4

@@ -1,0 +1,95 @@
+"""The settings of a fit, and the fit, for the commands that make one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
+
+import typer
+
+from pyro_regimes.cli import screen
+from pyro_regimes.cli.options import (
+    COVARIANCE,
+    MAX_ITER,
+    REGIMES,
+    SEED,
+    STARTS,
+    TOL,
+    CovarianceType,
+    Emission,
+    OrderBy,
+    use_one_thread,
+)
+
+if TYPE_CHECKING:
+    from pyro_regimes.datasets import Returns
+    from pyro_regimes.estimator import RegimeModel
+
+
+class Settings(NamedTuple):
+    """The settings as the user typed them; :func:`.with_data` adds them to a command."""
+
+    n_regimes: REGIMES = 3
+    emission: Annotated[
+        Emission, typer.Option(help="Family of the observations; student_t has heavy tails.")
+    ] = Emission.gaussian
+    covariance_type: COVARIANCE = CovarianceType.full
+    n_init: STARTS = 10
+    max_iter: MAX_ITER = 100
+    tol: TOL = 1e-4
+    regularization: Annotated[
+        float, typer.Option(min=0, help="Each variance is raised by this share of itself.")
+    ] = 1e-6
+    order_by: Annotated[
+        OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")
+    ] = OrderBy.volatility
+    periods_per_year: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Rows in a year, by which the table is annualised.",
+            show_default="inferred from the dates, or 252",
+        ),
+    ] = None
+    seed: SEED = 0
+
+    def fit(self, returns: Returns, tell: bool) -> RegimeModel:
+        """The fitted model; its progress is printed.
+
+        :param tell: whether to print where the number of periods in a year comes from.
+        """
+        from pyro_regimes.estimator import RegimeModel  # takes a second or two
+
+        use_one_thread()
+        periods = _periods_per_year(returns, self.periods_per_year, tell)
+        model = RegimeModel(
+            n_regimes=self.n_regimes,
+            emission=self.emission.value,
+            covariance_type=self.covariance_type.value,
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            regularization=self.regularization,
+            order_by=self.order_by.value,
+            periods_per_year=periods,
+            random_state=self.seed,
+        )
+        method = f"EM, {self.n_init} start{'s' * (self.n_init > 1)}"
+        with screen.Progress() as progress:
+            progress.begin(method, self.max_iter)
+            model.fit(
+                returns.to_frame(),
+                callback=lambda step, mean: progress.tell(method, step, self.max_iter, mean),
+            )
+        return model
+
+
+def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> float:
+    """The user's choice, or what the dates tell; ``tell`` prints where it comes from."""
+    if chosen is not None:
+        return chosen
+    found = returns.periods_per_year
+    if tell and found is not None:
+        every = f"{returns.frequency}: {found:g} periods a year"
+        screen.note(f"the rows are {every} (--periods-per-year)")
+    elif tell:
+        screen.note("the dates have no known frequency; 252 periods a year (--periods-per-year)")
+    return 252 if found is None else found

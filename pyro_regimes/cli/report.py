@@ -1,0 +1,91 @@
+"""``pyro-regimes report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from pyro_regimes.cli import screen
+from pyro_regimes.cli.fitted import read_fitted
+from pyro_regimes.cli.fitting import Settings
+from pyro_regimes.cli.reading import Data, with_data
+from pyro_regimes.cli.writing import make_room_for
+
+_REPORT_OUT = Path("report.html")
+
+
+@with_data
+def report(
+    data: Data,
+    settings: Settings,
+    model: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="MODEL",
+            help="A model that fit wrote, model.json, in place of a fit. The settings of a fit are "
+            "then not used.",
+            show_default="fitted to DATA",
+        ),
+    ] = None,
+    level: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Probability of confidence intervals in the tables, such as 0.95.",
+            show_default="no intervals",
+        ),
+    ] = None,
+    title: Annotated[
+        Optional[str], typer.Option(help="Title of the page.", show_default="the series")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="File of the report; its directory is created if missing.")
+    ] = _REPORT_OUT,
+) -> None:
+    """Write a report as one HTML file: regimes, their history, forecast, risk, and checks.
+
+    The file needs no other file and no network. It can be sent, printed, and read on a phone. The
+    model is fitted as fit does, or taken from a file (--model). With prices (--prices) the history
+    shows them on a logarithmic scale.
+    """
+    if level is not None:
+        from pyro_regimes.estimator.intervals import check_level  # takes a second or two
+
+        check_level(level)
+    if model is None:
+        returns = data.read()
+        make_room_for(out)
+        fitted = settings.fit(returns, tell=data.csv is not None)
+        frame: Any = returns.to_frame()
+    else:
+        _refuse_settings(settings)
+        fitted, returns, frame = read_fitted(model, data)
+        make_room_for(out)
+    prices = None
+    notes = []
+    if data.prices:
+        import numpy as np
+
+        prices = np.cumprod(1 + np.nan_to_num(returns.values) / 100, axis=0)
+        notes = ["The data are simple returns, in percent, of the prices in the file."]
+    if data.csv is None:
+        notes = ["The data are the embedded returns of US sectors, of stocks that survived."]
+    fitted.report(
+        frame, out, dates=returns.dates if returns.dates.dtype.kind == "M" else None, title=title,
+        unit=data.unit, prices=prices, level=level, notes=notes,
+    )  # fmt: skip
+    screen.out.print(f"Wrote {out}")
+
+
+def _refuse_settings(settings: Settings) -> None:
+    """:raises ValueError: if settings of a fit are given together with a model."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in settings._asdict().items()
+        if value != Settings._field_defaults[name]
+    ]
+    if given:
+        raise ValueError(
+            f"expected either --model or settings of a fit, got both (--model, {', '.join(given)})"
+        )

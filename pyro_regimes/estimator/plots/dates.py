@@ -1,0 +1,50 @@
+"""Dates on the horizontal axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_regimes.estimator.plots.figure import width_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def as_time(dates: Any) -> npt.NDArray[Any]:
+    """Dates as datetime64, of periods their beginnings; numbers as they are."""
+    dates = getattr(dates, "array", dates)  # of a pandas Index or Series
+    if hasattr(dates, "to_timestamp"):  # periods
+        dates = dates.to_timestamp()
+    if getattr(dates, "tz", None) is not None:  # local time
+        dates = dates.tz_localize(None)
+    time = np.asarray(dates)
+    return time if time.dtype.kind in "iufM" else time.astype("datetime64[ms]")
+
+
+def label_dates(panel: Axes) -> None:
+    from matplotlib.dates import MONTHLY, AutoDateLocator, ConciseDateFormatter
+
+    most = int(np.clip(1.2 * width_of(panel), 4, 11))
+    locator = AutoDateLocator(minticks=max(2, most // 3), maxticks=most)
+    # Else it warns where half-years are too many and years too few.
+    locator.intervald[MONTHLY] = [*locator.intervald[MONTHLY], 12]
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def title_of(time: npt.NDArray[Any], num_regimes: int, is_short: bool) -> str:
+    regimes = "1 regime" if num_regimes == 1 else f"{num_regimes} regimes"
+    if time.dtype.kind != "M":
+        return f"{regimes}, {len(time)} steps"
+    years = [str(each) for each in time[[0, -1]].astype("datetime64[Y]")]
+    if is_short and years[0] != years[1]:
+        return f"{regimes}, {years[0]} to {years[1]}"
+    whole_days = (time == time.astype("datetime64[D]")).all()
+    first, last = (
+        np.datetime_as_string(each, unit="D" if whole_days else "m").replace("T", " ")
+        for each in time[[0, -1]]
+    )
+    return f"{regimes}, {first}" + (f" to {last}" if len(time) > 1 else "")
