@@ -72,14 +72,14 @@ class Case(NamedTuple):
     def sample(self, *event: int, seed: int = 0, num_sequences: int = N) -> Tensor:
         """Data ``(N, T, *event)`` of two regimes in turn."""
         params = self.start({name: (K,) + event for name in self.constraints}, seed=50 + seed)
-        torch.manual_seed(seeds.seed(seed))
+        torch.manual_seed(seed)
         found = self.distribution(params, event).sample((num_sequences, T))
         state = torch.arange(T) // 10 % K
         return found[:, torch.arange(T), state]
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=seeds.fixed(seed), dtype=torch.float64)
 
 
 LOG = Held("log of rate", torch.exp, torch.log)
