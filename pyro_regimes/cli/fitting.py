@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     max_iter: MAX_ITER = 100
     tol: TOL = 1e-4
     regularization: Annotated[
-        float, typer.Option(min=0, help="Each variance is raised by this share of itself.")
+        float, typer.Option(min=0, help="Added to each variance, as a share of it.")
     ] = 1e-6
     order_by: Annotated[
         OrderBy, typer.Option(help="Sort and name regimes by volatility or by mean.")

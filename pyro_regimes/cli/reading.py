@@ -8,7 +8,6 @@ import inspect
 import io
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -206,5 +205,4 @@ def _select(returns: Returns, names: list[str]) -> Returns:
             f"{', '.join(map(repr, missing))} among {list(returns.names)}; rename them, or choose "
             "them as in the fit (--columns)"
         )
-    order = [returns.names.index(name) for name in names]
-    return replace(returns, values=returns.values[:, order], names=tuple(names))
+    return returns.select([returns.names.index(name) for name in names])

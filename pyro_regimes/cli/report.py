@@ -62,18 +62,14 @@ def report(
         _refuse_settings(settings)
         fitted, returns, frame = read_fitted(model, data)
         make_room_for(out)
-    prices = None
     notes = []
     if data.prices:
-        import numpy as np
-
-        prices = np.cumprod(1 + np.nan_to_num(returns.values) / 100, axis=0)
         notes = ["The data are simple returns, in percent, of the prices in the file."]
     if data.csv is None:
         notes = ["The data are the embedded returns of US sectors, of stocks that survived."]
     fitted.report(
         frame, out, dates=returns.dates if returns.dates.dtype.kind == "M" else None, title=title,
-        unit=data.unit, prices=prices, level=level, notes=notes,
+        unit=data.unit, prices=returns.prices, level=level, notes=notes,
     )  # fmt: skip
     screen.out.print(f"Wrote {out}")
 

@@ -6,7 +6,7 @@
                       {\\sum_t \\gamma_t(k)}
 
 (equations 35 and 41; Bilmes 1998). The spread may be given by a covariance, its Cholesky factor or
-a precision matrix (:mod:`.spreads`). The sums run over everything that shares the parameter: one
+a precision matrix (``spreads.py``). The sums run over everything that shares the parameter: one
 covariance for all states is the pooled scatter. A location shared over different covariances is
 
 .. math::

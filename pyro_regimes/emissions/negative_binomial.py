@@ -31,7 +31,7 @@ Where r and p have the same cells, p is taken at its maximum for each r, :math:`
 the mean m of the counts. Then :math:`L(r) = n \log (1 + m / r)` in place of L. It is bounded by the
 same two properties: 1 / L is concave in r, and L is concave in 1 / r. Updated in turn, r and p
 would need hundreds of steps. Both A and L are far larger than their difference where r is large,
-so that these bounds allow small steps only. There :mod:`.failures` has closer ones.
+so that these bounds allow small steps only. There ``failures.py`` has closer ones.
 
 The sums add up as all statistics do. The last one is n :math:`r_0`. So averages of minibatches,
 each at its own :math:`r_0`, have a mean :math:`r_0` from which the same two bounds lead to the
@@ -154,7 +154,7 @@ def _profile_count(pooled: Failures, now: Tensor, floor: float) -> Tensor:
 
 
 def _closer(pooled: Failures, now: Tensor) -> Tensor:
-    """The step of :mod:`.failures`; NaN for averages of sums that were taken at several r."""
+    """The step of ``failures.py``; NaN for averages of sums that were taken at several r."""
     weight = pooled.weight.masked_fill(pooled.weight <= 0, torch.nan)
     origin = pooled.origin / weight
     origin = origin.masked_fill((origin / now - 1).abs() > _SAME, torch.nan)

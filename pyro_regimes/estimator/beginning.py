@@ -101,7 +101,7 @@ def stationary_probs(transition_matrix: Array, name: str, remedy: str) -> Array:
     :raises ValueError: if there is more than one.
     """
     try:
-        probs: Array = ops.stationary_probs(torch.from_numpy(transition_matrix)).numpy()
+        probs: Array = ops.stationary_probs(torch.tensor(transition_matrix, device="cpu")).numpy()
     except ValueError:
         raise ValueError(
             f"expected {name} with one stationary distribution, got a matrix with several: some "

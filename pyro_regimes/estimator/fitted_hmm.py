@@ -156,6 +156,9 @@ class FittedHMM(NamedTuple):
         with self._computing():
             initial, transition, logits, lengths = self._chain(data, sizes)[0]
             if jump_penalty:
+                # Beside a large penalty, float32 would lose what tells changes from each other.
+                chain = (initial, transition, logits)
+                initial, transition, logits = (each.double() for each in chain)
                 own = torch.eye(logits.shape[-1], dtype=torch.bool, device=self.device)
                 transition = torch.where(own, transition, transition - jump_penalty)
             if min_duration == 1:

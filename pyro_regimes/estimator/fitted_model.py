@@ -15,6 +15,7 @@ from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
 from pyro_regimes.estimator.inputs import choice_and_lengths
+from pyro_regimes.estimator.labels import in_order
 from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
@@ -350,7 +351,8 @@ class FittedModel(BaseEstimator):
         n_steps = validation.integer("n_steps", n_steps, 1)
         if X is None or (np.ndim(X) == 2 and not len(X)):
             last_probs = self._given_last(X, start, after, gaps)
-            return forecast(self._hmm(), last_probs, n_steps, self.random_state)
+            hmm, names = self._hmm(), self._column_names()
+            return forecast(hmm, last_probs, n_steps, self.random_state, names)
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
@@ -362,7 +364,7 @@ class FittedModel(BaseEstimator):
                 "expected X to have a positive probability in the model, got 0; look for values "
                 "that no regime allows"
             )
-        return forecast(hmm, last_probs, n_steps, self.random_state)
+        return forecast(hmm, last_probs, n_steps, self.random_state, self._column_names())
 
     def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
         """The probabilities of the last regime where no rows follow ``after``."""
@@ -377,6 +379,7 @@ class FittedModel(BaseEstimator):
             raise ValueError(
                 f"expected X to have {self.n_features_in_} columns, got {np.shape(X)[1]}"
             )
+        after = in_order("after", after, self.regime_names_)
         return probabilities("after", after, (len(self.initial_probs_),))
 
     def impute(
@@ -442,6 +445,10 @@ class FittedModel(BaseEstimator):
                 ),
             ],
         )
+
+    def _column_names(self) -> list[str] | None:
+        """The names of the columns of the training data; None if they had none."""
+        return self._series_names() if hasattr(self, "feature_names_in_") else None
 
     def _series_names(self) -> list[str]:
         names = getattr(self, "feature_names_in_", None)
@@ -515,8 +522,8 @@ class FittedModel(BaseEstimator):
         hmm = self._hmm()._replace(annotations=annotations)
         hmm.spec.check_support(data, getattr(self, "feature_names_in_", None))
         first_probs = initial_probs(
-            start,
-            after,
+            in_order("start", start, self.regime_names_),
+            in_order("after", after, self.regime_names_),
             self.initial_probs_,
             self.transition_matrix_,
             self.training_start_,

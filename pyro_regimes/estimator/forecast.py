@@ -10,8 +10,9 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.labels import in_order
 from pyro_regimes.estimator.marginals import is_circular
-from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers
+from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, numbers
 from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.sampling import Paths, draw_paths
 from pyro_regimes.estimator.spec import Spec
@@ -29,7 +30,8 @@ class Forecast(NamedTuple):
     shares of wealth and simple returns, this sum is the return of a portfolio that is rebalanced at
     every step. Sums have a distribution of this form if the regimes are "gaussian",
     "gaussian_mixture", or "student_t" with scale matrices ("full", "tied"); others are refused.
-    They are sums of series at one step: for sums over steps draw paths.
+    They are sums of series at one step: for sums over steps draw paths. Weights in a dict, or in a
+    pandas Series, have the names of the series, in any order.
 
     **Signs.** :meth:`value_at_risk` and :meth:`expected_shortfall` are losses, minus the quantile
     and minus the mean of the lower tail: a positive number is a loss, in the unit of the data. A
@@ -48,6 +50,7 @@ class Forecast(NamedTuple):
     parameters: Parameters  #: of the model
     spec: Spec  #: the emission of the model
     random_state: Any = None  #: seed of paths that are drawn without one
+    series_names: list[str] | None = None  #: D names of columns; None if there were none
 
     def cdf(self, x: npt.ArrayLike, *, weights: npt.ArrayLike | None = None) -> Array:
         """The probability of a value of at most x.
@@ -61,7 +64,7 @@ class Forecast(NamedTuple):
         :raises ValueError: if an argument is not valid, or the sum has no known distribution.
         """
         each, is_sum = self._mixtures(weights)
-        values = np.asarray(x, dtype=np.float64)
+        values = numbers("x", x)
         own = (len(self.mean),) if is_sum else self.mean.shape
         try:
             values = np.broadcast_to(values, np.broadcast_shapes(values.shape, own))
@@ -171,11 +174,12 @@ class Forecast(NamedTuple):
         if weights is None:
             marginals = self.spec.marginals(emission)
         else:
-            given, num_series = finite_numbers("weights", weights), self.mean.shape[1]
+            num_series = self.mean.shape[1]
+            given = finite_numbers("weights", in_order("weights", weights, self.series_names))
             if given.shape != (num_series,) or not given.any():
                 raise ValueError(
                     f"expected weights to be one number for each of {num_series} series, not all "
-                    f"0, got {np.asarray(weights).tolist()}"
+                    f"0, got {given.tolist()}"
                 )
             marginals = [self.spec.portfolio(emission, given)]
         return [Mixture(self.regime_probs, each) for each in marginals], weights is not None
@@ -208,12 +212,17 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    hmm: FittedHMM, last_probs: Array, n_steps: int, random_state: Any = None
+    hmm: FittedHMM,
+    last_probs: Array,
+    n_steps: int,
+    random_state: Any = None,
+    series_names: list[str] | None = None,
 ) -> Forecast:
     """The forecast of the steps that follow a sequence.
 
     :param last_probs: probabilities of the regimes at the last row, given all rows, ``(K,)``.
     :param random_state: seed of paths that are drawn without one.
+    :param series_names: names of columns, if they have some.
     """
     parameters, probs = hmm.parameters, np.empty((n_steps, len(last_probs)))
     for step in range(n_steps):
@@ -230,6 +239,7 @@ def forecast(
         parameters,
         hmm.spec,
         random_state,
+        series_names,
     )
 
 

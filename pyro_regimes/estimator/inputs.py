@@ -131,9 +131,15 @@ def _check_dates(table: Any) -> None:
 
 
 def check_are_numbers(table: Any) -> None:
-    """:raises ValueError: if a column of a DataFrame holds dates or text."""
+    """:raises ValueError: if a column of a DataFrame holds dates or text, or two have one name."""
     if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
         return
+    if not table.columns.is_unique:
+        repeated = table.columns[table.columns.duplicated()][0]
+        raise ValueError(
+            f"expected X with a name of its own for each column, got {repeated!r} more than once; "
+            "rename the columns"
+        )
     for j, (name, kind) in enumerate(zip(table.columns, table.dtypes, strict=True)):
         if kind.kind in "biufc":
             continue

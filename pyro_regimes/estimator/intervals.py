@@ -41,7 +41,8 @@ def check_level(level: Any) -> float:
 def asymptotic(errors: ParameterErrors, quantities: Quantities, level: float) -> pd.DataFrame:
     """Intervals by the delta method, symmetric on the scale of each number."""
     estimates = quantities.of(errors.chart.estimates)
-    deviations = np.sqrt(np.maximum(errors.delta(quantities.of).diagonal(), 0))
+    covariance = errors.delta(quantities.of, is_centered=True)
+    deviations = np.sqrt(np.maximum(covariance.diagonal(), 0))
     deviations[quantities.on_bound(errors.standard_errors, deviations == 0)] = np.nan
     scales = [label.scale for label in quantities.labels]
     ends = interval(estimates, deviations, scales, float(norm.ppf((1 + level) / 2)))

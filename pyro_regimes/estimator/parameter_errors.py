@@ -64,18 +64,25 @@ class ParameterErrors(NamedTuple):
     free: StandardErrors  #: of the Pyro model, in the units in which it is computed
     chart: Chart  #: the parameters as a function of the free vector of that model
 
-    def delta(self, function: Callable[[Parameters], Array]) -> Array:
+    def delta(
+        self, function: Callable[[Parameters], Array], *, is_centered: bool = False
+    ) -> Array:
         """The covariance of numbers ``(n,)`` that follow from the parameters, by the delta method.
 
         Their derivatives are central differences with Richardson's extrapolation.
+
+        :param is_centered: whether they are the same with series less their typical level. Other
+            numbers lose digits where the level is many times the spread.
         """
-        return transformed(
-            self.free.covariance, torch.from_numpy(self.chart.jacobian(self.free, function))
-        ).numpy()
+        covariance = self.free.covariance
+        with plain_torch(covariance.device):
+            jacobian = torch.from_numpy(self.chart.jacobian(self.free, function, is_centered))
+            return transformed(covariance, jacobian.to(covariance)).cpu().numpy()
 
     def draw(self, num_samples: int, seed: int) -> list[Parameters]:
         """Draws from the asymptotic normal distribution, as in :meth:`.StandardErrors.draw`."""
-        return [self.chart.parameters(each) for each in self.free.draw(num_samples, seed)]
+        with plain_torch(self.free.covariance.device):
+            return [self.chart.parameters(each) for each in self.free.draw(num_samples, seed)]
 
 
 class Chart(NamedTuple):
@@ -88,19 +95,32 @@ class Chart(NamedTuple):
     constants: dict[str, torch.Tensor]  #: the arguments that are no parameters, and others
     initial: str
 
-    def parameters(self, values: dict[str, torch.Tensor]) -> Parameters:
-        """The parameters where the Pyro model's have these values."""
+    def parameters(
+        self, values: dict[str, torch.Tensor], is_centered: bool = False
+    ) -> Parameters:
+        """The parameters where the Pyro model's have these values.
+
+        :param is_centered: of series less their typical level.
+        """
+        units = self.units
+        if is_centered:
+            units = units._replace(center=np.zeros_like(units.center))
         found = from_arguments(self.constants | values, self.scaled, self.spec)
         if self.initial == "stationary":
             matrix = torch.from_numpy(found.transition_matrix)
             found = found._replace(initial_probs=stationary_initial(matrix).numpy())
-        return found._replace(emission=self.spec.unscale(found.emission, self.units))
+        return found._replace(emission=self.spec.unscale(found.emission, units))
 
-    def jacobian(self, free: StandardErrors, function: Callable[[Parameters], Array]) -> Array:
+    def jacobian(
+        self,
+        free: StandardErrors,
+        function: Callable[[Parameters], Array],
+        is_centered: bool = False,
+    ) -> Array:
         """Derivatives of numbers ``(n,)`` in the free vector ``(P,)``: ``(n, P)``."""
 
         def at(u: Array) -> Array:
-            return function(self.parameters(free.at(torch.from_numpy(u))))
+            return function(self.parameters(free.at(torch.from_numpy(u)), is_centered))
 
         curvature = free.information.diagonal().numpy()
         steps = _STEP / np.sqrt(np.where(curvature > 0, curvature, 1.0))
@@ -160,7 +180,7 @@ def _of_pyro_model(
 def _of_attributes(free: StandardErrors, chart: Chart, held: Held) -> ParameterErrors:
     names = (*CHAIN_ATTRIBUTES, *chart.spec.attributes)
     covariance = transformed(
-        free.covariance, torch.from_numpy(chart.jacobian(free, flat))
+        free.covariance, torch.from_numpy(chart.jacobian(free, flat, is_centered=True))
     ).numpy()
     values = by_name(chart.estimates)
     bounds = _without_errors(free, chart, held)

@@ -122,14 +122,21 @@ def in_shape(value: Array, shape: tuple[int, ...]) -> Array:
     return value.reshape(full) if full == shape else value
 
 
-def finite_numbers(name: str, value: Any) -> Array:
-    """:raises ValueError: if they are not finite numbers."""
+def numbers(name: str, value: Any) -> Array:
+    """:raises ValueError: if they are not real numbers, of which some may be infinite or NaN."""
     try:
-        found = np.array(value, dtype=np.float64)
+        if np.iscomplexobj(value):
+            raise TypeError("complex numbers")
+        return np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"expected {name} to be an array of numbers, got {shown(value)}"
         ) from error
+
+
+def finite_numbers(name: str, value: Any) -> Array:
+    """:raises ValueError: if they are not finite numbers."""
+    found = numbers(name, value)
     if not np.isfinite(found).all():
         raise ValueError(f"expected {name} to be finite, got {shown(value)}")
     return found

@@ -139,10 +139,14 @@ def _statistics(values: Array, seen: Bools, sizes: list[int], of_changes: bool) 
     :param seen: which entries count, ``(T, D)``.
     :param of_changes: whether the drawdown of their sums is one.
     """
-    number = seen.sum(0)
+    number, series = seen.sum(0), np.arange(seen.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(seen, values, 0.0).sum(1) / number  # (n, D)
-        deviations = np.where(seen, values - mean[:, np.newaxis], 0.0)
+        # Deviations from some value, so that those of equal values are 0.
+        level = values[:, seen.argmax(0), series]  # (n, D)
+        deviations = np.where(seen, values - level[:, np.newaxis], 0.0)
+        shift = deviations.sum(1) / number
+        mean = level + shift
+        deviations = np.where(seen, deviations - shift[:, np.newaxis], 0.0)
         unit = np.abs(deviations).max(1)  # so that no power under- or overflows
         deviations = deviations / np.where(unit > 0, unit, 1.0)[:, np.newaxis]
         second, third, fourth = ((deviations**power).sum(1) / number for power in (2, 3, 4))

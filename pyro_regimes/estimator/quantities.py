@@ -146,25 +146,14 @@ def _of_attributes(
     """The labels of the entries of the emission's own parameters."""
     labels = []
     for name, argument in zip(spec.attributes, spec.arguments, strict=True):
-        value = parameters.emission[name]
-        own = spec.constraint(argument, 0.0)
-        shared = value.ndim == 0 or len(value) != len(regimes) or _is_shared(spec, name)
-        for index in _places(spec, name, value):
-            regime = "all" if shared else regimes[index[0]]
-            rest = index if shared else index[1:]
-            sizes = value.shape if shared else value.shape[1:]
-            of = ", ".join(
-                series[i] if size == len(series) else str(i)
-                for i, size in zip(rest, sizes, strict=True)
-            )
-            labels.append(Label(name.replace("_", " "), of, regime, _scale(own, index)))
+        own, names = spec.constraint(argument, 0.0), spec.place_names(name, regimes, series)
+        shared = not names or names[0] is not regimes
+        for index in _places(spec, name, parameters.emission[name]):
+            words = [along[i] for along, i in zip(names, index, strict=True)]
+            regime = "all" if shared else words.pop(0)
+            label = Label(name.replace("_", " "), ", ".join(words), regime, _scale(own, index))
+            labels.append(label)
     return labels
-
-
-def _is_shared(spec: Spec, name: str) -> bool:
-    """Whether all regimes share an attribute."""
-    some, more = (spec.num_free_parameters(k, 1).get(name) for k in (2, 3))
-    return some == more
 
 
 def _scale(constraint: constraints.Constraint, index: tuple[int, ...]) -> str:

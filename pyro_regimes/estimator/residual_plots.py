@@ -140,6 +140,7 @@ def _draw_histogram(panel: Axes, seen: Array) -> None:
 
 def _draw_correlations(panel: Axes, values: Array, lengths: list[int], lags: int) -> None:
     number = int((~np.isnan(values)).sum())
+    lags = min(lags, len(values))
     places = np.arange(1, lags + 1)
     finite = np.where(np.isfinite(values), values, np.nan)
     drawn = ((finite, _BLUE, -0.18, "residuals"), (finite**2, _RED, 0.18, "their squares"))

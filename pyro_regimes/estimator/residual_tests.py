@@ -128,6 +128,7 @@ def ljung_box(values: Array, lengths: list[int], lags: int) -> tuple[float, floa
     :param lengths: the number of rows of each sequence.
     :return: Q and its p-value.
     """
+    lags = min(lags, len(values))
     correlations, pairs = autocorrelations(values, lengths, lags)
     used = pairs > 0
     number = int((~np.isnan(values)).sum())

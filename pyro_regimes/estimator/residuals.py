@@ -168,7 +168,7 @@ def find_residuals(
     for first in range(0, len(data), _MOST_ROWS):
         rows, weights = (each[first : first + _MOST_ROWS] for each in (data, log_weights))
         # A row of probability zero has no residual.
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", under="ignore"):
             if by == "series":
                 found = [each.averaged(weights) for each in hmm.spec.levels(emission, rows)]
             else:

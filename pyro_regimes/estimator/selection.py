@@ -100,6 +100,8 @@ def select(
         raise ValueError("expected folds to be 0 or at least 2, got 1")
     bootstrap = validation.integer("bootstrap", bootstrap, 0)
     _check_settings(settings, families)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"expected callback to be a function or None, got {shown(callback)}")
     seed = _seed(random_state)
     settings = {"n_init": n_init, "random_state": seed, **settings}
     sample = _read(X, lengths, settings, families, folds)

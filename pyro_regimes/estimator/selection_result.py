@@ -79,8 +79,15 @@ class Selection(NamedTuple):
                 "expected candidates of one family for criterion='p_value', got several; tests of "
                 "different families do not compare"
             )
+        numbers = {each.n_regimes for each in self.candidates}
         for place, candidate in enumerate(self.candidates):
             if candidate.ratio is None:  # the largest one, if all before are rejected
+                more = candidate.n_regimes + 1
+                if place and more not in numbers and more < max(numbers):
+                    raise ValueError(
+                        "expected candidates of all numbers of regimes for criterion='p_value', "
+                        f"got none of {more}, against which {more - 1} are to be tested"
+                    )
                 return candidate if place and not candidate.is_collapsed else None
             if candidate.ratio.p_value > level:
                 return candidate

@@ -13,7 +13,12 @@ from pyro_regimes.estimator import intervals, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitted_model import FittedModel
-from pyro_regimes.estimator.parameter_errors import Held, ParameterErrors, parameter_errors
+from pyro_regimes.estimator.parameter_errors import (
+    Held,
+    ParameterErrors,
+    by_name,
+    parameter_errors,
+)
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.quantities import Quantities
 
@@ -161,6 +166,11 @@ class UncertainModel(FittedModel):
             raise ValueError(
                 f"expected errors from standard_errors, got {type(errors).__name__}"
             )
+        if not _are_equal(by_name(errors.chart.estimates), by_name(self._hmm().parameters)):
+            raise ValueError(
+                "expected errors of the parameters of this model, got those of others; call its "
+                "standard_errors on the data of the fit"
+            )
         rng = validation.random_state(self.random_state if random_state is None else random_state)
         total: Array = np.zeros(())
         for parameters in errors.draw(n_draws, int(rng.randint(2**31))):
@@ -197,3 +207,10 @@ class UncertainModel(FittedModel):
     def _held(self) -> Held:
         """What the fit has not estimated."""
         return Held(self.fixed_, self.initial_, self.transition_mask_, self.stickiness)
+
+
+def _are_equal(some: dict[str, Array], others: dict[str, Array]) -> bool:
+    """Whether these are the same parameters, to the last digit."""
+    return some.keys() == others.keys() and all(
+        np.array_equal(value, others[name]) for name, value in some.items()
+    )

@@ -88,7 +88,8 @@ def walk_forward(
     walk = _walk(data, refits, horizon)
     _warn(refits)
     names = getattr(template, "feature_names_in_", np.arange(data.shape[1]))
-    return WalkForward(index[min_train:], list(names), horizon, data[min_train:], walk, refits)
+    rows = data[min_train:].copy()  # apart from X, which the caller may change
+    return WalkForward(index[min_train:], list(names), horizon, rows, walk, refits)
 
 
 def _check_begun(
@@ -194,6 +195,7 @@ def _walk(data: Array, refits: list[Refit], horizon: int) -> Walk:
         densities = hmm.log_densities(data[begin : min(end + horizon, num_rows)])
         filtered = follow(refit.last_probs, matrix, densities[: end - begin])
         ahead = filtered @ np.linalg.matrix_power(matrix, horizon)
+        ahead /= ahead.sum(-1, keepdims=True)  # of rounding over many steps
         mean, covariance = hmm.spec.mixture_moments(ahead, emission)
         rows = slice(begin - first, end - first)
         walk.refit[rows] = number

@@ -10,6 +10,8 @@ from scipy.stats import binomtest, norm
 
 from pyro_regimes.estimator.forecast_scores import gaussian_marginals, is_gaussian
 from pyro_regimes.estimator.inputs import date_index
+from pyro_regimes.estimator.marginals import is_circular
+from pyro_regimes.estimator.parameter_table import parameter_table
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive import Mixture
@@ -136,8 +138,10 @@ class WalkForward(NamedTuple):
 
         :param levels: probabilities of the tail, between 0 and 0.5.
         :return: as :meth:`quantiles`.
-        :raises ValueError: if a level is not between 0 and 0.5.
+        :raises ValueError: if a level is not between 0 and 0.5, or the emission is not one of
+            returns.
         """
+        self._check_returns("value_at_risk")
         return -self.quantiles(_levels(levels, 0.5))
 
     def exceedances(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
@@ -149,8 +153,9 @@ class WalkForward(NamedTuple):
             the level.
         :raises ValueError: as :meth:`value_at_risk` does.
         """
+        self._check_returns("exceedances")
         pandas = require("pandas", "exceedances")
-        rows = {}
+        rows, places = [], []
         listed = _levels(levels, 0.5)
         for level, quantiles in zip(listed, self._quantiles(listed), strict=True):
             below = self.data < quantiles
@@ -158,12 +163,13 @@ class WalkForward(NamedTuple):
             for name, num_below, number in zip(self.series_names, below.sum(0), counts.sum(0)):
                 p_value = binomtest(int(num_below), int(number), level).pvalue if number else np.nan
                 share = num_below / number if number else np.nan
-                rows[level, name] = (number, num_below, share, p_value)
-        table = pandas.DataFrame.from_dict(
-            rows, orient="index", columns=["rows", "exceedances", "share", "p-value"]
+                places.append((level, name))
+                rows.append((number, num_below, share, p_value))
+        return pandas.DataFrame(
+            rows,
+            index=pandas.MultiIndex.from_tuples(places, names=["level", "series"]),
+            columns=["rows", "exceedances", "share", "p-value"],
         )
-        table.index = pandas.MultiIndex.from_tuples(rows, names=["level", "series"])
-        return table
 
     @property
     def refits(self) -> pd.DataFrame:
@@ -196,24 +202,8 @@ class WalkForward(NamedTuple):
         Columns have the attribute, without the underscore, and the place in it: names of regimes
         and of series, in the order of the dims.
         """
-        pandas = require("pandas", "parameters")
-        rows: list[dict[tuple[str, str], float]] = []
-        for model in self.models:
-            if model is None:
-                rows.append({})
-                continue
-            first, matrix, emission = model._hmm().parameters
-            every = {"initial_probs": first, "transition_matrix": matrix, **emission}
-            rows.append(
-                {
-                    (name, self._place(place, value.shape)): value[place]
-                    for name, value in every.items()
-                    for place in np.ndindex(value.shape)
-                }
-            )
-        table = pandas.DataFrame(rows, index=self.refits.index)
-        table.columns = pandas.MultiIndex.from_tuples(table.columns)
-        return table
+        series = [str(name) for name in self.series_names]
+        return parameter_table(self.models, self.regime_names, series, self.refits.index)
 
     def plot(self, *, ax: Axes | Iterable[Axes] | None = None, unit: str | None = None) -> Figure:
         """Plot the rows as :meth:`.RegimeModel.plot` does, over the regimes that were likely then.
@@ -241,7 +231,11 @@ class WalkForward(NamedTuple):
     def _quantiles(self, levels: Sequence[float]) -> Array:
         """``(levels, n, D)``, of the rows that the forecasts are of."""
         made = np.full((len(levels), *self.data.shape), np.nan)
-        for rows, series, marginal in self._marginals():
+        every = list(self._marginals())
+        are_angles = all(is_circular(marginal) for _, _, marginal in every)
+        for rows, series, marginal in every:
+            if is_circular(marginal) and not are_angles:
+                continue
             mixture = Mixture(self.walk.ahead[rows], marginal)
             for place, level in enumerate(levels):
                 made[place, rows, series] = mixture.ppf(level)
@@ -273,18 +267,13 @@ class WalkForward(NamedTuple):
         names = require("pandas", "a table").MultiIndex.from_product([values, self.series_names])
         return self._frame(np.concatenate(list(values.values()), axis=1), names)
 
-    def _place(self, place: tuple[int, ...], shape: tuple[int, ...]) -> str:
-        """The names of a place in a parameter."""
-        regimes, series = self.regime_names, self.series_names
-        words = []
-        for dim, (number, size) in enumerate(zip(place, shape, strict=True)):
-            if dim == 0 and size == len(regimes):
-                words.append(regimes[number])
-            elif len(shape) == 2 and size == len(regimes) != len(series):
-                words.append(regimes[number])
-            else:
-                words.append(str(series[number] if size == len(series) else number))
-        return ", ".join(words)
+    def _check_returns(self, method: str) -> None:
+        """:raises ValueError: if the emission is not one of returns, which have losses."""
+        model = self.fits[0].model
+        assert model is not None
+        spec = model._fitted_spec()
+        if not spec.of_changes:
+            raise ValueError(f"expected {method} of returns, got {spec.title}; use quantiles")
 
 
 def _levels(levels: Iterable[float], most: float) -> list[float]:

@@ -26,6 +26,7 @@ from pyro_regimes.estimator.naming import Earlier, reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.sequences import pack
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.starts import kind_of
 from pyro_regimes.infer.isolation import plain_torch
 
@@ -115,7 +116,7 @@ def fit_windows(
         if found.model is None:
             raise ValueError(f"{found.problems[0]} (in the first {windows[0].end} rows)")
         refits, before, seed = [found], found.model, rng.randint(2**31)
-        start = _unsorted(before, found.order)
+        start, spec = _unsorted(before, found.order), before._fitted_spec()
         attempts = (
             _attempt(
                 model,
@@ -124,6 +125,7 @@ def fit_windows(
                 settings._replace(n_init=1),
                 np.random.RandomState([seed, number]),
                 start,
+                spec,
             )
             for number, window in enumerate(windows[1:], 1)
         )
@@ -142,17 +144,20 @@ def _attempt(
     settings: validation.Settings,
     rng: np.random.RandomState,
     start: Parameters | None = None,
+    spec: Spec | None = None,
 ) -> _Attempt:
     """Make the problem of a window.
 
     :param start: one more start, before the others.
+    :param spec: of the first fit, whose categories some windows may lack.
     """
     rows = data[window.first : window.end]
     names = getattr(model, "feature_names_in_", None)
     try:
         filled = validation.without_missing(model, rows)
-        spec = model._spec().for_columns(names, data.shape[1])
-        spec = spec.for_data(filled, settings.given.values)
+        if spec is None:
+            spec = model._spec().for_columns(names, data.shape[1])
+            spec = spec.for_data(filled, settings.given.values)
         given, doubt = validation.check_fittable(model, rows, filled, spec, settings.given)
         settings = settings._replace(given=given)
         known = Known(Annotations(), settings.transition_mask, given.values)
@@ -165,15 +170,8 @@ def _attempt(
 
 
 def _with(start: Parameters, problem: Problem) -> Parameters:
-    """The starts of a problem with one more before them, unless its parameters differ in shape.
-
-    So they may, where there are categories that had not been observed before.
-    """
-    made = problem.starts
-    shapes = {name: value.shape[1:] for name, value in made.emission.items()}
-    if shapes != {name: value.shape for name, value in start.emission.items()}:
-        return made
-    return Parameters.concatenate([Parameters.stack([problem.scaled(start)]), made])
+    """The starts of a problem with one more before them."""
+    return Parameters.concatenate([Parameters.stack([problem.scaled(start)]), problem.starts])
 
 
 def _unsorted(model: RegimeModel, order: Integers) -> Parameters:

@@ -67,6 +67,8 @@ def columns_of_jacobian(values: Tensor, point: Tensor) -> Tensor:
     :param values: any shape ``(...)``.
     :return: ``(..., P)``.
     """
+    if not values.requires_grad:
+        return values.new_zeros(values.shape + (len(point),))
     weights = torch.zeros_like(values, requires_grad=True)
     (pulled,) = torch.autograd.grad(
         values, point, weights, create_graph=True, materialize_grads=True

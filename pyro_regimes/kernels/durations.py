@@ -34,7 +34,8 @@ def min_duration_viterbi(
         each.detach().cpu().double().numpy()
         for each in (initial_logits, transition_logits, observation_logits)
     )
-    score, ending, changed, origin = _forward(initial, transition, observation, min_duration)
+    least = min(min_duration, len(observation))  # no stay between two others is so long
+    score, ending, changed, origin = _forward(initial, transition, observation, least)
     path = _backward(score, ending, changed, origin)
     return torch.from_numpy(path).to(observation_logits.device)
 

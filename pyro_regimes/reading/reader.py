@@ -75,12 +75,13 @@ def read(
     frequency = dates.frequency or infer_frequency(days)
     if frequency.name.startswith("irregular"):  # it may be so only for the rows left out
         frequency = infer_frequency(series.dates)
+    levels = values[1:] if prices else None
     if prices:
         with np.errstate(over="ignore"):
             values, days = 100 * (values[1:] / values[:-1] - 1), days[1:]
     _check_series(table.source, names, values, days)
     result = Returns(
-        values, days, names, frequency.periods_per_year, frequency.name, dates.time_zone
+        values, days, names, frequency.periods_per_year, frequency.name, dates.time_zone, levels
     )
     return result, notes
 

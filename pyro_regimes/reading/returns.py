@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Returns:
     :param frequency: a description of the frequency of the rows, such as ``"daily"``.
     :param time_zone: the time zone of intraday rows if the file has one, such as ``"UTC"`` or
         ``"UTC-05:00"``. Then ``dates`` are in UTC.
+    :param prices: the prices at these rows, ``(T, D)``, NaN where missing, if the returns are those
+        of prices; otherwise None.
     """
 
     values: npt.NDArray[np.float64]
@@ -36,13 +38,22 @@ class Returns:
     periods_per_year: float | None = None
     frequency: str = "unknown"
     time_zone: str | None = None
+    prices: npt.NDArray[np.float64] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.values, self.dates, self.names))
 
     def last(self, num_rows: int) -> Returns:
         """The last ``num_rows`` rows, or all if there are fewer."""
-        return replace(self, values=self.values[-num_rows:], dates=self.dates[-num_rows:])
+        prices = None if self.prices is None else self.prices[-num_rows:]
+        values, dates = self.values[-num_rows:], self.dates[-num_rows:]
+        return replace(self, values=values, dates=dates, prices=prices)
+
+    def select(self, columns: Sequence[int]) -> Returns:
+        """The series with these numbers, in this order."""
+        prices = None if self.prices is None else self.prices[:, columns]
+        names = tuple(self.names[column] for column in columns)
+        return replace(self, values=self.values[:, columns], names=names, prices=prices)
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame with the dates as its index and the names as its columns.

@@ -31,7 +31,7 @@ def test_a_fit_and_a_saved_model_have_the_same_report(tmp_path, monkeypatch, cap
         periods_per_year=datasets.read_returns(data, prices=True).periods_per_year,
     ).fit(frame)  # fmt: skip
     model.save("model.json")
-    prices = np.cumprod(1 + frame.to_numpy() / 100, axis=0)
+    prices = datasets.read_returns(data, prices=True).prices
     notes = ["The data are simple returns, in percent, of the prices in the file."]
     model.report(frame, "b.html", title="Two <b>", unit="%", prices=prices, level=0.95, notes=notes)
     assert (tmp_path / "b.html").read_text(encoding="utf-8") == text
@@ -39,6 +39,28 @@ def test_a_fit_and_a_saved_model_have_the_same_report(tmp_path, monkeypatch, cap
         capsys, monkeypatch, "report", data, "--prices", "--model", "model.json", "--out", "c.html"
     )
     assert "Two" not in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
+def test_the_prices_are_those_of_the_file(tmp_path, monkeypatch, capsys):
+    """Also around a missing one, whose change is in no return."""
+    rows = [[100.0 + day % 7 + day // 9, 20.0 + day % 5] for day in range(60)]
+    lines = [f"{np.datetime64('2024-01-01') + i},{a:g},{b:g}" for i, (a, b) in enumerate(rows)]
+    lines[30] = f"{lines[30].split(',')[0]},,{rows[30][1]:g}"
+    (tmp_path / "prices.csv").write_text("\n".join(["date,A,B", *lines]))
+    given = {}
+    monkeypatch.setattr(RegimeModel, "report", lambda self, X, path, **more: given.update(more))
+    data = str(tmp_path / "prices.csv")
+    options = ["--prices", *QUICK, "--columns", "A", "--num-rows", "50"]
+    call(capsys, monkeypatch, "report", data, *options, "--out", str(tmp_path / "a.html"))
+    expected = np.array(rows)[-50:, :1]
+    expected[20] = np.nan
+    np.testing.assert_array_equal(given["prices"], expected)
+    with pytest.warns(UserWarning, match="1 cell is a missing value"):
+        returns = datasets.read_returns(data, prices=True, columns=["B", "A"])
+    returns = returns.select([0])
+    assert returns.names == ("B",)
+    np.testing.assert_array_equal(returns.prices, np.array(rows)[1:, 1:])
+    assert datasets.load_sector_returns().prices is None
 
 
 def test_bad_arguments(tmp_path, monkeypatch, capsys):

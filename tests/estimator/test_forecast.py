@@ -289,3 +289,46 @@ def test_no_figure_depends_on_the_unit(log_unit: float, number: int, level: floa
     ):
         np.testing.assert_allclose(found / unit, expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(two.cdf(unit * 0.3), one.cdf(0.3), rtol=1e-9)
+
+
+def test_weights_with_names_are_those_of_the_columns_in_any_order() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(GAUSSIAN.sample(6, 60)[0], columns=["A", "B"])
+    model = GAUSSIAN.true(feature_names=["A", "B"])
+    for forecast in (model.forecast(frame, 2), model.forecast(None, 2, after=[0.3, 0.7])):
+        expected = forecast.value_at_risk(0.05, weights=[0.9, 0.1])
+        for weights in ({"B": 0.1, "A": 0.9}, {"A": 0.9, "B": 0.1}):
+            for named in (weights, pandas.Series(weights)):
+                found = forecast.value_at_risk(0.05, weights=named)
+                np.testing.assert_array_equal(found, expected)
+        numbered = pandas.Series([0.9, 0.1])
+        np.testing.assert_array_equal(forecast.value_at_risk(0.05, weights=numbered), expected)
+        for wrong in ({"A": 0.9, "C": 0.1}, {"A": 1.0}):
+            with pytest.raises(ValueError, match=r"expected weights to have the labels \['A', 'B'"):
+                forecast.value_at_risk(0.05, weights=pandas.Series(wrong))
+
+
+def test_probabilities_with_names_are_those_of_the_regimes_in_any_order() -> None:
+    pandas = pytest.importorskip("pandas")
+    model, x = GAUSSIAN.true(regime_names=["Bull", "Bear"]), GAUSSIAN.sample(7, 20)[0]
+    named = pandas.Series({"Bear": 0.9, "Bull": 0.1})
+    np.testing.assert_array_equal(model.forecast(None, 1, after=named).last_probs, [0.1, 0.9])
+    for argument in ("after", "start"):
+        found, expected = (model.predict_proba(x, **{argument: p}) for p in (named, [0.1, 0.9]))
+        np.testing.assert_array_equal(found, expected)
+        with pytest.raises(ValueError, match=f"expected {argument} to have the labels"):
+            model.predict_proba(x, **{argument: pandas.Series({"Bear": 0.9, "Calm": 0.1})})
+
+
+WRONG = ["a", [0.1, "b"], np.array([1.0 + 1.0j, 2.0]), 1j, [[1.0], [1.0, 2.0]]]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_are_no_real_numbers_is_refused_by_name(wrong: Any) -> None:
+    forecast = forecast_of(GAUSSIAN)
+    for method, name in ((forecast.cdf, "x"), (forecast.quantile, "p")):
+        with pytest.raises(ValueError, match=f"expected {name} to be an array of numbers"):
+            method(wrong)
+    with pytest.raises(ValueError, match="expected weights to be an array of numbers"):
+        forecast.quantile(0.5, weights=wrong)
+    assert (forecast.cdf(np.inf) == 1).all() and np.isnan(forecast.cdf(np.nan)).all()

@@ -293,3 +293,10 @@ def test_dates_and_text_among_the_columns_are_named(how):
         quick().fit({"one": days, "two": days} if how == "dict" else days)
     with pytest.raises(ValueError, match="got 'name' with 'x'; leave it out"):
         quick().fit(table.assign(name="x"))
+
+
+def test_columns_of_one_name_are_refused():
+    table = pd.DataFrame(data(), columns=["a", "a"])
+    message = "expected X with a name of its own for each column, got 'a' more than once; rename"
+    with pytest.raises(ValueError, match=message):
+        quick().fit(table)

@@ -81,3 +81,28 @@ def test_both_with_gaps_and_known_states(model: RegimeModel) -> None:
 def test_wrong_arguments(model: RegimeModel, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.predict(RETURNS, **arguments)
+
+
+def test_a_stay_that_no_data_hold_is_as_long_as_the_data(model: RegimeModel) -> None:
+    rows = RETURNS[:50]
+    longest = model.predict(rows, min_duration=50)
+    for least in (51, 10**15):
+        assert (model.predict(rows, min_duration=least) == longest).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("penalty", [1e5, 1e39])
+def test_a_large_penalty_of_changes_that_must_be_leaves_their_order(
+    dtype: str, penalty: float
+) -> None:
+    matrix = np.array([[0.0, 0.8, 0.2], [0.2, 0.0, 0.8], [0.8, 0.2, 0.0]])
+    ring = RegimeModel.from_parameters(
+        None, matrix, np.zeros(3), np.ones(3), covariance_type="diag", dtype=dtype
+    )
+    rows = np.zeros((8, 1))
+    path = ring.predict(rows, start=[1.0, 0.0, 0.0])
+    assert path.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    if penalty == 1e39:  # beyond the digits of float64 only the possible changes are told apart
+        assert (np.diff(ring.predict(rows, jump_penalty=penalty)) != 0).all()
+        return
+    assert (ring.predict(rows, start=[1.0, 0.0, 0.0], jump_penalty=penalty) == path).all()

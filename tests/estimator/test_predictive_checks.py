@@ -196,3 +196,11 @@ def test_table_and_frame():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         GAUSSIAN.true().predictive_check(GAUSSIAN.sample(8, 30)[0], **options)
+
+
+def test_a_constant_has_no_skewness_though_its_mean_is_rounded():
+    x = np.full((50, 2), 0.1)
+    x[3, 0] = np.nan
+    check = GAUSSIAN.true().predictive_check(x, 3, random_state=0)
+    np.testing.assert_array_equal(check.observed[:, :2], [[0.1, 0.0]] * 2)
+    assert np.isnan(check.observed[:, 2:7]).all() and np.isnan(check.p_value[:, 2:7]).all()

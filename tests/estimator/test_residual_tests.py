@@ -120,3 +120,9 @@ def test_an_impossible_observation_is_rejected():
 def test_wrong_lags(lags):
     with pytest.raises(ValueError, match="expected lags to be"):
         run_tests(np.zeros((9, 1)), [9], "forecast", lags, ["a"])
+
+
+def test_more_lags_than_rows_are_left_out() -> None:
+    values = seeds.rng(20).standard_normal((30, 1))
+    most, more = (run_tests(values, [30], "forecast", lags, ["x"]) for lags in (29, 10**15))
+    np.testing.assert_array_equal(more.ljung_box.p_value, most.ljung_box.p_value)

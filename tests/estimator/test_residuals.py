@@ -276,3 +276,12 @@ def test_an_impossible_observation_and_what_follows_it():
     )  # fmt: skip
     values = model.residuals([[0.0], [1.0], [2.0], [1.0]]).values[:, 0]
     assert np.isfinite(values[:2]).all() and values[2] == np.inf and np.isnan(values[3])
+
+
+def test_underflow_of_small_probabilities_is_no_error():
+    """Where the caller makes NumPy raise."""
+    model, x = CASES[0].true(), CASES[0].sample(9, 20)[0]
+    x[-1] = 80.0, -90.0
+    expected = model.residuals(x).values
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(model.residuals(x).values, expected)

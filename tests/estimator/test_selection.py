@@ -314,3 +314,15 @@ def test_the_plot_shows_differences_from_the_best():
     assert found.plot(ax=ax) is ax.figure and len(ax.get_legend().get_texts()) == 12
     with pytest.raises(ValueError, match="one for each of 3 families"):
         found.plot(ax=Figure().subplots(1, 2))
+
+
+def test_the_tests_do_not_choose_a_number_that_none_was_made_of():
+    values = {1: 5.0, 2: 4.0, 4: 3.0}
+    assert made(values, {1: 0.3}).best("p_value").n_regimes == 1
+    with pytest.raises(ValueError, match="got none of 3, against which 2 are to be tested"):
+        made(values, {1: 0.01}).best("p_value")
+
+
+def test_a_callback_is_a_function():
+    with pytest.raises(ValueError, match="expected callback to be a function or None, got 3"):
+        select(draw(3, 50), [1], n_init=1, folds=0, callback=3)

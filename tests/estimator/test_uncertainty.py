@@ -313,7 +313,8 @@ def test_probabilities_averaged_over_the_parameters():
     x = separated()
     model = fitted(x)
     errors = model.standard_errors(x)
-    before = {name: np.copy(value) for name, value in vars(model).items() if name.endswith("_")}
+    arrays = {name: value for name, value in vars(model).items() if isinstance(value, np.ndarray)}
+    before = {name: value.copy() for name, value in arrays.items()}
     found = model.average_proba(x, errors, n_draws=20, random_state=3)
     assert found.shape == (400, 2)
     np.testing.assert_allclose(found.sum(1), 1.0)
@@ -374,3 +375,102 @@ def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ValueError, match="expected errors from standard_errors, got dict"):
         model.average_proba(x, {})
     assert isinstance(model.standard_errors(x), ParameterErrors)
+
+
+def test_errors_of_another_model_are_refused():
+    x = separated()
+    model, other = fitted(x), fitted(x + 1.0)
+    with pytest.raises(ValueError, match="expected errors of the parameters of this model"):
+        other.average_proba(x, model.standard_errors(x))
+
+
+def test_labels_are_of_what_a_dim_is_though_its_size_is_that_of_another():
+    """K = 2 regimes of M = 2 components of D = 2 series, or of C = 2 categories."""
+    pandas = pytest.importorskip("pandas")
+    rng, names = seeds.rng(31), ["SPY", "TLT"]
+
+    def labels(x: Any, attribute: str, **settings: Any) -> list[tuple[str, str]]:
+        frame = pandas.DataFrame(x, columns=names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = fitted(frame, max_iter=5, **settings)
+            return model.conf_int(frame).loc[attribute].index.tolist()
+
+    x = separated(150)
+    mixture = {"emission": "gaussian_mixture"}
+    assert [of for of, _ in labels(x, "weights", **mixture)] == ["0", "1"] * 2
+    assert [of for of, _ in labels(x, "means", **mixture)] == [
+        "0, SPY", "0, TLT", "1, SPY", "1, TLT"
+    ] * 2  # fmt: skip
+    counts = rng.randint(0, 2, (150, 2))
+    assert [of for of, _ in labels(counts, "probabilities", emission="categorical")] == [
+        "SPY, 0", "SPY, 1", "TLT, 0", "TLT, 1"
+    ] * 2  # fmt: skip
+    tied = labels(x, "covariances", covariance_type="tied")
+    assert tied == [("SPY, SPY", "all"), ("TLT, SPY", "all"), ("TLT, TLT", "all")]
+    each = {"emission": {"SPY": "gaussian", "TLT": "poisson"}}
+    mixed = np.stack([x[:, 0], rng.poisson(3, 150)], 1)
+    assert [of for of, _ in labels(mixed, "poisson rates", **each)] == ["TLT"] * 2
+
+
+HELD = {"init_params": {"means": np.array([[0.0, 1.0], [4.0, -2.0]])}, "fixed": ["means"]}
+
+
+@pytest.mark.parametrize("held", [{}, HELD], ids=["initial", "means"])
+def test_the_sandwich_of_a_model_with_parts_that_are_held(held):
+    x = separated(240)
+    for lengths, kind in (([120, 120], "row"), ([12] * 20, "sequence")):
+        model = fitted(x, lengths=lengths, covariance_type="spherical", initial="uniform", **held)
+        found = model.standard_errors(x, lengths=lengths, method="sandwich")
+        assert found.method == f"sandwich, by {kind}"
+        observed = model.standard_errors(x, lengths=lengths).standard_errors
+        for name, value in found.standard_errors.items():
+            assert ((value > 0) == (observed[name] > 0)).all()
+            assert (value <= 10 * observed[name]).all()
+
+
+def test_fitted_arrays_may_be_read_only():
+    """As those of a model that joblib maps from a file."""
+    x = separated(100)
+    model = fitted(x)
+    for value in vars(model).values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    assert np.isfinite(model.standard_errors(x).covariance).any()
+    assert model.forecast(x, 1, start="stationary").quantile(0.5).shape == (1, 2)
+
+
+def test_another_default_device_of_torch_changes_nothing():
+    x = separated(100)
+    model = fitted(x)
+    errors = model.standard_errors(x)
+
+    def found() -> list[np.ndarray]:
+        return [
+            model.conf_int(x).to_numpy(),
+            model.average_proba(x, errors, n_draws=2, random_state=0),
+            errors.delta(lambda parameters: parameters.emission["means"].ravel()),
+        ]
+
+    expected = found()
+    with torch.device("meta"):
+        changed = found()
+    for one, other in zip(expected, changed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_errors_do_not_depend_on_the_level_of_the_data():
+    """Though the spread is 1e-11 of it."""
+    x = separated(300)
+    unit, level = 2.0**-10, 2.0**27
+    moved = unit * np.round(x * 2**15) / 2**15 + level  # without rounding
+    errors, intervals = [], []
+    for data in (moved - level, moved):
+        model = fitted(data, regularization=0.0)
+        errors.append(model.standard_errors(data).standard_errors)
+        intervals.append(model.conf_int(data))
+    for name, value in errors[0].items():
+        np.testing.assert_allclose(errors[1][name], value, rtol=1e-3)
+    np.testing.assert_allclose(
+        intervals[1]["standard error"], intervals[0]["standard error"], rtol=1e-3
+    )

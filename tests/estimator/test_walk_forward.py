@@ -443,3 +443,75 @@ def test_no_name_moves_in_twenty_years_of_monthly_refits() -> None:
         assert np.trace(apart) < min(other)
         volatility = np.sqrt(np.diagonal(two.covariances_, axis1=1, axis2=2)).mean(1)
         assert (np.diff(volatility) > 0).all()
+
+
+def walk_of(data: pd.DataFrame, **settings: object) -> WalkForward:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = RegimeModel(2, n_init=1, random_state=0, max_iter=5, **settings)
+        return walk_forward(model, data, min_train=120, refit_every=20)
+
+
+def test_parameters_have_the_names_of_their_dims_though_sizes_are_equal() -> None:
+    frame = pd.DataFrame(DATA, columns=["SPY", "TLT"])
+    regimes = ["Calm", "Turbulent"]
+    pairs = [f"{old}, {new}" for old in regimes for new in regimes]
+    found = walk_of(frame).parameters
+    assert list(found["transition_matrix"].columns) == pairs
+    assert list(found["means"].columns)[:2] == ["Calm, SPY", "Calm, TLT"]
+    tied = walk_of(frame, covariance_type="tied").parameters["covariances"]
+    assert list(tied.columns) == ["SPY, SPY", "SPY, TLT", "TLT, SPY", "TLT, TLT"]
+    mixture = walk_of(frame, emission="gaussian_mixture").parameters
+    assert list(mixture["weights"].columns) == [f"{k}, {m}" for k in regimes for m in (0, 1)]
+
+
+def test_a_level_that_is_given_twice_has_two_rows() -> None:
+    assert len(walk_of(pd.DataFrame(DATA)).exceedances([0.05, 0.05])) == 4
+
+
+def test_a_change_of_the_data_after_the_walk_changes_nothing() -> None:
+    data = DATA.copy()
+    found = walk_of(data)
+    before = found.exceedances()
+    data[:] = -1e9
+    pd.testing.assert_frame_equal(found.exceedances(), before)
+
+
+def test_counts_have_no_losses() -> None:
+    found = walk_of(np.random.RandomState(3).poisson(3.0, (160, 1)), emission="poisson")
+    for method in (found.value_at_risk, found.exceedances):
+        with pytest.raises(ValueError, match=f"expected {method.__name__} of returns, got Poisson"):
+            method()
+    assert not found.quantiles([0.5]).iloc[-1].isna().any()
+
+
+def test_a_horizon_of_many_steps_is_that_of_the_long_run() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = walk_forward(MODEL, DATA, min_train=120, refit_every=50, horizon=10**12)
+    expected = found.models[0].stationary_distribution_
+    np.testing.assert_allclose(found.walk.ahead, [expected] * 40, rtol=1e-9)
+
+
+def test_a_window_may_lack_the_largest_category() -> None:
+    rng = np.random.RandomState(4)
+    data = rng.randint(0, 2, (200, 1))
+    data[:20], data[170:] = rng.randint(0, 3, (20, 1)), rng.randint(0, 3, (30, 1))
+    data[0] = 2
+    model = RegimeModel(2, n_init=2, random_state=0, emission="categorical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names of regimes
+        found = walk_forward(model, data, min_train=60, window=60, refit_every=40)
+    fits = [each for each in found.models if each is not None]
+    assert [each.probabilities_.shape for each in fits] == [(2, 1, 3)] * 4
+    assert (fits[2].probabilities_[..., 2] < 1e-12).all()  # of rows 80 to 139
+    unseen = (data[60:, 0] == 2) & (found.walk.refit == 2)
+    assert unseen.any() and (found.walk.log_score[unseen] < -20).all()
+
+
+def test_angles_among_other_series_have_no_quantiles() -> None:
+    data = np.stack([DATA[:, 0], np.random.RandomState(5).vonmises(0.0, 2.0, 160)], 1)
+    found = walk_of(data, emission={0: "gaussian", 1: "von_mises"}).quantiles([0.1, 0.9])
+    assert found[0.1, 1].isna().all() and found[0.1, 0].iloc[1:].notna().all()
+    with pytest.raises(ValueError, match="got angles, which have no quantiles"):
+        walk_of(data[:, 1:], emission="von_mises").quantiles([0.1])

@@ -73,6 +73,22 @@ class Spec(ABC):
         """The shape of each parameter, by name; by default ``(K, D)``."""
         return {name: (num_regimes, num_series) for name in self.attributes}
 
+    def place_names(self, name: str, regimes: list[str], series: list[str]) -> list[list[str]]:
+        """The names of the places along each dim of a parameter.
+
+        Of dims of neither regimes nor series, such as components and categories, they are numbers.
+
+        :param regimes: the names of the regimes, also returned as this object.
+        """
+        num_regimes, num_series = len(regimes), len(series)
+        shape = self.shapes(num_regimes, num_series)[name]
+        more = (self.shapes(num_regimes + 1, num_series), self.shapes(num_regimes, num_series + 1))
+        found = []
+        for size, of_regimes, of_series in zip(shape, *(each[name] for each in more), strict=True):
+            numbers = [str(number) for number in range(size)]
+            found.append(regimes if of_regimes > size else series if of_series > size else numbers)
+        return found
+
     def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
         """The number of free parameters in each attribute; by default that of its elements."""
         shapes = self.shapes(num_regimes, num_series)

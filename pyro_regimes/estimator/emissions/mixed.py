@@ -139,6 +139,11 @@ class Mixed(Spec):
     def shapes(self, num_regimes: int, num_series: int) -> dict[str, tuple[int, ...]]:
         return self._merged(lambda part: part.spec.shapes(num_regimes, len(part.keys)))
 
+    def place_names(self, name: str, regimes: list[str], series: list[str]) -> list[list[str]]:
+        (part,) = (each for each in self.parts if name in each.named)
+        own = [series[column] for column in part.columns]
+        return part.spec.place_names(name[len(part.family) + 1 :], regimes, own)
+
     def num_free_parameters(self, num_regimes: int, num_series: int) -> dict[str, int]:
         return self._merged(
             lambda part: part.spec.num_free_parameters(num_regimes, len(part.keys))

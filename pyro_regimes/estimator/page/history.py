@@ -86,7 +86,7 @@ def distributions(facts: Facts) -> Html:
         said = (
             "Grey bars: histogram of all data; coloured ones: of each regime, in which a value "
             "counts by its smoothed probability. Coloured lines: fitted densities of the regimes, "
-            "times their shares; dark line: their sum. Points take the place of lines for "
+            "times their shares; thin line: their sum. Points take the place of lines for "
             "integers."
         )
     if len(marginals) > _MOST_SERIES:

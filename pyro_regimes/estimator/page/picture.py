@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PIXELS = 96 / 72  # in a point
-_THEMED = {INK: "currentColor", "#000000": "currentColor", "#ffffff": "var(--page)"}
+_THEMED = {
+    INK: "currentColor",
+    "#000000": "currentColor",
+    "#ffffff": "var(--page)",
+    "#d9d9d9": "var(--line)",
+}
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _DROPPED = ("metadata", "style", "title")
@@ -34,7 +39,8 @@ def picture(
 ) -> Html:
     """A figure as inline SVG. It shrinks where the page is narrower than the figure.
 
-    Black and :data:`.INK` become the colour of the text of the page, and white that of the page.
+    Black and :data:`.INK` become the colour of the text of the page, white that of the page, and
+    light grey that of its lines.
 
     :param draw: makes the figure.
     :param description: what a screen reader says.

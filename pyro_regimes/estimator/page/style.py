@@ -20,7 +20,7 @@ p { margin: 8px 0; max-width: 46rem; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 14px 0 2px; }
 .figures div { line-height: 1.25; }
-.figures strong { display: block; font-size: 1.35rem; font-weight: 600; }
+.figures strong { display: block; font-size: 1.2rem; font-weight: 600; }
 .figures span { color: var(--pale); font-size: .85rem; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px;
   margin-right: .4em; background: var(--regime); }
@@ -53,7 +53,10 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
     --panel: #ffffff; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   .wide { display: block; } .narrow { display: none; }
-  h2, h3 { break-after: avoid; } svg, tr, .verdict { break-inside: avoid; }
+  .small { grid-template-columns: repeat(3, 1fr); }
+  th, td { padding: 2px 9px; } th:first-child { position: static; }
+  h2 { margin-top: 26px; } h2, h3, .caption { break-after: avoid; }
+  svg, tr, .verdict { break-inside: avoid; }
   .scroll { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

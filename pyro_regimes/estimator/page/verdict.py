@@ -78,7 +78,7 @@ def _beside(facts: Facts) -> str:
 
 def _figures(facts: Facts) -> list[Html]:
     k = facts.current
-    pairs = [(facts.names[k], "most probable regime at the end")]
+    pairs = [(facts.names[k], "most probable regime")]
     if len(facts.names) > 1:
         left = facts.summary.expected_duration[k]
         pairs += [

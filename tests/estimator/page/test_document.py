@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_regimes import RegimeModel
+from pyro_regimes import RegimeModel, select
 from pyro_regimes.estimator.page import document, words
 from tests import seeds
 from tests.estimator.emission_cases import ALL
@@ -289,3 +289,21 @@ def test_impossible_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="positive probability"):
         model.report(np.ones((3, 1)), tmp_path / "r.html")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_selection_is_shown_with_the_best_of_each_column(tmp_path):
+    x = returns(150, 1)
+    found = select(x, [1, 2], n_init=2, folds=0, random_state=0)
+    page = write(found.best("bic"), x, tmp_path / "r.html", selection=found)
+    text = (tmp_path / "r.html").read_text()
+    assert "Number of regimes" in page.headings()
+    section = text[text.index("Number of regimes") : text.index("<h2>Data</h2>")]
+    bic = [each.value("bic") for each in found.candidates]
+    assert f"<strong>{min(bic):,.1f}</strong>" in section
+    assert f"<td>{max(bic):,.1f}</td>" in section
+    assert "p-value" not in section and "held-out" not in section  # which were not asked for
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legend(tmp_path):
+    page = write(known(regime_names=["_calm", "_wild"]), returns(), tmp_path / "r.html")
+    assert any(text.strip().startswith("_calm,") for text in page.texts)
