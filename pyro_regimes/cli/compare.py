@@ -39,14 +39,25 @@ def compare(
     covariance_type: COVARIANCE = CovarianceType.full,
     held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
     em_steps: Annotated[int, typer.Option(min=1, help="Maximum number of EM iterations.")] = 200,
-    svi_steps: Annotated[int, typer.Option(min=1, help="Steps of each SVI.")] = 2000,
+    svi_steps: Annotated[
+        int,
+        typer.Option(min=1, help="Steps of each SVI, and maximum number of L-BFGS iterations."),
+    ] = 2000,
     learning_rate: Annotated[
         list[float],
-        typer.Option(help="Learning rate of Adam and ClippedAdam; this option can be repeated."),
+        typer.Option(
+            help="Learning rate of Adam and ClippedAdam, and first one of DecayingAdam, which "
+            "falls to a hundredth of it; this option can be repeated."
+        ),
     ] = _RATES,
     method: Annotated[
         Optional[list[str]],
-        typer.Option(help="Method to run; this option can be repeated.", show_default="all"),
+        typer.Option(
+            help="Method to run; this option can be repeated. EM; 'EM, SQUAREM'; Adam; "
+            "ClippedAdam; DecayingAdam; L-BFGS; 'EM, MAP'; AutoDelta; AutoNormal; "
+            "AutoMultivariateNormal; AutoLowRank; NUTS.",
+            show_default="all but ClippedAdam and NUTS",
+        ),
     ] = None,
     nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
     nuts_steps: Annotated[int, typer.Option(min=1, help="Draws of NUTS.")] = 200,
@@ -63,17 +74,18 @@ def compare(
     seed: SEED = 0,
     out: OUT = _COMPARE_OUT,
 ) -> None:
-    """Compare EM, SVI and VI on one model, from one start.
+    """Compare EM, SVI, L-BFGS and VI on one model, from one start.
 
-    EM, and SVI with Adam and ClippedAdam at each learning rate, maximise the likelihood. With weak
-    conjugate priors, EM and AutoDelta find the mode; AutoNormal, AutoMultivariateNormal,
-    AutoLowRank and NUTS approximate the posterior. Writes comparison.png and posteriors.png, which
-    shows parameters of the series scaled to unit variance.
+    These maximise the likelihood: EM, EM with extrapolated steps (SQUAREM), SVI at each learning
+    rate (Adam, and DecayingAdam, whose rate falls), and L-BFGS. With weak conjugate priors, EM and
+    AutoDelta find the mode; AutoNormal, AutoMultivariateNormal, AutoLowRank and NUTS approximate
+    the posterior. Writes comparison.png and posteriors.png, which shows parameters of the series
+    scaled to unit variance.
     """
     returns = data.read()
     make_directory(out)
     from pyro_regimes.comparison import (  # takes a second or two
-        ALL_METHODS,
+        DEFAULT_METHODS,
         compare_on_returns,
         plot_comparison,
         plot_posteriors,
@@ -81,7 +93,7 @@ def compare(
     from pyro_regimes.comparison.tables import speed_up_line, tables
 
     use_one_thread()
-    methods = list(method or ALL_METHODS[:-1])
+    methods = list(method or DEFAULT_METHODS)
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
     rows, series = returns.values.shape

@@ -1,10 +1,11 @@
-"""Comparison of EM, SVI, variational inference and NUTS, on a model or on a table of returns.
+"""Comparison of EM, SVI, L-BFGS, VI and NUTS, on a model or on a table of returns.
 
 :mod:`.comparison.tables` prints a comparison (requires rich), :mod:`.comparison.plots` plots it.
 """
 
 from pyro_regimes.comparison.on_model import (
     ALL_METHODS,
+    DEFAULT_METHODS,
     LIKELIHOOD_METHODS,
     PRIOR_METHODS,
     compare,
@@ -17,6 +18,7 @@ from pyro_regimes.comparison.task import Progress
 
 __all__ = [
     "ALL_METHODS",
+    "DEFAULT_METHODS",
     "LIKELIHOOD_METHODS",
     "PRIOR_METHODS",
     "Comparison",

@@ -12,13 +12,13 @@ from pyro_regimes.comparison.runs import Interval, MethodRun
 
 def with_distances(runs: list[MethodRun]) -> list[MethodRun]:
     """Add to the runs their distance to EM's solution and to the posterior from NUTS."""
-    points = {run.objective: run.point for run in runs if run.method.startswith("EM")}
+    own = {run.objective: run for run in runs if run.method in ("EM", "EM, MAP")}
     exact = next((run.posterior for run in runs if run.method == "NUTS"), None)
     measured = []
     for run in runs:
-        reference = points.get("joint" if run.objective in ("ELBO", "draws") else run.objective)
-        if reference is not None and not run.method.startswith("EM"):
-            run = run._replace(distance_to_em=_distance(run.point, reference))
+        reference = own.get("joint" if run.objective in ("ELBO", "draws") else run.objective)
+        if reference is not None and run is not reference:
+            run = run._replace(distance_to_em=_distance(run.point, reference.point))
         if exact is not None and run.posterior is not None and run.method != "NUTS":
             run = run._replace(posterior_errors=_posterior_errors(run.posterior, exact))
         measured.append(run)

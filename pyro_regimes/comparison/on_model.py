@@ -1,4 +1,4 @@
-"""Comparison of EM, SVI, VI and NUTS on one Pyro model, from the same start."""
+"""Comparison of EM, SVI, L-BFGS, VI and NUTS on one Pyro model, from the same start."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from torch import Tensor
 
 from pyro_regimes.comparison.distances import with_distances
 from pyro_regimes.comparison.methods import (
+    OPTIMISERS,
     run_auto_delta,
     run_em,
     run_em_map,
     run_guide,
+    run_lbfgs,
     run_nuts,
+    run_squarem,
     run_svi,
 )
 from pyro_regimes.comparison.runs import Comparison, MethodRun
@@ -29,11 +32,15 @@ from pyro_regimes.infer.regimes import find_hmm
 from pyro_regimes.messages import shown
 
 #: Methods that maximise the likelihood, without priors.
-LIKELIHOOD_METHODS = ("EM", "Adam", "ClippedAdam")
+LIKELIHOOD_METHODS = ("EM", "EM, SQUAREM", *OPTIMISERS, "L-BFGS")
 #: Methods for the model with priors.
 PRIOR_METHODS = ("EM, MAP", "AutoDelta", "AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
-#: All methods. NUTS runs only if it is named.
+#: All methods.
 ALL_METHODS = (*LIKELIHOOD_METHODS, *PRIOR_METHODS, "NUTS")
+#: The methods that run if none are named: all but NUTS, which takes minutes, and ClippedAdam. It
+#: clips each entry of a gradient at 10, which a log-likelihood of thousands of observations far
+#: exceeds, and is not better than Adam at any learning rate.
+DEFAULT_METHODS = tuple(name for name in ALL_METHODS if name not in ("ClippedAdam", "NUTS"))
 
 #: The methods that ``processes=2`` runs side by side, the longest first.
 _SIDE_BY_SIDE = ("NUTS", "AutoLowRank", "AutoMultivariateNormal", "AutoNormal", "AutoDelta")
@@ -58,33 +65,41 @@ def compare(
     jit_compile: bool = False,
     processes: int = 1,
 ) -> Comparison:
-    r"""Fit one model by EM, SVI, variational inference and NUTS, all from one start.
+    r"""Fit one model by EM, SVI, L-BFGS, variational inference and NUTS, all from one start.
 
-    EM, and SVI with an empty guide by Adam and ClippedAdam at each learning rate, maximise the
-    likelihood of ``model``. ``prior_model`` has the same likelihood, with its parameters sampled
-    from priors. EM and SVI (``AutoDelta``) maximise its log joint. SVI with ``AutoNormal``,
-    ``AutoMultivariateNormal`` and ``AutoLowRankMultivariateNormal``, and NUTS, approximate its
-    posterior. Variational guides and AutoDelta use the middle learning rate. A run of SVI that
-    diverges is kept and marked ``diverged``. Compilation is not timed: EM runs twice, so that the
-    second, timed run finds every kernel compiled. The caller's parameter store and random state do
-    not change.
+    These maximise the likelihood of ``model``: EM; EM with ``acceleration="squarem"``; SVI with an
+    empty guide, by Adam, ClippedAdam and DecayingAdam at each learning rate; and L-BFGS (scipy's)
+    in the unconstrained parameters of SVI. The rate of DecayingAdam falls exponentially over the
+    run, to a hundredth of the first, and its gradients are not clipped.
+
+    ``prior_model`` has the same likelihood, with its parameters sampled from priors. EM and SVI
+    (``AutoDelta``) maximise its log joint. SVI with ``AutoNormal``, ``AutoMultivariateNormal`` and
+    ``AutoLowRankMultivariateNormal``, and NUTS, approximate its posterior. Variational guides and
+    AutoDelta use the middle learning rate.
+
+    A run of SVI that diverges is kept and marked ``diverged``. Compilation is not timed: EM runs
+    twice, so that the second, timed run finds every kernel compiled. The caller's parameter store
+    and random state do not change.
 
     :param model: a Pyro model of ``pyro.param`` and observed RegimeHMM, called with the data; or
         one with latent sites, which then is the ``prior_model`` too.
     :param data: the data to fit, ``(..., T, D)`` or ``(..., T)``.
     :param held_out: the data that follow in time, of the same shape except for T. Their
         log-likelihood is conditional on ``data``.
-    :param methods: some of :data:`.ALL_METHODS`; None for all but NUTS.
+    :param methods: some of :data:`.ALL_METHODS`; None for :data:`.DEFAULT_METHODS`.
     :param init_values: initial values of the sites of ``prior_model``, for all its methods.
-    :param em_steps: maximum number of EM steps; EM stops earlier by ``tol``.
-    :param svi_steps: number of steps of each SVI.
+    :param em_steps: maximum number of EM steps.
+    :param tol: EM stops if a step raises the objective by less, in nats, and L-BFGS if each of ten
+        iterations does. None runs all steps.
+    :param svi_steps: number of steps of each SVI, and maximum number of iterations of L-BFGS.
+    :param learning_rates: of Adam and ClippedAdam, and first ones of DecayingAdam.
     :param nuts_steps: number of draws of NUTS, and of its warm-up steps.
     :param num_draws: number of posterior draws over which held-out likelihoods are averaged.
     :param seed: seed of the variational draws and of NUTS.
     :param progress: called with the method, the number of a step, the number of steps, and the
         objective before that step (of guides, an estimate of the ELBO; NaN where there is none):
-        with step 0 before the method compiles its kernels, then after each step; for EM once, with
-        the number of steps that it took as both numbers.
+        with step 0 before the method compiles its kernels, then after each step; at the end of EM
+        and L-BFGS, with the number of steps that it took as both numbers. EM reports no others.
     :param jit_compile: whether to record the model and the guides once and to repeat only their
         tensor operations (``torch.jit.trace``), in SVI and NUTS. Steps of SVI stay the same to the
         last bit and take about half the time, with one optimiser for all parameters and without
@@ -118,7 +133,11 @@ def compare(
         own = task._replace(progress=progress)
         if name == "EM":
             return [run_em(model, own, em_steps)]
-        if name in LIKELIHOOD_METHODS:
+        if name == "EM, SQUAREM":
+            return [run_squarem(model, own, em_steps)]
+        if name == "L-BFGS":
+            return [run_lbfgs(model, own, svi_steps)]
+        if name in OPTIMISERS:
             return [run_svi(name, model, own, svi_steps, rate) for rate in rates]
         assert prior_model is not None
         if name == "EM, MAP":
@@ -200,8 +219,8 @@ def _find_time(model: Model, task: Task) -> int:
 
 def _choose(methods: Sequence[str] | None, has_likelihood: bool, has_priors: bool) -> list[str]:
     if methods is None:
-        likelihood = LIKELIHOOD_METHODS if has_likelihood else ()
-        return [*likelihood, *(PRIOR_METHODS if has_priors else ())]
+        fitting = LIKELIHOOD_METHODS * has_likelihood + PRIOR_METHODS * has_priors
+        return [name for name in DEFAULT_METHODS if name in fitting]
     unknown = [name for name in methods if name not in ALL_METHODS]
     if unknown or not methods:
         raise ValueError(f"expected methods from {list(ALL_METHODS)}, got {list(methods)}")

@@ -49,14 +49,15 @@ def compare_on_returns(
     """Fit one regime model by every method of :func:`.comparison.compare`.
 
     All methods start at the same clusters. The series of a Gaussian model are first scaled to unit
-    variance, which helps Adam and does not affect EM. Log-likelihoods are reported in the units of
-    the data. Log joint and ELBO contain densities of parameters, which are those for scaled data.
+    variance, which helps gradient methods and does not affect EM. Log-likelihoods are reported in
+    the units of the data. Log joint and ELBO contain densities of parameters, which are those for
+    scaled data.
 
     :param returns: ``(T, D)``; NaN where a value is missing.
     :param emission: "gaussian", or "poisson" for counts. :func:`.comparison.compare` takes a Pyro
         model with any other.
     :param held_out: share of the data, at the end, that is not fitted.
-    :param methods: as in :func:`.comparison.compare`; None for all but NUTS.
+    :param methods: as in :func:`.comparison.compare`; None for :data:`.DEFAULT_METHODS`.
     :param processes: 1 or 2, as in :func:`.comparison.compare`.
     :raises ValueError: if the data are too few or constant, or an option is not valid.
     """

@@ -41,6 +41,16 @@ class MethodRun(NamedTuple):
     posterior_errors: tuple[float, float] | None = None
     is_beside: bool = False  #: whether another method ran beside it, which may make it slower
 
+    @property
+    def is_em(self) -> bool:
+        """Whether the method is EM, also with extrapolated steps or for the log joint."""
+        return self.method.startswith("EM")
+
+    @property
+    def name(self) -> str:
+        """The method as tables and plots name it."""
+        return self.method.removeprefix("SVI, ")
+
     def seconds_to(self, target: float) -> float | None:
         """The first time at which a value was at least ``target``."""
         reached = zip(self.times, self.values, strict=True)
@@ -71,19 +81,37 @@ class Comparison(NamedTuple):
             return None
         return run.seconds_to(self.best(run.objective) - within)
 
+    def below_best(self, run: MethodRun) -> float | None:
+        """How many nats the final value of a run is below the best one with its objective.
+
+        None if it diverged, and for VI and NUTS, whose values are not their objective.
+        """
+        if run.diverged or run.objective not in ("likelihood", "joint"):
+            return None
+        return self.best(run.objective) - run.values[-1]
+
+    def fastest(
+        self, is_em: bool, objective: str = "likelihood", within: float = 0.1
+    ) -> tuple[MethodRun, float] | None:
+        """The first run of EM, or of another method, to come ``within`` nats of the best value.
+
+        :return: the run, and its seconds to there. None if no such run comes this close.
+        """
+        runs = [run for run in self.of(objective) if run.is_em == is_em]
+        times = [(run, self.seconds_to_best(run, within)) for run in runs]
+        reached = [(run, seconds) for run, seconds in times if seconds is not None]
+        return min(reached, key=lambda each: each[1], default=None)
+
     def speed_up(self, objective: str = "likelihood", within: float = 0.1) -> float | None:
         """The speed-up of EM over the fastest other method, to ``within`` nats of the best value.
 
-        Infinite if only EM starts this close. None if EM never gets this close, or no other method
-        does.
+        EM with extrapolated steps counts as EM. Below 1 if another method is faster. Infinite if
+        only EM starts this close. None if EM never gets this close, or no other method does.
         """
-        times = {run.method: self.seconds_to_best(run, within) for run in self.of(objective)}
-        ours = [time for name, time in times.items() if name.startswith("EM")]
-        others = [
-            time for name, time in times.items() if not name.startswith("EM") and time is not None
-        ]
-        if not ours or ours[0] is None or not others:
+        ours = self.fastest(True, objective, within)
+        other = self.fastest(False, objective, within)
+        if ours is None or other is None:
             return None
-        if ours[0] == 0.0:
-            return 1.0 if min(others) == 0.0 else math.inf
-        return min(others) / ours[0]
+        if ours[1] == 0.0:
+            return 1.0 if other[1] == 0.0 else math.inf
+        return other[1] / ours[1]

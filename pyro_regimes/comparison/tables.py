@@ -33,23 +33,34 @@ def _with_caption(table: Table) -> Group:
 
 
 def speed_up_line(comparison: Comparison, within: float = 0.1) -> str:
-    """A sentence on the speed-up of EM; empty if EM or all other methods are missing."""
+    """A sentence on the fastest EM and the fastest other method; empty if either is missing."""
     runs = comparison.of("likelihood")
-    em = next((run for run in runs if run.method == "EM"), None)
-    others = [run for run in runs if run is not em]
-    reached = None if em is None else comparison.seconds_to_best(em, within)
-    if reached is None or not others:
+    others = [run for run in runs if not run.is_em]
+    if not others or len(others) == len(runs):
         return ""
-    goal = f"EM came within {within:g} nats of the best log-likelihood"
-    times = [comparison.seconds_to_best(run, within) for run in others]
-    fastest = min((time for time in times if time is not None), default=None)
-    if fastest is None:
+    ours, other = (comparison.fastest(is_em, within=within) for is_em in (True, False))
+    goal = f"within {within:g} nats of the best log-likelihood"
+    if ours is None:
+        if other is None:
+            return ""
+        return f"No EM came {goal}; {other[0].name} did, in {_seconds(other[1])} s."
+    name, reached = ours[0].name, ours[1]
+    if other is None:
         longest = max(run.seconds for run in others)
         multiple = f", {longest / reached:.0f} times as long" if reached else ""
-        return f"{goal} in {reached:.2f} s; no SVI did, in up to {longest:.2f} s{multiple}."
-    if 0.0 < 1.5 * reached < fastest:
-        return f"{goal} {fastest / reached:.0f} times sooner than the fastest SVI."
-    return f"{goal} in {reached:.2f} s, the fastest SVI in {fastest:.2f} s."
+        return (
+            f"{name} came {goal} in {_seconds(reached)} s; no gradient method did, in up to "
+            f"{_seconds(longest)} s{multiple}."
+        )
+    rival = f"the fastest gradient method, {other[0].name}"
+    if 0.0 < 1.5 * reached < other[1]:
+        ratio = other[1] / reached
+        return f"{name} came {goal} {_multiple(ratio)} times sooner than {rival}."
+    return f"{name} came {goal} in {_seconds(reached)} s, {rival}, in {_seconds(other[1])} s."
+
+
+def _multiple(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _new(title: str, caption: str, *headers: str) -> Table:
@@ -63,24 +74,27 @@ def _new(title: str, caption: str, *headers: str) -> Table:
 def _likelihood_table(comparison: Comparison, title: str) -> Table:
     table = _new(
         f"Likelihood: {title}",
-        "nats; held out: of the last rows given the others; passes: over the data;\n"
-        "to best: until within 0.1 of the best; distance: of parameters, to EM's;\n"
+        "nats; below best: of the log-likelihoods here; held out: of the last rows\n"
+        "given the others; passes: over the data; to best: until within 0.1 of the\n"
+        "best; distance: of parameters, to EM's\n"
         f"{_SECONDS}; one method at a time",
-        "log-\nlikelihood",
-        "held out",
-        "passes",
-        "seconds",
-        "seconds\nto best",
-        "gradient\nnorm",
-        "dist-\nance",
+        "log-\nlikeli-\nhood",
+        "\nbelow\nbest",
+        "\nheld\nout",
+        "\n\npasses",
+        "\nsec-\nonds",
+        "\nto\nbest",
+        "grad-\nient\nnorm",
+        "\ndist-\nance",
     )
     for run in comparison.of("likelihood"):
         table.add_row(
-            run.method.removeprefix("SVI, "),
+            run.name,
             _log_likelihood(run, 2),
-            _fixed(run.held_out),
+            _fixed(comparison.below_best(run)),
+            _fixed(run.held_out, 1),
             str(run.num_passes),
-            f"{run.seconds:.2f}",
+            _seconds(run.seconds),
             _seconds_to_best(comparison, run),
             _short(run.gradient_norm),
             _short(run.distance_to_em),
@@ -114,7 +128,7 @@ def _prior_table(comparison: Comparison, title: str) -> Table:
             _fixed(run.elbo, 1),
             _fixed(run.held_out, 1),
             _fixed(run.held_out_averaged, 1),
-            f"{run.seconds:.2f}",
+            _seconds(run.seconds),
             _seconds_to_best(comparison, run),
         )
     return table
@@ -122,7 +136,7 @@ def _prior_table(comparison: Comparison, title: str) -> Table:
 
 def _name(run: MethodRun) -> str:
     """The name of a method without its learning rate."""
-    name = run.method.removeprefix("SVI, ").split("(")[0]
+    name = run.name.split("(")[0]
     return name.replace("MultivariateN", "Multivariate-\nN")
 
 
@@ -143,7 +157,12 @@ def _seconds_to_best(comparison: Comparison, run: MethodRun) -> str:
     if run.objective not in ("likelihood", "joint"):
         return ""
     reached = comparison.seconds_to_best(run)
-    return "never" if reached is None else f"{reached:.2f}"
+    return "never" if reached is None else _seconds(reached)
+
+
+def _seconds(value: float) -> str:
+    """With three decimals below a tenth of a second."""
+    return f"{value:.3f}" if 0 < value < 0.1 else f"{value:.2f}"
 
 
 def _log_likelihood(run: MethodRun, digits: int) -> str:
@@ -155,4 +174,4 @@ def _fixed(value: float | None, digits: int = 2) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
+    return "" if value is None else f"{value:.0e}"

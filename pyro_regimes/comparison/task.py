@@ -109,3 +109,12 @@ class Stopwatch:
 
     def __exit__(self, *error: object) -> None:
         self.seconds += time.perf_counter() - self._began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A part of such a block that is not measured."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()

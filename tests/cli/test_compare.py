@@ -35,8 +35,10 @@ def test_compare_prints_the_table_and_draws_it(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    for word in ("EM", "Adam(0.02)", "ClippedAdam(0.05)", "AutoLowRank", "NUTS", "Against NUTS"):
+    told = ("EM, SQUAREM", "Adam(0.02)", "DecayingAdam(0.05)", "L-BFGS", "AutoLowRank", "NUTS")
+    for word in (*told, "Against NUTS"):
         assert word in text
+    assert "ClippedAdam" not in text
     assert "held out" in text and "within 0.1" in text
     assert "…" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
     for name in ("comparison.png", "posteriors.png"):

@@ -14,7 +14,7 @@ warnings.simplefilter("ignore")
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 from pyro_regimes.comparison import compare_on_returns
-from pyro_regimes.comparison.methods import em, nuts, svi, variational
+from pyro_regimes.comparison.methods import em, lbfgs, nuts, svi, variational
 
 timed, compiled, before = [], [], [0]
 
@@ -43,7 +43,7 @@ class Watch(nuts.Stopwatch):
         super().__exit__(*error)
         timed.pop()
 
-for module in (nuts, svi, variational):
+for module in (lbfgs, nuts, svi, variational):
     module.Stopwatch = Watch
 # The last run of EM is the one that is timed.
 ems = []
@@ -74,7 +74,9 @@ print(sorted(set(compiled + (ems[-1] if ems else []))))
     "method, data, num_series, n_regimes",
     [
         ("EM", "outlier", 3, 3),  # which needs kernels in log space
+        ("EM, SQUAREM", "outlier", 3, 3),
         ("Adam", "plain", 1, 1),
+        ("L-BFGS", "outlier", 2, 3),
         ("AutoDelta", "outlier", 2, 3),
         ("NUTS", "plain", 1, 2),
     ],

@@ -30,15 +30,18 @@ def test_posteriors_are_measured_in_the_deviations_of_nuts() -> None:
 
 
 def test_points_are_measured_relative_to_that_of_em() -> None:
-    """(3, 4) against (0, 4): 3 of 4; what has other parameters has no distance."""
+    """(3, 4) against (0, 4): 3 of 4, and (0, 2): 2 of 4; with other parameters there is none."""
     points = [{"loc": [0.0], "b": [4.0]}, {"loc": [3.0], "b": [4.0]}, {"loc": [3.0]}]
-    em, adam, other = with_distances(
+    names = ["EM", "EM, SQUAREM", "SVI, Adam(0.03)", "SVI, Adam(0.1)"]
+    points.insert(1, {"loc": [0.0], "b": [2.0]})
+    em, fast, adam, other = with_distances(
         [
             make_run(name, "likelihood", [-2.0, -1.0])._replace(
                 point={key: torch.tensor(value) for key, value in point.items()}
             )
-            for name, point in zip(["EM", "SVI, Adam(0.03)", "SVI, Adam(0.1)"], points)
+            for name, point in zip(names, points, strict=True)
         ]
     )
     assert em.distance_to_em is None and other.distance_to_em is None
     assert adam.distance_to_em == pytest.approx(0.75, rel=1e-6)
+    assert fast.distance_to_em == pytest.approx(0.5, rel=1e-6)  # EM is the reference, not this

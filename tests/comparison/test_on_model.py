@@ -224,9 +224,9 @@ def test_the_check_of_convergence_is_compiled_before_it_is_timed(monkeypatch) ->
     checked = []
     check = guard.check
 
-    def recorded(session: Any, call: Any, loop: Any, tol: float) -> Any:
+    def recorded(session: Any, call: Any, loop: Any, tol: float, *evidence: Any) -> Any:
         checked.append(tol)
-        return check(session, call, loop, tol)
+        return check(session, call, loop, tol, *evidence)
 
     monkeypatch.setattr(guard, "check", recorded)
     compare(slow_to_run, X, methods=["EM"], em_steps=300, tol=1e-3)

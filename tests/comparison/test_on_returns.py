@@ -36,17 +36,19 @@ def test_every_method_starts_at_the_same_point(covariance_type):
     )
     assert [run.method for run in found.runs] == [
         "EM",
+        "EM, SQUAREM",
         "SVI, Adam(0.02)",
         "SVI, Adam(0.05)",
-        "SVI, ClippedAdam(0.02)",
-        "SVI, ClippedAdam(0.05)",
+        "SVI, DecayingAdam(0.02)",
+        "SVI, DecayingAdam(0.05)",
+        "L-BFGS",
         "EM, MAP",
         "SVI, AutoDelta(0.05)",
         "SVI, AutoNormal(0.05)",
         "SVI, AutoMultivariateNormal(0.05)",
         "SVI, AutoLowRank(0.05)",
     ]
-    em, mode = found.runs[0], found.runs[5]
+    em, mode = found.runs[0], found.runs[7]
     for run in found.runs:
         start = mode if run.objective == "joint" else em
         assert run.values[0] == pytest.approx(start.values[0], rel=1e-9), run.method
@@ -85,7 +87,8 @@ def test_every_method_starts_at_the_same_point(covariance_type):
 )
 def test_the_callers_handlers_and_modes_change_nothing(state):
     settings = dict(n_regimes=2, em_steps=3, svi_steps=3, learning_rates=[0.05])
-    settings |= dict(methods=["EM", "Adam", "EM, MAP", "AutoNormal"], covariance_type="diag")
+    settings |= dict(methods=["EM", "Adam", "L-BFGS", "EM, MAP", "AutoNormal"])
+    settings |= dict(covariance_type="diag")
     expected = compare_on_returns(RETURNS, **settings)
     handler = state()
     with handler:

@@ -1,7 +1,11 @@
 """Figures of comparisons hold what they are said to hold."""
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from pyro_regimes.comparison import (
     Comparison,
@@ -25,8 +29,29 @@ def test_comparison_draws_the_best_value_so_far_of_every_method():
         assert em.get_ydata().tolist() == [1.0, 0.01] and adam.get_ydata().tolist() == [2.0, 2.0]
         assert em.get_xdata().tolist() == [1, 2]
     told = [[text.get_text() for text in panel.texts] for panel in figure.axes]
-    assert told == [["EM\n2 s", "0.1 nats"], ["EM\n2 passes", "0.1 nats"]]
+    assert told == [["EM: 2 s", "to 0.1 nats"], ["EM: 2 passes", "to 0.1 nats"]]
     figure.canvas.draw()
+
+
+def test_the_first_to_come_close_are_named_in_order_and_beside_the_lines():
+    late = [-30.0, -29.0, -28.0, -27.0]
+    runs = [
+        make_run("EM", "likelihood", [*late, -10.0]),
+        make_run("EM, SQUAREM", "likelihood", [*late[:2], -10.0]),
+        make_run("L-BFGS", "likelihood", [*late[:3], -10.0]),
+        make_run("SVI, DecayingAdam(0.1)", "likelihood", [*late, -20.0, -10.0]),
+    ]
+    figure = plot_comparison(Comparison(runs))
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    texts = {text.get_text(): text for text in panel.texts}
+    assert list(texts) == ["EM: 4 s", "L-BFGS: 3 s", "EM, SQUAREM: 2 s", "to 0.1 nats"]
+    heights = [text.get_window_extent().y0 for text in panel.texts]
+    assert heights == sorted(heights)
+    legend = figure.legends[0].get_window_extent()
+    assert all(legend.y1 <= axes.get_window_extent().y0 for axes in figure.axes)
+    names = [text.get_text() for text in figure.legends[0].get_texts() if text.get_text()]
+    assert names == ["EM", "EM, SQUAREM", "L-BFGS", "DecayingAdam(0.1)"]
 
 
 @pytest.mark.parametrize("with_em", [True, False])
@@ -40,16 +65,51 @@ def test_a_run_that_diverged_is_drawn_as_such(with_em):
     assert [line.get_label() for line in lines] == ["EM"] * with_em + ["Adam(1), diverged"]
     best = -10.0 if with_em else -5.0
     assert lines[-1].get_ydata().tolist() == [max(best + 15.0, 0.01), 0.01]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
-def test_runs_have_different_colours():
+#: sRGB, linear, as a reader without red or without green cones sees it (Machado, Oliveira and
+#: Fernandes 2009, severity 1).
+DEFICIENCIES = {
+    "none": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+def lab(color: str, seen: list[list[float]]) -> np.ndarray:
+    """CIE Lab (D65) of a colour as a reader sees it."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = (np.array(seen) @ linear).clip(0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt((np.array(to_xyz) @ linear) / [0.9505, 1.0, 1.089] + 1e-4)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", DEFICIENCIES)
+def test_runs_have_different_colours_or_dashes(seen):
+    """Where dashes are the same, colours are at least 12 units of Lab apart."""
     rates = [0.01, 0.03, 0.1]
-    names = [f"SVI, {name}({rate})" for name in ("Adam", "ClippedAdam") for rate in rates]
-    guides = [f"SVI, {name}(0.03)" for name in ("AutoNormal", "AutoLowRank")]
-    runs = [make_run(name, "likelihood", [-30.0, -10.0]) for name in ["EM", *names, *guides]]
-    panel = plot_comparison(Comparison(runs)).axes[0]
-    assert len({line.get_color() for line in panel.lines[: len(runs)]}) == len(runs)
+    optimisers = ("Adam", "ClippedAdam", "DecayingAdam")
+    names = [f"SVI, {name}({rate})" for name in optimisers for rate in rates]
+    guides = ("AutoNormal", "AutoMultivariateNormal", "AutoLowRank")
+    names += ["EM", "EM, SQUAREM", "L-BFGS", *(f"SVI, {name}(0.03)" for name in guides)]
+    runs = [make_run(name, "likelihood", [-30.0, -10.0]) for name in names]
+    lines = plot_comparison(Comparison(runs)).axes[0].lines[: len(runs)]
+    looks = [(lab(line.get_color(), DEFICIENCIES[seen]), line) for line in lines]
+    for (one, line), (other, another) in combinations(looks, 2):
+        if line._dash_pattern == another._dash_pattern:
+            pair = line.get_label(), another.get_label()
+            assert np.linalg.norm(one - other) > 12, pair
 
 
 def test_a_comparison_without_a_single_step_can_be_drawn():

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
+from pyro_regimes.comparison.methods.optimisers import Optimiser
 from pyro_regimes.comparison.methods.steps import CompiledSteps, PyroSteps, make_steps
 from pyro_regimes.comparison.scores import parameter_leaves, parameter_values
 from pyro_regimes.comparison.task import Task, Workspace
@@ -55,7 +56,7 @@ def run(kind: Any, covariance_type: str, guide: str, optim: str) -> tuple[list[f
         with torch.random.fork_rng():
             guide(DATA)
             poutine.trace(model).get_trace(DATA)
-            steps = kind(model, guide, optim, 0.05, DATA)
+            steps = kind(model, guide, Optimiser(optim, 0.05, 12), DATA)
         losses = [steps.step() for _ in range(12)]
         return [*losses, steps.loss()], parameter_values()
 
@@ -63,6 +64,7 @@ def run(kind: Any, covariance_type: str, guide: str, optim: str) -> tuple[list[f
 CASES = [
     *((kind, "", "Adam") for kind in COVARIANCE_TYPES),
     ("full", "", "ClippedAdam"),
+    ("full", "", "DecayingAdam"),
     *(("full", guide, "Adam") for guide in ("AutoDelta", "AutoNormal", "AutoMultivariateNormal")),
     ("diag", "AutoNormal", "Adam"),
 ]
@@ -87,9 +89,9 @@ def test_a_compiled_step_has_one_node_for_the_whole_chain() -> None:
     workspace = Workspace(0, torch.device("cpu"))
     with workspace.entered():
         model, guide, task = problem("full", "AutoNormal")
-    steps = make_steps(model, guide, "Adam", 0.05, task, workspace)
+    steps = make_steps(model, guide, Optimiser("Adam", 0.05), task, workspace)
     assert isinstance(steps, CompiledSteps)
-    nodes = steps._recorded.graph.findAllNodes("prim::PythonOp")
+    nodes = steps._loss.recorded.graph.findAllNodes("prim::PythonOp")
     assert [node.pyname() for node in nodes] == ["LogLikelihood"]
 
 
@@ -97,7 +99,7 @@ def test_an_interrupt_inside_a_compiled_step_stays_one(monkeypatch) -> None:
     workspace = Workspace(0, torch.device("cpu"))
     with workspace.entered():
         model, guide, task = problem("full", "")
-        steps = make_steps(model, guide, "Adam", 0.05, task, workspace)
+        steps = make_steps(model, guide, Optimiser("Adam", 0.05), task, workspace)
 
         def interrupt(*args: Any) -> None:
             raise KeyboardInterrupt
@@ -117,7 +119,7 @@ def test_the_steps_begin_at_the_start(jit_compile: bool) -> None:
             guide(DATA)
         before, state = parameter_values(), torch.get_rng_state()
     task = task._replace(jit_compile=jit_compile)
-    make_steps(model, guide, "Adam", 0.05, task, workspace)
+    make_steps(model, guide, Optimiser("Adam", 0.05), task, workspace)
     with workspace.entered():
         assert torch.equal(torch.get_rng_state(), state)
         after = parameter_values()

@@ -14,9 +14,29 @@ from pyro_regimes.comparison.scores import (
     held_out,
     log_densities,
     parameter_leaves,
+    parameter_values,
 )
 from pyro_regimes.comparison.task import Model, Task, Workspace
 from pyro_regimes.infer.regimes import point_values
+
+
+def maximum_scores(model: Model, task: Task) -> dict[str, Any]:
+    """The fields of :class:`.MethodRun` at the parameters of a model without latent sites."""
+    likelihood, _ = log_densities(model, task.data)
+    return {
+        "log_likelihood": likelihood,
+        "held_out": held_out(model, task, likelihood),
+        "gradient_norm": gradient_norm(model, task.data),
+        "point": parameter_values(),
+    }
+
+
+def not_finite(objective: float) -> ValueError:
+    """The error of a method whose start has this objective."""
+    return ValueError(
+        f"expected model to have a finite objective at its start, got {objective}; change its "
+        "initial values"
+    )
 
 
 def mode_scores(prior_model: Model, guide: Any, task: Task) -> dict[str, Any]:

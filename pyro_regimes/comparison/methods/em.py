@@ -10,14 +10,8 @@ from typing import Any, Callable
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 
-from pyro_regimes.comparison.methods.at_point import mode_scores, restored
+from pyro_regimes.comparison.methods.at_point import maximum_scores, mode_scores, restored
 from pyro_regimes.comparison.runs import MethodRun
-from pyro_regimes.comparison.scores import (
-    gradient_norm,
-    held_out,
-    log_densities,
-    parameter_values,
-)
 from pyro_regimes.comparison.task import Model, Task, Workspace
 from pyro_regimes.infer import EM, EMResult
 from pyro_regimes.infer.em.loop import Loop
@@ -25,21 +19,20 @@ from pyro_regimes.infer.em.loop import Loop
 
 def run_em(model: Model, task: Task, num_steps: int) -> MethodRun:
     """Run EM on the likelihood."""
+    return maximise_likelihood("EM", model, task, num_steps)
+
+
+def maximise_likelihood(
+    method: str, model: Model, task: Task, num_steps: int, acceleration: str | None = None
+) -> MethodRun:
+    """Run EM on the likelihood, by :meth:`.EM.run` with this ``acceleration``."""
     workspace = task.workspace()
     with workspace.entered():
         poutine.trace(model).get_trace(task.data)  # creates the parameters
-    trajectory = _run("EM", model, None, task, workspace, num_steps)
+    trajectory = _run(method, model, None, task, workspace, num_steps, acceleration)
     with workspace.entered():
-        likelihood, _ = log_densities(model, task.data)
-        return MethodRun(
-            method="EM",
-            objective="likelihood",
-            log_likelihood=likelihood,
-            held_out=held_out(model, task, likelihood),
-            gradient_norm=gradient_norm(model, task.data),
-            point=parameter_values(),
-            **trajectory,
-        )
+        scores = maximum_scores(model, task)
+    return MethodRun(method=method, objective="likelihood", **scores, **trajectory)
 
 
 def run_em_map(prior_model: Model, task: Task, num_steps: int) -> MethodRun:
@@ -65,15 +58,18 @@ def _run(
     task: Task,
     workspace: Workspace,
     num_steps: int,
+    acceleration: str | None = None,
 ) -> dict[str, Any]:
     """Run EM and return the fields of :class:`.MethodRun` that describe its trajectory."""
     task.tell(method, 0, num_steps)
+    settings = {"num_steps": num_steps, "tol": task.tol, "acceleration": acceleration}
     # The whole run, so that every kernel that it needs is compiled: which ones depends on the data,
     # and a state that empties or a probability that underflows may need others late.
     with restored(workspace):
-        TimedEM(model, guide, workspace).run(task.data, num_steps=num_steps, tol=task.tol)
+        counted = TimedEM(model, guide, workspace)
+        counted.run(task.data, callback=counted.count, **settings)
     em = TimedEM(model, guide, workspace)
-    result = em.run(task.data, num_steps=num_steps, tol=task.tol)
+    result = em.run(task.data, **settings)
     seconds = em.seconds
     # Of as many steps as it took: it has ended, and the rest of num_steps does not follow.
     task.tell(method, result.num_steps, result.num_steps, -result.history[-1])
@@ -82,7 +78,7 @@ def _run(
         "num_passes": result.num_e_steps,
         "seconds": seconds,
         "times": em.times(result),
-        "passes": list(range(1, result.num_steps + 2)),  # the first value costs an E-step
+        "passes": counted.passes,
         "values": [-loss for loss in result.history],
     }
 
@@ -94,11 +90,18 @@ class TimedEM(EM):
     they do.
     """
 
+    _shows_parameters = False  # to the callback
+
     def __init__(
         self, model: Model, guide: Callable[..., Any] | None, workspace: Workspace
     ) -> None:
         super().__init__(model, guide)
         self._workspace = workspace
+        self.passes = [1]  #: passes before each value of the history, by :meth:`count`
+
+    def count(self, step: int, loss: float) -> None:
+        """A callback of :meth:`run` that counts E-steps, also of steps that were rejected."""
+        self.passes[step:] = [self._loop.ascent.num_e_steps]
 
     def run(self, *args: Any, **kwargs: Any) -> EMResult:
         """As :meth:`.EM.run`, timed."""
@@ -118,6 +121,7 @@ class TimedEM(EM):
         return [0.0, *(planned + each * step for step in range(1, result.num_steps + 1))]
 
     def _iterate(self, loop: Loop, *settings: Any) -> None:
+        self._loop = loop
         began = time.perf_counter()
         super()._iterate(loop, *settings)
         self._iterations.append((began, time.perf_counter()))

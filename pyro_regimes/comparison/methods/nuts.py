@@ -12,7 +12,7 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
 from torch import Tensor
 
-from pyro_regimes.comparison.methods.steps import as_recorded, recording
+from pyro_regimes.comparison.methods.loss import as_recorded, recording
 from pyro_regimes.comparison.methods.variational import intervals
 from pyro_regimes.comparison.runs import MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities

@@ -6,17 +6,12 @@ import math
 from typing import Any, NamedTuple
 
 from pyro.infer.autoguide import AutoDelta
-from torch import Tensor
 
-from pyro_regimes.comparison.methods.at_point import mode_scores
-from pyro_regimes.comparison.methods.steps import OVERFLOW, Steps, make_steps
+from pyro_regimes.comparison.methods.at_point import maximum_scores, mode_scores, not_finite
+from pyro_regimes.comparison.methods.loss import OVERFLOW, no_guide
+from pyro_regimes.comparison.methods.optimisers import Optimiser
+from pyro_regimes.comparison.methods.steps import Steps, make_steps
 from pyro_regimes.comparison.runs import MethodRun
-from pyro_regimes.comparison.scores import (
-    gradient_norm,
-    held_out,
-    log_densities,
-    parameter_values,
-)
 from pyro_regimes.comparison.task import Model, Stopwatch, Task, Workspace
 
 
@@ -43,23 +38,16 @@ class Trajectory(NamedTuple):
 
 def run_svi(name: str, model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
     """Run SVI on the likelihood. No site is latent, so the guide is empty and the loss exact."""
-    method, workspace = f"SVI, {name}({rate:g})", task.workspace()
+    optim, workspace = Optimiser(name, rate, num_steps), task.workspace()
+    method = f"SVI, {optim}"
     task.tell(method, 0, num_steps)
-    steps = make_steps(model, _no_guide, name, rate, task, workspace)
+    steps = make_steps(model, no_guide, optim, task, workspace)
     trajectory = _maximise(steps, method, task, workspace, num_steps)
     if trajectory.diverged:
         return trajectory.as_diverged(method, "likelihood")
     with workspace.entered():
-        likelihood, _ = log_densities(model, task.data)
-        return MethodRun(
-            method=method,
-            objective="likelihood",
-            log_likelihood=likelihood,
-            held_out=held_out(model, task, likelihood),
-            gradient_norm=gradient_norm(model, task.data),
-            point=parameter_values(),
-            **trajectory.fields(),
-        )
+        scores = maximum_scores(model, task)
+    return MethodRun(method=method, objective="likelihood", **scores, **trajectory.fields())
 
 
 def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) -> MethodRun:
@@ -68,7 +56,7 @@ def run_auto_delta(prior_model: Model, task: Task, num_steps: int, rate: float) 
     task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = AutoDelta(prior_model, init_loc_fn=task.start())
-    steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)
+    steps = make_steps(prior_model, guide, Optimiser("Adam", rate), task, workspace)
     trajectory = _maximise(steps, method, task, workspace, num_steps)
     if trajectory.diverged:
         return trajectory.as_diverged(method, "joint")
@@ -105,10 +93,7 @@ def _maximise(
             loss = math.nan
         if not math.isfinite(loss):
             if not step:
-                raise ValueError(
-                    f"expected model to have a finite objective at its start, got {-loss}; change "
-                    "its initial values"
-                )
+                raise not_finite(-loss)
             diverged = True
             break
         times.append(now)
@@ -116,7 +101,3 @@ def _maximise(
         if step < num_steps:
             task.tell(method, step + 1, num_steps, -loss)
     return Trajectory(times, list(range(len(values))), values, watch.seconds, diverged)
-
-
-def _no_guide(data: Tensor) -> None:
-    """An empty guide: without latent sites the ELBO is the log-likelihood."""

@@ -15,7 +15,9 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_regimes.comparison.methods.steps import OVERFLOW, Steps, make_steps
+from pyro_regimes.comparison.methods.loss import OVERFLOW
+from pyro_regimes.comparison.methods.optimisers import Optimiser
+from pyro_regimes.comparison.methods.steps import Steps, make_steps
 from pyro_regimes.comparison.methods.svi import Trajectory
 from pyro_regimes.comparison.runs import Interval, MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities
@@ -42,7 +44,7 @@ def run_guide(
     task.tell(method, 0, num_steps)
     with workspace.entered():
         guide = GUIDES[name](prior_model, init_loc_fn=task.start(), init_scale=_INIT_SCALE)
-    steps = make_steps(prior_model, guide, "Adam", rate, task, workspace)
+    steps = make_steps(prior_model, guide, Optimiser("Adam", rate), task, workspace)
 
     def likelihood_at_medians() -> float:
         with workspace.entered():
