@@ -47,7 +47,7 @@ def _reduce(stats: ChainCounts, given: Arguments, weighted: bool) -> StationaryC
     return StationaryCounts(stats.transitions, stats.initial.unsqueeze(-2))
 
 
-def _objective(pooled: StationaryCounts, probs: Tensor) -> Tensor:
+def objective(pooled: StationaryCounts, probs: Tensor) -> Tensor:
     """Q of each matrix, ``(cells,)``; -inf where an entry of 0 has counts."""
     initial = ops.stationary_probs(probs)
     return torch.xlogy(pooled.transitions, probs).sum((-2, -1)) + torch.xlogy(
@@ -79,6 +79,22 @@ class _Initial(NamedTuple):
 def _centred(values: Tensor, probs: Tensor) -> Tensor:
     """Values less their mean in each row, times the row's probabilities."""
     return probs * (values - (probs * values).sum(-1, keepdim=True))
+
+
+def counts_at(pooled: StationaryCounts, probs: Tensor) -> Tensor:
+    r"""Counts n of transitions, of which the derivative of :math:`\sum n \log A` at A is that of Q.
+
+    .. math:: n_{ij} = c_{ij} + \pi_i A_{ij} (u_j - \min_k u_k + \textstyle\sum_k g_k) \ge 0
+
+    A constant in u does not change the derivative, as the rows of A keep their sums. Here it makes
+    the counts those of about one more transition of each chain.
+
+    :param probs: A, ``(cells, K, K)``, float64.
+    """
+    at = _Initial.at(pooled.initial.double(), probs)
+    along = at.along - at.along.amin(-1, keepdim=True)
+    along = (along + pooled.initial.double().sum(-1, keepdim=True)).unsqueeze(-2)
+    return pooled.transitions.double() + at.probs.unsqueeze(-1) * probs * along
 
 
 def _score(pooled: StationaryCounts, probs: Tensor) -> Tensor:
@@ -153,7 +169,7 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     tiny = torch.finfo(old.dtype).tiny
     now = torch.where(is_left, rows.normalise(counts), before)
     now = torch.where(kept, now.clamp(min=tiny), 0.0)
-    value, value_before = _objective(wide, now), _objective(wide, before)
+    value, value_before = objective(wide, now), objective(wide, before)
     worse = ~(value >= value_before)
     now = torch.where(worse[:, None, None], before, now)
     value = torch.where(worse, value_before, value)
@@ -167,7 +183,7 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
         for _ in range(_MOST_HALVINGS):
             raised = now * (size[:, None, None] * direction).exp()
             tried = raised / raised.sum(-1, keepdim=True)
-            there = _objective(wide, tried)
+            there = objective(wide, tried)
             better = todo & (there >= value + 1e-4 * size * gain)
             now = torch.where(better[:, None, None], tried, now)
             value = torch.where(better, there, value)
@@ -207,7 +223,6 @@ STATIONARY_PROBS = replace(
     maximise=_maximise,
     natural=Natural(rows.NATURAL.perturb, _score, _gain),
     priors={"probabilities": {dist.Dirichlet: _dirichlet}},
-    is_log_linear=False,
     num_own_dims=1,
     chart=charts.TRANSITIONS,
 )

@@ -88,14 +88,18 @@ def solve(means: Tensor) -> Tensor:
     size = torch.full_like(deficit, torch.inf)
     for _ in range(_MOST_STEPS):
         total = a.sum(-1, keepdim=True)
-        slope = special.digamma(total) - special.digamma(a) + means
+        # The difference of two digamma functions, without their common large part.
+        rest = special.log_minus_digamma(a) - special.log_minus_digamma(total)
+        slope = means - (a / total).log() + rest
         step = _newton(slope, a)
+        parts = (a * means).abs() + a.lgamma().abs()  # the terms of the objective
+        sizes = 1 + total.lgamma().abs() + parts.sum(-1, keepdim=True)
+        rounding = 8 * torch.finfo(a.dtype).eps * sizes
         # No concentration falls below a quarter.
         share = (0.75 * a / (-step).clamp(min=1e-300)).amin(-1, keepdim=True).clamp(max=1.0)
         for _ in range(_MOST_HALVINGS):
             new = a + share * step
             better = _objective(new, means)
-            rounding = 8 * torch.finfo(a.dtype).eps * (1 + total.lgamma().abs())
             down = better < value - rounding
             down = down & ~found
             if not bool(down.any()):

@@ -194,7 +194,7 @@ class _Family(Family):
             density = self.inner.log_prob(value, folded, event_dim)
         else:
             density = self.inner.log_prob_of_seen(value, missing, folded, event_dim)
-        return density.unflatten(-1, sizes) + _log_weights(given)
+        return density.reshape(density.shape[:-1] + sizes) + _log_weights(given)
 
     def _folded(self, given: Arguments, event_dim: int) -> tuple[Arguments, tuple[int, int]]:
         """The arguments of the components as those of K M states, with K and M."""

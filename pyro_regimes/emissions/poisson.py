@@ -4,12 +4,18 @@ r"""The family of counts, ``Poisson(rate)`` with or without ``to_event``.
     \lambda_k = \frac{\sum_t \gamma_t(k) x_t}{\sum_t \gamma_t(k)}
 
 maximises :math:`\sum_t \gamma_t(k) (x_t \log \lambda_k - \lambda_k)`. The sums run over everything
-that shares the rate.
+that shares the rate. If the rate is a factor h times a known exposure, or times other factors,
+:math:`\lambda_{tk} = h_k e_{tk}`,
+
+.. math::
+    h_k = \frac{\sum_t \gamma_t(k) x_t}{\sum_t \gamma_t(k) e_{tk}}
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -18,7 +24,15 @@ from torch.distributions import Poisson, constraints
 
 from pyro_regimes.emissions import charts, conjugate, counts, draws, links, totals
 from pyro_regimes.emissions.arithmetic import divide, divide_where_known
-from pyro_regimes.emissions.base import Argument, Arguments, Family, Linear, Natural, Observed
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    Family,
+    Linear,
+    Natural,
+    Observed,
+    Scaling,
+)
 from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals
@@ -50,7 +64,7 @@ def _gain(score: Tensor, pooled: Totals, rate: Tensor, floor: float) -> Tensor:
     return divide_where_known(0.5 * score**2, pooled.weight * rate)
 
 
-RATE = Argument(
+_ALONE = Argument(
     name="rate",
     kind="rate of a Poisson",
     event_dim=0,
@@ -68,6 +82,53 @@ RATE = Argument(
     ),
     priors={"rate": {dist.Gamma: conjugate.gamma_of_count_rate}},
     chart=charts.COUNT_RATE,
+)
+
+
+# ---- rates that are products ---------------------------------------------------------------------
+
+
+def _no_reduce(*given: Any) -> Any:
+    raise NotImplementedError("factors are pooled by the scaling of a rate")
+
+
+def _maximise_factor(pooled: Totals, now: Tensor, floor: float) -> Tensor:
+    """As of a rate; a factor of 0 stays so far above 0 that products with it keep their digits."""
+    least = torch.finfo(now.dtype).tiny ** 0.5
+    found = _maximise(pooled, now, floor)
+    return torch.where(now > 0, found.clamp(min=least), found)
+
+
+FACTOR = replace(
+    _ALONE,
+    name="factor",
+    kind="factor of a rate of a Poisson",
+    what="counts over exposures",
+    reduce=_no_reduce,
+    maximise=_maximise_factor,
+)
+
+
+def _sizes(rate: Tensor) -> Tensor:
+    return rate.unsqueeze(-1)
+
+
+def _stretched(rate: Tensor, ratio: Tensor) -> Tensor:
+    return rate * ratio.squeeze(-1)
+
+
+def _pooled(found: Totals, rate: Tensor, same: Tensor) -> Totals:
+    """With the present rates as units, so that weights are exposures."""
+    return Totals((found.weight * rate).unsqueeze(-1), found.total.unsqueeze(-1))
+
+
+def _absolute(pooled: Totals, held: Tensor) -> Totals:
+    return Totals(pooled.weight / held.to(pooled.weight), pooled.total)
+
+
+RATE = replace(
+    _ALONE,
+    scaling=Scaling(FACTOR, _sizes, None, _stretched, _pooled, _absolute, torch.square),
 )
 
 

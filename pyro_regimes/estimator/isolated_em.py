@@ -78,6 +78,7 @@ class IsolatedEM(EM):
                     state.leaves,
                     problem.min_eigenvalue,
                     problem.pseudo,
+                    problem.groups,
                     _new,
                 )
                 params, site = found.values, site._replace(arguments=found.arguments[name])

@@ -110,6 +110,7 @@ OWN = [
 
 
 def draw(*shape: int, seed: int) -> Tensor:
+    # Fixed: the starts are random, and with some seeds a state or a component collapses.
     return torch.randn(shape, generator=seeds.fixed(seed), dtype=torch.float64)
 
 
@@ -531,7 +532,7 @@ def test_stochastic_em(family: Family, shapes: Shapes) -> None:
         with pyro.plate("sequences", 60, subsample_size=12) as index:
             pyro.sample("x", hmm(family, values), obs=x[index])
 
-    torch.manual_seed(1)
+    torch.manual_seed(seeds.seed(1))
     EM(minibatches).run(x, num_steps=150, tol=None)
     for name in shapes:
         assert_close(pyro.param(name).detach(), expected[name], rtol=0.1, atol=0.05)

@@ -314,7 +314,7 @@ def test_hit_rate_counts_signs(walks: list[WalkForward]) -> None:
     "emission", ["student_t", "gaussian_mixture", "poisson", "gamma", "von_mises"]
 )
 def test_other_emissions(emission: str) -> None:
-    rng = seeds.fixed(1)
+    rng = seeds.generator(1)
     data = torch.randn(200, 1, generator=rng).double().numpy()
     data *= np.where(np.arange(200) % 60 < 30, 1.0, 3.0)[:, None]
     if emission == "poisson":

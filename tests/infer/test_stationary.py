@@ -272,3 +272,156 @@ def test_a_chain_without_one_stationary_law_is_named():
     pyro.clear_param_store()
     with pytest.raises(ValueError, match="transition_probs with one stationary distribution"):
         EM(reducible).run(XS, num_steps=2)
+
+
+# ---- products of probabilities -----------------------------------------------------------------
+
+
+def hamiltons(p: Tensor, q: Tensor) -> Tensor:
+    return torch.stack([torch.stack([p, 1 - p], -1), torch.stack([1 - q, q], -1)], -2)
+
+
+def unit(name: str, start: Tensor | float) -> Tensor:
+    start = torch.as_tensor(start).double()
+    return pyro.param(name, start, constraint=constraints.unit_interval)
+
+
+def hamilton(x: Tensor) -> None:
+    """Hamilton's model: the start is the stationary distribution of p and q."""
+    observe(x, hamiltons(unit("p", 0.7), unit("q", 0.6)), real("loc", LOC))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hamiltons_p_and_q_end_where_gradients_end(seed):
+    """On ten simulated sets of short sequences, in which the start counts; and never fall."""
+    p, q = 0.5 + 0.45 * torch.rand(2, generator=seeds.generator(seed), dtype=torch.float64)
+    matrix = hamiltons(p, q)
+    hmm = RegimeHMM(
+        initial_probs=stationary_probs(matrix), transition_probs=matrix,
+        observation_dist=dist.Normal(torch.tensor([-1.5, 1.5]).double(), 1.0), duration=6,
+    )  # fmt: skip
+    torch.manual_seed(seeds.seed(seed))
+    x = hmm.sample((150,))
+    pyro.clear_param_store()
+    em = EM(hamilton)
+    result = em.run(x, num_steps=2000, tol=1e-11, acceleration="squarem")
+    assert set(em.plan.names) == {"p", "q", "loc"} and not em.plan.gradient
+    losses = result.restart_history.flatten()
+    assert (losses.diff() <= 1e-9 * losses[0]).all()
+    assert result.converged and not result.unconfirmed
+
+    def likelihood(theta: Tensor) -> Tensor:
+        matrix = hamiltons(*theta[:2].sigmoid())
+        return RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix,
+            observation_dist=dist.Normal(theta[2:], SCALE[0]),
+        ).log_prob(x).sum()  # fmt: skip
+
+    found = torch.stack([pyro.param(name).detach().logit() for name in ("p", "q")])
+    start = torch.cat([found, pyro.param("loc").detach()])
+    start = (start + 0.1 * torch.randn(4)).requires_grad_()
+
+    def closure() -> Tensor:
+        start.grad = None
+        loss = -likelihood(start)
+        loss.backward()
+        return loss.detach()
+
+    torch.optim.LBFGS(
+        [start], max_iter=300, tolerance_grad=1e-9, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    ).step(closure)  # fmt: skip
+    best = float(closure())
+    assert abs(float(losses[-1]) - best) < 1e-8 * abs(best)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_the_m_step_of_p_and_q_is_the_numerical_maximum(steps):
+    """Given the expected counts; a sequence of one step has none but that of its start."""
+    x = XS[:, :steps]
+    with torch.no_grad():
+        matrix = hamiltons(*torch.tensor([0.7, 0.6]).double())
+        old = RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix,
+            observation_dist=dist.Normal(LOC, SCALE[0]),
+        ).posterior(x)  # fmt: skip
+        counts, first = old.expected_transitions.sum(0), old.smoothed_probs[:, 0].sum(0)
+    pyro.clear_param_store()
+    EM(hamilton).step(x)
+
+    def q(p: Tensor, q: Tensor) -> Tensor:
+        matrix = hamiltons(p, q)
+        initial = stationary_probs(matrix)
+        return (counts * matrix.log()).sum() + (first * initial.log()).sum()
+
+    found = [pyro.param(name).detach().requires_grad_() for name in ("p", "q")]
+    for each, slope in zip(found, torch.autograd.grad(q(*found), found), strict=True):
+        assert abs(slope * each * (1 - each)) < 1e-5 * len(x)
+
+
+def test_restarts_and_a_prior_of_p_and_q():
+    starts = torch.tensor([0.9, 0.2, 0.6]).double()
+
+    def restarts(which: Tensor) -> None:
+        p = unit("p", starts[which])
+        matrix = hamiltons(p, 1 - 0.5 * torch.ones_like(p))
+        hmm = RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix.unsqueeze(-3),
+            observation_dist=dist.Normal(LOC, 1.0),
+        )  # fmt: skip
+        with pyro.plate("starts", len(which)):
+            pyro.sample("x", hmm, obs=X.expand(len(which), -1))
+
+    values = []
+    for which in ([0, 1, 2], [0], [1], [2]):
+        pyro.clear_param_store()
+        em = EM(restarts)
+        em.run(torch.tensor(which), num_steps=5, tol=None)
+        assert em.plan.names == ["p"]
+        values.append(pyro.param("p").detach())
+    assert torch.equal(values[0], torch.cat(values[1:]))
+
+    def with_prior(x: Tensor) -> None:
+        p, q = (
+            pyro.sample(name, dist.Beta(torch.tensor(8.0).double(), 3.0)) for name in ("p", "q")
+        )
+        observe(x, hamiltons(p, q), real("loc", LOC))
+
+    pyro.clear_param_store()
+    em = EM(with_prior, AutoDelta(pyro.poutine.block(with_prior, expose=["p", "q"])))
+    result = em.run(XS, num_steps=500, tol=1e-10)
+    assert "Beta prior" in str(em.plan) and result.converged and not result.unconfirmed
+    assert (result.restart_history.flatten().diff() <= 1e-9).all()
+
+
+def test_a_row_that_hides_a_dependence_is_refused():
+    """No derivative shows it, and the other row does not change with it."""
+
+    def hidden(x: Tensor) -> None:
+        p, q = unit("p", 0.7), unit("q", 0.6)
+        observe(x, hamiltons(p, q.detach()), real("loc", LOC))
+
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="\n  p: |\n  q: "):
+        EM(hidden).step(XS)
+
+
+def test_p_and_q_in_float32_and_the_plan_is_pickled():
+    def single(x: Tensor) -> None:
+        p, q = (
+            pyro.param(name, torch.tensor(0.7), constraint=constraints.unit_interval)
+            for name in ("p", "q")
+        )
+        matrix = hamiltons(p, q)
+        hmm = RegimeHMM(
+            initial_probs=stationary_probs(matrix), transition_probs=matrix,
+            observation_dist=dist.Normal(pyro.param("loc", LOC.float()), 1.0),
+        )  # fmt: skip
+        with pyro.plate("sequences", len(x)):
+            pyro.sample("x", hmm, obs=x)
+
+    em = EM(single)
+    result = em.run(XS.float(), num_steps=20, tol=None)
+    assert set(em.plan.names) == {"p", "q", "loc"}
+    assert (result.restart_history.flatten().diff() < 1e-3).all()
+    assert str(pickle.loads(pickle.dumps(em.plan))) == str(em.plan)

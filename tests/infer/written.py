@@ -15,7 +15,7 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
-from pyro_regimes import RegimeHMM
+from pyro_regimes import RegimeHMM, stationary_probs
 from tests import seeds
 from tests.infer.models import positive, probs, real
 
@@ -130,6 +130,24 @@ def hamiltons_p_and_q() -> None:
 def hamiltons_p_and_q_by_logits() -> None:
     p, q = real("logits", tensor(1.5, 1.0)).sigmoid()
     observe(hamiltons(p, q))
+
+
+@written()
+def hamiltons_p_and_q_with_a_stationary_start() -> None:
+    """The initial law by its formula."""
+    p, q = unit("p", 0.9), unit("q", 0.8)
+    observe(hamiltons(p, q), torch.stack([1 - q, 1 - p]) / (2 - p - q))
+
+
+@written()
+def switching_and_its_direction_with_a_stationary_start() -> None:
+    switch, up = unit("switch", 0.2), unit("up", 0.6)
+    one, other, zero = up, 1 - up, torch.zeros_like(up)
+    away = torch.stack(
+        [torch.stack(each) for each in ((zero, one, other), (one, zero, other), (one, other, zero))]
+    )
+    matrix = torch.eye(3, dtype=torch.float64) * (1 - switch) + switch * away
+    observe(matrix, stationary_probs(matrix))
 
 
 @written()
@@ -465,3 +483,28 @@ def a_mean_and_covariance_with_other_measurements() -> None:
 def gaussian(loc: Tensor) -> None:
     normal = dist.Normal(loc, positive("scale", tensor(1.0, 2.0)))
     observe(observation_dist=normal, obs=XS[2])
+
+
+# Rates.
+
+
+@written()
+def a_rate_of_each_regime_times_known_exposures() -> None:
+    exposure = 0.5 + torch.arange(240).double() % 5
+    rate = positive("rate", tensor(1.0, 4.0)) * exposure.unsqueeze(-1)
+    observe(observation_dist=dist.Poisson(rate), obs=(COUNTS * exposure).round())
+
+
+@written(rate=tensor(1.0, 4.0))
+def exposures_and_a_gamma_prior() -> None:
+    exposure = 0.5 + torch.arange(240).double() % 5
+    rate = pyro.sample("rate", dist.Gamma(tensor(3.0, 9.0), tensor(2.0)).to_event(1))
+    observe(observation_dist=dist.Poisson(rate * exposure.unsqueeze(-1)), obs=COUNTS)
+
+
+@written()
+def a_rate_of_each_regime_times_one_of_each_season() -> None:
+    """The level of the seasons is not identified, and EM keeps what the start says of it."""
+    season = positive("season", tensor(1.0, 1.2, 0.8))[torch.arange(240) % 3]
+    rate = positive("rate", tensor(1.0, 4.0)) * season.unsqueeze(-1)
+    observe(observation_dist=dist.Poisson(rate), obs=COUNTS)

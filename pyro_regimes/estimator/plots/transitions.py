@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_IN_A_ROW, _AROUND = (5.0, 2.2), (5.0, 4.2)  # inches, width and height of a figure
 _LEAST = 0.0005  # a probability that is shown; less is 0.0 %
 _RADIUS = 0.35  # of a circle, in units of :func:`_places`
 _CURVE = 0.16  # of an arrow: the height of its arc, by the distance of its ends
@@ -56,7 +57,7 @@ def plot_transitions(
             f"expected transition_matrix to have shape {(len(names), len(names))}, got "
             f"{matrix.shape}"
         )
-    panel = panels_for(ax, 1, (5.0, 4.2), 1)[0]
+    panel = panels_for(ax, 1, _IN_A_ROW if len(names) <= 2 else _AROUND, 1)[0]
     places = _places(len(names))
     radius = min(_RADIUS, 0.42 * _nearest(places))
     for old, new in np.argwhere(matrix >= _LEAST):

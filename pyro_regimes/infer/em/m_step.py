@@ -15,7 +15,9 @@ from torch.distributions import LowerCholeskyTransform, constraints, transform_t
 from pyro_regimes.emissions.base import Arguments, Pooled, blocks
 from pyro_regimes.emissions.links import noise
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
+from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
+from pyro_regimes.infer.em.products import maximise_products
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.jacobian import gram
@@ -46,6 +48,7 @@ def maximise(
     leaves: dict[str, Tensor],
     floor: float,
     pseudo: dict[str, Pooled],
+    groups: Groups,
     keep: Callable[[str, Tensor, Tensor], Tensor],
 ) -> Maximised:
     """Compute new values of all parameters, each given those before it in the plan.
@@ -58,6 +61,7 @@ def maximise(
     :param leaves: the stored tensors of the positive definite parameters.
     :param floor: floor of the eigenvalues of covariances.
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
+    :param groups: the restarts.
     :param keep: selects the value to use, given a name, the old and the new value.
     """
     collected = Collected(plan, expected, params)
@@ -70,19 +74,19 @@ def maximise(
         fill_affine(plan.affine, values, params, arguments)
         for name, value in values.items():
             collected.set(name, value, plan.affine.priors.get(name))
+    together = maximise_products(plan, collected, pseudo, groups)
     for each in _with_joint(plan.order):
         old = params[each.name]
         pooled = pool(each, collected, pseudo, joint=bool(each.joint))
         cells = blocks(old, each.event_dim)
-        new = _maximiser(each, old, pooled, collected, pseudo, floor, plan.is_subsampled)
+        new = _maximiser(each, old, pooled, collected, pseudo, floor, plan, together)
         new = each.link.inverse(new).to(old.dtype)
         leaf = leaves.get(each.name)
         if leaf is not None:
             new, stored[each.name] = _as_cells(as_stored(new.reshape(old.shape)), cells.shape)
         missing = ~is_sound(each, new)
         if missing.device.type != "cpu" or bool(missing.any()):
-            weight = pooled[0].reshape(len(new), -1).amax(-1)
-            counted = weight > torch.finfo(weight.dtype).tiny
+            counted = pooled[0].reshape(len(new), -1).amax(-1) > torch.finfo(pooled[0].dtype).tiny
             unbounded[each.name] = (missing & counted).any()
             idle[each.name] = (missing & ~counted).any()
             missing = missing.reshape((-1,) + (1,) * each.event_dim)
@@ -106,9 +110,15 @@ def _maximiser(
     collected: Collected,
     pseudo: dict[str, Pooled],
     floor: float,
-    is_subsampled: bool,
+    plan: Plan,
+    together: dict[str, Tensor],
 ) -> Tensor:
-    """The best value of the argument for each cell of a parameter; NaN where there is none."""
+    """The best value of the argument for each cell of a parameter; NaN where there is none.
+
+    :param together: those of parameters that were maximised together.
+    """
+    if each.name in together:
+        return together[each.name]
     cells = blocks(old, each.event_dim)
     now = each.link.forward(cells)
     argument = each.argument
@@ -126,7 +136,7 @@ def _maximiser(
         fill_arguments(each, value, old, collected.arguments, sites)
         return pool(each, collected, pseudo)
 
-    return search(argument, pooled, now, None if is_subsampled else at).reshape(cells.shape)
+    return search(argument, pooled, now, None if plan.is_subsampled else at).reshape(cells.shape)
 
 
 def floor_of(each: Assignment, collected: Collected, floor: float) -> float:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_regimes.chain.stationary import StationaryCounts, counts_at
 from pyro_regimes.emissions.base import Argument, Arguments, Pooled, Stats, add, apply, blocks
 from pyro_regimes.emissions.sizes import Deviations
 from pyro_regimes.emissions.statistics import Counts
@@ -116,7 +117,7 @@ def pool(
     for use in each.uses:
         found = pooled_blocks(use.site, use.argument, collected, weighted, joint)
         if isinstance(use, PowerUse):
-            found = _of_shares(found, use, each)
+            found = _of_shares(found, use, each, collected)
         elif isinstance(use, SizeUse):
             found = use.pooled(found, blocks_of(use, collected), each.num_cells)
         elif isinstance(use, MatrixUse):
@@ -136,20 +137,30 @@ def blocks_of(use: SizeUse | MatrixUse, collected: Collected) -> Tensor:
     return blocks(collected.arguments[use.site][use.argument], slot.event_dim)
 
 
-def _of_sizes(total: Deviations, each: Assignment, collected: Collected) -> Deviations:
-    """The statistics of factors of spreads in the units of the parameter."""
-    held = each.link.forward(collected.params[each.name].flatten().to(total.own.dtype))
+def _of_sizes(total: Pooled, each: Assignment, collected: Collected) -> Pooled:
+    """The statistics of factors of spreads or rates in the units of the parameter."""
+    held = each.link.forward(collected.params[each.name].flatten().to(total[0].dtype))
     units = torch.zeros_like(held)
     for use in each.uses:
         assert isinstance(use, SizeUse)
         units = torch.maximum(units, use.units(blocks_of(use, collected), held))
         total = use.scaling.absolute(total, held) if use is each.uses[0] else total
-    return total._replace(unit=units)
+    return total._replace(unit=units) if isinstance(total, Deviations) else total
 
 
-def _of_shares(found: Counts, use: PowerUse, each: Assignment) -> Pooled:
-    """The statistics of shares from the counts of an argument's entries."""
+def _of_shares(
+    found: Counts | StationaryCounts, use: PowerUse, each: Assignment, collected: Collected
+) -> Pooled:
+    """The statistics of shares from the counts of an argument's entries.
+
+    With a stationary start they are those with the derivative of Q at the present argument.
+    """
     shares = Shares(each.argument, each.link)
+    if isinstance(found, StationaryCounts):
+        slot = collected.expected[use.site].data.site.slots[use.argument]
+        now = collected.arguments[use.site][use.argument]
+        probs = blocks(slot.argument.canonical(now).double(), slot.event_dim)
+        found = Counts(counts_at(found, probs))
     counts = use.powers.counts(found.counts.flatten(), use.num_shares)
     return shares.pooled(counts.reshape(each.num_cells, -1))
 

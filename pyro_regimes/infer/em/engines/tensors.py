@@ -53,6 +53,7 @@ def maximise_within(
         now.leaves,
         problem.min_eigenvalue,
         problem.pseudo,
+        problem.groups,
         partial(keep_held, problem.groups, held),
     )
     for name, constraint in problem.constraints.items():

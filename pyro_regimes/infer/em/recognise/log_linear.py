@@ -38,7 +38,6 @@ _NOT_LINEAR = (
     "complement"
 )
 
-
 _OTHERWISE = (
     "changes with it in a way that contradicts its derivative, or with a parameter whose powers "
     "are not fixed"
@@ -137,6 +136,11 @@ def _find_powers(name: str, runs: list[Run]) -> _Found | str:
             return reason
         kinds, found = [each[0] for each in kept], [each[1] for each in kept]
     return _Found(kinds[0], found[0])
+
+
+def _block_size(slot: Slot) -> int:
+    """The number of entries of a block: a row, or a matrix with a stationary start."""
+    return slot.value.shape[slot.value.dim() - slot.event_dim :].numel()
 
 
 def _log_probs(slot: Slot) -> Tensor:
@@ -245,7 +249,7 @@ def _find_products(
         each, wrong = _product(slot, terms, runs)
         products.append(each)
         for name, (_, powers) in terms.items():
-            if bool(wrong[powers.entries // slot.value.shape[-1]].any()):
+            if bool(wrong[powers.entries // _block_size(slot)].any()):
                 bad[name] = f"{slot.label} {_OTHERWISE}"
     return tuple(products), bad
 
@@ -253,8 +257,8 @@ def _find_products(
 def _product(
     slot: Slot, terms: dict[str, tuple[Shares, Powers]], runs: list[Run]
 ) -> tuple[Products, Tensor]:
-    """One argument, and its rows that do not have the values that the powers give them."""
-    width, entries = slot.value.shape[-1], slot.value.numel()
+    """One argument, and its blocks that do not have the values that the powers give them."""
+    width, entries = _block_size(slot), slot.value.numel()
     is_product = torch.zeros(entries // width, dtype=torch.bool, device="cpu")
     for _, powers in terms.values():
         is_product[powers.entries // width] = True
@@ -285,8 +289,8 @@ def _assign(name: str, found: _Found, runs: list[Run]) -> Assignment | str:
     uses = []
     for (site, label), powers in found.powers.items():
         slot = here.chains[site].slots[label]
-        pairs = torch.stack([powers.entries // slot.value.shape[-1], powers.places // width], -1)
-        pairs = pairs.unique(dim=0)
+        blocks_of = powers.entries // _block_size(slot)
+        pairs = torch.stack([blocks_of, powers.places // width], -1).unique(dim=0)
         cells = torch.full((slot.lead.numel(),), -1, device="cpu")
         cells[pairs[:, 0]] = pairs[:, 1]
         uses.append(PowerUse(site, label, cells, pairs, powers, num_cells * width))

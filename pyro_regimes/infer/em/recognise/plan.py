@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pyro_regimes import chain, emissions
 from pyro_regimes.chain import shares
-from pyro_regimes.emissions import sizes
+from pyro_regimes.emissions import poisson, sizes
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
@@ -22,6 +22,8 @@ from pyro_regimes.infer.em.recognise.powers import PowerUse, Products
 from pyro_regimes.infer.em.recognise.priors import Prior
 from pyro_regimes.infer.em.recognise.stationary import is_one_block
 from pyro_regimes.infer.tracing import Run, Slot
+
+_FACTORS = {each.name: each for each in (sizes.SIZE, poisson.FACTOR)}
 
 
 def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
@@ -42,7 +44,7 @@ def _reduce_argument(argument: Argument) -> tuple[Any, ...]:
 
 def _chain_argument(kind: str | None, name: str) -> Argument | None:
     if kind == "shares":
-        return (shares.BY_NAME | {sizes.SIZE.name: sizes.SIZE}).get(name)
+        return (shares.BY_NAME | _FACTORS).get(name)
     argument = chain.ARGUMENTS.get(name)
     return argument if kind is None or argument is None else chain.STATIONARY_OF.get(argument)
 

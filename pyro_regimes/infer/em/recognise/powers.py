@@ -93,6 +93,12 @@ class Products(NamedTuple):
             probs = probs * powers.factors(shares.of(params[name]), len(self.constants))
         return probs
 
+    def entries(self, slot: Slot, old: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """The probabilities of all entries of the argument, as in :meth:`write`, float64."""
+        known = slot.argument.canonical(old).double()
+        is_product = self.is_product.reshape(old.shape).to(old.device)
+        return torch.where(is_product, self.probs(params).reshape(old.shape), known)
+
     def write(self, slot: Slot, old: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """The value of the argument for given parameters.
 

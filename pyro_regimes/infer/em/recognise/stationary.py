@@ -110,23 +110,29 @@ def _is_stationary(site: Site, run: Run) -> bool:
     if both is None:
         return False
     own, stationary = both
+    matrix = transition.argument.canonical(transition.value)
     if not (own.requires_grad and stationary.requires_grad):  # a single state has one law
         return False
     if not _close(own.detach(), stationary.detach()):
         return False
     generator = torch.Generator().manual_seed(2)
-    cotangent = torch.randn(own.shape, generator=generator, dtype=torch.float64, device="cpu")
     params = list(run.params.values())
+    cotangents = [
+        torch.randn(each.shape, generator=generator, dtype=torch.float64, device="cpu")
+        for each in (own, matrix)
+    ]
     found = [
         torch.autograd.grad(
             each, params, cotangent.to(each), retain_graph=True, materialize_grads=True
         )
-        for each in both
+        for each, cotangent in zip((*both, matrix), (cotangents[0], *cotangents), strict=True)
     ]
-    for one, other in zip(*found, strict=True):
+    for one, other, of_matrix in zip(*found, strict=True):
         if one.dim():  # along a row its sum is fixed
             one, other = (each - each.mean(-1, keepdim=True) for each in (one, other))
-        size = other.abs().amax()
+        # A law that does not depend on a parameter of the matrix has rounding for a derivative.
+        least = torch.finfo(other.dtype).eps ** 0.5 * of_matrix.abs().amax()
+        size = other.abs().amax().maximum(least)
         known = one.isfinite() & other.isfinite()
         # At a random point far away the derivatives of two ways to compute it have few digits.
         tolerance = max(1e-3, torch.finfo(other.dtype).eps ** 0.25)
