@@ -93,7 +93,10 @@ def log_prob(
         rows = rows & ~density.isfinite().any(-1)
     value = stand_in.without_rows(observation_dist, value, rows)
     density = _log_prob(observation_dist, value, True, missing)
-    return torch.where(rows.unsqueeze(-1), -torch.inf, density)
+    impossible, mask = rows.unsqueeze(-1), emissions.unwrap(observation_dist).mask
+    if mask is not None:  # what is masked does not count, whatever it is
+        impossible = impossible & torch.as_tensor(mask, device=value.device)
+    return torch.where(impossible, -torch.inf, density)
 
 
 def _log_prob(

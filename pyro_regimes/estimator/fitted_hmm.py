@@ -21,7 +21,6 @@ from pyro_regimes.estimator.sequences import first_rows, pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.kernels import ops
-from pyro_regimes.kernels.packing import Packing
 
 #: The arguments of the kernels.
 Chain = tuple[Tensor, Tensor, Tensor, Any]
@@ -102,8 +101,8 @@ class FittedHMM(NamedTuple):
                 weights[_firsts(sizes)] = first.log()
             if kind == "ordinary":
                 backwards = transition.transpose(-1, -2).flip(-3)
-                if isinstance(lengths, Packing):
-                    lengths = Packing(lengths.lengths.flip(0))
+                if isinstance(lengths, ops.Packing):
+                    lengths = ops.Packing(lengths.lengths.flip(0))
                 chain = torch.zeros_like(initial), backwards, logits.flip(-2), lengths
                 weights = weights + _predicted_logits(chain, sizes[::-1]).flip(-2)
             found: Array = weights.cpu().double().numpy()

@@ -111,13 +111,6 @@ class Latent(NamedTuple):
     mask: Tensor | bool | None
 
 
-class Objective(NamedTuple):
-    """The model's own log joint density."""
-
-    total: Tensor  #: a scalar, float64 if something is
-    of_sites: dict[str, Tensor]  #: of each sequence, by observed site
-
-
 class Run(NamedTuple):
     """The result of one run of the model."""
 
@@ -130,8 +123,6 @@ class Run(NamedTuple):
     plain: dict[str, Latent]  #: the observed sites of ``others``
     #: latent sites whose priors depend on parameters, as chains of one state (:mod:`.one_state`)
     priors: dict[str, Site] = {}
-    #: the model's own objective, if it was asked for
-    objective: Objective | None = None
 
     @property
     def chains(self) -> dict[str, Site]:
@@ -157,14 +148,12 @@ def run_model(
     *,
     guide: Callable[..., Any] | None = None,
     connected: bool = False,
-    whole: bool = False,
 ) -> Run:
     """Trace the model once, at the point of the guide if there is one. The caller holds the lock.
 
     :param values: constrained values for some parameters, instead of those of the store.
     :param guide: a guide with a point (a Delta) at every latent site, such as ``AutoDelta``.
     :param connected: whether the graph reaches the store's unconstrained tensors.
-    :param whole: whether to compute the objective.
     :raises ValueError: if there is no observed RegimeHMM, or a latent site without a point.
     """
     handed = HandOut(values, connected)
@@ -191,8 +180,7 @@ def run_model(
     if not sites:
         raise ValueError(no_site_message(trace))
     with handed.substitution():
-        trace.compute_log_prob(lambda name, node: whole or name not in sites)
-        objective = _objective_of(trace) if whole else None
+        trace.compute_log_prob(lambda name, node: name not in sites)
     check_shapes(trace)
     if guide is not None:
         placed.compute_log_prob()
@@ -209,20 +197,7 @@ def run_model(
         name: node["fn"] for name, node in trace.nodes.items() if site_is_subsample(node)
     }
     sizes = {name: int(plate.size) for name, plate in plates.items()}
-    return Run(
-        handed.values, sites, found, others, is_subsampled(trace), sizes, plain,
-        objective=objective,
-    )  # fmt: skip
-
-
-def _objective_of(trace: Any) -> Objective:
-    """:param trace: with the log-probabilities of all sites."""
-    sites = {
-        name: node["log_prob"].detach()
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and node["is_observed"] and "log_prob" in node
-    }
-    return Objective(trace.log_prob_sum(), sites)
+    return Run(handed.values, sites, found, others, is_subsampled(trace), sizes, plain)
 
 
 def _read_plain(name: str, node: Any) -> Latent:

@@ -57,7 +57,7 @@ def assert_same(one, other):
     """Two states of models."""
     assert one.keys() == other.keys()
     for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name])
+        np.testing.assert_equal(value, other[name])
 
 
 @pytest.mark.parametrize("size", [1, 40])

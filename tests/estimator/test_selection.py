@@ -95,11 +95,11 @@ def test_a_held_out_block_is_scored_given_the_other_rows_by_a_fit_without_it():
 
 def test_held_out_scores_of_several_regimes_are_those_of_the_public_methods():
     x = draw(6, 240)
-    found = select(x, 2, folds=4, n_init=6, random_state=0, max_iter=500, tol=1e-8)
+    found = select(x, 2, folds=4, n_init=6, random_state=0, max_iter=5000, tol=1e-8)
     for fold, block in enumerate(np.array_split(np.arange(240), 4)):
         rest = x.copy()
         rest[block] = np.nan
-        model = RegimeModel(2, n_init=8, random_state=1, max_iter=500, tol=1e-8).fit(rest)
+        model = RegimeModel(2, n_init=8, random_state=1, max_iter=5000, tol=1e-8).fit(rest)
         start = "stationary" if fold == 0 else "fitted"
         expected = model.score(x, start=start) - model.score(rest, start=start)
         assert found.candidates[0].block_scores[fold] == pytest.approx(expected, abs=1e-2)

@@ -184,7 +184,8 @@ def test_an_outlier_that_takes_a_regime_is_told_in_the_summary():
     x[[100, 101, 300]] = [[80.0], [90.0], [85.0]]
     model = fit(x, "full", n_init=1)
     assert "Turbulent holds 3 of 400 steps: an outlier" in str(model.summary())
-    assert fit(two_regimes(0, 1)[0], "full").summary().notes == []
+    notes = fit(two_regimes(0, 1)[0], "full").summary().notes
+    assert not any("holds" in note for note in notes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -21,10 +21,8 @@ from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
 from pyro_regimes.infer.em.loop import Engine, Loop
-from pyro_regimes.infer.em.measures import Evidence
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.em.recognise.stationary import with_stationary_as_planned
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
 from pyro_regimes.infer.isolation import Alone
@@ -41,7 +39,6 @@ class _Settings(NamedTuple):
     tol: float | None
     callback: Callable[[int, float], None] | None
     extrapolates: bool
-    checks: bool
 
 
 class EM:
@@ -227,15 +224,13 @@ class EM:
             snapshot = session.read(call)
             if acceleration is not None:
                 _check_can_extrapolate(snapshot.problem.plan)
-            extrapolates = acceleration is not None
-            settings = _Settings(int(num_steps), tol, callback, extrapolates, bool(check))
-            evidence = None
+            settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
             if snapshot.problem.plan.is_closed:
-                loop, evidence = self._run_on_tensors(call, snapshot, undisturbed, settings)
+                loop = self._run_on_tensors(call, snapshot, undisturbed, settings)
             else:
                 loop = self._run_retracing(call, snapshot, undisturbed, settings)
             session.frozen = loop.ascent.frozen
-            return self._checked(loop, tol if check else None, call, evidence)
+            return self._checked(loop, tol if check else None, call)
 
     def _iterate(
         self,
@@ -253,14 +248,11 @@ class EM:
         snapshot: Snapshot,
         undisturbed: Undisturbed,
         settings: _Settings,
-    ) -> tuple[Loop, Evidence | None]:
-        """Iterate on the tensors of one run of the model, then verify the result by another run.
-
-        :return: the loop, and that run if it has been differentiated for the check of convergence.
-        """
+    ) -> Loop:
+        """Iterate on the tensors of one run of the model, then verify the result by another run."""
         session = self._session
         problem, start, _ = snapshot
-        num_steps, tol, callback, extrapolates, checks = settings
+        num_steps, tol, callback, extrapolates = settings
         engine = self._engine(problem, start, extrapolates)
         loop = Loop(engine, start, session.frozen, self._warn, extrapolates)
 
@@ -284,16 +276,15 @@ class EM:
         if isinstance(engine, RelayEngine):
             session.describe_engine(engine.description())
         keep()
-        evidence = self._evidence(loop, call) if checks and tol is not None else None
-        if loop.num_steps and not self._agrees(loop, call, evidence):
+        if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)
             again = session.read(call)  # it may have changed once, and not again
-            return self._run_retracing(call, again, undisturbed, settings), None
+            return self._run_retracing(call, again, undisturbed, settings)
         if loop.ascent.blamed and problem.may_move:
             session.give_up(loop.ascent.blamed)
             again = session.read(call)
-            return self._run_retracing(call, again, undisturbed, settings, loop), None
-        return loop, evidence
+            return self._run_retracing(call, again, undisturbed, settings, loop)
+        return loop
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
@@ -324,7 +315,7 @@ class EM:
         session.describe_engine(
             f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
         )
-        num_steps, tol, callback, extrapolates, _ = settings
+        num_steps, tol, callback, extrapolates = settings
         extrapolates = extrapolates and not snapshot.problem.plan.gradient
         engine = self._retrace(call, snapshot)
         loop = Loop(engine, snapshot.state, session.frozen, self._warn, extrapolates)
@@ -340,31 +331,13 @@ class EM:
         self._iterate(loop, num_steps, tol, completed)
         return loop
 
-    def _evidence(self, loop: Loop, call: Call) -> Evidence | None:
-        """The differentiated run of a converged loop, if one run can serve both checks."""
-        problem = loop.problem
-        if not loop.converged or loop.now.unbounded or problem.plan.needs_graph:
-            return None
-        if problem.latents or problem.others or problem.plan.is_joint:
-            return None
-        try:
-            return guard.observe(self._session, call, loop)
-        except guard.DIFFICULTIES:
-            return None
-
-    def _agrees(self, loop: Loop, call: Call, evidence: Evidence | None) -> bool:
+    def _agrees(self, loop: Loop, call: Call) -> bool:
         """Whether another run of the model gives the losses that the loop has found."""
-        plan, groups, losses = loop.problem.plan, loop.problem.groups, None
-        if evidence is None or evidence.run.latents or evidence.run.others:
-            run = self._session.run_as_planned(plan, call)
-        else:
-            run = with_stationary_as_planned(evidence.run, plan.stationary)
-            if all(data.dtype == torch.float64 for data in loop.problem.sites.values()):
-                losses = evidence.losses(loop.problem)
+        plan, groups = loop.problem.plan, loop.problem.groups
+        run = self._session.run_as_planned(plan, call)
         if not (plan.holds(run) and groups.fits(run)):
             return False
-        if losses is None:
-            losses = read_losses(plan, groups, run)
+        losses = read_losses(plan, groups, run)
         constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
         params = loop.now.params
         for one, other in ((loop.losses[-1], losses), constants):
@@ -375,9 +348,7 @@ class EM:
             loop.measured(losses, ~alike)
         return True
 
-    def _checked(
-        self, loop: Loop, tol: float | None, call: Call, evidence: Evidence | None
-    ) -> EMResult:
+    def _checked(self, loop: Loop, tol: float | None, call: Call) -> EMResult:
         """The result, reported as converged only if the model's own gradient confirms it."""
         result = loop.result()
         if loop.converged and loop.now.unbounded:
@@ -388,7 +359,7 @@ class EM:
             )
         if tol is None or not loop.converged:
             return result
-        findings = guard.check(self._session, call, loop, tol, evidence)
+        findings = guard.check(self._session, call, loop, tol)
         if not findings:
             return result
         if not all(each.is_told for each in findings):

@@ -26,7 +26,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -37,9 +36,6 @@ from pyro_regimes.infer.em.e_step import Expected, chain_logits, observation_log
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import Problem, TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
-
-#: Errors by which a model cannot be differentiated, though it can be run.
-DIFFICULTIES = (torch.linalg.LinAlgError, torch.OutOfMemoryError)
 
 #: Tolerance for objectives and expected gains, in units of ``tol``.
 _SLACK = 10.0
@@ -66,56 +62,36 @@ class Finding(NamedTuple):
     is_told: bool = False  #: whether an earlier warning has reported it
 
 
-def observe(session: Session, call: Call, loop: Loop) -> measures.Evidence:
-    """Run the model at the parameters of the store, and differentiate its objective."""
-    store = pyro.get_param_store()
-    with session.alone():
-        params = {name: store[name].detach() for name in loop.problem.plan.names}
-    with torch.enable_grad():
-        return measures.differentiate(session, call, measures.perturbed(loop.problem, params))
-
-
-def check(
-    session: Session,
-    call: Call,
-    loop: Loop,
-    tol: float,
-    evidence: measures.Evidence | None = None,
-) -> list[Finding]:
+def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
     """Compare the model's own objective and gradient with those of a converged run.
 
     :param session: runs the model; the parameter store holds the final parameters.
     :param loop: the converged run.
     :param tol: the tolerance with which it converged.
-    :param evidence: the model's own; None runs it.
     :return: the disagreements larger than ten times ``tol`` and than rounding.
     """
     every = list(range(len(loop.now.losses)))
     try:
-        if evidence is None:
-            evidence = observe(session, call, loop)
-        return _compare(session, call, loop, tol, every, evidence)
-    except DIFFICULTIES as error:
+        return _compare(session, call, loop, tol, every)
+    except (torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
         what = f"the model's own objective could not be differentiated: {error}"
         return [Finding("", what, every)]
 
 
 def _compare(
-    session: Session,
-    call: Call,
-    loop: Loop,
-    tol: float,
-    every: list[int],
-    evidence: measures.Evidence,
+    session: Session, call: Call, loop: Loop, tol: float, every: list[int]
 ) -> list[Finding]:
     problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
+    natural = measures.perturbed(problem, state.params)
+    with torch.enable_grad():
+        objective, gradients = measures.differentiate(session, call, natural)
     rounding = rounding_of(state.params)
-    found = _other_losses(problem, state, evidence, _SLACK * tol, rounding)
+    found = _other_losses(problem, state, objective, _SLACK * tol, rounding)
     found += _other_densities(state, every)
     found += _same_states(problem, state)
     with np.errstate(invalid="ignore"):
         bound = np.fmax(_SLACK * tol, rounding * (1 + abs(state.losses)))
-    for name, mismatch, gain in measures.measure(session, call, loop, state, evidence.gradients):
+    for name, mismatch, gain in measures.measure(session, call, loop, state, gradients):
         apart, short = ~(mismatch <= bound), ~(gain <= bound)
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"
@@ -129,15 +105,15 @@ def _compare(
 def _other_losses(
     problem: Problem,
     state: TensorState,
-    evidence: measures.Evidence,
+    objective: measures.Objective,
     slack: float,
     rounding: float,
 ) -> list[Finding]:
     """Restarts whose loss is not the model's own; all, if only the sum can be compared."""
     ours, every = np.asarray(state.losses), list(range(len(state.losses)))
-    theirs = evidence.losses(problem)
+    theirs = objective.losses(problem)
     if theirs is None:
-        ours, theirs = np.array([problem.loss(state.losses)]), np.array([-evidence.total])
+        ours, theirs = np.array([problem.loss(state.losses)]), np.array([-objective.total])
     with np.errstate(invalid="ignore"):
         apart = np.isfinite(ours) & ~(
             abs(theirs - ours) <= np.fmax(slack, rounding * (1 + abs(ours)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -19,7 +19,8 @@ from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.affine import solve
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.session import Call, Session
-from pyro_regimes.infer.tracing import Run
+from pyro_regimes.infer.handing import HandOut
+from pyro_regimes.infer.tracing import trace_model
 
 
 class Measure(NamedTuple):
@@ -37,35 +38,35 @@ class Perturbed(NamedTuple):
     value: Tensor
 
 
-class Evidence(NamedTuple):
-    """One run of the model at the parameters of the store, differentiated."""
+class Objective(NamedTuple):
+    """The model's own log joint density."""
 
-    run: Run  #: with the objective
-    gradients: dict[str, Tensor]  #: see :func:`differentiate`
+    total: float
+    of_sites: dict[str, Tensor]  #: of each sequence, by observed site
 
-    @property
-    def total(self) -> float:
-        """The model's own log joint density."""
-        assert self.run.objective is not None
-        return float(self.run.objective.total.detach())
+    @classmethod
+    def of(cls, total: Tensor, trace: Any) -> Objective:
+        """:param trace: with the log-probabilities of its sites."""
+        sites = {
+            name: node["log_prob"].detach()
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and node["is_observed"] and "log_prob" in node
+        }
+        return cls(float(total.detach()), sites)
 
     def losses(self, problem: Problem) -> Array | None:
-        """The loss of each restart; None if they are not sums of their own sequences alone.
-
-        Densities are rounded to the dtype of the model.
-        """
-        assert self.run.objective is not None
-        of_sites, (plan, groups) = self.run.objective.of_sites, problem[:2]
-        if plan.is_joint or problem.latents or set(of_sites) != set(groups.sequences):
+        """The loss of each restart; None if they are not sums of their own sequences alone."""
+        plan, groups = problem.plan, problem.groups
+        if plan.is_joint or problem.latents or set(self.of_sites) != set(groups.sequences):
             return None
-        if any(each.shape != groups.sequences[name].shape for name, each in of_sites.items()):
+        if any(each.shape != groups.sequences[name].shape for name, each in self.of_sites.items()):
             return None
-        losses: Array = -groups.total(of_sites).cpu().numpy()
+        losses: Array = -groups.total(self.of_sites).cpu().numpy()
         return losses
 
 
 def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
-    """Every parameter with a closed form, expanded about its value."""
+    """Every parameter with a closed form, expanded about its present value."""
     found = {}
     with torch.enable_grad():
         for each in problem.plan.assignments:
@@ -80,8 +81,10 @@ def perturbed(problem: Problem, params: Params) -> dict[str, Perturbed]:
     return found
 
 
-def differentiate(session: Session, call: Call, natural: dict[str, Perturbed]) -> Evidence:
-    """Run the model, and differentiate its own objective in every parameter.
+def differentiate(
+    session: Session, call: Call, natural: dict[str, Perturbed]
+) -> tuple[Objective, dict[str, Tensor]]:
+    """The model's own objective, and its gradient by parameter.
 
     Gradients are with respect to the coordinates of :func:`perturbed` where a parameter has them,
     and to the store's unconstrained tensor otherwise. If the model also reads a parameter with
@@ -89,22 +92,26 @@ def differentiate(session: Session, call: Call, natural: dict[str, Perturbed]) -
     ``"name "``, with a trailing space.
     """
     values = {name: each.value for name, each in natural.items()}
+    handed = HandOut(values, connected=True)
     with session.alone():
-        run = session.run(call, values, connected=True, whole=True)
+        trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
+        with handed.substitution():
+            trace.compute_log_prob()
+            objective = trace.log_prob_sum()
         leaves = dict(pyro.get_param_store().named_parameters())
-    assert run.objective is not None
-    if not run.objective.total.requires_grad:
-        return Evidence(run, {})
+    found_at = Objective.of(objective, trace)
+    if not objective.requires_grad:
+        return found_at, {}
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     named = {name: each.by for name, each in natural.items()}
     named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
-    found = torch.autograd.grad(run.objective.total, list(named.values()), allow_unused=True)
+    found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
     gradients = {
         name: gradient
         for name, gradient in zip(named, found, strict=True)
         if gradient is not None
     }
-    return Evidence(run, gradients)
+    return found_at, gradients
 
 
 def measure(

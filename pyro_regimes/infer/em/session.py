@@ -174,14 +174,12 @@ class Session:
         values: Params | None = None,
         connected: bool = False,
         chains: Collection[str] | None = (),
-        whole: bool = False,
     ) -> Run:
         """Run the model once.
 
         :param values: parameter values to use in place of the store's.
         :param connected: whether gradients must reach the store's unconstrained tensors.
         :param chains: Gaussian sites to be read as chains; None for all that depend on parameters.
-        :param whole: whether to compute the model's own objective.
         """
         try:
             with self.alone():
@@ -192,7 +190,6 @@ class Session:
                     values,
                     guide=call.guide,
                     connected=connected,
-                    whole=whole,
                 )
                 return with_chains(run, chains)
         except RuntimeError as error:
