@@ -184,7 +184,14 @@ def _multiply_into(out: Any, matrix: Any, outer: Any, width: int) -> None:
 @cache
 def sweep(num_states: int) -> Callable[..., None]:
     """The kernel for at least so many states, at most :data:`MAX_STATES`."""
-    return _make_sweep(max(4, 1 << (num_states - 1).bit_length()))
+    width = max(4, 1 << (num_states - 1).bit_length())
+    few = 3 * width // 4
+    return _kernel(width, few if num_states <= few else width)
+
+
+@cache
+def _kernel(width: int, rows: int) -> Callable[..., None]:
+    return _make_sweep(width, rows)
 
 
 class _Room(NamedTuple):
@@ -211,6 +218,7 @@ def _sweep_forwards(
     floor: float,
     room: Any,
     ones: Any,
+    rows: Any,  # of the vectors' lanes, those of states: see simd.matvec
     faded: Any,
 ) -> tuple[float, bool, bool, float]:
     """Fill ``room.alpha``, and ``room.emission`` unless it is empty.
@@ -255,7 +263,7 @@ def _sweep_forwards(
                 peak, _ = _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
                 extreme = max(extreme, abs(peak))
             shift, rest = _add(shift, rest, peak)
-            state = simd.multiply(simd.matvec(state, room.matrix, 0), emitted)
+            state = simd.multiply(simd.matvec(state, room.matrix, 0, rows), emitted)
         if (checked or varying) and simd.any_less(state, faded):
             if suspect and floor == 0.0:  # it is known that one of them could be reached
                 state = simd.unless_less(state, faded)
@@ -291,6 +299,7 @@ def _sweep_backwards(
     suspect: bool,
     room: Any,
     ones: Any,
+    rows: Any,
     faded: Any,
     smoothed: Any,  # (T, K)
     moved: Any,  # (1 or T-1, K, K)
@@ -316,7 +325,7 @@ def _sweep_backwards(
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if t + 1 < steps:
-            simd.add_outer(room.outer, state, ahead)
+            simd.add_outer(room.outer, state, ahead, rows)
             if varying:
                 _multiply_into(moved[t], room.matrix, room.outer, width)
                 room.outer[:] = 0.0
@@ -341,7 +350,7 @@ def _sweep_backwards(
         ahead = simd.multiply(beta, emitted)
         if varying:
             _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
-        beta = simd.matvec(ahead, room.transposed, 0)
+        beta = simd.matvec(ahead, room.transposed, 0, rows)
         if suspect and (doubtful or simd.any_less(beta, faded)):
             if not doubtful:
                 room.other[:] = 0.0
@@ -349,7 +358,8 @@ def _sweep_backwards(
             missing = simd.load(room.other, 0, ones)
             if not simd.total(missing) <= _HIGH:
                 return True
-            missing = simd.matvec(simd.multiply(missing, emitted), room.transposed, 0)
+            missing = simd.multiply(missing, emitted)
+            missing = simd.matvec(missing, room.transposed, 0, rows)
             simd.store(room.other, 0, simd.add(missing, simd.splat(_FADED, ones)))
     if not varying and steps > 1:
         _multiply_into(moved[0], room.matrix, room.outer, width)
@@ -382,7 +392,7 @@ def _is_filtered(filtered: Any, alpha: Any, steps: int, width: int) -> bool:
     return True
 
 
-def _make_sweep(width: int) -> Callable[..., None]:
+def _make_sweep(width: int, rows: int) -> Callable[..., None]:
     @compiled
     def run(
         initial: Any,  # (N or 1, K)
@@ -417,6 +427,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
         )
         room.other[:num_states] = _FADED
         faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
+        states = simd.splat(0.0, rows)
         filled, peak, checked = -1, 0.0, True
         for n in range(first, last):
             row, at, steps = n // each, begins[n], lengths[n]
@@ -429,7 +440,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, row)
             args = start, slices, data, steps, peak, checked, keep
-            value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, faded)
+            value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, states, faded)
             log_likelihood[n] = value
             is_number = value == value and not gone
             if filtering:
@@ -447,10 +458,10 @@ def _make_sweep(width: int) -> Callable[..., None]:
                 elif not gone and not redo[n]:
                     out = smoothed[row, at:end], moved[n]
                     redo[n] = _sweep_backwards(
-                        slices, data, steps, suspect, room, ones, faded, *out
+                        slices, data, steps, suspect, room, ones, states, faded, *out
                     )
             if suspect and is_number and (filtering or not both):
-                more, _, _, _ = _sweep_forwards(*args, _FADED, room, ones, faded)
+                more, _, _, _ = _sweep_forwards(*args, _FADED, room, ones, states, faded)
                 suspect = not more - value <= _AGREED * max(1.0, abs(value))
                 if filtering:
                     found = filtered[row, at:end]

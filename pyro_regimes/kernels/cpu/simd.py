@@ -270,18 +270,20 @@ def any_less(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def matvec(typingctx: Any, lanes: Any, matrix: Any, offset: Any) -> Any:
+def matvec(typingctx: Any, lanes: Any, matrix: Any, offset: Any, rows: Any) -> Any:
     """:math:`y_j = \\sum_i x_i M_{ij}` for a W x W matrix, row by row in a flat array.
 
     Four partial sums avoid waiting for each addition.
+
+    :param rows: any vector of R <= W lanes: i is less than R.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, matrix_value, start = args
+        vector, matrix_value, start, _ = args
         width = lanes.width
-        partial: list[Any] = [None] * min(4, width)
+        partial: list[Any] = [None] * min(4, rows.width)
         base = _pointer(context, builder, signature.args[1], matrix_value, start)
-        for i in range(width):
+        for i in range(rows.width):
             mask = ir.Constant(ir.VectorType(_INT32, width), [i] * width)
             state = builder.shuffle_vector(vector, vector, mask)
             row = _load(builder, builder.gep(base, [ir.Constant(_INT64, i * width)]), width)
@@ -292,24 +294,29 @@ def matvec(typingctx: Any, lanes: Any, matrix: Any, offset: Any) -> Any:
                 else _multiply_add(builder, state, row, held)
             )
         while len(partial) > 1:
-            half = len(partial) // 2
-            partial = [builder.fadd(partial[i], partial[i + half]) for i in range(half)]
+            half = (len(partial) + 1) // 2
+            pairs = zip(partial[:half], partial[half:], strict=False)
+            odd = partial[len(partial) - half : half]
+            partial = [builder.fadd(one, other) for one, other in pairs] + odd
         return partial[0]
 
-    return lanes(lanes, matrix, types.intp), generate
+    return lanes(lanes, matrix, types.intp, rows), generate
 
 
 @intrinsic
-def add_outer(typingctx: Any, matrix: Any, rows: Any, columns: Any) -> Any:
-    """:math:`M_{ij} \\mathrel{+}= x_i y_j` for a W x W matrix, row by row in a flat array."""
+def add_outer(typingctx: Any, matrix: Any, lanes: Any, columns: Any, rows: Any) -> Any:
+    """:math:`M_{ij} \\mathrel{+}= x_i y_j` for a W x W matrix, row by row in a flat array.
+
+    :param rows: as in :func:`matvec`.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        matrix_value, x, y = args
-        width = rows.width
+        matrix_value, x, y, _ = args
+        width = lanes.width
         base = _pointer(
             context, builder, signature.args[0], matrix_value, ir.Constant(_INT64, 0)
         )
-        for i in range(width):
+        for i in range(rows.width):
             mask = ir.Constant(ir.VectorType(_INT32, width), [i] * width)
             state = builder.shuffle_vector(x, x, mask)
             pointer = builder.gep(base, [ir.Constant(_INT64, i * width)])
@@ -318,7 +325,7 @@ def add_outer(typingctx: Any, matrix: Any, rows: Any, columns: Any) -> Any:
             builder.store(row, builder.bitcast(pointer, vector), align=8)
         return context.get_dummy_value()
 
-    return types.void(matrix, rows, columns), generate
+    return types.void(matrix, lanes, columns, rows), generate
 
 
 @intrinsic
