@@ -20,7 +20,11 @@ from pyro_regimes.emissions import charts
 from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
 from pyro_regimes.estimator.spec import find_spec
 from pyro_regimes.estimator.starts import make_starts
-from pyro_regimes.infer.em.squarem import next_bounds
+from pyro_regimes.infer.em.ascent import Held
+from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.problem import Problem, TensorState
+from pyro_regimes.infer.em.squarem import Squarem, next_bounds
 from tests import seeds
 from tests.infer.fused import both_engines, spy
 from tests.infer.models import (
@@ -412,6 +416,34 @@ def test_cells_that_no_argument_holds_keep_their_values(fused, monkeypatch):
     assert result.num_e_steps > 10
     assert torch.equal(pyro.param("covariance")[1], before)
     assert torch.equal(pyro.param("loc")[2], locs[2])
+
+
+def test_a_covariance_that_would_become_singular_makes_ems_step(monkeypatch):
+    """Its coordinates are finite, but in rounding the matrix has no Cholesky factor."""
+    seen: list[tuple[Problem, TensorState]] = []
+    maximise = TensorEngine.maximise
+
+    def remember(self: TensorEngine, now: TensorState, held: Held) -> Maximised:
+        seen.append((self.problem, now))
+        return maximise(self, now, held)
+
+    monkeypatch.setattr(TensorEngine, "maximise", remember)
+    spy(monkeypatch, allowed=False)
+    run(gaussian_model(chain=CHAINS["known"], spread=SPREADS["full"], known_loc=True), steps=1)
+    problem, now = seen[0]
+
+    def proposed(size: float):
+        middle = charts.MATRIX.to(now.params["covariance"].detach())
+        step = torch.zeros_like(middle)
+        step[..., -1] = size  # of an entry of the factor, by the pivot of its row
+        before, after = (charts.MATRIX.of(middle + part) for part in (-0.99 * step, step))
+        squarem, free = Squarem(), np.ones(1, dtype=np.bool_)
+        squarem.propose(problem, now._replace(params={"covariance": before}), {}, ~free)
+        squarem._armed = free
+        return squarem.propose(problem, now, {"covariance": after}, free)
+
+    assert proposed(0.01).which.all()
+    assert not proposed(1e7).which.any()  # 300 times this size, where one pivot is lost
 
 
 def test_another_default_device_changes_nothing(monkeypatch):

@@ -29,7 +29,7 @@ from torch import Tensor
 from pyro_regimes.emissions.base import blocks
 from pyro_regimes.infer.em.e_step import Expected
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.m_step import Maximised, as_stored_after
+from pyro_regimes.infer.em.m_step import Maximised, as_stored_after, is_sound
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.plan import Assignment
 
@@ -96,11 +96,8 @@ class Squarem:
             self._armed, self._bounds = np.zeros_like(free), np.full(len(free), np.inf)
         considered, lengths = free & self._armed, np.zeros(len(free))
         if considered.any():
-            values, found = _extrapolate(problem, self._before, now, after, self._bounds)
+            values, leaves, found = _extrapolate(problem, self._before, now, after, self._bounds)
             lengths = np.where(considered, found, lengths)
-            for name in now.leaves.keys() & values.keys():
-                stored = as_stored_after(values[name], now.params[name], now.leaves[name])
-                values[name], leaves[name] = stored
         proposal = Proposal(values, leaves, lengths)
         self._before, self._armed = now.params, free & ~proposal.which
         return proposal
@@ -113,8 +110,12 @@ class Squarem:
 
 def _extrapolate(
     problem: Problem, before: Params, now: TensorState, after: Params, most: Array
-) -> tuple[Params, Array]:
-    r"""The extrapolated parameters, and :math:`|\alpha|` of each restart; 0 if it is not known."""
+) -> tuple[Params, Params, Array]:
+    r"""The extrapolated parameters, what the store holds of some, and :math:`|\alpha|`.
+
+    It is 0 in a restart where it is not known, or where a parameter would no longer be valid, such
+    as a covariance that becomes singular in rounding.
+    """
     groups = problem.groups
     squares = torch.zeros(2, groups.num_restarts, dtype=torch.float64, device="cpu")
     moves = {}
@@ -137,7 +138,7 @@ def _extrapolate(
     step_length, bend_length = squares.sqrt()
     known = (bend_length > _STRAIGHT * step_length) & bend_length.isfinite()
     length = (step_length / bend_length).clamp(min=1.0).minimum(torch.from_numpy(most))
-    values = {}
+    values, leaves = {}, {}
     for each in problem.plan.assignments:
         if each.name not in moves:
             continue
@@ -151,9 +152,14 @@ def _extrapolate(
         if still.any():  # without the rounding of its coordinates
             found = found.clone()
             found[still] = given[still]
-        known[cells.cpu()[~finite.cpu()]] = False
-        values[each.name] = found.reshape(after[each.name].shape)
-    return values, length.where(known, 0.0).numpy()
+        value = found.reshape(after[each.name].shape)
+        if each.name in now.leaves:
+            stored = as_stored_after(value, now.params[each.name], now.leaves[each.name])
+            value, leaves[each.name] = stored
+        valid = finite & (is_sound(each, blocks(value, each.event_dim)) | still)
+        known[cells.cpu()[~valid.cpu()]] = False
+        values[each.name] = value
+    return values, leaves, length.where(known, 0.0).numpy()
 
 
 def _is_still(each: Assignment, *params: Params) -> Tensor:
