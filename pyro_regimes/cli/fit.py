@@ -22,6 +22,8 @@ def fit(data: Data, settings: Settings, out: OUT = _FIT_OUT) -> None:
     or smoothed use all of the data; those that begin with filtered use the past and the
     present only, as a backtest must. A name in it that a spreadsheet would run as a formula,
     because it begins with = + - or @, has an apostrophe in front.
+
+    Example: pyro-regimes fit prices.csv --prices
     """
     returns = data.read()
     make_directory(out)

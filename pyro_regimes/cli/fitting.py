@@ -22,7 +22,7 @@ from pyro_regimes.cli.options import (
 
 if TYPE_CHECKING:
     from pyro_regimes.datasets import Returns
-    from pyro_regimes.estimator import RegimeModel
+    from pyro_regimes.estimator import RegimeModel, Selection
 
 
 class Settings(NamedTuple):
@@ -80,6 +80,24 @@ class Settings(NamedTuple):
                 callback=lambda step, mean: progress.tell(method, step, self.max_iter, mean),
             )
         return model
+
+    def select(self, returns: Returns, most: int) -> Selection:
+        """Models with 1 to ``most`` regimes, with the other settings; the progress is printed."""
+        from pyro_regimes.estimator import select
+
+        with screen.Progress() as progress:
+            return select(
+                returns.to_frame(),
+                range(1, most + 1),
+                self.emission.value,
+                self.covariance_type.value,
+                n_init=self.n_init,
+                random_state=self.seed,
+                callback=lambda name, part, parts: progress.tell("models", part, parts),
+                max_iter=self.max_iter,
+                tol=self.tol,
+                regularization=self.regularization,
+            )
 
 
 def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> float:

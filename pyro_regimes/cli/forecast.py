@@ -49,6 +49,8 @@ def forecast(
 
     The steps have dates if the rows are daily, weekly, monthly, quarterly or yearly. After daily
     rows these are the next weekdays; holidays are not known.
+
+    Example: pyro-regimes forecast regimes/model.json prices.csv --prices --steps 10
     """
     _check(level)
     fitted, returns, frame = read_fitted(model, data)

@@ -70,6 +70,8 @@ def select(
 
     Prints a table, in which an asterisk marks the best of each column. Fit the model that you
     choose with pyro-regimes fit. For data other than returns, such as counts, set --emission.
+
+    Example: pyro-regimes select prices.csv --prices --max-regimes 4
     """
     returns = data.read()
     if out is not None:
