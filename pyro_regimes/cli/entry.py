@@ -64,15 +64,15 @@ def program() -> NoReturn:
     os._exit(code)
 
 
-def _remedy(first: list[str], error: Exception) -> str:
+def _remedy(first: list[str], error: Any) -> str:
     """What to type, after a file in place of a command and after a command without its model."""
     message = str(getattr(error, "message", ""))
     if message.startswith("No such command") or message.startswith("Missing command"):
         name = "".join(first)
         if "." in name or os.path.exists(name):
-            return f" To fit regimes to a file: pyro-regimes fit {name} (--prices if it holds prices)"
+            return f" To fit regimes to a file: pyro-regimes fit {name} (with --prices for prices)"
         return f" Commands: {', '.join(sorted(_names()))}."
-    missing = str(error.format_message()).startswith("Missing argument")  # type: ignore[attr-defined]
+    missing = error.format_message().startswith("Missing argument")
     if missing and getattr(getattr(error, "param", None), "name", "") == "model":
         return (
             " It is a file that pyro-regimes fit DATA writes, regimes/model.json: "

@@ -25,7 +25,8 @@ p { margin: 8px 0; max-width: 46rem; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px;
   margin-right: .4em; background: var(--regime); }
 .scroll { overflow-x: auto; max-width: 100%;
-  background: linear-gradient(to left, var(--page) 60%, transparent) right / 32px 100% no-repeat local,
+  background:
+    linear-gradient(to left, var(--page) 60%, transparent) right / 32px 100% no-repeat local,
     linear-gradient(to left, var(--line), transparent) right / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: 6px 0; }

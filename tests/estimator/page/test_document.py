@@ -271,7 +271,8 @@ def test_gaps_and_known_regimes_are_those_of_the_data(tmp_path):
     model = RegimeModel(2, "diag", n_init=2, random_state=0, tol=1e-8).fit(x, gaps=gaps)
     pages = {}
     for name, given in {"gaps": {"gaps": gaps}, "states": {"states": states}}.items():
-        page = write(model, x, tmp_path / f"{name}.html", level=0.9 if name == "gaps" else None, **given)
+        level = 0.9 if name == "gaps" else None
+        page = write(model, x, tmp_path / f"{name}.html", level=level, **given)
         chance = model.predict_proba(x, "filtered", **given)[-1]
         assert f"with probability {words.percent(chance.max())} given" in page.text
         after = model.forecast(None, 1, after=chance).regime_probs[0]
