@@ -185,10 +185,21 @@ def test_take_turns_until_the_time_is_up() -> None:
     assert measure.take_turns(tasks, 3, seconds=0.0) == {"a": [1.0] * 2, "b": [1.0] * 2}
 
 
-@pytest.mark.parametrize("busy", [0.1, 2.0])
-def test_load_warns_of_a_busy_machine(busy: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0), raising=False)
-    assert ("BUSY" in measure.load()) == (busy > 1)
+@pytest.mark.parametrize("busy", [0, 30, 100])
+def test_load_warns_of_a_busy_machine(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([[5, 0, 5, 70, 3, 0, 0, 0], [5 + busy, 0, 5, 160 - busy, 13, 0, 0, 0]])
+    monkeypatch.setattr(measure, "_ticks", lambda: next(ticks))
+    monkeypatch.setattr(measure, "_REST", 0.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    said = measure.load()
+    assert said.startswith(f"{2 * busy / 100:.1f} of 2 cores busy")
+    assert ("BUSY" in said) == (busy > 25)
+
+
+def test_load_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_ticks", lambda: None)
+    monkeypatch.setattr(measure, "_REST", 0.0)
+    assert measure.load() == "load unknown"
 
 
 def test_gpu_without_one(

@@ -15,6 +15,15 @@ from pyro_regimes.cli.writing import make_room_for
 
 _REPORT_OUT = Path("report.html")
 
+_SELECT = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Also fit every number of regimes from 1 to this one, with the other settings of the "
+        "fit, and show their table; 0 for none.",
+    ),
+]
+
 
 @with_data
 def report(
@@ -42,14 +51,7 @@ def report(
     out: Annotated[
         Path, typer.Option(help="File of the report; its directory is created if missing.")
     ] = _REPORT_OUT,
-    select: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Also fit every number of regimes from 1 to this one, with the other settings of "
-            "the fit, and show their table; 0 for none.",
-        ),
-    ] = 0,
+    select: _SELECT = 0,
 ) -> None:
     """Write a report as one HTML file: regimes, their history, forecast, risk, and checks.
 
