@@ -54,9 +54,9 @@ selection.plot(ax=axes)
 plt.show()
 
 # %%
-# Gaussian regimes need three regimes where Student-t regimes need two: part of what the third
-# Gaussian regime describes is not a period, but single extreme days. The best model by BIC is
-# already fitted:
+# By BIC the best Gaussian model has three regimes, the best Student-t model two: part of what the
+# third Gaussian regime describes is not a period, but single extreme days. The best model by BIC
+# is already fitted:
 
 best = selection.best("bic")
 print(best.emission, best.n_regimes)
