@@ -10,7 +10,6 @@ The counts are the numbers of earthquakes of magnitude 7 or more in each year fr
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from pyro_regimes import RegimeModel

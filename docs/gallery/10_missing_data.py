@@ -10,6 +10,8 @@ Leave the gaps in the table. :class:`~pyro_regimes.RegimeModel` takes NaN as mis
 integrates it out of the likelihood exactly.
 """
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -53,11 +55,15 @@ print(f"{'':14}{'rows':>6}  daily volatility of Energy")
 print(f"{'complete':14}{len(complete):6}  {of_whole[0]:.2f} calm, {of_whole[1]:.2f} turbulent")
 models = {}
 for name, data in ways.items():
-    models[name], found = volatilities(data)
-    print(f"{name:14}{len(data):6}  {found[0]:.2f} calm, {found[1]:.2f} turbulent")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        models[name], found = volatilities(data)
+    print(f"{name:14}{len(data):6}  {found[0]:.2f} calm, {found[1]:.2f} turbulent", end="")
+    print("  (a warning: a regime collapsed)" if caught else "")
 
 # %%
-# Zeros make Energy look calmer than it is. Dropping rows loses four years of the other sectors.
+# With zeros, the calm regime collapses onto the days on which Energy is always zero, and the model
+# warns of it. Dropping rows loses four years of the other sectors.
 #
 # The regimes with gaps
 # ---------------------

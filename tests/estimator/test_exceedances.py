@@ -51,7 +51,8 @@ def test_a_row_has_the_exact_interval():
 
 @pytest.mark.parametrize("emission", ["gaussian", "student_t"])
 def test_a_weighted_sum_has_the_quantiles_of_its_forecasts(emission):
-    data = seeds.rng(1).standard_normal((120, 2)) * np.where(np.arange(120) % 40 < 20, 1, 3)[:, None]
+    spreads = np.where(np.arange(120) % 40 < 20, 1, 3)[:, None]
+    data = seeds.rng(1).standard_normal((120, 2)) * spreads
     data[100, 1] = np.nan
     model = RegimeModel(2, emission=emission, n_init=1, random_state=0, max_iter=30, tol=0.1)
     walk = walk_forward(model, data, min_train=80, refit_every=20)
