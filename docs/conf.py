@@ -27,6 +27,7 @@ warnings.filterwarnings("error", module=r"(pyro_regimes|__main__)\b")
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
+    "backreferences_dir": "auto_gallery/backreferences",
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "run_stale_examples": True,
@@ -55,7 +56,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pyro_regimes\.infer\.charts\.Chart"),
     (
         "py:class",
-        r"pyro_regimes\.estimator\.(walk_forward_result\.Walk|windows\.Refit|candidates\.Family"
+        r"pyro_regimes\.estimator\.(walk\.Walk|windows\.Refit|candidates\.Family"
         r"|residual_tests\.SeriesTest)",
     ),
     ("py:class", r"(?!pyro_regimes\.).*"),

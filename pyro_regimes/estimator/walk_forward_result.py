@@ -139,7 +139,7 @@ class WalkForward(NamedTuple):
         "share", the "lower" and "upper" end of its exact 95 % interval (Clopper and Pearson), and
         p-values: "p-value" of the exact binomial test and "Kupiec" of the likelihood ratio that the
         share is the level, and "Christoffersen" of the likelihood ratio that exceedances do not
-        follow each other (:mod:`.exceedances`). This is NaN for a ``horizon`` above 1, whose
+        follow each other. This is NaN for a ``horizon`` above 1, whose
         forecasts overlap, and if nothing follows an exceedance. The others are for independent
         rows.
 
