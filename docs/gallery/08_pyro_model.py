@@ -98,10 +98,17 @@ for name, samples in [("SVI", by_svi), ("NUTS", by_nuts)]:
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 for regime, (axis, name) in enumerate(zip(axes, ("calm", "turbulent"))):
-    for label, samples, color in [("SVI", by_svi, "tab:blue"), ("NUTS", by_nuts, "tab:orange")]:
-        days = 1 / (1 - samples["stay"][:, regime].numpy())
-        axis.hist(days, np.linspace(0, 160, 33), density=True, alpha=0.5, color=color, label=label)
-    axis.axvline(1 / (1 - float(mode["stay"][regime])), color="black", label="EM, the mode")
+    drawn = {
+        label: 1 / (1 - samples["stay"][:, regime].numpy())
+        for label, samples in (("SVI", by_svi), ("NUTS", by_nuts))
+    }
+    at_mode = 1 / (1 - float(mode["stay"][regime]))
+    most = max(1.1 * at_mode, *(np.quantile(days, 0.98) for days in drawn.values()))
+    bins = np.linspace(0, most, 41)
+    for color, (label, days) in zip(("tab:blue", "tab:orange"), drawn.items()):
+        shares = np.full(len(days), 1 / len(days))
+        axis.hist(days, bins, weights=shares, alpha=0.5, color=color, label=label)
+    axis.axvline(at_mode, color="black", label="EM, the mode")
     axis.set_title(f"{name} regime", loc="left")
     axis.set(xlabel="expected duration, days", yticks=[])
     axis.spines[["top", "right", "left"]].set_visible(False)

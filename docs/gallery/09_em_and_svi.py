@@ -72,8 +72,6 @@ def show(comparison, axis, title):
 returns = load_sector_returns().to_frame().loc["2010":"2019"]
 x = torch.tensor(((returns - returns.mean()) / returns.std()).to_numpy())
 easy = compare(model, x, methods=METHODS, svi_steps=600, learning_rates=[0.01, 0.1])
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
-show(easy, axes[0], "Sectors")
 
 # %%
 # Regimes that overlap
@@ -92,6 +90,8 @@ truth = RegimeHMM(
 hard = compare(
     model, truth.sample(), methods=METHODS, em_steps=600, svi_steps=600, learning_rates=[0.01, 0.1]
 )
+figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+show(easy, axes[0], "Sectors")
 show(hard, axes[1], "Overlapping regimes")
 axes[0].set_ylabel("nats below the best log-likelihood")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -101,10 +101,10 @@ plt.show()
 # How to read this
 # ----------------
 #
-# On the sectors, EM needs few passes and has no learning rate. Where regimes overlap, plain EM is
-# slow: SQUAREM, which extrapolates EM's steps, and L-BFGS need far fewer passes. Adam comes close
-# with a good learning rate, but the good rate differs from model to model, and a run tells only
-# at its end whether the rate was good.
+# On the sectors, EM needs few passes and has no learning rate. Where regimes overlap, EM and
+# SQUAREM, which extrapolates EM's steps, come near the optimum as soon, but the last digits take
+# plain EM many passes; L-BFGS is the first there. Adam comes close with a good learning rate, but
+# the good rate differs from model to model, and a run tells only at its end whether it was good.
 #
 # These are passes, not seconds: the steps of the methods differ in cost, and times depend on the
 # machine. :doc:`/em_or_svi` has measured times, more data and more methods, and says what SVI can
