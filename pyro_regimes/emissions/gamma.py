@@ -242,6 +242,12 @@ class GammaFamily(Family):
             total = torch.where(zeros > 0, torch.inf, total)
         return Excess(weight, first, total, origin)
 
+    def add(self, one: Excess, other: Excess) -> Excess:
+        """The sum about the first one's origin."""
+        moved = about(other, one.origin)
+        sums_ = (first + second for first, second in zip(one[:3], moved[:3], strict=True))
+        return Excess(*sums_, one.origin)
+
     def total(self, stats: Excess, num_batch_dims: int, like: Excess | None) -> Excess:
         """The sum over all sequences, about the mean of the data of each block."""
         if like is None:

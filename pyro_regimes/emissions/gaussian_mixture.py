@@ -271,6 +271,13 @@ class _Family(Family):
         weight = torch.where(accurate, one.weight, other.weight)
         return stats._replace(components=merged._replace(weight=weight))
 
+    def add(self, one: MixtureStats, other: MixtureStats) -> MixtureStats:
+        """The sums of the counts, and those of the components."""
+        components = None
+        if one.components is not None:
+            components = self.inner.add(one.components, other.components)
+        return MixtureStats(one.counts + other.counts, components)
+
     def total(
         self, stats: MixtureStats, num_batch_dims: int, like: MixtureStats | None
     ) -> MixtureStats:

@@ -295,6 +295,12 @@ class VonMisesFamily(Family):
         weight, total, sine = sums.over_time(observed, versed, deviation.sin())
         return Directions(weight, total, sine, origin)
 
+    def add(self, one: Directions, other: Directions) -> Directions:
+        """The sum about the first one's origin."""
+        moved = about(other, one.origin)
+        sums_ = (first + second for first, second in zip(one[:3], moved[:3], strict=True))
+        return Directions(*sums_, one.origin)
+
     def total(
         self, stats: Directions, num_batch_dims: int, like: Directions | None
     ) -> Directions:

@@ -56,21 +56,35 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.transfers import Ahead, look_ahead, transfer
+from pyro_regimes.kernels.transfers import Block as BlockExpectations
+from pyro_regimes.kernels.transfers import backwards as backward_message
+from pyro_regimes.kernels.transfers import begin as first_message
+from pyro_regimes.kernels.transfers import combine as combine_transfers
+from pyro_regimes.kernels.transfers import expectations as block_expectations
+from pyro_regimes.kernels.transfers import forwards as forward_message
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
+    "Ahead",
+    "BlockExpectations",
     "Expectations",
     "Packing",
     "backend",
+    "backward_message",
+    "block_expectations",
     "broadcast",
     "can_be_seen",
     "check_lengths",
+    "combine_transfers",
     "complete_log_likelihood",
     "describe_kernel",
     "expectations",
     "expected_moments",
     "filter_logits",
     "filter_probs",
+    "first_message",
+    "forward_message",
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
@@ -79,6 +93,7 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "log_likelihood",
+    "look_ahead",
     "min_duration_viterbi",
     "posterior",
     "predict_probs",
@@ -87,6 +102,7 @@ __all__ = [
     "sample_prior",
     "squarem",
     "stationary_probs",
+    "transfer",
     "viterbi",
     "weighted_moments",
     "without_repeats",

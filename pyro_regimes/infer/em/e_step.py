@@ -236,8 +236,10 @@ def _chain_logits(arguments: Arguments, name: str) -> Tensor:
     return (probs / probs.sum(-1, keepdim=True)).log()
 
 
-def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Expected:
-    """The E-step of one site.
+def chain_of(
+    data: SiteData, arguments: Arguments | None = None
+) -> tuple[Arguments, tuple[Tensor, Tensor, Tensor]]:
+    """The arguments of a site, and the kernels' logits at them.
 
     :param arguments: None for those at which the site was read, whose densities are known.
     """
@@ -251,7 +253,16 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
         if gaps is not None:
             transition = gaps.transition_logits(transition)
         logits = observation_logits(data, arguments)
-    expectations = ops.expectations(initial, transition, logits, data.site.hmm.sequences)
+    return arguments, (initial, transition, logits)
+
+
+def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Expected:
+    """The E-step of one site.
+
+    :param arguments: None for those at which the site was read, whose densities are known.
+    """
+    arguments, chain = chain_of(data, arguments)
+    expectations = ops.expectations(*chain, data.site.hmm.sequences)
     return Expected(data, arguments, expectations)
 
 

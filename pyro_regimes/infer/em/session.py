@@ -221,6 +221,25 @@ class Session:
             gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
         return Snapshot(problem, state, gradients)
 
+    def read_chunk(self, plan: Plan, call: Call) -> Problem:
+        """Run the model on one chunk of the data, at the parameters in the store.
+
+        :raises ValueError: if the plan of the first chunk does not hold for it.
+        """
+        with self.alone():
+            run = self.run_as_planned(plan, call)
+            if run.others:
+                raise ValueError(
+                    "expected a model that observes RegimeHMM sites alone where data come in "
+                    f"chunks, got the site {next(iter(run.others))!r} of another distribution"
+                )
+            if not plan.holds(run):
+                raise ValueError(
+                    "expected a model that uses its parameters alike in every chunk, got one whose "
+                    f"arguments are others than in the first chunk, of which the plan is:\n{plan}"
+                )
+            return self._problem(plan, run)
+
     def _observe(self, call: Call, is_start: bool) -> tuple[Run, Problem, Params, Params]:
         """Run the model: the run, its problem, and parameters as values and as stored."""
         leaves = dict(pyro.get_param_store().named_parameters())
@@ -238,12 +257,22 @@ class Session:
         kernels = {ops.describe_kernel(site.value, site.hmm.state_dim) for site in sites}
         self.plan = plan._replace(kernel="; ".join(sorted(kernels)))
         params = {name: run.params[name].detach() for name in plan.names}
-        stored = {
+        return run, problem, params, self._stored(plan)
+
+    def _stored(self, plan: Plan) -> Params:
+        """What the store holds of the positive definite parameters."""
+        return {
             name: self._leaves[name].detach().clone()
             for name in plan.names
             if constraint_of(name) is positive_definite
         }
-        return run, problem, params, stored
+
+    def parameters(self, plan: Plan) -> tuple[Params, Params]:
+        """The parameters of a plan as values, and as stored."""
+        with self.alone():
+            store = pyro.get_param_store()
+            values = {name: store[name].detach().clone() for name in plan.names}
+            return values, self._stored(plan)
 
     def _run_with_plan(self, call: Call) -> tuple[Plan, Run, bool]:
         """Run the model: a plan that holds for the run, the run, and whether the plan is new."""
