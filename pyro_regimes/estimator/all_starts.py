@@ -175,7 +175,7 @@ def fit_starts(
             held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=packed
         )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
-        em = _FitEM(model, guide, min_eigenvalue=floor)
+        em = FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
             x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration,
             **beside or {},
@@ -295,7 +295,7 @@ def _report(
     callback(steps_before + step, loss / share)
 
 
-class _FitEM(IsolatedEM):
+class FitEM(IsolatedEM):
     """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
     is_unbounded = False  #: whether a parameter of some start had no maximum

@@ -114,6 +114,11 @@ class Chunks:
         return cls(ArrayRows(path, _check_rows(rows)), continues=continues)
 
 
+def is_empty(chunk: Any) -> bool:
+    """Whether a chunk is an array without rows, which counts for nothing."""
+    return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
+
+
 class ArrayRows:
     """The rows of a ``.npy`` file in pieces."""
 

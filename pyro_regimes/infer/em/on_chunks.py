@@ -15,7 +15,7 @@ from pyro_regimes.infer.em.engines.chunks import ChunkEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.session import Call, Session
-from pyro_regimes.reading.chunks import Chunks
+from pyro_regimes.reading.chunks import Chunks, is_empty
 
 
 class ChunkCalls(NamedTuple):
@@ -43,11 +43,6 @@ class ChunkCalls(NamedTuple):
         for call in self():
             return call
         raise ValueError("expected chunks with at least one row, got none")
-
-
-def is_empty(chunk: Any) -> bool:
-    """Whether a chunk is an array without rows, which counts for nothing."""
-    return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
 
 
 def _as_tensor(value: Any) -> Any:
