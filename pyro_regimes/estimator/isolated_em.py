@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_regimes.infer import EM
 from pyro_regimes.infer.em import m_step
 from pyro_regimes.infer.em.e_step import Expected, read_site, take_expectations
-from pyro_regimes.infer.em.on_chunks import ChunkCalls, make_engine
+from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.problem import Problem, TensorState
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.infer.undisturbed import Undisturbed
@@ -63,7 +63,7 @@ class IsolatedEM(EM):
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad():
             calls = ChunkCalls(self.model, self.guide, chunks, (), {})
-            return make_engine(self._session, calls).start()
+            return OnChunks(self._session, calls).expect()
 
     def maximise(self, probs: Tensor, num_steps: int, *args: Any) -> dict[str, Tensor]:
         """The parameters after M-steps that take these probabilities of the states.

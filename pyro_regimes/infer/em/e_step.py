@@ -167,17 +167,23 @@ def check_finite(site: Site) -> None:
         )
 
 
-def read_site(site: Site) -> SiteData:
+def read_site(site: Site, like: SiteData | None = None) -> SiteData:
     """Check the observed value as ``log_prob`` does, and prepare the data of a site.
 
+    :param like: the same site with other data, if densities are not needed. Its are then taken.
     :raises ValueError: if the value has a wrong shape or length, lies outside the support, or is
         not finite, except for padding, masked and missing values.
     """
     hmm, mask = site.hmm, site.observation_mask
-    initial_logits, transition_logits, logits, _ = hmm.chain(site.value)
+    if like is None or isinstance(mask, Tensor):
+        initial_logits, transition_logits, logits, _ = hmm.chain(site.value)
+        dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
+        dtype = torch.promote_types(dtype, logits.dtype)
+    else:
+        hmm._check(site.value)
+        initial_logits, transition_logits, logits = like.chain
+        dtype = like.dtype
     check_finite(site)
-    dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
-    dtype = torch.promote_types(dtype, logits.dtype)
     value, _ = values.without_padding(site.value, hmm.lengths, hmm.event_dim)
     value, missing = values.fill_missing(value.detach(), hmm.observation_dist, hmm.missing)
     if isinstance(mask, Tensor):

@@ -15,14 +15,15 @@ from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
-from pyro_regimes.infer.em.engines import fused_gaussian, fused_linear
+from pyro_regimes.infer.em.engines.chunk_kernel import NotServed
+from pyro_regimes.infer.em.engines.finding import find_fused
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
 from pyro_regimes.infer.em.loop import Engine, Loop
-from pyro_regimes.infer.em.on_chunks import ChunkCalls, make_engine
+from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
 from pyro_regimes.infer.em.recognise.plan import Plan
@@ -286,10 +287,14 @@ class EM:
         session, undisturbed = self._session, Undisturbed()
         with undisturbed, undisturbed, torch.no_grad():
             undisturbed.undo = session.mark()
-            chunked = make_engine(session, calls)
-            start = chunked.start()
-            loop = self._run_engine(chunked, start, undisturbed, settings)
-            session.describe_engine(chunked.description)
+            engines = OnChunks(session, calls)
+            engine, start = engines.start(settings.extrapolates)
+            try:
+                loop = self._run_engine(engine, start, undisturbed, settings)
+            except NotServed as error:  # a chunk that is not like those before
+                engine, start = engines.start_on_tensors(str(error))
+                loop = self._run_engine(engine, start, undisturbed, settings)
+            session.describe_engine(engines.description)
             session.frozen = loop.ascent.frozen
             findings = partial(check_on_chunk, session, calls, loop)
             return self._checked(loop, settings.tol if check else None, findings)
@@ -326,10 +331,7 @@ class EM:
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
-        fused, tensors = fused_gaussian.find(problem, start), TensorEngine(problem)
-        families = [data.site.family for data in problem.sites.values()]
-        if any(family is not None and family.linear is not None for family in families):
-            fused = fused_linear.find(problem, start, extrapolates)
+        fused, tensors = find_fused(problem, start, extrapolates), TensorEngine(problem)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
             return tensors

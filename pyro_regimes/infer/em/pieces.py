@@ -9,100 +9,103 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from pyro_regimes.infer.em.e_step import Expected, SiteData, chain_of
-from pyro_regimes.infer.em.problem import Problem
 from pyro_regimes.kernels import ops
 
-Messages = dict[str, Tensor]  #: by site, ``(..., K)``
+T = TypeVar("T")
+U = TypeVar("U")
+T_co = TypeVar("T_co", covariant=True)
+
+Messages = dict[str, Tensor]  #: by site, ``(..., K)``; or transfers, ``(..., K, K)``
 
 
-class Piece(NamedTuple):
-    """One piece of a sequence given all others."""
+class Piece(Protocol[T_co]):
+    """One piece of a sequence at the present parameters."""
 
-    problem: Problem
-    expected: dict[str, Expected]
-    is_first: bool
+    def look_ahead(self) -> Messages | None:
+        """What its rows say of the state before them; None if that depends on later rows."""
+
+    def transfer(self) -> Messages:
+        """Its transfers."""
+
+    def expect(self, before: Messages | None, after: Messages | None) -> tuple[T_co, Messages]:
+        """Its E-step, and the message to the next piece.
+
+        :param before: the message from the piece before; None for the first piece.
+        :param after: the message from the piece after; None for the last piece.
+        """
 
 
 class Remembers(Exception):
     """The rows of a whole piece do not forget what was before them."""
 
 
-def in_one_pass(problems: Iterable[Problem]) -> Iterator[Piece]:
-    """The pieces, two of which are in memory.
+def in_one_pass(pieces: Iterable[Piece[T]]) -> Iterator[T]:
+    """The E-steps of the pieces, two of which are in memory.
 
     :raises Remembers: if the next piece alone does not decide a message.
     """
     before: Messages | None = None
-    current = None
-    for following in chain(problems, [None]):
+    current: Piece[T] | None = None
+    for following in chain(pieces, [None]):
         if current is not None:
-            after = None if following is None else _looked_ahead(following)
-            piece, before = _take(current, before, after)
-            yield piece
-            del piece
+            after = None if following is None else following.look_ahead()
+            if following is not None and after is None:
+                raise Remembers
+            found, before = current.expect(before, after)
+            yield found
+            del found
         current = following
 
 
-def in_two_passes(read: Callable[[], Iterable[Problem]]) -> Iterator[Piece]:
-    """The pieces, after a pass that computes their transfers.
+def in_two_passes(read: Callable[[], Iterable[Piece[T]]]) -> Iterator[T]:
+    """The E-steps of the pieces, after a pass that computes their transfers.
 
     :param read: starts a pass.
     """
-    transfers: list[Messages] = []
-    for number, problem in enumerate(read()):
-        if number:
-            logits = {name: chain_of(data)[1] for name, data in problem.sites.items()}
-            transfers.append({name: ops.transfer(*own[1:]) for name, own in logits.items()})
+    transfers = [piece.transfer() for number, piece in enumerate(read()) if number]
     after: list[Messages | None] = [None]
-    for transfer in reversed(transfers):
-        last = after[-1]
+    while transfers:
+        block, last = transfers.pop(), after[-1]
         after.append(
             {
                 name: ops.backward_message(
-                    block, block.new_zeros(block.shape[:-1]) if last is None else last[name]
+                    own, own.new_zeros(own.shape[:-1]) if last is None else last[name]
                 )
-                for name, block in transfer.items()
+                for name, own in block.items()
             }
         )
     before: Messages | None = None
-    for problem in read():
-        piece, before = _take(problem, before, after.pop())
-        yield piece
-        del piece, problem
+    for piece in read():
+        found, before = piece.expect(before, after.pop())
+        yield found
+        del found, piece
 
 
-def _looked_ahead(problem: Problem) -> Messages:
-    """What the first rows of a piece say of the state before them."""
-    messages = {}
-    for name, data in problem.sites.items():
-        ahead = ops.look_ahead(*chain_of(data)[1][1:])
-        if ahead.message is None:
-            raise Remembers
-        messages[name] = ahead.message
-    return messages
+class Passes:
+    """Passes over the pieces of a sequence: one for each E-step as long as that is enough."""
 
+    def __init__(self) -> None:
+        self.remember = False  #: whether some piece is too short to forget what was before it
 
-def _take(
-    problem: Problem, before: Messages | None, after: Messages | None
-) -> tuple[Piece, Messages]:
-    """The E-step of a piece, and its message to the next one."""
-    expected, messages = {}, {}
-    for name, data in problem.sites.items():
-        found, messages[name] = _expect(
-            data, None if before is None else before[name], None if after is None else after[name]
-        )
-        expected[name] = found
-    return Piece(problem, expected, before is None), messages
+    def fold(
+        self, read: Callable[[], Iterable[Piece[T]]], function: Callable[[Iterator[T]], U]
+    ) -> U:
+        """A function of the E-steps of all pieces.
 
+        :param read: starts a pass.
+        """
+        if not self.remember:
+            try:
+                return function(in_one_pass(read()))
+            except Remembers:
+                self.remember = True
+        return function(in_two_passes(read))
 
-def _expect(
-    data: SiteData, before: Tensor | None, after: Tensor | None
-) -> tuple[Expected, Tensor]:
-    arguments, logits = chain_of(data)
-    block = ops.block_expectations(*logits, before, after)
-    return Expected(data, arguments, ops.Expectations(*block[:3])), block.filtered_logits
+    @property
+    def description(self) -> str:
+        """The number of passes, for ``em.plan``."""
+        return f"{'two passes' if self.remember else 'one pass'} for each E-step"

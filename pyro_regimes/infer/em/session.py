@@ -221,8 +221,10 @@ class Session:
             gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
         return Snapshot(problem, state, gradients)
 
-    def read_chunk(self, plan: Plan, call: Call) -> Problem:
+    def read_chunk(self, plan: Plan, call: Call, like: Problem | None = None) -> Problem:
         """Run the model on one chunk of the data, at the parameters in the store.
+
+        :param like: the problem of another chunk, if densities are not needed.
 
         :raises ValueError: if the plan of the first chunk does not hold for it.
         """
@@ -238,7 +240,7 @@ class Session:
                     "expected a model that uses its parameters alike in every chunk, got one whose "
                     f"arguments are others than in the first chunk, of which the plan is:\n{plan}"
                 )
-            return self._problem(plan, run)
+            return self._problem(plan, run, like)
 
     def _observe(self, call: Call, is_start: bool) -> tuple[Run, Problem, Params, Params]:
         """Run the model: the run, its problem, and parameters as values and as stored."""
@@ -293,11 +295,14 @@ class Session:
             _check_sites(plan.sites, run)
         return plan, run, True
 
-    def _problem(self, plan: Plan, run: Run) -> Problem:
+    def _problem(self, plan: Plan, run: Run, like: Problem | None = None) -> Problem:
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(plan, run)
         with torch.set_grad_enabled(bool(plan.gradient)):
-            sites = {name: read_site(site) for name, site in run.sites.items()}
+            sites = {
+                name: read_site(site, None if like is None else like.sites[name])
+                for name, site in run.sites.items()
+            }
         constraints = {name: constraint_of(name) for name in plan.names}
         return Problem(
             plan=plan,

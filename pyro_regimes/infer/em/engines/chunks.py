@@ -8,7 +8,7 @@ values of some arguments, such as the degrees of freedom of a Student-t, take it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,45 +23,118 @@ from pyro_regimes.infer.em.chunk_sums import (
     sum_of_retaken,
     without_start,
 )
-from pyro_regimes.infer.em.e_step import take_expectations
+from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.m_step import Maximised
-from pyro_regimes.infer.em.pieces import Piece, Remembers, in_one_pass, in_two_passes
+from pyro_regimes.infer.em.pieces import Messages, Passes
 from pyro_regimes.infer.em.problem import Params, Problem, State, TensorState
 from pyro_regimes.infer.em.session import Call, Session
+from pyro_regimes.kernels import ops
 
 T = TypeVar("T")
 
-#: Starts a pass over the calls of the model, one for each chunk.
-Calls = Callable[[], Iterator[Call]]
+
+class ChunkReader:
+    """Runs the model on one chunk after the other.
+
+    :param problem: that of the first chunk.
+    :param calls: starts a pass over the calls of the model, one for each chunk.
+    :param continues: whether the chunks are pieces of one sequence.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        problem: Problem,
+        calls: Callable[[], Iterator[Call]],
+        continues: bool,
+    ) -> None:
+        self.session, self.problem, self.continues = session, problem, continues
+        self._calls = calls
+        self._num_chunks: int | None = None
+
+    def read(self, with_densities: bool) -> Iterator[Problem]:
+        """One pass, at the parameters in the store.
+
+        :raises ValueError: if a chunk cannot be added to the first one.
+        """
+        number, like = 0, None if with_densities else self.problem
+        for call in self._calls():
+            problem = self.session.read_chunk(self.problem.plan, call, like)
+            number += 1
+            check_chunk(number, problem, self.problem, self.continues)
+            yield problem
+            del problem, call
+        if self._num_chunks not in (None, number):
+            raise ValueError(
+                f"expected the same chunks in every pass, got {number} of them where a pass before "
+                f"had {self._num_chunks}: the source must be one that can be read again"
+            )
+        self._num_chunks = number
+
+
+class Chunk(NamedTuple):
+    """The E-step of one chunk."""
+
+    problem: Problem
+    expected: dict[str, Expected]
+    begins: bool  #: whether sequences begin with it
+
+
+class _Piece(NamedTuple):
+    """A chunk that is a piece of one sequence, see :class:`.pieces.Piece`."""
+
+    problem: Problem
+
+    def look_ahead(self) -> Messages | None:
+        messages = {}
+        for name, data in self.problem.sites.items():
+            message = ops.look_ahead(*chain_of(data)[1][1:]).message
+            if message is None:
+                return None
+            messages[name] = message
+        return messages
+
+    def transfer(self) -> Messages:
+        sites = self.problem.sites.items()
+        return {name: ops.transfer(*chain_of(data)[1][1:]) for name, data in sites}
+
+    def expect(self, before: Messages | None, after: Messages | None) -> tuple[Chunk, Messages]:
+        expected, messages = {}, {}
+        for name, data in self.problem.sites.items():
+            arguments, logits = chain_of(data)
+            block = ops.block_expectations(
+                *logits,
+                None if before is None else before[name],
+                None if after is None else after[name],
+            )
+            expected[name] = Expected(data, arguments, ops.Expectations(*block[:3]))
+            messages[name] = block.filtered_logits
+        return Chunk(self.problem, expected, before is None), messages
 
 
 class ChunkEngine(TensorEngine):
     """Steps on sums of the statistics of chunks.
 
-    :param problem: that of the first chunk.
-    :param continues: whether the chunks are pieces of one sequence.
+    :param passes: how pieces of a sequence are read.
     """
 
-    def __init__(self, session: Session, problem: Problem, calls: Calls, continues: bool) -> None:
-        super().__init__(problem)
-        self._session, self._calls, self._continues = session, calls, continues
-        self._remembers = False  # whether a piece is too short to forget what was before it
-        self._now: tuple[Params, Params] | None = None  # of which the last sums are
-        self._num_chunks: int | None = None
-        self.num_passes = 0  #: over the data
+    def __init__(self, reader: ChunkReader, passes: Passes) -> None:
+        super().__init__(reader.problem)
+        self._reader, self._passes = reader, passes
+        self._written: tuple[Params, Params] | None = None  # what the store holds
+        self._now: tuple[Params, Params] | None = None  # at which statistics are taken again
 
     @property
     def description(self) -> str:
         """How the statistics are computed, for ``em.plan``."""
-        if not self._continues:
+        if not self._reader.continues:
             return "tensor operations on chunks of whole sequences"
-        passes = "two passes" if self._remembers else "one pass"
-        return f"tensor operations on pieces of one sequence, {passes} for each E-step"
+        return f"tensor operations on pieces of one sequence, {self._passes.description}"
 
     def start(self) -> TensorState:
         """The E-step at the parameters in the store."""
-        return self.evaluate(*self._session.parameters(self.problem.plan))
+        return self.evaluate(*self._reader.session.parameters(self.problem.plan))
 
     def at(
         self, now: TensorState, params: Params, leaves: Params, found: Maximised
@@ -79,44 +152,44 @@ class ChunkEngine(TensorEngine):
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step; the store then holds its parameters."""
         after = super().advance(now, ascent)
-        if self._now is None or self._now[0] is not after.params:
-            self._write(after.params, after.leaves)
+        self._write(after.params, after.leaves)
         return after
 
     def maximise(self, now: TensorState, held: Held) -> Maximised:
         """The M-step."""
-        self._now = now.params, now.leaves  # at which statistics are taken again
+        self._now = now.params, now.leaves
         return super().maximise(now, held)
 
     def _write(self, params: Params, leaves: Params) -> None:
-        self._session.write(params, leaves)
-        self._now = params, leaves
+        if self._written is None or self._written[0] is not params:
+            self._reader.session.write(params, leaves)
+            self._written = params, leaves
 
     def evaluate(self, params: Params, leaves: Params) -> TensorState:
         """The E-step over all chunks."""
         self._write(params, leaves)
-        return self._over_pieces(lambda pieces: self._sum(pieces, params, leaves))
+        return self._over_chunks(lambda chunks: self._sum(chunks, params, leaves))
 
-    def _sum(self, pieces: Iterator[Piece], params: Params, leaves: Params) -> TensorState:
+    def _sum(self, chunks: Iterator[Chunk], params: Params, leaves: Params) -> TensorState:
         """Add up the statistics of all chunks."""
         total: Tensor | None = None
         expected: dict[str, Any] = {}
-        for piece in pieces:
-            own = _log_likelihoods(piece)
+        for chunk in chunks:
+            own = _log_likelihoods(chunk)
             if total is None:  # priors count once
                 total = torch.zeros_like(own)
                 if self.problem.latents or self.problem.plan.is_joint:
-                    total = piece.problem.log_prior(params)
+                    total = chunk.problem.log_prior(params)
             total = total + own
-            for name, each in piece.expected.items():
+            for name, each in chunk.expected.items():
                 found = sum_of_chunk(each, self.problem.plan.updated(name))
-                found = found if piece.is_first else without_start(found)
+                found = found if chunk.begins else without_start(found)
                 known = expected.get(name)
                 if known is None:
                     expected[name] = SumOfChunks.of(each, found, self._retake)
                 else:
                     expected[name] = known._replace(sums=add(each.data.site, known.sums, found))
-            del piece, each  # before the next chunk is read
+            del chunk, each  # before the next one is read
         assert total is not None
         return TensorState(params, leaves, expected, -total.cpu().numpy(), [], [])
 
@@ -125,62 +198,38 @@ class ChunkEngine(TensorEngine):
         assert self._now is not None
         self._write(*self._now)
 
-        def total(pieces: Iterator[Piece]) -> Stats:
+        def total(chunks: Iterator[Chunk]) -> Stats:
             sums = None
-            for piece in pieces:
-                each = piece.expected[site]
+            for chunk in chunks:
+                each = chunk.expected[site]
                 found, family = sum_of_retaken(each, arguments, names), each.data.site.family
                 assert family is not None
                 sums = found if sums is None else family.add(sums, found)
-                del piece, each
+                del chunk, each
             return sums
 
-        return self._over_pieces(total)
+        return self._over_chunks(total)
 
-    def _over_pieces(self, fold: Callable[[Iterator[Piece]], T]) -> T:
+    def _over_chunks(self, function: Callable[[Iterator[Chunk]], T]) -> T:
         """A function of the E-step of all chunks, one after the other."""
-        if not self._continues:
-            return fold(_sequences(self._problems()))
-        if not self._remembers:
-            try:
-                return fold(in_one_pass(self._problems()))
-            except Remembers:
-                self._remembers = True
-        return fold(in_two_passes(self._problems))
-
-    def _problems(self) -> Iterator[Problem]:
-        """Run the model on all chunks, one after the other."""
-        self.num_passes += 1
-        number = 0
-        for call in self._calls():
-            problem = self._session.read_chunk(self.problem.plan, call)
-            number += 1
-            check_chunk(number, problem, self.problem, self._continues)
-            yield problem
-            del problem, call
-        if self._num_chunks not in (None, number):
-            raise ValueError(
-                f"expected the same chunks in every pass, got {number} of them where a pass before "
-                f"had {self._num_chunks}: the source must be one that can be read again"
-            )
-        self._num_chunks = number
+        if self._reader.continues:
+            return self._passes.fold(lambda: map(_Piece, self._reader.read(True)), function)
+        return function(map(_of_sequences, self._reader.read(True)))
 
 
-def _sequences(problems: Iterator[Problem]) -> Iterator[Piece]:
-    """The E-step of chunks of whole sequences."""
-    for problem in problems:
-        expected = {name: take_expectations(data) for name, data in problem.sites.items()}
-        yield Piece(problem, expected, True)
-        del problem, expected
+def _of_sequences(problem: Problem) -> Chunk:
+    """The E-step of a chunk of whole sequences."""
+    expected = {name: take_expectations(data) for name, data in problem.sites.items()}
+    return Chunk(problem, expected, True)
 
 
-def _log_likelihoods(piece: Piece) -> Tensor:
+def _log_likelihoods(chunk: Chunk) -> Tensor:
     """The log-likelihood of each restart, of one chunk."""
     values = {
         name: each.data.weigh(each.expectations.log_likelihood)
-        for name, each in piece.expected.items()
+        for name, each in chunk.expected.items()
     }
-    return piece.problem.groups.total(values)
+    return chunk.problem.groups.total(values)
 
 
 def _names(flags: dict[str, Tensor]) -> list[str]:
