@@ -245,8 +245,7 @@ class GammaFamily(Family):
     def add(self, one: Excess, other: Excess) -> Excess:
         """The sum about the first one's origin."""
         moved = about(other, one.origin)
-        sums_ = (first + second for first, second in zip(one[:3], moved[:3], strict=True))
-        return Excess(*sums_, one.origin)
+        return apply(torch.add, one, moved)._replace(origin=one.origin)
 
     def total(self, stats: Excess, num_batch_dims: int, like: Excess | None) -> Excess:
         """The sum over all sequences, about the mean of the data of each block."""

@@ -298,8 +298,7 @@ class VonMisesFamily(Family):
     def add(self, one: Directions, other: Directions) -> Directions:
         """The sum about the first one's origin."""
         moved = about(other, one.origin)
-        sums_ = (first + second for first, second in zip(one[:3], moved[:3], strict=True))
-        return Directions(*sums_, one.origin)
+        return apply(torch.add, one, moved)._replace(origin=one.origin)
 
     def total(
         self, stats: Directions, num_batch_dims: int, like: Directions | None

@@ -72,6 +72,7 @@ class OnlineFilter:
         check_is_fitted(model)
         self._hmm = model._hmm()._replace(dtype=torch.float64, device=torch.device("cpu"))
         self._names = model._column_names()
+        self._feature_names = getattr(model, "feature_names_in_", None)
         self._states, self._seed = list(model.regime_names_), model.random_state
         self._training_start, self._num_series = model.training_start_, model.n_features_in_
         self._begin = in_order("start", start, self._states), in_order("after", after, self._states)
@@ -92,7 +93,8 @@ class OnlineFilter:
         """Filter the next row, or the next rows.
 
         :param rows: one row ``(D,)``, or rows ``(n, D)`` in order of time; NaN is missing. One
-            number is a row of one series.
+            number is a row of one series. A dict or a Series with the names of the columns is a
+            row, in any order.
         :return: for one row ``(K,)``, a float and ``(K,)``; for n rows arrays ``(n, K)``, ``(n,)``
             and ``(n, K)``.
         :raises ValueError: if the rows are not such, or have probability zero in the model. The
@@ -221,7 +223,13 @@ class OnlineFilter:
 
         :raises ValueError: if they are not numbers of D series, or outside of the support.
         """
-        data = numbers("rows", rows)
+        columns = [str(name) for name in getattr(rows, "columns", [])]
+        if columns and self._names is not None and columns != self._names:
+            raise ValueError(
+                f"expected rows with the columns of the model, in their order, {self._names}, got "
+                f"{shown(columns)}"
+            )
+        data = numbers("rows", in_order("rows", rows, self._names))
         is_one = data.ndim < 2
         table = data.reshape(1, -1) if is_one else data
         if table.ndim != 2 or table.shape[1] != self._num_series:
@@ -231,7 +239,7 @@ class OnlineFilter:
             )
         if np.isinf(table).any():
             raise ValueError("expected rows of finite numbers, or NaN where missing, got infinity")
-        self._hmm.spec.check_support(table, self._names)
+        self._hmm.spec.check_support(table, self._feature_names)
         return table, is_one
 
     def _check_possible(self, filtered: Tensor) -> None:

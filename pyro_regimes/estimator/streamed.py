@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_regimes.estimator import problems, validation
 from pyro_regimes.estimator.all_starts import FitEM
+from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes, units_and_floor
 from pyro_regimes.estimator.inputs import as_tables
 from pyro_regimes.estimator.naming import Order, reordered, sort_regimes
@@ -71,6 +72,8 @@ def fit_chunks(
         fit = _Fit(chunks, survey, spec, settings, *units_and_floor(filled, spec, settings))
         least = spec.collapsed_variance(fit.units.scale(filled), settings.dtype)
         fitted = fit.run(start, least, callback)
+    if chunks.columns is not None and len(chunks.columns) == data.shape[1]:
+        model.feature_names_in_ = np.array(chunks.columns, dtype=object)
     return Streamed(fitted, spec, survey, doubt)
 
 
@@ -241,7 +244,7 @@ class _Fit(NamedTuple):
 
 
 def _problems(
-    converged: bool, is_collapsed: Array, settings: Settings, num_steps: int
+    converged: bool, is_collapsed: Flags, settings: Settings, num_steps: int
 ) -> list[Warning]:
     """Warnings about the fit."""
     if np.any(is_collapsed):
@@ -255,5 +258,3 @@ def _problems(
     if not converged and settings.max_iter > 0 and settings.tol is not None:
         return [problems.of_convergence(num_steps)]
     return []
-
-

@@ -56,13 +56,14 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
-from pyro_regimes.kernels.transfers import Ahead, look_ahead, transfer
+from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
 from pyro_regimes.kernels.transfers import backwards as backward_message
 from pyro_regimes.kernels.transfers import begin as first_message
 from pyro_regimes.kernels.transfers import combine as combine_transfers
 from pyro_regimes.kernels.transfers import expectations as block_expectations
 from pyro_regimes.kernels.transfers import forwards as forward_message
+from pyro_regimes.kernels.transfers import look_ahead, transfer
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [

@@ -73,6 +73,12 @@ class Chunks:
             )
         return iter(found)
 
+    @property
+    def columns(self) -> list[str] | None:
+        """The names of the columns; None if they are not known."""
+        found: list[str] | None = getattr(self._source, "columns", None)
+        return found
+
     def __repr__(self) -> str:
         return f"Chunks({_named(self._source)}, continues={self.continues})"
 
@@ -89,7 +95,7 @@ class Chunks:
 
         :param path: the file.
         :param columns: the columns to read, in this order: names, or one name for chunks of one
-            dimension. None is all columns of numbers.
+            dimension. None is all columns of numbers, without the index of pandas.
         :param rows: the most rows of a chunk.
         :param continues: as in the constructor.
         :return: chunks ``(rows, D)`` of float64; null is NaN.
@@ -158,7 +164,10 @@ class ParquetRows:
         ]
         if isinstance(columns, str):
             columns = [columns]
-        self.columns = numbers if columns is None else list(columns)
+        if columns is None:
+            index = (schema.pandas_metadata or {}).get("index_columns", [])
+            columns = [name for name in numbers if name not in index]
+        self.columns = list(columns)
         unknown = [name for name in self.columns if name not in schema.names]
         others = [name for name in self.columns if name not in numbers]
         if unknown or others or not self.columns:
@@ -171,11 +180,6 @@ class ParquetRows:
 
     def _open(self) -> Any:
         return _pyarrow(self._path, "parquet").ParquetFile(self._path)
-
-    @property
-    def num_rows(self) -> int:
-        """The rows of the file."""
-        return int(self._open().metadata.num_rows)
 
     def __iter__(self) -> Iterator[Any]:
         with self._open() as file:

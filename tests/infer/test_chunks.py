@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any, Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, Chunks, RegimeHMM, stationary_probs
-from pyro_regimes.infer.em.engines.chunks import ChunkEngine
+from pyro_regimes.infer.em.engines.chunks import ChunkReader
 from tests import seeds
 
 T = 240
@@ -27,6 +28,14 @@ def series(*shape: int, seed: int = 0) -> Tensor:
     """Calm and wild in turn, along the first dim."""
     draws = torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
     wild = (torch.arange(shape[0]) // 25 % 2).double().reshape((-1,) + (1,) * (len(shape) - 1))
+    return (1.0 + 1.5 * wild) * draws + 1.2 * wild
+
+
+def heavy(num_steps: int) -> Tensor:
+    """The same with tails that determine degrees of freedom, whatever the seed of the suite."""
+    normal = torch.randn((num_steps, 5), generator=seeds.fixed(4), dtype=torch.float64)
+    draws = normal[:, 0] / (normal[:, 1:].square().sum(-1) / 3).sqrt()
+    wild = (torch.arange(num_steps) // 25 % 2).double()
     return (1.0 + 1.5 * wild) * draws + 1.2 * wild
 
 
@@ -54,50 +63,56 @@ def loc(*shape: int) -> Tensor:
     return pyro.param("loc", start.double().clone())
 
 
+def observe(x: Tensor, **arguments: Any) -> None:
+    """Observe sequences, each batch dim within a plate."""
+    hmm = RegimeHMM(**arguments)
+    shape = torch.broadcast_shapes(hmm.batch_shape, x.shape[: x.dim() - hmm.event_dim])
+    with ExitStack() as plates:
+        for dim in range(-len(shape), 0):
+            plates.enter_context(pyro.plate(f"plate{dim}", shape[dim], dim=dim))
+        pyro.sample("x", hmm, obs=x)
+
+
 def gaussian(x: Tensor) -> None:
-    hmm = RegimeHMM(**chain(), observation_dist=dist.Normal(loc(2), scale(2)))
-    pyro.sample("x", hmm, obs=x)
+    observe(x, **chain(), observation_dist=dist.Normal(loc(2), scale(2)))
 
 
 def gaps(x: Tensor) -> None:
-    hmm = RegimeHMM(
+    observe(
+        x,
         **chain(),
         observation_dist=dist.Normal(loc(2, 2), scale(2, 2)).to_event(1),
         missing="marginalise",
     )
-    pyro.sample("x", hmm, obs=x)
 
 
 def vectors(x: Tensor) -> None:
     start = (1.5 * torch.eye(2).double()).expand(2, 2, 2)
     covariance = pyro.param("covariance", start, constraint=constraints.positive_definite)
-    hmm = RegimeHMM(
+    observe(
+        x,
         **chain(),
         observation_dist=dist.MultivariateNormal(loc(2, 2), covariance),
         missing="marginalise",
     )
-    pyro.sample("x", hmm, obs=x)
 
 
 def student_t(x: Tensor) -> None:
     df = pyro.param("df", torch.tensor([5.0, 9.0]).double(), constraint=constraints.positive)
-    hmm = RegimeHMM(**chain(), observation_dist=dist.StudentT(df, loc(2), scale(2)))
-    pyro.sample("x", hmm, obs=x)
+    observe(x, **chain(), observation_dist=dist.StudentT(df, loc(2), scale(2)))
 
 
 def poisson(x: Tensor) -> None:
     start = torch.tensor([1.0, 4.0]).double()
     rate = pyro.param("rate", start, constraint=constraints.positive)
-    hmm = RegimeHMM(**chain(), observation_dist=dist.Poisson(rate))
-    pyro.sample("x", hmm, obs=x)
+    observe(x, **chain(), observation_dist=dist.Poisson(rate))
 
 
 def gamma(x: Tensor) -> None:
     positive = constraints.positive
     shape = pyro.param("shape", torch.tensor([2.0, 5.0]).double(), constraint=positive)
     rate = pyro.param("rate", torch.tensor([1.0, 2.0]).double(), constraint=positive)
-    hmm = RegimeHMM(**chain(), observation_dist=dist.Gamma(shape, rate))
-    pyro.sample("x", hmm, obs=x)
+    observe(x, **chain(), observation_dist=dist.Gamma(shape, rate))
 
 
 def mixture(x: Tensor) -> None:
@@ -109,23 +124,22 @@ def mixture(x: Tensor) -> None:
         pyro.param("loc", start), pyro.param("scale", spread, constraint=constraints.positive)
     )
     base = dist.MixtureSameFamily(dist.Categorical(probs), components)
-    pyro.sample("x", RegimeHMM(**chain(), observation_dist=base), obs=x)
+    observe(x, **chain(), observation_dist=base)
 
 
 def stationary(x: Tensor) -> None:
     transition = chain()["transition_probs"]
-    hmm = RegimeHMM(
+    observe(
+        x,
         initial_probs=stationary_probs(transition),
         transition_probs=transition,
         observation_dist=dist.Normal(loc(2), scale(2)),
     )
-    pyro.sample("x", hmm, obs=x)
 
 
 def tied(x: Tensor) -> None:
     """One standard deviation for both states."""
-    hmm = RegimeHMM(**chain(), observation_dist=dist.Normal(loc(2), scale(2)[:1]))
-    pyro.sample("x", hmm, obs=x)
+    observe(x, **chain(), observation_dist=dist.Normal(loc(2), scale(2)[:1]))
 
 
 def with_gaps(x: Tensor) -> Tensor:
@@ -136,7 +150,7 @@ def with_gaps(x: Tensor) -> Tensor:
 
 CASES: dict[str, tuple[Model, Tensor]] = {
     "gaussian": (gaussian, series(T)),
-    "student_t": (student_t, series(T)),
+    "student_t": (student_t, heavy(T)),
     "poisson": (poisson, counts(T)),
     "gamma": (gamma, series(T).abs() + 0.1),
     "mixture": (mixture, series(T)),
@@ -197,10 +211,10 @@ def test_whole_sequences(name, cut):
 
 def test_whole_sequences_of_different_lengths():
     def padded(x: Tensor, lengths: Tensor) -> None:
-        hmm = RegimeHMM(
+        observe(
+            x,
             **chain(), observation_dist=dist.Normal(loc(2), scale(2)), lengths=lengths
         )
-        pyro.sample("x", hmm, obs=x)
 
     x = series(T).reshape(8, -1)
     lengths = torch.tensor([30, 1, 17, 30, 5, 9, 28, 2])
@@ -216,8 +230,7 @@ def test_a_panel_in_pieces():
     def panel(x: Tensor) -> None:
         start = torch.tensor([0.0, 1.0]).double().expand(3, 1, 2)
         each = pyro.param("means", start)
-        hmm = RegimeHMM(**chain(), observation_dist=dist.Normal(each, scale(2)))
-        pyro.sample("x", hmm, obs=x)
+        observe(x, **chain(), observation_dist=dist.Normal(each, scale(2)))
 
     x = torch.stack([series(T, seed=seed) for seed in range(3)])
     pieces = Chunks(x.split([50, 60, 130], -1), continues=True)
@@ -230,7 +243,8 @@ def restarts(x: Tensor) -> None:
     simplex = constraints.simplex
     draws = torch.randn(shape, generator=seeds.generator(3), dtype=torch.float64)
     rows = torch.tensor([[0.8, 0.2], [0.3, 0.7]]).double().expand(3, 1, 2, 2)
-    hmm = RegimeHMM(
+    observe(
+        x,
         initial_probs=pyro.param("initial", torch.full((3, 2), 0.5).double(), constraint=simplex),
         transition_probs=pyro.param("transition", rows, constraint=simplex),
         observation_dist=dist.Normal(
@@ -238,7 +252,6 @@ def restarts(x: Tensor) -> None:
             pyro.param("scale", torch.ones(shape).double(), constraint=constraints.positive),
         ),
     )
-    pyro.sample("x", hmm, obs=x)
 
 
 def test_restarts_as_a_batch():
@@ -258,7 +271,8 @@ def test_restarts_of_whole_sequences():
         draws = torch.randn(shape, generator=seeds.generator(3), dtype=torch.float64)
         rows = torch.tensor([[0.8, 0.2], [0.3, 0.7]]).double().expand(3, 1, 1, 2, 2)
         initial = torch.full((3, 1, 2), 0.5).double()
-        hmm = RegimeHMM(
+        observe(
+            x,
             initial_probs=pyro.param("initial", initial, constraint=simplex),
             transition_probs=pyro.param("transition", rows, constraint=simplex),
             observation_dist=dist.Normal(
@@ -266,7 +280,6 @@ def test_restarts_of_whole_sequences():
                 pyro.param("scale", torch.ones(shape).double(), constraint=constraints.positive),
             ),
         )
-        pyro.sample("x", hmm, obs=x)
 
     x = series(T).reshape(8, -1)
     ours = fit(many, Chunks(x.split([3, 5]), continues=False))
@@ -279,12 +292,12 @@ def with_priors(x: Tensor) -> None:
     concentration = torch.tensor([[8.0, 2.0], [2.0, 8.0]]).double()
     rows = pyro.sample("transition", dist.Dirichlet(concentration).to_event(1))
     spread = pyro.sample("scale", dist.InverseGamma(torch.ones(2).double(), 1.0).to_event(1))
-    hmm = RegimeHMM(
+    observe(
+        x,
         initial_probs=torch.tensor([0.5, 0.5]).double(),
         transition_probs=rows,
         observation_dist=dist.Normal(loc(2), spread.sqrt()),
     )
-    pyro.sample("x", hmm, obs=x)
 
 
 @pytest.mark.parametrize("continues", [True, False])
@@ -313,7 +326,11 @@ def test_the_same_optimum(name):
     pieces = Chunks(x.split([90, 150]), continues=True)
     ours, whole = fit(model, pieces, **settings), fit(model, x, **settings)
     assert ours[0].converged and whole[0].converged
+    # The solve for degrees of freedom ends at its own tolerance (measured 6e-8).
+    loose = {"df": ours[1].pop("df"), "expected": whole[1].pop("df")} if "df" in ours[1] else {}
     assert_same(ours, whole)
+    if loose:
+        assert_close(loose["df"], loose["expected"], rtol=1e-6, atol=0.0)
     faster = fit(model, pieces, **settings, acceleration="squarem")
     assert faster[0].converged and faster[0].num_steps < ours[0].num_steps
     assert faster[0].history[-1] == pytest.approx(ours[0].history[-1], abs=1e-6)
@@ -325,12 +342,12 @@ def test_chains_that_do_not_forget_take_two_passes():
     def ladder(x: Tensor) -> None:
         start = torch.tensor([[0.9, 0.1], [0.0, 1.0]]).double()
         rows = pyro.param("transition", start, constraint=constraints.simplex)
-        hmm = RegimeHMM(
+        observe(
+            x,
             initial_probs=torch.tensor([1.0, 0.0]).double(),
             transition_probs=rows,
             observation_dist=dist.Normal(loc(2), scale(2)),
         )
-        pyro.sample("x", hmm, obs=x)
 
     x = series(120)
     pieces = Chunks(x.split([40, 50, 30]), continues=True)
@@ -341,14 +358,19 @@ def test_chains_that_do_not_forget_take_two_passes():
 
 def test_mixing_chains_take_one_pass(monkeypatch):
     passes = []
-    whole = ChunkEngine._problems
-    monkeypatch.setattr(
-        ChunkEngine, "_problems", lambda self: (passes.append(1), whole(self))[1]
-    )
+    read = ChunkReader.read
+
+    def counted(self: ChunkReader, *args: Any) -> Any:
+        passes.append(1)
+        return read(self, *args)
+
+    monkeypatch.setattr(ChunkReader, "read", counted)
     x = series(8000)
-    result, _, em = fit(gaussian, Chunks(x.split(2000), continues=True), num_steps=3)
-    assert "one pass" in em.plan.engine
-    assert len(passes) == result.num_e_steps
+    for model, engine in ((gaussian, "compiled"), (stationary, "tensor operations")):
+        passes.clear()
+        result, _, em = fit(model, Chunks(x.split(2000), continues=True), num_steps=3)
+        assert em.plan.engine.startswith(engine) and "one pass" in em.plan.engine
+        assert len(passes) == result.num_e_steps
 
 
 def test_arrays_tuples_and_empty_chunks():
@@ -435,7 +457,7 @@ def test_models_without_closed_forms_are_refused():
     def affine(x: Tensor) -> None:
         slope = pyro.param("slope", torch.tensor(1.0).double())
         base = dist.Normal(slope * torch.tensor([0.0, 1.0]).double() + 0.5, scale(2))
-        pyro.sample("x", RegimeHMM(**chain(), observation_dist=base), obs=x)
+        observe(x, **chain(), observation_dist=base)
 
     def sampled(x: Tensor) -> None:
         with pyro.plate("n", len(x), subsample_size=2) as index:
@@ -454,8 +476,7 @@ def test_pieces_with_lengths_are_refused():
     def packed(x: Tensor) -> None:
         base = dist.Normal(loc(2), scale(2))
         lengths = torch.tensor([len(x) - 5, 5])
-        hmm = RegimeHMM(**chain(), observation_dist=base, packed_lengths=lengths)
-        pyro.sample("x", hmm, obs=x)
+        observe(x, **chain(), observation_dist=base, packed_lengths=lengths)
 
     x = series(T)
     with pytest.raises(ValueError, match="expected no packed_lengths .* continues=False"):
@@ -466,7 +487,7 @@ def test_pieces_with_lengths_are_refused():
 def test_constants_that_differ_are_refused():
     def scaled(x: Tensor) -> None:
         base = dist.Normal(loc(2), x.abs().mean())
-        pyro.sample("x", RegimeHMM(**chain(), observation_dist=base.expand([2])), obs=x)
+        observe(x, **chain(), observation_dist=base.expand([2]))
 
     with pytest.raises(ValueError, match=r"expected x.scale to be the same in every chunk"):
         fit(scaled, Chunks(series(T).split(80), continues=True))

@@ -52,7 +52,7 @@ def by_paths(transition: Tensor, observation: Tensor) -> Tensor:
         weights = path_weights(transition[0, before], moves[1:], observation)
         for last in range(num_states):
             ends = [weight for path, weight in weights.items() if path[-1] == last]
-            found[before, last] = torch.tensor(ends).double().logsumexp(0)
+            found[before, last] = torch.tensor(ends, dtype=torch.float64).logsumexp(0)
     return found
 
 

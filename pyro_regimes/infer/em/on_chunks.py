@@ -33,7 +33,7 @@ class ChunkCalls(NamedTuple):
     args: tuple[Any, ...]  #: that follow
     kwargs: dict[str, Any]
 
-    def __call__(self) -> Iterator[Call]:
+    def read(self) -> Iterator[Call]:
         """Start a pass."""
         for chunk in self.chunks:
             if not is_empty(chunk):
@@ -46,7 +46,7 @@ class ChunkCalls(NamedTuple):
 
         :raises ValueError: if there is none.
         """
-        for call in self():
+        for call in self.read():
             return call
         raise ValueError("expected chunks with at least one row, got none")
 
@@ -72,7 +72,7 @@ class OnChunks:
         self._state = snapshot.state._replace(expected={})
         sites = {name: without_values(data) for name, data in problem.sites.items()}
         empty = problem._replace(sites=sites)
-        self._reader = ChunkReader(session, empty, calls, calls.chunks.continues)
+        self._reader = ChunkReader(session, empty, calls.read, calls.chunks.continues)
         self._tensors = ChunkEngine(self._reader, Passes())
         self._kernel: ChunkKernel | None = None
         self._relay: RelayEngine | None = None

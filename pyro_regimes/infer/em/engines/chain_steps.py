@@ -132,7 +132,9 @@ class ChainEM(ABC):
         self._kernels = ops.fused_em()
         self._dtype, self._shapes = np.dtype(dtype), tuple(shapes)
         self._each = len(lengths) // len(like[0])
-        self._room = np.empty(0, self._dtype), np.empty(0, self._dtype)
+        nothing: npt.NDArray[Any] = np.empty(0, self._dtype)
+        #: for density and gamma
+        self._room: tuple[npt.NDArray[Any], npt.NDArray[Any]] = nothing, nothing
         self._rows = self._make_rows(value, lengths, pseudo)
 
     def _make_rows(
@@ -145,21 +147,22 @@ class ChainEM(ABC):
         chain = (num_states,), (1, num_states, num_states)
         prepared = tuple(np.empty((models, *shape)) for shape in (*chain, *self._shapes))
         shape = (count, num_steps, num_states)
-        if len(self._room[0]) < count * num_steps * num_states:
-            self._room = tuple(np.empty(shape, self._dtype).reshape(-1) for _ in range(2))
-        fields = tuple(
-            part[: count * num_steps * num_states].reshape(shape) for part in self._room
-        )
+        if len(self._room[0]) < count * num_steps * num_states:  # of the largest chunk
+            room: npt.NDArray[Any] = np.empty(shape, self._dtype).reshape(-1)
+            self._room = room, np.empty_like(room)
+        used = count * num_steps * num_states
+        density: npt.NDArray[Any] = self._room[0][:used].reshape(shape)
+        gamma: npt.NDArray[Any] = self._room[1][:used].reshape(shape)
         found = (
             np.empty(lengths.size),
             np.empty((lengths.size, 1, num_states, num_states)),
             np.empty(lengths.size, dtype=np.bool_),
         )
-        pair = value, fields[0]
+        pair: tuple[npt.NDArray[Any], npt.NDArray[Any]] = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
-            pair = value.reshape(1, -1, size), fields[0].reshape(1, -1, num_states)
+            pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
         begins = lengths.cumsum(1) - lengths
-        return Rows(value, lengths, begins, pseudo, prepared, fields, found, pair)
+        return Rows(value, lengths, begins, pseudo, prepared, (density, gamma), found, pair)
 
     def load(
         self,
@@ -288,7 +291,7 @@ class ChainEM(ABC):
             initial, joint = _predicted(seam.before, transition)
         logits = (initial, transition, density, *sequences)
         self._kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        starts, last = smoothed[:, 0], np.empty((0, 0))
+        starts, last = smoothed[:, 0].copy(), np.empty((0, 0))  # as the next chunk overwrites gamma
         if rows.begins.shape[1] > 1:
             starts = smoothed[:, rows.begins[0]].reshape(-1, starts.shape[-1])
         if seam is not None:
