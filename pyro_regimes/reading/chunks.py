@@ -168,11 +168,11 @@ class ParquetRows:
             index = (schema.pandas_metadata or {}).get("index_columns", [])
             columns = [name for name in numbers if name not in index]
         self.columns = list(columns)
-        unknown = [name for name in self.columns if name not in schema.names]
         others = [name for name in self.columns if name not in numbers]
-        if unknown or others or not self.columns:
-            came = f"{shown(unknown[0])}" if unknown else f"{shown(others[0])} of other values"
-            came = came if unknown or others else "none"
+        if others or not self.columns:
+            came = shown(others[0]) if others else "none"
+            if others and others[0] in schema.names:
+                came += " of other values"
             raise ValueError(
                 f"expected columns among the columns of numbers of {self._path}, "
                 f"{', '.join(map(repr, numbers))}, got {came}"
