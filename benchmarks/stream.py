@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,11 @@ def seconds_of_step(data: Any, num_steps: int) -> float:
     return (duration(lambda: run(data, 1 + num_steps)) - one) / num_steps
 
 
+def rate(num_rows: int, seconds: float) -> str:
+    """Rows a second, for a line."""
+    return f"{num_rows / seconds:.3g} rows a second"
+
+
 def stream_lines(num_rows: int, rows: int) -> list[str]:
     """One exact iteration on all rows."""
     chunks = Chunks(partial(generate, num_rows, rows), continues=True)
@@ -88,14 +94,16 @@ def stream_lines(num_rows: int, rows: int) -> list[str]:
     found: list[EMResult] = []
     whole = duration(lambda: found.append(run(chunks, 1))) / 2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before, after = (-loss for loss in found[0].history)
+    without = num_rows / max(whole - alone, 1e-9)
     return [
-        f"rows                                {num_rows:,} in chunks of {rows:,}",
-        f"log-likelihood before and after     {-found[0].history[0]:.3f} {-found[0].history[1]:.3f}",
-        f"a pass of EM, with generating       {whole:.2f} s, {num_rows / whole:.3g} rows a second",
-        f"generating alone                    {alone:.2f} s, {num_rows / alone:.3g} rows a second",
-        f"a pass of EM, without generating    {num_rows / max(whole - alone, 1e-9):.3g} rows a second",
-        f"peak memory of the process          {peak / 1e6:.0f} MB",
-    ]  # fmt: skip
+        f"{'rows':<36}{num_rows:,} in chunks of {rows:,}",
+        f"{'log-likelihood before and after':<36}{before:.3f} {after:.3f}",
+        f"{'a pass of EM, with generating':<36}{whole:.2f} s, {rate(num_rows, whole)}",
+        f"{'generating alone':<36}{alone:.2f} s, {rate(num_rows, alone)}",
+        f"{'a pass of EM, without generating':<36}{without:.3g} rows a second",
+        f"{'peak memory of the process':<36}{peak / 1e6:.0f} MB",
+    ]
 
 
 def memory_lines(num_rows: int, rows: int, num_steps: int) -> list[str]:
@@ -105,15 +113,18 @@ def memory_lines(num_rows: int, rows: int, num_steps: int) -> list[str]:
     chunks = Chunks(parts, continues=True)
     one, other = run(x, 2).history[-1], run(chunks, 2).history[-1]
     differs = abs(one - other) / abs(one)
-    lines = [f"rows in memory                      {num_rows:,}; log-likelihoods differ by {differs:.0e}"]
+    lines = [f"{'rows in memory':<36}{num_rows:,}; log-likelihoods differ by {differs:.0e}"]
     if not differs < 1e-10:
         return lines
-    whole, pieces = (seconds_of_step(data, num_steps) for data in (x, chunks))
-    return lines + [
-        f"an iteration in memory              {num_rows / whole:.3g} rows a second",
-        f"an iteration in chunks              {num_rows / pieces:.3g} rows a second, "
-        f"ratio {whole / pieces:.2f}",
-    ]
+    tasks = {
+        "an iteration in memory": partial(seconds_of_step, x, num_steps),
+        "an iteration in chunks": partial(seconds_of_step, chunks, num_steps),
+    }
+    measured = measure.take_turns(tasks, 3)
+    seconds = {name: statistics.median(each) for name, each in measured.items()}
+    lines += [f"{name:<36}{rate(num_rows, each)}" for name, each in seconds.items()]
+    whole, pieces = seconds.values()
+    return lines + [f"{'ratio':<36}{whole / pieces:.2f}"]
 
 
 def filter_lines(num_rows: int) -> list[str]:
@@ -134,7 +145,7 @@ def filter_lines(num_rows: int) -> list[str]:
         "row by row": (len(single), in_turn),
     }
     return [
-        f"online filter, {name:<20} {count / min(duration(task) for _ in range(3)):.3g} rows a second"
+        f"{f'online filter, {name}':<36}{rate(count, min(duration(task) for _ in range(3)))}"
         for name, (count, task) in tasks.items()
     ]
 

@@ -4,8 +4,8 @@
 
 The script writes a Parquet file of simulated returns, piece by piece. `RegimeModel` is fitted to it
 without reading it whole: every iteration of EM reads it anew, a piece at a time, and the result is
-that of a fit in memory. Then rows arrive one by one. An `OnlineFilter` gives the probability of each
-regime after each row, and its state is saved as JSON, from which another process goes on.
+that of a fit in memory. Then rows arrive one by one. An `OnlineFilter` gives the probability of
+each regime after each row, and its state is saved as JSON, from which another process goes on.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from benchmarks import (
     peers,
     ragged,
     regime_model,
+    stream,
     versions,
     walk_forward,
 )
@@ -339,3 +340,22 @@ def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
             missing_entries.main()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = stream.report(3000, 1000, 2000, 1)
+    text = "\n".join(lines)
+    assert "3,000 in chunks of 1,000" in text and "rows a second" in lines[-1]
+    assert any(line.startswith("ratio") for line in lines)
+    parts = list(stream.generate(2500, 1000))
+    assert [len(part) for part in parts] == [1000, 1000, 500]
+    np.testing.assert_array_equal(parts[1], list(stream.generate(2500, 1000))[1])
+
+    class Wrong:
+        history = [1.0]
+
+    run = stream.run
+    monkeypatch.setattr(
+        stream, "run", lambda data, steps: Wrong() if hasattr(data, "shape") else run(data, steps)
+    )
+    assert len(stream.memory_lines(2000, 1000, 1)) == 1

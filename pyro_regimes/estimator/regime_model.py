@@ -280,7 +280,9 @@ class RegimeModel(ReportedModel):
         (gradients, autocast, default device).
 
         :param X: ``(T, D)`` array or DataFrame, in order of time, a Series, or a list or dict of
-            these; of 1-D arrays, each is a univariate sequence.
+            these; of 1-D arrays, each is a univariate sequence. Or :class:`.Chunks` of such tables,
+            which need not fit in memory: the starts are fitted to a sample of the rows, and EM
+            goes on from the best of them on all rows. ``starts_`` is then None.
         :param y: taken for ``lengths``, as in hmmlearn, unless it has an entry for each row of X:
             that is a target, which a scikit-learn Pipeline passes, and it is ignored.
         :param lengths: number of rows of each sequence in X, if X holds several.

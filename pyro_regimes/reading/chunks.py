@@ -12,8 +12,8 @@ import numpy as np
 from pyro_regimes.messages import shown
 from pyro_regimes.reading.packages import require
 
-#: The rows of a chunk by default: some ten megabytes of a few columns.
-ROWS = 2**19
+#: The rows of a chunk by default: a few megabytes of a few columns.
+ROWS = 2**17
 
 
 class Chunks:
@@ -179,7 +179,8 @@ class ParquetRows:
             )
 
     def _open(self) -> Any:
-        return _pyarrow(self._path, "parquet").ParquetFile(self._path)
+        # Else pyarrow keeps all that it has read of the file until the last row.
+        return _pyarrow(self._path, "parquet").ParquetFile(self._path, pre_buffer=False)
 
     def __iter__(self) -> Iterator[Any]:
         with self._open() as file:

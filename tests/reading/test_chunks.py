@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pyro_regimes import Chunks
@@ -45,6 +46,15 @@ def test_one_column_and_integers(frame, tmp_path):
     assert part.shape == (1000,) and part.dtype == np.float64
     np.testing.assert_array_equal(part, frame["count"])
     part[0] = 1.0  # a copy, which a caller may change
+
+
+def test_a_parquet_file_is_not_kept_in_memory(tmp_path):
+    x = pd.DataFrame(seeds.rng(2).normal(size=(200_000, 4)), columns=list("abcd"))
+    x.to_parquet(tmp_path / "large.parquet", row_group_size=10_000)
+    before, held = pa.total_allocated_bytes(), []
+    for _ in Chunks.parquet(tmp_path / "large.parquet", rows=10_000):
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 20 and max(held[10:]) < 0.4 * x.size * 8
 
 
 def test_null_is_missing(frame, tmp_path):
