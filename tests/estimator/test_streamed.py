@@ -21,6 +21,12 @@ def data(num_rows: int = 1500, num_series: int = 2) -> np.ndarray:
     return draws * (1 + 2 * wild)[:, None] - 0.3 * wild[:, None]
 
 
+def shifted(num_rows: int = 1500) -> np.ndarray:
+    """Regimes that differ in their means alone."""
+    wild = np.arange(num_rows) // 60 % 2
+    return seeds.rng(3).normal(size=(num_rows, 2)) + 3.0 * wild[:, None]
+
+
 def heavy(num_rows: int = 1500) -> np.ndarray:
     """Tails that determine degrees of freedom, whatever the seed of the suite."""
     wild = np.arange(num_rows) // 60 % 2
@@ -41,7 +47,7 @@ def with_gaps(x: np.ndarray) -> np.ndarray:
 
 CASES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
     "gaussian": (data(), {}),
-    "tied": (data(), {"covariance_type": "tied"}),
+    "tied": (shifted(), {"covariance_type": "tied"}),
     "gaps": (with_gaps(data()), {}),
     "student_t": (heavy(), {"emission": "student_t"}),
     "poisson": (counts(), {"emission": "poisson"}),
