@@ -21,14 +21,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes.emissions import counts
-from pyro_regimes.emissions.logs import (
-    Outcomes,
-    logsumexp,
-    outcomes_of_logits,
-    outcomes_of_probs,
-    safe_log,
-)
+from pyro_regimes.emissions.logs import Outcomes, outcomes_of_logits, outcomes_of_probs
 from pyro_regimes.emissions.parametrisation import read_given
+from pyro_regimes.kernels.ops import logsumexp, safe_log
 
 
 def exact_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
