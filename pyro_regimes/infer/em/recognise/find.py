@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Argument
-from pyro_regimes.emissions.links import Link
-from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
 from pyro_regimes.infer.em.recognise.dependence import (
     Reached,
@@ -26,21 +24,16 @@ from pyro_regimes.infer.em.recognise.dependence import (
     is_of_sequences,
     other_uses,
     reached_in,
-    slot_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
 from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
+from pyro_regimes.infer.em.recognise.matching import recognise
 from pyro_regimes.infer.em.recognise.multiples import find_multiples
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.recognise.points import (
-    TWO_KINDS,
-    Reader,
-    run_at_three_points,
-    run_elsewhere,
-)
-from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
+from pyro_regimes.infer.em.recognise.points import Reader, run_at_three_points, run_elsewhere
+from pyro_regimes.infer.em.recognise.priors import find_affine_prior
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
-from pyro_regimes.infer.tracing import Run, Slot, constraint_of
+from pyro_regimes.infer.tracing import Run, constraint_of
 
 _RANDOM = (
     "changes from one run of the model to the next (is it random?); EM needs the same "
@@ -59,33 +52,11 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     :raises ValueError: naming every parameter that has no closed form here, with the reason.
     """
     with torch.enable_grad():
-        if not current.params:
-            raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
-        elsewhere = [reached_in(run, current) for run in runs[1:]]
-        reached = {
-            slot: names.union(*(each[slot] for each in elsewhere))
-            for slot, names in reached_here.items()
-        }
-        assignments = []
-        for name in current.params:
-            if name in refused or name not in held:
-                continue
-            found = _recognise(name, held[name][0], runs, reached)
-            if isinstance(found, str):
-                refused[name] = found
-            else:
-                assignments.append(found)
-        candidates, of_shares, of_sizes = (
-            [name for name in refused if name in held and all(map(which, held[name]))]
-            for which in (_is_quadratic, _is_log_linear, _is_scaled)
-        )
-        if current.priors:
-            of_priors = [slot for slot in current.slots if slot.site in current.priors]
-            hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
-            candidates = [name for name in candidates if name not in hyper]
+        assignments = _assign(held, runs, _reached_in_any(runs, reached_here), refused)
+        candidates, of_shares, of_sizes = _candidates(held, current, reached_here, refused)
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
@@ -96,15 +67,10 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             assignments += find_multiples(of_sizes, runs, refused)
         affine = _find_affine(candidates, runs, refused)
         priors = {each.name: each.prior for each in assignments} | affine.priors
-        set_at: dict[str, set[str]] = {}
-        for each in assignments if current.priors else ():
-            for use in each.uses:
-                set_at.setdefault(use.site, set()).add(each.name)
-        for name, reason in other_uses(runs, priors, set_at).items():
+        for name, reason in other_uses(runs, priors, _set_at(assignments, current)).items():
             refused.setdefault(name, reason)
-        lost = [each.name for each in more if each.name in refused]
-        if lost:
-            kept = [each.name for each in more if each.name not in lost]
+        if any(each.name in refused for each in more):
+            kept = [each.name for each in more if each.name not in refused]
             again = dict.fromkeys(kept, _BESIDE)
             more, products = find_log_linear(kept, runs, again)
             refused |= again
@@ -120,11 +86,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             hidden = dict.fromkeys(hidden, _RANDOM)
     refused |= hidden
     _check_refused(refused, list(current.params), may_move)
-    if not (assignments or affine.names or refused):
-        raise ValueError(
-            "expected at least one parameter that an observed RegimeHMM depends on, got only "
-            f"{list(current.params)}, on which none does"
-        )
+    _check_some(assignments, affine, refused, current)
     found_priors = [prior for prior in priors.values() if prior is not None]
     depends = not all(prior.is_constant for prior in found_priors)
     return Plan(
@@ -143,6 +105,55 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     )
 
 
+def _reached_in_any(runs: list[Run], reached_here: Reached) -> Reached:
+    """The parameters that each argument depends on in some run."""
+    elsewhere = [reached_in(run, runs[0]) for run in runs[1:]]
+    return {
+        slot: names.union(*(each[slot] for each in elsewhere))
+        for slot, names in reached_here.items()
+    }
+
+
+def _assign(
+    held: dict[str, list[Argument]], runs: list[Run], reached: Reached, refused: dict[str, str]
+) -> list[Assignment]:
+    """The assignments of parameters that equal arguments; the others are added to ``refused``."""
+    assignments = []
+    for name in runs[0].params:
+        if name in refused or name not in held:
+            continue
+        found = recognise(name, held[name][0], runs, reached)
+        if isinstance(found, str):
+            refused[name] = found
+        else:
+            assignments.append(found)
+    return assignments
+
+
+def _candidates(
+    held: dict[str, list[Argument]], current: Run, reached: Reached, refused: dict[str, str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Refused parameters in which locations may be affine, and factors of shares and of sizes."""
+    affine, of_shares, of_sizes = (
+        [name for name in refused if name in held and all(map(which, held[name]))]
+        for which in (_is_quadratic, _is_log_linear, _is_scaled)
+    )
+    if current.priors:
+        of_priors = [slot for slot in current.slots if slot.site in current.priors]
+        hyper = {name for slot in of_priors for name in reached[slot.site, slot.name]}
+        affine = [name for name in affine if name not in hyper]
+    return affine, of_shares, of_sizes
+
+
+def _set_at(assignments: list[Assignment], current: Run) -> dict[str, set[str]]:
+    """The parameters that are recognised arguments of each site, if some priors have them."""
+    found: dict[str, set[str]] = {}
+    for each in assignments if current.priors else ():
+        for use in each.uses:
+            found.setdefault(use.site, set()).add(each.name)
+    return found
+
+
 def _is_quadratic(argument: Argument) -> bool:
     return argument.is_quadratic
 
@@ -156,7 +167,9 @@ def _is_log_linear(argument: Argument) -> bool:
 
 
 def _check_starts(run: Run) -> None:
-    """Check that no start is outside its constraint, which Pyro converts to NaN."""
+    """Check that there are parameters, none outside its constraint, which Pyro converts to NaN."""
+    if not run.params:
+        raise ValueError("expected the model to read at least one pyro.param, got none")
     outside = [name for name, value in run.params.items() if _has_nan(value)]
     if outside:
         constraints = {name: str(constraint_of(name)) for name in outside}
@@ -181,6 +194,17 @@ def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) ->
     if others:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in others.items())
         raise ValueError(f"expected an objective that autograd can differentiate, got{reasons}")
+
+
+def _check_some(
+    assignments: list[Assignment], affine: Affine, refused: dict[str, str], run: Run
+) -> None:
+    """:raises ValueError: if the objective depends on no parameter."""
+    if not (assignments or affine.names or refused):
+        raise ValueError(
+            "expected at least one parameter that an observed RegimeHMM depends on, got only "
+            f"{list(run.params)}, on which none does"
+        )
 
 
 def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
@@ -233,83 +257,3 @@ def _place(run: Run) -> Callable[[Assignment], int]:
         if site.family is not None:
             places |= {argument: place for place, argument in enumerate(site.family.arguments)}
     return lambda each: places.get(each.argument, 1)
-
-
-def _recognise(
-    name: str, argument: Argument, runs: list[Run], reached: Reached
-) -> Assignment | str:
-    """The assignment of a parameter that holds one kind of argument, or why it has none.
-
-    :param reached: the parameters that each argument depends on.
-    """
-    here = runs[0]
-    uses: list[Use] = []
-    if not argument.links:
-        return f"an argument without a closed form, {argument.name}"
-    link, num_cells = argument.links[0], 0
-    for slot in here.slots:
-        if name not in reached[slot.site, slot.name]:
-            continue
-        if slot.argument.kind != argument.kind:
-            return f"{TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
-        found = _match(slot, name, runs)
-        if isinstance(found, str):
-            return found
-        cells, held = found
-        if uses and held is not link:
-            return f"used as {link.name} in one place and as {held.name} in {slot.label}"
-        link = held
-        num_cells = here.params[name].numel() // max(
-            1, here.params[name].shape[here.params[name].dim() - slot.event_dim :].numel()
-        )
-        whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
-        uses.append(Use(slot.site, slot.name, cells, whole))
-    for slot in (here.chains[use.site].slots[use.argument] for use in uses):
-        if here.is_subsampled and is_of_sequences(here, slot):
-            return (
-                f"{slot.label} holds a value for each sequence of a subsampled plate (perhaps only "
-                "as another argument of the distribution does)"
-            )
-    prior = find_prior(name, argument, link, runs)
-    if isinstance(prior, str):
-        return prior
-    return Assignment(name, argument, uses, num_cells, link, _is_shared(uses, num_cells), prior)
-
-
-def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
-    """The cell that each block of an argument equals, and the link; or the reason for no match."""
-    reason = f"{slot.label} is a function of it that is not the identity, broadcast or selected"
-    seen = [(slot_in(run, slot), run.params[name]) for run in runs]
-    are_views = all(identity.viewed(there.value) is parameter for there, parameter in seen)
-    for link in slot.argument.links:
-        is_whole = are_views and all(identity.is_whole(*each, link) for each in seen)
-        if is_whole and identity.is_valid(slot):
-            return torch.arange(slot.lead.numel(), device="cpu"), link
-        cells = identity.find_cells(*seen[1], link)
-        if cells is None:
-            continue
-        is_view = link.is_identity and identity.is_same_view(*map(list, zip(*seen, strict=True)))
-        if not all(identity.agrees(*each, cells, link) for each in seen):
-            reason = f"{slot.label} is not equal to it at every admissible value"
-        elif not is_view and not all(
-            identity.same_derivative(*each, cells, link) for each in seen
-        ):
-            reason = f"{slot.label} has a derivative in it that is not that of the identity"
-        else:
-            return cells, link
-    there = runs[1]
-    is_finite = bool(there.params[name].isfinite().all())
-    if is_finite and bool((slot_in(there, slot).value == -torch.inf).any()):
-        reason += (
-            ": it holds -inf where the parameter does not. Give the parameter a start of -inf "
-            "there, in place of a mask in the model: EM keeps a probability of 0"
-        )
-    return reason
-
-
-def _is_shared(uses: list[Use], num_cells: int) -> bool:
-    """Whether some cell is used for several blocks."""
-    if not uses or len(uses) == 1 and uses[0].whole:
-        return False
-    cells = torch.cat([use.cells[use.cells >= 0] for use in uses])
-    return bool((torch.bincount(cells, minlength=num_cells) > 1).any())
