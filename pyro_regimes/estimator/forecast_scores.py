@@ -21,8 +21,9 @@ def pit_and_crps(
 ) -> tuple[Array, Array]:
     """The probability integral transform and the CRPS of each series, ``(n, D)`` each.
 
-    The first is P(X <= x) of what came, uniform if the forecasts are right; of integers the average
-    of P(X < x) and P(X <= x). The second is NaN of series that are no mixtures of Gaussians.
+    The first is P(X <= x) at the observed x, uniform if the forecasts are right; for integers the
+    average of P(X < x) and P(X <= x). The second is NaN for series that are no mixtures of
+    Gaussians.
 
     :param x: ``(n, D)``; NaN gives NaN.
     :param weights: of the regimes, ``(n, K)``.
@@ -75,7 +76,7 @@ def crps_of_mixture(x: Array, weights: Array, means: Array, deviations: Array) -
     with :math:`A(m, s^2) = 2 s\, \phi(m / s) + m (2 \Phi(m / s) - 1)`, the mean of
     :math:`|m + s Z|` (Grimit, Gneiting, Berrocal and Johnson 2006).
 
-    :param x: ``(...)``, what came; NaN gives NaN.
+    :param x: ``(...)``, the observed values; NaN gives NaN.
     :param weights: ``(..., K)``, of dims that broadcast.
     :param means: ``(..., K)``, and ``deviations`` likewise.
     """

@@ -25,7 +25,7 @@ from pyro_regimes.reading.chunks import Chunks, is_empty
 
 
 class ChunkCalls(NamedTuple):
-    """Calls of a model, one for each chunk in the place of the first argument."""
+    """Calls of a model, one for each chunk in place of the first argument."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any] | None
@@ -52,7 +52,7 @@ class ChunkCalls(NamedTuple):
 
 
 def _as_tensor(value: Any) -> Any:
-    """An array as a tensor, as models take these; anything else as it is."""
+    """An array as a tensor; anything else unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     return torch.from_numpy(value if value.flags.writeable else value.copy())
@@ -85,7 +85,7 @@ class OnChunks:
     def start(self, extrapolates: bool) -> tuple[Engine, TensorState]:
         """The fastest engine, and the first state.
 
-        The data of the first chunk are gone then.
+        This releases the data of the first chunk.
         """
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
@@ -109,7 +109,7 @@ class OnChunks:
     def start_on_tensors(self, why: str) -> tuple[Engine, TensorState]:
         """The engine of any model, and the first state.
 
-        :param why: the compiled one does not serve.
+        :param why: the reason why the compiled engine does not serve.
         """
         self._kernel, self._relay, self._why = None, None, why
         self._session.write(*self._state[:2])
@@ -136,7 +136,7 @@ class OnChunks:
 def check(session: Session, calls: ChunkCalls, loop: Loop, tol: float) -> list[guard.Finding]:
     """Compare the model's own objective and gradient with EM's on the first chunk.
 
-    It is taken as a sequence of its own, so that its parameters need not be at an optimum.
+    The chunk is treated as a complete sequence, so the gradient need not be 0.
     """
     call = calls.first()
     problem, state, _ = session.read(call, is_start=False)

@@ -1,7 +1,7 @@
 """The E-step of one sequence that comes in consecutive pieces, exact across the seams.
 
-The filter goes from piece to piece. What the rows after a piece say of its last state is found from
-the first rows of the next one, if these forget what was before them (:mod:`.kernels.transfers`).
+The filter proceeds from piece to piece. The message from the rows after a piece is computed from
+the first rows of the next piece, if these forget the state before them (:mod:`.kernels.transfers`).
 Otherwise a pass over all pieces computes their transfers first.
 """
 
@@ -26,13 +26,13 @@ class Piece(Protocol[T_co]):
     """One piece of a sequence at the present parameters."""
 
     def look_ahead(self) -> Messages | None:
-        """What its rows say of the state before them; None if that depends on later rows."""
+        """The message to the rows before; None if it depends on rows after the piece."""
 
     def transfer(self) -> Messages:
-        """Its transfers."""
+        """The transfers of the piece."""
 
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[T_co, Messages]:
-        """Its E-step, and the message to the next piece.
+        """The E-step of the piece, and the message to the next one.
 
         :param before: the message from the piece before; None for the first piece.
         :param after: the message from the piece after; None for the last piece.
@@ -40,13 +40,13 @@ class Piece(Protocol[T_co]):
 
 
 class Remembers(Exception):
-    """The rows of a whole piece do not forget what was before them."""
+    """A piece is too short to forget the state before it."""
 
 
 def in_one_pass(pieces: Iterable[Piece[T]]) -> Iterator[T]:
-    """The E-steps of the pieces, two of which are in memory.
+    """The E-steps of the pieces, with two pieces in memory.
 
-    :raises Remembers: if the next piece alone does not decide a message.
+    :raises Remembers: if the next piece alone does not determine a message.
     """
     before: Messages | None = None
     current: Piece[T] | None = None
@@ -86,10 +86,10 @@ def in_two_passes(read: Callable[[], Iterable[Piece[T]]]) -> Iterator[T]:
 
 
 class Passes:
-    """Passes over the pieces of a sequence: one for each E-step as long as that is enough."""
+    """Passes over the pieces of a sequence: one for each E-step, or two once one is not enough."""
 
     def __init__(self) -> None:
-        self.remember = False  #: whether some piece is too short to forget what was before it
+        self.remember = False  #: whether some piece is too short to forget the state before it
 
     def fold(
         self, read: Callable[[], Iterable[Piece[T]]], function: Callable[[Iterator[T]], U]
