@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_regimes.messages import shown
+from pyro_regimes.reading.chunks import Chunks, is_empty
 from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns
 
 _TRADING_DAYS = 252.0  # in a year
+_MOST_DATES = 100_000  # from which the frequency of chunks is inferred
 _DATE_KINDS = ("datetime64", "datetime", "date", "period")  # pandas' names of inferred types
 
 
@@ -27,6 +29,12 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     :raises ValueError: if X mixes series and tables, is an empty collection, or has dates that are
         not in order.
     """
+    if isinstance(X, Chunks):
+        raise ValueError(
+            "expected X in memory, got Chunks, which only RegimeModel.fit and EM.run take; give "
+            "the chunks one by one, with after= the probabilities of the row before, or to an "
+            "OnlineFilter"
+        )
     if isinstance(X, Returns):
         X = X.to_frame()
     collected: list[Any] | None = None
@@ -101,6 +109,49 @@ def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
     elif getattr(index, "tz", None) is not None:
         index = index.tz_localize(None)
     return np.asarray(index).astype("datetime64[s]")
+
+
+class ChunkDates:
+    """The dates of chunks, as far as they have some: that they ascend, and how often rows come.
+
+    :param continues: whether chunks are pieces of one sequence.
+    """
+
+    def __init__(self, continues: bool) -> None:
+        self._continues = continues
+        self._last: Any | None = None  # the last date
+        self._dates = np.empty(0, "datetime64[s]")  # the first ones of the first sequence
+
+    def add(self, chunk: Any) -> None:
+        """The dates of the next chunk, whose own ascend.
+
+        :raises ValueError: if it does not follow the chunk before.
+        """
+        index = None if is_empty(chunk) else date_index(as_tables(chunk)[0][0])
+        if index is None:
+            return
+        if self._continues or not len(self._dates):
+            self._dates = np.append(self._dates, dates_of(index))[:_MOST_DATES]
+        before, self._last = self._last, index[-1]
+        if not self._continues or before is None:
+            return
+        try:
+            follows = before < index[0]
+        except TypeError as error:
+            raise ValueError(
+                f"expected dates of one kind in every chunk, got {index[0]!r} after {before!r}"
+            ) from error
+        if not follows:
+            raise ValueError(
+                "expected chunks in order of time, as they are pieces of one sequence, got the "
+                f"date {index[0]} after {before} in the chunk before; sort them, without rows that "
+                "two of them share, or give Chunks(..., continues=False) whole sequences"
+            )
+
+    @property
+    def periods_per_year(self) -> float:
+        """The number of rows in a year; 252 without dates."""
+        return infer_frequency(self._dates).periods_per_year or _TRADING_DAYS
 
 
 def _check_dates(table: Any) -> None:

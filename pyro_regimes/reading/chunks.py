@@ -121,7 +121,9 @@ class Chunks:
 
 
 def is_empty(chunk: Any) -> bool:
-    """Whether a chunk is an array without rows, which counts for nothing."""
+    """Whether a chunk is an array or a list without rows, which counts for nothing."""
+    if isinstance(chunk, (list, tuple, Mapping)):
+        return not len(chunk)
     return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
 
 
