@@ -52,9 +52,9 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
                 "expected X to be a list of series or a list of tables, got some of each; make a "
                 "series a table by x[:, None] or x.to_frame()"
             )
-    tables = [_with_nan(each) for each in ([X] if collected is None else collected)]
+    tables = [with_nan(each) for each in ([X] if collected is None else collected)]
     for each in tables:
-        _check_dates(each)
+        check_dates(each)
     if collected is None:
         return [_as_table(tables[0])], False
     return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in tables], True
@@ -67,7 +67,7 @@ def _as_table(each: Any) -> Any:
     return each
 
 
-def _with_nan(table: Any) -> Any:
+def with_nan(table: Any) -> Any:
     """Missing values that numpy does not convert to NaN as NaN; anything else as it is."""
     if np.ma.is_masked(table):
         return table.astype(np.float64).filled(np.nan)
@@ -133,21 +133,9 @@ class ChunkDates:
             return
         if self._continues or not len(self._dates):
             self._dates = np.append(self._dates, dates_of(index))[:_MOST_DATES]
-        before, self._last = self._last, index[-1]
-        if not self._continues or before is None:
-            return
-        try:
-            follows = before < index[0]
-        except TypeError as error:
-            raise ValueError(
-                f"expected dates of one kind in every chunk, got {index[0]!r} after {before!r}"
-            ) from error
-        if not follows:
-            raise ValueError(
-                "expected chunks in order of time, as they are pieces of one sequence, got the "
-                f"date {index[0]} after {before} in the chunk before; sort them, without rows that "
-                "two of them share, or give Chunks(..., continues=False) whole sequences"
-            )
+        if self._continues:
+            remedy = ", or give Chunks(..., continues=False) whole sequences"
+            self._last = last_date(index, self._last, "the chunk before", remedy)
 
     @property
     def periods_per_year(self) -> float:
@@ -155,7 +143,29 @@ class ChunkDates:
         return infer_frequency(self._dates).periods_per_year or _TRADING_DAYS
 
 
-def _check_dates(table: Any) -> None:
+def last_date(index: Any, before: Any | None, where: str, remedy: str = "") -> Any:
+    """The last date of rows that follow others.
+
+    :param index: their dates, which ascend.
+    :param before: the last date of the rows before; None if there is none.
+    :param where: what these were, and ``remedy`` what else to do, for messages.
+    :raises ValueError: if they do not follow.
+    """
+    try:
+        follows = before is None or before < index[0]
+    except TypeError as error:
+        raise ValueError(
+            f"expected dates of the kind of {where}, got {index[0]!r} after {before!r}"
+        ) from error
+    if not follows:
+        raise ValueError(
+            f"expected rows in order of time, got the date {index[0]} after {before} in {where}; "
+            f"sort them, and give each row once{remedy}"
+        )
+    return index[-1]
+
+
+def check_dates(table: Any) -> None:
     """:raises ValueError: if the rows have dates that do not ascend."""
     if getattr(getattr(table, "index", None), "nlevels", 1) > 1:
         raise ValueError(

@@ -133,7 +133,8 @@ def of_data(
         found.append(
             UserWarning(
                 f"{zeros} of {len(data)} rows of {rows_of} are 0 in every column, as where "
-                "weekends or holidays were filled. They may take a regime of their own; drop them if so."
+                "weekends or holidays were filled. They may take a regime of their own; drop them "
+                "if so."
             )
         )
     return found

@@ -189,9 +189,9 @@ def test_dates_ascend_over_the_chunks():
     frame = pd.DataFrame(x, index=index)
     first, second = frame[:120], frame[120:]
     for parts in ([second, first], [first, frame[119:]], [first, frame[100:]]):
-        with pytest.raises(ValueError, match="chunk 2: expected chunks in order of time.*sort"):
+        with pytest.raises(ValueError, match="chunk 2: expected rows in order of time.*sort"):
             RegimeModel(2).fit(Chunks(parts, continues=True))
-    with pytest.raises(ValueError, match="chunk 2: expected dates of one kind"):
+    with pytest.raises(ValueError, match="chunk 2: expected dates of the kind of the chunk before"):
         RegimeModel(2).fit(Chunks([first, second.tz_localize(None)], continues=True))
     RegimeModel(2, **SETTINGS).fit(Chunks([second, first], continues=False))
 
