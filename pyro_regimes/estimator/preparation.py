@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,22 +24,27 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    model: BaseEstimator, data: Array, settings: validation.Settings, spec: Spec | None = None
+    model: BaseEstimator,
+    data: Array,
+    settings: validation.Settings,
+    spec_of: Callable[[Array], Spec] | None = None,
 ) -> Prepared:
     """Check whether the model can be fitted to data, and prepare the fit.
 
     :param model: with the settings, and with the names of the columns.
     :param data: ``(T, D)``, of all sequences; NaN where entries are missing.
     :param settings: those of the model.
-    :param spec: of an earlier fit; None for that of these data.
+    :param spec_of: a function of the filled data; None makes the emission of the settings for them.
     :raises ValueError: if a column has no observed entry, or the data do not suit the model.
     """
     names = getattr(model, "feature_names_in_", None)
     missing.check_columns(data, names)
     filled = missing.filled(data)
-    if spec is None:
+    if spec_of is None:
         spec = model._spec().for_columns(names, data.shape[1])
         spec = spec.for_data(filled, settings.given.values)
+    else:
+        spec = spec_of(filled)
     given, doubt = _check_fittable(model, data, filled, spec, settings.given)
     return Prepared(filled, spec, settings._replace(given=given), doubt)
 

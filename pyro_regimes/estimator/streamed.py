@@ -41,7 +41,7 @@ class Streamed(NamedTuple):
     fitted: FittedRegimes
     spec: Spec
     survey: Survey
-    doubt: Warning | None  #: about the data
+    doubts: list[Warning]  #: about the data
 
 
 def fit_chunks(
@@ -57,9 +57,11 @@ def fit_chunks(
     """
     settings = validation.read_settings(model)
     _check_settings(settings)
-    survey = Survey(model, chunks)
+    survey = Survey(model, chunks, settings.given.values)
+    if survey.names is not None:
+        model.feature_names_in_ = survey.names
     data, sizes = survey.sample()
-    filled, spec, settings, doubt = prepare(model, data, settings)
+    filled, spec, settings, doubt = prepare(model, data, settings, survey.spec)
     rng = validation.random_state(model.random_state)
     with plain_torch(settings.device):
         start = fit_regimes(
@@ -68,9 +70,12 @@ def fit_chunks(
         fit = _Fit(chunks, survey, spec, settings, *units_and_floor(filled, spec, settings))
         least = spec.collapsed_variance(fit.units.scale(filled), settings.dtype)
         fitted = fit.run(start, least, callback)
-    if chunks.columns is not None and len(chunks.columns) == data.shape[1]:
-        model.feature_names_in_ = np.array(chunks.columns, dtype=object)
-    return Streamed(fitted, spec, survey, doubt)
+    doubts = [] if doubt is None else [doubt]
+    if spec.of_changes:
+        rows_of = "X" if len(data) == survey.num_rows else "a sample of X"
+        names = None if survey.names is None else list(survey.names)
+        doubts = problems.of_data(data, sizes, names, rows_of) + doubts
+    return Streamed(fitted, spec, survey, doubts)
 
 
 def _check_settings(settings: Settings) -> None:
@@ -228,13 +233,21 @@ class _Fit(NamedTuple):
         """The chunks in the units of the fit, as arguments of the model."""
 
         def read() -> Iterator[tuple[Any, ...]]:
+            num_rows = 0
             for chunk in self.chunks:
                 if is_empty(chunk):
                     continue
                 arrays = [np.asarray(each, np.float64) for each in as_tables(chunk)[0]]
                 whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                 sizes = [len(each) for each in arrays]
+                num_rows += len(whole)
                 yield pack(self.units.scale(whole), sizes, **self._where)
+            if num_rows != self.survey.num_rows:
+                raise ValueError(
+                    f"expected the same chunks in every pass, got {num_rows} rows in one after "
+                    f"{self.survey.num_rows} in the first: the source must be one that can be read "
+                    "again"
+                )
 
         return Chunks(read, continues=self.chunks.continues)
 

@@ -155,7 +155,9 @@ def _attempt(
     """
     rows = data[window.first : window.end]
     try:
-        filled, spec, settings, doubt = prepare(model, rows, settings, spec)
+        filled, spec, settings, doubt = prepare(
+            model, rows, settings, None if spec is None else lambda filled: spec
+        )
         known = Known(Annotations(), settings.transition_mask, settings.given.values)
         problem = make_problem(rows, filled, [len(rows)], spec, settings, rng, known)
     except ValueError as error:
