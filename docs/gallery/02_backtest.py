@@ -88,8 +88,8 @@ plt.show()
 # ---------------------
 #
 # On each day the model forecast the distribution of the next one. If the forecasts were right,
-# losses exceed the value at risk of 5 % on 5 % of the days. The p-value is that of a binomial
-# test.
+# losses exceed the value at risk of 5 % on 5 % of the days. ``lower`` and ``upper`` are a 95 %
+# interval of the share, and the p-value is that of a binomial test.
 
 columns = ["exceedances", "share", "lower", "upper", "p-value"]
 print(walk.exceedances([0.05])[columns].round(3))
