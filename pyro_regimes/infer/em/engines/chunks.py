@@ -87,6 +87,7 @@ class _Piece(NamedTuple):
     problem: Problem
 
     def look_ahead(self) -> Messages | None:
+        """See :meth:`.Piece.look_ahead`."""
         messages = {}
         for name, data in self.problem.sites.items():
             message = ops.look_ahead(*chain_of(data)[1][1:]).message
@@ -96,10 +97,12 @@ class _Piece(NamedTuple):
         return messages
 
     def transfer(self) -> Messages:
+        """See :meth:`.Piece.transfer`."""
         sites = self.problem.sites.items()
         return {name: ops.transfer(*chain_of(data)[1][1:]) for name, data in sites}
 
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[Chunk, Messages]:
+        """See :meth:`.Piece.expect`."""
         expected, messages = {}, {}
         for name, data in self.problem.sites.items():
             arguments, logits = chain_of(data)
