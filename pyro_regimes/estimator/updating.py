@@ -148,7 +148,7 @@ def update_model(
     if running is None:
         raise ValueError(
             "expected a model with running averages, got one from load or from_parameters, or "
-            "fitted by SVI, to Chunks, or with stickiness, fixed parameters, states, weights or "
+            "fitted to Chunks, by SVI, or with stickiness, fixed parameters, states, weights or "
             "gaps; call fit with all rows, or store models by pickle, which keeps the averages"
         )
     _check_same_settings(model)
