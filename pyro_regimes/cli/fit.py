@@ -16,8 +16,7 @@ from pyro_regimes.files import replacing
 
 _FIT_OUT = Path("regimes")
 
-
-STREAM = Annotated[
+_STREAM = Annotated[
     bool,
     typer.Option(
         "--stream",
@@ -28,7 +27,7 @@ STREAM = Annotated[
 
 
 @with_data
-def fit(data: Data, settings: Settings, out: OUT = _FIT_OUT, stream: STREAM = False) -> None:
+def fit(data: Data, settings: Settings, out: OUT = _FIT_OUT, stream: _STREAM = False) -> None:
     """Fit regimes by EM from several starts; print and save them.
 
     Writes states.csv, model.json and regimes.png. In states.csv the columns that begin with viterbi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional
 
 import typer
 
@@ -97,21 +97,42 @@ class Settings(NamedTuple):
 
     def select(self, returns: Returns, most: int) -> Selection:
         """Models with 1 to ``most`` regimes, with the other settings; the progress is printed."""
-        from pyro_regimes.estimator import select
+        return fit_candidates(
+            returns,
+            most,
+            self.emission.value,
+            self.covariance_type.value,
+            n_init=self.n_init,
+            random_state=self.seed,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            regularization=self.regularization,
+        )
 
-        with screen.Progress() as progress:
-            return select(
-                returns.to_frame(),
-                range(1, most + 1),
-                self.emission.value,
-                self.covariance_type.value,
-                n_init=self.n_init,
-                random_state=self.seed,
-                callback=lambda name, part, parts: progress.tell("models", part, parts),
-                max_iter=self.max_iter,
-                tol=self.tol,
-                regularization=self.regularization,
-            )
+
+def fit_candidates(
+    returns: Returns,
+    most: int,
+    emission: str | list[str],
+    covariance_type: str | list[str],
+    **settings: Any,
+) -> Selection:
+    """Models with 1 to ``most`` regimes; the progress is printed.
+
+    :param settings: other arguments of :func:`.select`.
+    """
+    from pyro_regimes.estimator import select  # takes a second or two
+
+    use_one_thread()
+    with screen.Progress() as progress:
+        return select(
+            returns.to_frame(),
+            range(1, most + 1),
+            emission,
+            covariance_type,
+            callback=lambda name, part, parts: progress.tell("models", part, parts),
+            **settings,
+        )
 
 
 def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> float:

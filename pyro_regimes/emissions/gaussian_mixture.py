@@ -36,12 +36,12 @@ from pyro_regimes.emissions.base import (
     over_sequences,
 )
 from pyro_regimes.emissions.charts import Chart
-from pyro_regimes.emissions.logs import logsumexp
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 from pyro_regimes.emissions.wrappers import unwrap
+from pyro_regimes.kernels.ops import logsumexp
 
 _MIXTURE, _COMPONENT = "mixture_distribution.", "component_distribution."
 

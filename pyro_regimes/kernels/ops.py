@@ -41,6 +41,7 @@ from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_mi
 from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import Expectations
+from pyro_regimes.kernels.logs import logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
@@ -94,11 +95,13 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "log_likelihood",
+    "logsumexp",
     "look_ahead",
     "min_duration_viterbi",
     "posterior",
     "predict_probs",
     "promoted_dtype",
+    "safe_log",
     "sample_posterior",
     "sample_prior",
     "squarem",

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.kernels import likelihoods
+from pyro_regimes.kernels.logs import logsumexp
 
 #: The most numbers in the observation logits of one call, of which K copies are made.
 _MOST_NUMBERS = 2**20
@@ -190,15 +191,6 @@ def expectations(
     filtered = filtered - size.masked_fill(size == -torch.inf, 0.0).unsqueeze(-1)
     value = value + size if after is not None else value
     return Block(value, smoothed.to(dtype), moved.to(dtype), filtered)
-
-
-def logsumexp(terms: Tensor, dim: int) -> Tensor:
-    """logsumexp along a dim; -inf, with gradient 0, where all terms are."""
-    peak = terms.detach().amax(dim, keepdim=True)
-    peak = peak.masked_fill(peak.isinf(), 0.0)
-    size = (terms - peak).exp().sum(dim)
-    empty = size == 0
-    return (size.masked_fill(empty, 1.0).log() + peak.squeeze(dim)).masked_fill(empty, -torch.inf)
 
 
 def _peak(message: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class _Piece(NamedTuple):
     models: Flags | None
 
     def look_ahead(self) -> Messages | None:
+        """See :meth:`.Piece.look_ahead`."""
         num_rows = self.arrays.value.shape[1]
         for size in sorted({min(_HEAD, num_rows), num_rows}):
             message = ops.look_ahead(*self._logits(size)).message
@@ -114,9 +115,11 @@ class _Piece(NamedTuple):
         return None
 
     def transfer(self) -> Messages:
+        """See :meth:`.Piece.transfer`."""
         return {_NAME: ops.transfer(*self._logits(self.arrays.value.shape[1]))}
 
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[Sums, Messages]:
+        """See :meth:`.Piece.expect`."""
         self.kernel.load(*self.arrays)
         seam = Seam(
             None if before is None else before[_NAME].numpy(),
