@@ -18,6 +18,7 @@ from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_prod
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
 from pyro_regimes.infer.em.products import maximise_products
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.jacobian import gram
@@ -50,6 +51,7 @@ def maximise(
     pseudo: dict[str, Pooled],
     groups: Groups,
     keep: Callable[[str, Tensor, Tensor], Tensor],
+    ranks: Ranks | None = None,
 ) -> Maximised:
     """Compute new values of all parameters, each given those before it in the plan.
 
@@ -63,8 +65,9 @@ def maximise(
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     :param groups: the restarts.
     :param keep: selects the value to use, given a name, the old and the new value.
+    :param ranks: over which pooled statistics are added.
     """
-    collected = Collected(plan, expected, params)
+    collected = Collected(plan, expected, params, ranks)
     arguments = collected.arguments
     sites = {name: each.data for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
@@ -241,6 +244,8 @@ def normal_equations(
         constant = given.double().flatten() - use.jacobian @ start
         more_normal, more_right = gram(use.jacobian, pooled, constant)
         normal, right = normal + more_normal, right + more_right
+    if collected.ranks is not None:
+        normal, right = collected.ranks.add([normal, right])
     for name in affine.priors.keys() & pseudo.keys():
         affine.add_prior(name, pseudo[name], normal, right)
     return normal, right

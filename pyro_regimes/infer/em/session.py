@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ from pyro_regimes.infer.em.problem import (
     evaluate,
     log_prior,
 )
+from pyro_regimes.infer.em.joining import groups_of_all, join
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.find import find_parameters
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
@@ -88,6 +90,7 @@ class Session:
         self.optim, self.min_eigenvalue, self.alone = optim, min_eigenvalue, alone
         self.plan: Plan | None = None
         self.frozen: Held = {}
+        self.ranks: Ranks | None = None  #: among which the sequences of the present run are split
         self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
         self.num_batches = 0  # that they are of
         self._constants: Params = {}  # arguments that are the same for all minibatches
@@ -98,13 +101,22 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without the tensors of the parameter store, which are not EM's."""
-        return vars(self) | {"_leaves": {}}
+        return vars(self) | {"_leaves": {}, "ranks": None}
 
     def reset(self) -> None:
         """Clear all state except the parameter store."""
         self.plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self.frozen = {}, {}, {}
         self._forget_averages()
+
+    @contextmanager
+    def on_ranks(self, ranks: Ranks | None) -> Iterator[None]:
+        """Within it, statistics and losses are added up over ranks."""
+        self.ranks = ranks
+        try:
+            yield
+        finally:
+            self.ranks = None
 
     def begin(self) -> None:
         """Start a new run: unfreeze all parameters, and allow every warning again."""
@@ -215,10 +227,16 @@ class Session:
         """
         with self.alone():
             run, problem, params, stored = self._observe(call, is_start)
+        if self.ranks is not None:
+            if is_start:
+                join(self.ranks, problem, run)
+                self._groups = groups_of_all(self.ranks, problem.groups)
+            problem = problem._replace(ranks=self.ranks, groups=self._groups or problem.groups)
         state = evaluate(problem, params, stored)
         gradients = {}
         if problem.plan.gradient:
-            gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
+            names = list(problem.plan.gradient)
+            gradients = find_gradients(run, state.expected, names, self.ranks)
         return Snapshot(problem, state, gradients)
 
     def _observe(self, call: Call, is_start: bool) -> tuple[Run, Problem, Params, Params]:
@@ -465,7 +483,7 @@ class OtherSites(ValueError):
     """The model observes other sites than before."""
 
 
-def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
+def read_losses(plan: Plan, groups: Groups, run: Run, ranks: Ranks | None = None) -> Array:
     """The loss of each restart, from one forward pass.
 
     :raises OtherSites: if the run has no place in the groups.
@@ -478,6 +496,8 @@ def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
             f"every step of a run, got {first} and then {then}"
         )
     total = groups.total(read_log_probs(run.sites))
+    if ranks is not None:
+        (total,) = ranks.add([total])
     if run.latents or plan.is_joint:
         others = sum(float(value) for value in run.others.values())
         params = {name: run.params[name].detach() for name in plan.names}

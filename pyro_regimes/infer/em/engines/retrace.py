@@ -57,7 +57,8 @@ class RetraceEngine:
             with self._session.alone():
                 self._session.write(params, leaves)
                 run = self._session.run(self._call, chains=self.problem.plan.chains)
-                losses = read_losses(self.problem.plan, self.problem.groups, run)
+                plan, groups = self.problem.plan, self.problem.groups
+                losses = read_losses(plan, groups, run, self.problem.ranks)
         except OtherSites:
             raise
         except (torch.linalg.LinAlgError, ValueError):
