@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -151,8 +153,21 @@ def difference_message() -> str:
     return ""
 
 
-def work(rank: int, size: int, folder: str, seed: int) -> None:
-    """One rank: every case twice."""
+def die(rank: int, size: int, folder: str) -> None:
+    """One rank of a run in which rank 2 is killed after its third step."""
+    begin(rank, size, folder)
+    pyro.clear_param_store()
+
+    def callback(number: int, loss: float) -> None:
+        if rank == 2 and number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    x = shard(data("poisson", 0), rank, size)
+    EM(poisson).run(x, num_steps=100_000, tol=None, callback=callback)
+
+
+def begin(rank: int, size: int, folder: str) -> None:
+    """Join the group."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -161,6 +176,11 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
         world_size=size,
         timeout=timedelta(seconds=60),
     )
+
+
+def work(rank: int, size: int, folder: str, seed: int) -> None:
+    """One rank: every case twice."""
+    begin(rank, size, folder)
     found: dict[str, Any] = {}
     for name in CASES:
         x = shard(data(name, seed), rank, size)
@@ -171,4 +191,5 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    which = (int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    die(*which) if sys.argv[4] == "die" else work(*which, int(sys.argv[4]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +15,12 @@ from tests import seeds
 from tests.infer import ranks
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_as_in_one_process(size, tmp_path):
-    """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
-    seed = seeds.seed(3)
+def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
+    """The exit codes of the ranks, and what they print."""
+    command = [sys.executable, "-m", "tests.infer.ranks"]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.infer.ranks", str(rank), str(size), tmp_path, str(seed)],
+            [*command, str(rank), str(size), str(folder), what],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -31,7 +32,15 @@ def test_as_in_one_process(size, tmp_path):
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(printed)
+    return [worker.returncode for worker in workers], printed
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_as_in_one_process(size, tmp_path):
+    """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
+    seed = seeds.seed(3)
+    codes, printed = launch(size, tmp_path, str(seed))
+    assert codes == [0] * size, "\n".join(printed)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for name in ranks.CASES:
         wanted = ranks.fit(name, ranks.data(name, seed))
@@ -53,3 +62,26 @@ def test_as_in_one_process(size, tmp_path):
     if size > 1:
         for each in found:
             assert "starting value of parameter 'rate'" in each["difference"]
+
+
+def test_the_example_under_torchrun():
+    """Two ranks print the loss of one."""
+    script = Path(__file__).parents[2] / "examples" / "torchrun_em.py"
+    lines = []
+    for size in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={size}", str(script), "--num-sequences=7", "--num-rows=60"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines.append(done.stdout.strip().splitlines()[-1])
+    assert lines[0].startswith("1 ranks, ") and lines[1].startswith("2 ranks, ")
+    assert lines[0][1:] == lines[1][1:]
+
+
+def test_a_killed_rank_ends_the_others(tmp_path):
+    """kill -9 of one of four in mid-run: each of the others says so, and none hangs."""
+    codes, printed = launch(4, tmp_path, "die")
+    assert codes[2] == -signal.SIGKILL
+    for rank in (0, 1, 3):
+        assert codes[rank] == 1
+        assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]

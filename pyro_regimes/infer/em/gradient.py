@@ -43,7 +43,7 @@ def find_gradients(
     cotangents = [-weight for _, weight in terms]
     if not outputs and ranks is None:
         return {}
-    found = (None,) * len(leaves)
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if outputs:
         found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
     gradients = {

@@ -140,7 +140,8 @@ def measure(
 ) -> list[Measure]:
     """The measures of all parameters."""
     problem, ascent, number = loop.problem, loop.ascent, len(state.losses)
-    collected = Collected(problem.plan, {**state.expected, **problem.priors}, state.params, problem.ranks)
+    expected = {**state.expected, **problem.priors}
+    collected = Collected(problem.plan, expected, state.params, problem.ranks)
     measured = []
     for each in problem.plan.assignments:
         pooled = pool(each, collected, problem.pseudo, weighted=True)

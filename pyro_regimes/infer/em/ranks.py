@@ -30,7 +30,9 @@ class Ranks:
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         is_nccl = "nccl" in dist.get_backend(group)
-        self._device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else "cpu"
+        self._device = torch.device("cpu")
+        if is_nccl:
+            self._device = torch.device("cuda", torch.cuda.current_device())
 
     @property
     def is_first(self) -> bool:
@@ -38,10 +40,20 @@ class Ranks:
         return self.rank == 0
 
     def _gather(self, buffer: Tensor) -> list[Tensor]:
-        """The buffers of all ranks, which have the same size, in their order."""
+        """The buffers of all ranks, which have the same size, in their order.
+
+        :raises RuntimeError: if a rank has ended, or does not answer within the timeout.
+        """
         own = buffer.to(self._device).contiguous()
         found = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(found, own, group=self._group)
+        try:
+            dist.all_gather(found, own, group=self._group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"EM: rank {self.rank} of {self.size} could not add up its statistics with the "
+                "others: a rank has ended, or did not answer within the timeout of the process "
+                "group. Look for the first error among the ranks, and start all of them again"
+            ) from error
         return [each.to(buffer.device) for each in found]
 
     def add(self, values: list[Tensor]) -> list[Tensor]:
@@ -61,7 +73,12 @@ class Ranks:
     def add_fields(self, pooled: T) -> T:
         """The sum of a NamedTuple of tensors over the ranks."""
         fields: list[Tensor] = []
-        apply(lambda part: fields.append(part) or part, pooled)
+
+        def note(part: Tensor) -> Tensor:
+            fields.append(part)
+            return part
+
+        apply(note, pooled)
         sums = iter(self.add(fields))
         return apply(lambda part: next(sums), pooled)
 

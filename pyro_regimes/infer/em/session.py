@@ -30,6 +30,7 @@ from pyro_regimes.infer.em.e_step import (
 )
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
+from pyro_regimes.infer.em.joining import groups_of_all, join
 from pyro_regimes.infer.em.problem import (
     Array,
     Params,
@@ -39,7 +40,6 @@ from pyro_regimes.infer.em.problem import (
     evaluate,
     log_prior,
 )
-from pyro_regimes.infer.em.joining import groups_of_all, join
 from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.find import find_parameters
@@ -143,7 +143,7 @@ class Session:
 
     def mark(self) -> Callable[[], None]:
         """Return a function that restores the parameters and the session as they are now."""
-        known = dict(vars(self))
+        known = {name: each for name, each in vars(self).items() if name != "ranks"}
         with self.alone():
             leaves = dict(pyro.get_param_store().named_parameters())
             check_leaves(leaves)
