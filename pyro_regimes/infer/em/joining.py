@@ -32,7 +32,7 @@ def join(ranks: Ranks, problem: Problem, run: Run) -> None:
         shown = (tuple(value.shape), value.dtype, value.detach().cpu().flatten().tolist())
         described[f"the starting value of parameter {name!r}"] = repr(shown)
     for name, latent in run.latents.items():
-        described[f"the prior of {name!r}"] = repr(float(latent.log_prob.sum()))
+        described[f"the prior of {name!r}"] = repr(float(latent.log_prob.detach().sum()))
     described["the log density of sites other than RegimeHMM"] = repr(problem.others)
     described["min_eigenvalue"] = repr(problem.min_eigenvalue)
     described["the list of observed sites"] = repr(plan.sites)
