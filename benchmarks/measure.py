@@ -164,17 +164,41 @@ def surroundings() -> str:
     )
 
 
+#: Seconds of rest before a benchmark, in which the work of others is counted.
+_REST = 2.0
+
+
 def load() -> str:
-    """How busy the machine is, with a warning if it is; to be asked before anything is measured.
+    """How many cores others keep busy, with a warning if they do; to be asked before measuring.
 
     With other work on a core, libraries that use several threads take many times as long as alone,
     each to its own extent, so that ratios are wrong too.
     """
-    if not hasattr(os, "getloadavg"):
+    busy = _busy_cores()
+    if busy is None:
         return "load unknown"
-    busy = os.getloadavg()[0]
     warning = "; BUSY: quote no time or ratio of this run" if busy > 0.5 else ""
-    return f"load {busy:.1f} on {os.cpu_count()} cores{warning}"
+    return f"{busy:.1f} of {os.cpu_count()} cores busy with other work{warning}"
+
+
+def _busy_cores() -> float | None:
+    """The mean number of cores in use while this process rests; None where it is not known."""
+    before = _ticks()
+    time.sleep(_REST)
+    after = _ticks()
+    if before is None or after is None:
+        return None
+    spent = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    idle = spent[3] + spent[4]  # idle, and waiting for a disk
+    return (os.cpu_count() or 1) * (1 - idle / max(sum(spent), 1))
+
+
+def _ticks() -> list[int] | None:
+    """The clock ticks that all cores have spent in each state: proc(5), ``/proc/stat``."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    return [int(each) for each in stat.read_text().split("\n", 1)[0].split()[1:9]]
 
 
 @contextmanager

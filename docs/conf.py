@@ -1,6 +1,8 @@
 """Sphinx configuration."""
 
+import math
 import sys
+import warnings
 from pathlib import Path
 
 import pyro_regimes
@@ -15,9 +17,28 @@ release = version = pyro_regimes.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx_gallery.gen_gallery",
     "mathml",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
+
+# All scripts of gallery/ are run at every build; an exception or a warning in one ends it.
+warnings.filterwarnings("error", module=r"(pyro_regimes|__main__)\b")
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "backreferences_dir": "auto_gallery/backreferences",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "run_stale_examples": True,
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", "gallery_state.reset"),
+    "reference_url": {"pyro_regimes": None},
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": math.inf,
+}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -35,7 +56,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pyro_regimes\.infer\.charts\.Chart"),
     (
         "py:class",
-        r"pyro_regimes\.estimator\.(walk_forward_result\.Walk|windows\.Refit|candidates\.Family"
+        r"pyro_regimes\.estimator\.(walk\.Walk|windows\.Refit|candidates\.Family"
         r"|residual_tests\.SeriesTest)",
     ),
     ("py:class", r"(?!pyro_regimes\.).*"),

@@ -9,13 +9,16 @@ from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
-    from pyro_regimes.estimator import RegimeModel, select
+    from pyro_regimes.estimator import OnlineFilter, RegimeModel, select
     from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
+    from pyro_regimes.reading.chunks import Chunks
 
 __all__ = [
+    "Chunks",
     "EM",
     "EMResult",
+    "OnlineFilter",
     "Posterior",
     "RegimeHMM",
     "RegimeModel",
@@ -30,8 +33,10 @@ __all__ = [
 # Each name is imported when it is first used, because Pyro takes more than a second to load, and
 # scikit-learn another.
 _PLACES = {
+    "Chunks": "reading.chunks",
     "EM": "infer",
     "EMResult": "infer",
+    "OnlineFilter": "estimator",
     "Posterior": "distributions",
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",

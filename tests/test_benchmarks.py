@@ -21,6 +21,7 @@ from benchmarks import (
     peers,
     ragged,
     regime_model,
+    stream,
     versions,
     walk_forward,
 )
@@ -185,10 +186,21 @@ def test_take_turns_until_the_time_is_up() -> None:
     assert measure.take_turns(tasks, 3, seconds=0.0) == {"a": [1.0] * 2, "b": [1.0] * 2}
 
 
-@pytest.mark.parametrize("busy", [0.1, 2.0])
-def test_load_warns_of_a_busy_machine(busy: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0), raising=False)
-    assert ("BUSY" in measure.load()) == (busy > 1)
+@pytest.mark.parametrize("busy", [0, 30, 100])
+def test_load_warns_of_a_busy_machine(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([[5, 0, 5, 70, 3, 0, 0, 0], [5 + busy, 0, 5, 160 - busy, 13, 0, 0, 0]])
+    monkeypatch.setattr(measure, "_ticks", lambda: next(ticks))
+    monkeypatch.setattr(measure, "_REST", 0.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    said = measure.load()
+    assert said.startswith(f"{2 * busy / 100:.1f} of 2 cores busy")
+    assert ("BUSY" in said) == (busy > 25)
+
+
+def test_load_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_ticks", lambda: None)
+    monkeypatch.setattr(measure, "_REST", 0.0)
+    assert measure.load() == "load unknown"
 
 
 def test_gpu_without_one(
@@ -328,3 +340,22 @@ def test_missing_entries(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
             missing_entries.main()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = stream.report(3000, 1000, 2000, 1)
+    text = "\n".join(lines)
+    assert "3,000 in chunks of 1,000" in text and "rows a second" in lines[-1]
+    assert any(line.startswith("ratio") for line in lines)
+    parts = list(stream.generate(2500, 1000))
+    assert [len(part) for part in parts] == [1000, 1000, 500]
+    np.testing.assert_array_equal(parts[1], list(stream.generate(2500, 1000))[1])
+
+    class Wrong:
+        history = [1.0]
+
+    run = stream.run
+    monkeypatch.setattr(
+        stream, "run", lambda data, steps: Wrong() if hasattr(data, "shape") else run(data, steps)
+    )
+    assert len(stream.memory_lines(2000, 1000, 1)) == 1

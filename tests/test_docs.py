@@ -129,6 +129,7 @@ PAGES = {
     "quickstart": 5,
     "any_model": 1,
     "sequences": 3,
+    "scale": 3,
     "states_weights": 5,
     "choosing": 4,
     "missing_data": 3,

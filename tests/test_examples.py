@@ -57,6 +57,12 @@ TABLE = [
         r"full EM: \d+ passes.*pass 2: .* below full EM",
         {"held_out.csv"},
     ),
+    (
+        "stream_parquet.py",
+        ["--num-rows=3000", "--chunk=1000", "--live=60"],
+        r"Calm +Turbulent.*differ by \d[.\de-]* nats\nafter 60 rows: Calm 0\.\d+.*differs by ",
+        {"returns.parquet", "model.json", "state.json"},
+    ),
 ]
 
 

@@ -41,7 +41,10 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Market regimes (Calm, Normal, Turbulent) from a table of returns, by hidden Markov models."""
+    """Market regimes (Calm, Normal, Turbulent) from a table of returns, by hidden Markov models.
+
+    Example: pyro-regimes fit prices.csv --prices, then pyro-regimes report prices.csv --prices
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)

@@ -39,7 +39,7 @@ def main() -> NoReturn:
             # A usage error of the parser; its class differs between releases of typer.
             if not hasattr(error, "format_message"):
                 raise
-            code = _fail(error.format_message())
+            code = _fail(error.format_message() + _remedy(sys.argv[1:2], error))
     raise SystemExit(code or 0)
 
 
@@ -62,6 +62,27 @@ def program() -> NoReturn:
         except OSError:  # a closed pipe, a full disk
             code = code or _NOT_FLUSHED
     os._exit(code)
+
+
+def _remedy(first: list[str], error: Any) -> str:
+    """What to type, after a file in place of a command and after a command without its model."""
+    message = str(getattr(error, "message", ""))
+    if message.startswith("No such command") or message.startswith("Missing command"):
+        name = "".join(first)
+        if "." in name or os.path.exists(name):
+            return f" To fit regimes to a file: pyro-regimes fit {name} (with --prices for prices)"
+        return f" Commands: {', '.join(sorted(_names()))}."
+    missing = error.format_message().startswith("Missing argument")
+    if missing and getattr(getattr(error, "param", None), "name", "") == "model":
+        return (
+            " It is a file that pyro-regimes fit DATA writes, regimes/model.json: "
+            f"pyro-regimes {''.join(first)} regimes/model.json DATA"
+        )
+    return ""
+
+
+def _names() -> list[str]:
+    return [str(getattr(each.callback, "__name__", "")) for each in app.registered_commands]
 
 
 def _fail(reason: object, code: int = 2) -> int:

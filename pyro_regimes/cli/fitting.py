@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional
 
 import typer
 
@@ -22,7 +22,8 @@ from pyro_regimes.cli.options import (
 
 if TYPE_CHECKING:
     from pyro_regimes.datasets import Returns
-    from pyro_regimes.estimator import RegimeModel
+    from pyro_regimes.estimator import RegimeModel, Selection
+    from pyro_regimes.reading.chunks import Chunks
 
 
 class Settings(NamedTuple):
@@ -56,22 +57,7 @@ class Settings(NamedTuple):
 
         :param tell: whether to print where the number of periods in a year comes from.
         """
-        from pyro_regimes.estimator import RegimeModel  # takes a second or two
-
-        use_one_thread()
-        periods = _periods_per_year(returns, self.periods_per_year, tell)
-        model = RegimeModel(
-            n_regimes=self.n_regimes,
-            emission=self.emission.value,
-            covariance_type=self.covariance_type.value,
-            n_init=self.n_init,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            regularization=self.regularization,
-            order_by=self.order_by.value,
-            periods_per_year=periods,
-            random_state=self.seed,
-        )
+        model = self._model(_periods_per_year(returns, self.periods_per_year, tell))
         method = f"EM, {self.n_init} start{'s' * (self.n_init > 1)}"
         with screen.Progress() as progress:
             progress.begin(method, self.max_iter)
@@ -80,6 +66,73 @@ class Settings(NamedTuple):
                 callback=lambda step, mean: progress.tell(method, step, self.max_iter, mean),
             )
         return model
+
+    def fit_stream(self, chunks: Chunks) -> RegimeModel:
+        """The model fitted to a file that is read anew in every iteration."""
+        model = self._model(self.periods_per_year)
+        with screen.Progress() as progress:
+            progress.begin("EM", self.max_iter)
+            model.fit(
+                chunks,
+                callback=lambda step, value: progress.tell("EM", step, self.max_iter, value),
+            )
+        return model
+
+    def _model(self, periods_per_year: float | None) -> RegimeModel:
+        from pyro_regimes.estimator import RegimeModel  # takes a second or two
+
+        use_one_thread()
+        return RegimeModel(
+            n_regimes=self.n_regimes,
+            emission=self.emission.value,
+            covariance_type=self.covariance_type.value,
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            regularization=self.regularization,
+            order_by=self.order_by.value,
+            periods_per_year=periods_per_year,
+            random_state=self.seed,
+        )
+
+    def select(self, returns: Returns, most: int) -> Selection:
+        """Models with 1 to ``most`` regimes, with the other settings; the progress is printed."""
+        return fit_candidates(
+            returns,
+            most,
+            self.emission.value,
+            self.covariance_type.value,
+            n_init=self.n_init,
+            random_state=self.seed,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            regularization=self.regularization,
+        )
+
+
+def fit_candidates(
+    returns: Returns,
+    most: int,
+    emission: str | list[str],
+    covariance_type: str | list[str],
+    **settings: Any,
+) -> Selection:
+    """Models with 1 to ``most`` regimes; the progress is printed.
+
+    :param settings: other arguments of :func:`.select`.
+    """
+    from pyro_regimes.estimator import select  # takes a second or two
+
+    use_one_thread()
+    with screen.Progress() as progress:
+        return select(
+            returns.to_frame(),
+            range(1, most + 1),
+            emission,
+            covariance_type,
+            callback=lambda name, part, parts: progress.tell("models", part, parts),
+            **settings,
+        )
 
 
 def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> float:

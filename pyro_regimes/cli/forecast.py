@@ -20,6 +20,10 @@ from pyro_regimes.text_tables import fixed, percent, text_table
 if TYPE_CHECKING:
     from pyro_regimes.estimator import Forecast
 
+_LEVEL = Annotated[
+    float, typer.Option(help="Probability of each tail, for quantiles and losses; below 0.5.")
+]
+
 
 @with_data
 def forecast(
@@ -28,10 +32,7 @@ def forecast(
     steps: Annotated[int, typer.Option(min=1, help="Number of steps after the last row.")] = 5,
     start: START = Start.auto,
     after: AFTER = None,
-    level: Annotated[
-        float,
-        typer.Option(help="Probability of each tail, for quantiles and losses; below 0.5."),
-    ] = 0.05,
+    level: _LEVEL = 0.05,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -49,6 +50,8 @@ def forecast(
 
     The steps have dates if the rows are daily, weekly, monthly, quarterly or yearly. After daily
     rows these are the next weekdays; holidays are not known.
+
+    Example: pyro-regimes forecast regimes/model.json prices.csv --prices --steps 10
     """
     _check(level)
     fitted, returns, frame = read_fitted(model, data)

@@ -66,7 +66,8 @@ TOL = Annotated[
 SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
 OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
 MODEL = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model that fit wrote, model.json.")
+    Path,
+    typer.Argument(metavar="MODEL", help="A model that fit wrote, such as regimes/model.json."),
 ]
 START = Annotated[
     Start,

@@ -29,6 +29,8 @@ def predict(
     Writes states.csv as fit does: the columns that begin with viterbi or smoothed use all of the
     rows; those that begin with filtered use the past and the present only, as a backtest
     must. A name in it that a spreadsheet would run as a formula has an apostrophe in front.
+
+    Example: pyro-regimes predict regimes/model.json prices.csv --prices
     """
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)

@@ -26,6 +26,7 @@ from pyro_regimes.cli.screen import note, show_warning
 
 if TYPE_CHECKING:
     from pyro_regimes.datasets import Returns
+    from pyro_regimes.reading.chunks import Chunks
 
 
 class Data(NamedTuple):
@@ -116,6 +117,30 @@ class Data(NamedTuple):
                 file.seek(0)
             returns = self._read_file(file, None)
         return self._last(_select(returns, names))
+
+    def stream(self) -> Chunks:
+        """The rows of a .parquet or .npy file, in pieces that are read when they are needed.
+
+        :raises ValueError: if it is another file, or another option is given than --columns.
+        """
+        if self.csv is None or self.csv.suffix not in (".parquet", ".npy"):
+            came = "no file" if self.csv is None else str(self.csv)
+            raise ValueError(
+                f"expected a .parquet or .npy file together with --stream, got {came}; other files "
+                "are read without it"
+            )
+        for name, value in {**self._options(), "num_rows": self.num_rows}.items():
+            if (value or value is False and name == "dayfirst") and name != "columns":
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"expected {option} without --stream, got both")
+        from pyro_regimes.reading.chunks import Chunks
+
+        columns = self._chosen()
+        if self.csv.suffix == ".parquet":
+            return Chunks.parquet(self.csv, columns)
+        if columns:
+            raise ValueError("expected --columns together with a .parquet file, got a .npy file")
+        return Chunks.npy(self.csv)
 
     def _file(self) -> Path | BinaryIO:
         """The file, or the content of standard input, which can be read again."""

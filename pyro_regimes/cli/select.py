@@ -8,15 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from pyro_regimes.cli import screen
-from pyro_regimes.cli.options import (
-    MAX_ITER,
-    SEED,
-    STARTS,
-    TOL,
-    CovarianceType,
-    Emission,
-    use_one_thread,
-)
+from pyro_regimes.cli.fitting import fit_candidates
+from pyro_regimes.cli.options import MAX_ITER, SEED, STARTS, TOL, CovarianceType, Emission
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
@@ -70,27 +63,24 @@ def select(
 
     Prints a table, in which an asterisk marks the best of each column. Fit the model that you
     choose with pyro-regimes fit. For data other than returns, such as counts, set --emission.
+
+    Example: pyro-regimes select prices.csv --prices --max-regimes 4
     """
     returns = data.read()
     if out is not None:
         make_directory(out)
-    from pyro_regimes.estimator import select as compare  # takes a second or two
-
-    use_one_thread()
-    with screen.Progress() as progress:
-        selection = compare(
-            returns.to_frame(),
-            range(1, max_regimes + 1),
-            [each.value for each in emission or [Emission.gaussian]],
-            [each.value for each in covariance_type or [CovarianceType.full]],
-            n_init=n_init,
-            folds=folds,
-            bootstrap=bootstrap,
-            random_state=seed,
-            callback=lambda name, part, parts: progress.tell("models", part, parts),
-            max_iter=max_iter,
-            tol=tol,
-        )
+    selection = fit_candidates(
+        returns,
+        max_regimes,
+        [each.value for each in emission or [Emission.gaussian]],
+        [each.value for each in covariance_type or [CovarianceType.full]],
+        n_init=n_init,
+        folds=folds,
+        bootstrap=bootstrap,
+        random_state=seed,
+        max_iter=max_iter,
+        tol=tol,
+    )
     if out is not None:
         frame = selection.to_frame()
         columns = {str(name): frame[name] for name in frame}

@@ -18,6 +18,8 @@ def today(model: MODEL, data: Data, start: START = Start.auto, after: AFTER = No
     probable regime, given all rows. A table has for each regime its probability on the last row and
     one step later, the expected number of steps until it ends, and its volatility. The expected
     number of steps does not depend on how long the regime has lasted.
+
+    Example: pyro-regimes today regimes/model.json prices.csv --prices
     """
     fitted, returns, frame = read_fitted(model, data)
     before = read_start(start, after, fitted, returns)

@@ -155,8 +155,8 @@ def _draw_entries(
             values, place, "|", color=EM_COLOR, markersize=11, markeredgewidth=2,
             label=run.method,
         )  # fmt: skip
-    panel.set_yticks(place, entries.labels)
+    panel.set_yticks(place, entries.labels, parse_math=False)
     panel.set_ylim(len(place) - 0.5, -0.5)
-    panel.set_title(entries.title, loc="left", fontsize="medium")
+    panel.set_title(entries.title, loc="left", fontsize="medium", parse_math=False)
     panel.grid(axis="x", color="#e6e6e6", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

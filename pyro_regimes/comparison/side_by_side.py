@@ -117,6 +117,7 @@ class _Helper:
         self._pipe.send_bytes(pickle.dumps(name))
 
     def has_message(self) -> bool:
+        """Whether :meth:`receive` would not wait."""
         return self._pipe.poll()
 
     def receive(self) -> Any:

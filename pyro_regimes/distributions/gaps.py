@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.distributions import checks
-from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 
 
@@ -89,7 +88,7 @@ class Gaps:
             powers = torch.where(is_odd, powers @ square, powers)
             left = left // 2
             if not bool((left > 0).any()):
-                return safe_log(powers).to(step_logits.dtype)
+                return ops.safe_log(powers).to(step_logits.dtype)
             square = square @ square
 
 

@@ -16,7 +16,6 @@ from pyro_regimes.distributions.imputation import Imputation, impute
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.exact import exact_copy
-from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.kernels import ops
 
 
@@ -202,12 +201,12 @@ class RegimeHMM(TorchDistribution):
     @_lazy
     def initial_logits(self) -> Tensor:
         """Normalised log initial probabilities, ``(..., K)``."""
-        return safe_log(self.initial_probs)
+        return ops.safe_log(self.initial_probs)
 
     @_lazy
     def transition_logits(self) -> Tensor:
         """Normalised log transition probabilities, ``(..., 1 or T-1, K, K)``."""
-        return safe_log(self.transition_probs)
+        return ops.safe_log(self.transition_probs)
 
     @_lazy
     def initial_probs(self) -> Tensor:

@@ -375,6 +375,13 @@ class Family(ABC):
         """The statistics after some were taken again for one argument: these alone by default."""
         return again
 
+    def add(self, one: Stats, other: Stats) -> Stats:
+        """The sum of statistics of other data at the same arguments, such as chunks of a stream.
+
+        By default all fields are added.
+        """
+        return add(one, other)
+
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """The sum over all sequences, ``(1, 1 or T, K, ...)``, float64.
 

@@ -216,6 +216,15 @@ class ColumnsFamily(Family):
             )
         )
 
+    def add(self, one: PartStats, other: PartStats) -> PartStats:
+        """The sums of the parts."""
+        parts = zip(self._parts, one.parts, other.parts, strict=True)
+        return PartStats(
+            tuple(
+                None if own is None else part.family.add(own, new) for part, own, new in parts
+            )
+        )
+
     def total(self, stats: PartStats, num_batch_dims: int, like: PartStats | None) -> PartStats:
         """The sum over all sequences."""
         return PartStats(

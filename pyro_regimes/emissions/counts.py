@@ -27,15 +27,8 @@ from torch import Tensor
 
 from pyro_regimes.emissions import special
 from pyro_regimes.emissions.arithmetic import over_event
-from pyro_regimes.emissions.logs import (
-    Outcomes,
-    is_empty,
-    logsumexp,
-    safe_log,
-    sum_of_products,
-    times,
-)
-from pyro_regimes.kernels.ops import can_be_seen
+from pyro_regimes.emissions.logs import Outcomes, is_empty, sum_of_products, times
+from pyro_regimes.kernels.ops import can_be_seen, logsumexp, safe_log
 
 
 def result_dtype(value: Tensor, argument: torch.dtype) -> torch.dtype:

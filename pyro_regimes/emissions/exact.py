@@ -21,14 +21,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_regimes.emissions import counts
-from pyro_regimes.emissions.logs import (
-    Outcomes,
-    logsumexp,
-    outcomes_of_logits,
-    outcomes_of_probs,
-    safe_log,
-)
+from pyro_regimes.emissions.logs import Outcomes, outcomes_of_logits, outcomes_of_probs
 from pyro_regimes.emissions.parametrisation import read_given
+from pyro_regimes.kernels.ops import logsumexp, safe_log
 
 
 def exact_copy(distribution: Distribution, validate_args: bool | None = None) -> Distribution:
@@ -72,6 +67,7 @@ class _Exact:
     """Checks a value as torch does."""
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
+        """The exact log-probability of a value, which is checked first if the copy validates."""
         if self._validate_args:
             self._validate_sample(value)
         density: Tensor = self._log_prob(value)
@@ -128,6 +124,7 @@ class _Independent:
     """An Independent that supports a batch of size 0, unlike torch's."""
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
+        """The sum over the event dims."""
         density: Tensor = self.base_dist.log_prob(value)
         event_dims = tuple(range(-self.reinterpreted_batch_ndims, 0))
         return density.sum(event_dims) if event_dims else density

@@ -242,6 +242,11 @@ class GammaFamily(Family):
             total = torch.where(zeros > 0, torch.inf, total)
         return Excess(weight, first, total, origin)
 
+    def add(self, one: Excess, other: Excess) -> Excess:
+        """The sum about the first one's origin."""
+        moved = about(other, one.origin)
+        return apply(torch.add, one, moved)._replace(origin=one.origin)
+
     def total(self, stats: Excess, num_batch_dims: int, like: Excess | None) -> Excess:
         """The sum over all sequences, about the mean of the data of each block."""
         if like is None:

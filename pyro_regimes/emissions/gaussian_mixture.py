@@ -36,12 +36,12 @@ from pyro_regimes.emissions.base import (
     over_sequences,
 )
 from pyro_regimes.emissions.charts import Chart
-from pyro_regimes.emissions.logs import logsumexp
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 from pyro_regimes.emissions.wrappers import unwrap
+from pyro_regimes.kernels.ops import logsumexp
 
 _MIXTURE, _COMPONENT = "mixture_distribution.", "component_distribution."
 
@@ -270,6 +270,13 @@ class _Family(Family):
         merged = self.inner.merge(accurate, one, other)
         weight = torch.where(accurate, one.weight, other.weight)
         return stats._replace(components=merged._replace(weight=weight))
+
+    def add(self, one: MixtureStats, other: MixtureStats) -> MixtureStats:
+        """The sums of the counts, and those of the components."""
+        components = None
+        if one.components is not None:
+            components = self.inner.add(one.components, other.components)
+        return MixtureStats(one.counts + other.counts, components)
 
     def total(
         self, stats: MixtureStats, num_batch_dims: int, like: MixtureStats | None

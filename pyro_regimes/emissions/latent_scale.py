@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions import moments
 from pyro_regimes.emissions.arithmetic import divide
-from pyro_regimes.emissions.base import Arguments, Conjugate, Observed, over_sequences
+from pyro_regimes.emissions.base import Arguments, Conjugate, Observed, apply, over_sequences
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.special import log_gamma_ratio
 from pyro_regimes.emissions.statistics import Spread
@@ -180,6 +180,12 @@ def merge(accurate: Tensor, stats: Stats, again: Stats) -> Stats:
     return again.with_moments(
         found._replace(weight=torch.where(accurate, stats.latent, again.latent))
     )
+
+
+def add(one: Stats, other: Stats) -> Stats:
+    """The sum of statistics about one origin."""
+    found = apply(torch.add, one._replace(origin=None), other._replace(origin=None))
+    return found._replace(origin=one.origin)
 
 
 def total(stats: Stats, num_batch_dims: int, like: Stats | None, is_full: bool) -> Stats:

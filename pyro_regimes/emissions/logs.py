@@ -13,13 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_regimes.emissions.arithmetic import over_event
-from pyro_regimes.kernels.ops import can_be_seen
-
-
-def safe_log(probs: Tensor) -> Tensor:
-    """The logarithm, with value -inf and derivative 0 at 0."""
-    impossible = probs == 0
-    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -torch.inf)
+from pyro_regimes.kernels.ops import can_be_seen, safe_log
 
 
 def safe_log_complement(probs: Tensor) -> Tensor:
@@ -74,10 +68,3 @@ def sum_of_products(count: Tensor, logits: Tensor, event_dim: int) -> Tensor:
         rows = count.flatten(-event_dim).squeeze(-2)
         return rows @ logits.expand((-1,) + count.shape[-event_dim:]).flatten(1).mT
     return over_event(times(count, logits), event_dim)
-
-
-def logsumexp(terms: Tensor) -> Tensor:
-    """logsumexp over the last dim, with gradient 0 if all terms are -inf."""
-    peak = terms.detach().amax(-1, keepdim=True)
-    peak = peak.masked_fill(peak.isinf(), 0.0)
-    return safe_log((terms - peak).exp().sum(-1)) + peak.squeeze(-1)

@@ -127,6 +127,14 @@ def merge(accurate: Tensor, one: Moments, other: Moments) -> Moments:
     )
 
 
+def add(one: Moments, other: Moments) -> Moments:
+    """The sum of moments about one origin."""
+    second = None
+    if one.second is not None and other.second is not None:
+        second = one.second + other.second
+    return Moments(one.origin, one.weight + other.weight, one.first + other.first, second)
+
+
 def scatter(moments: Moments, loc: Tensor, is_full: bool) -> Tensor:
     """The second moments about ``loc``."""
     _, weight, first, second = moments

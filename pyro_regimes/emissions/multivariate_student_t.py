@@ -240,6 +240,10 @@ class _Family(Family):
         """Combine statistics of two origins, block by block."""
         return latent_scale.merge(accurate, stats, again)
 
+    def add(self, one: Stats, other: Stats) -> Stats:
+        """See :func:`.latent_scale.add`."""
+        return latent_scale.add(one, other)
+
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """The sum over all sequences, each block about its own origin."""
         return latent_scale.total(stats, num_batch_dims, like, is_full=True)

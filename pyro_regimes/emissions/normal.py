@@ -184,6 +184,10 @@ class _Family(Family):
         """Combine moments about two origins, block by block."""
         return moments.merge(accurate, stats, again)
 
+    def add(self, one: Moments, other: Moments) -> Moments:
+        """The sum of moments about one origin."""
+        return moments.add(one, other)
+
     def total(self, stats: Moments, num_batch_dims: int, like: Moments | None) -> Moments:
         """The sum over all sequences, each block about its own origin."""
         return moments.total(stats, num_batch_dims, like, is_full=False)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import probs_to_logits
 
-from pyro_regimes.emissions.logs import safe_log, safe_log_complement
+from pyro_regimes.emissions.logs import safe_log_complement
+from pyro_regimes.kernels.ops import safe_log
 
 #: Two conversions may differ by so many units of rounding, depending on the memory layout.
 _ULPS = 8

@@ -33,9 +33,9 @@ from pyro_regimes.emissions.base import (
     Observed,
     Scaling,
 )
-from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals
+from pyro_regimes.kernels.ops import safe_log
 
 
 def _reduce(stats: Totals, given: Arguments, weighted: bool) -> Totals:

@@ -23,9 +23,11 @@ class Root(NamedTuple):
     spread: Callable[[Tensor, Tensor], Tensor]  #: from R and the symmetric matrix (e + e') / 2
 
     def perturb(self, spread: Tensor, by: Tensor) -> Tensor:
+        """The spread perturbed by e."""
         return self.spread(self.of(spread), (by + by.mT) / 2)
 
     def score(self, pooled: Spread, spread: Tensor) -> Tensor:
+        """The derivative of the expected log density in e, symmetric."""
         weight, scatter = pooled
         root = self.of(spread)
         half = torch.linalg.solve(root, scatter)
@@ -34,6 +36,7 @@ class Root(NamedTuple):
         return 0.25 * (whitened + whitened.mT) - 0.5 * weight * eye
 
     def gain(self, score: Tensor, pooled: Spread, spread: Tensor, floor: float) -> Tensor:
+        """The predicted gain, without directions in which a variance at the floor would fall."""
         score = (score + score.mT) / 2
         if floor > 0:
             root = self.of(spread)

@@ -17,8 +17,8 @@ from torch.distributions import constraints
 from pyro_regimes.emissions import charts, conjugate, draws, links
 from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.links import Link
-from pyro_regimes.emissions.logs import logsumexp, safe_log
 from pyro_regimes.emissions.statistics import Counts
+from pyro_regimes.kernels.ops import logsumexp, safe_log
 
 
 def normalise(counts: Tensor) -> Tensor:

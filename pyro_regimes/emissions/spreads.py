@@ -26,6 +26,7 @@ NAMES = ("covariance_matrix", "scale_tril", "precision_matrix")
 
 
 def factor_of(given: Arguments) -> Tensor:
+    """The lower Cholesky factor of the covariance, from whichever argument is given."""
     if "scale_tril" in given:
         return given["scale_tril"]
     if "covariance_matrix" in given:
@@ -34,6 +35,7 @@ def factor_of(given: Arguments) -> Tensor:
 
 
 def covariance_of(given: Arguments) -> Tensor:
+    """The covariance matrix, from whichever argument is given."""
     if "covariance_matrix" in given:
         return given["covariance_matrix"]
     factor = factor_of(given)
@@ -41,6 +43,7 @@ def covariance_of(given: Arguments) -> Tensor:
 
 
 def precision_of(given: Arguments) -> Tensor:
+    """The inverse of the covariance, from whichever argument is given."""
     if "precision_matrix" in given:
         return given["precision_matrix"]
     if "scale_tril" in given:

@@ -247,6 +247,10 @@ class TransformedFamily(Family):
         """As the family inside merges."""
         return self.family.merge(accurate, stats, again)
 
+    def add(self, one: Stats, other: Stats) -> Stats:
+        """As the family inside adds."""
+        return self.family.add(one, other)
+
     def total(self, stats: Stats, num_batch_dims: int, like: Stats | None) -> Stats:
         """As the family inside adds."""
         return self.family.total(stats, num_batch_dims, like)

@@ -295,6 +295,11 @@ class VonMisesFamily(Family):
         weight, total, sine = sums.over_time(observed, versed, deviation.sin())
         return Directions(weight, total, sine, origin)
 
+    def add(self, one: Directions, other: Directions) -> Directions:
+        """The sum about the first one's origin."""
+        moved = about(other, one.origin)
+        return apply(torch.add, one, moved)._replace(origin=one.origin)
+
     def total(
         self, stats: Directions, num_batch_dims: int, like: Directions | None
     ) -> Directions:

@@ -200,6 +200,11 @@ class ZeroInflatedFamily(Family):
             return again
         return again._replace(base=self._family.renew(stats.base, again.base))
 
+    def add(self, one: ZeroInflated, other: ZeroInflated) -> ZeroInflated:
+        """The sums of the numbers, and the sum of the base."""
+        base = None if one.base is None else self._family.add(one.base, other.base)
+        return ZeroInflated(one.structural + other.structural, one.others + other.others, base)
+
     def total(
         self, stats: ZeroInflated, num_batch_dims: int, like: ZeroInflated | None
     ) -> ZeroInflated:

@@ -1,6 +1,7 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
 from pyro_regimes.estimator.forecast import Forecast
+from pyro_regimes.estimator.online_filter import OnlineFilter
 from pyro_regimes.estimator.parameter_errors import ParameterErrors
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive_checks import PredictiveCheck
@@ -18,6 +19,7 @@ from pyro_regimes.estimator.walk_forward_result import WalkForward
 __all__ = [
     "Forecast",
     "Imputation",
+    "OnlineFilter",
     "ParameterErrors",
     "Paths",
     "PredictiveCheck",

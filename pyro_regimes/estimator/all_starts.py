@@ -28,7 +28,7 @@ from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
 from pyro_regimes.infer.em.engines.relay import RelayEngine
-from pyro_regimes.infer.em.loop import Engine
+from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.problem import Problem, TensorState
 
 #: Memory in bytes that the starts of a fit may always use, in addition to the data.
@@ -175,7 +175,7 @@ def fit_starts(
             held, spec, fixed=constant, initial=initial, stickiness=stickiness, packed=packed
         )
         guide = sticky_guide(held["transition_probs"]) if stickiness else None
-        em = _FitEM(model, guide, min_eigenvalue=floor)
+        em = FitEM(model, guide, min_eigenvalue=floor)
         result = em.run(
             x, lengths, num_steps=max_iter, tol=tol, callback=callback, acceleration=acceleration,
             **beside or {},
@@ -295,23 +295,24 @@ def _report(
     callback(steps_before + step, loss / share)
 
 
-class _FitEM(IsolatedEM):
+class FitEM(IsolatedEM):
     """EM without warnings of convergence; :class:`.RegimeModel` issues its own."""
 
     is_unbounded = False  #: whether a parameter of some start had no maximum
+    is_compiled = False  #: whether the compiled engine made all steps of all starts
     _ran: Engine | None = None
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the compiled engine made all steps of all starts in the last run."""
-        engine = self._ran
-        if not isinstance(engine, RelayEngine) or engine.has_moved.any():
-            return False
-        return self.plan is not None and self.plan.engine == engine.description()
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         self._ran = super()._engine(problem, start, extrapolates)
         return self._ran
+
+    def _run_on_tensors(self, *args: Any) -> Loop:
+        loop = super()._run_on_tensors(*args)
+        # Not kept: its buffers would stay until the collector of cycles runs.
+        engine, self._ran = self._ran, None
+        if isinstance(engine, RelayEngine) and not engine.has_moved.any():
+            self.is_compiled = self.plan is not None and self.plan.engine == engine.description()
+        return loop
 
     def _warn(self, message: str) -> None:
         self.is_unbounded |= "has no maximum" in message

@@ -174,13 +174,7 @@ class Forecast(NamedTuple):
         if weights is None:
             marginals = self.spec.marginals(emission)
         else:
-            num_series = self.mean.shape[1]
-            given = finite_numbers("weights", in_order("weights", weights, self.series_names))
-            if given.shape != (num_series,) or not given.any():
-                raise ValueError(
-                    f"expected weights to be one number for each of {num_series} series, not all "
-                    f"0, got {given.tolist()}"
-                )
+            given = read_weights(weights, self.mean.shape[1], self.series_names)
             marginals = [self.spec.portfolio(emission, given)]
         return [Mixture(self.regime_probs, each) for each in marginals], weights is not None
 
@@ -241,6 +235,20 @@ def forecast(
         random_state,
         series_names,
     )
+
+
+def read_weights(weights: Any, num_series: int, series_names: list[str] | None) -> Array:
+    """The weights of series in a sum, in their order.
+
+    :raises ValueError: if they are not one finite number for each series, or all 0.
+    """
+    given = finite_numbers("weights", in_order("weights", weights, series_names))
+    if given.shape != (num_series,) or not given.any():
+        raise ValueError(
+            f"expected weights to be one number for each of {num_series} series, not all "
+            f"0, got {given.tolist()}"
+        )
+    return given
 
 
 def _levels(name: str, value: npt.ArrayLike, most: float, remedy: str) -> Array:

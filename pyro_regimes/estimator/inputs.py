@@ -73,6 +73,7 @@ def _with_nan(table: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
+    """Whether a cell is None or pandas' NA."""
     return value is None or type(value).__name__ == "NAType"  # pandas need not be installed
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from pyro_regimes.infer import EM
 from pyro_regimes.infer.em import m_step
 from pyro_regimes.infer.em.e_step import Expected, read_site, take_expectations
+from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.problem import Problem, TensorState
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.infer.undisturbed import Undisturbed
+from pyro_regimes.reading.chunks import Chunks
 
 
 class IsolatedEM(EM):
@@ -56,6 +58,13 @@ class IsolatedEM(EM):
         with undisturbed, undisturbed, torch.no_grad():
             (site,) = self._session.run(self._call(args, {})).sites.values()
             return take_expectations(read_site(site))
+
+    def expect_chunks(self, chunks: Chunks) -> TensorState:
+        """The E-step over all chunks at the parameters of a model."""
+        undisturbed = Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            calls = ChunkCalls(self.model, self.guide, chunks, (), {})
+            return OnChunks(self._session, calls).expect()
 
     def maximise(self, probs: Tensor, num_steps: int, *args: Any) -> dict[str, Tensor]:
         """The parameters after M-steps that take these probabilities of the states.

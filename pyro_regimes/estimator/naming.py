@@ -101,8 +101,8 @@ def sort_regimes(
             order = _most_alike(agreement(order_by.hmm), before, after)
         else:
             order = _nearest(order_by.hmm, order_by.hmm._replace(parameters=parameters, spec=spec))
-        names = list(order_by.names)
-        return Order(order, names, _doubt_of(names, before, after[order]))
+        names, rule = list(order_by.names), _RULES[type(order_by)]
+        return Order(order, names, _doubt_of(names, before, after[order], rule))
     mean = ((means - means.mean(0)) / unit).mean(-1)
     volatility = (np.sqrt(variances) / unit).mean(-1)
     keys = (-mean,) if order_by == "mean" else (-mean, volatility)  # last key is primary
@@ -160,10 +160,24 @@ def _nearest(earlier: FittedHMM, later: FittedHMM) -> npt.NDArray[np.int64]:
     return found
 
 
-def _doubt_of(names: list[str], before: Array, after: Array) -> str | None:
+#: What the names of a reference follow, and the remedy.
+_RULES = {
+    Reference: (
+        "with the most rows in common in the model in order_by",
+        " order_by='volatility' names them anew.",
+    ),
+    Earlier: ("with the nearest density in the refit before", ""),
+}
+
+
+def _doubt_of(
+    names: list[str], before: Array, after: Array, rule: tuple[str, str]
+) -> str | None:
     """A warning where the order of two regimes by volatility contradicts their names.
 
     The usual names say which is more volatile; of others it is the order of the reference.
+
+    :param rule: of :data:`_RULES`.
     """
     usual = _NAMES.get(("volatility", len(names)))
     if usual is not None and sorted(names) == sorted(usual):
@@ -173,8 +187,7 @@ def _doubt_of(names: list[str], before: Array, after: Array) -> str | None:
         if after[low] > after[high] * (1 + _MUCH) and before[high] > before[low] * (1 + _MUCH):
             return (
                 f"{names[low]} is more volatile than {names[high]} now. Each name is that of the "
-                "regime with the most rows in common in the model in order_by, and the regimes "
-                "have changed. order_by='volatility' names them anew."
+                f"regime {rule[0]}, and the regimes have changed.{rule[1]}"
             )
     return None
 

@@ -119,10 +119,13 @@ class Chart(NamedTuple):
     ) -> Array:
         """Derivatives of numbers ``(n,)`` in the free vector ``(P,)``: ``(n, P)``."""
 
-        def at(u: Array) -> Array:
-            return function(self.parameters(free.at(torch.from_numpy(u)), is_centered))
+        device = free.information.device
 
-        curvature = free.information.diagonal().numpy()
+        def at(u: Array) -> Array:
+            values = free.at(torch.from_numpy(u).to(device))
+            return function(self.parameters(values, is_centered))
+
+        curvature = free.information.diagonal().cpu().numpy()
         steps = _STEP / np.sqrt(np.where(curvature > 0, curvature, 1.0))
         columns = []
         for j, step in enumerate(steps):
@@ -132,7 +135,7 @@ class Chart(NamedTuple):
             slope = (8 * near - far) / (12 * step)
             moved = np.abs(near) > _ROUNDING * np.abs(at(e))
             columns.append(np.where(moved | np.isnan(near), slope, 0.0))
-        n = len(function(self.parameters(free.at(torch.zeros(len(steps)).double()))))
+        n = len(at(np.zeros(len(steps))))
         return np.stack(columns, -1) if columns else np.zeros((n, 0))
 
 
@@ -179,9 +182,8 @@ def _of_pyro_model(
 
 def _of_attributes(free: StandardErrors, chart: Chart, held: Held) -> ParameterErrors:
     names = (*CHAIN_ATTRIBUTES, *chart.spec.attributes)
-    covariance = transformed(
-        free.covariance, torch.from_numpy(chart.jacobian(free, flat, is_centered=True))
-    ).numpy()
+    jacobian = torch.from_numpy(chart.jacobian(free, flat, is_centered=True))
+    covariance = transformed(free.covariance, jacobian.to(free.covariance)).cpu().numpy()
     values = by_name(chart.estimates)
     bounds = _without_errors(free, chart, held)
     missing = np.concatenate([bounds[name].ravel() for name in names])

@@ -189,7 +189,8 @@ class PlottedModel(FittedModel):
         data, sizes = validation.check_data(self, X, None)
         if len(sizes) > 1:
             raise ValueError(
-                f"expected X to be one sequence, got {len(sizes)}; {verb} each sequence alone"
+                f"expected X to be one sequence, got {len(sizes)}; {verb} each sequence alone, "
+                "such as X[0] of a list or X['name'] of a dict"
             )
         return data
 

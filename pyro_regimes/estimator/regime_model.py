@@ -33,7 +33,10 @@ from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.estimator.streamed import fit_chunks
 from pyro_regimes.infer.isolation import plain_torch
+from pyro_regimes.messages import shown
+from pyro_regimes.reading.chunks import Chunks
 
 #: What set_fit_request, set_output and their like set, and :func:`sklearn.base.clone` keeps.
 _SKLEARN_SETTINGS = ("_metadata_request", "_sklearn_output_config")
@@ -277,7 +280,9 @@ class RegimeModel(ReportedModel):
         (gradients, autocast, default device).
 
         :param X: ``(T, D)`` array or DataFrame, in order of time, a Series, or a list or dict of
-            these; of 1-D arrays, each is a univariate sequence.
+            these; of 1-D arrays, each is a univariate sequence. Or :class:`.Chunks` of such tables,
+            which need not fit in memory: the starts are fitted to a sample of the rows, and EM
+            goes on from the best of them on all rows. ``starts_`` is then None.
         :param y: taken for ``lengths``, as in hmmlearn, unless it has an entry for each row of X:
             that is a target, which a scikit-learn Pipeline passes, and it is ignored.
         :param lengths: number of rows of each sequence in X, if X holds several.
@@ -298,9 +303,13 @@ class RegimeModel(ReportedModel):
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
-        settings = validation.read_settings(self)
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
+        if isinstance(X, Chunks):
+            beside = {"y": y, "lengths": lengths, "states": states}
+            beside |= {"sample_weight": sample_weight, "gaps": gaps}
+            return self._fit_chunks(X, beside, callback)
+        settings = validation.read_settings(self)
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
         beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
@@ -328,11 +337,38 @@ class RegimeModel(ReportedModel):
             of_data = problems.of_data(data, sizes, getattr(fresh, "feature_names_in_", None))
         for problem in [*of_data, *([] if doubt is None else [doubt]), *fitted.problems]:
             warnings.warn(problem, stacklevel=levels_to_the_caller())
+        return self._become(fresh)
+
+    def _become(self, fresh: RegimeModel) -> RegimeModel:
+        """Take over the fit of another model."""
         # All attributes at once, after everything that may raise (a warning may, too).
         others = {name: value for name, value in vars(self).items() if not _is_fitted(name)}
         own = {name: value for name, value in vars(fresh).items() if _is_fitted(name)}
         self.__dict__ = others | own
         return self
+
+    def _fit_chunks(
+        self,
+        chunks: Chunks,
+        beside: dict[str, Any],
+        callback: Callable[[int, float], None] | None,
+    ) -> RegimeModel:
+        """Fit to data in chunks; :meth:`partial_fit` cannot update such a model."""
+        for name, value in beside.items():
+            if value is not None:
+                raise ValueError(f"expected {name}=None where X is Chunks, got {shown(value)}")
+        fresh = type(self)(**self.get_params(deep=False))
+        found = fit_chunks(fresh, chunks, callback)
+        survey = found.survey
+        fresh._set_fitted(found.fitted, found.spec)
+        fresh.n_samples_fit_ = survey.num_rows - survey.num_empty
+        fresh.n_missing_, fresh.n_missing_rows_ = survey.num_missing, survey.num_empty
+        fresh.training_start_ = survey.training_start if survey.num_sequences == 1 else None
+        fresh.periods_per_year_ = 252.0
+        doubt = [] if found.doubt is None else [found.doubt]
+        for problem in [*doubt, *found.fitted.problems]:
+            warnings.warn(problem, stacklevel=levels_to_the_caller())
+        return self._become(fresh)
 
     def partial_fit(
         self,

@@ -54,6 +54,8 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         notes: Sequence[str] = (),
         start: Any = "auto",
         after: npt.ArrayLike | None = None,
+        states: Any = None,
+        gaps: Any = None,
     ) -> None:
         """Write a report of the model and of X: one HTML file, which needs no other and no network.
 
@@ -77,6 +79,8 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         :param notes: sentences about the data to show, such as how they were prepared.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
+        :param states: known regimes, as in :meth:`predict`; the residuals do not use them.
+        :param gaps: as in :meth:`predict`; give those of the fit to report on its data.
         :raises ImportError: if matplotlib is not installed, or pandas is not and ``level`` is given
             (they are part of the ``app`` extra).
         :raises OSError: if the file cannot be written.
@@ -98,8 +102,9 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         data = self._one_sequence(X, "report")
         page = document(
             self._facts(
-                X, data, dates, unit, prices, level, selection, list(notes), start, after
-            ),
+                X, data, dates, unit, prices, level, selection, list(notes), start, after, states,
+                gaps,
+            ),  # fmt: skip
             title,
         )
         with replacing(target) as (file,):
@@ -117,6 +122,8 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         notes: list[str],
         start: Any,
         after: Any,
+        states: Any,
+        gaps: Any,
     ) -> Facts:
         """Everything that the page shows."""
         time = date_index(X) if dates is None else dates
@@ -126,7 +133,12 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
                 f"expected dates to have an entry for each of the {len(data)} rows of X, got "
                 f"{len(time)}"
             )
-        hmm, data, sizes = self._hmm_of(X, None, start, after)
+        hmm, data, sizes = self._hmm_of(X, None, start, after, states=states, gaps=gaps)
+        if states is None:
+            forecast = self.forecast(X, STEPS, start=start, after=after, gaps=gaps)
+        else:
+            last = hmm.posterior(data, sizes, "filtered")[1][-1]
+            forecast = self.forecast(None, STEPS, after=last)
         return Facts(
             self.summary(),
             hmm.spec,
@@ -136,13 +148,13 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
             hmm.decode(data, sizes, "viterbi")[1],
             hmm.posterior(data, sizes, "filtered")[1],
             hmm.posterior(data, sizes, "smoothed")[1],
-            self.forecast(X, STEPS, start=start, after=after),
+            forecast,
             unit,
             prices,
             self._periods_per_year(),
-            None if level is None else self.conf_int(X, level=level),
+            None if level is None else self.conf_int(X, level=level, states=states, gaps=gaps),
             level,
-            self.residuals(X, start=start, after=after),
+            self.residuals(X, start=start, after=after, gaps=gaps),
             selection,
             self._settings(),
             notes,
@@ -153,7 +165,7 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         spec = self._fitted_spec()
         found = [
             ("regimes", str(len(self.regime_names_))),
-            ("emission", spec.title),
+            ("emission", _emission(self.emission, spec.title)),
             ("free parameters", str(self.n_parameters_)),
         ]
         if not self.n_samples_fit_:
@@ -168,6 +180,11 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
             found.append(("updates by new rows", str(self.n_updates_)))
         values = self.get_params(deep=False)
         return found + [(name, _setting(values[name])) for name in _SETTINGS]
+
+
+def _emission(name: Any, title: str) -> str:
+    """The family with its covariances; several families have it in their title."""
+    return f"Gaussian, {title}" if name == "gaussian" else title
 
 
 def _text(name: str, value: Any) -> str | None:

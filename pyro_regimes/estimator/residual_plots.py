@@ -65,7 +65,7 @@ def plot_residuals(
     panels = _panels(ax)
     if len(panels) == 1:
         _draw_quantiles(panels[0], seen)
-        panels[0].set_title(title, loc="right", fontsize="medium")
+        panels[0].set_title(title, loc="right", fontsize="medium", parse_math=False)
         return figure_of(panels[0])
     time, quantiles, histogram, correlations = panels
     _draw_time(time, values, dates, title)
@@ -100,7 +100,10 @@ def _draw_time(panel: Axes, values: Array, dates: Any, title: str) -> None:
         panel.set_xlabel("step")
     share = np.mean(outside[~np.isnan(values)])
     panel.set_title(
-        f"{title}\n{share:.1%} beyond ±1.96, 5.0% expected", loc="left", fontsize="medium"
+        f"{title}\n{share:.1%} beyond ±1.96, 5.0% expected",
+        loc="left",
+        fontsize="medium",
+        parse_math=False,
     )
 
 

@@ -151,6 +151,7 @@ class _Progress:
         self._total = num_families * (fits + (tests if bootstrap else 0))
 
     def tell(self, name: str) -> None:
+        """Report one more part as done."""
         self._done += 1
         if self._callback is not None:
             self._callback(name, self._done, self._total)

@@ -41,7 +41,7 @@ def plot_selection(candidates: list[Candidate], ax: Axes | Iterable[Axes] | None
             _draw(panels[0], points[family], f", {family}", _STYLES[place % len(_STYLES)])
         else:
             _draw(panels[place], points[family], "", "-")
-            panels[place].set_title(family, loc="left", fontsize="medium")
+            panels[place].set_title(family, loc="left", fontsize="medium", parse_math=False)
     for panel in panels:
         _finish(panel, numbers, highest)
     for place, panel in enumerate(panels if ax is None else []):
@@ -60,7 +60,9 @@ def plot_selection(candidates: list[Candidate], ax: Axes | Iterable[Axes] | None
             frameon=False,
         )
     else:
-        panels[0].legend(frameon=False, fontsize="small")
+        legend = panels[0].legend(frameon=False, fontsize="small")
+        for text in legend.get_texts():  # which may have names of columns
+            text.set_parse_math(False)
     return figure
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.candidates import Candidate, Sample, num_observed
+from pyro_regimes.estimator.intervals import check_level
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.selection_plot import plot_selection
-from pyro_regimes.messages import shown
 from pyro_regimes.reading.packages import require
 from pyro_regimes.text_tables import Row, html_table, text_table, wrapped
 
@@ -72,8 +72,7 @@ class Selection(NamedTuple):
         return min(found, key=lambda each: sign * each.value(criterion), default=None)
 
     def _by_tests(self, level: float) -> Candidate | None:
-        if not (isinstance(level, (int, float)) and 0 < level < 1):
-            raise ValueError(f"expected level to be a number between 0 and 1, got {shown(level)}")
+        level = check_level(level)
         if len({each.family.name for each in self.candidates}) > 1:
             raise ValueError(
                 "expected candidates of one family for criterion='p_value', got several; tests of "

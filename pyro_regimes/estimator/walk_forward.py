@@ -16,7 +16,8 @@ from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regime_model import RegimeModel
-from pyro_regimes.estimator.walk_forward_result import Walk, WalkForward
+from pyro_regimes.estimator.walk import Walk
+from pyro_regimes.estimator.walk_forward_result import WalkForward
 from pyro_regimes.estimator.windows import Integers, Refit, Window, fit_windows
 from pyro_regimes.messages import shown
 

@@ -6,8 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, norm
+import numpy.typing as npt
+from scipy.stats import norm
 
+from pyro_regimes.estimator.exceedances import COLUMNS, read_levels, row_of_tests
+from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.forecast import read_weights
 from pyro_regimes.estimator.forecast_scores import gaussian_marginals, is_gaussian
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.marginals import is_circular
@@ -16,39 +20,14 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.walk import Walk
 from pyro_regimes.estimator.windows import Integers, Refit
-from pyro_regimes.messages import shown
 from pyro_regimes.reading.packages import require
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-class Walk(NamedTuple):
-    """Numbers of the n rows from the first refit on, NaN where there are none.
-
-    Of the row of a forecast are ``ahead``, ``mean`` and ``deviation``. Of the row that it is of are
-    ``log_score``, ``pit`` and ``crps``.
-    """
-
-    refit: Integers  #: ``(n,)``, the number of the refit that serves the row
-    filtered: Array  #: ``(n, K)``, probabilities of the regimes
-    ahead: Array  #: ``(n, K)``, those ``horizon`` rows later
-    mean: Array  #: ``(n, D)``
-    deviation: Array  #: ``(n, D)``
-    log_score: Array  #: ``(n,)``
-    pit: Array  #: ``(n, D)``
-    crps: Array  #: ``(n, D)``
-
-    @classmethod
-    def empty(cls, num_rows: int, num_regimes: int, num_series: int) -> Walk:
-        """All NaN."""
-        filtered, ahead = np.full((2, num_rows, num_regimes), np.nan)
-        mean, deviation, pit, crps = np.full((4, num_rows, num_series), np.nan)
-        refit, scores = np.zeros(num_rows, dtype=np.int64), np.full(num_rows, np.nan)
-        return cls(refit, filtered, ahead, mean, deviation, scores, pit, crps)
 
 
 class WalkForward(NamedTuple):
@@ -117,59 +96,73 @@ class WalkForward(NamedTuple):
         with np.errstate(invalid="ignore"):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
-    def quantiles(self, levels: Iterable[float]) -> pd.DataFrame:
+    def quantiles(
+        self, levels: Iterable[float], *, weights: npt.ArrayLike | None = None
+    ) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
         :param levels: probabilities between 0 and 1.
+        :param weights: of the series in a sum, ``(D,)``, as in :class:`.Forecast`, which is one
+            "weighted sum" in place of the series; None is each series.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
-        :raises ValueError: if a level is not between 0 and 1.
+        :raises ValueError: if a level is not between 0 and 1, or a weight is not valid.
         """
         pandas = require("pandas", "quantiles")
-        listed = _levels(levels, 1.0)
+        listed, given = read_levels(levels, 1.0), self._weights(weights)
         names = pandas.MultiIndex.from_product(
-            [listed, self.series_names], names=["level", "series"]
+            [listed, self._names(given)], names=["level", "series"]
         )
-        return self._frame(np.concatenate(list(self._quantiles(listed)), axis=1), names)
+        return self._frame(np.concatenate(list(self._quantiles(listed, given)), axis=1), names)
 
-    def value_at_risk(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
+    def value_at_risk(
+        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+    ) -> pd.DataFrame:
         """The losses that are exceeded with these probabilities; a positive number is a loss.
 
         As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
 
         :param levels: probabilities of the tail, between 0 and 0.5.
+        :param weights: as in :meth:`quantiles`.
         :return: as :meth:`quantiles`.
-        :raises ValueError: if a level is not between 0 and 0.5, or the emission is not one of
-            returns.
+        :raises ValueError: if a level is not between 0 and 0.5, a weight is not valid, or the
+            emission is not one of returns.
         """
-        self._check_returns("value_at_risk")
-        return -self.quantiles(_levels(levels, 0.5))
+        self._check_returns("value_at_risk", weights)
+        return -self.quantiles(read_levels(levels, 0.5), weights=weights)
 
-    def exceedances(self, levels: Iterable[float] = (0.01, 0.05)) -> pd.DataFrame:
-        """How often a loss exceeded the value at risk, and how likely so many or so few are.
+    def exceedances(
+        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+    ) -> pd.DataFrame:
+        """How often a loss exceeded the value at risk, and how likely that is if it is right.
+
+        For each level and series the table has the number of "rows", of "exceedances", their
+        "share", the "lower" and "upper" end of its exact 95 % interval (Clopper and Pearson), and
+        p-values: "p-value" of the exact binomial test and "Kupiec" of the likelihood ratio that the
+        share is the level, and "Christoffersen" of the likelihood ratio that exceedances do not
+        follow each other. This is NaN for a ``horizon`` above 1, whose
+        forecasts overlap, and if nothing follows an exceedance. The others are for independent
+        rows.
 
         :param levels: as those of :meth:`value_at_risk`.
-        :return: for each level and series the number of rows, of "exceedances", their share, and
-            the p-value of an exact binomial test that they are independent with the probability of
-            the level.
+        :param weights: as in :meth:`quantiles`. A row counts if no series of the sum is missing.
+        :return: by level and series.
         :raises ValueError: as :meth:`value_at_risk` does.
         """
-        self._check_returns("exceedances")
+        self._check_returns("exceedances", weights)
         pandas = require("pandas", "exceedances")
-        rows, places = [], []
-        listed = _levels(levels, 0.5)
-        for level, quantiles in zip(listed, self._quantiles(listed), strict=True):
-            below = self.data < quantiles
-            counts = ~np.isnan(self.data) & ~np.isnan(quantiles)
-            for name, num_below, number in zip(self.series_names, below.sum(0), counts.sum(0)):
-                p_value = binomtest(int(num_below), int(number), level).pvalue if number else np.nan
-                share = num_below / number if number else np.nan
-                places.append((level, name))
-                rows.append((number, num_below, share, p_value))
-        return pandas.DataFrame(
-            rows,
-            index=pandas.MultiIndex.from_tuples(places, names=["level", "series"]),
-            columns=["rows", "exceedances", "share", "p-value"],
+        listed, given = read_levels(levels, 0.5), self._weights(weights)
+        came = self.data
+        if given is not None:
+            came = self.data[:, given != 0] @ given[given != 0, None]
+        rows = []
+        for level, quantiles in zip(listed, self._quantiles(listed, given), strict=True):
+            counts = ~np.isnan(came) & ~np.isnan(quantiles)
+            pairs = zip((came < quantiles).T, counts.T, strict=True)
+            rows += [row_of_tests(*pair, level, self.horizon == 1) for pair in pairs]
+        index = pandas.MultiIndex.from_product(
+            [listed, self._names(given)], names=["level", "series"]
         )
+        return pandas.DataFrame(rows, index=index, columns=COLUMNS)
 
     @property
     def refits(self) -> pd.DataFrame:
@@ -228,10 +221,11 @@ class WalkForward(NamedTuple):
             kind="filtered",
         )
 
-    def _quantiles(self, levels: Sequence[float]) -> Array:
-        """``(levels, n, D)``, of the rows that the forecasts are of."""
-        made = np.full((len(levels), *self.data.shape), np.nan)
-        every = list(self._marginals())
+    def _quantiles(self, levels: Sequence[float], weights: Array | None) -> Array:
+        """``(levels, n, D)``, or ``(levels, n, 1)``, of the rows that the forecasts are of."""
+        every = list(self._marginals() if weights is None else self._sums(weights))
+        num_series = self.data.shape[1] if weights is None else 1
+        made = np.full((len(levels), len(self.data), num_series), np.nan)
         are_angles = all(is_circular(marginal) for _, _, marginal in every)
         for rows, series, marginal in every:
             if is_circular(marginal) and not are_angles:
@@ -248,8 +242,7 @@ class WalkForward(NamedTuple):
 
         Gaussian ones have those of all rows in one.
         """
-        numbers, which = np.unique(self.walk.refit, return_inverse=True)
-        every = [model._hmm() for model in (self.fits[n].model for n in numbers) if model]
+        which, every = self._served()
         if is_gaussian(every[0].spec):
             own = [gaussian_marginals(each.spec, each.parameters.emission) for each in every]
             means, deviations = (np.stack(each)[which] for each in zip(*own, strict=True))
@@ -260,6 +253,28 @@ class WalkForward(NamedTuple):
             for series, marginal in enumerate(each.spec.marginals(each.parameters.emission)):
                 yield which == number, series, marginal
 
+    def _sums(self, weights: Array) -> Iterator[tuple[Any, int, Any]]:
+        """The same of the weighted sum of the series."""
+        which, every = self._served()
+        for number, each in enumerate(every):
+            yield which == number, 0, each.spec.portfolio(each.parameters.emission, weights)
+
+    def _served(self) -> tuple[Integers, list[FittedHMM]]:
+        """Which of the fits serves each row, ``(n,)``, and those that serve any."""
+        numbers, which = np.unique(self.walk.refit, return_inverse=True)
+        return which, [model._hmm() for model in (self.fits[n].model for n in numbers) if model]
+
+    def _weights(self, weights: Any) -> Array | None:
+        """The weights of the series, as :class:`.Forecast` reads them."""
+        if weights is None:
+            return None
+        are_names = all(isinstance(name, str) for name in self.series_names)
+        names = [*self.series_names] if are_names else None
+        return read_weights(weights, self.data.shape[1], names)
+
+    def _names(self, weights: Array | None) -> list[Any]:
+        return self.series_names if weights is None else ["weighted sum"]
+
     def _frame(self, values: Array, columns: Any) -> pd.DataFrame:
         return require("pandas", "a table").DataFrame(values, index=self.index, columns=columns)
 
@@ -267,23 +282,10 @@ class WalkForward(NamedTuple):
         names = require("pandas", "a table").MultiIndex.from_product([values, self.series_names])
         return self._frame(np.concatenate(list(values.values()), axis=1), names)
 
-    def _check_returns(self, method: str) -> None:
+    def _check_returns(self, method: str, weights: Any) -> None:
         """:raises ValueError: if the emission is not one of returns, which have losses."""
         model = self.fits[0].model
         assert model is not None
         spec = model._fitted_spec()
-        if not spec.of_changes:
+        if weights is None and not spec.of_changes:
             raise ValueError(f"expected {method} of returns, got {spec.title}; use quantiles")
-
-
-def _levels(levels: Iterable[float], most: float) -> list[float]:
-    """:raises ValueError: if they are not between 0 and ``most``."""
-    try:
-        listed = [float(level) for level in levels]
-    except (TypeError, ValueError):
-        listed = [np.nan]
-    if not listed or not all(0 < level < 1 and level <= most for level in listed):
-        raise ValueError(
-            f"expected levels to be numbers between 0 and {most:g}, got {shown(levels)}"
-        )
-    return listed

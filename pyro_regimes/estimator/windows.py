@@ -74,10 +74,12 @@ class _Attempt(NamedTuple):
         """Whether both may be in one batch, so that the results are those of each alone.
 
         Data that follow must not decide about the computation of those before them. So what does
-        not depend on one window alone is equal in both: the floor, and that nothing is missing.
+        not depend on one window alone is equal in both: the floor, and whether anything is missing.
         """
         one, two = self.problem, other.problem
         if one is None or two is None or one.spec != two.spec or one.least != two.least:
+            return False
+        if np.isnan(one.z).any() != np.isnan(two.z).any():
             return False
         return _is_plain(one) and _is_plain(two)
 
@@ -89,7 +91,6 @@ def _is_plain(problem: Problem) -> bool:
         and settings.inference == "em"
         and settings.device.type == "cpu"
         and not (settings.min_eigenvalue or settings.stickiness)
-        and not np.isnan(problem.z).any()
     )
 
 

@@ -35,6 +35,7 @@ class State(NamedTuple):
 
     @classmethod
     def read(cls) -> State:
+        """The present state."""
         store = vars(pyro.get_param_store())
         plates = list(runtime._DIM_ALLOCATOR._stack)
         return cls(list(runtime._PYRO_STACK), plates, store, dict(store))

@@ -125,4 +125,5 @@ def blocks(charts: list[Chart], covariance: Tensor) -> list[Tensor]:
 
 
 def values_at(charts: list[Chart], u: Tensor) -> dict[str, Tensor]:
+    """The values of the parameters at free coordinates, by name."""
     return {chart.name: chart.value(part) for chart, part in parts(charts, u)}

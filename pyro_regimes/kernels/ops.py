@@ -41,6 +41,7 @@ from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_mi
 from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
 from pyro_regimes.kernels.likelihoods import Expectations
+from pyro_regimes.kernels.logs import logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
@@ -56,21 +57,36 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.transfers import Ahead
+from pyro_regimes.kernels.transfers import Block as BlockExpectations
+from pyro_regimes.kernels.transfers import backwards as backward_message
+from pyro_regimes.kernels.transfers import begin as first_message
+from pyro_regimes.kernels.transfers import combine as combine_transfers
+from pyro_regimes.kernels.transfers import expectations as block_expectations
+from pyro_regimes.kernels.transfers import forwards as forward_message
+from pyro_regimes.kernels.transfers import look_ahead, transfer
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
+    "Ahead",
+    "BlockExpectations",
     "Expectations",
     "Packing",
     "backend",
+    "backward_message",
+    "block_expectations",
     "broadcast",
     "can_be_seen",
     "check_lengths",
+    "combine_transfers",
     "complete_log_likelihood",
     "describe_kernel",
     "expectations",
     "expected_moments",
     "filter_logits",
     "filter_probs",
+    "first_message",
+    "forward_message",
     "fused_em",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
@@ -79,14 +95,18 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "log_likelihood",
+    "logsumexp",
+    "look_ahead",
     "min_duration_viterbi",
     "posterior",
     "predict_probs",
     "promoted_dtype",
+    "safe_log",
     "sample_posterior",
     "sample_prior",
     "squarem",
     "stationary_probs",
+    "transfer",
     "viterbi",
     "weighted_moments",
     "without_repeats",

@@ -86,3 +86,20 @@ def test_numbers_that_are_no_returns(emission, tmp_path, monkeypatch, capsys):
     call(capsys, monkeypatch, "report", "x.csv", "--emission", emission, *QUICK[:6])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "standard deviation" in text and "VaR" not in text
+
+
+def test_the_table_of_a_selection(tmp_path, monkeypatch, capsys):
+    """Its candidate with the number of regimes of the report is the model of the report."""
+    monkeypatch.chdir(tmp_path)
+    data = str(write_csv(tmp_path / "returns.csv"))
+    call(capsys, monkeypatch, "report", data, *QUICK, "--select", "2")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    returns = datasets.read_returns(data)
+    model = RegimeModel(2, "diag", n_init=1, max_iter=999, random_state=0).fit(returns.to_frame())
+    section = text[text.index("<h2>Number of regimes</h2>") : text.index("<h2>Data</h2>")]
+    assert f"{model.bic():,.1f}" in section and section.count("<tr>") == 3
+    model.save("model.json")
+    _, err = call(
+        capsys, monkeypatch, "report", data, "--model", "model.json", "--select", "2", code=2
+    )
+    assert "got both (--model, --select)" in err

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from pyro_regimes.comparison import (
     Comparison,
@@ -168,3 +169,10 @@ def test_posteriors_of_sites_of_any_shape_are_drawn():
     figure.canvas.draw()
     with pytest.raises(ValueError, match="a run with a posterior"):
         plot_posteriors(Comparison(comparison.runs[:1]))
+
+
+def test_dollars_in_names_of_series_are_letters():
+    figure = plot_posteriors(compared(loc=torch.arange(4.0).reshape(2, 2)), ["US$", "EUR$ US$"])
+    figure.canvas.draw()
+    named = [each for each in figure.findobj(Text) if "$" in each.get_text()]
+    assert named and not any(each.get_parse_math() for each in named)

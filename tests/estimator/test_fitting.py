@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from pyro_regimes.estimator.parameters import Parameters
 from pyro_regimes.estimator.pyro_model import pyro_model, to_arguments
 from pyro_regimes.estimator.spec import COVARIANCE_TYPES, find_spec
 from pyro_regimes.estimator.starts import make_starts
+from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.isolation import PYRO_LOCK
 from tests import seeds
 from tests.marks import slow
@@ -380,3 +382,18 @@ def test_a_start_that_nearly_collapses_leaves_the_others_their_convergence():
     x = load_sector_returns().values[-500:]
     model = RegimeModel(random_state=0).fit(x)  # a warning is an error here
     assert model.converged_
+
+
+def test_a_fit_leaves_no_engine_behind():
+    """Its buffers are several times the data, and the next batch of starts needs its own."""
+    x = seeds.rng(90).standard_normal((300, 2))
+    model = RegimeModel(2, n_init=3, max_iter=5, tol=1e9, random_state=0)
+    model.fit(x)
+    gc.collect()
+    gc.disable()
+    try:
+        model.fit(x)
+        left = [each for each in gc.get_objects() if type(each) is RelayEngine]
+    finally:
+        gc.enable()
+    assert not left

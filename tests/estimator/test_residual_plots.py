@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.stats import norm
 
 from pyro_regimes.estimator import Residuals
@@ -98,3 +99,12 @@ def test_nothing_to_plot():
     residuals = some()._replace(values=np.full((5, 2), np.nan), lengths=[5])
     with pytest.raises(ValueError, match="expected residuals to plot, got none that is finite"):
         residuals.plot()
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_dollars_in_names_are_letters(is_alone):
+    """Two of them are mathematics to matplotlib."""
+    residuals = some()._replace(series_names=["US$/EUR$", "b"])
+    figure = residuals.plot(0, ax=Figure().subplots() if is_alone else None)
+    named = [each for each in figure.findobj(Text) if "$" in each.get_text()]
+    assert named and not any(each.get_parse_math() for each in named)

@@ -263,6 +263,8 @@ def test_the_best_by_tests_is_the_first_that_is_not_rejected():
     values = {1: 5.0, 2: 4.0, 3: 3.0}
     assert made(values, {1: 0.01, 2: 0.3}).best("p_value").n_regimes == 2
     assert made(values, {1: 0.01, 2: 0.03}).best("p_value").n_regimes == 3
+    for level in (np.float32(0.02), np.float64(0.02), np.array(0.02)):
+        assert made(values, {1: 0.01, 2: 0.03}).best("p_value", level).n_regimes == 2
     assert made(values, {1: 0.01, 2: 0.03}).best("p_value", level=0.02).n_regimes == 2
     assert made(values, {}).best("bic").n_regimes == 3
     with pytest.raises(ValueError, match="set bootstrap in select"):
@@ -314,6 +316,19 @@ def test_the_plot_shows_differences_from_the_best():
     assert found.plot(ax=ax) is ax.figure and len(ax.get_legend().get_texts()) == 12
     with pytest.raises(ValueError, match="one for each of 3 families"):
         found.plot(ax=Figure().subplots(1, 2))
+
+
+def test_dollars_in_names_of_columns_are_letters():
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    family = Family({"US$": "gaussian", "EUR$": "student_t"}, "full")
+    first = made({1: 5.0, 2: 4.0}, {})
+    others = [each._replace(family=family) for each in first.candidates]
+    for candidates, ax in ((others, None), (first.candidates + others, Figure().subplots())):
+        figure = first._replace(candidates=candidates).plot(ax=ax)
+        named = [each for each in figure.findobj(Text) if "$" in each.get_text()]
+        assert named and not any(each.get_parse_math() for each in named)
 
 
 def test_the_tests_do_not_choose_a_number_that_none_was_made_of():

@@ -32,6 +32,7 @@ def two_regimes(num_rows: int, num_series: int, seed: int = 0) -> np.ndarray:
 
 
 DATA = two_regimes(160, 2)
+HOLES = np.where(np.random.RandomState(1).random_sample(DATA.shape) < 0.05, np.nan, DATA)
 MODEL = RegimeModel(2, n_init=2, random_state=0)
 SETTINGS = [
     {"refit_every": 12},
@@ -51,6 +52,11 @@ def walks() -> list[WalkForward]:
     return [walk(DATA, number) for number in range(len(SETTINGS))]
 
 
+@pytest.fixture(scope="module")
+def with_missing() -> list[WalkForward]:
+    return [walk(HOLES, number) for number in range(len(SETTINGS))]
+
+
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(one, other, equal_nan=True)
 
@@ -60,12 +66,19 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     cut=st.integers(60, 158),
     kind=st.sampled_from(["other", "missing", "some missing", "huge", "large", "constant"]),
     seed=st.integers(0, 10_000),
+    has_missing=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
 def test_rows_up_to_a_cut_do_not_depend_on_those_after_it_to_the_bit(
-    walks: list[WalkForward], number: int, cut: int, kind: str, seed: int
+    walks: list[WalkForward],
+    with_missing: list[WalkForward],
+    number: int,
+    cut: int,
+    kind: str,
+    seed: int,
+    has_missing: bool,
 ) -> None:
-    rng, data = np.random.RandomState(seed), DATA.copy()
+    rng, data = np.random.RandomState(seed), (HOLES if has_missing else DATA).copy()
     other = rng.standard_normal(data[cut + 1 :].shape)
     data[cut + 1 :] = {
         "other": other,
@@ -75,7 +88,8 @@ def test_rows_up_to_a_cut_do_not_depend_on_those_after_it_to_the_bit(
         "large": 1e6 * other,
         "constant": 0.25,
     }[kind]
-    before, after, num_rows = walks[number], walk(data, number), cut + 1 - 60
+    walked = with_missing if has_missing else walks
+    before, after, num_rows = walked[number], walk(data, number), cut + 1 - 60
     for name, value in before.walk._asdict().items():
         assert same(value[:num_rows], getattr(after.walk, name)[:num_rows]), name
     tables = ["filtered_probs", "forecasts", "scores"]
@@ -158,6 +172,29 @@ def test_fits_in_one_batch_are_those_of_each_alone_to_the_bit(
     assert max(sizes) == 2
     for name, value in alone.walk._asdict().items():
         assert same(value, getattr(walks[0].walk, name)), name
+
+
+def test_fits_of_data_with_missing_values_are_those_of_each_alone_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one batch too, from the first window with a missing value on."""
+    from pyro_regimes.estimator import windows
+
+    data, rng, sizes = DATA.copy(), seeds.rng(8), []
+    data[78:][rng.random_sample(data[78:].shape) < 0.1] = np.nan
+    data[100] = np.nan
+
+    def counted(starts, *args, **kwargs):
+        sizes.append(len(starts.initial_probs))
+        return fit_starts(starts, *args, **kwargs)
+
+    monkeypatch.setattr(windows, "fit_starts", counted)
+    together = walk(data, 0)
+    assert max(sizes) >= 6
+    monkeypatch.setattr(windows, "_MOST_WINDOWS", 1)
+    alone = walk(data, 0)
+    for name, value in alone.walk._asdict().items():
+        assert same(value, getattr(together.walk, name)), name
 
 
 def test_a_batch_with_a_fit_that_leaves_the_compiled_engine_is_fitted_alone() -> None:
@@ -515,3 +552,14 @@ def test_angles_among_other_series_have_no_quantiles() -> None:
     assert found[0.1, 1].isna().all() and found[0.1, 0].iloc[1:].notna().all()
     with pytest.raises(ValueError, match="got angles, which have no quantiles"):
         walk_of(data[:, 1:], emission="von_mises").quantiles([0.1])
+
+
+def test_names_that_contradict_the_volatility_are_explained_by_the_refit_before() -> None:
+    """``order_by`` is no remedy in a walk."""
+    rows, noise = np.arange(300), seeds.rng(9).standard_normal(300)
+    is_high, is_late = rows // 20 % 2 > 0, rows >= 120
+    deviations = np.where(is_high, 1.0, np.where(is_late, 3.0, 0.2))
+    data = (np.where(is_high, 20.0, -20.0) + deviations * noise)[:, None]
+    with pytest.warns(UserWarning, match="nearest density in the refit before") as caught:
+        walk_forward(MODEL, data, min_train=120, refit_every=40, window=120)
+    assert not any("order_by" in str(each.message) for each in caught)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -31,7 +32,9 @@ ONES = torch.ones(2, dtype=torch.float64)
 def observe(x: Tensor, emission: Any, initial: Any = None, matrix: Any = None, **more: Any) -> None:
     matrix = probs("matrix", MATRIX) if matrix is None else matrix
     initial = probs("initial", START) if initial is None else initial
-    with pyro.plate("sequences", len(x), dim=-1):
+    # Pyro has no plate of size 0.
+    plate = pyro.plate("sequences", len(x), dim=-1) if len(x) else nullcontext()
+    with plate:
         hmm = RegimeHMM(
             initial_probs=initial, transition_probs=matrix, observation_dist=emission, **more
         )
@@ -85,11 +88,18 @@ def restarts(x: Tensor) -> None:
         observe(x, dist.Normal(loc, scale), initial, matrix)
 
 
+def affine(x: Tensor) -> None:
+    loc = real("level", LOC[:1]) + torch.tensor([0.0, 1.0]) * real("distance", ONES[:1])
+    observe(x, dist.Normal(loc, positive("scale", ONES)))
+
+
 class Case(NamedTuple):
     model: Callable[[Tensor], None]
     draw: Callable[[Tensor, torch.Generator], Tensor]  # of the states' means (N, T)
     guide: bool = False
     optim: bool = False
+    tol: float | None = None
+    some_are_empty: bool = False  # the shards of every second rank
 
 
 def _normal(mean: Tensor, rng: torch.Generator) -> Tensor:
@@ -105,11 +115,16 @@ def _pairs_with_gaps(mean: Tensor, rng: torch.Generator) -> Tensor:
 CASES = {
     "gaussian": Case(gaussian, _pairs_with_gaps),
     "student_t": Case(student_t, _normal),
-    "poisson": Case(poisson, lambda mean, rng: torch.poisson(mean.exp(), generator=rng)),
+    "poisson": Case(
+        poisson,
+        lambda mean, rng: torch.poisson(mean.exp(), generator=rng),
+        some_are_empty=True,
+    ),
     "stationary": Case(stationary, _normal),
     "priors": Case(priors, _normal, guide=True),
     "optim": Case(with_optim, _normal, optim=True),
-    "restarts": Case(restarts, _normal),
+    "restarts": Case(restarts, _normal, tol=0.05),
+    "affine": Case(affine, _normal),
 }
 
 
@@ -131,26 +146,41 @@ def fit(name: str, x: Tensor) -> dict[str, Any]:
         guide = AutoDelta(pyro.poutine.block(case.model, expose=["matrix"]), init_loc_fn=init)
     optim = pyro.optim.SGD({"lr": 1e-3}) if case.optim else None
     em = EM(case.model, guide, optim)
-    result = em.run(x, num_steps=NUM_STEPS, tol=None)
+    num_steps = NUM_STEPS if case.tol is None else 200
+    result = em.run(x, num_steps=num_steps, tol=case.tol, check=case.tol is None)
     values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     return {"history": result.history, "restarts": result.restart_history, **values}
 
 
-def shard(x: Tensor, rank: int, size: int) -> Tensor:
-    """Uneven shards: the last rank has what is left."""
+def shard(name: str, x: Tensor, rank: int, size: int) -> Tensor:
+    """Uneven shards: the last rank with sequences has what is left."""
+    if CASES[name].some_are_empty:
+        if rank % 2:
+            return x[:0]
+        rank, size = rank // 2, (size + 1) // 2
     each = len(x) // size
     return x[rank * each : (rank + 1) * each if rank < size - 1 else len(x)]
 
 
-def difference_message() -> str:
-    """What a rank says that starts from another value."""
-    pyro.clear_param_store()
-    pyro.param("rate", LOC.exp() + torch.distributed.get_rank(), constraint=constraints.positive)
-    try:
-        EM(poisson).run(torch.ones(2, 5, dtype=torch.float64))
-    except ValueError as error:
-        return str(error)
-    return ""
+def poisson_by_rank(x: Tensor) -> None:
+    if torch.distributed.get_rank() == 0:
+        return poisson(x)
+    observe(x, dist.Poisson(positive("rate", LOC.exp().reciprocal()).reciprocal()))
+
+
+def difference_messages() -> list[str]:
+    """What a rank says that starts from another value, and one that uses it otherwise."""
+    found = []
+    for model in (poisson, poisson_by_rank):
+        pyro.clear_param_store()
+        if model is poisson:
+            start = LOC.exp() + torch.distributed.get_rank()
+            pyro.param("rate", start, constraint=constraints.positive)
+        try:
+            EM(model).run(torch.ones(2, 5, dtype=torch.float64))
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def die(rank: int, size: int, folder: str) -> None:
@@ -162,7 +192,7 @@ def die(rank: int, size: int, folder: str) -> None:
         if rank == 2 and number == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    x = shard(data("poisson", 0), rank, size)
+    x = shard("priors", data("poisson", 0), rank, size)
     EM(poisson).run(x, num_steps=100_000, tol=None, callback=callback)
 
 
@@ -183,9 +213,9 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
     begin(rank, size, folder)
     found: dict[str, Any] = {}
     for name in CASES:
-        x = shard(data(name, seed), rank, size)
+        x = shard(name, data(name, seed), rank, size)
         found[name], found[f"{name} again"] = fit(name, x), fit(name, x)
-    found["difference"] = difference_message()
+    found["differences"] = difference_messages()
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from tests import seeds
 from tests.infer import ranks
+from tests.marks import slow
 
 
 def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
@@ -35,7 +36,7 @@ def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
     return [worker.returncode for worker in workers], printed
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, *slow(4, 8)])
 def test_as_in_one_process(size, tmp_path):
     """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
     seed = seeds.seed(3)
@@ -61,7 +62,9 @@ def test_as_in_one_process(size, tmp_path):
                 assert torch.equal(torch.as_tensor(got), torch.as_tensor(found[0][name][key]))
     if size > 1:
         for each in found:
-            assert "starting value of parameter 'rate'" in each["difference"]
+            value, use = each["differences"]
+            assert "starting value of parameter 'rate'" in value
+            assert "update of parameter 'rate'" in use
 
 
 def test_the_example_under_torchrun():
@@ -78,6 +81,7 @@ def test_the_example_under_torchrun():
     assert lines[0][1:] == lines[1][1:]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others(tmp_path):
     """kill -9 of one of four in mid-run: each of the others says so, and none hangs."""
     codes, printed = launch(4, tmp_path, "die")

@@ -45,9 +45,11 @@ class PyroSteps:
         self._data = data
 
     def step(self) -> float:
+        """One step, and the loss before it."""
         return self._svi.step(self._data)
 
     def loss(self) -> float:
+        """The loss at the present parameters."""
         with torch.no_grad():
             return self._svi.evaluate_loss(self._data)
 
@@ -66,6 +68,7 @@ class CompiledSteps:
         self._optim.zero_grad()
 
     def step(self) -> float:
+        """One step, and the loss before it."""
         loss = self._loss()
         loss.backward()
         self._optim.step()
@@ -73,5 +76,6 @@ class CompiledSteps:
         return float(loss.detach())
 
     def loss(self) -> float:
+        """The loss at the present parameters."""
         with torch.no_grad():
             return float(self._loss())

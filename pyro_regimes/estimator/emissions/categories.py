@@ -186,12 +186,15 @@ class Categories:
         self._below[:, -1] = self._from[:, 0] = 1.0
 
     def cdf(self, x: npt.ArrayLike) -> Array:
+        """P(X <= x)."""
         return self._at(self._below, np.floor(x) + 1)
 
     def sf(self, x: npt.ArrayLike) -> Array:
+        """P(X > x)."""
         return self._at(self._from, np.floor(x) + 1)
 
     def logpmf(self, x: npt.ArrayLike) -> Array:
+        """The log-probability; -inf for anything that is not a category."""
         numbers = np.asarray(x, dtype=np.float64)
         inside = (numbers >= 0) & (numbers < self.probs.shape[-1]) & (np.floor(numbers) == numbers)
         with np.errstate(divide="ignore"):
@@ -199,20 +202,24 @@ class Categories:
         return np.where(inside | np.isnan(numbers), logs, -np.inf)
 
     def ppf(self, p: npt.ArrayLike) -> Array:
+        """The least category c with P(X <= c) >= p."""
         level = np.asarray(p, dtype=np.float64)
         found: Array = (self._below[:, 1:-1] < level[..., None]).sum(-1).astype(np.float64)
         return np.where((level >= 0) & (level <= 1), found, np.nan)
 
     def mean(self) -> Array:
+        """The means, ``(K,)``."""
         found: Array = self.probs @ np.arange(self.probs.shape[-1])
         return found
 
     def var(self) -> Array:
+        """The variances, ``(K,)``."""
         deviations = np.arange(self.probs.shape[-1]) - self.mean()[:, None]
         found: Array = (self.probs * deviations**2).sum(-1)
         return found
 
     def support(self) -> tuple[int, int]:
+        """The first and the last category."""
         return 0, self.probs.shape[-1] - 1
 
     def _at(self, table: Array, places: npt.ArrayLike) -> Array:

@@ -130,14 +130,17 @@ class Angles:
         self._unrolled = vonmises(concentrations, self._means)
 
     def cdf(self, x: npt.ArrayLike) -> Array:
+        """P(X <= x), counted from -pi on."""
         found: Array = self._unrolled.cdf(_wrapped(np.asarray(x))) - self._unrolled.cdf(-np.pi)
         return np.clip(found, 0.0, 1.0)
 
     def sf(self, x: npt.ArrayLike) -> Array:
+        """P(X > x), up to pi."""
         found: Array = self._unrolled.cdf(np.pi) - self._unrolled.cdf(_wrapped(np.asarray(x)))
         return np.clip(found, 0.0, 1.0)
 
     def logpdf(self, x: npt.ArrayLike) -> Array:
+        """The log-density."""
         found: Array = self._unrolled.logpdf(x)
         return found
 
@@ -157,6 +160,7 @@ class Angles:
         return 1 - _lengths(self._concentrations)
 
     def support(self) -> tuple[float, float]:
+        """-pi and pi."""
         return -np.pi, np.pi
 
 

@@ -172,6 +172,7 @@ class Gaussian(Spec):
 
 
 def sample_loc(num_regimes: int, mean: Tensor, scale: Tensor) -> Tensor:
+    """Sample site of the means, ``(K, D)``, of a Pyro model for the comparison of methods."""
     about = dist.Normal(mean, 3 * scale).expand([num_regimes, len(mean)])
     loc: Tensor = pyro.sample("loc", about.to_event(2))
     return loc

@@ -35,6 +35,7 @@ class Levels(NamedTuple):
 
     @classmethod
     def continuous(cls, log_cdf: Array, log_sf: Array, log_density: Array) -> Levels:
+        """Those of a series with a density: P(X = x) is 0."""
         return cls(log_cdf, log_cdf, log_sf, log_sf, log_density)
 
     def averaged(self, log_weights: Array) -> Levels:

@@ -40,18 +40,22 @@ class Facts(NamedTuple):
 
     @property
     def names(self) -> list[str]:
+        """Names of the regimes."""
         return self.summary.regime_names
 
     @property
     def series(self) -> list[str]:
+        """Names of the series."""
         return self.summary.series_names
 
     @property
     def is_dated(self) -> bool:
+        """Whether the rows have dates."""
         return self.time is not None and self.time.dtype.kind == "M"
 
     @property
     def colors(self) -> list[str]:
+        """A colour for each regime."""
         return regime_colors(len(self.names))
 
     @property
@@ -66,10 +70,12 @@ class Facts(NamedTuple):
 
     @property
     def spread_name(self) -> str:
+        """What the spread of a series is called."""
         return "annualised volatility" if self.summary.is_annualised else "standard deviation"
 
     @property
     def mean_name(self) -> str:
+        """What the mean of a series is called."""
         return "annualised mean" if self.summary.is_annualised else "mean"
 
     @property

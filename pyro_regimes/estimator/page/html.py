@@ -66,6 +66,7 @@ def facts_table(rows: Iterable[Sequence[str]]) -> Html:
 
 
 def paragraph(*text: str) -> Html:
+    """A paragraph of plain text."""
     return element("p", *text)
 
 

@@ -49,4 +49,5 @@ def _missing(facts: Facts) -> str:
 
 
 def settings(facts: Facts) -> Html:
+    """The settings of the fit, with their values."""
     return facts_table(facts.settings)

@@ -65,6 +65,7 @@ def next_step(facts: Facts) -> Html:
 
 
 def outlook(facts: Facts) -> Html:
+    """The probabilities of the regimes, and the distribution of the next step."""
     return join([regimes_ahead(facts), next_step(facts)])
 
 

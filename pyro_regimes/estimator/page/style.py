@@ -24,13 +24,17 @@ p { margin: 8px 0; max-width: 46rem; overflow-wrap: anywhere; }
 .figures span { color: var(--pale); font-size: .85rem; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px;
   margin-right: .4em; background: var(--regime); }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%;
+  background:
+    linear-gradient(to left, var(--page) 60%, transparent) right / 32px 100% no-repeat local,
+    linear-gradient(to left, var(--line), transparent) right / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: 6px 0; }
 th, td { padding: 4px 12px; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top; font-weight: 400; }
 td { white-space: nowrap; }
 thead th { font-weight: 600; vertical-align: bottom; }
+thead th:first-child { white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; max-width: 20rem; overflow-wrap: break-word;
   position: sticky; left: 0; background: var(--page); }
 .scroll:focus-visible { outline: 2px solid var(--pale); }
@@ -39,15 +43,19 @@ table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere;
 table.facts th { color: var(--pale); white-space: nowrap; }
 .interval { display: block; color: var(--pale); font-size: .8rem; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 10px; }
+footer { margin-top: 28px; }
 svg { width: 100%; height: auto; display: block; fill: currentColor; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .narrow { display: none; }
 @media (max-width: 620px) {
   body { padding: 16px 16px 32px; }
   .wide { display: none; } .narrow { display: block; }
-  th, td { padding: 4px 8px; } th:first-child { min-width: 6rem; max-width: 8.5rem; }
+  th, td { padding: 4px 8px; } th:first-child { min-width: 6rem; max-width: 9.5rem; }
+  thead th:first-child { white-space: normal; }
+  th.part { padding-left: .7em; }
   .verdict { padding: 12px 14px; }
 }
+@page { margin: 14mm; }
 @media print {
   :root { color-scheme: light; --page: #ffffff; --text: #000000; --pale: #444444; --line: #bbbbbb;
     --panel: #ffffff; }
@@ -57,7 +65,7 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
   th, td { padding: 2px 9px; } th:first-child { position: static; }
   h2 { margin-top: 26px; } h2, h3, .caption { break-after: avoid; }
   svg, tr, .verdict { break-inside: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

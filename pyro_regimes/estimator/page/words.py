@@ -28,6 +28,7 @@ _NONE = "–"
 
 
 def frequency_of(time: npt.NDArray[Any] | None) -> Frequency:
+    """The frequency of the dates; an unknown one without dates."""
     return infer_frequency(np.arange(0) if time is None else time)
 
 

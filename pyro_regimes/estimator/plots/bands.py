@@ -26,6 +26,13 @@ class Bands(NamedTuple):
 def make_bands(
     time: npt.NDArray[Any], path: npt.NDArray[Any], probs: Array, rows: int | None
 ) -> Bands:
+    """Put rows together in bands of equal size.
+
+    :param time: ``(T,)``, dates or numbers.
+    :param path: ``(T,)``, regimes.
+    :param probs: ``(T, K)``.
+    :param rows: the number of rows in a band; None for a round number that gives a readable plot.
+    """
     num_rows, num_regimes = probs.shape
     if rows is None:
         rows = _round_number(num_rows / _MOST_BANDS)

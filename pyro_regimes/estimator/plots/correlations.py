@@ -71,10 +71,16 @@ def _write_numbers(panel: Axes, matrix: npt.NDArray[np.float64]) -> None:
         return
     for (row, column), value in np.ndenumerate(matrix):
         color = "#111111" if abs(value) < _PALE else "#fdfdfd"
-        text = "1" if row == column else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+        text = "1" if row == column else _number(float(value))
         panel.text(column, row, text, ha="center", va="center", size="small", color=color)
 
 
 def _cell(panel: Axes, number: int) -> float:
     """The width of a cell, in inches."""
     return min(width_of(panel), height_of(panel)) / number
+
+
+def _number(value: float) -> str:
+    """Two decimals without the zero before them; no sign before .00."""
+    text = f"{value:.2f}".replace("-0.00", "0.00")
+    return text.replace("0.", ".").replace("-", "−")

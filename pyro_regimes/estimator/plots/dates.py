@@ -25,6 +25,7 @@ def as_time(dates: Any) -> npt.NDArray[Any]:
 
 
 def label_dates(panel: Axes) -> None:
+    """Label the horizontal axis with as many dates as have room."""
     from matplotlib.dates import MONTHLY, AutoDateLocator, ConciseDateFormatter
 
     most = int(np.clip(1.2 * width_of(panel), 4, 11))
@@ -36,6 +37,7 @@ def label_dates(panel: Axes) -> None:
 
 
 def title_of(time: npt.NDArray[Any], num_regimes: int, is_short: bool) -> str:
+    """A title with the number of regimes and the dates of the first and the last row."""
     regimes = "1 regime" if num_regimes == 1 else f"{num_regimes} regimes"
     if time.dtype.kind != "M":
         return f"{regimes}, {len(time)} steps"

@@ -111,6 +111,7 @@ def panels_for(ax: Any, number: int, size: tuple[float, float], most_columns: in
 
 
 def figure_of(panel: Axes) -> Figure:
+    """The figure of an axes."""
     figure = panel.get_figure(root=True)
     assert figure is not None
     return figure
@@ -127,6 +128,7 @@ def height_of(panel: Axes) -> float:
 
 
 def text_of(panel: Axes) -> Text:
+    """The sizes of text that suit a panel."""
     width, height = _LARGE_PANEL
     return _FULL_TEXT if width_of(panel) >= width and height_of(panel) >= height else _SHORT_TEXT
 

@@ -167,17 +167,23 @@ def check_finite(site: Site) -> None:
         )
 
 
-def read_site(site: Site) -> SiteData:
+def read_site(site: Site, like: SiteData | None = None) -> SiteData:
     """Check the observed value as ``log_prob`` does, and prepare the data of a site.
 
+    :param like: the same site with other data, if densities are not needed. Its are then taken.
     :raises ValueError: if the value has a wrong shape or length, lies outside the support, or is
         not finite, except for padding, masked and missing values.
     """
     hmm, mask = site.hmm, site.observation_mask
-    initial_logits, transition_logits, logits, _ = hmm.chain(site.value)
+    if like is None or isinstance(mask, Tensor):
+        initial_logits, transition_logits, logits, _ = hmm.chain(site.value)
+        dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
+        dtype = torch.promote_types(dtype, logits.dtype)
+    else:
+        hmm._check(site.value)
+        initial_logits, transition_logits, logits = like.chain
+        dtype = like.dtype
     check_finite(site)
-    dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
-    dtype = torch.promote_types(dtype, logits.dtype)
     value, _ = values.without_padding(site.value, hmm.lengths, hmm.event_dim)
     value, missing = values.fill_missing(value.detach(), hmm.observation_dist, hmm.missing)
     if isinstance(mask, Tensor):
@@ -236,8 +242,10 @@ def _chain_logits(arguments: Arguments, name: str) -> Tensor:
     return (probs / probs.sum(-1, keepdim=True)).log()
 
 
-def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Expected:
-    """The E-step of one site.
+def chain_of(
+    data: SiteData, arguments: Arguments | None = None
+) -> tuple[Arguments, tuple[Tensor, Tensor, Tensor]]:
+    """The arguments of a site, and the kernels' logits at them.
 
     :param arguments: None for those at which the site was read, whose densities are known.
     """
@@ -251,7 +259,16 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
         if gaps is not None:
             transition = gaps.transition_logits(transition)
         logits = observation_logits(data, arguments)
-    expectations = ops.expectations(initial, transition, logits, data.site.hmm.sequences)
+    return arguments, (initial, transition, logits)
+
+
+def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Expected:
+    """The E-step of one site.
+
+    :param arguments: None for those at which the site was read, whose densities are known.
+    """
+    arguments, chain = chain_of(data, arguments)
+    expectations = ops.expectations(*chain, data.site.hmm.sequences)
     return Expected(data, arguments, expectations)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
+from functools import partial
 from numbers import Integral
 from typing import Any, Callable, NamedTuple
 
@@ -14,21 +15,25 @@ from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
-from pyro_regimes.infer.em.engines import fused_gaussian, fused_linear
+from pyro_regimes.infer.em.engines.chunk_kernel import NotServed
+from pyro_regimes.infer.em.engines.finding import find_fused
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
 from pyro_regimes.infer.em.loop import Engine, Loop
+from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
+from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
-from pyro_regimes.infer.em.ranks import ranks_of
+from pyro_regimes.infer.em.ranks import Ranks, ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 from pyro_regimes.messages import shown
+from pyro_regimes.reading.chunks import Chunks
 
 __all__ = ["EM", "EMResult"]
 
@@ -151,6 +156,8 @@ class EM:
         self._session.warn(message)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if args and isinstance(args[0], Chunks):
+            raise ValueError("expected data in memory, got Chunks, which EM.run alone takes")
         return Call(self.model, self.guide, args, kwargs)
 
     def _retrace(self, call: Call, snapshot: Snapshot) -> RetraceEngine:
@@ -198,6 +205,12 @@ class EM:
         If an optimiser moves parameters, the log-likelihood must change by less than ``tol`` in ten
         consecutive steps. Other arguments are passed to the model.
 
+        If the first argument is a :class:`.Chunks`, the model is run on one chunk after the other,
+        in each iteration anew, with the chunk in the place of that argument. The result is that of
+        all data at once: expected statistics add up, also over pieces of one sequence. It needs
+        the memory of two chunks. Every parameter must have a closed form, and distributions must
+        be constant in time.
+
         :param num_steps: the maximum number of steps.
         :param tol: in nats. None runs all ``num_steps``.
         :param callback: called after each step with its number, from 1, and the loss after it. The
@@ -232,22 +245,28 @@ class EM:
         check_callback(callback)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        session, call = self._session, self._call(args, kwargs)
+        settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
+        session = self._session
         session.begin()
         ranks = ranks_of(process_group) if self._joins_ranks else None
+        if args and isinstance(args[0], Chunks):
+            _check_no_ranks(ranks)
+            calls = ChunkCalls(self.model, self.guide, args[0], args[1:], kwargs)
+            return self._run_on_chunks(calls, settings, check)
+        call = self._call(args, kwargs)
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad(), session.on_ranks(ranks):
             undisturbed.undo = session.mark()
             snapshot = session.read(call)
             if acceleration is not None:
                 _check_can_extrapolate(snapshot.problem.plan)
-            settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
             if snapshot.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, snapshot, undisturbed, settings)
             else:
                 loop = self._run_retracing(call, snapshot, undisturbed, settings)
             session.frozen = loop.ascent.frozen
-            return self._checked(loop, tol if check else None, call)
+            findings = partial(guard.check, session, call, loop)
+            return self._checked(loop, tol if check else None, findings)
 
     def _iterate(
         self,
@@ -269,8 +288,41 @@ class EM:
         """Iterate on the tensors of one run of the model, then verify the result by another run."""
         session = self._session
         problem, start, _ = snapshot
+        engine = self._engine(problem, start, settings.extrapolates)
+        loop = self._run_engine(engine, start, undisturbed, settings)
+        if loop.num_steps and not self._agrees(loop, call):
+            session.write(start.params, start.leaves)
+            again = session.read(call)  # it may have changed once, and not again
+            return self._run_retracing(call, again, undisturbed, settings)
+        if loop.ascent.blamed and problem.may_move:
+            session.give_up(loop.ascent.blamed)
+            again = session.read(call)
+            return self._run_retracing(call, again, undisturbed, settings, loop)
+        return loop
+
+    def _run_on_chunks(self, calls: ChunkCalls, settings: _Settings, check: bool) -> EMResult:
+        """Iterate on data in chunks, and run the model on each of them in every pass."""
+        session, undisturbed = self._session, Undisturbed()
+        with undisturbed, undisturbed, torch.no_grad():
+            undisturbed.undo = session.mark()
+            engines = OnChunks(session, calls)
+            engine, start = engines.start(settings.extrapolates)
+            try:
+                loop = self._run_engine(engine, start, undisturbed, settings)
+            except NotServed as error:  # a chunk that is not like those before
+                engine, start = engines.start_on_tensors(str(error))
+                loop = self._run_engine(engine, start, undisturbed, settings)
+            session.describe_engine(engines.description)
+            session.frozen = loop.ascent.frozen
+            findings = partial(check_on_chunk, session, calls, loop)
+            return self._checked(loop, settings.tol if check else None, findings)
+
+    def _run_engine(
+        self, engine: Engine, start: TensorState, undisturbed: Undisturbed, settings: _Settings
+    ) -> Loop:
+        """Iterate with an engine, and write the parameters back."""
+        session = self._session
         num_steps, tol, callback, extrapolates = settings
-        engine = self._engine(problem, start, extrapolates)
         loop = Loop(engine, start, session.frozen, self._warn, extrapolates)
 
         def keep() -> None:
@@ -293,14 +345,6 @@ class EM:
         if isinstance(engine, RelayEngine):
             session.describe_engine(engine.description())
         keep()
-        if loop.num_steps and not self._agrees(loop, call):
-            session.write(start.params, start.leaves)
-            again = session.read(call)  # it may have changed once, and not again
-            return self._run_retracing(call, again, undisturbed, settings)
-        if loop.ascent.blamed and problem.may_move:
-            session.give_up(loop.ascent.blamed)
-            again = session.read(call)
-            return self._run_retracing(call, again, undisturbed, settings, loop)
         return loop
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
@@ -309,10 +353,7 @@ class EM:
             size = problem.ranks.size
             self._session.describe_engine(f"tensor operations, added up over {size} ranks")
             return TensorEngine(problem)
-        fused, tensors = fused_gaussian.find(problem, start), TensorEngine(problem)
-        families = [data.site.family for data in problem.sites.values()]
-        if any(family is not None and family.linear is not None for family in families):
-            fused = fused_linear.find(problem, start, extrapolates)
+        fused, tensors = find_fused(problem, start, extrapolates), TensorEngine(problem)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
             return tensors
@@ -371,7 +412,9 @@ class EM:
             loop.measured(losses, ~alike)
         return True
 
-    def _checked(self, loop: Loop, tol: float | None, call: Call) -> EMResult:
+    def _checked(
+        self, loop: Loop, tol: float | None, check: Callable[[float], list[guard.Finding]]
+    ) -> EMResult:
         """The result, reported as converged only if the model's own gradient confirms it."""
         result = loop.result()
         if loop.converged and loop.now.unbounded:
@@ -382,9 +425,10 @@ class EM:
             )
         if tol is None or not loop.converged:
             return result
-        findings = guard.check(self._session, call, loop, tol)
-        if loop.problem.ranks is not None:
-            findings = [each for found in loop.problem.ranks.objects(findings) for each in found]
+        findings = check(tol)
+        ranks = loop.problem.ranks
+        if ranks is not None:
+            findings = [each for found in ranks.objects(findings) for each in found]
         if not findings:
             return result
         if not all(each.is_told for each in findings):
@@ -393,6 +437,15 @@ class EM:
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
+        )
+
+
+def _check_no_ranks(ranks: Ranks | None) -> None:
+    """:raises ValueError: if chunks are to be added up over ranks."""
+    if ranks is not None:
+        raise ValueError(
+            f"expected data in memory in a group of {ranks.size} processes, got Chunks; read the "
+            "sequences of each rank into memory"
         )
 
 

@@ -62,24 +62,28 @@ class Finding(NamedTuple):
     is_told: bool = False  #: whether an earlier warning has reported it
 
 
-def check(session: Session, call: Call, loop: Loop, tol: float) -> list[Finding]:
+def check(
+    session: Session, call: Call, loop: Loop, tol: float, is_maximum: bool = True
+) -> list[Finding]:
     """Compare the model's own objective and gradient with those of a converged run.
 
     :param session: runs the model; the parameter store holds the final parameters.
     :param loop: the converged run.
     :param tol: the tolerance with which it converged.
+    :param is_maximum: False if the parameters are not to be those of a maximum, as of one chunk of
+        the data that they were fitted to.
     :return: the disagreements larger than ten times ``tol`` and than rounding.
     """
     every = list(range(len(loop.now.losses)))
     try:
-        return _compare(session, call, loop, tol, every)
+        return _compare(session, call, loop, tol, every, is_maximum)
     except (torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
         what = f"the model's own objective could not be differentiated: {error}"
         return [Finding("", what, every)]
 
 
 def _compare(
-    session: Session, call: Call, loop: Loop, tol: float, every: list[int]
+    session: Session, call: Call, loop: Loop, tol: float, every: list[int], is_maximum: bool
 ) -> list[Finding]:
     problem, state = loop.problem, complete(loop.problem, loop.start, loop.now)
     natural = measures.perturbed(problem, state.params)
@@ -96,7 +100,7 @@ def _compare(
         if apart.any():
             what = f"the model's gradient and EM's are {mismatch[apart].max():.3g} nats apart"
             found.append(Finding(name, what, apart.nonzero()[0].tolist()))
-        elif short.any():
+        elif short.any() and is_maximum:
             what = f"by the model's own gradient a step could gain {gain[short].max():.3g} nats"
             found.append(Finding(name, what, short.nonzero()[0].tolist(), _is_frozen(loop, name)))
     return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pyro_regimes.infer.em.grouping import Groups
+import torch
+from torch import Tensor
+
+from pyro_regimes.distributions import stand_in
 from pyro_regimes.infer.em.problem import Problem
 from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.tracing import Run
@@ -52,22 +55,40 @@ def join(ranks: Ranks, problem: Problem, run: Run) -> None:
         )
 
 
-def groups_of_all(ranks: Ranks, own: Groups) -> Groups:
-    """The restarts, of which a rank without sequences knows nothing.
+def with_stand_ins(run: Run, known: dict[str, Tensor]) -> Run:
+    """A run in which sites without sequences have one of weight 0, as no statistics are empty.
 
-    :raises ValueError: if ranks find other restarts.
+    :param known: the observations that stand for those of a site, the same in all runs.
     """
-    count = sum(labels.numel() for labels in own.sequences.values())
+    sites = dict(run.sites)
+    for name, site in run.sites.items():
+        hmm, value = site.hmm, site.value
+        if value.numel() or not hmm.batch_shape.numel() or 0 in value.shape[-hmm.event_dim :]:
+            continue
+        lead = value.shape[: value.dim() - hmm.event_dim]
+        like = value.new_empty(torch.Size(size or 1 for size in lead) + value.shape[len(lead) :])
+        if name not in known:
+            known[name] = stand_in.some_value(hmm.observation_dist, like=like).clone()
+        value = known[name].expand(like.shape)
+        sites[name] = site._replace(value=value, scale=1.0, mask=False)
+    return run._replace(sites=sites)
+
+
+def check_groups(ranks: Ranks, problem: Problem) -> None:
+    """Check that all ranks have the same restarts.
+
+    :raises ValueError: if they find others, or there is no sequence on any rank.
+    """
+    own = problem.groups
     cells = {name: labels.tolist() for name, labels in own.cells.items()}
-    found = [each[1:] for each in ranks.objects((count, own.num_restarts, cells)) if each[0]]
-    if not found:
+    weights = [data.weight for data in problem.sites.values()]
+    counts = any(weight is None or bool((weight != 0).any()) for weight in weights)
+    found = ranks.objects((own.num_restarts, cells, counts))
+    if not any(each[-1] for each in found):
         raise ValueError("expected a sequence on some rank, got none on any")
-    if any(each != found[0] for each in found):
+    if any(each[:2] != found[0][:2] for each in found):
         raise ValueError(
             "expected every rank to find the same restarts, got "
-            f"{[number for number, _ in found]}: sequences of one restart must share a parameter "
+            f"{[number for number, *_ in found]}: sequences of one restart must share a parameter "
             "on every rank"
         )
-    number, labels = found[0]
-    known = {name: own.cells[name].new_tensor(each) for name, each in labels.items()}
-    return own._replace(num_restarts=number, cells=known)

@@ -56,8 +56,7 @@ def maximise(
     """Compute new values of all parameters, each given those before it in the plan.
 
     A cell without weight or without a maximum keeps its value, so the objective does not fall. A
-    covariance has no maximum if it is singular, or becomes so by rounding in the store. Locations
-    come before the spreads about them (ECM).
+    covariance without one is singular, or becomes so in the store. Locations come first (ECM).
 
     :param params: the current values.
     :param leaves: the stored tensors of the positive definite parameters.

@@ -59,9 +59,13 @@ class Objective(NamedTuple):
         plan, groups = problem.plan, problem.groups
         if plan.is_joint or problem.latents or set(self.of_sites) != set(groups.sequences):
             return None
-        if any(each.shape != groups.sequences[name].shape for name, each in self.of_sites.items()):
+        of_sites = {
+            name: each if each.numel() else each.new_zeros(groups.sequences[name].shape)
+            for name, each in self.of_sites.items()  # one without sequences has a stand-in
+        }
+        if any(each.shape != groups.sequences[name].shape for name, each in of_sites.items()):
             return None
-        total = groups.total(self.of_sites)
+        total = groups.total(of_sites)
         if problem.ranks is not None:
             (total,) = problem.ranks.add([total])
         losses: Array = -total.cpu().numpy()
@@ -140,8 +144,9 @@ def measure(
 ) -> list[Measure]:
     """The measures of all parameters."""
     problem, ascent, number = loop.problem, loop.ascent, len(state.losses)
-    expected = {**state.expected, **problem.priors}
-    collected = Collected(problem.plan, expected, state.params, problem.ranks)
+    collected = Collected(
+        problem.plan, {**state.expected, **problem.priors}, state.params, problem.ranks
+    )
     measured = []
     for each in problem.plan.assignments:
         pooled = pool(each, collected, problem.pseudo, weighted=True)

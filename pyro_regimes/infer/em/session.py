@@ -30,7 +30,7 @@ from pyro_regimes.infer.em.e_step import (
 )
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
-from pyro_regimes.infer.em.joining import groups_of_all, join
+from pyro_regimes.infer.em.joining import check_groups, join, with_stand_ins
 from pyro_regimes.infer.em.problem import (
     Array,
     Params,
@@ -91,6 +91,7 @@ class Session:
         self.plan: Plan | None = None
         self.frozen: Held = {}
         self.ranks: Ranks | None = None  #: among which the sequences of the present run are split
+        self._stand_ins: Params = {}  # observations of sites without sequences on this rank
         self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
         self.num_batches = 0  # that they are of
         self._constants: Params = {}  # arguments that are the same for all minibatches
@@ -112,7 +113,7 @@ class Session:
     @contextmanager
     def on_ranks(self, ranks: Ranks | None) -> Iterator[None]:
         """Within it, statistics and losses are added up over ranks."""
-        self.ranks = ranks
+        self.ranks, self._stand_ins = ranks, {}
         try:
             yield
         finally:
@@ -203,6 +204,7 @@ class Session:
                     guide=call.guide,
                     connected=connected,
                 )
+                run = run if self.ranks is None else with_stand_ins(run, self._stand_ins)
                 return with_chains(run, chains)
         except RuntimeError as error:
             clearer = explained(error)
@@ -230,14 +232,35 @@ class Session:
         if self.ranks is not None:
             if is_start:
                 join(self.ranks, problem, run)
-                self._groups = groups_of_all(self.ranks, problem.groups)
-            problem = problem._replace(ranks=self.ranks, groups=self._groups or problem.groups)
+                check_groups(self.ranks, problem)
+            problem = problem._replace(ranks=self.ranks)
         state = evaluate(problem, params, stored)
         gradients = {}
         if problem.plan.gradient:
             names = list(problem.plan.gradient)
             gradients = find_gradients(run, state.expected, names, self.ranks)
         return Snapshot(problem, state, gradients)
+
+    def read_chunk(self, plan: Plan, call: Call, like: Problem | None = None) -> Problem:
+        """Run the model on one chunk of the data, at the parameters in the store.
+
+        :param like: the problem of another chunk, if densities are not needed.
+
+        :raises ValueError: if the plan of the first chunk does not hold for it.
+        """
+        with self.alone():
+            run = self.run_as_planned(plan, call)
+            if run.others:
+                raise ValueError(
+                    "expected a model that observes RegimeHMM sites alone where data come in "
+                    f"chunks, got the site {next(iter(run.others))!r} of another distribution"
+                )
+            if not plan.holds(run):
+                raise ValueError(
+                    "expected a model that uses its parameters alike in every chunk, got one whose "
+                    f"arguments are others than in the first chunk, of which the plan is:\n{plan}"
+                )
+            return self._problem(plan, run, like)
 
     def _observe(self, call: Call, is_start: bool) -> tuple[Run, Problem, Params, Params]:
         """Run the model: the run, its problem, and parameters as values and as stored."""
@@ -256,12 +279,22 @@ class Session:
         kernels = {ops.describe_kernel(site.value, site.hmm.state_dim) for site in sites}
         self.plan = plan._replace(kernel="; ".join(sorted(kernels)))
         params = {name: run.params[name].detach() for name in plan.names}
-        stored = {
+        return run, problem, params, self._stored(plan)
+
+    def _stored(self, plan: Plan) -> Params:
+        """What the store holds of the positive definite parameters."""
+        return {
             name: self._leaves[name].detach().clone()
             for name in plan.names
             if constraint_of(name) is positive_definite
         }
-        return run, problem, params, stored
+
+    def parameters(self, plan: Plan) -> tuple[Params, Params]:
+        """The parameters of a plan as values, and as stored."""
+        with self.alone():
+            store = pyro.get_param_store()
+            values = {name: store[name].detach().clone() for name in plan.names}
+            return values, self._stored(plan)
 
     def _run_with_plan(self, call: Call) -> tuple[Plan, Run, bool]:
         """Run the model: a plan that holds for the run, the run, and whether the plan is new."""
@@ -282,11 +315,14 @@ class Session:
             _check_sites(plan.sites, run)
         return plan, run, True
 
-    def _problem(self, plan: Plan, run: Run) -> Problem:
+    def _problem(self, plan: Plan, run: Run, like: Problem | None = None) -> Problem:
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(plan, run)
         with torch.set_grad_enabled(bool(plan.gradient)):
-            sites = {name: read_site(site) for name, site in run.sites.items()}
+            sites = {
+                name: read_site(site, None if like is None else like.sites[name])
+                for name, site in run.sites.items()
+            }
         constraints = {name: constraint_of(name) for name in plan.names}
         return Problem(
             plan=plan,

@@ -83,6 +83,7 @@ class _Problem:
         self.log_likelihood = self.empty(self.num_sequences, dtype=torch.float64)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A new tensor on the device, not initialised."""
         return _empty(shape, dtype or self.dtype, self.device)
 
     def checked(self, result: Tensor) -> Tensor:
@@ -93,6 +94,7 @@ class _Problem:
         return result.masked_fill_(wrong, math.nan)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        """Launch a kernel with the number of states, and that number padded."""
         # FP fusion by name, since its default differs between versions of Triton.
         kernel[grid](*args, K=self.num_states, KP=self.padded, enable_fp_fusion=True, **options)
 

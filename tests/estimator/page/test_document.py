@@ -263,6 +263,32 @@ def test_settings_and_colours_of_matplotlib_do_not_matter_and_stay(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_gaps_and_known_regimes_are_those_of_the_data(tmp_path):
+    """As in the methods that the page takes its numbers from."""
+    x, gaps = returns(), np.where(np.arange(120) % 5 == 0, 8, 1)
+    states = np.full(120, -1)
+    states[-1] = 0
+    model = RegimeModel(2, "diag", n_init=2, random_state=0, tol=1e-8).fit(x, gaps=gaps)
+    pages = {}
+    for name, given in {"gaps": {"gaps": gaps}, "states": {"states": states}}.items():
+        level = 0.9 if name == "gaps" else None
+        page = write(model, x, tmp_path / f"{name}.html", level=level, **given)
+        chance = model.predict_proba(x, "filtered", **given)[-1]
+        assert f"with probability {words.percent(chance.max())} given" in page.text
+        after = model.forecast(None, 1, after=chance).regime_probs[0]
+        assert f"1 step {words.percent(after[0])} {words.percent(after[1])}" in page.text
+        pages[name] = page.text
+    assert f"with probability {words.percent(1.0)} given" in pages["states"]
+    low, high = model.conf_int(x, level=0.9, gaps=gaps).loc["expected duration", "", "Calm"][
+        ["lower", "upper"]
+    ]
+    (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", pages["gaps"])
+    for text, value in zip(found, (low, high)):
+        assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05)
+    with pytest.raises(ValueError, match="expected gaps to have an entry for each of the 120"):
+        model.report(x, tmp_path / "other.html", gaps=gaps[:-1])
+
+
 def test_bad_arguments(tmp_path):
     x, path, model = returns(), tmp_path / "r.html", known()
     for message, arguments in {

@@ -22,6 +22,11 @@ def test_each_regime_has_a_panel_with_its_numbers():
     figure.canvas.draw()
 
 
+def test_a_correlation_that_rounds_to_zero_has_no_sign():
+    panel = plot_correlations([[[1.0, -0.001], [-0.001, 1.0]]], ["x", "y"], ["a"]).axes[0]
+    assert [text.get_text() for text in panel.texts] == ["1", ".00", ".00", "1"]
+
+
 def test_small_cells_have_no_numbers_and_not_all_names():
     many = np.broadcast_to(np.eye(60), (1, 60, 60))
     panel = plot_correlations(many, [f"a series of number {d}" for d in range(60)], ["a"]).axes[0]

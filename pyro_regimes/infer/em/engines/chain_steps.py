@@ -63,6 +63,37 @@ class Pseudo(NamedTuple):
     constant: Array  #: ``(P,)``
 
 
+class Seam(NamedTuple):
+    """What the rows before and after a piece of a sequence say of its ends, for N rows."""
+
+    #: log-probabilities of the state before the piece, ``(N, K)``; None if a sequence begins there
+    before: Array | None
+    after: Array | None  #: of the rows after it, given its last state, ``(N, K)``; None at the end
+
+
+class Sums(NamedTuple):
+    """The E-step of P models, on all data or on a chunk of them."""
+
+    log_likelihood: Array  #: ``(P,)``
+    starts: Array  #: ``(P, K)``
+    counts: Array  #: of transitions, ``(P, K, K)``
+    moments: tuple[Array, ...]  #: of the observations, ``(P, ...)``
+    log_prior: Array  #: ``(P,)``
+    is_sound: Flags  #: whether the densities are known, ``(P,)``
+    pseudo: Pseudo
+
+    def plus(self, other: Sums) -> Sums:
+        """The sums over two chunks; priors count once."""
+        return self._replace(
+            log_likelihood=self.log_likelihood + other.log_likelihood,
+            starts=self.starts + other.starts,
+            counts=self.counts + other.counts,
+            moments=tuple(
+                one + more for one, more in zip(self.moments, other.moments, strict=True)
+            ),
+        )
+
+
 class Rows(NamedTuple):
     """The data and the work space of some models' sequences."""
 
@@ -75,6 +106,7 @@ class Rows(NamedTuple):
     #: log-likelihoods, xi and which to do again, of N S sequences
     found: tuple[npt.NDArray[Any], ...]
     pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]  #: the value and the densities, as kernels run
+    seen: Any = None  #: the value where entries are missing, as kernels take it
 
 
 class ChainEM(ABC):
@@ -97,31 +129,121 @@ class ChainEM(ABC):
         dtype: Any,
         shapes: Iterable[tuple[int, ...]],
     ) -> None:
+        self._kernels = ops.fused_em()
+        self._dtype, self._shapes = np.dtype(dtype), tuple(shapes)
+        self._each = len(lengths) // len(like[0])
+        nothing: npt.NDArray[Any] = np.empty(0, self._dtype)
+        #: for density and gamma
+        self._room: tuple[npt.NDArray[Any], npt.NDArray[Any]] = nothing, nothing
+        self._rows = self._make_rows(value, lengths, pseudo)
+
+    def _make_rows(
+        self, value: npt.NDArray[Any], lengths: npt.NDArray[np.int64], pseudo: Pseudo
+    ) -> Rows:
+        """Rows of data, in the work space of those before if that is large enough."""
         count, (num_steps, size) = len(lengths), value.shape[1:]
-        num_models, num_states = like[0].shape
-        self._each = count // num_models
+        num_models, num_states = pseudo.initial.shape
         models = count if num_models > 1 else 1
         chain = (num_states,), (1, num_states, num_states)
-        prepared = tuple(np.empty((models, *shape)) for shape in (*chain, *shapes))
-        density = np.empty((count, num_steps, num_states), dtype)
-        fields = density, np.empty_like(density)
+        prepared = tuple(np.empty((models, *shape)) for shape in (*chain, *self._shapes))
+        shape = (count, num_steps, num_states)
+        if len(self._room[0]) < count * num_steps * num_states:  # of the largest chunk
+            room: npt.NDArray[Any] = np.empty(shape, self._dtype).reshape(-1)
+            self._room = room, np.empty_like(room)
+        used = count * num_steps * num_states
+        density: npt.NDArray[Any] = self._room[0][:used].reshape(shape)
+        gamma: npt.NDArray[Any] = self._room[1][:used].reshape(shape)
         found = (
             np.empty(lengths.size),
             np.empty((lengths.size, 1, num_states, num_states)),
             np.empty(lengths.size, dtype=np.bool_),
         )
-        self._kernels = ops.fused_em()
-        pair = value, density
+        pair: tuple[npt.NDArray[Any], npt.NDArray[Any]] = value, density
         if models == 1 and len(value) == count:  # all steps of all sequences are alike
             pair = value.reshape(1, -1, size), density.reshape(1, -1, num_states)
         begins = lengths.cumsum(1) - lengths
-        self._rows = Rows(value, lengths, begins, pseudo, prepared, fields, found, pair)
+        return Rows(value, lengths, begins, pseudo, prepared, (density, gamma), found, pair)
 
-    @abstractmethod
+    def load(
+        self,
+        value: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        missing: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Go on with other data of the same models, which these share.
+
+        :param value: as in the constructor, of one model: ``(N / P, T, D)``.
+        :param lengths: of the sequences of one model, ``(N / P, S)``.
+        :param missing: the missing entries, in the shape of the value; None if there are none.
+        """
+        num_models = len(self._rows.pseudo.initial)
+        self._each = len(lengths)
+        every = np.tile(lengths, (num_models, 1))
+        self._rows = self._make_rows(value, every, self._rows.pseudo)
+        if missing is not None:
+            self._rows = self._rows._replace(seen=self._read_missing(value, every, missing))
+
+    def _read_missing(
+        self,
+        value: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        missing: npt.NDArray[np.bool_],
+    ) -> Any:
+        """What the kernels take of data with missing entries."""
+        raise NotImplementedError(f"{type(self).__name__} takes no missing entries")
+
     def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
         """One EM step.
 
         :param models: the models whose parameters these are; None for all.
+        """
+        return self.maximise(parameters, self.expect(parameters, models)[0])
+
+    def expect(
+        self, parameters: Parameters, models: Flags | None = None, seam: Seam | None = None
+    ) -> tuple[Sums, Array]:
+        """The E-step.
+
+        :param models: as in :meth:`step`.
+        :param seam: where the data are a piece of one sequence in each of N rows.
+        :return: also the log-probabilities of the states at the last row of each piece given the
+            rows up to it, ``(N, K)``; without a seam they are not computed.
+        """
+        rows = self._rows if models is None else self._select(models)
+        num_models = len(parameters[0])
+        log_prior, sound = self._fill_densities(parameters, rows, models)
+        value, starts, counts, last = self._sweep(rows, num_models, seam)
+        moments = self._sum_moments(parameters, rows, models, sound)
+        pseudo = rows.pseudo
+        log_prior = log_prior + pseudo.constant
+        return Sums(value, starts, counts, moments, log_prior, sound, pseudo), last
+
+    def logits(self, parameters: Parameters, models: Flags | None) -> tuple[Array, Array]:
+        """Transition logits ``(P or N or 1, 1, K, K)`` and densities ``(N, T, K)``."""
+        rows = self._rows if models is None else self._select(models)
+        self._fill_densities(parameters, rows, models)
+        return rows.prepared[1], rows.fields[0]
+
+    @abstractmethod
+    def maximise(self, parameters: Parameters, sums: Sums) -> Step:
+        """The M-step, from the sums over all data."""
+
+    @abstractmethod
+    def _fill_densities(
+        self, parameters: Parameters, rows: Rows, models: Flags | None
+    ) -> tuple[Array, Flags]:
+        """Fill what the kernels take of the parameters, and the densities.
+
+        :return: the log densities of the chain's priors, and of which models densities are known.
+        """
+
+    @abstractmethod
+    def _sum_moments(
+        self, parameters: Parameters, rows: Rows, models: Flags | None, sound: Flags
+    ) -> tuple[Array, ...]:
+        """The sums of the observations by gamma, of each model.
+
+        :param sound: of which models densities are known, ``(P,)``.
         """
 
     def extrapolate(
@@ -149,24 +271,66 @@ class ChainEM(ABC):
             fields,
             tuple(part[: lengths.size] for part in rows.found),
             (value, fields[0]),
+            rows.seen,
         )
 
-    def _sweep(self, rows: Rows, num_models: int) -> tuple[Array, Array, Array]:
-        """The E-step, which fills gamma.
+    def _sweep(
+        self, rows: Rows, num_models: int, seam: Seam | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """The E-step of the chain, which fills gamma.
 
-        :return: log-likelihoods ``(P,)``, expected starts ``(P, K)`` and transitions ``(P, K, K)``.
+        :return: log-likelihoods ``(P,)``, expected starts ``(P, K)`` and transitions ``(P, K, K)``;
+            and the messages of :meth:`expect`.
         """
         (density, smoothed), (log_likelihood, moved, redo) = rows.fields, rows.found
         sequences = rows.lengths.reshape(-1), rows.begins.reshape(-1)
-        logits = (*rows.prepared[:2], density, *sequences)
+        initial, transition = rows.prepared[:2]
+        if seam is not None and seam.after is not None:
+            density[:, -1] += seam.after
+        if seam is not None and seam.before is not None:
+            initial, joint = _predicted(seam.before, transition)
+        logits = (initial, transition, density, *sequences)
         self._kernels.sweep_arrays(logits, (log_likelihood, smoothed, moved, redo))
-        starts = smoothed[:, 0]
+        starts, last = smoothed[:, 0].copy(), np.empty((0, 0))  # as the next chunk overwrites gamma
         if rows.begins.shape[1] > 1:
             starts = smoothed[:, rows.begins[0]].reshape(-1, starts.shape[-1])
+        if seam is not None:
+            last, size = _filtered(smoothed[:, -1], seam.after)
+            log_likelihood += size
+            if seam.before is not None:
+                moved[:, 0] += joint * starts[:, np.newaxis]
+                starts = np.zeros_like(starts)
         value, starts, counts = (
             of_models(each, num_models) for each in (log_likelihood, starts, moved[:, 0])
         )
-        return value, starts, counts
+        return value, starts, counts, last
+
+
+def _predicted(before: Array, transition: Array) -> tuple[Array, Array]:
+    """The log-probabilities of the first states ``(N, K)``, and the shares of those before."""
+    joint = before[:, :, np.newaxis] + transition[:, 0]
+    peak = joint.max(1, keepdims=True)
+    peak[np.isneginf(peak)] = 0.0
+    with np.errstate(divide="ignore"):
+        found: Array = np.log(np.exp(joint - peak).sum(1)) + peak[:, 0]
+    possible = np.where(np.isneginf(found), 0.0, found)
+    return found, np.exp(joint - possible[:, np.newaxis])
+
+
+def _filtered(smoothed: Array, after: Array | None) -> tuple[Array, Array]:
+    """The filtered log-probabilities, from smoothed ones without the message from the rows after.
+
+    :return: also what to add to a log-likelihood that has this message, ``(N,)``.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.log(smoothed.astype(np.float64))
+        if after is None:
+            return found, np.zeros(len(found))
+        found = np.where(smoothed > 0, found - after, -np.inf)
+        peak = found.max(1, keepdims=True)
+        peak[~np.isfinite(peak)] = 0.0
+        size = np.log(np.exp(found - peak).sum(1)) + peak[:, 0]
+        return found - np.where(np.isfinite(size), size, 0.0)[:, np.newaxis], size
 
 
 def of_models(part: npt.NDArray[Any], num_models: int) -> Array:

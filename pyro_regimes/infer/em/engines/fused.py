@@ -9,7 +9,7 @@ parameter or be linked to it by a bijection, and others may be constants. All ot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Callable, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_regimes import chain
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.infer.em.e_step import SiteData
-from pyro_regimes.infer.em.engines.chain_steps import ChainEM, Parameters, Pseudo, Step
+from pyro_regimes.infer.em.engines.chain_steps import Parameters, Pseudo, Step
 from pyro_regimes.infer.em.engines.kernel_arguments import Array, Part, read
 from pyro_regimes.infer.em.m_step import as_stored_after
 from pyro_regimes.infer.em.problem import Flags, Params, Problem, TensorState
@@ -32,6 +32,29 @@ _INITIAL = (chain.INITIAL_PROBS, chain.INITIAL_LOGITS)
 _TRANSITION = (chain.TRANSITION_PROBS, chain.TRANSITION_LOGITS)
 
 
+class Kernel(Protocol):
+    """Makes steps of P models, see :class:`.ChainEM`."""
+
+    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
+        """See :meth:`.ChainEM.step`."""
+
+    def keep(self, models: Flags) -> None:
+        """See :meth:`.ChainEM.keep`."""
+
+    def extrapolate(
+        self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
+    ) -> tuple[Parameters, Array]:
+        """See :meth:`.ChainEM.extrapolate`."""
+
+
+class Arrays(NamedTuple):
+    """The data of a site as the kernels take them."""
+
+    value: npt.NDArray[Any]  #: ``(V, T, D)``
+    lengths: npt.NDArray[np.int64]  #: ``(N, S)``
+    missing: npt.NDArray[np.bool_] | None  #: in the shape of the value
+
+
 class FusedEngine:
     """Ordinary steps of one kind of model.
 
@@ -41,20 +64,23 @@ class FusedEngine:
     :param start: a state of the problem.
     :param what: the kind of model, for ``em.plan``.
     :param troubles: why a step of it may not be ordinary, likewise.
+    :param read: reads the data of a site for the kernel, or says why it does not serve them.
     """
 
     def __init__(
         self,
         problem: Problem,
-        kernel: ChainEM,
+        kernel: Kernel,
         parts: list[Part],
         arrays: Parameters,
         start: TensorState,
         what: str,
         troubles: str,
+        read: Callable[[SiteData], Arrays | str],
     ) -> None:
         self.problem, self.start, self.what, self.troubles = problem, arrays, what, troubles
-        self._kernel, self._parts, self._start = kernel, parts, start
+        self.kernel, self.read = kernel, read
+        self._parts, self._start = parts, start
         self._kept, self._is_whole = np.ones(problem.groups.num_restarts, dtype=np.bool_), True
 
     def write(self, arrays: Parameters) -> tuple[Params, Params]:
@@ -75,15 +101,15 @@ class FusedEngine:
         """
         if models is not self._kept:
             if (models != self._kept).any():
-                self._kernel.keep(models[self._kept])
+                self.kernel.keep(models[self._kept])
             self._kept, self._is_whole = models, bool(models.all())
         if self._is_whole:
-            return self._kernel.step(arrays)
-        return _spread_step(self._kernel.step(arrays.select(models)), arrays, models)
+            return self.kernel.step(arrays)
+        return _spread_step(self.kernel.step(arrays.select(models)), arrays, models)
 
     def step_again(self, step: Step, arrays: Parameters, models: Flags) -> Step:
         """The last step, with that of some of its models repeated at other parameters."""
-        again = self._kernel.step(arrays.select(models), models[self._kept])
+        again = self.kernel.step(arrays.select(models), models[self._kept])
         spread = _spread_step(again, step.after, models)
         is_ordinary = np.where(models, spread.is_ordinary, step.is_ordinary)
         return Step(
@@ -102,10 +128,10 @@ class FusedEngine:
         :return: with the lengths, as in :func:`.squarem.next_bounds`.
         """
         if models.all():
-            found, lengths = self._kernel.extrapolate(before, now, after, bounds)
+            found, lengths = self.kernel.extrapolate(before, now, after, bounds)
             return (found if (lengths > 1).all() else found.where(lengths > 1, after)), lengths
         first, second, third = (each.select(models) for each in (before, now, after))
-        found, lengths = self._kernel.extrapolate(first, second, third, bounds[models])
+        found, lengths = self.kernel.extrapolate(first, second, third, bounds[models])
         extrapolated = models.copy()
         extrapolated[models] = lengths > 1
         found = found.select(lengths > 1)

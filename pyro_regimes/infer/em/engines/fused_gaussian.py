@@ -6,6 +6,8 @@ may share a parameter.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from pyro_regimes.emissions import multivariate_normal as mvn
@@ -13,6 +15,7 @@ from pyro_regimes.emissions import normal
 from pyro_regimes.infer.em.e_step import SiteData
 from pyro_regimes.infer.em.engines.chain_steps import Parameters
 from pyro_regimes.infer.em.engines.fused import (
+    Arrays,
     FusedEngine,
     find_pseudo,
     flatten,
@@ -53,9 +56,29 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     pseudo = find_pseudo(problem, start, parts)
     if isinstance(pseudo, str):
         return pseudo
+    read = partial(_read, problem.groups.num_restarts)
+    found = read(data)
+    if isinstance(found, str):
+        return found
+    arrays = _arrays(parts)
+    kernel = GaussianEM(
+        found.value,
+        found.lengths,
+        arrays,
+        _updates(parts),
+        pseudo,
+        problem.min_eigenvalue,
+        found.missing,
+    )
+    troubles = "a floor, a state without data, or a covariance near singularity"
+    return FusedEngine(problem, kernel, parts, arrays, start, "a Gaussian model", troubles, read)
+
+
+def _read(num_restarts: int, data: SiteData) -> Arrays | str:
+    """The data of a site, or the reason why they are not served."""
     is_vector = bool(data.site.hmm.observation_dist.event_shape)
     vectors = data.value if is_vector else data.value.unsqueeze(-1)
-    each, missing = data.batch_shape.numel() // problem.groups.num_restarts, None
+    each, missing = data.batch_shape.numel() // num_restarts, None
     value = flatten(data, vectors, each)
     if value is None:
         return "the data would have to be copied for every restart"
@@ -63,18 +86,8 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         missing = flatten(data, data.missing.reshape(vectors.shape), each)
         if missing is None or len(value) not in (each, data.batch_shape.numel()):
             return "data with missing entries would have to be copied"
-    arrays = _arrays(parts)
-    kernel = GaussianEM(
-        value.numpy(),
-        lengths_of(data, value.shape[1]),
-        arrays,
-        _updates(parts),
-        pseudo,
-        problem.min_eigenvalue,
-        None if missing is None else missing.numpy(),
-    )
-    troubles = "a floor, a state without data, or a covariance near singularity"
-    return FusedEngine(problem, kernel, parts, arrays, start, "a Gaussian model", troubles)
+    lengths = lengths_of(data, value.shape[1])
+    return Arrays(value.numpy(), lengths, None if missing is None else missing.numpy())
 
 
 def _why_not_gaussian(data: SiteData) -> str | None:

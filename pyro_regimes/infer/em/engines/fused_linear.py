@@ -5,6 +5,8 @@ These are counts, categories and waiting times; :mod:`.linear_steps` makes their
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from pyro_regimes.emissions.base import Linear
 from pyro_regimes.infer.em.e_step import SiteData
 from pyro_regimes.infer.em.engines.chain_steps import Parameters
 from pyro_regimes.infer.em.engines.fused import (
+    Arrays,
     FusedEngine,
     find_pseudo,
     flatten,
@@ -65,16 +68,14 @@ def find(problem: Problem, start: TensorState, extrapolates: bool) -> FusedEngin
     arrays = Parameters(each.value for each in parts)
     event_shape = data.site.hmm.observation_dist.event_shape
     natural = family.linear.natural(torch.from_numpy(part.value), len(event_shape))
-    value = _read(data, family.linear, natural.shape[2:])
-    if value is None:
-        return "some observations are impossible, or some of their entries are missing"
-    value = flatten(data, value, data.batch_shape.numel() // problem.groups.num_restarts)
-    if value is None:
-        return "the data would have to be copied for every restart"
+    read = partial(_read_arrays, problem.groups.num_restarts, family.linear, natural.shape[2:])
+    found = read(data)
+    if isinstance(found, str):
+        return found
     dtype = data.site.slots[part.argument.name].value.dtype
     kernel = LinearEM(
-        value.numpy(),
-        lengths_of(data, value.shape[1]),
+        found.value,
+        found.lengths,
         arrays,
         _updates(parts),
         pseudo,
@@ -83,7 +84,20 @@ def find(problem: Problem, start: TensorState, extrapolates: bool) -> FusedEngin
     )
     what = f"a model of {type(data.site.base).__name__} observations"
     troubles = "a state without data, or a parameter at its bound"
-    return FusedEngine(problem, kernel, parts, arrays, start, what, troubles)
+    return FusedEngine(problem, kernel, parts, arrays, start, what, troubles, read)
+
+
+def _read_arrays(
+    num_restarts: int, linear: Linear, shape: torch.Size, data: SiteData
+) -> Arrays | str:
+    """The functions of the data of a site, or the reason why they are not served."""
+    value = _read(data, linear, shape)
+    if value is None:
+        return "some observations are impossible, or some of their entries are missing"
+    value = flatten(data, value, data.batch_shape.numel() // num_restarts)
+    if value is None:
+        return "the data would have to be copied for every restart"
+    return Arrays(value.numpy(), lengths_of(data, value.shape[1]), None)
 
 
 def _read(data: SiteData, linear: Linear, shape: torch.Size) -> Tensor | None:

@@ -25,7 +25,9 @@ from pyro_regimes.infer.em.engines.chain_steps import (
     Flags,
     Parameters,
     Pseudo,
+    Rows,
     Step,
+    Sums,
     of_models,
 )
 from pyro_regimes.kernels import ops
@@ -91,55 +93,81 @@ class GaussianEM(ChainEM):
         missing: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         shapes = (each.shape[1:] for each in like[2:])
+        self._models = np.arange(len(like[0]))
         super().__init__(value, lengths, like, pseudo, value.dtype, shapes)
+        if missing is not None:
+            self._rows = self._rows._replace(seen=self._read_missing(value, lengths, missing))
         self._updates = updates
-        num_models = len(like[0])
-        self._seen = None if missing is None else _Seen.of(value, missing, lengths, num_models)
-        self._models = np.arange(num_models)
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
         self._bounds = (float(info.tiny), min_eigenvalue, least)
+
+    def _read_missing(
+        self,
+        value: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        missing: npt.NDArray[np.bool_],
+    ) -> _Seen:
+        """See :meth:`.ChainEM._read_missing`."""
+        return _Seen.of(value, missing, lengths, len(lengths) // self._each)
 
     def keep(self, models: Flags) -> None:
         """See :meth:`.ChainEM.keep`."""
         super().keep(models)
         self._models = self._models[models]
 
-    def _seen_of(self, models: Flags | None) -> _Seen | None:
+    def _seen_of(self, rows: Rows, models: Flags | None) -> _Seen | None:
         """The data with missing entries, of the models that take a step."""
-        if self._seen is None:
+        if rows.seen is None:
             return None
+        if len(rows.seen.value) == 1:  # a table that all models share
+            count = len(self._models) if models is None else int(models.sum())
+            return rows.seen._replace(tables=np.zeros(count, np.int64))
         chosen = self._models if models is None else self._models[models]
-        return self._seen._replace(tables=self._seen.tables[chosen])
+        return rows.seen._replace(tables=rows.seen.tables[chosen])
 
-    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
-        """See :meth:`.ChainEM.step`."""
-        rows = self._rows if models is None else self._select(models)
-        seen = self._seen_of(models)
-        kernels, num_models = self._kernels, len(parameters[0])
-        pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
-        sound, ordinary = np.empty((2, num_models), dtype=np.bool_)
-        all_sound = kernels.prepare(*parameters, *pseudo, *rows.prepared, log_prior, sound)
+    def _fill_densities(
+        self, parameters: Parameters, rows: Rows, models: Flags | None
+    ) -> tuple[Array, Flags]:
+        """See :meth:`.ChainEM._fill_densities`."""
+        seen, num_models = self._seen_of(rows, models), len(parameters[0])
+        log_prior = np.empty(num_models)
+        sound = np.empty(num_models, dtype=np.bool_)
+        given = (*parameters, *rows.pseudo[:2], *rows.prepared)
+        self._kernels.prepare(*given, log_prior, sound)
         mean, factor = rows.prepared[2:]
-        at = parameters[2], _sound(parameters[3], sound)
-        by_model = [each.reshape(num_models, -1, each.shape[2]) for each in rows.fields]
         if seen is None:
-            x, densities = rows.pair
-            kernels.fill_log_density(x, mean, factor, densities)
+            self._kernels.fill_log_density(rows.pair[0], mean, factor, rows.pair[1])
         else:
-            kernels.fill_seen_log_density(*seen, *at, by_model[0])
-        log_likelihood, starts, counts = self._sweep(rows, num_models)
+            at = parameters[2], _sound(parameters[3], sound)
+            by_model = rows.fields[0].reshape(num_models, -1, rows.fields[0].shape[2])
+            self._kernels.fill_seen_log_density(*seen, *at, by_model)
+        return log_prior, sound
+
+    def _sum_moments(
+        self, parameters: Parameters, rows: Rows, models: Flags | None, sound: Flags
+    ) -> tuple[Array, ...]:
+        """See :meth:`.ChainEM._sum_moments`."""
+        seen, num_models = self._seen_of(rows, models), len(parameters[0])
+        mean, factor = rows.prepared[2:]
         if seen is None:
             moments = self._moments(rows.value, rows.fields[1], mean, factor.shape[2:])
         else:
-            moments = kernels.sum_expected_moments(*seen, by_model[1], *at)
-        sums = tuple(of_models(each, num_models) for each in moments)
+            at = parameters[2], _sound(parameters[3], sound)
+            by_model = rows.fields[1].reshape(num_models, -1, rows.fields[1].shape[2])
+            moments = self._kernels.sum_expected_moments(*seen, by_model, *at)
+        return tuple(of_models(each, num_models) for each in moments)
+
+    def maximise(self, parameters: Parameters, sums: Sums) -> Step:
+        """See :meth:`.ChainEM.maximise`."""
+        ordinary = np.empty(len(parameters[0]), dtype=np.bool_)
         new = Parameters(map(np.empty_like, parameters))
-        given = starts + pseudo[0], counts + pseudo[1], *sums
+        given = sums.starts + sums.pseudo[0], sums.counts + sums.pseudo[1], *sums.moments
         now = (*parameters, *self._updates, *self._bounds)
-        is_whole = kernels.maximise(*given, *now, *new, ordinary)
-        total = log_prior + rows.pseudo.constant + log_likelihood
+        is_whole = self._kernels.maximise(*given, *now, *new, ordinary)
+        total, sound = sums.log_prior + sums.log_likelihood, sums.is_sound
+        all_sound = bool(sound.all())
         if not all_sound:
             total[~sound] = np.nan
             ordinary &= sound

@@ -24,7 +24,9 @@ from pyro_regimes.infer.em.engines.chain_steps import (
     Flags,
     Parameters,
     Pseudo,
+    Rows,
     Step,
+    Sums,
     of_models,
 )
 
@@ -70,27 +72,41 @@ class LinearEM(ChainEM):
         super().__init__(value, lengths, like, pseudo, dtype, ())
         self._updates, self._emission = updates, emission
         self._tiny = float(np.finfo(dtype).tiny)
-        natural = emission.linear.natural(torch.from_numpy(like[2]), len(emission.event_shape))
-        self._num_rows = 1 + natural[0, 0].numel()  # of a table
+        self._natural_shape = self._natural(like).shape[1:]
+        self._num_rows = 1 + self._natural_shape[1:].numel()  # of a table
 
-    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
-        """See :meth:`.ChainEM.step`."""
-        rows = self._rows if models is None else self._select(models)
+    def _natural(self, parameters: Parameters) -> Tensor:
+        """The coefficients of the functions of the data, ``(P, K, *event, ...)``."""
+        linear, _, event_shape, _ = self._emission
+        return linear.natural(torch.from_numpy(parameters[2]), len(event_shape))
+
+    def _fill_densities(
+        self, parameters: Parameters, rows: Rows, models: Flags | None
+    ) -> tuple[Array, Flags]:
+        """See :meth:`.ChainEM._fill_densities`."""
+        log_prior = np.empty(len(parameters[0]))
+        given = (*parameters[:2], *rows.pseudo[:2], *rows.prepared)
+        self._kernels.prepare_chain(*given, log_prior)
+        return log_prior, self._fill_density(rows.pair, self._natural(parameters))
+
+    def _sum_moments(
+        self, parameters: Parameters, rows: Rows, models: Flags | None, sound: Flags
+    ) -> tuple[Array, ...]:
+        """See :meth:`.ChainEM._sum_moments`."""
+        return (self._sums(rows.value, rows.fields[1], len(parameters[0])),)
+
+    def maximise(self, parameters: Parameters, sums: Sums) -> Step:
+        """See :meth:`.ChainEM.maximise`."""
         initial, transition, argument = parameters
-        kernels, num_models = self._kernels, len(initial)
-        pseudo, log_prior = rows.pseudo[:2], np.empty(num_models)
-        kernels.prepare_chain(initial, transition, *pseudo, *rows.prepared, log_prior)
-        natural = self._emission.linear.natural(
-            torch.from_numpy(argument), len(self._emission.event_shape)
+        pseudo, is_sound = sums.pseudo, sums.is_sound
+        given = sums.starts + pseudo[0], sums.counts + pseudo[1], initial, transition
+        new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(len(initial), np.bool_)
+        self._kernels.maximise_chain(
+            *given, *self._updates[:2], self._tiny, *new[:2], ordinary
         )
-        is_sound = self._fill_density(rows.pair, natural)
-        log_likelihood, starts, counts = self._sweep(rows, num_models)
-        given = starts + pseudo[0], counts + pseudo[1], initial, transition, *self._updates[:2]
-        new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(num_models, np.bool_)
-        kernels.maximise_chain(*given, self._tiny, *new[:2], ordinary)
-        sums = self._sums(rows.value, rows.fields[1], num_models)
-        ordinary &= self._maximise(argument, sums.reshape(natural.shape), new[2])
-        total = log_prior + rows.pseudo.constant + log_likelihood
+        moments = sums.moments[0].reshape((len(initial), *self._natural_shape))
+        ordinary &= self._maximise(argument, moments, new[2])
+        total = sums.log_prior + sums.log_likelihood
         if not is_sound.all():
             total[~is_sound] = np.nan
             ordinary &= is_sound

@@ -24,7 +24,6 @@ from pyro_regimes.infer.em.problem import (
     Problem,
     State,
     TensorState,
-    complete,
 )
 from pyro_regimes.infer.em.squarem import next_bounds
 
@@ -244,7 +243,7 @@ class RelayEngine:
         """Hand some restarts over to the tensor engine."""
         rest = now.rest
         if (moving & self.has_stepped).any():
-            rest = complete(self.problem, self._start, now)
+            rest = self._tensors.complete(self._start, now)
             ascent.num_e_steps += 1
         self.has_moved = self.has_moved | moving
 
@@ -257,7 +256,7 @@ class RelayEngine:
             params = _chosen(self.problem, which, other.params, present.params)
             leaves = _chosen(self.problem, which, other.leaves, present.leaves)
             wanted = TensorState(params, leaves, {}, present.losses, [], [])
-            return state(complete(self.problem, self._start, wanted))
+            return state(self._tensors.complete(self._start, wanted))
 
         return loop.HandOver(state(rest), moving, self._tensors, replaced)
 

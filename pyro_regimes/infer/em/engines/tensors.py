@@ -15,8 +15,10 @@ from pyro_regimes.infer.em.problem import (
     Flags,
     Params,
     Problem,
+    State,
     TensorState,
     arguments_at,
+    complete,
     evaluate,
 )
 
@@ -83,6 +85,13 @@ class TensorEngine:
             held = {name: each.arguments for name, each in now.expected.items()}
             arguments = arguments_at(self.problem, params, held, now.params)
         return evaluate(self.problem, params, leaves, arguments, found)
+
+    def complete(self, start: TensorState, state: State) -> TensorState:
+        """Add the expectations to a state, which an engine may not have kept.
+
+        :param start: any state of the same problem.
+        """
+        return complete(self.problem, start, state)
 
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, in which updates that lower the likelihood are rolled back."""

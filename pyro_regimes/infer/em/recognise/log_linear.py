@@ -22,13 +22,13 @@ from torch.distributions import constraints
 from pyro_regimes.chain.shares import PROBABILITY, ROW
 from pyro_regimes.emissions.draws import is_unit
 from pyro_regimes.emissions.links import Link
-from pyro_regimes.emissions.logs import safe_log
 from pyro_regimes.infer.em.recognise.dependence import depends, is_of_sequences, slot_in
 from pyro_regimes.infer.em.recognise.jacobian import differentiate
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.recognise.powers import Powers, PowerUse, Products, Shares
 from pyro_regimes.infer.em.recognise.priors import find_prior
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of
+from pyro_regimes.kernels.ops import safe_log
 
 #: The most derivatives, entries of an argument in entries of a parameter.
 _MOST = 2**22

@@ -1,0 +1,122 @@
+"""The first pass over data in chunks: checks, counts, and a sample for the starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from pyro_regimes.estimator import validation
+from pyro_regimes.estimator.beginning import NUM_ROWS
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.reading.chunks import Chunks, is_empty
+
+#: Rows of the sample: of more rows it is every second, fourth, ... block of them.
+MOST_ROWS = 100_000
+
+#: Rows of a block, in which regimes last.
+_BLOCK = 1_000
+
+
+class Survey:
+    """What a fit keeps of all rows, from one pass over the chunks.
+
+    The sample is evenly spaced blocks of consecutive rows, without anything random in it.
+
+    :param model: which gets the number and the names of the columns.
+    :param chunks: tables ``(T, D)``; where these are whole sequences also lists of tables.
+    :raises ValueError: if a chunk is not valid data, or there are no rows.
+    """
+
+    def __init__(self, model: BaseEstimator, chunks: Chunks, most_rows: int = MOST_ROWS) -> None:
+        self.num_rows = self.num_sequences = self.num_empty = 0
+        self.num_missing = np.zeros(0, dtype=np.int64)
+        self.training_start: Array | None = None
+        self._blocks: list[tuple[int, Array]] = []  # with the number of the first row
+        self._every, self._most = 1, max(1, most_rows // _BLOCK)
+        self._count, self._rest = 0, np.empty((0, 0))
+        self._continues, begun = chunks.continues, False
+        for number, chunk in enumerate(chunks, 1):
+            for table in tables(model, chunk, chunks.continues, number, not begun):
+                begun = True
+                self._add(table)
+        if not begun:
+            raise ValueError("expected chunks with at least one row, got none")
+        self._end()
+        if chunks.continues:
+            self.num_sequences = 1
+
+    def sample(self) -> tuple[Array, list[int]]:
+        """The rows of the sample and the sizes of its sequences.
+
+        Blocks that follow one another are one sequence.
+        """
+        sizes: list[int] = []
+        end = -1
+        for first, block in self._blocks:
+            if self._continues and first == end:
+                sizes[-1] += len(block)
+            else:
+                sizes.append(len(block))
+            end = first + len(block)
+        return np.concatenate([block for _, block in self._blocks]), sizes
+
+    def _add(self, table: Array) -> None:
+        gone = np.isnan(table)
+        if not self.num_rows:
+            self.num_missing = np.zeros(table.shape[1], dtype=np.int64)
+            self._rest = table[:0]
+        if self.training_start is None or len(self.training_start) < NUM_ROWS:
+            known = table[:0] if self.training_start is None else self.training_start
+            self.training_start = np.concatenate([known, table])[:NUM_ROWS]
+        self.num_missing += gone.sum(0)
+        self.num_empty += int(gone.all(1).sum())
+        self.num_rows += len(table)
+        self.num_sequences += 1
+        if self._continues:
+            table = np.concatenate([self._rest, table])
+            whole = len(table) - len(table) % _BLOCK
+            self._rest = table[whole:].copy()
+            table = table[:whole]
+        for begin in range(0, len(table), _BLOCK):
+            self._keep(table[begin : begin + _BLOCK])
+
+    def _end(self) -> None:
+        if len(self._rest):
+            self._keep(self._rest)
+
+    def _keep(self, block: Array) -> None:
+        """Keep a block if its number is a multiple, of more of them a larger one."""
+        if self._count % self._every == 0:
+            self._blocks.append((self._count * _BLOCK, block.copy()))
+        self._count += 1
+        while len(self._blocks) > self._most:
+            self._blocks, self._every = self._blocks[::2], 2 * self._every
+
+
+def tables(
+    model: BaseEstimator, chunk: Any, continues: bool, number: int, reset: bool
+) -> Iterator[Array]:
+    """The tables of one chunk, validated.
+
+    :param number: of the chunk, from 1, for messages.
+    :param reset: whether it sets the columns of the model.
+    :raises ValueError: if the chunk is not valid.
+    """
+    if is_empty(chunk):
+        return
+    try:
+        data, sizes = validation.check_data(model, chunk, None, reset=reset)
+    except ValueError as error:
+        raise ValueError(f"chunk {number}: {error}") from error
+    if continues and len(sizes) > 1:
+        raise ValueError(
+            f"expected chunk {number} to be one table, as chunks are pieces of one sequence, got "
+            f"{len(sizes)}; Chunks(..., continues=False) is for whole sequences"
+        )
+    begin = 0
+    for size in sizes:
+        yield data[begin : begin + size]
+        begin += size

@@ -1,0 +1,144 @@
+"""The compiled steps of :mod:`.fused` on data in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_regimes.infer.em.engines.chain_steps import (
+    Array,
+    ChainEM,
+    Flags,
+    Parameters,
+    Seam,
+    Step,
+    Sums,
+)
+from pyro_regimes.infer.em.engines.chunks import ChunkReader
+from pyro_regimes.infer.em.engines.fused import Arrays, FusedEngine, why_not_data
+from pyro_regimes.infer.em.pieces import Messages, Passes
+from pyro_regimes.infer.em.problem import Problem
+from pyro_regimes.kernels import ops
+
+#: The rows of the next piece whose densities are computed first.
+_HEAD = 2**12
+
+_NAME = "sequence"  # of the messages
+
+
+class NotServed(Exception):
+    """The kernel does not serve a chunk."""
+
+
+class ChunkKernel:
+    """Steps of the kernel of one chunk on all of them.
+
+    :param kernel: that of the first chunk.
+    :param read: reads the data of a site for it.
+    """
+
+    def __init__(self, fused: FusedEngine, kernel: ChainEM, reader: ChunkReader) -> None:
+        self._fused, self._kernel, self._reader = fused, kernel, reader
+        self.passes = Passes()
+        self._last: tuple[Parameters, Step] | None = None
+
+    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
+        """See :meth:`.ChainEM.step`.
+
+        :raises NotServed: if the kernel does not serve some chunk.
+        """
+        if models is None and self._last is not None and self._last[0] is parameters:
+            return self._last[1]
+        if self._reader.continues:
+            sums = self.passes.fold(lambda: self._pieces(parameters, models), _add_up)
+        else:
+            sums = _add_up(self._sequences(parameters, models))
+        found = self._kernel.maximise(parameters, sums)
+        self._last = None if models is not None else (parameters, found)
+        return found
+
+    def keep(self, models: Flags) -> None:
+        """See :meth:`.ChainEM.keep`."""
+        self._kernel.keep(models)
+
+    def extrapolate(
+        self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
+    ) -> tuple[Parameters, Array]:
+        """See :meth:`.ChainEM.extrapolate`."""
+        return self._kernel.extrapolate(before, now, after, bounds)
+
+    def _sequences(self, parameters: Parameters, models: Flags | None) -> Iterator[Sums]:
+        """The E-steps of chunks of whole sequences."""
+        for problem in self._reader.read(False):
+            self._kernel.load(*self._arrays(problem))
+            yield self._kernel.expect(parameters, models)[0]
+            del problem
+
+    def _pieces(self, parameters: Parameters, models: Flags | None) -> Iterator[_Piece]:
+        for problem in self._reader.read(False):
+            yield _Piece(self._kernel, self._arrays(problem), parameters, models)
+            del problem
+
+    def _arrays(self, problem: Problem) -> Arrays:
+        """The data of a chunk, of one model, which all models share."""
+        (data,) = problem.sites.values()
+        reason = why_not_data(data)
+        found = reason if reason is not None else self._fused.read(data)
+        if isinstance(found, str):
+            raise NotServed(found)
+        each = data.batch_shape.numel() // problem.groups.num_restarts
+        if len(found.value) != each:
+            raise NotServed("restarts have data of their own")
+        return found._replace(lengths=found.lengths[:each])
+
+
+class _Piece(NamedTuple):
+    """A chunk that is a piece of one sequence, see :class:`.pieces.Piece`."""
+
+    kernel: ChainEM
+    arrays: Arrays
+    parameters: Parameters
+    models: Flags | None
+
+    def look_ahead(self) -> Messages | None:
+        """See :meth:`.Piece.look_ahead`."""
+        num_rows = self.arrays.value.shape[1]
+        for size in sorted({min(_HEAD, num_rows), num_rows}):
+            message = ops.look_ahead(*self._logits(size)).message
+            if message is not None:
+                return {_NAME: message}
+        return None
+
+    def transfer(self) -> Messages:
+        """See :meth:`.Piece.transfer`."""
+        return {_NAME: ops.transfer(*self._logits(self.arrays.value.shape[1]))}
+
+    def expect(self, before: Messages | None, after: Messages | None) -> tuple[Sums, Messages]:
+        """See :meth:`.Piece.expect`."""
+        self.kernel.load(*self.arrays)
+        seam = Seam(
+            None if before is None else before[_NAME].numpy(),
+            None if after is None else after[_NAME].numpy(),
+        )
+        found, last = self.kernel.expect(self.parameters, self.models, seam)
+        return found, {_NAME: torch.from_numpy(last)}
+
+    def _logits(self, size: int) -> tuple[Tensor, Tensor]:
+        """Transition logits and densities of the first rows."""
+        value, lengths, missing = self.arrays
+        if size < value.shape[1]:
+            value = np.ascontiguousarray(value[:, :size])
+            lengths = np.full_like(lengths, size)
+            missing = None if missing is None else np.ascontiguousarray(missing[:, :size])
+        self.kernel.load(value, lengths, missing)
+        transition, density = self.kernel.logits(self.parameters, self.models)
+        return torch.from_numpy(transition), torch.from_numpy(density)
+
+
+def _add_up(sums: Iterator[Sums]) -> Sums:
+    return reduce(Sums.plus, sums)

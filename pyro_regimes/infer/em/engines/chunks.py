@@ -1,0 +1,239 @@
+"""EM on data in chunks, which are read again in every iteration.
+
+Each pass writes the parameters to the store and runs the model on one chunk after the other. What
+is kept of a chunk are its expected statistics. Those of families that need another pass at the new
+values of some arguments, such as the degrees of freedom of a Student-t, take it in the M-step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyro_regimes.emissions.base import Arguments, Stats
+from pyro_regimes.infer.em.ascent import Ascent, Held
+from pyro_regimes.infer.em.chunk_checks import check_chunk
+from pyro_regimes.infer.em.chunk_sums import (
+    SumOfChunks,
+    add,
+    sum_of_chunk,
+    sum_of_retaken,
+    without_start,
+)
+from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
+from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.pieces import Messages, Passes
+from pyro_regimes.infer.em.problem import Params, Problem, State, TensorState
+from pyro_regimes.infer.em.session import Call, Session
+from pyro_regimes.kernels import ops
+
+T = TypeVar("T")
+
+
+class ChunkReader:
+    """Runs the model on one chunk after the other.
+
+    :param problem: that of the first chunk.
+    :param calls: starts a pass over the calls of the model, one for each chunk.
+    :param continues: whether the chunks are pieces of one sequence.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        problem: Problem,
+        calls: Callable[[], Iterator[Call]],
+        continues: bool,
+    ) -> None:
+        self.session, self.problem, self.continues = session, problem, continues
+        self._calls = calls
+        self._num_chunks: int | None = None
+
+    def read(self, with_densities: bool) -> Iterator[Problem]:
+        """One pass, at the parameters in the store.
+
+        :raises ValueError: if a chunk cannot be added to the first one.
+        """
+        number, like = 0, None if with_densities else self.problem
+        for call in self._calls():
+            problem = self.session.read_chunk(self.problem.plan, call, like)
+            number += 1
+            check_chunk(number, problem, self.problem, self.continues)
+            yield problem
+            del problem, call
+        if self._num_chunks not in (None, number):
+            raise ValueError(
+                f"expected the same chunks in every pass, got {number} of them where a pass before "
+                f"had {self._num_chunks}: the source must be one that can be read again"
+            )
+        self._num_chunks = number
+
+
+class Chunk(NamedTuple):
+    """The E-step of one chunk."""
+
+    problem: Problem
+    expected: dict[str, Expected]
+    begins: bool  #: whether sequences begin with it
+
+
+class _Piece(NamedTuple):
+    """A chunk that is a piece of one sequence, see :class:`.pieces.Piece`."""
+
+    problem: Problem
+
+    def look_ahead(self) -> Messages | None:
+        """See :meth:`.Piece.look_ahead`."""
+        messages = {}
+        for name, data in self.problem.sites.items():
+            message = ops.look_ahead(*chain_of(data)[1][1:]).message
+            if message is None:
+                return None
+            messages[name] = message
+        return messages
+
+    def transfer(self) -> Messages:
+        """See :meth:`.Piece.transfer`."""
+        sites = self.problem.sites.items()
+        return {name: ops.transfer(*chain_of(data)[1][1:]) for name, data in sites}
+
+    def expect(self, before: Messages | None, after: Messages | None) -> tuple[Chunk, Messages]:
+        """See :meth:`.Piece.expect`."""
+        expected, messages = {}, {}
+        for name, data in self.problem.sites.items():
+            arguments, logits = chain_of(data)
+            block = ops.block_expectations(
+                *logits,
+                None if before is None else before[name],
+                None if after is None else after[name],
+            )
+            expected[name] = Expected(data, arguments, ops.Expectations(*block[:3]))
+            messages[name] = block.filtered_logits
+        return Chunk(self.problem, expected, before is None), messages
+
+
+class ChunkEngine(TensorEngine):
+    """Steps on sums of the statistics of chunks.
+
+    :param passes: how pieces of a sequence are read.
+    """
+
+    def __init__(self, reader: ChunkReader, passes: Passes) -> None:
+        super().__init__(reader.problem)
+        self._reader, self._passes = reader, passes
+        self._written: tuple[Params, Params] | None = None  # what the store holds
+        self._now: tuple[Params, Params] | None = None  # at which statistics are taken again
+
+    @property
+    def description(self) -> str:
+        """How the statistics are computed, for ``em.plan``."""
+        if not self._reader.continues:
+            return "tensor operations on chunks of whole sequences"
+        return f"tensor operations on pieces of one sequence, {self._passes.description}"
+
+    def start(self) -> TensorState:
+        """The E-step at the parameters in the store."""
+        return self.evaluate(*self._reader.session.parameters(self.problem.plan))
+
+    def at(
+        self, now: TensorState, params: Params, leaves: Params, found: Maximised
+    ) -> TensorState:
+        """The E-step at new parameters, over all chunks."""
+        after = self.evaluate(params, leaves)
+        return after._replace(unbounded=_names(found.unbounded), idle=_names(found.idle))
+
+    def complete(self, start: TensorState, state: State) -> TensorState:
+        """See :meth:`.TensorEngine.complete`."""
+        if isinstance(state, TensorState) and state.expected:
+            return state
+        return self.evaluate(state.params, state.leaves)
+
+    def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
+        """One step; the store then holds its parameters."""
+        after = super().advance(now, ascent)
+        self._write(after.params, after.leaves)
+        return after
+
+    def maximise(self, now: TensorState, held: Held) -> Maximised:
+        """The M-step."""
+        self._now = now.params, now.leaves
+        return super().maximise(now, held)
+
+    def _write(self, params: Params, leaves: Params) -> None:
+        if self._written is None or self._written[0] is not params:
+            self._reader.session.write(params, leaves)
+            self._written = params, leaves
+
+    def evaluate(self, params: Params, leaves: Params) -> TensorState:
+        """The E-step over all chunks."""
+        self._write(params, leaves)
+        return self._over_chunks(lambda chunks: self._sum(chunks, params, leaves))
+
+    def _sum(self, chunks: Iterator[Chunk], params: Params, leaves: Params) -> TensorState:
+        """Add up the statistics of all chunks."""
+        total: Tensor | None = None
+        expected: dict[str, Any] = {}
+        for chunk in chunks:
+            own = _log_likelihoods(chunk)
+            if total is None:  # priors count once
+                total = torch.zeros_like(own)
+                if self.problem.latents or self.problem.plan.is_joint:
+                    total = chunk.problem.log_prior(params)
+            total = total + own
+            for name, each in chunk.expected.items():
+                found = sum_of_chunk(each, self.problem.plan.updated(name))
+                found = found if chunk.begins else without_start(found)
+                known = expected.get(name)
+                if known is None:
+                    expected[name] = SumOfChunks.of(each, found, self._retake)
+                else:
+                    expected[name] = known._replace(sums=add(each.data.site, known.sums, found))
+            del chunk, each  # before the next one is read
+        assert total is not None
+        return TensorState(params, leaves, expected, -total.cpu().numpy(), [], [])
+
+    def _retake(self, site: str, arguments: Arguments, names: frozenset[str]) -> Stats:
+        """Statistics at other arguments, with the expectations at the present parameters."""
+        assert self._now is not None
+        self._write(*self._now)
+
+        def total(chunks: Iterator[Chunk]) -> Stats:
+            sums = None
+            for chunk in chunks:
+                each = chunk.expected[site]
+                found, family = sum_of_retaken(each, arguments, names), each.data.site.family
+                assert family is not None
+                sums = found if sums is None else family.add(sums, found)
+                del chunk, each
+            return sums
+
+        return self._over_chunks(total)
+
+    def _over_chunks(self, function: Callable[[Iterator[Chunk]], T]) -> T:
+        """A function of the E-step of all chunks, one after the other."""
+        if self._reader.continues:
+            return self._passes.fold(lambda: map(_Piece, self._reader.read(True)), function)
+        return function(map(_of_sequences, self._reader.read(True)))
+
+
+def _of_sequences(problem: Problem) -> Chunk:
+    """The E-step of a chunk of whole sequences."""
+    expected = {name: take_expectations(data) for name, data in problem.sites.items()}
+    return Chunk(problem, expected, True)
+
+
+def _log_likelihoods(chunk: Chunk) -> Tensor:
+    """The log-likelihood of each restart, of one chunk."""
+    values = {
+        name: each.data.weigh(each.expectations.log_likelihood)
+        for name, each in chunk.expected.items()
+    }
+    return chunk.problem.groups.total(values)
+
+
+def _names(flags: dict[str, Tensor]) -> list[str]:
+    return [name for name, there in flags.items() if there]

@@ -1,0 +1,18 @@
+"""Which compiled engine serves a problem."""
+
+from __future__ import annotations
+
+from pyro_regimes.infer.em.engines import fused_gaussian, fused_linear
+from pyro_regimes.infer.em.engines.fused import FusedEngine
+from pyro_regimes.infer.em.problem import Problem, TensorState
+
+
+def find_fused(problem: Problem, start: TensorState, extrapolates: bool) -> FusedEngine | str:
+    """The compiled engine of a closed problem, or the reason why there is none.
+
+    :param extrapolates: whether every other step is extrapolated.
+    """
+    families = [data.site.family for data in problem.sites.values()]
+    if any(family is not None and family.linear is not None for family in families):
+        return fused_linear.find(problem, start, extrapolates)
+    return fused_gaussian.find(problem, start)

@@ -1,0 +1,144 @@
+"""Runs of EM on data in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import torch
+
+from pyro_regimes.infer.em import guard
+from pyro_regimes.infer.em.chunk_checks import check_plan
+from pyro_regimes.infer.em.chunk_sums import without_values
+from pyro_regimes.infer.em.engines.chain_steps import ChainEM
+from pyro_regimes.infer.em.engines.chunk_kernel import ChunkKernel, NotServed
+from pyro_regimes.infer.em.engines.chunks import ChunkEngine, ChunkReader
+from pyro_regimes.infer.em.engines.finding import find_fused
+from pyro_regimes.infer.em.engines.relay import RelayEngine
+from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.loop import Engine, Loop
+from pyro_regimes.infer.em.pieces import Passes
+from pyro_regimes.infer.em.problem import TensorState
+from pyro_regimes.infer.em.session import Call, Session
+from pyro_regimes.reading.chunks import Chunks, is_empty
+
+
+class ChunkCalls(NamedTuple):
+    """Calls of a model, one for each chunk in the place of the first argument."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any] | None
+    chunks: Chunks
+    args: tuple[Any, ...]  #: that follow
+    kwargs: dict[str, Any]
+
+    def read(self) -> Iterator[Call]:
+        """Start a pass."""
+        for chunk in self.chunks:
+            if not is_empty(chunk):
+                given = chunk if isinstance(chunk, tuple) else (chunk,)
+                args = (*map(_as_tensor, given), *self.args)
+                yield Call(self.model, self.guide, args, self.kwargs)
+
+    def first(self) -> Call:
+        """The call of the first chunk.
+
+        :raises ValueError: if there is none.
+        """
+        for call in self.read():
+            return call
+        raise ValueError("expected chunks with at least one row, got none")
+
+
+def _as_tensor(value: Any) -> Any:
+    """An array as a tensor, as models take these; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
+
+
+class OnChunks:
+    """The engines for data in chunks.
+
+    :raises ValueError: if the model cannot be fitted to chunks.
+    """
+
+    def __init__(self, session: Session, calls: ChunkCalls) -> None:
+        snapshot = session.read(calls.first())
+        problem = snapshot.problem
+        check_plan(problem.plan)
+        self._session, self._problem = session, problem
+        self._state = snapshot.state._replace(expected={})
+        sites = {name: without_values(data) for name, data in problem.sites.items()}
+        empty = problem._replace(sites=sites)
+        self._reader = ChunkReader(session, empty, calls.read, calls.chunks.continues)
+        self._tensors = ChunkEngine(self._reader, Passes())
+        self._kernel: ChunkKernel | None = None
+        self._relay: RelayEngine | None = None
+        self._why = ""
+
+    def expect(self) -> TensorState:
+        """The E-step at the parameters in the store, by tensor operations."""
+        return self._tensors.start()
+
+    def start(self, extrapolates: bool) -> tuple[Engine, TensorState]:
+        """The fastest engine, and the first state.
+
+        The data of the first chunk are gone then.
+        """
+        fused = find_fused(self._problem, self._state, extrapolates)
+        reason = fused if isinstance(fused, str) else self._why_not_pieces()
+        self._problem, params, leaves = self._reader.problem, *self._state[:2]
+        if isinstance(fused, str) or reason is not None:
+            return self.start_on_tensors(str(reason))
+        assert isinstance(fused.kernel, ChainEM)
+        fused.problem = self._problem
+        self._kernel = fused.kernel = ChunkKernel(fused, fused.kernel, self._reader)
+        try:
+            first = self._kernel.step(fused.start)
+        except NotServed as error:
+            return self.start_on_tensors(str(error))
+        losses = -first.log_likelihood
+        if np.isnan(losses).any():
+            return self.start_on_tensors("a spread is not positive definite")
+        start = TensorState(params, leaves, {}, losses, [], [])
+        self._relay = RelayEngine(fused, self._tensors, start, extrapolates)
+        return self._relay, start
+
+    def start_on_tensors(self, why: str) -> tuple[Engine, TensorState]:
+        """The engine of any model, and the first state.
+
+        :param why: the compiled one does not serve.
+        """
+        self._kernel, self._relay, self._why = None, None, why
+        self._session.write(*self._state[:2])
+        return self._tensors, self._tensors.start()
+
+    def _why_not_pieces(self) -> str | None:
+        """Why no compiled engine serves pieces of a sequence; None if one may."""
+        if not self._reader.continues:
+            return None
+        dtypes = {data.dtype for data in self._problem.sites.values()}
+        return None if dtypes == {torch.float64} else "pieces of a sequence are not float64"
+
+    @property
+    def description(self) -> str:
+        """Which engine has run, for ``em.plan``."""
+        if self._relay is None or self._kernel is None:
+            return f"{self._tensors.description}; not the compiled one, as {self._why}"
+        what = "chunks of whole sequences"
+        if self._reader.continues:
+            what = f"pieces of one sequence, {self._kernel.passes.description}"
+        return f"{self._relay.description()}; {what}"
+
+
+def check(session: Session, calls: ChunkCalls, loop: Loop, tol: float) -> list[guard.Finding]:
+    """Compare the model's own objective and gradient with EM's on the first chunk.
+
+    It is taken as a sequence of its own, so that its parameters need not be at an optimum.
+    """
+    call = calls.first()
+    problem, state, _ = session.read(call, is_start=False)
+    alone = Loop(TensorEngine(problem), state, loop.ascent.frozen, lambda message: None)
+    return guard.check(session, call, alone, tol, is_maximum=False)

@@ -1,0 +1,214 @@
+"""Data that do not fit in memory: chunks that are read anew in every pass."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_regimes.messages import shown
+from pyro_regimes.reading.packages import require
+
+#: The rows of a chunk by default: a few megabytes of a few columns.
+ROWS = 2**17
+
+
+class Chunks:
+    """Data in chunks, for fits that hold one or two of them in memory.
+
+    Every iteration of a fit reads all chunks again, in the same order.
+
+    :param source: what gives the chunks: an iterable that can be read any number of times, such as
+        a list, or a function without arguments that returns a new iterator each time, such as a
+        generator function. A chunk is an array or a tensor; for :meth:`.EM.run` also a tuple of
+        the model's first arguments.
+    :param continues: True if the chunks are consecutive pieces of one sequence, cut along time;
+        False if each chunk holds whole sequences. The fit is exact in both cases.
+    :raises ValueError: if the source can be read only once, or ``continues`` is no bool.
+
+    >>> pieces = Chunks([[[0.1], [0.2]], [[0.3]]], continues=True)
+    >>> [len(chunk) for chunk in pieces]
+    [2, 1]
+    """
+
+    def __init__(
+        self, source: Iterable[Any] | Callable[[], Iterable[Any]], *, continues: bool
+    ) -> None:
+        if not isinstance(continues, (bool, np.bool_)):
+            raise ValueError(
+                "expected continues to be True (chunks are pieces of one sequence) or False (each "
+                f"chunk holds whole sequences), got {shown(continues)}"
+            )
+        if isinstance(source, (str, bytes, np.ndarray)) or hasattr(source, "iloc"):
+            raise ValueError(
+                "expected source to be an iterable of chunks, or a function that returns an "
+                f"iterator of them, got {type(source).__name__}; Chunks.parquet and Chunks.npy "
+                "read files"
+            )
+        if isinstance(source, Iterator):
+            raise ValueError(
+                "expected source to be readable any number of times, as each iteration of a fit "
+                f"reads all chunks, got {_named(source)}, which can be read once; pass the "
+                "function that makes it, Chunks(lambda: make_chunks(), continues=...), or a list"
+            )
+        if not callable(source) and not isinstance(source, Iterable):
+            raise ValueError(
+                "expected source to be an iterable of chunks, or a function that returns an "
+                f"iterator of them, got {type(source).__name__}"
+            )
+        self._source = source
+        self.continues = bool(continues)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not callable(self._source):
+            return iter(self._source)
+        found = self._source()
+        if not isinstance(found, Iterable):
+            raise ValueError(
+                "expected the function source to return an iterator of chunks, got "
+                f"{type(found).__name__}"
+            )
+        return iter(found)
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The names of the columns; None if they are not known."""
+        found: list[str] | None = getattr(self._source, "columns", None)
+        return found
+
+    def __repr__(self) -> str:
+        return f"Chunks({_named(self._source)}, continues={self.continues})"
+
+    @classmethod
+    def parquet(
+        cls,
+        path: str | os.PathLike[str],
+        columns: str | Sequence[str] | None = None,
+        *,
+        rows: int = ROWS,
+        continues: bool = True,
+    ) -> Chunks:
+        """The rows of a Parquet file, which pyarrow reads batch by batch.
+
+        :param path: the file.
+        :param columns: the columns to read, in this order: names, or one name for chunks of one
+            dimension. None is all columns of numbers, without the index of pandas.
+        :param rows: the most rows of a chunk.
+        :param continues: as in the constructor.
+        :return: chunks ``(rows, D)`` of float64; null is NaN.
+        :raises ValueError: if a column is not there or does not hold numbers, or ``rows`` is no
+            positive integer.
+        :raises ImportError: if pyarrow is not installed.
+        """
+        return cls(ParquetRows(path, columns, _check_rows(rows)), continues=continues)
+
+    @classmethod
+    def npy(
+        cls, path: str | os.PathLike[str], *, rows: int = ROWS, continues: bool = True
+    ) -> Chunks:
+        """The rows of an array in a ``.npy`` file, which is mapped to memory and not read whole.
+
+        :param path: the file, of one array ``(T,)`` or ``(T, D)``.
+        :param rows: the most rows of a chunk.
+        :param continues: as in the constructor.
+        :return: chunks of copies of its rows.
+        :raises ValueError: if it is no such file, or ``rows`` is no positive integer.
+        """
+        return cls(ArrayRows(path, _check_rows(rows)), continues=continues)
+
+
+def is_empty(chunk: Any) -> bool:
+    """Whether a chunk is an array without rows, which counts for nothing."""
+    return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
+
+
+class ArrayRows:
+    """The rows of a ``.npy`` file in pieces."""
+
+    def __init__(self, path: str | os.PathLike[str], rows: int) -> None:
+        self._path, self._rows = os.fspath(path), rows
+        self._open()
+
+    def _open(self) -> Any:
+        found = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.ndim not in (1, 2):
+            what = "several arrays" if not isinstance(found, np.ndarray) else f"{found.ndim} dims"
+            raise ValueError(
+                f"expected {self._path} to hold one array of shape (T,) or (T, D), got {what}"
+            )
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        found = self._open()
+        for begin in range(0, len(found), self._rows):
+            yield np.array(found[begin : begin + self._rows])
+
+
+class ParquetRows:
+    """The rows of columns of a Parquet file in pieces."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], columns: str | Sequence[str] | None, rows: int
+    ) -> None:
+        self._path, self._rows = os.fspath(path), rows
+        self._is_one = isinstance(columns, str)
+        schema, types = self._open().schema_arrow, _pyarrow(self._path, "types")
+        are_numbers = (types.is_floating, types.is_integer, types.is_decimal)
+        numbers = [
+            name
+            for name, kind in zip(schema.names, schema.types, strict=True)
+            if any(is_number(kind) for is_number in are_numbers)
+        ]
+        if isinstance(columns, str):
+            columns = [columns]
+        if columns is None:
+            index = (schema.pandas_metadata or {}).get("index_columns", [])
+            columns = [name for name in numbers if name not in index]
+        self.columns = list(columns)
+        others = [name for name in self.columns if name not in numbers]
+        if others or not self.columns:
+            came = shown(others[0]) if others else "none"
+            if others and others[0] in schema.names:
+                came += " of other values"
+            raise ValueError(
+                f"expected columns among the columns of numbers of {self._path}, "
+                f"{', '.join(map(repr, numbers))}, got {came}"
+            )
+
+    def _open(self) -> Any:
+        # Else pyarrow keeps all that it has read of the file until the last row.
+        return _pyarrow(self._path, "parquet").ParquetFile(self._path, pre_buffer=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._open() as file:
+            for batch in file.iter_batches(self._rows, columns=self.columns, use_threads=False):
+                yield self._read(batch)
+
+    def _read(self, batch: Any) -> Any:
+        """A batch as float64; null is NaN."""
+        columns = [
+            np.asarray(batch.column(name).cast("float64").to_numpy(zero_copy_only=False))
+            for name in self.columns
+        ]
+        return columns[0].copy() if self._is_one else np.stack(columns, 1)
+
+
+def _pyarrow(path: str, module: str) -> Any:
+    require("pyarrow", f"{path}: reading .parquet")
+    return importlib.import_module(f"pyarrow.{module}")
+
+
+def _check_rows(rows: Any) -> int:
+    """:raises ValueError: if it is no positive integer."""
+    if isinstance(rows, (bool, np.bool_)) or not isinstance(rows, (int, np.integer)) or rows < 1:
+        raise ValueError(f"expected rows to be a positive integer, got {shown(rows)}")
+    return int(rows)
+
+
+def _named(source: Any) -> str:
+    """A source in a message."""
+    name = getattr(source, "__name__", "")
+    return f"{type(source).__name__} {name}".rstrip()

@@ -1,0 +1,103 @@
+"""Readers of chunks give the rows of the file, in their order, any number of times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pyro_regimes import Chunks
+from tests import seeds
+
+
+@pytest.fixture
+def frame(tmp_path) -> pd.DataFrame:
+    rng = seeds.rng(0)
+    found = pd.DataFrame(rng.normal(size=(1000, 3)), columns=["a", "b", "c"])
+    found["count"] = rng.randint(0, 9, 1000)
+    found["name"] = "text"
+    found.loc[5, "a"] = np.nan
+    found.to_parquet(tmp_path / "data.parquet", row_group_size=300)
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300, 1000, 10_000])
+def test_parquet(frame, tmp_path, rows):
+    chunks = Chunks.parquet(tmp_path / "data.parquet", ["c", "a"], rows=rows)
+    assert chunks.continues and chunks.columns == ["c", "a"]
+    for _ in range(2):
+        parts = list(chunks) if rows > 1 else [part for part, _ in zip(chunks, range(20))]
+        assert all(1 <= len(part) <= rows for part in parts)
+        found = np.concatenate(parts)
+        np.testing.assert_array_equal(found, frame[["c", "a"]].to_numpy()[: len(found)])
+
+
+def test_all_columns_of_numbers_without_the_index(frame, tmp_path):
+    indexed = frame.set_index("count")
+    indexed.to_parquet(tmp_path / "indexed.parquet")
+    chunks = Chunks.parquet(tmp_path / "indexed.parquet", continues=False)
+    assert chunks.columns == ["a", "b", "c"] and not chunks.continues
+    np.testing.assert_array_equal(next(iter(chunks)), frame[["a", "b", "c"]].to_numpy())
+
+
+def test_one_column_and_integers(frame, tmp_path):
+    (part,) = Chunks.parquet(tmp_path / "data.parquet", "count")
+    assert part.shape == (1000,) and part.dtype == np.float64
+    np.testing.assert_array_equal(part, frame["count"])
+    part[0] = 1.0  # a copy, which a caller may change
+
+
+def test_a_parquet_file_is_not_kept_in_memory(tmp_path):
+    x = pd.DataFrame(seeds.rng(2).normal(size=(200_000, 4)), columns=list("abcd"))
+    x.to_parquet(tmp_path / "large.parquet", row_group_size=10_000)
+    before, held = pa.total_allocated_bytes(), []
+    for _ in Chunks.parquet(tmp_path / "large.parquet", rows=10_000):
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 20 and max(held[10:]) < 0.4 * x.size * 8
+
+
+def test_null_is_missing(frame, tmp_path):
+    frame["d"] = pd.array([None, *range(999)], dtype="Int64")
+    frame.to_parquet(tmp_path / "null.parquet")
+    (part,) = Chunks.parquet(tmp_path / "null.parquet", ["d"])
+    assert np.isnan(part[0, 0]) and part[-1, 0] == 998
+
+
+@pytest.mark.parametrize("shape", [(1000,), (1000, 3)])
+def test_npy(tmp_path, shape):
+    x = seeds.rng(1).normal(size=shape)
+    np.save(tmp_path / "x.npy", x)
+    chunks = Chunks.npy(tmp_path / "x.npy", rows=300)
+    for _ in range(2):
+        parts = list(chunks)
+        assert [len(part) for part in parts] == [300, 300, 300, 100]
+        np.testing.assert_array_equal(np.concatenate(parts), x)
+    parts[0][:] = 0.0
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), x)
+
+
+def test_what_is_refused(frame, tmp_path):
+    path = tmp_path / "data.parquet"
+    for columns, came in ((["a", "z"], "'z'"), ("name", "'name' of other values"), ([], "none")):
+        with pytest.raises(ValueError, match=f"'a', 'b', 'c', 'count', got {came}"):
+            Chunks.parquet(path, columns)
+    for rows in (0, -1, 2.5, True, "all"):
+        with pytest.raises(ValueError, match="expected rows to be a positive integer"):
+            Chunks.parquet(path, rows=rows)
+        with pytest.raises(ValueError, match="expected rows to be a positive integer"):
+            Chunks.npy(tmp_path / "x.npy", rows=rows)
+    np.save(tmp_path / "x.npy", np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match="one array of shape .* got 3 dims"):
+        Chunks.npy(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", np.zeros(2))
+    with pytest.raises(ValueError, match="got several arrays"):
+        Chunks.npy(tmp_path / "x.npz")
+    with pytest.raises(OSError):
+        Chunks.npy(tmp_path / "absent.npy")
+    with pytest.raises(OSError):
+        Chunks.parquet(tmp_path / "absent.parquet")
+
+
+def test_its_name():
+    assert repr(Chunks([], continues=True)) == "Chunks(list, continues=True)"
