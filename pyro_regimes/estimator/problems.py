@@ -97,12 +97,15 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
     )
 
 
-def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[Warning]:
+def of_data(
+    data: Array, sizes: list[int], names: Sequence[str] | None, rows_of: str = "X"
+) -> list[Warning]:
     """Warnings that data look like levels, or like days without trade filled with zeros.
 
     Missing entries, which are NaN, are left out.
 
     :param sizes: the number of rows of each sequence. Levels are looked for in the longest.
+    :param rows_of: what the rows are of, such as "a sample of X".
     """
     found: list[Warning] = []
     if len(data) < _FEWEST_ROWS:
@@ -129,8 +132,9 @@ def of_data(data: Array, sizes: list[int], names: Sequence[str] | None) -> list[
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
-                f"{zeros} of {len(data)} rows of X are 0 in every column, as where weekends or "
-                "holidays were filled. They may take a regime of their own; drop them if so."
+                f"{zeros} of {len(data)} rows of {rows_of} are 0 in every column, as where "
+                "weekends or holidays were filled. They may take a regime of their own; drop them "
+                "if so."
             )
         )
     return found

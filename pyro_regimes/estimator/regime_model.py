@@ -364,9 +364,8 @@ class RegimeModel(ReportedModel):
         fresh.n_samples_fit_ = survey.num_rows - survey.num_empty
         fresh.n_missing_, fresh.n_missing_rows_ = survey.num_missing, survey.num_empty
         fresh.training_start_ = survey.training_start if survey.num_sequences == 1 else None
-        fresh.periods_per_year_ = 252.0
-        doubt = [] if found.doubt is None else [found.doubt]
-        for problem in [*doubt, *found.fitted.problems]:
+        fresh.periods_per_year_ = survey.periods_per_year
+        for problem in [*found.doubts, *found.fitted.problems]:
             warnings.warn(problem, stacklevel=levels_to_the_caller())
         return self._become(fresh)
 

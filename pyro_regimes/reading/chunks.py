@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,11 @@ class Chunks:
                 "expected continues to be True (chunks are pieces of one sequence) or False (each "
                 f"chunk holds whole sequences), got {shown(continues)}"
             )
-        if isinstance(source, (str, bytes, np.ndarray)) or hasattr(source, "iloc"):
+        remedy = _why_no_source(source)
+        if remedy is not None:
             raise ValueError(
                 "expected source to be an iterable of chunks, or a function that returns an "
-                f"iterator of them, got {type(source).__name__}; Chunks.parquet and Chunks.npy "
-                "read files"
+                f"iterator of them, got {type(source).__name__}; {remedy}"
             )
         if isinstance(source, Iterator):
             raise ValueError(
@@ -121,7 +121,9 @@ class Chunks:
 
 
 def is_empty(chunk: Any) -> bool:
-    """Whether a chunk is an array without rows, which counts for nothing."""
+    """Whether a chunk is an array or a list without rows, which counts for nothing."""
+    if isinstance(chunk, (list, tuple, Mapping)):
+        return not len(chunk)
     return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
 
 
@@ -133,18 +135,29 @@ class ArrayRows:
         self._open()
 
     def _open(self) -> Any:
-        found = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        try:
+            found = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{self._path}: expected a .npy file, got another or a broken one ({error}); write "
+                "an array of numbers by numpy.save"
+            ) from error
         if not isinstance(found, np.ndarray) or found.ndim not in (1, 2):
             what = "several arrays" if not isinstance(found, np.ndarray) else f"{found.ndim} dims"
             raise ValueError(
                 f"expected {self._path} to hold one array of shape (T,) or (T, D), got {what}"
+            )
+        if found.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{self._path}: expected an array of numbers, got one of {found.dtype}; convert "
+                "it by astype(float)"
             )
         return found
 
     def __iter__(self) -> Iterator[Any]:
         found = self._open()
         for begin in range(0, len(found), self._rows):
-            yield np.array(found[begin : begin + self._rows])
+            yield np.array(found[begin : begin + self._rows], found.dtype.newbyteorder("="))
 
 
 class ParquetRows:
@@ -162,12 +175,11 @@ class ParquetRows:
             for name, kind in zip(schema.names, schema.types, strict=True)
             if any(is_number(kind) for is_number in are_numbers)
         ]
-        if isinstance(columns, str):
-            columns = [columns]
         if columns is None:
             index = (schema.pandas_metadata or {}).get("index_columns", [])
             columns = [name for name in numbers if name not in index]
-        self.columns = list(columns)
+        self.columns = _read_names(columns)
+        self._check_once(schema.names)
         others = [name for name in self.columns if name not in numbers]
         if others or not self.columns:
             came = shown(others[0]) if others else "none"
@@ -178,9 +190,26 @@ class ParquetRows:
                 f"{', '.join(map(repr, numbers))}, got {came}"
             )
 
+    def _check_once(self, names: list[str]) -> None:
+        """:raises ValueError: if a column is chosen twice, or the file has two of its name."""
+        for name in self.columns:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{self._path}: expected columns with a name of its own each, got {name!r} "
+                    "more than once; rename them, or choose others"
+                )
+            if self.columns.count(name) > 1:
+                raise ValueError(f"expected each column once, got {name!r} twice in columns")
+
     def _open(self) -> Any:
-        # Else pyarrow keeps all that it has read of the file until the last row.
-        return _pyarrow(self._path, "parquet").ParquetFile(self._path, pre_buffer=False)
+        try:
+            # Else pyarrow keeps all that it has read of the file until the last row.
+            return _pyarrow(self._path, "parquet").ParquetFile(self._path, pre_buffer=False)
+        except _pyarrow(self._path, "lib").ArrowInvalid as error:
+            raise ValueError(
+                f"{self._path}: expected a Parquet file, got another or a broken one ({error}); "
+                "write it again"
+            ) from error
 
     def __iter__(self) -> Iterator[Any]:
         with self._open() as file:
@@ -189,16 +218,36 @@ class ParquetRows:
 
     def _read(self, batch: Any) -> Any:
         """A batch as float64; null is NaN."""
-        columns = [
-            np.asarray(batch.column(name).cast("float64").to_numpy(zero_copy_only=False))
-            for name in self.columns
-        ]
+        cast = [batch.column(name).cast("float64", safe=False) for name in self.columns]
+        columns = [np.asarray(each.to_numpy(zero_copy_only=False)) for each in cast]
         return columns[0].copy() if self._is_one else np.stack(columns, 1)
 
 
 def _pyarrow(path: str, module: str) -> Any:
     require("pyarrow", f"{path}: reading .parquet")
     return importlib.import_module(f"pyarrow.{module}")
+
+
+def _read_names(columns: Any) -> list[str]:
+    """:raises ValueError: if columns are not one name, or several."""
+    if isinstance(columns, str):
+        return [columns]
+    listed: list[Any] = list(columns) if isinstance(columns, Iterable) else [None]
+    if isinstance(columns, bytes) or not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"expected columns to be names, got {shown(columns)}")
+    return listed
+
+
+def _why_no_source(source: Any) -> str | None:
+    """What to do with what is iterable, but not in chunks; None if it may be a source."""
+    if isinstance(source, (str, bytes, os.PathLike)):
+        return "Chunks.parquet and Chunks.npy read files"
+    if isinstance(source, Mapping):
+        return "give its sequences, Chunks(list(source.values()), ...)"
+    are_tables = ("shape", "iloc", "itemsize", "__dataframe__", "__arrow_c_stream__")
+    if not isinstance(source, type) and any(hasattr(source, name) for name in are_tables):
+        return "give one table as its pieces in a list; Chunks.parquet and Chunks.npy read files"
+    return None
 
 
 def _check_rows(rows: Any) -> int:

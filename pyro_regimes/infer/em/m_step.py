@@ -67,8 +67,7 @@ def maximise(
     :param ranks: over which pooled statistics are added.
     """
     collected = Collected(plan, expected, params, ranks)
-    arguments = collected.arguments
-    sites = {name: each.data for name, each in expected.items()}
+    arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
     if plan.affine.names:
         values = _solve_affine(plan.affine, collected, params, pseudo)

@@ -36,8 +36,8 @@ class ChunkCalls(NamedTuple):
     def read(self) -> Iterator[Call]:
         """Start a pass."""
         for chunk in self.chunks:
-            if not is_empty(chunk):
-                given = chunk if isinstance(chunk, tuple) else (chunk,)
+            given = chunk if isinstance(chunk, tuple) else (chunk,)
+            if not given or not is_empty(given[0]):
                 args = (*map(_as_tensor, given), *self.args)
                 yield Call(self.model, self.guide, args, self.kwargs)
 
@@ -52,10 +52,21 @@ class ChunkCalls(NamedTuple):
 
 
 def _as_tensor(value: Any) -> Any:
-    """An array as a tensor, as models take these; anything else as it is."""
+    """An array as a tensor, as models take these; anything else as it is.
+
+    :raises ValueError: if some values are masked.
+    """
     if not isinstance(value, np.ndarray):
         return value
-    return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if np.ma.is_masked(value):
+        raise ValueError(
+            "expected chunks without masked values, which tensors do not have, got some; give "
+            "chunk.filled(numpy.nan) to a model with missing='marginalise'"
+        )
+    can_share = value.flags.writeable and value.dtype.isnative
+    if not can_share or min(value.strides, default=0) < 0:
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(value)
 
 
 class OnChunks:

@@ -51,26 +51,29 @@ class ChunkReader:
     ) -> None:
         self.session, self.problem, self.continues = session, problem, continues
         self._calls = calls
-        self._num_chunks: int | None = None
+        self._last: tuple[int, int] | None = None  # the numbers of chunks and values in a pass
 
     def read(self, with_densities: bool) -> Iterator[Problem]:
         """One pass, at the parameters in the store.
 
         :raises ValueError: if a chunk cannot be added to the first one.
         """
-        number, like = 0, None if with_densities else self.problem
+        number, size, like = 0, 0, None if with_densities else self.problem
         for call in self._calls():
             problem = self.session.read_chunk(self.problem.plan, call, like)
             number += 1
+            size += sum(data.value.numel() for data in problem.sites.values())
             check_chunk(number, problem, self.problem, self.continues)
             yield problem
             del problem, call
-        if self._num_chunks not in (None, number):
+        known = self._last
+        if known is not None and known != (number, size):
             raise ValueError(
-                f"expected the same chunks in every pass, got {number} of them where a pass before "
-                f"had {self._num_chunks}: the source must be one that can be read again"
+                f"expected the same chunks in every pass, got {number} with {size} values where a "
+                f"pass before had {known[0]} with {known[1]}: the source must be one that can be "
+                "read again"
             )
-        self._num_chunks = number
+        self._last = number, size
 
 
 class Chunk(NamedTuple):
