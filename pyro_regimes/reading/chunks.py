@@ -26,7 +26,8 @@ class Chunks:
         generator function. A chunk is an array or a tensor; for :meth:`.EM.run` also a tuple of
         the model's first arguments.
     :param continues: True if the chunks are consecutive pieces of one sequence, cut along time;
-        False if each chunk holds whole sequences. The fit is exact in both cases.
+        False if each chunk holds whole sequences. The fit is exact in both cases. In a
+        ``torch.distributed`` process group, the pieces of rank 1 follow those of rank 0, and so on.
     :raises ValueError: if the source can be read only once, or ``continues`` is no bool.
 
     >>> pieces = Chunks([[[0.1], [0.2]], [[0.3]]], continues=True)
