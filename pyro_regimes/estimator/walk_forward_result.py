@@ -217,7 +217,7 @@ class WalkForward(NamedTuple):
             self.regime_names,
             date_index(self.filtered_probs),
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             cumulative=last._fitted_spec().of_changes,
             kind="filtered",
         )
