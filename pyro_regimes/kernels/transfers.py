@@ -165,7 +165,7 @@ def outline(
 
 
 def _look_back(transition: Tensor, observation: Tensor) -> Tensor | None:
-    """The message after a block, ``(..., K)``, from its last rows; None if they do not decide it."""
+    """The message after a block, ``(..., K)``, from its last rows; None if these do not do."""
     num_rows, size = observation.shape[-2], _FIRST_ROWS
     while size < num_rows:
         found = transfer(transition, observation[..., num_rows - size :, :])

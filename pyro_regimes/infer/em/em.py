@@ -231,9 +231,9 @@ class EM:
             Priors count once. Every rank must call this method with the same model, settings and
             starting values. A rank may hold more sequences than another; a group of one rank is
             that rank alone. Ranks that hold consecutive rows of one sequence give
-            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of parameters with an ``optim`` add up as gradients; the
-            check of convergence does not cover these. :meth:`step` and :meth:`evaluate_loss` are
-            of this process alone.
+            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of
+            parameters with an ``optim`` add up as gradients; the check of convergence does not
+            cover these. :meth:`step` and :meth:`evaluate_loss` are of this process alone.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set

@@ -5,14 +5,15 @@ the first rows of the next one, if these forget what was before them (:mod:`.ker
 Otherwise a pass over all pieces computes their transfers first.
 
 If the pieces are split among the ranks of a process group, in their order, each rank gathers one
-matrix of every rank, and finds from them what the rows before and after its own say (:class:`Ends`).
+matrix of every rank, and finds from these what the rows before and after its own say
+(:class:`Ends`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from functools import reduce
+from itertools import chain
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -64,6 +65,9 @@ class Ends(NamedTuple):
 
     before: Messages | None = None  #: the message from the rank before; None for the first one
     after: Messages | None = None  #: the message from the rank after; None for the last one
+
+
+_NO_OTHERS = Ends()
 
 
 def in_one_pass(pieces: Iterable[Piece[T]], ends: Ends) -> Iterator[T]:
@@ -158,7 +162,7 @@ class Passes:
         self,
         read: Callable[[], Iterable[Piece[T]]],
         function: Callable[[Iterator[T]], U],
-        ends: Ends = Ends(),
+        ends: Ends = _NO_OTHERS,
     ) -> U:
         """A function of the E-steps of all pieces.
 

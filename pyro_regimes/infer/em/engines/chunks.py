@@ -12,7 +12,6 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Arguments, Stats
