@@ -193,7 +193,14 @@ def check_dates(table: Any) -> None:
 
 
 def check_are_numbers(table: Any) -> None:
-    """:raises ValueError: if a column of a DataFrame holds dates or text, or two have one name."""
+    """:raises ValueError: if columns hold dates, durations or text, or two have one name."""
+    kind = getattr(getattr(table, "dtype", None), "kind", "f")
+    if kind in "mM":
+        what = "dates" if kind == "M" else "durations"
+        raise ValueError(
+            f"expected X to hold numbers, got {what} of dtype {table.dtype}; leave them out, or "
+            "divide durations by their unit, such as np.timedelta64(1, 'D')"
+        )
     if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
         return
     if not table.columns.is_unique:
@@ -207,13 +214,15 @@ def check_are_numbers(table: Any) -> None:
             continue
         values = table.iloc[:, j].dropna()
         first = values.iloc[0] if len(values) else None
-        is_date = kind.kind == "M" or isinstance(first, str) and _is_date(first)
-        if is_date or isinstance(first, str) and not _is_number(first):
+        is_date = hasattr(first, "year") or isinstance(first, str) and _is_date(first)
+        if kind.kind in "mM" or first is not None and not _is_number(first):
             remedy = (
                 "dates belong into the index: "
                 f"X.set_index({name!r}) with the dates by pandas.to_datetime, or "
                 "pandas.read_csv(..., index_col=0, parse_dates=True)"
                 if is_date
+                else "divide it by a unit of time, such as pandas.Timedelta('1D')"
+                if kind.kind == "m"
                 else "leave it out, or number its categories from 0"
             )
             raise ValueError(
@@ -226,10 +235,10 @@ def _is_date(text: str) -> bool:
     return bool(re.match(r"\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}", text))
 
 
-def _is_number(text: str) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        float(text)
-    except ValueError:
+        float(value)
+    except (TypeError, ValueError):
         return False
     return True
 
