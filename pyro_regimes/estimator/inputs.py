@@ -112,23 +112,29 @@ def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
     return np.asarray(index).astype("datetime64[s]")
 
 
+def chunk_tables(chunk: Any) -> list[Any]:
+    """The tables of a chunk that is not empty; an array of one dim is of one series."""
+    is_series = getattr(chunk, "ndim", 0) == 1 and not hasattr(chunk, "to_frame")
+    return as_tables([chunk] if is_series else chunk)[0]
+
+
 class ChunkDates:
     """The dates of chunks, as far as they have some: that they ascend, and how often rows come.
 
-    :param continues: whether chunks are pieces of one sequence.
+    :param chunks: which may know their first dates.
     """
 
-    def __init__(self, continues: bool) -> None:
-        self._continues = continues
+    def __init__(self, chunks: Chunks) -> None:
+        self._continues = chunks.continues
         self._last: Any | None = None  # the last date
-        self._dates = np.empty(0, "datetime64[s]")  # the first ones of the first sequence
+        self._dates = chunks.dates  # the first ones of the first sequence
 
     def add(self, chunk: Any) -> None:
         """The dates of the next chunk, whose own ascend.
 
         :raises ValueError: if it does not follow the chunk before.
         """
-        index = None if is_empty(chunk) else date_index(as_tables(chunk)[0][0])
+        index = None if is_empty(chunk) else date_index(chunk_tables(chunk)[0])
         if index is None:
             return
         if self._continues or not len(self._dates):
