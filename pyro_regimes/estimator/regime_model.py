@@ -147,6 +147,7 @@ class RegimeModel(ReportedModel):
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
     ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
+    ``expected_durations_`` ``(K,)``, the mean number of steps of a stay in each regime
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged

@@ -72,7 +72,8 @@ class WalkForward(NamedTuple):
 
         - "log score", :math:`\log p(x_t \mid x_{..t-h})` of all series together; higher is better.
           Of a row without any value it is NaN.
-        - "CRPS" of each series, for Gaussian emissions and mixtures of Gaussians; lower is better.
+        - "CRPS" of each series; lower is better. Angles and categories have none, as they have no
+          order, nor does a Student-t regime of one degree of freedom or fewer, which has no mean.
         - "PIT" of each series, :math:`P(X_t \le x_t \mid x_{..t-h})`: uniform if the forecasts are
           right.
 
@@ -222,7 +223,7 @@ class WalkForward(NamedTuple):
             self.regime_names,
             date_index(self.filtered_probs),
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             cumulative=last._fitted_spec().of_changes,
             kind="filtered",
         )

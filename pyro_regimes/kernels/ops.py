@@ -57,6 +57,7 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.totals import sum_over
 from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
 from pyro_regimes.kernels.transfers import backwards as backward_message
@@ -106,6 +107,7 @@ __all__ = [
     "sample_prior",
     "squarem",
     "stationary_probs",
+    "sum_over",
     "transfer",
     "viterbi",
     "weighted_moments",

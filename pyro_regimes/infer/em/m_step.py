@@ -18,6 +18,7 @@ from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_prod
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
 from pyro_regimes.infer.em.products import maximise_products
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.jacobian import gram
@@ -50,12 +51,12 @@ def maximise(
     pseudo: dict[str, Pooled],
     groups: Groups,
     keep: Callable[[str, Tensor, Tensor], Tensor],
+    ranks: Ranks | None = None,
 ) -> Maximised:
     """Compute new values of all parameters, each given those before it in the plan.
 
     A cell without weight or without a maximum keeps its value, so the objective does not fall. A
-    covariance has no maximum if it is singular, or becomes so by rounding in the store. Locations
-    come before the spreads about them (ECM).
+    covariance without one is singular, or becomes so in the store. Locations come first (ECM).
 
     :param params: the current values.
     :param leaves: the stored tensors of the positive definite parameters.
@@ -63,10 +64,10 @@ def maximise(
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     :param groups: the restarts.
     :param keep: selects the value to use, given a name, the old and the new value.
+    :param ranks: over which pooled statistics are added.
     """
-    collected = Collected(plan, expected, params)
-    arguments = collected.arguments
-    sites = {name: each.data for name, each in expected.items()}
+    collected = Collected(plan, expected, params, ranks)
+    arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
     values, stored, unbounded, idle = {}, {}, {}, {}
     if plan.affine.names:
         values = _solve_affine(plan.affine, collected, params, pseudo)
@@ -241,6 +242,8 @@ def normal_equations(
         constant = given.double().flatten() - use.jacobian @ start
         more_normal, more_right = gram(use.jacobian, pooled, constant)
         normal, right = normal + more_normal, right + more_right
+    if collected.ranks is not None:
+        normal, right = collected.ranks.add([normal, right])
     for name in affine.priors.keys() & pseudo.keys():
         affine.add_prior(name, pseudo[name], normal, right)
     return normal, right

@@ -200,7 +200,7 @@ def test_intervals_and_settings_of_a_fit(tmp_path):
     x = returns(200)
     model = RegimeModel(2, covariance_type="diag", n_init=2, random_state=0, tol=1e-8).fit(x)
     page = write(model, x, tmp_path / "r.html", level=0.9)
-    table = model.conf_int(x, level=0.9)
+    table = model.conf_int(x, level=0.9).to_frame()
     low, high = table.loc["expected duration", "", "Calm"][["lower", "upper"]]
     (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", page.text)
     for text, value in zip(found, (low, high)):
@@ -281,7 +281,8 @@ def test_gaps_and_known_regimes_are_those_of_the_data(tmp_path):
         assert f"1 step {words.percent(after[0])} {words.percent(after[1])}" in page.text
         pages[name] = page.text
     assert f"with probability {words.percent(1.0)} given" in pages["states"]
-    low, high = model.conf_int(x, level=0.9, gaps=gaps).loc["expected duration", "", "Calm"][
+    table = model.conf_int(x, level=0.9, gaps=gaps).to_frame()
+    low, high = table.loc["expected duration", "", "Calm"][
         ["lower", "upper"]
     ]
     (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", pages["gaps"])
