@@ -314,7 +314,9 @@ def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     wanted = chances[chances <= chances[number] * (1 + 1e-7)].sum()
     assert table["p-value"].iloc[0] == pytest.approx(wanted)
     assert (found.value_at_risk([0.05])[0.05] == -quantiles[0.05]).iloc[3:].all(axis=None)
-    for wrong in ([0.0], [1.0], ["x"], [], 0.05):
+    pd.testing.assert_frame_equal(found.quantiles(0.05), found.quantiles([0.05]))
+    pd.testing.assert_frame_equal(found.exceedances(np.array(0.05)), found.exceedances([0.05]))
+    for wrong in ([0.0], [1.0], ["x"], [], "0.05", 1.0, None):
         with pytest.raises(ValueError, match="expected levels to be numbers between 0 and 1"):
             found.quantiles(wrong)
     for method in (found.value_at_risk, found.exceedances):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,24 @@ def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
     return [worker.returncode for worker in workers], printed
 
 
+def compare(name: str, wanted: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """What all ranks found with what one process does, and with what they found again."""
+    assert wanted["history"][-1] < wanted["history"][0] - 0.1
+    for each in found:
+        assert each[name].keys() == wanted.keys()
+        for key, value in wanted.items():
+            got = torch.as_tensor(each[name][key])
+            assert_close(
+                got,
+                torch.as_tensor(value),
+                rtol=1e-10,
+                atol=1e-12,
+                msg=lambda text, what=f"{name} {key}": f"{what}: {text}",
+            )
+            assert torch.equal(got, torch.as_tensor(each[f"{name} again"][key]))
+            assert torch.equal(got, torch.as_tensor(found[0][name][key]))
+
+
 @pytest.mark.parametrize("size", [1, 2, *slow(4, 8)])
 def test_as_in_one_process(size, tmp_path):
     """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
@@ -44,22 +63,9 @@ def test_as_in_one_process(size, tmp_path):
     assert codes == [0] * size, "\n".join(printed)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for name in ranks.CASES:
-        wanted = ranks.fit(name, ranks.data(name, seed))
-        assert wanted["history"][-1] < wanted["history"][0] - 0.1
-        for each in found:
-            assert each[name].keys() == wanted.keys()
-            for key, value in wanted.items():
-                got = each[name][key]
-                assert_close(
-                    torch.as_tensor(got),
-                    torch.as_tensor(value),
-                    rtol=1e-10,
-                    atol=1e-12,
-                    msg=lambda text, what=f"{name} {key}": f"{what}: {text}",
-                )
-                again = torch.as_tensor(each[f"{name} again"][key])
-                assert torch.equal(torch.as_tensor(got), again)
-                assert torch.equal(torch.as_tensor(got), torch.as_tensor(found[0][name][key]))
+        compare(name, ranks.fit(name, ranks.data(name, seed)), found)
+    for name in ranks.PIECES:
+        compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
     if size > 1:
         for each in found:
             value, use = each["differences"]

@@ -22,11 +22,12 @@ from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
+from pyro_regimes.infer.em.joining import check_settings
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
-from pyro_regimes.infer.em.ranks import Ranks, ranks_of
+from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
@@ -229,9 +230,10 @@ class EM:
             that all have the same parameters after every step, and a run repeats to the bit.
             Priors count once. Every rank must call this method with the same model, settings and
             starting values. A rank may hold more sequences than another; a group of one rank is
-            that rank alone. Statistics of parameters with an ``optim`` add up as gradients; the
-            check of convergence does not cover these. :meth:`step` and :meth:`evaluate_loss` are
-            of this process alone.
+            that rank alone. Ranks that hold consecutive rows of one sequence give
+            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of
+            parameters with an ``optim`` add up as gradients; the check of convergence does not
+            cover these. :meth:`step` and :meth:`evaluate_loss` are of this process alone.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set
@@ -249,10 +251,14 @@ class EM:
         session = self._session
         session.begin()
         ranks = ranks_of(process_group) if self._joins_ranks else None
+        if ranks is not None:
+            kind = args[0].continues if args and isinstance(args[0], Chunks) else None
+            given = {"num_steps": num_steps, "tol": tol, "check": check, "continues": kind}
+            check_settings(ranks, {**given, "acceleration": acceleration})
         if args and isinstance(args[0], Chunks):
-            _check_no_ranks(ranks)
             calls = ChunkCalls(self.model, self.guide, args[0], args[1:], kwargs)
-            return self._run_on_chunks(calls, settings, check)
+            with session.on_ranks(ranks):
+                return self._run_on_chunks(calls, settings, check)
         call = self._call(args, kwargs)
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad(), session.on_ranks(ranks):
@@ -437,15 +443,6 @@ class EM:
             converged=False,
             stop_reason=f"{result.stop_reason}, but the model's own objective is not at an optimum",
             unconfirmed=sorted({restart for each in findings for restart in each.restarts}),
-        )
-
-
-def _check_no_ranks(ranks: Ranks | None) -> None:
-    """:raises ValueError: if chunks are to be added up over ranks."""
-    if ranks is not None:
-        raise ValueError(
-            f"expected data in memory in a group of {ranks.size} processes, got Chunks; read the "
-            "sequences of each rank into memory"
         )
 
 

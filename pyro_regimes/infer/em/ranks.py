@@ -56,6 +56,11 @@ class Ranks:
             ) from error
         return [each.to(buffer.device) for each in found]
 
+    def gather(self, values: list[Tensor]) -> list[list[Tensor]]:
+        """Tensors of the same shapes from every rank, in one message."""
+        flat = torch.cat([value.detach().double().flatten() for value in values])
+        return [_unpacked(each, values) for each in self._gather(flat)]
+
     def add(self, values: list[Tensor]) -> list[Tensor]:
         """The sums of tensors over the ranks, in float64 and then in the dtype given."""
         if not values:
@@ -64,11 +69,7 @@ class Ranks:
         first, *others = self._gather(flat)
         for each in others:
             first = first + each
-        parts = first.split([value.numel() for value in values])
-        return [
-            part.reshape(value.shape).to(value)
-            for part, value in zip(parts, values, strict=True)
-        ]
+        return _unpacked(first, values)
 
     def add_fields(self, pooled: T) -> T:
         """The sum of a NamedTuple of tensors over the ranks."""
@@ -112,6 +113,12 @@ class Ranks:
                     f"expected {names[0]} to be the same on every rank, got another one on rank "
                     f"{rank} than on rank 0: {remedy}"
                 )
+
+
+def _unpacked(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The tensors of a buffer, in the shapes, dtypes and devices of others."""
+    parts = flat.split([value.numel() for value in like])
+    return [part.reshape(value.shape).to(value) for part, value in zip(parts, like, strict=True)]
 
 
 def ranks_of(group: Any) -> Ranks | None:

@@ -217,6 +217,8 @@ def test_dates_are_those_given_or_of_the_index(tmp_path):
     assert "On 1 April 2011" in page.text and "monthly" in page.text and "months" in page.text
     with pytest.raises(ValueError, match="expected dates to have an entry for each of the 120"):
         known().report(x, tmp_path / "other.html", dates=dates[:-1])
+    with pytest.raises(ValueError, match="expected dates to be dates or numbers.*to_datetime"):
+        known().report(x, tmp_path / "other.html", dates=["first"] * 120)
     assert not (tmp_path / "other.html").exists()
 
 
