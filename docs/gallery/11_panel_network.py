@@ -179,7 +179,7 @@ plt.show()
 
 network_later = [log_likelihood(with_network, last_days[:, :n], z_later[:n]) for n in sizes]
 gain = np.diff(np.array(network_later) - np.array(baseline), prepend=0.0)
-print(f"{gain.sum():.0f} nats in {sizes[-1]} days of 7 sectors; {(gain > 0).sum()} of 10 years gain")
+print(f"{gain.sum():.0f} nats in {sizes[-1]} days of 7 sectors, above 0 in {(gain > 0).sum()} years")
 
 figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
 bars = axis.bar(ends, gain, color=np.where(gain > 0, "#2471a3", "#c0563f"))
