@@ -159,14 +159,7 @@ def update_model(
 
     :raises ValueError: if an argument or a setting is not valid, or the block has probability zero.
     """
-    running: Running | None = vars(model).get("_running")
-    if running is None:
-        raise ValueError(
-            "expected a model with running averages of its rows, got one of load or "
-            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
-            "states, weights or gaps; fit all rows by fit, or keep a model, with its averages, by "
-            "pickle"
-        )
+    running = _averages_of(model)
     _check_same_settings(model)
     settings, hmm = validation.read_settings(model), model._hmm()
     data, sizes = validation.check_data(model, X, lengths, y)
@@ -207,6 +200,19 @@ def update_model(
         "_running": new.running._replace(date=date),
     }
     return changed, _problem(new, model.regime_names_)
+
+
+def _averages_of(model: BaseEstimator) -> Running:
+    """:raises ValueError: if the model has none."""
+    running: Running | None = vars(model).get("_running")
+    if running is None:
+        raise ValueError(
+            "expected a model with running averages of its rows, got one of load or "
+            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
+            "states, weights or gaps; fit all rows by fit, or keep a model, with its averages, by "
+            "pickle"
+        )
+    return running
 
 
 def _next_probs(running: Running, hmm: FittedHMM) -> Array:
