@@ -1,4 +1,4 @@
-"""A forecast as tables of text, and as a DataFrame."""
+"""A :class:`.Forecast` as tables of text, and as a DataFrame."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from pyro_regimes.text_tables import fixed, percent, text_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pyro_regimes.estimator.forecast import Forecast
-
 #: The probability of each tail, for quantiles and losses.
 LEVEL = 0.05
 
@@ -26,7 +24,7 @@ class Part(NamedTuple):
     values: Array  #: ``(n, D)``
 
 
-def parts_of(found: Forecast, level: float) -> list[Part]:
+def parts_of(found: Any, level: float) -> list[Part]:
     """The mean, the standard deviation, two quantiles, and of returns the risk of each series."""
     parts = [
         Part("mean", "mean", found.mean),
@@ -43,7 +41,7 @@ def parts_of(found: Forecast, level: float) -> list[Part]:
 
 
 def as_text(
-    found: Forecast,
+    found: Any,
     parts: list[Part],
     regimes: Sequence[str],
     series: Sequence[str],
@@ -64,7 +62,7 @@ def as_text(
 
 
 def as_frame(
-    found: Forecast, parts: list[Part], regimes: Sequence[Any], series: Sequence[Any]
+    found: Any, parts: list[Part], regimes: Sequence[Any], series: Sequence[Any]
 ) -> pd.DataFrame:
     """Columns of two levels: a property, and the regime or the series that it is of."""
     pandas = require("pandas", "to_frame")
