@@ -38,6 +38,7 @@ from pyro_regimes.infer.em.recognise.points import (
     run_at_three_points,
     run_elsewhere,
 )
+from pyro_regimes.infer.em.recognise.predicted import find_predicted
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of
@@ -78,14 +79,15 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
                 refused[name] = found
             else:
                 assignments.append(found)
-        candidates, of_shares, of_sizes = (
+        candidates, of_shares, of_sizes, of_predictors = (
             [name for name in refused if name in held and all(map(which, held[name]))]
-            for which in (_is_quadratic, _is_log_linear, _is_scaled)
+            for which in (_is_quadratic, _is_log_linear, _is_scaled, _is_predicted)
         )
         if current.priors:
             of_priors = [slot for slot in current.slots if slot.site in current.priors]
             hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
             candidates = [name for name in candidates if name not in hyper]
+            of_predictors = [name for name in of_predictors if name not in hyper]
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
@@ -94,7 +96,10 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         assignments += more
         if of_sizes:
             assignments += find_multiples(of_sizes, runs, refused)
-        affine = _find_affine(candidates, runs, refused)
+        of_predictors = [name for name in of_predictors if name in refused]
+        affine = _find_affine(candidates, runs, refused).beside(
+            _find_predicted(of_predictors, runs, read, held, refused)
+        )
         priors = {each.name: each.prior for each in assignments} | affine.priors
         set_at: dict[str, set[str]] = {}
         for each in assignments if current.priors else ():
@@ -111,7 +116,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             assignments = [each for each in assignments if each.name not in kept] + more
         closed = [name for name in affine.names if name not in refused]
         if closed != affine.names:
-            affine = _find_affine(closed, runs, refused)
+            affine = affine.without([name for name in affine.names if name not in closed])
         assignments = [each for each in assignments if each.name not in refused]
         assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
@@ -145,6 +150,10 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
 
 def _is_quadratic(argument: Argument) -> bool:
     return argument.is_quadratic
+
+
+def _is_predicted(argument: Argument) -> bool:
+    return bool(argument.predictors)
 
 
 def _is_scaled(argument: Argument) -> bool:
@@ -210,6 +219,30 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     refused |= reasons  # which say more than that it is no argument itself
     shapes = [here.params[name].shape for name in names]
     return Affine(names, shapes, uses, priors)
+
+
+def _find_predicted(
+    candidates: list[str],
+    runs: list[Run],
+    read: Reader,
+    held: dict[str, list[Argument]],
+    refused: dict[str, str],
+) -> Affine:
+    """The same of linear predictors."""
+    priors = {}
+    for name in list(candidates):
+        prior = find_affine_prior(name, runs)
+        if isinstance(prior, str):
+            refused[name] = prior
+            candidates.remove(name)
+        elif prior is not None:
+            priors[name] = prior
+    names, uses = find_predicted(candidates, runs[0], read, held, refused)
+    for name in names:
+        refused.pop(name, None)
+    shapes = [runs[0].params[name].shape for name in names]
+    priors = {name: prior for name, prior in priors.items() if name in names}
+    return Affine(names, shapes, uses, priors, frozenset(names))
 
 
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:
