@@ -29,13 +29,18 @@ PROBIT = Link(ndtr, _density, lambda mean: mean * (1 - mean))
 
 
 def irls(
-    design: Array, target: Array, weights: Array, link: Link, offset: Array | float = 0.0
+    design: Array,
+    target: Array,
+    weights: Array,
+    link: Link,
+    start: Array,
+    offset: Array | float = 0.0,
 ) -> Array:
     """The coefficients, by least squares of the working responses (McCullagh and Nelder 1989).
 
-    :param design: ``(T, P)``; target and weights: ``(T,)``.
+    :param design: ``(T, P)``; target and weights: ``(T,)``; start: ``(P,)``.
     """
-    beta = np.zeros(design.shape[1])
+    beta = start
     for _ in range(500):
         eta = design @ beta + offset
         mean, slope = link.mean(eta), link.slope(eta)

@@ -94,12 +94,12 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
         assignments += more
-        if of_sizes:
-            assignments += find_multiples(of_sizes, runs, refused)
+        sizes = find_multiples(of_sizes, runs, refused) if of_sizes else []
         of_predictors = [name for name in of_predictors if name in refused]
-        affine = _find_affine(candidates, runs, refused).beside(
-            _find_predicted(of_predictors, runs, read, held, refused)
-        )
+        predicted = _find_predicted(of_predictors, runs, read, held, refused)
+        predicted, sizes = _with_intercepts(predicted, sizes, runs, read, held)
+        assignments += sizes
+        affine = _find_affine(candidates, runs, refused).beside(predicted)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         set_at: dict[str, set[str]] = {}
         for each in assignments if current.priors else ():
@@ -243,6 +243,34 @@ def _find_predicted(
     shapes = [runs[0].params[name].shape for name in names]
     priors = {name: prior for name, prior in priors.items() if name in names}
     return Affine(names, shapes, uses, priors, frozenset(names))
+
+
+def _with_intercepts(
+    predicted: Affine,
+    sizes: list[Assignment],
+    runs: list[Run],
+    read: Reader,
+    held: dict[str, list[Argument]],
+) -> tuple[Affine, list[Assignment]]:
+    """Linear predictors with the logarithms of factors beside them, which are intercepts.
+
+    Solved for together they need fewer steps than in turn.
+    """
+    covered = {(use.site, use.argument) for use in predicted.uses}
+    beside = {
+        each.name
+        for each in sizes
+        if each.link.name.startswith("log of")
+        and each.prior is None
+        and any((use.site, use.argument) in covered for use in each.uses)
+    }
+    if not beside:
+        return predicted, sizes
+    names = [*predicted.names, *sorted(beside)]
+    found = _find_predicted(names, runs, read, held, dict.fromkeys(names, ""))
+    if len(found.names) < len(names):
+        return predicted, sizes
+    return found, [each for each in sizes if each.name not in beside]
 
 
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:

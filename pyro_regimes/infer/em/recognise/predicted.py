@@ -61,9 +61,9 @@ class _Reading(NamedTuple):
         return max(1e-9, 8 * torch.finfo(self.slot.value.dtype).eps ** 0.6)
 
     def has_same_zeros(self) -> bool:
-        """Whether the same entries are -inf in every run."""
-        zeros = [value.detach() == -torch.inf for value in self.values]
-        return all(torch.equal(zeros[0], each) for each in zeros[1:])
+        """Whether the same entries are -inf nearby; far away others may be, by rounding."""
+        here, nearby = (value.detach() == -torch.inf for value in self.values[:2])
+        return torch.equal(here, nearby)
 
 
 def find_predicted(
