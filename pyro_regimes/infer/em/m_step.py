@@ -66,7 +66,9 @@ def maximise(
     collected = Collected(plan, expected, params)
     arguments = collected.arguments
     sites = {name: each.data for name, each in expected.items()}
-    values, stored, unbounded, idle = {}, {}, {}, {}
+    values: dict[str, Tensor] = {}
+    unbounded: dict[str, Tensor] = {}
+    stored, idle = {}, {}
     if plan.affine.names:
         values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
         values = {name: keep(name, params[name], value) for name, value in values.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
-from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
+from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.dependence import (
     Reached,
     differs,
@@ -29,6 +29,7 @@ from pyro_regimes.infer.em.recognise.dependence import (
     slot_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
+from pyro_regimes.infer.em.recognise.locations import find_affine
 from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
 from pyro_regimes.infer.em.recognise.multiples import find_multiples
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use

@@ -198,9 +198,8 @@ class Plan(NamedTuple):
 
     def why_unbounded(self, name: str) -> str:
         """Why a parameter may have no maximum."""
-        if name in self.affine.predicted:
-            return WHY_SEPARATED
         found = [each.argument.why_unbounded for each in self.assignments if each.name == name]
+        found += [WHY_SEPARATED] * (name in self.affine.predicted)
         return found[0] if found else "the data of a state do not bound it"
 
     def may_violate(self, name: str, constraint: constraints.Constraint) -> bool:

@@ -37,22 +37,28 @@ _MOST_QUARTERS = 6
 _FAR = 200.0
 
 
+_OF_SEQUENCES = "holds a value for each sequence of a subsampled plate"
+
+#: The columns of each argument, by predictor and parameter, or why it is not affine.
+_Known = dict[tuple[str, str, str], "list[Column] | str"]
+
+
 class _Reading(NamedTuple):
-    """A linear predictor of an argument in some runs, the first of which is at the present point."""
+    """A linear predictor of an argument in some runs, first at the present point."""
 
     slot: Slot
     predictor: Predictor
     runs: list[Run]
     values: list[Tensor]  #: differentiable, float64
-    within: Tensor  #: the entries that keep their digits in all runs
+    #: the entries that keep their digits here, and at the other points if they move as expected
+    within: Tensor
 
     @classmethod
     def of(cls, slot: Slot, predictor: Predictor, runs: list[Run]) -> _Reading:
         """The predictor in each run."""
         found = [slot_in(run, slot).value for run in runs]
         values = [predictor.read(value.double()) for value in found]
-        reach = predictor.reach(slot.value.dtype)
-        within = torch.stack([value.detach().abs() <= reach for value in values]).all(0)
+        within = values[0].detach().abs() <= predictor.reach(slot.value.dtype) / 2
         return cls(slot, predictor, runs, values, within.flatten())
 
     @property
@@ -84,7 +90,7 @@ def find_predicted(
     for name in list(candidates):
         for slot in slots if here.is_subsampled else ():
             if is_of_sequences(here, slot) and depends(slot.value, here.params[name]):
-                refused[name] = f"{slot.label} holds a value for each sequence of a subsampled plate"
+                refused[name] = f"{slot.label} {_OF_SEQUENCES}"
                 candidates = [each for each in candidates if each != name]
     if not candidates or not slots:
         return [], []
@@ -92,9 +98,11 @@ def find_predicted(
     if isinstance(others, str):
         refused |= {name: f"{refused[name]}, and {others}" for name in candidates}
         return [], []
-    names, runs, known = list(candidates), [here, *others], {}
+    names, runs = list(candidates), [here, *others]
+    known: _Known = {}
     while names:
-        uses, bad = [], {}
+        uses: list[AffineUse] = []
+        bad: dict[str, str] = {}
         for slot in slots:
             use, wrong = _read_argument(slot, names, runs, known)
             bad |= wrong
@@ -111,7 +119,7 @@ def _read_argument(
     slot: Slot,
     names: list[str],
     runs: list[Run],
-    known: dict[tuple[str, str, str], list[Column] | str],
+    known: _Known,
 ) -> tuple[AffineUse | None, dict[str, str]]:
     """How an argument depends on the parameters; and which of them stand in the way, and why."""
     reached = [n for n in names if any(depends(slot_in(r, slot).value, r.params[n]) for r in runs)]
@@ -120,7 +128,8 @@ def _read_argument(
     fewest: dict[str, str] | None = None
     for predictor in slot.argument.predictors:
         reading = _Reading.of(slot, predictor, runs)
-        bad, columns = {}, []
+        bad: dict[str, str] = {}
+        columns: list[Column] = []
         for name in names:
             key = (slot.label, predictor.name, name)
             if key not in known:
@@ -152,13 +161,18 @@ def _read_parameter(reading: _Reading, name: str) -> list[Column] | str:
     columns = read_columns(reading.values[0], leaf)
     if columns is None:
         return f"{slot.label} has too large a Jacobian in it"
+    if any(len(each.entries) and not reading.within[each.entries].any() for each in columns):
+        return f"{slot.label} is so large or so small that it has lost its digits"
     direction = _scales(columns).reshape(leaf.shape) * _normal(leaf, 2)
     alongs = [
         Differential(value, run.params[name]).along(direction)[reading.within]
         for value, run in zip(reading.values, reading.runs, strict=True)
     ]
-    size = max((float(along.abs().max()) for along in alongs if along.numel()), default=0.0)
-    if any(bool(((each - alongs[0]).abs() > reading.precision * size).any()) for each in alongs):
+    first = alongs[0]
+    bound = reading.precision * max(
+        (float(along.abs().max()) for along in alongs if along.numel()), default=0.0
+    )
+    if not all(bool(((along - first).abs() <= bound).all()) for along in alongs):
         return f"the {reading.predictor.name} of {slot.label} is not an affine function of it"
     return columns
 
@@ -175,7 +189,7 @@ def _is_affine(reading: _Reading, jacobian: Jacobian, names: list[str]) -> bool:
         expected = (jacobian @ moved)[reading.within]
         actual = (value.detach().flatten() - first)[reading.within]
         size = 1.0 + (float(expected.abs().max()) if expected.numel() else 0.0)
-        if bool(((actual - expected).abs() > reading.precision * size).any()):
+        if not bool(((actual - expected).abs() <= reading.precision * size).all()):
             return False
     return True
 
@@ -197,25 +211,26 @@ def _runs_around(
     """Runs at two points, where linear predictors have moved by about 1, and as far as they may."""
     scales = {}
     for name in names:
-        found = [_column_scales(slot, here, name) for slot in slots]
-        scales[name] = torch.stack([each for each in found if each is not None]).amin(0)
+        columns = [_column_scales(slot, here, name) for slot in slots]
+        known = [each for each in columns if each is not None]
+        if not known:
+            return "it has too large a Jacobian"
+        scales[name] = torch.stack(known).amin(0).reshape(here.params[name].shape)
     reach = min(each.reach(slot.value.dtype) for slot in slots for each in slot.argument.predictors)
-    runs = []
+    runs: list[Run] = []
     for number, size in enumerate((1.0, min(_FAR, reach / 2))):
-        steps = {}
-        for index, name in enumerate(names):
-            leaf = here.params[name]
-            steps[name] = scales[name].reshape(leaf.shape) * _normal(leaf, 10 * number + index)
+        steps = {
+            name: scales[name] * _normal(here.params[name], 10 * number + index)
+            for index, name in enumerate(names)
+        }
         largest = max(_largest_change(slot, here, steps) for slot in slots)
         factor = size / largest if largest > 0 else 1.0
-        found: Run | str = ""
-        for _ in range(_MOST_QUARTERS):
-            found = _run_at(names, steps, factor, here, read, held, number)
+        for quarters in range(_MOST_QUARTERS):
+            found = _run_at(names, steps, factor / 4**quarters, here, read, held, number)
             if isinstance(found, Run):
                 runs.append(found)
                 break
-            factor /= 4
-        if not isinstance(found, Run):
+        else:
             return f"the model cannot be run at other values: {found}"
     return runs
 
