@@ -72,7 +72,7 @@ plt.show()
 #
 # Each regime has its own covariance matrix, so correlations may differ between regimes.
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(10, 6), layout="constrained")
 model.plot_correlations(ax=axes)
 plt.show()
 

@@ -41,7 +41,8 @@ plt.show()
 # ---------------------------
 #
 # For comparison, a model that was fitted to all rows, with smoothed probabilities. Both use later
-# days. They are smoother, and certain of a turbulent period before it can be known.
+# days. What was known on the day jumps from day to day, because a single large return may or may
+# not begin a turbulent period. With hindsight, the days that follow decide.
 
 known = walk.filtered_probs["Turbulent"]
 fitted = RegimeModel(n_regimes=2, n_init=4, random_state=0).fit(returns)
@@ -87,10 +88,11 @@ plt.show()
 # ---------------------
 #
 # On each day the model forecast the distribution of the next one. If the forecasts were right,
-# losses exceed the value at risk of 5 % on 5 % of the days. The p-value is that of a binomial
-# test.
+# losses exceed the value at risk of 5 % on 5 % of the days. ``lower`` and ``upper`` are a 95 %
+# interval of the share, and the p-value is that of a binomial test.
 
-print(walk.exceedances([0.05]).round(3))
+columns = ["exceedances", "share", "lower", "upper", "p-value"]
+print(walk.exceedances([0.05])[columns].round(3))
 
 # %%
 # Energy had larger losses than its past suggested. See also: :doc:`/backtest` explains each

@@ -43,7 +43,8 @@ print(select(simulated, range(1, 5), **settings))
 returns = load_sector_returns().to_frame()
 returns = returns.loc["2015":"2019", ["InfoTech", "Financials", "Energy"]]
 selection = select(returns, range(1, 5), ("gaussian", "student_t"), **settings)
-print(selection.to_frame()[["log_likelihood", "n_parameters", "aic", "bic", "held_out"]].round(1))
+columns = ["emission", "n_regimes", "log_likelihood", "n_parameters", "bic", "held_out"]
+print(selection.to_frame()[columns].round(1).to_string(index=False))
 
 # %%
 # The plot shows how far each candidate is from the best. Lower is better, and 0 is the best of

@@ -56,7 +56,7 @@ shown = returns.loc["2006":"2010"]
 figure, axes = plt.subplots(2, 1, figsize=(9, 7), layout="constrained")
 for axis, (name, model) in zip(axes, models.items()):
     model.plot(shown, ax=axis, unit="%", rows_per_band=1)
-    axis.set_title(f"{name} regimes", loc="left", pad=36)
+    axis.set_title(f"{name} regimes", loc="left", pad=22)
 plt.show()
 
 # %%

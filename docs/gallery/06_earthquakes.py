@@ -66,7 +66,7 @@ model = models[3]
 print(model.summary())
 
 # %%
-# The years 1941 to 1950 or so were the most active:
+# The longest active period is that of the 1940s, and a quiet one began about 1980:
 
 figure, axes = plt.subplots(
     2, 1, figsize=(9, 6), sharex=True, height_ratios=[2, 1], layout="constrained"
@@ -75,8 +75,9 @@ model.plot(counts, ax=axes, unit="earthquakes a year", rows_per_band=1)
 plt.show()
 
 # %%
-# The counts and the fitted distributions. Bars are counts, weighted by the probability of each
-# regime; points are the fitted probabilities.
+# The counts and the fitted distributions, in the colours of the regimes above. Bars are counts,
+# weighted by the probability of each regime, and grey for all years together; points are the fitted
+# probabilities, and dashes their sum.
 
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 model.plot_distributions(counts, ax=axis, unit="earthquakes a year")

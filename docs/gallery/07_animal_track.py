@@ -72,7 +72,7 @@ print(f"{np.mean(path == travels):.1%} of the hours in the true regime")
 
 heading = np.cumsum(turns)
 x, y = np.cumsum(steps * np.cos(heading)), np.cumsum(steps * np.sin(heading))
-figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
 axis.plot(x, y, color="0.8", linewidth=0.8, zorder=1)
 for regime, (name, color) in enumerate([("forages", "tab:orange"), ("travels", "tab:blue")]):
     axis.scatter(x[path == regime], y[path == regime], s=8, color=color, label=name)

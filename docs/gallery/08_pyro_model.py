@@ -94,7 +94,8 @@ for name, samples in [("SVI", by_svi), ("NUTS", by_nuts)]:
 
 # %%
 # The expected duration of the regimes is :math:`1 / (1 - p)` with the probability p of staying.
-# EM gives the mode of p; the posterior says how little two years tell of it.
+# EM gives the mode of p; the posterior says how little three years tell of it. (The duration at
+# the mode of p is not the mode of the duration.)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 for regime, (axis, name) in enumerate(zip(axes, ("calm", "turbulent"))):

@@ -43,6 +43,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
+from pyro_regimes.kernels import ops
 
 #: A mean excess below this is the rounding of values that are all equal.
 _ROUNDING = 2e-28
@@ -229,7 +230,7 @@ class GammaFamily(Family):
         positive = (value > 0) & (value < torch.inf)
         logs = torch.where(positive, value, 1.0).log()
         count = positive.sum(time, keepdim=True).clamp(min=1)
-        origin = (logs.sum(time, keepdim=True) / count).exp()
+        origin = (ops.sum_over(logs, time) / count).exp()
         if value.device.type == "cpu":
             mean = _mean(given)
             apart = special.excess(mean / origin - 1) * given["concentration"] > _FAR

@@ -41,6 +41,7 @@ from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.emissions.parametrisation import read_given
 from pyro_regimes.emissions.statistics import Counts
 from pyro_regimes.emissions.wrappers import unwrap
+from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.ops import logsumexp
 
 _MIXTURE, _COMPONENT = "mixture_distribution.", "component_distribution."
@@ -232,7 +233,7 @@ class _Family(Family):
         joint = self._joint(value, missing, given, event_dim)
         weights = observed.weights.unsqueeze(-1) * responsibilities(joint)
         time = observed.weights.dim() - 2
-        stats = MixtureStats(weights if observed.varies else weights.sum(time, keepdim=True), None)
+        stats = MixtureStats(weights if observed.varies else ops.sum_over(weights, time), None)
         own = frozenset(
             name.removeprefix(_COMPONENT) for name in names if name.startswith(_COMPONENT)
         )

@@ -39,6 +39,7 @@ from pyro_regimes.emissions.base import Arguments, Conjugate, Observed, apply, o
 from pyro_regimes.emissions.moments import Moments
 from pyro_regimes.emissions.special import log_gamma_ratio
 from pyro_regimes.emissions.statistics import Spread
+from pyro_regimes.kernels import ops
 
 #: The number of powers of q in the statistics of the degrees of freedom.
 TERMS = 10
@@ -161,7 +162,7 @@ def over_time(observed: Observed) -> Callable[[Tensor], Tensor]:
     if observed.varies:
         return lambda part: part
     time = observed.weights.dim() - 2
-    return lambda part: part.sum(time, keepdim=True)
+    return lambda part: ops.sum_over(part, time)
 
 
 def is_accurate(stats: Stats, given: Arguments, name: str, is_full: bool) -> Tensor | bool:

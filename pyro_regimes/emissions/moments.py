@@ -91,7 +91,7 @@ def _take_by_time(
         )
 
     def over_time(part: Tensor) -> Tensor:
-        return part if varies else part.sum(observed.weights.dim() - 2, keepdim=True)
+        return part if varies else ops.sum_over(part, observed.weights.dim() - 2)
 
     return Moments(
         origin,

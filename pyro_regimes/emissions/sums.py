@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions import moments
 from pyro_regimes.emissions.base import Observed
+from pyro_regimes.kernels import ops
 
 
 def over_time(observed: Observed, *parts: Tensor) -> list[Tensor]:
@@ -26,8 +27,8 @@ def over_time(observed: Observed, *parts: Tensor) -> list[Tensor]:
         else:
             product = weights.reshape(weights.shape + (1,) * event_dim) * part
             time = weights.dim() - 2
-            sums.append(product if observed.varies else product.sum(time, keepdim=True))
-    weight = weights if observed.varies else weights.sum(-2, keepdim=True)
+            sums.append(product if observed.varies else ops.sum_over(product, time))
+    weight = weights if observed.varies else ops.sum_over(weights, -2)
     weight = weight.reshape(weight.shape + (1,) * event_dim)
     return [weight.expand(sums[0].shape), *sums]
 

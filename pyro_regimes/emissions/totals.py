@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_regimes.emissions import moments
 from pyro_regimes.emissions.base import Observed
 from pyro_regimes.emissions.statistics import Totals
+from pyro_regimes.kernels import ops
 
 
 def take(observed: Observed) -> Totals:
@@ -22,7 +23,7 @@ def over_time(observed: Observed, part: Tensor) -> Tensor:
     """The weighted sum of ``(..., T, K or 1, *event)``, or its terms if the site varies in time."""
     weights = observed.weights.reshape(observed.weights.shape + (1,) * observed.event_dim)
     found = weights * part
-    return found if observed.varies else found.sum(observed.weights.dim() - 2, keepdim=True)
+    return found if observed.varies else ops.sum_over(found, observed.weights.dim() - 2)
 
 
 def of_sums(sums: Tensor, event_shape: torch.Size) -> Totals:

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_regimes.messages import shown
+from pyro_regimes.reading.chunks import Chunks, is_empty
 from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns
 
 _TRADING_DAYS = 252.0  # in a year
+_MOST_DATES = 100_000  # from which the frequency of chunks is inferred
 _DATE_KINDS = ("datetime64", "datetime", "date", "period")  # pandas' names of inferred types
 
 
@@ -27,6 +29,12 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
     :raises ValueError: if X mixes series and tables, is an empty collection, or has dates that are
         not in order.
     """
+    if isinstance(X, Chunks):
+        raise ValueError(
+            "expected X in memory, got Chunks, which only RegimeModel.fit and EM.run take; give "
+            "the chunks one by one, with after= the probabilities of the row before, or to an "
+            "OnlineFilter"
+        )
     if isinstance(X, Returns):
         X = X.to_frame()
     collected: list[Any] | None = None
@@ -44,9 +52,9 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
                 "expected X to be a list of series or a list of tables, got some of each; make a "
                 "series a table by x[:, None] or x.to_frame()"
             )
-    tables = [_with_nan(each) for each in ([X] if collected is None else collected)]
+    tables = [with_nan(each) for each in ([X] if collected is None else collected)]
     for each in tables:
-        _check_dates(each)
+        check_dates(each)
     if collected is None:
         return [_as_table(tables[0])], False
     return [np.asarray(each)[:, None] if np.ndim(each) == 1 else each for each in tables], True
@@ -59,7 +67,7 @@ def _as_table(each: Any) -> Any:
     return each
 
 
-def _with_nan(table: Any) -> Any:
+def with_nan(table: Any) -> Any:
     """Missing values that numpy does not convert to NaN as NaN; anything else as it is."""
     if np.ma.is_masked(table):
         return table.astype(np.float64).filled(np.nan)
@@ -104,7 +112,66 @@ def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
     return np.asarray(index).astype("datetime64[s]")
 
 
-def _check_dates(table: Any) -> None:
+def chunk_tables(chunk: Any) -> list[Any]:
+    """The tables of a chunk that is not empty; an array of one dim is of one series."""
+    is_series = getattr(chunk, "ndim", 0) == 1 and not hasattr(chunk, "to_frame")
+    return as_tables([chunk] if is_series else chunk)[0]
+
+
+class ChunkDates:
+    """The dates of chunks, as far as they have some: that they ascend, and how often rows come.
+
+    :param chunks: which may know their first dates.
+    """
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._continues = chunks.continues
+        self._last: Any | None = None  # the last date
+        self._dates = chunks.dates  # the first ones of the first sequence
+
+    def add(self, chunk: Any) -> None:
+        """The dates of the next chunk, whose own ascend.
+
+        :raises ValueError: if it does not follow the chunk before.
+        """
+        index = None if is_empty(chunk) else date_index(chunk_tables(chunk)[0])
+        if index is None:
+            return
+        if self._continues or not len(self._dates):
+            self._dates = np.append(self._dates, dates_of(index))[:_MOST_DATES]
+        if self._continues:
+            remedy = ", or give Chunks(..., continues=False) whole sequences"
+            self._last = last_date(index, self._last, "the chunk before", remedy)
+
+    @property
+    def periods_per_year(self) -> float:
+        """The number of rows in a year; 252 without dates."""
+        return infer_frequency(self._dates).periods_per_year or _TRADING_DAYS
+
+
+def last_date(index: Any, before: Any | None, where: str, remedy: str = "") -> Any:
+    """The last date of rows that follow others.
+
+    :param index: their dates, which ascend.
+    :param before: the last date of the rows before; None if there is none.
+    :param where: what these were, and ``remedy`` what else to do, for messages.
+    :raises ValueError: if they do not follow.
+    """
+    try:
+        follows = before is None or before < index[0]
+    except TypeError as error:
+        raise ValueError(
+            f"expected dates of the kind of {where}, got {index[0]!r} after {before!r}"
+        ) from error
+    if not follows:
+        raise ValueError(
+            f"expected rows in order of time, got the date {index[0]} after {before} in {where}; "
+            f"sort them, and give each row once{remedy}"
+        )
+    return index[-1]
+
+
+def check_dates(table: Any) -> None:
     """:raises ValueError: if the rows have dates that do not ascend."""
     if getattr(getattr(table, "index", None), "nlevels", 1) > 1:
         raise ValueError(
@@ -132,7 +199,14 @@ def _check_dates(table: Any) -> None:
 
 
 def check_are_numbers(table: Any) -> None:
-    """:raises ValueError: if a column of a DataFrame holds dates or text, or two have one name."""
+    """:raises ValueError: if columns hold dates, durations or text, or two have one name."""
+    kind = getattr(getattr(table, "dtype", None), "kind", "f")
+    if kind in "mM":
+        what = "dates" if kind == "M" else "durations"
+        raise ValueError(
+            f"expected X to hold numbers, got {what} of dtype {table.dtype}; leave them out, or "
+            "divide durations by their unit, such as np.timedelta64(1, 'D')"
+        )
     if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
         return
     if not table.columns.is_unique:
@@ -146,13 +220,15 @@ def check_are_numbers(table: Any) -> None:
             continue
         values = table.iloc[:, j].dropna()
         first = values.iloc[0] if len(values) else None
-        is_date = kind.kind == "M" or isinstance(first, str) and _is_date(first)
-        if is_date or isinstance(first, str) and not _is_number(first):
+        is_date = hasattr(first, "year") or isinstance(first, str) and _is_date(first)
+        if kind.kind in "mM" or first is not None and not _is_number(first):
             remedy = (
                 "dates belong into the index: "
                 f"X.set_index({name!r}) with the dates by pandas.to_datetime, or "
                 "pandas.read_csv(..., index_col=0, parse_dates=True)"
                 if is_date
+                else "divide it by a unit of time, such as pandas.Timedelta('1D')"
+                if kind.kind == "m"
                 else "leave it out, or number its categories from 0"
             )
             raise ValueError(
@@ -165,10 +241,10 @@ def _is_date(text: str) -> bool:
     return bool(re.match(r"\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}", text))
 
 
-def _is_number(text: str) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        float(text)
-    except ValueError:
+        float(value)
+    except (TypeError, ValueError):
         return False
     return True
 

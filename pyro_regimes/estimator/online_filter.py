@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import initial_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
+from pyro_regimes.estimator.inputs import check_dates, date_index, last_date, with_nan
 from pyro_regimes.estimator.labels import in_order
 from pyro_regimes.estimator.parameters import Array, numbers
 from pyro_regimes.estimator.pyro_model import regime_hmm, to_arguments
@@ -79,6 +81,7 @@ class OnlineFilter:
         self._first_probs(np.zeros((1, self._num_series)))  # so that it is checked now
         self._distribution, self._units = _scaled(self._hmm)
         self._last: Tensor | None = None  # log-probabilities at the last row
+        self._last_date: Any | None = None
         #: The number of rows so far.
         self.n_rows = 0
         #: The log-likelihood of all rows so far.
@@ -97,10 +100,11 @@ class OnlineFilter:
             row, in any order.
         :return: for one row ``(K,)``, a float and ``(K,)``; for n rows arrays ``(n, K)``, ``(n,)``
             and ``(n, K)``.
-        :raises ValueError: if the rows are not such, or have probability zero in the model. The
-            filter then stays as it was.
+        :raises ValueError: if the rows are not such, have dates that do not ascend, over all
+            updates, or have probability zero in the model. The filter then stays as it was.
         """
         data, is_one = self._read(rows)
+        date = self._date_of(rows)
         if not len(data):
             nothing = np.empty((0, len(self._states)))
             return Filtered(nothing, np.empty(0), nothing)
@@ -114,7 +118,7 @@ class OnlineFilter:
             scores = (predicted + logits).logsumexp(-1).numpy()
             scores = scores - self._units.log_jacobians(data)
             self._check_possible(filtered)
-        self._last = filtered[-1].clone()
+        self._last, self._last_date = filtered[-1].clone(), date
         self.n_rows += len(data)
         self.log_likelihood += float(scores.sum())
         found = Filtered(filtered.exp().numpy(), scores, ahead.exp().numpy())
@@ -229,7 +233,7 @@ class OnlineFilter:
                 f"expected rows with the columns of the model, in their order, {self._names}, got "
                 f"{shown(columns)}"
             )
-        data = numbers("rows", in_order("rows", rows, self._names))
+        data = numbers("rows", in_order("rows", with_nan(rows), self._names))
         is_one = data.ndim < 2
         table = data.reshape(1, -1) if is_one else data
         if table.ndim != 2 or table.shape[1] != self._num_series:
@@ -241,6 +245,19 @@ class OnlineFilter:
             raise ValueError("expected rows of finite numbers, or NaN where missing, got infinity")
         self._hmm.spec.check_support(table, self._feature_names)
         return table, is_one
+
+    def _date_of(self, rows: Any) -> Any | None:
+        """The date of the last of these rows, or of those before if these have none.
+
+        :raises ValueError: if dates do not ascend.
+        """
+        index = date_index(rows)
+        if index is None and isinstance(getattr(rows, "name", None), datetime.date):
+            index = [rows.name]  # a row of a DataFrame
+        if index is None or not len(index):
+            return self._last_date
+        check_dates(rows)
+        return last_date(index, self._last_date, "the update before")
 
     def _check_possible(self, filtered: Tensor) -> None:
         """:raises ValueError: if a row has probability zero."""

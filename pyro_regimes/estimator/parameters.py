@@ -6,6 +6,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pyro_regimes.messages import shown
 
@@ -124,9 +125,12 @@ def in_shape(value: Array, shape: tuple[int, ...]) -> Array:
 
 def numbers(name: str, value: Any) -> Array:
     """:raises ValueError: if they are not real numbers, of which some may be infinite or NaN."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"expected {name} without masked values, got some; fill them by .filled()")
     try:
-        if np.iscomplexobj(value):
-            raise TypeError("complex numbers")
+        value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        if np.iscomplexobj(value) or getattr(value, "dtype", np.dtype(float)).kind in "mM":
+            raise TypeError("complex numbers, or times")
         return np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(

@@ -147,6 +147,7 @@ class RegimeModel(ReportedModel):
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
     ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
+    ``expected_durations_`` ``(K,)``, the mean number of steps of a stay in each regime
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
@@ -364,9 +365,8 @@ class RegimeModel(ReportedModel):
         fresh.n_samples_fit_ = survey.num_rows - survey.num_empty
         fresh.n_missing_, fresh.n_missing_rows_ = survey.num_missing, survey.num_empty
         fresh.training_start_ = survey.training_start if survey.num_sequences == 1 else None
-        fresh.periods_per_year_ = 252.0
-        doubt = [] if found.doubt is None else [found.doubt]
-        for problem in [*doubt, *found.fitted.problems]:
+        fresh.periods_per_year_ = survey.periods_per_year
+        for problem in [*found.doubts, *found.fitted.problems]:
             warnings.warn(problem, stacklevel=levels_to_the_caller())
         return self._become(fresh)
 

@@ -14,7 +14,7 @@ from pyro_regimes.estimator import problems, validation
 from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes, units_and_floor
-from pyro_regimes.estimator.inputs import as_tables
+from pyro_regimes.estimator.inputs import chunk_tables
 from pyro_regimes.estimator.naming import Order, reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import (
@@ -40,7 +40,7 @@ class Streamed(NamedTuple):
     fitted: FittedRegimes
     spec: Spec
     survey: Survey
-    doubt: Warning | None  #: about the data
+    doubts: list[Warning]  #: about the data
 
 
 def fit_chunks(
@@ -56,12 +56,12 @@ def fit_chunks(
     """
     settings = validation.read_settings(model)
     _check_settings(settings)
-    survey = Survey(model, chunks)
+    survey = Survey(model, chunks, settings.given.values)
+    if survey.names is not None:
+        model.feature_names_in_ = survey.names
     data, sizes = survey.sample()
     filled = validation.without_missing(model, data)
-    names = getattr(model, "feature_names_in_", None)
-    spec = model._spec().for_columns(names, data.shape[1])
-    spec = spec.for_data(filled, settings.given.values)
+    spec = survey.spec(filled)
     given, doubt = validation.check_fittable(model, data, filled, spec, settings.given)
     settings = settings._replace(given=given)
     rng = validation.random_state(model.random_state)
@@ -72,9 +72,12 @@ def fit_chunks(
         fit = _Fit(chunks, survey, spec, settings, *units_and_floor(filled, spec, settings))
         least = spec.collapsed_variance(fit.units.scale(filled), settings.dtype)
         fitted = fit.run(start, least, callback)
-    if chunks.columns is not None and len(chunks.columns) == data.shape[1]:
-        model.feature_names_in_ = np.array(chunks.columns, dtype=object)
-    return Streamed(fitted, spec, survey, doubt)
+    doubts = [] if doubt is None else [doubt]
+    if spec.of_changes:
+        rows_of = "X" if len(data) == survey.num_rows else "a sample of X"
+        names = None if survey.names is None else list(survey.names)
+        doubts = problems.of_data(data, sizes, names, rows_of) + doubts
+    return Streamed(fitted, spec, survey, doubts)
 
 
 def _check_settings(settings: Settings) -> None:
@@ -232,13 +235,21 @@ class _Fit(NamedTuple):
         """The chunks in the units of the fit, as arguments of the model."""
 
         def read() -> Iterator[tuple[Any, ...]]:
+            num_rows = 0
             for chunk in self.chunks:
                 if is_empty(chunk):
                     continue
-                arrays = [np.asarray(each, np.float64) for each in as_tables(chunk)[0]]
+                arrays = [np.asarray(each, np.float64) for each in chunk_tables(chunk)]
                 whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                 sizes = [len(each) for each in arrays]
+                num_rows += len(whole)
                 yield pack(self.units.scale(whole), sizes, **self._where)
+            if num_rows != self.survey.num_rows:
+                raise ValueError(
+                    f"expected the same chunks in every pass, got {num_rows} rows in one after "
+                    f"{self.survey.num_rows} in the first: the source must be one that can be read "
+                    "again"
+                )
 
         return Chunks(read, continues=self.chunks.continues)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
+from pyro_regimes.estimator.emissions.checks import Names
+from pyro_regimes.estimator.inputs import ChunkDates, chunk_tables
 from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
 #: Rows of the sample: of more rows it is every second, fourth, ... block of them.
@@ -27,26 +30,51 @@ class Survey:
 
     :param model: which gets the number and the names of the columns.
     :param chunks: tables ``(T, D)``; where these are whole sequences also lists of tables.
+    :param given: the values of ``init_params``.
     :raises ValueError: if a chunk is not valid data, or there are no rows.
     """
 
-    def __init__(self, model: BaseEstimator, chunks: Chunks, most_rows: int = MOST_ROWS) -> None:
+    def __init__(
+        self,
+        model: BaseEstimator,
+        chunks: Chunks,
+        given: Mapping[str, Array] | None = None,
+        most_rows: int = MOST_ROWS,
+    ) -> None:
         self.num_rows = self.num_sequences = self.num_empty = 0
         self.num_missing = np.zeros(0, dtype=np.int64)
         self.training_start: Array | None = None
         self._blocks: list[tuple[int, Array]] = []  # with the number of the first row
         self._every, self._most = 1, max(1, most_rows // _BLOCK)
         self._count, self._rest = 0, np.empty((0, 0))
-        self._continues, begun = chunks.continues, False
+        self._continues, self._given = chunks.continues, given or {}
+        #: The names of the columns, if they have some.
+        self.names: Names | None = None
+        self._spec: Spec | None = None  # of any data in these columns
+        self._most_values = np.empty((0, 0))  # of each column
+        dates = ChunkDates(chunks)
         for number, chunk in enumerate(chunks, 1):
-            for table in tables(model, chunk, chunks.continues, number, not begun):
-                begun = True
-                self._add(table)
-        if not begun:
+            try:
+                for table in tables(model, chunk, chunks.continues, self._spec is None):
+                    self._check(model, chunks.columns, table)
+                    self._add(table)
+                dates.add(chunk)
+            except ValueError as error:
+                raise ValueError(f"chunk {number}: {error}") from error
+        if self._spec is None:
             raise ValueError("expected chunks with at least one row, got none")
         self._end()
         if chunks.continues:
             self.num_sequences = 1
+        self.periods_per_year: float = dates.periods_per_year
+
+    def spec(self, filled: Array) -> Spec:
+        """The object for all rows.
+
+        :param filled: the sample, without missing entries.
+        """
+        assert self._spec is not None
+        return self._spec.for_data(np.concatenate([filled, self._most_values]), self._given)
 
     def sample(self) -> tuple[Array, list[int]]:
         """The rows of the sample and the sizes of its sequences.
@@ -62,6 +90,17 @@ class Survey:
                 sizes.append(len(block))
             end = first + len(block)
         return np.concatenate([block for _, block in self._blocks]), sizes
+
+    def _check(self, model: BaseEstimator, columns: list[str] | None, table: Array) -> None:
+        """:raises ValueError: if values are no observations of the emission."""
+        if self._spec is None:
+            self.names = getattr(model, "feature_names_in_", None)
+            if columns is not None and len(columns) == table.shape[1]:
+                self.names = np.array(columns, dtype=object)
+            self._spec = model._spec().for_columns(self.names, table.shape[1])
+            self._most_values = np.full((1, table.shape[1]), -np.inf)
+        self._spec.for_data(table, self._given).check_support(table, self.names)
+        self._most_values = np.fmax(self._most_values, np.fmax.reduce(table, 0))
 
     def _add(self, table: Array) -> None:
         gone = np.isnan(table)
@@ -96,24 +135,19 @@ class Survey:
             self._blocks, self._every = self._blocks[::2], 2 * self._every
 
 
-def tables(
-    model: BaseEstimator, chunk: Any, continues: bool, number: int, reset: bool
-) -> Iterator[Array]:
+def tables(model: BaseEstimator, chunk: Any, continues: bool, reset: bool) -> Iterator[Array]:
     """The tables of one chunk, validated.
 
-    :param number: of the chunk, from 1, for messages.
     :param reset: whether it sets the columns of the model.
     :raises ValueError: if the chunk is not valid.
     """
     if is_empty(chunk):
         return
-    try:
-        data, sizes = validation.check_data(model, chunk, None, reset=reset)
-    except ValueError as error:
-        raise ValueError(f"chunk {number}: {error}") from error
+    found = chunk_tables(chunk)
+    data, sizes = validation.check_data(model, found, None, reset=reset)
     if continues and len(sizes) > 1:
         raise ValueError(
-            f"expected chunk {number} to be one table, as chunks are pieces of one sequence, got "
+            "expected one table, as chunks are pieces of one sequence, got "
             f"{len(sizes)}; Chunks(..., continues=False) is for whole sequences"
         )
     begin = 0

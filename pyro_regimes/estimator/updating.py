@@ -148,8 +148,8 @@ def update_model(
     if running is None:
         raise ValueError(
             "expected a model with running averages of its rows, got one of load or "
-            "from_parameters, or fitted by SVI or with stickiness, fixed parameters, states, "
-            "weights or gaps; fit all rows by fit, or keep a fitted model by pickle, which has them"
+            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
+            "states, weights or gaps; fit all rows, or keep a model by pickle, which has them"
         )
     _check_same_settings(model)
     settings, hmm = validation.read_settings(model), model._hmm()

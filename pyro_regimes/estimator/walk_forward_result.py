@@ -72,7 +72,8 @@ class WalkForward(NamedTuple):
 
         - "log score", :math:`\log p(x_t \mid x_{..t-h})` of all series together; higher is better.
           Of a row without any value it is NaN.
-        - "CRPS" of each series, for Gaussian emissions and mixtures of Gaussians; lower is better.
+        - "CRPS" of each series; lower is better. Angles and categories have none, as they have no
+          order, nor does a Student-t regime of one degree of freedom or fewer, which has no mean.
         - "PIT" of each series, :math:`P(X_t \le x_t \mid x_{..t-h})`: uniform if the forecasts are
           right.
 
@@ -97,11 +98,11 @@ class WalkForward(NamedTuple):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
     def quantiles(
-        self, levels: Iterable[float], *, weights: npt.ArrayLike | None = None
+        self, levels: float | Iterable[float], *, weights: npt.ArrayLike | None = None
     ) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
-        :param levels: probabilities between 0 and 1.
+        :param levels: probabilities between 0 and 1; or one.
         :param weights: of the series in a sum, ``(D,)``, as in :class:`.Forecast`, which is one
             "weighted sum" in place of the series; None is each series.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
@@ -115,13 +116,16 @@ class WalkForward(NamedTuple):
         return self._frame(np.concatenate(list(self._quantiles(listed, given)), axis=1), names)
 
     def value_at_risk(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """The losses that are exceeded with these probabilities; a positive number is a loss.
 
         As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
 
-        :param levels: probabilities of the tail, between 0 and 0.5.
+        :param levels: probabilities of the tail, between 0 and 0.5; or one.
         :param weights: as in :meth:`quantiles`.
         :return: as :meth:`quantiles`.
         :raises ValueError: if a level is not between 0 and 0.5, a weight is not valid, or the
@@ -131,7 +135,10 @@ class WalkForward(NamedTuple):
         return -self.quantiles(read_levels(levels, 0.5), weights=weights)
 
     def exceedances(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """How often a loss exceeded the value at risk, and how likely that is if it is right.
 
@@ -216,7 +223,7 @@ class WalkForward(NamedTuple):
             self.regime_names,
             date_index(self.filtered_probs),
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             cumulative=last._fitted_spec().of_changes,
             kind="filtered",
         )

@@ -57,6 +57,7 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.totals import sum_over
 from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
 from pyro_regimes.kernels.transfers import backwards as backward_message
@@ -64,7 +65,7 @@ from pyro_regimes.kernels.transfers import begin as first_message
 from pyro_regimes.kernels.transfers import combine as combine_transfers
 from pyro_regimes.kernels.transfers import expectations as block_expectations
 from pyro_regimes.kernels.transfers import forwards as forward_message
-from pyro_regimes.kernels.transfers import look_ahead, transfer
+from pyro_regimes.kernels.transfers import look_ahead, outline, transfer
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "logsumexp",
     "look_ahead",
     "min_duration_viterbi",
+    "outline",
     "posterior",
     "predict_probs",
     "promoted_dtype",
@@ -106,6 +108,7 @@ __all__ = [
     "sample_prior",
     "squarem",
     "stationary_probs",
+    "sum_over",
     "transfer",
     "viterbi",
     "weighted_moments",

@@ -345,7 +345,7 @@ def test_a_model_of_levels_takes_levels(tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="look like levels"):
         RegimeModel(**SETTINGS).fit(frame).save("model.json")
     _, err = call(capsys, monkeypatch, "today", "model.json", "prices.csv")
-    assert "look like levels (prices" in err
+    assert err == ""  # the fit has warned
 
 
 @pytest.fixture

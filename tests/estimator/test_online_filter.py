@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_regimes import OnlineFilter, RegimeModel
 from tests import seeds
@@ -184,3 +185,38 @@ def test_an_impossible_row():
     with pytest.raises(ValueError, match="positive probability in the model, got 0 at row 1 of 2"):
         online.update([[1.0], [0.0]])
     assert online.n_rows == 1
+
+
+def test_dates_ascend(model):
+    index = pd.date_range("2020-01-01", periods=300, tz="Asia/Tokyo")
+    frame = pd.DataFrame(data(300), index=index)
+    online = OnlineFilter(model)
+    for wrong in (frame[::-1], frame.iloc[[0, 1, 1]]):
+        with pytest.raises(ValueError, match="in order of time|one row of X for each date"):
+            online.update(wrong)
+    assert online.n_rows == 0
+    online.update(frame[:100])
+    online.update(frame.iloc[100])
+    for wrong in (frame[100:], frame.iloc[100], frame.iloc[3], frame.tz_localize(None)[150:]):
+        with pytest.raises(ValueError, match="the update before"):
+            online.update(wrong)
+    online.update(frame[101:])
+    assert online.n_rows == 300
+    np.testing.assert_allclose(online.probs, model.predict_proba(frame, "filtered")[-1])
+
+
+def test_masked_values_are_missing(model):
+    x = np.ma.masked_greater(data(300), 1.0)
+    found = OnlineFilter(model).update(x)
+    np.testing.assert_allclose(found.probs, model.predict_proba(x, "filtered"))
+    one, other = OnlineFilter(model), OnlineFilter(model)
+    row = np.ma.masked_array([0.5, 9.0], [False, True])
+    assert one.update(row).log_likelihood == other.update([0.5, np.nan]).log_likelihood
+
+
+def test_tensors_and_times(model):
+    row = torch.tensor([0.5, 1.0], requires_grad=True)
+    known = OnlineFilter(model).update([0.5, 1.0])
+    assert OnlineFilter(model).update(row).log_likelihood == known.log_likelihood
+    with pytest.raises(ValueError, match="expected rows to be an array of numbers"):
+        OnlineFilter(model).update(np.array(["2020", "2021"], "M8[D]"))

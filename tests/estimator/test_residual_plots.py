@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import norm
@@ -108,3 +109,19 @@ def test_dollars_in_names_are_letters(is_alone):
     figure = residuals.plot(0, ax=Figure().subplots() if is_alone else None)
     named = [each for each in figure.findobj(Text) if "$" in each.get_text()]
     assert named and not any(each.get_parse_math() for each in named)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_the_legend_of_the_quantiles_hides_nothing(width):
+    """Neither the title nor a point, beside the title of a user."""
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    panel = figure.subplots()
+    some(2_000).plot("b", ax=panel)
+    panel.set_title("Mine", loc="left")
+    FigureCanvasAgg(figure).draw()
+    (said,) = panel.get_legend().get_texts()
+    box = said.get_window_extent()
+    for title in (panel._left_title, panel._right_title):
+        assert title.get_text() and not box.overlaps(title.get_window_extent())
+    points = panel.transData.transform(panel.lines[1].get_xydata())
+    assert not any(box.contains(*point) for point in points)

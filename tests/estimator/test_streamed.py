@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pyro_regimes import Chunks, RegimeModel
@@ -159,7 +160,7 @@ def test_what_is_refused():
         RegimeModel(2, inference="svi").fit(chunks)
     with pytest.raises(ValueError, match="chunk 2: .* 1 features.* expecting 2"):
         RegimeModel(2).fit(Chunks([x, x[:, :1]], continues=True))
-    with pytest.raises(ValueError, match="expected chunk 1 to be one table"):
+    with pytest.raises(ValueError, match="chunk 1: expected one table"):
         RegimeModel(2).fit(Chunks([[x, x]], continues=True))
     with pytest.raises(ValueError, match="at least one row"):
         RegimeModel(2).fit(Chunks([x[:0]], continues=True))
@@ -181,3 +182,94 @@ def test_warnings(small_sample):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x, 2), continues=True))
+
+
+def test_dates_ascend_over_the_chunks():
+    x, index = data(200), pd.date_range("2020-01-31", periods=200, freq="ME", tz="Asia/Tokyo")
+    frame = pd.DataFrame(x, index=index)
+    first, second = frame[:120], frame[120:]
+    for parts in ([second, first], [first, frame[119:]], [first, frame[100:]]):
+        with pytest.raises(ValueError, match="chunk 2: expected rows in order of time.*sort"):
+            RegimeModel(2).fit(Chunks(parts, continues=True))
+    with pytest.raises(ValueError, match="chunk 2: expected dates of the kind of the chunk before"):
+        RegimeModel(2).fit(Chunks([first, second.tz_localize(None)], continues=True))
+    RegimeModel(2, **SETTINGS).fit(Chunks([second, first], continues=False))
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_the_frequency_is_that_of_the_dates(continues):
+    index = pd.date_range("2020-01-31", periods=200, freq="ME")
+    frame = pd.DataFrame(data(200), index=index)
+    chunks = Chunks([frame[:1], frame[1:120], frame[120:]][not continues :], continues=continues)
+    assert RegimeModel(2, **SETTINGS).fit(chunks).periods_per_year_ == 12
+    without = RegimeModel(2, **SETTINGS).fit(Chunks([data(200)], continues=True))
+    assert without.periods_per_year_ == 252
+
+
+def test_values_outside_of_the_sample(small_sample):
+    """The sample of the starts has every second block of 50 rows and fewer."""
+    x = counts(3000)
+    x[1077] = 30
+    chunks = Chunks(np.array_split(x, 7), continues=True)
+    streamed = RegimeModel(2, emission="categorical", **SETTINGS).fit(chunks)
+    whole = RegimeModel(2, emission="categorical", **SETTINGS).fit(x)
+    assert streamed.probabilities_.shape == whole.probabilities_.shape == (2, 1, 31)
+    assert streamed.log_likelihood_ == pytest.approx(whole.log_likelihood_, rel=1e-8)
+    x[1077] = -1
+    for emission, what in (("categorical", "categories"), ("poisson", "counts")):
+        with pytest.raises(ValueError, match=f"chunk 3: expected X to hold {what}.*got -1"):
+            RegimeModel(2, emission=emission).fit(Chunks(np.array_split(x, 7), continues=True))
+
+
+def test_columns_of_a_file_by_name(tmp_path):
+    x = np.concatenate([data(300, 1), counts(300)], 1)
+    frame = pd.DataFrame(x, columns=["r", "n <$"])
+    frame.to_parquet(tmp_path / "x.parquet")
+    chunks = Chunks.parquet(tmp_path / "x.parquet", rows=120)
+    emission = {"n <$": "poisson", "r": "gaussian"}
+    model = RegimeModel(2, emission=emission, **SETTINGS).fit(chunks)
+    whole = RegimeModel(2, emission=emission, **SETTINGS).fit(frame)
+    assert model.log_likelihood_ == pytest.approx(whole.log_likelihood_, rel=1e-8)
+    assert list(model.feature_names_in_) == ["r", "n <$"]
+
+
+def test_levels_are_told():
+    x = 100 * np.exp(np.cumsum(0.01 * seeds.rng(5).normal(size=(600, 1)), 0))
+    with pytest.warns(UserWarning, match="looks like a level"):
+        RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x, 3), continues=True))
+
+
+def test_rows_that_come_and_go_are_refused():
+    x, number = data(300), iter(range(100))
+    chunks = Chunks(lambda: [x[: 150 - next(number)], x[150:]], continues=True)
+    with pytest.raises(ValueError, match="same chunks in every pass, got 29. rows .* 300 "):
+        RegimeModel(2, **SETTINGS).fit(chunks)
+    once = iter(np.split(x, 3))
+    with pytest.raises(ValueError, match="same chunks in every pass, got 0 rows"):
+        RegimeModel(2, **SETTINGS).fit(Chunks(lambda: once, continues=True))
+
+
+def test_sequences_of_one_row():
+    x = shifted(400)
+    parts = [[row[None] for row in part] for part in np.split(x, 4)]
+    model = RegimeModel(2, **SETTINGS).fit(Chunks([*parts, [], x[:0]], continues=False))
+    whole = RegimeModel(2, **SETTINGS).fit([row[None] for row in x])
+    assert model.log_likelihood_ == pytest.approx(whole.log_likelihood_, rel=1e-8)
+
+
+def test_arrays_of_one_series():
+    x = shifted(400)[:, 0]
+    for continues in (True, False):
+        table = RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x[:, None], 2), continues=continues))
+        flat = RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x, 2), continues=continues))
+        assert flat.log_likelihood_ == table.log_likelihood_ and flat.n_features_in_ == 1
+
+
+def test_other_methods_say_what_takes_chunks():
+    x = data(200)
+    model, chunks = RegimeModel(2, **SETTINGS).fit(x), Chunks([x], continues=True)
+    for method in ("predict", "predict_proba", "decode", "score", "bic", "impute", "partial_fit"):
+        with pytest.raises(ValueError, match="expected X in memory, got Chunks.*OnlineFilter"):
+            getattr(model, method)(chunks)
+    with pytest.raises(ValueError, match="got one .*fitted to Chunks"):
+        RegimeModel(2, **SETTINGS).fit(chunks).partial_fit(x)

@@ -9,15 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import quad
 from scipy.stats import binom, norm
 
 from pyro_regimes import RegimeModel
 from pyro_regimes.datasets import load_sector_returns
 from pyro_regimes.estimator import WalkForward, walk_forward
 from pyro_regimes.estimator.all_starts import fit_starts
+from pyro_regimes.estimator.crps import crps_of_mixture
 from pyro_regimes.estimator.divergence import symmetric_divergence
-from pyro_regimes.estimator.forecast_scores import crps_of_mixture
 from pyro_regimes.estimator.windows import _rounded
 from tests import seeds
 
@@ -294,24 +293,6 @@ def test_symmetric_divergence_of_other_emissions() -> None:
     assert found == pytest.approx(np.array([[0, exact], [exact, 0]]), rel=0.1, abs=1e-12)
 
 
-def test_crps_is_the_integral() -> None:
-    rng = seeds.rng(6)
-    weights, means = rng.dirichlet(np.ones(3)), rng.standard_normal(3)
-    deviations, x = rng.gamma(2.0, size=3), rng.standard_normal()
-
-    def squared(z: float) -> float:
-        return float((weights @ norm.cdf(z, means, deviations) - (z >= x)) ** 2)
-
-    wanted = quad(squared, -60, x, limit=200)[0] + quad(squared, x, 60, limit=200)[0]
-    assert crps_of_mixture(np.array(x), weights, means, deviations) == pytest.approx(
-        wanted, rel=1e-6
-    )
-    alike = crps_of_mixture(np.array([x]), np.ones((1, 1)), np.zeros((1, 1)), np.ones((1, 1)))
-    assert alike[0] == pytest.approx(  # of a standard normal distribution
-        x * (2 * norm.cdf(x) - 1) + 2 * norm.pdf(x) - 1 / np.sqrt(np.pi)
-    )
-
-
 def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     found = walks[1]
     quantiles = found.quantiles([0.05, 0.5])
@@ -333,7 +314,9 @@ def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     wanted = chances[chances <= chances[number] * (1 + 1e-7)].sum()
     assert table["p-value"].iloc[0] == pytest.approx(wanted)
     assert (found.value_at_risk([0.05])[0.05] == -quantiles[0.05]).iloc[3:].all(axis=None)
-    for wrong in ([0.0], [1.0], ["x"], [], 0.05):
+    pd.testing.assert_frame_equal(found.quantiles(0.05), found.quantiles([0.05]))
+    pd.testing.assert_frame_equal(found.exceedances(np.array(0.05)), found.exceedances([0.05]))
+    for wrong in ([0.0], [1.0], ["x"], [], "0.05", 1.0, None):
         with pytest.raises(ValueError, match="expected levels to be numbers between 0 and 1"):
             found.quantiles(wrong)
     for method in (found.value_at_risk, found.exceedances):
@@ -376,7 +359,9 @@ def test_other_emissions(emission: str) -> None:
     assert mine == pytest.approx(scores[-4:], rel=1e-6)
     pits = found.walk.pit[1:]
     assert ((pits >= 0) & (pits <= 1)).all()
-    assert np.isnan(found.walk.crps).all() == (emission != "gaussian_mixture")
+    assert np.isnan(found.walk.crps[1:]).all() == (emission == "von_mises")
+    if emission != "von_mises":
+        assert (found.walk.crps[1:] >= 0).all()
 
 
 def test_a_window_that_cannot_be_fitted_leaves_the_model_before_it() -> None:

@@ -385,6 +385,46 @@ def test_arrays_tuples_and_empty_chunks():
     assert_same(fit(gaussian, tuples), expected)
 
 
+def test_arrays_that_torch_does_not_share():
+    """Arrays that run backwards, or in another byte order, are copied."""
+    x = series(T).numpy()
+    expected = fit(gaussian, torch.tensor(x))
+    backwards = [x[:100], x[100:][::-1].copy()[::-1]]
+    assert_same(fit(gaussian, Chunks(backwards, continues=True)), expected)
+    swapped = [part.astype(">f8") for part in backwards]
+    assert_same(fit(gaussian, Chunks(swapped, continues=True)), expected)
+
+
+def test_a_tuple_of_an_empty_array_counts_for_nothing():
+    x = series(T)
+    chunks = Chunks([(x[:0],), (x,)], continues=True)
+    assert_same(fit(gaussian, chunks), fit(gaussian, x))
+
+
+def test_masked_values_are_refused():
+    x = np.ma.masked_greater(series(T).numpy(), 1.0)
+    with pytest.raises(ValueError, match="expected chunks without masked values.*filled"):
+        fit(gaussian, Chunks([x], continues=True))
+
+
+def test_a_first_step_that_is_not_ordinary():
+    """Of sequences of one row, which have no transitions, tensor operations make the steps."""
+    x = series(40).reshape(-1, 1)
+    chunks = Chunks(x.split(7), continues=False)
+    assert_same(fit(gaussian, chunks), fit(gaussian, x))
+
+
+def test_rows_that_come_and_go_are_refused():
+    x, number = series(T), iter(range(100))
+
+    def shrinking() -> list[Tensor]:
+        return [x[: 100 - next(number)], x[100:]]
+
+    for continues in (True, False):
+        with pytest.raises(ValueError, match="same chunks in every pass.* values.*read again"):
+            fit(gaussian, Chunks(shrinking, continues=continues))
+
+
 def test_a_callback_sees_the_parameters():
     x, seen = series(T), []
     pieces = Chunks(x.split(100), continues=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pyro_regimes import Chunks
 from tests import seeds
@@ -97,6 +101,105 @@ def test_what_is_refused(frame, tmp_path):
         Chunks.npy(tmp_path / "absent.npy")
     with pytest.raises(OSError):
         Chunks.parquet(tmp_path / "absent.parquet")
+
+
+def test_large_integers_are_rounded_as_elsewhere(tmp_path):
+    x = np.arange(3) + 2**60
+    pd.DataFrame({"id": x}).to_parquet(tmp_path / "ids.parquet")
+    (part,) = Chunks.parquet(tmp_path / "ids.parquet")
+    np.testing.assert_array_equal(part[:, 0], x.astype(np.float64))
+
+
+def test_names_that_are_no_choice_of_columns(frame, tmp_path):
+    path = tmp_path / "data.parquet"
+    with pytest.raises(ValueError, match="expected columns to be names, got 3"):
+        Chunks.parquet(path, 3)
+    with pytest.raises(ValueError, match="expected columns to be names, got b'a'"):
+        Chunks.parquet(path, b"a")
+    with pytest.raises(ValueError, match="expected each column once, got 'a' twice"):
+        Chunks.parquet(path, ["a", "b", "a"])
+    twice = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["a", "a"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    for columns in (None, "a"):
+        with pytest.raises(ValueError, match="name of its own.*'a' more than once.*rename"):
+            Chunks.parquet(tmp_path / "twice.parquet", columns)
+
+
+def test_files_that_hold_something_else(tmp_path):
+    path = tmp_path / "broken"
+    path.write_bytes(b"no such file")
+    with pytest.raises(ValueError, match=f"{path}: expected a Parquet file, got"):
+        Chunks.parquet(path)
+    with pytest.raises(ValueError, match=f"{path}: expected a .npy file, got"):
+        Chunks.npy(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path}: expected a .npy file, got"):
+        Chunks.npy(path)
+    np.save(tmp_path / "cut.npy", np.zeros((100, 2)))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-200])
+    with pytest.raises(ValueError, match="cut.npy: expected a .npy file, got"):
+        Chunks.npy(tmp_path / "cut.npy")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(3, complex),
+        np.array(["1", "2"]),
+        np.array(["2020-01-01"], "M8[D]"),
+        np.zeros(3, [("a", "f8")]),
+        np.array([1.0, None]),
+    ],
+    ids=lambda values: values.dtype.kind,
+)
+def test_arrays_of_other_values(tmp_path, values):
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(ValueError, match="x.npy: expected .*numbers|expected a .npy file"):
+        Chunks.npy(tmp_path / "x.npy")
+
+
+def test_another_byte_order(tmp_path):
+    x = np.arange(10.0)
+    np.save(tmp_path / "x.npy", x.astype(">f8"))
+    (part,) = Chunks.npy(tmp_path / "x.npy")
+    np.testing.assert_array_equal(part, x)
+    assert part.dtype.isnative
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.zeros((4, 2)),
+        torch.zeros(4, 2),
+        pd.DataFrame(np.zeros((4, 2))),
+        memoryview(np.zeros(4)),
+        array.array("d", [1.0]),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_one_table_is_no_source(source):
+    with pytest.raises(ValueError, match="expected source to be an iterable of chunks.*in a list"):
+        Chunks(source, continues=True)
+
+
+def test_the_dates_of_an_index(frame, tmp_path):
+    path = tmp_path / "dated.parquet"
+    dates = pd.date_range("2020-01-31", periods=1000, freq="B", tz="Asia/Tokyo", name="day")
+    frame.set_index(dates).to_parquet(path)
+    chunks = Chunks.parquet(path, rows=300)
+    assert chunks.columns == ["a", "b", "c", "count"] and len(list(chunks)) == 4
+    np.testing.assert_array_equal(chunks.dates, dates.tz_convert("UTC").tz_localize(None))
+    assert len(Chunks([frame], continues=True).dates) == 0
+    for order in (range(1000)[::-1], [*range(300), 299, *range(301, 1000)]):
+        frame.set_index(dates[list(order)]).to_parquet(path)
+        with pytest.raises(ValueError, match="dated.parquet: expected rows in order of time"):
+            list(Chunks.parquet(path, rows=300))
+        assert len(list(Chunks.parquet(path, rows=300, continues=False))) == 4
+
+
+def test_a_dict_is_no_source():
+    with pytest.raises(ValueError, match=r"got dict; .*list\(source.values\(\)\)"):
+        Chunks({"a": np.zeros((4, 2))}, continues=False)
 
 
 def test_its_name():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import OptimizeResult, minimize
+from threadpoolctl import threadpool_limits
 
 from pyro_regimes.comparison.methods.at_point import maximum_scores, not_finite
 from pyro_regimes.comparison.methods.loss import OVERFLOW, Loss, make_loss, no_guide
@@ -77,7 +78,9 @@ class _Search:
         """Maximise; leave the parameters at the last iterate."""
         with self._workspace.entered():
             start = np.concatenate([_to_numpy(leaf) for leaf in self._loss.leaves])
-        with self.watch:
+        # SciPy's linear algebra on a few hundred numbers gains nothing from threads, and idle ones
+        # of OpenBLAS slow torch's: ten times the seconds on two cores.
+        with threadpool_limits(1, user_api="blas"), self.watch:
             found = minimize(
                 self._evaluate,
                 start,

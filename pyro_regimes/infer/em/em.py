@@ -22,10 +22,12 @@ from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
+from pyro_regimes.infer.em.joining import check_settings
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
+from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
@@ -101,6 +103,8 @@ class EM:
 
     #: Whether a callback can read the parameter store, and so must find each step there.
     _shows_parameters = True
+    #: Whether :meth:`run` adds up over the ranks of an initialised default process group.
+    _joins_ranks = True
 
     def __init__(
         self,
@@ -194,6 +198,7 @@ class EM:
         callback: Callable[[int, float], None] | None = None,
         check: bool = True,
         acceleration: str | None = None,
+        process_group: Any = None,
         **kwargs: Any,
     ) -> EMResult:
         """Iterate until a step of EM raises every restart's log-likelihood by less than ``tol``.
@@ -219,11 +224,24 @@ class EM:
             needs fewer steps, especially if regimes overlap, and the log-likelihood still never
             falls. It may converge to another local maximum than plain EM from the same start. If a
             closed form fails and an optimiser takes over, the run continues without acceleration.
+        :param process_group: a ``torch.distributed`` group, each rank of which holds some of the
+            sequences; None for the default group, where it is initialised. Pooled statistics and
+            losses of all ranks are gathered in float64 and added in the order of the ranks, so
+            that all have the same parameters after every step, and a run repeats to the bit.
+            Priors count once. Every rank must call this method with the same model, settings and
+            starting values. A rank may hold more sequences than another; a group of one rank is
+            that rank alone. Ranks that hold consecutive rows of one sequence give
+            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of
+            parameters with an ``optim`` add up as gradients; the check of convergence does not
+            cover these. :meth:`step` and :meth:`evaluate_loss` are of this process alone.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set
             and an optimiser updates parameters or data are subsampled; if the callback changes a
-            parameter of the model; or if data that are not masked are not finite.
+            parameter of the model; if data that are not masked are not finite; or if ranks differ
+            in a parameter or its update, which it names, or cannot add up their statistics, as
+            data are subsampled, a prior depends on parameters, or products of probabilities have
+            a stationary start.
         """
         _check_run(num_steps, tol, acceleration)
         check_callback(callback)
@@ -232,12 +250,18 @@ class EM:
         settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
         session = self._session
         session.begin()
+        ranks = ranks_of(process_group) if self._joins_ranks else None
+        if ranks is not None:
+            kind = args[0].continues if args and isinstance(args[0], Chunks) else None
+            given = {"num_steps": num_steps, "tol": tol, "check": check, "continues": kind}
+            check_settings(ranks, {**given, "acceleration": acceleration})
         if args and isinstance(args[0], Chunks):
             calls = ChunkCalls(self.model, self.guide, args[0], args[1:], kwargs)
-            return self._run_on_chunks(calls, settings, check)
+            with session.on_ranks(ranks):
+                return self._run_on_chunks(calls, settings, check)
         call = self._call(args, kwargs)
         undisturbed = Undisturbed()
-        with undisturbed, undisturbed, torch.no_grad():
+        with undisturbed, undisturbed, torch.no_grad(), session.on_ranks(ranks):
             undisturbed.undo = session.mark()
             snapshot = session.read(call)
             if acceleration is not None:
@@ -331,6 +355,10 @@ class EM:
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
+        if problem.ranks is not None:
+            size = problem.ranks.size
+            self._session.describe_engine(f"tensor operations, added up over {size} ranks")
+            return TensorEngine(problem)
         fused, tensors = find_fused(problem, start, extrapolates), TensorEngine(problem)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
@@ -375,9 +403,11 @@ class EM:
         """Whether another run of the model gives the losses that the loop has found."""
         plan, groups = loop.problem.plan, loop.problem.groups
         run = self._session.run_as_planned(plan, call)
-        if not (plan.holds(run) and groups.fits(run)):
+        ranks = loop.problem.ranks
+        holds = plan.holds(run) and groups.fits(run)
+        if not (holds if ranks is None else ranks.all(holds)):
             return False
-        losses = read_losses(plan, groups, run)
+        losses = read_losses(plan, groups, run, ranks)
         constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
         params = loop.now.params
         for one, other in ((loop.losses[-1], losses), constants):
@@ -402,6 +432,9 @@ class EM:
         if tol is None or not loop.converged:
             return result
         findings = check(tol)
+        ranks = loop.problem.ranks
+        if ranks is not None:
+            findings = [each for found in ranks.objects(findings) for each in found]
         if not findings:
             return result
         if not all(each.is_told for each in findings):

@@ -129,6 +129,8 @@ class Loop:
         # An extrapolated step may be level far from a maximum: EM's next one is to confirm it.
         free = self.engine.is_free(self.now, self.ascent)
         level = free & ~self.ascent.extrapolated & self.engine.is_level(self.losses, tol)
+        if self.problem.ranks is not None:
+            level = self.problem.ranks.as_first(level)
         self.ascent.settle(level, self.num_steps)
         if level.any() and not (free & ~level).any():
             self._converge(tol)

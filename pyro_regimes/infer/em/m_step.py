@@ -19,6 +19,7 @@ from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.newton import maximise_affine
 from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool
 from pyro_regimes.infer.em.products import maximise_products
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.search import search
@@ -49,12 +50,12 @@ def maximise(
     pseudo: dict[str, Pooled],
     groups: Groups,
     keep: Callable[[str, Tensor, Tensor], Tensor],
+    ranks: Ranks | None = None,
 ) -> Maximised:
     """Compute new values of all parameters, each given those before it in the plan.
 
     A cell without weight or without a maximum keeps its value, so the objective does not fall. A
-    covariance has no maximum if it is singular, or becomes so by rounding in the store. Locations
-    come before the spreads about them (ECM).
+    covariance without one is singular, or becomes so in the store. Locations come first (ECM).
 
     :param params: the current values.
     :param leaves: the stored tensors of the positive definite parameters.
@@ -62,19 +63,16 @@ def maximise(
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     :param groups: the restarts.
     :param keep: selects the value to use, given a name, the old and the new value.
+    :param ranks: over which pooled statistics are added.
     """
-    collected = Collected(plan, expected, params)
-    arguments = collected.arguments
-    sites = {name: each.data for name, each in expected.items()}
-    values: dict[str, Tensor] = {}
-    unbounded: dict[str, Tensor] = {}
+    collected = Collected(plan, expected, params, ranks)
+    arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
     stored, idle = {}, {}
-    if plan.affine.names:
-        values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
-        values = {name: keep(name, params[name], value) for name, value in values.items()}
-        fill_affine(plan.affine, values, params, arguments)
-        for name, value in values.items():
-            collected.set(name, value, plan.affine.priors.get(name))
+    values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
+    values = {name: keep(name, params[name], value) for name, value in values.items()}
+    fill_affine(plan.affine, values, params, arguments)
+    for name, value in values.items():
+        collected.set(name, value, plan.affine.priors.get(name))
     together = maximise_products(plan, collected, pseudo, groups)
     for each in _with_joint(plan.order):
         old = params[each.name]

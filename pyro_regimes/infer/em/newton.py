@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Pooled, apply
 from pyro_regimes.emissions.predictors import Predictor
 from pyro_regimes.infer.em.pooling import Collected, pooled_blocks
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.jacobian import gram
 
@@ -53,6 +54,8 @@ def maximise_affine(
     :param params: the current values.
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     """
+    if not affine.names:
+        return {}, {}
     start = affine.flat(params)
     found, unbounded = start, {}
     if len(affine.predicted) < len(affine.names):
@@ -100,8 +103,14 @@ def normal_equations(
         constant = given.double().flatten() - use.jacobian @ start
         more_normal, more_right = gram(use.jacobian, pooled, constant)
         normal, right = normal + more_normal, right + more_right
+    normal, right = _over(collected.ranks, [normal, right])
     _add_priors(affine, pseudo, normal, right)
     return normal, right
+
+
+def _over(ranks: Ranks | None, parts: list[Tensor]) -> list[Tensor]:
+    """Sums over the ranks, of data alone."""
+    return parts if ranks is None else ranks.add(parts)
 
 
 def _add_priors(
@@ -138,6 +147,7 @@ class _Concave(NamedTuple):
     precision: Tensor  #: of priors, ``(P, P)``
     linear: Tensor  #: precision times mean, ``(P,)``
     labels: Tensor  #: the component of each parameter, ``(P,)``
+    ranks: Ranks | None  #: over which the terms are added
 
     @classmethod
     def of(
@@ -164,26 +174,27 @@ class _Concave(NamedTuple):
         precision = start.new_zeros((len(start), len(start)))
         linear = torch.zeros_like(start)
         _add_priors(affine, pseudo, precision, linear)
-        together = [term.columns for term in terms]
-        together += [
-            torch.arange(len(start), device=start.device)[affine.columns(name)]
-            for name in affine.priors
-        ]
-        return cls(terms, start, precision, linear, _components(len(start), together))
+        together = torch.eye(len(start), dtype=start.dtype, device=start.device)
+        for term in terms:
+            together[term.columns.unsqueeze(-1), term.columns] = 1.0
+        for name in affine.priors:
+            together[affine.columns(name), affine.columns(name)] = 1.0
+        (together,) = _over(collected.ranks, [together])
+        return cls(terms, start, precision, linear, _components(together), collected.ranks)
 
     def value(self, step: Tensor) -> Tensor:
         """Q of each component after a step, ``(P,)``."""
-        at = self.start + step
-        prior = at * (self.linear - 0.5 * (self.precision @ at))
-        found = torch.zeros_like(step).index_add_(0, self.labels, prior)
+        found = torch.zeros_like(step)
         for term in self.terms:
             found[self.labels[term.columns[0]]] += term.value(step)
-        return found
+        (found,) = _over(self.ranks, [found])
+        at = self.start + step
+        prior = at * (self.linear - 0.5 * (self.precision @ at))
+        return found + self._by_component(prior)
 
     def derivatives(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the second derivative of Q after a step, and the first."""
-        normal = self.precision.clone()
-        score = self.linear - self.precision @ (self.start + step)
+        normal, score = torch.zeros_like(self.precision), torch.zeros_like(step)
         for term in self.terms:
             eta = term.eta + term.change(step)
             of_eta = term.predictor.score(term.pooled, eta)
@@ -191,7 +202,9 @@ class _Concave(NamedTuple):
             flat = term.matrix.flatten(0, 1)
             score[term.columns] += flat.mT @ of_eta.flatten()
             normal[term.columns.unsqueeze(-1), term.columns] += flat.mT @ weighted.flatten(0, 1)
-        return normal, score
+        normal, score = _over(self.ranks, [normal, score])
+        prior = self.linear - self.precision @ (self.start + step)
+        return normal + self.precision, score + prior
 
     def maximise(self) -> tuple[Tensor, Tensor]:
         """The step to the maximum, and the parameters that have none, ``(P,)`` each."""
@@ -250,21 +263,20 @@ class _Concave(NamedTuple):
             change = change.masked_fill((term.weight == 0).unsqueeze(-1), 0.0)
             largest[label] = largest[label].maximum(change.abs().max())
             spread[label] += (term.weight.unsqueeze(-1) * change**2).sum()
+        largest, spread = _over(self.ranks, [largest, spread])
         curvature = self._by_component(direction * (normal @ direction))
         return (largest > _FAR) & (curvature < _FLAT * spread)
 
 
-def _components(size: int, together: list[Tensor]) -> Tensor:
-    """The least member of the component of each of some items, ``(size,)``.
+def _components(together: Tensor) -> Tensor:
+    """The least member of the component of each of some items, ``(P,)``.
 
-    :param together: sets of items of one component.
+    :param together: positive where two items are of one component, ``(P, P)``.
     """
-    labels = torch.arange(size, device=together[0].device if together else None)
-    moving = True
-    while moving:
-        before = labels
-        for items in together:
-            least = labels[items].min()
-            labels = torch.where(torch.isin(labels, labels[items]), least, labels)
-        moving = not torch.equal(labels, before)
-    return labels
+    labels = torch.arange(len(together), device=together.device)
+    outside = together <= 0
+    while True:
+        least = labels.expand_as(together).masked_fill(outside, len(labels)).amin(-1)
+        if torch.equal(least, labels):
+            return labels
+        labels = least

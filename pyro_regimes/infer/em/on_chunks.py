@@ -17,9 +17,11 @@ from pyro_regimes.infer.em.engines.chunks import ChunkEngine, ChunkReader
 from pyro_regimes.infer.em.engines.finding import find_fused
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.joining import check_pieces
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.pieces import Passes
 from pyro_regimes.infer.em.problem import TensorState
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
@@ -36,8 +38,8 @@ class ChunkCalls(NamedTuple):
     def read(self) -> Iterator[Call]:
         """Start a pass."""
         for chunk in self.chunks:
-            if not is_empty(chunk):
-                given = chunk if isinstance(chunk, tuple) else (chunk,)
+            given = chunk if isinstance(chunk, tuple) else (chunk,)
+            if not given or not is_empty(given[0]):
                 args = (*map(_as_tensor, given), *self.args)
                 yield Call(self.model, self.guide, args, self.kwargs)
 
@@ -51,11 +53,37 @@ class ChunkCalls(NamedTuple):
         raise ValueError("expected chunks with at least one row, got none")
 
 
+def _check_begun(ranks: Ranks | None, calls: ChunkCalls) -> None:
+    """Check that every rank has chunks, as another one would wait for it otherwise.
+
+    :raises ValueError: on every rank, if one has none.
+    """
+    if ranks is None:
+        return
+    counts = ranks.objects(next(calls.read(), None) is not None)
+    if not all(counts):
+        raise ValueError(
+            "expected chunks with at least one row on every rank, got none on rank "
+            f"{counts.index(False)}"
+        )
+
+
 def _as_tensor(value: Any) -> Any:
-    """An array as a tensor, as models take these; anything else as it is."""
+    """An array as a tensor, as models take these; anything else as it is.
+
+    :raises ValueError: if some values are masked.
+    """
     if not isinstance(value, np.ndarray):
         return value
-    return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if np.ma.is_masked(value):
+        raise ValueError(
+            "expected chunks without masked values, which tensors do not have, got some; give "
+            "chunk.filled(numpy.nan) to a model with missing='marginalise'"
+        )
+    can_share = value.flags.writeable and value.dtype.isnative
+    if not can_share or min(value.strides, default=0) < 0:
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(value)
 
 
 class OnChunks:
@@ -65,9 +93,12 @@ class OnChunks:
     """
 
     def __init__(self, session: Session, calls: ChunkCalls) -> None:
+        _check_begun(session.ranks, calls)
         snapshot = session.read(calls.first())
         problem = snapshot.problem
         check_plan(problem.plan)
+        if problem.ranks is not None and calls.chunks.continues:
+            check_pieces(problem.ranks, problem)
         self._session, self._problem = session, problem
         self._state = snapshot.state._replace(expected={})
         sites = {name: without_values(data) for name, data in problem.sites.items()}
@@ -87,6 +118,9 @@ class OnChunks:
 
         The data of the first chunk are gone then.
         """
+        if self._problem.ranks is not None:
+            self._problem = self._reader.problem
+            return self.start_on_tensors("it does not add up over ranks")
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
         self._problem, params, leaves = self._reader.problem, *self._state[:2]
@@ -139,6 +173,7 @@ def check(session: Session, calls: ChunkCalls, loop: Loop, tol: float) -> list[g
     It is taken as a sequence of its own, so that its parameters need not be at an optimum.
     """
     call = calls.first()
-    problem, state, _ = session.read(call, is_start=False)
-    alone = Loop(TensorEngine(problem), state, loop.ascent.frozen, lambda message: None)
-    return guard.check(session, call, alone, tol, is_maximum=False)
+    with session.on_ranks(None):
+        problem, state, _ = session.read(call, is_start=False)
+        alone = Loop(TensorEngine(problem), state, loop.ascent.frozen, lambda message: None)
+        return guard.check(session, call, alone, tol, is_maximum=False)

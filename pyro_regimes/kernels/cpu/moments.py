@@ -220,10 +220,10 @@ def sum_moments(
         spread(work, count * chunks, -(-worthwhile // chunk))
     if chunks == 1:
         return sums
-    return tuple(_in_order(each, chunks) for each in sums)
+    return tuple(in_order(each, chunks) for each in sums)
 
 
-def _in_order(parts: npt.NDArray[np.float64], chunks: int) -> npt.NDArray[np.float64]:
+def in_order(parts: npt.NDArray[np.float64], chunks: int) -> npt.NDArray[np.float64]:
     """The sums of each sequence's two or more chunks, from the first to the last."""
     total = parts[::chunks] + parts[1::chunks]
     for index in range(2, chunks):

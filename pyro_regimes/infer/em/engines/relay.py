@@ -242,7 +242,8 @@ class RelayEngine:
     def _hand_over(self, now: RelayState, moving: Flags, ascent: Ascent) -> loop.HandOver:
         """Hand some restarts over to the tensor engine."""
         rest = now.rest
-        if (moving & self.has_stepped).any():
+        # A start on chunks has no expectations: only the compiled engine has read them.
+        if (moving & self.has_stepped).any() or not rest.expected:
             rest = self._tensors.complete(self._start, now)
             ascent.num_e_steps += 1
         self.has_moved = self.has_moved | moving
