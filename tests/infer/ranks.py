@@ -206,17 +206,29 @@ def difference_messages() -> list[str]:
     return found
 
 
-def die(rank: int, size: int, folder: str) -> None:
-    """One rank of a run in which rank 2 is killed after its third step."""
+KILLED_IN = 23  # of the steps
+NUM_STEPS_IN_ALL = 40
+
+
+def die(rank: int, size: int, folder: str, is_killed: bool) -> None:
+    """One rank of a run with a checkpoint, in which rank 2 may be killed."""
     begin(rank, size, folder)
     pyro.clear_param_store()
 
     def callback(number: int, loss: float) -> None:
-        if rank == 2 and number == 3:
+        if is_killed and rank == 2 and number == KILLED_IN:
             os.kill(os.getpid(), signal.SIGKILL)
 
     x = shard("priors", data("poisson", 0), rank, size)
-    EM(poisson).run(x, num_steps=100_000, tol=None, callback=callback)
+    result = EM(poisson).run(
+        x,
+        num_steps=NUM_STEPS_IN_ALL,
+        tol=None,
+        callback=callback,
+        checkpoint=Path(folder) / "checkpoint",
+    )
+    torch.save(result.history, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def begin(rank: int, size: int, folder: str) -> None:
@@ -249,4 +261,8 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
 
 if __name__ == "__main__":
     which = (int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    die(*which) if sys.argv[4] == "die" else work(*which, int(sys.argv[4]))
+    what = sys.argv[4]
+    if what in ("die", "go on"):
+        die(*which, what == "die")
+    else:
+        work(*which, int(what))

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch.testing import assert_close
 
+from pyro_regimes import EM
 from tests import seeds
 from tests.infer import ranks
 from tests.marks import slow
@@ -89,9 +91,24 @@ def test_the_example_under_torchrun():
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(tmp_path):
-    """kill -9 of one of four in mid-run: each of the others says so, and none hangs."""
+    """kill -9 of one of four in mid-run: each of the others says so, and none hangs.
+
+    All of them started again go on from the checkpoint, with the history of an uninterrupted run.
+    """
     codes, printed = launch(4, tmp_path, "die")
     assert codes[2] == -signal.SIGKILL
     for rank in (0, 1, 3):
         assert codes[rank] == 1
         assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]
+    kept = torch.load(tmp_path / "checkpoint", weights_only=True)
+    assert len(kept["losses"]) == 1 + ranks.KILLED_IN // 10 * 10
+    (tmp_path / "rendezvous").unlink()
+    codes, printed = launch(4, tmp_path, "go on")
+    assert codes == [0] * 4, "\n".join(printed)
+    pyro.clear_param_store()
+    whole = EM(ranks.poisson).run(
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None
+    )
+    for rank in range(4):
+        history = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_close(history, whole.history, rtol=1e-12, atol=0.0)

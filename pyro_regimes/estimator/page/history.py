@@ -104,7 +104,7 @@ def distributions(facts: Facts) -> Html:
             )
             for name, color in zip(facts.names, facts.colors, strict=True)
         ),
-        class_="note",
+        class_="note legend",
     )
     grid = element("div", *pictures, class_="small")
     return join([legend if several else None, grid, note(said)])

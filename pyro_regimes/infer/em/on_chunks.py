@@ -109,6 +109,11 @@ class OnChunks:
         self._relay: RelayEngine | None = None
         self._why = ""
 
+    @property
+    def first(self) -> TensorState:
+        """The parameters in the store, with the loss of the first chunk."""
+        return self._state
+
     def expect(self) -> TensorState:
         """The E-step at the parameters in the store, by tensor operations."""
         return self._tensors.start()
