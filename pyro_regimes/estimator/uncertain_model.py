@@ -13,8 +13,8 @@ from pyro_regimes.estimator import intervals, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitted_model import FittedModel
-from pyro_regimes.estimator.missing import check_columns
 from pyro_regimes.estimator.interval_table import ConfidenceIntervals
+from pyro_regimes.estimator.missing import check_columns
 from pyro_regimes.estimator.parameter_errors import (
     Held,
     ParameterErrors,
