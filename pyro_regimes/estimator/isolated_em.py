@@ -29,6 +29,7 @@ class IsolatedEM(EM):
     """
 
     _shows_parameters = False  # they are not in the caller's store
+    _joins_ranks = False  # it fits the data of this process
 
     def __init__(
         self,

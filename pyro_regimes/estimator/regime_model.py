@@ -147,6 +147,7 @@ class RegimeModel(ReportedModel):
     ``fixed_``              names of the parameters that the fit left as they were given, sorted
     ``initial_``            the ``initial`` of the fit
     ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
+    ``expected_durations_`` ``(K,)``, the mean number of steps of a stay in each regime
     ``n_iter_``             number of iterations of the kept start; the callback counts until the
                             last start has stopped
     ``converged_``          whether the kept start had converged
@@ -325,7 +326,7 @@ class RegimeModel(ReportedModel):
             )
             fresh._set_fitted(fitted, spec)
             hmm = fresh._hmm()._replace(annotations=annotations)
-            fresh._running = updating.statistics_of_fit(hmm, settings, data, filled, sizes)
+            fresh._running = updating.statistics_of_fit(hmm, settings, X, data, filled, sizes)
         fresh._set_counts(data, sizes, annotations)
         fresh.periods_per_year_ = periods_by_dates(X)
         of_data = []
@@ -411,8 +412,8 @@ class RegimeModel(ReportedModel):
             is the plain average of all rows. It may differ between calls, and a fit ignores it.
         :return: the updated model, ``self``.
         :raises ValueError: if an argument or a parameter of the model is not valid, if the model
-            has no running averages or other settings than in its fit, or if the rows have
-            probability zero. The model is then unchanged.
+            has no running averages or other settings than in its fit, if X continues rows of later
+            dates, or if the rows have probability zero. The model is then unchanged.
         """
         updating.check_settings(self)
         half_life = updating.read_half_life(half_life)

@@ -14,7 +14,7 @@ from pyro_regimes.estimator import problems, validation
 from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes, units_and_floor
-from pyro_regimes.estimator.inputs import as_tables
+from pyro_regimes.estimator.inputs import chunk_tables
 from pyro_regimes.estimator.naming import Order, reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.preparation import prepare
@@ -237,7 +237,7 @@ class _Fit(NamedTuple):
             for chunk in self.chunks:
                 if is_empty(chunk):
                     continue
-                arrays = [np.asarray(each, np.float64) for each in as_tables(chunk)[0]]
+                arrays = [np.asarray(each, np.float64) for each in chunk_tables(chunk)]
                 whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                 sizes = [len(each) for each in arrays]
                 num_rows += len(whole)

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.emissions.checks import Names
-from pyro_regimes.estimator.inputs import ChunkDates
+from pyro_regimes.estimator.inputs import ChunkDates, chunk_tables
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.chunks import Chunks, is_empty
@@ -52,7 +52,7 @@ class Survey:
         self.names: Names | None = None
         self._spec: Spec | None = None  # of any data in these columns
         self._most_values = np.empty((0, 0))  # of each column
-        dates = ChunkDates(chunks.continues)
+        dates = ChunkDates(chunks)
         for number, chunk in enumerate(chunks, 1):
             try:
                 for table in tables(model, chunk, chunks.continues, self._spec is None):
@@ -143,7 +143,8 @@ def tables(model: BaseEstimator, chunk: Any, continues: bool, reset: bool) -> It
     """
     if is_empty(chunk):
         return
-    data, sizes = validation.check_data(model, chunk, None, reset=reset)
+    found = chunk_tables(chunk)
+    data, sizes = validation.check_data(model, found, None, reset=reset)
     if continues and len(sizes) > 1:
         raise ValueError(
             "expected one table, as chunks are pieces of one sequence, got "

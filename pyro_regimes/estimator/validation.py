@@ -294,7 +294,8 @@ def check_data(
     if lengths is None:
         return data, [len(data)]
     given = np.asarray(lengths)
-    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 1:
+    are_whole = given.dtype.kind in "iu" and not np.ma.is_masked(lengths)
+    if given.ndim != 1 or not len(given) or not are_whole or given.min() < 1:
         came = shown(lengths)
         raise ValueError(f"expected lengths to be a list of positive integers, got {came}")
     sizes: list[int] = given.tolist()  # whose sum cannot wrap around

@@ -44,6 +44,14 @@ class WalkForward(NamedTuple):
     walk: Walk  #: all numbers as arrays
     fits: list[Refit]  #: in order of time
 
+    def __repr__(self) -> str:
+        regimes, series = len(self.regime_names), len(self.series_names)
+        return (
+            f"<WalkForward: {regimes} regimes of {series} series, {len(self.index)} rows from "
+            f"{self.index[0]} to {self.index[-1]}, {len(self.fits)} refits, "
+            f"horizon {self.horizon}>"
+        )
+
     @property
     def models(self) -> list[RegimeModel | None]:
         """The fitted model of each refit; None where it failed."""
@@ -98,11 +106,11 @@ class WalkForward(NamedTuple):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
     def quantiles(
-        self, levels: Iterable[float], *, weights: npt.ArrayLike | None = None
+        self, levels: float | Iterable[float], *, weights: npt.ArrayLike | None = None
     ) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
-        :param levels: probabilities between 0 and 1.
+        :param levels: probabilities between 0 and 1; or one.
         :param weights: of the series in a sum, ``(D,)``, as in :class:`.Forecast`, which is one
             "weighted sum" in place of the series; None is each series.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
@@ -116,13 +124,16 @@ class WalkForward(NamedTuple):
         return self._frame(np.concatenate(list(self._quantiles(listed, given)), axis=1), names)
 
     def value_at_risk(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """The losses that are exceeded with these probabilities; a positive number is a loss.
 
         As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
 
-        :param levels: probabilities of the tail, between 0 and 0.5.
+        :param levels: probabilities of the tail, between 0 and 0.5; or one.
         :param weights: as in :meth:`quantiles`.
         :return: as :meth:`quantiles`.
         :raises ValueError: if a level is not between 0 and 0.5, a weight is not valid, or the
@@ -132,7 +143,10 @@ class WalkForward(NamedTuple):
         return -self.quantiles(read_levels(levels, 0.5), weights=weights)
 
     def exceedances(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """How often a loss exceeded the value at risk, and how likely that is if it is right.
 
@@ -216,7 +230,7 @@ class WalkForward(NamedTuple):
             self.regime_names,
             date_index(self.filtered_probs),
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             cumulative=last._fitted_spec().of_changes,
             kind="filtered",
         )

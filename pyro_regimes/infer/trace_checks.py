@@ -69,7 +69,8 @@ def check_shapes(trace: Any) -> None:
         shape = node["log_prob"].shape if "log_prob" in node else _hmm_shape(node)
         if not shape and not node["cond_indep_stack"]:
             continue  # no batch, and no plate
-        checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(shape))
+        own = torch.Size(size or 1 for size in shape)  # Pyro has no plate of size 0
+        checked: Any = dict(node, log_prob=torch.empty((), device="cpu").expand(own))
         try:
             check_site_shape(checked, cast(int, math.inf))
         except ValueError as error:

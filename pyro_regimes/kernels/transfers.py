@@ -20,6 +20,9 @@ and :math:`\xi(i, j) = e^{\alpha(i) + A_{ij} - \pi_j} \gamma_s(j)` for the trans
 to the rows before is :math:`\log u_i` up to a constant, whatever follows. For most chains this is
 so to the last bit after some hundred or thousand rows. :func:`look_ahead` finds such a number of
 rows, so that only the first rows of the next block are needed, and not the transfer of all of them.
+In the same way the last rows determine the columns, :math:`v_j`. :func:`outline` is
+:math:`u_i v_j` if both are known, and otherwise the transfer, because messages that pass a block
+need no constant.
 
 Everything is float64, whatever the dtype of the logits.
 """
@@ -135,6 +138,42 @@ def look_ahead(transition_logits: Tensor, observation_logits: Tensor) -> Ahead:
         if size >= num_rows:
             return Ahead(None, found)
         size *= _GROWTH
+
+
+def outline(
+    initial_logits: Tensor | None, transition_logits: Tensor, observation_logits: Tensor
+) -> Tensor:
+    """The transfer of a block up to a constant, from as few of its rows as decide it.
+
+    :param initial_logits: ``(..., K)`` of the first block, all rows of whose transfer are the
+        message after it; None for other blocks.
+    :param transition_logits: ``(..., 1, K, K)``.
+    :param observation_logits: ``(..., T, K)``.
+    :return: ``(..., K, K)``, the largest entry of which is 0.
+    """
+    last = _look_back(transition_logits, observation_logits)
+    if initial_logits is not None:
+        if last is None:
+            last = begin(initial_logits, transition_logits, observation_logits)
+        found = last.unsqueeze(-2).expand(last.shape[:-1] + 2 * last.shape[-1:])
+    else:
+        ahead = None if last is None else look_ahead(transition_logits, observation_logits)
+        if ahead is None or ahead.message is None or last is None:
+            found = transfer(transition_logits, observation_logits)
+        else:
+            found = ahead.message.unsqueeze(-1) + last.unsqueeze(-2)
+    return found - _peak(found.flatten(-2)).unsqueeze(-1)
+
+
+def _look_back(transition: Tensor, observation: Tensor) -> Tensor | None:
+    """The message after a block, ``(..., K)``, from its last rows; None if these do not do."""
+    num_rows, size = observation.shape[-2], _FIRST_ROWS
+    while size < num_rows:
+        found = transfer(transition, observation[..., num_rows - size :, :])
+        if _of_proportional(found) is not None:
+            return found.amax(-2)
+        size *= _GROWTH
+    return None
 
 
 def _of_proportional(block: Tensor) -> Tensor | None:

@@ -91,6 +91,7 @@ class TimedEM(EM):
     """
 
     _shows_parameters = False  # to the callback
+    _joins_ranks = False  # it fits the data of this process
 
     def __init__(
         self, model: Model, guide: Callable[..., Any] | None, workspace: Workspace

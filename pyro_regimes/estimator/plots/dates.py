@@ -8,20 +8,30 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_regimes.estimator.plots.figure import width_of
+from pyro_regimes.messages import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def as_time(dates: Any) -> npt.NDArray[Any]:
-    """Dates as datetime64, of periods their beginnings; numbers as they are."""
+    """Dates as datetime64, of periods their beginnings; numbers as they are.
+
+    :raises ValueError: if they are neither.
+    """
     dates = getattr(dates, "array", dates)  # of a pandas Index or Series
     if hasattr(dates, "to_timestamp"):  # periods
         dates = dates.to_timestamp()
     if getattr(dates, "tz", None) is not None:  # local time
         dates = dates.tz_localize(None)
     time = np.asarray(dates)
-    return time if time.dtype.kind in "iufM" else time.astype("datetime64[ms]")
+    try:
+        return time if time.dtype.kind in "iufM" else time.astype("datetime64[ms]")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected dates to be dates or numbers, got {shown(dates)}: {error}; see "
+            "pandas.to_datetime"
+        ) from error
 
 
 def label_dates(panel: Axes) -> None:

@@ -40,11 +40,12 @@ def plot_regimes(
     dates: npt.ArrayLike | None = None,
     *,
     ax: Axes | Iterable[Axes] | None = None,
-    unit: str = "unit of the data",
+    unit: str | None = None,
     rows_per_band: int | None = None,
     cumulative: bool = True,
     kind: str = "smoothed",
     prices: npt.ArrayLike | None = None,
+    name: str | None = None,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -76,6 +77,7 @@ def plot_regimes(
     :param prices: ``(T,)`` or ``(T, D)``, to show in the upper panel in place of the returns, on a
         logarithmic scale: one price, or the mean of the logarithms of several, with 100 at the
         first row.
+    :param name: what the observations of a single series are, for the label of the axis.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, prices are not positive, or ``ax`` is neither one
@@ -91,7 +93,7 @@ def plot_regimes(
     bands = make_bands(time, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    line = line_of(values, cumulative, unit)
+    line = line_of(values, cumulative, unit, name)
     if prices is not None:
         line = line_of_prices(prices, len(values))
     above.plot(time, line.values, color=INK, linewidth=1.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral
@@ -14,6 +15,7 @@ import torch
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
+from pyro_regimes.infer.em.checkpoint import Checkpoint
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
 from pyro_regimes.infer.em.engines.chunk_kernel import NotServed
 from pyro_regimes.infer.em.engines.finding import find_fused
@@ -22,10 +24,12 @@ from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
+from pyro_regimes.infer.em.joining import check_settings
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
+from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
@@ -44,6 +48,7 @@ class _Settings(NamedTuple):
     tol: float | None
     callback: Callable[[int, float], None] | None
     extrapolates: bool
+    checkpoint: Checkpoint | None
 
 
 class EM:
@@ -101,6 +106,8 @@ class EM:
 
     #: Whether a callback can read the parameter store, and so must find each step there.
     _shows_parameters = True
+    #: Whether :meth:`run` adds up over the ranks of an initialised default process group.
+    _joins_ranks = True
 
     def __init__(
         self,
@@ -194,6 +201,9 @@ class EM:
         callback: Callable[[int, float], None] | None = None,
         check: bool = True,
         acceleration: str | None = None,
+        process_group: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
         **kwargs: Any,
     ) -> EMResult:
         """Iterate until a step of EM raises every restart's log-likelihood by less than ``tol``.
@@ -219,29 +229,65 @@ class EM:
             needs fewer steps, especially if regimes overlap, and the log-likelihood still never
             falls. It may converge to another local maximum than plain EM from the same start. If a
             closed form fails and an optimiser takes over, the run continues without acceleration.
+        :param process_group: a ``torch.distributed`` group, each rank of which holds some of the
+            sequences; None for the default group, where it is initialised. Pooled statistics and
+            losses of all ranks are gathered in float64 and added in the order of the ranks, so
+            that all have the same parameters after every step, and a run repeats to the bit.
+            Priors count once. Every rank must call this method with the same model, settings and
+            starting values. A rank may hold more sequences than another; a group of one rank is
+            that rank alone. Ranks that hold consecutive rows of one sequence give
+            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of
+            parameters with an ``optim`` add up as gradients; the check of convergence does not
+            cover these. :meth:`step` and :meth:`evaluate_loss` are of this process alone.
+        :param checkpoint: a file in which the state of the run is kept. If it is there, the run
+            goes on from it, with the history of all steps, as if there had been no interruption;
+            ``num_steps`` counts all of them. In a process group, the first rank reads and writes
+            it. The file is replaced in one operation, and remains after the run.
+        :param checkpoint_every: the number of steps after which it is written again; it is also
+            written after the last step.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set
             and an optimiser updates parameters or data are subsampled; if the callback changes a
-            parameter of the model; or if data that are not masked are not finite.
+            parameter of the model; if data that are not masked are not finite; or if ranks differ
+            in a parameter or its update, which it names, or cannot add up their statistics, as
+            data are subsampled, a prior depends on parameters, or products of probabilities have
+            a stationary start; or if ``checkpoint`` is given with an optimiser, acceleration or
+            subsampled data, or is the file of another model or of other data.
         """
         _check_run(num_steps, tol, acceleration)
         check_callback(callback)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
         session = self._session
         session.begin()
+        ranks = ranks_of(process_group) if self._joins_ranks else None
+        if ranks is not None:
+            kind = args[0].continues if args and isinstance(args[0], Chunks) else None
+            given = {"num_steps": num_steps, "tol": tol, "check": check, "continues": kind}
+            check_settings(ranks, {**given, "acceleration": acceleration})
+        kept = None
+        if checkpoint is not None:
+            _check_can_resume(self.optim, acceleration)
+            kept = Checkpoint(checkpoint, checkpoint_every, ranks)
+        settings = _Settings(int(num_steps), tol, callback, acceleration is not None, kept)
         if args and isinstance(args[0], Chunks):
             calls = ChunkCalls(self.model, self.guide, args[0], args[1:], kwargs)
-            return self._run_on_chunks(calls, settings, check)
+            with session.on_ranks(ranks):
+                return self._run_on_chunks(calls, settings, check)
         call = self._call(args, kwargs)
         undisturbed = Undisturbed()
-        with undisturbed, undisturbed, torch.no_grad():
+        with undisturbed, undisturbed, torch.no_grad(), session.on_ranks(ranks):
             undisturbed.undo = session.mark()
             snapshot = session.read(call)
             if acceleration is not None:
                 _check_can_extrapolate(snapshot.problem.plan)
+            if kept is not None:
+                if snapshot.problem.plan.is_subsampled:
+                    raise ValueError("expected checkpoint=None where data are subsampled")
+                undisturbed.undo = session.mark()
+                read = partial(session.read, call)
+                snapshot = kept.restore(session, snapshot.state, read) or snapshot
             if snapshot.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, snapshot, undisturbed, settings)
             else:
@@ -288,6 +334,10 @@ class EM:
         with undisturbed, undisturbed, torch.no_grad():
             undisturbed.undo = session.mark()
             engines = OnChunks(session, calls)
+            if settings.checkpoint is not None:
+                undisturbed.undo = session.mark()
+                read = partial(OnChunks, session, calls)
+                engines = settings.checkpoint.restore(session, engines.first, read) or engines
             engine, start = engines.start(settings.extrapolates)
             try:
                 loop = self._run_engine(engine, start, undisturbed, settings)
@@ -304,8 +354,10 @@ class EM:
     ) -> Loop:
         """Iterate with an engine, and write the parameters back."""
         session = self._session
-        num_steps, tol, callback, extrapolates = settings
+        num_steps, tol, callback, extrapolates, checkpoint = settings
         loop = Loop(engine, start, session.frozen, self._warn, extrapolates)
+        if checkpoint is not None:
+            checkpoint.attach(loop)
 
         def keep() -> None:
             if loop.num_steps:
@@ -331,6 +383,10 @@ class EM:
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
+        if problem.ranks is not None:
+            size = problem.ranks.size
+            self._session.describe_engine(f"tensor operations, added up over {size} ranks")
+            return TensorEngine(problem)
         fused, tensors = find_fused(problem, start, extrapolates), TensorEngine(problem)
         if isinstance(fused, str):
             self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
@@ -355,12 +411,14 @@ class EM:
         session.describe_engine(
             f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
         )
-        num_steps, tol, callback, extrapolates = settings
+        num_steps, tol, callback, extrapolates, checkpoint = settings
         extrapolates = extrapolates and not snapshot.problem.plan.gradient
         engine = self._retrace(call, snapshot)
         loop = Loop(engine, snapshot.state, session.frozen, self._warn, extrapolates)
         if before is not None:
             loop.go_on_from(before)
+        elif checkpoint is not None:
+            checkpoint.attach(loop)
 
         def completed(number: int, loss: float) -> None:
             undisturbed.undo = session.mark()
@@ -375,9 +433,11 @@ class EM:
         """Whether another run of the model gives the losses that the loop has found."""
         plan, groups = loop.problem.plan, loop.problem.groups
         run = self._session.run_as_planned(plan, call)
-        if not (plan.holds(run) and groups.fits(run)):
+        ranks = loop.problem.ranks
+        holds = plan.holds(run) and groups.fits(run)
+        if not (holds if ranks is None else ranks.all(holds)):
             return False
-        losses = read_losses(plan, groups, run)
+        losses = read_losses(plan, groups, run, ranks)
         constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
         params = loop.now.params
         for one, other in ((loop.losses[-1], losses), constants):
@@ -402,6 +462,9 @@ class EM:
         if tol is None or not loop.converged:
             return result
         findings = check(tol)
+        ranks = loop.problem.ranks
+        if ranks is not None:
+            findings = [each for found in ranks.objects(findings) for each in found]
         if not findings:
             return result
         if not all(each.is_told for each in findings):
@@ -433,6 +496,20 @@ def _number(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def _check_can_resume(optim: Optim | None, acceleration: str | None) -> None:
+    """Refuse checkpoints of runs whose state is more than parameters.
+
+    :raises ValueError: if there is an optimiser, or steps are extrapolated.
+    """
+    given = {"an optim": optim is not None, "acceleration": acceleration is not None}
+    for name, there in given.items():
+        if there:
+            raise ValueError(
+                f"expected no {name.removeprefix('an ')} with checkpoint, as the file holds "
+                f"parameters alone, got {name}"
+            )
 
 
 def _check_can_extrapolate(plan: Plan) -> None:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.infer.em.e_step import Expected
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.tracing import Run
 
 Optim = Callable[[list[Tensor]], Any]
 
 
 def find_gradients(
-    run: Run, expected: dict[str, Expected], names: list[str]
+    run: Run, expected: dict[str, Expected], names: list[str], ranks: Ranks | None = None
 ) -> dict[str, Tensor]:
     """The gradients of minus the log joint in the store's unconstrained tensors.
 
@@ -36,19 +37,27 @@ def find_gradients(
     leaves = {
         name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in names
     }
-    terms = [(term, weight) for term, weight in log_terms(run, expected) if term.requires_grad]
+    given = log_terms(run, expected, ranks is None or ranks.is_first)
+    terms = [(term, weight) for term, weight in given if term.requires_grad]
     outputs = [term for term, _ in terms]
     cotangents = [-weight for _, weight in terms]
-    if not outputs:
+    if not outputs and ranks is None:
         return {}
-    found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
-    return {
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    if outputs:
+        found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
+    gradients = {
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
+    if ranks is None:
+        return gradients
+    return dict(zip(gradients, ranks.add([*gradients.values()]), strict=True))
 
 
-def log_terms(run: Run, expected: dict[str, Expected]) -> list[tuple[Tensor, Tensor]]:
+def log_terms(
+    run: Run, expected: dict[str, Expected], has_priors: bool = True
+) -> list[tuple[Tensor, Tensor]]:
     """The log terms of a run's joint density and their expected counts; Q is the inner product.
 
     :param run: a connected one.
@@ -62,7 +71,8 @@ def log_terms(run: Run, expected: dict[str, Expected]) -> list[tuple[Tensor, Ten
         terms.append((initial, gamma[..., 0, :]))
         terms.append((transition, moved.unsqueeze(-3) if moved.dim() == gamma.dim() else moved))
         terms.append((observation, gamma))
-    for value in [latent.log_prob for latent in run.latents.values()] + list(run.others.values()):
+    others = [latent.log_prob for latent in run.latents.values()] + list(run.others.values())
+    for value in others if has_priors else []:
         terms.append((value, torch.ones_like(value)))
     return [(term, weight.to(term.dtype).sum_to_size(term.shape)) for term, weight in terms]
 

@@ -16,11 +16,11 @@ from pyro_regimes.emissions.base import Arguments, Pooled, blocks
 from pyro_regimes.emissions.links import noise
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
+from pyro_regimes.infer.em.newton import maximise_affine
+from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool
 from pyro_regimes.infer.em.products import maximise_products
-from pyro_regimes.infer.em.recognise.affine import Affine, solve
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
-from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.search import search
 
@@ -50,12 +50,12 @@ def maximise(
     pseudo: dict[str, Pooled],
     groups: Groups,
     keep: Callable[[str, Tensor, Tensor], Tensor],
+    ranks: Ranks | None = None,
 ) -> Maximised:
     """Compute new values of all parameters, each given those before it in the plan.
 
     A cell without weight or without a maximum keeps its value, so the objective does not fall. A
-    covariance has no maximum if it is singular, or becomes so by rounding in the store. Locations
-    come before the spreads about them (ECM).
+    covariance without one is singular, or becomes so in the store. Locations come first (ECM).
 
     :param params: the current values.
     :param leaves: the stored tensors of the positive definite parameters.
@@ -63,17 +63,16 @@ def maximise(
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     :param groups: the restarts.
     :param keep: selects the value to use, given a name, the old and the new value.
+    :param ranks: over which pooled statistics are added.
     """
-    collected = Collected(plan, expected, params)
-    arguments = collected.arguments
-    sites = {name: each.data for name, each in expected.items()}
-    values, stored, unbounded, idle = {}, {}, {}, {}
-    if plan.affine.names:
-        values = _solve_affine(plan.affine, collected, params, pseudo)
-        values = {name: keep(name, params[name], value) for name, value in values.items()}
-        fill_affine(plan.affine, values, params, arguments)
-        for name, value in values.items():
-            collected.set(name, value, plan.affine.priors.get(name))
+    collected = Collected(plan, expected, params, ranks)
+    arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
+    stored, idle = {}, {}
+    values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
+    values = {name: keep(name, params[name], value) for name, value in values.items()}
+    fill_affine(plan.affine, values, params, arguments)
+    for name, value in values.items():
+        collected.set(name, value, plan.affine.priors.get(name))
     together = maximise_products(plan, collected, pseudo, groups)
     for each in _with_joint(plan.order):
         old = params[each.name]
@@ -224,36 +223,3 @@ def is_sound(each: Assignment, cells: Tensor) -> Tensor:
     admitted = admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
     sound = ~cells.isnan() & admitted
     return sound.reshape(len(cells), -1).all(-1)
-
-
-def normal_equations(
-    affine: Affine,
-    collected: Collected,
-    params: dict[str, Tensor],
-    pseudo: dict[str, Pooled],
-) -> tuple[Tensor, Tensor]:
-    """The matrix and the right-hand side of the weighted least squares."""
-    start = affine.flat(params)
-    normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
-    for use in affine.uses:
-        pooled = pooled_blocks(use.site, use.argument, collected, True)
-        given = collected.arguments[use.site][use.argument]
-        constant = given.double().flatten() - use.jacobian @ start
-        more_normal, more_right = gram(use.jacobian, pooled, constant)
-        normal, right = normal + more_normal, right + more_right
-    for name in affine.priors.keys() & pseudo.keys():
-        affine.add_prior(name, pseudo[name], normal, right)
-    return normal, right
-
-
-def _solve_affine(
-    affine: Affine,
-    collected: Collected,
-    params: dict[str, Tensor],
-    pseudo: dict[str, Pooled],
-) -> dict[str, Tensor]:
-    """Solve for the parameters in which locations are affine, by weighted least squares."""
-    normal, right = normal_equations(affine, collected, params, pseudo)
-    start = affine.flat(params)
-    found = solve(normal, right, start)
-    return affine.unflat(torch.where(found.isfinite(), found, start), params)

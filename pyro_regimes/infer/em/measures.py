@@ -13,7 +13,8 @@ from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.e_step import read_site
 from pyro_regimes.infer.em.gradient import log_terms
 from pyro_regimes.infer.em.loop import Loop
-from pyro_regimes.infer.em.m_step import floor_of, is_sound, normal_equations
+from pyro_regimes.infer.em.m_step import floor_of, is_sound
+from pyro_regimes.infer.em.newton import equations
 from pyro_regimes.infer.em.pooling import Collected, pool
 from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.affine import solve
@@ -59,9 +60,16 @@ class Objective(NamedTuple):
         plan, groups = problem.plan, problem.groups
         if plan.is_joint or problem.latents or set(self.of_sites) != set(groups.sequences):
             return None
-        if any(each.shape != groups.sequences[name].shape for name, each in self.of_sites.items()):
+        of_sites = {
+            name: each if each.numel() else each.new_zeros(groups.sequences[name].shape)
+            for name, each in self.of_sites.items()  # one without sequences has a stand-in
+        }
+        if any(each.shape != groups.sequences[name].shape for name, each in of_sites.items()):
             return None
-        losses: Array = -groups.total(self.of_sites).cpu().numpy()
+        total = groups.total(of_sites)
+        if problem.ranks is not None:
+            (total,) = problem.ranks.add([total])
+        losses: Array = -total.cpu().numpy()
         return losses
 
 
@@ -93,19 +101,33 @@ def differentiate(
     """
     values = {name: each.value for name, each in natural.items()}
     handed = HandOut(values, connected=True)
+    ranks, sites = session.ranks, [] if session.plan is None else session.plan.sites
+
+    def counts(name: str, site: Any) -> bool:
+        return ranks is None or ranks.is_first or name in sites
+
     with session.alone():
         trace, _ = trace_model(call.model, call.guide, call.args, call.kwargs, handed)
         with handed.substitution():
             trace.compute_log_prob()
-            objective = trace.log_prob_sum()
+            objective = trace.log_prob_sum(counts)
         leaves = dict(pyro.get_param_store().named_parameters())
     found_at = Objective.of(objective, trace)
-    if not objective.requires_grad:
+    if ranks is not None:
+        total = torch.as_tensor(objective).detach().double().cpu()
+        found_at = found_at._replace(total=float(ranks.add([total])[0]))
+    if not objective.requires_grad and ranks is None:
         return found_at, {}
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     named = {name: each.by for name, each in natural.items()}
     named |= {name + (" " if name in natural else ""): leaf for name, leaf in leaves.items()}
-    found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
+    found: tuple[Tensor | None, ...] = (None,) * len(named)
+    if objective.requires_grad:
+        found = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
+    if ranks is not None:
+        given = zip(named.values(), found, strict=True)
+        full = [torch.zeros_like(leaf) if each is None else each for leaf, each in given]
+        found = tuple(ranks.add(full))
     gradients = {
         name: gradient
         for name, gradient in zip(named, found, strict=True)
@@ -123,7 +145,9 @@ def measure(
 ) -> list[Measure]:
     """The measures of all parameters."""
     problem, ascent, number = loop.problem, loop.ascent, len(state.losses)
-    collected = Collected(problem.plan, {**state.expected, **problem.priors}, state.params)
+    collected = Collected(
+        problem.plan, {**state.expected, **problem.priors}, state.params, problem.ranks
+    )
     measured = []
     for each in problem.plan.assignments:
         pooled = pool(each, collected, problem.pseudo, weighted=True)
@@ -166,7 +190,7 @@ def measure(
         if name in gradients and bool((gradients[name] != 0).any()):
             alone(name, np.inf, np.inf)
     moved = [name for name in problem.plan.gradient if name in gradients]
-    if moved:
+    if moved and problem.ranks is None:  # the curvature of Q is that of the data of all ranks
         for found in _measure_moved(session, call, state, moved, gradients, problem.plan.chains):
             alone(*found)
     return measured
@@ -175,11 +199,10 @@ def measure(
 def _measure_affine(
     loop: Loop, state: TensorState, collected: Collected, gradients: dict[str, Tensor]
 ) -> tuple[float, float]:
-    """The measures of the affine location parameters together, from the normal equations."""
+    """The measures of the parameters in which something is affine together, by Newton's step."""
     affine = loop.problem.plan.affine
-    normal, right = normal_equations(affine, collected, state.params, loop.problem.pseudo)
+    normal, score = equations(affine, collected, state.params, loop.problem.pseudo)
     at = affine.flat(state.params)
-    score = right - normal @ at
     parts = [
         gradients.get(name, torch.zeros_like(state.params[name])).flatten()
         for name in affine.names

@@ -13,6 +13,7 @@ from pyro_regimes.emissions.base import Argument, Arguments, Pooled, Stats, add,
 from pyro_regimes.emissions.sizes import Deviations
 from pyro_regimes.emissions.statistics import Counts
 from pyro_regimes.infer.em.e_step import Expected, SiteData, SiteStatistics
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
 from pyro_regimes.infer.em.recognise.powers import PowerUse, Shares
@@ -43,12 +44,19 @@ class Expectation(Protocol):
 
 
 class Collected:
-    """The statistics of all sites, with the arguments that the M-step updates."""
+    """The statistics of all sites, with the arguments that the M-step updates.
+
+    :param ranks: over which pooled statistics are added.
+    """
 
     def __init__(
-        self, plan: Plan, expected: dict[str, Expectation], params: dict[str, Tensor]
+        self,
+        plan: Plan,
+        expected: dict[str, Expectation],
+        params: dict[str, Tensor],
+        ranks: Ranks | None = None,
     ) -> None:
-        self.expected = expected
+        self.expected, self.ranks = expected, ranks
         self.params = dict(params)  #: at which the arguments are
         self.arguments = {name: dict(each.arguments) for name, each in expected.items()}
         self._found = {
@@ -126,6 +134,8 @@ def pool(
         elif not use.whole:
             found = apply(lambda part, use=use: _by_cells(part, use, each.num_cells), found)
         total = found if total is None else add(total, found)
+    if collected.ranks is not None:
+        total = collected.ranks.add_fields(total)
     if isinstance(each.uses[0], SizeUse):
         total = _of_sizes(total, each, collected)
     return _of_one_dtype(add(total, pseudo[each.name]) if each.name in pseudo else total)

@@ -15,6 +15,7 @@ from pyro_regimes.infer.em.e_step import Expected, SiteData, take_expectations
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.tracing import Latent, Run
 
@@ -39,6 +40,7 @@ class Problem(NamedTuple):
     constraints: dict[str, Constraint]
     min_eigenvalue: float
     may_move: bool  #: whether there is an optimiser for parameters without a closed form
+    ranks: Ranks | None = None  #: among which the sequences are split
 
     def loss(self, losses: Array) -> float:
         """The total loss of all restarts."""
@@ -147,6 +149,8 @@ def evaluate(
         name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
     }
     total = problem.groups.total(values)
+    if problem.ranks is not None:
+        (total,) = problem.ranks.add([total])
     if problem.latents or problem.plan.is_joint:
         total = total + problem.log_prior(params)
     if flags:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from pyro_regimes.infer.em.e_step import (
 )
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
+from pyro_regimes.infer.em.joining import check_groups, join, with_stand_ins
 from pyro_regimes.infer.em.problem import (
     Array,
     Params,
@@ -39,6 +40,7 @@ from pyro_regimes.infer.em.problem import (
     evaluate,
     log_prior,
 )
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.find import find_parameters
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
@@ -88,6 +90,8 @@ class Session:
         self.optim, self.min_eigenvalue, self.alone = optim, min_eigenvalue, alone
         self.plan: Plan | None = None
         self.frozen: Held = {}
+        self.ranks: Ranks | None = None  #: among which the sequences of the present run are split
+        self._stand_ins: Params = {}  # observations of sites without sequences on this rank
         self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
         self.num_batches = 0  # that they are of
         self._constants: Params = {}  # arguments that are the same for all minibatches
@@ -98,13 +102,22 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without the tensors of the parameter store, which are not EM's."""
-        return vars(self) | {"_leaves": {}}
+        return vars(self) | {"_leaves": {}, "ranks": None}
 
     def reset(self) -> None:
         """Clear all state except the parameter store."""
         self.plan, self._groups, self._warned = None, None, set()
         self._plate_sizes, self._leaves, self.frozen = {}, {}, {}
         self._forget_averages()
+
+    @contextmanager
+    def on_ranks(self, ranks: Ranks | None) -> Iterator[None]:
+        """Within it, statistics and losses are added up over ranks."""
+        before, self.ranks, self._stand_ins = self.ranks, ranks, {}
+        try:
+            yield
+        finally:
+            self.ranks = before
 
     def begin(self) -> None:
         """Start a new run: unfreeze all parameters, and allow every warning again."""
@@ -131,7 +144,7 @@ class Session:
 
     def mark(self) -> Callable[[], None]:
         """Return a function that restores the parameters and the session as they are now."""
-        known = dict(vars(self))
+        known = {name: each for name, each in vars(self).items() if name != "ranks"}
         with self.alone():
             leaves = dict(pyro.get_param_store().named_parameters())
             check_leaves(leaves)
@@ -191,6 +204,7 @@ class Session:
                     guide=call.guide,
                     connected=connected,
                 )
+                run = run if self.ranks is None else with_stand_ins(run, self._stand_ins)
                 return with_chains(run, chains)
         except RuntimeError as error:
             clearer = explained(error)
@@ -215,10 +229,16 @@ class Session:
         """
         with self.alone():
             run, problem, params, stored = self._observe(call, is_start)
+        if self.ranks is not None:
+            if is_start:
+                join(self.ranks, problem, run)
+                check_groups(self.ranks, problem)
+            problem = problem._replace(ranks=self.ranks)
         state = evaluate(problem, params, stored)
         gradients = {}
         if problem.plan.gradient:
-            gradients = find_gradients(run, state.expected, list(problem.plan.gradient))
+            names = list(problem.plan.gradient)
+            gradients = find_gradients(run, state.expected, names, self.ranks)
         return Snapshot(problem, state, gradients)
 
     def read_chunk(self, plan: Plan, call: Call, like: Problem | None = None) -> Problem:
@@ -499,7 +519,7 @@ class OtherSites(ValueError):
     """The model observes other sites than before."""
 
 
-def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
+def read_losses(plan: Plan, groups: Groups, run: Run, ranks: Ranks | None = None) -> Array:
     """The loss of each restart, from one forward pass.
 
     :raises OtherSites: if the run has no place in the groups.
@@ -512,6 +532,8 @@ def read_losses(plan: Plan, groups: Groups, run: Run) -> Array:
             f"every step of a run, got {first} and then {then}"
         )
     total = groups.total(read_log_probs(run.sites))
+    if ranks is not None:
+        (total,) = ranks.add([total])
     if run.latents or plan.is_joint:
         others = sum(float(value) for value in run.others.values())
         params = {name: run.params[name].detach() for name in plan.names}

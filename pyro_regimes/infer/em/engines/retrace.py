@@ -53,17 +53,20 @@ class RetraceEngine:
         self, now: TensorState, params: Params, leaves: Params, found: Maximised
     ) -> TensorState:
         """The losses alone, by one forward pass of the model; infinite where it cannot be run."""
+        ranks, plan, run = self.problem.ranks, self.problem.plan, None
         try:
             with self._session.alone():
                 self._session.write(params, leaves)
-                run = self._session.run(self._call, chains=self.problem.plan.chains)
-                losses = read_losses(self.problem.plan, self.problem.groups, run)
+                run = self._session.run(self._call, chains=plan.chains)
+                losses = read_losses(plan, self.problem.groups, run, ranks)
         except OtherSites:
             raise
         except (torch.linalg.LinAlgError, ValueError):
             if all(torch.equal(value, now.params[name]) for name, value in params.items()):
                 raise  # it is not the step that does it
             losses = np.full_like(now.losses, np.inf)
+            if ranks is not None and run is None:  # the others must not wait for its losses
+                ranks.add([torch.from_numpy(-losses)])
         return now._replace(
             params=params, leaves=leaves, losses=losses, unbounded=_names(found.unbounded)
         )

@@ -57,6 +57,7 @@ def maximise_within(
         problem.pseudo,
         problem.groups,
         partial(keep_held, problem.groups, held),
+        problem.ranks,
     )
     for name, constraint in problem.constraints.items():
         if not constraint.check(found.values[name]).all():

@@ -15,23 +15,25 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Argument
-from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
+from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.dependence import (
     Reached,
     differs,
     find_hidden_dependence,
-    gradients_of,
-    is_of_sequences,
     other_uses,
     reached_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
+from pyro_regimes.infer.em.recognise.linear import (
+    affine_with_priors,
+    predictors_with_priors,
+    with_intercepts,
+)
 from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
 from pyro_regimes.infer.em.recognise.matching import recognise
 from pyro_regimes.infer.em.recognise.multiples import find_multiples
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.recognise.points import Reader, run_at_three_points, run_elsewhere
-from pyro_regimes.infer.em.recognise.priors import find_affine_prior
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
 from pyro_regimes.infer.tracing import Run, constraint_of
 
@@ -56,16 +58,22 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         assignments = _assign(held, runs, _reached_in_any(runs, reached_here), refused)
-        candidates, of_shares, of_sizes = _candidates(held, current, reached_here, refused)
+        candidates, of_shares, of_sizes, of_predictors = (
+            _candidates(which, held, current, reached_here, refused)
+            for which in (_is_quadratic, _is_log_linear, _is_scaled, _is_predicted)
+        )
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
         assignments += more
-        if of_sizes:
-            assignments += find_multiples(of_sizes, runs, refused)
-        affine = _find_affine(candidates, runs, refused)
+        sizes = find_multiples(of_sizes, runs, refused) if of_sizes else []
+        of_predictors = [name for name in of_predictors if name in refused]
+        predicted = predictors_with_priors(of_predictors, runs, read, held, refused)
+        predicted, sizes = with_intercepts(predicted, sizes, runs, read, held)
+        assignments += sizes
+        affine = affine_with_priors(candidates, runs, refused).beside(predicted)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         for name, reason in other_uses(runs, priors, _set_at(assignments, current)).items():
             refused.setdefault(name, reason)
@@ -77,7 +85,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             assignments = [each for each in assignments if each.name not in kept] + more
         closed = [name for name in affine.names if name not in refused]
         if closed != affine.names:
-            affine = _find_affine(closed, runs, refused)
+            affine = affine.without([name for name in affine.names if name not in closed])
         assignments = [each for each in assignments if each.name not in refused]
         assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
@@ -131,18 +139,19 @@ def _assign(
 
 
 def _candidates(
-    held: dict[str, list[Argument]], current: Run, reached: Reached, refused: dict[str, str]
-) -> tuple[list[str], list[str], list[str]]:
-    """Refused parameters in which locations may be affine, and factors of shares and of sizes."""
-    affine, of_shares, of_sizes = (
-        [name for name in refused if name in held and all(map(which, held[name]))]
-        for which in (_is_quadratic, _is_log_linear, _is_scaled)
-    )
-    if current.priors:
-        of_priors = [slot for slot in current.slots if slot.site in current.priors]
-        hyper = {name for slot in of_priors for name in reached[slot.site, slot.name]}
-        affine = [name for name in affine if name not in hyper]
-    return affine, of_shares, of_sizes
+    which: Callable[[Argument], bool],
+    held: dict[str, list[Argument]],
+    current: Run,
+    reached: Reached,
+    refused: dict[str, str],
+) -> list[str]:
+    """The refused parameters whose arguments are all of one kind."""
+    found = [name for name in refused if name in held and all(map(which, held[name]))]
+    if which not in (_is_quadratic, _is_predicted):
+        return found
+    of_priors = [slot for slot in current.slots if slot.site in current.priors]
+    hyper = {name for slot in of_priors for name in reached[slot.site, slot.name]}
+    return [name for name in found if name not in hyper]
 
 
 def _set_at(assignments: list[Assignment], current: Run) -> dict[str, set[str]]:
@@ -156,6 +165,10 @@ def _set_at(assignments: list[Assignment], current: Run) -> dict[str, set[str]]:
 
 def _is_quadratic(argument: Argument) -> bool:
     return argument.is_quadratic
+
+
+def _is_predicted(argument: Argument) -> bool:
+    return bool(argument.predictors)
 
 
 def _is_scaled(argument: Argument) -> bool:
@@ -205,35 +218,6 @@ def _check_some(
             "expected at least one parameter that an observed RegimeHMM depends on, got only "
             f"{list(run.params)}, on which none does"
         )
-
-
-def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
-    """Find the candidates in which locations are affine, and remove them from ``refused``."""
-    reasons: dict[str, str] = {}
-    found = find_affine(candidates, runs, reasons)
-    priors = {}
-    here = runs[0]
-    if here.is_subsampled:
-        for slot in here.slots:
-            if slot.argument.is_quadratic and is_of_sequences(here, slot):
-                why = f"{slot.label} holds a value for each sequence of a subsampled plate"
-                reached = gradients_of(slot.value, here.params)
-                reasons |= {name: why for name in found[0] if name in reached}
-    for name in found[0]:
-        prior = find_affine_prior(name, runs)
-        if isinstance(prior, str):
-            reasons[name] = prior
-        elif prior is not None:
-            priors[name] = prior
-    names = [name for name in found[0] if name not in reasons]
-    if names != found[0]:
-        found = find_affine(names, runs, reasons)
-    names, uses = found
-    for name in names:
-        refused.pop(name, None)
-    refused |= reasons  # which say more than that it is no argument itself
-    shapes = [here.params[name].shape for name in names]
-    return Affine(names, shapes, uses, priors)
 
 
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:

@@ -1,0 +1,114 @@
+"""EM over the ranks of a process group: the numbers of one process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_regimes import EM
+from tests import seeds
+from tests.infer import ranks
+from tests.marks import slow
+
+
+def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
+    """The exit codes of the ranks, and what they print."""
+    command = [sys.executable, "-m", "tests.infer.ranks"]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), str(folder), what],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        printed = [worker.communicate(timeout=300)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [worker.returncode for worker in workers], printed
+
+
+def compare(name: str, wanted: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """What all ranks found with what one process does, and with what they found again."""
+    assert wanted["history"][-1] < wanted["history"][0] - 0.1
+    for each in found:
+        assert each[name].keys() == wanted.keys()
+        for key, value in wanted.items():
+            got = torch.as_tensor(each[name][key])
+            assert_close(
+                got,
+                torch.as_tensor(value),
+                rtol=1e-10,
+                atol=1e-12,
+                msg=lambda text, what=f"{name} {key}": f"{what}: {text}",
+            )
+            assert torch.equal(got, torch.as_tensor(each[f"{name} again"][key]))
+            assert torch.equal(got, torch.as_tensor(found[0][name][key]))
+
+
+@pytest.mark.parametrize("size", [1, 2, *slow(4, 8)])
+def test_as_in_one_process(size, tmp_path):
+    """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
+    seed = seeds.seed(3)
+    codes, printed = launch(size, tmp_path, str(seed))
+    assert codes == [0] * size, "\n".join(printed)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    for name in ranks.CASES:
+        compare(name, ranks.fit(name, ranks.data(name, seed)), found)
+    for name in ranks.PIECES:
+        compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
+    if size > 1:
+        for each in found:
+            value, use = each["differences"]
+            assert "starting value of parameter 'rate'" in value
+            assert "update of parameter 'rate'" in use
+
+
+def test_the_example_under_torchrun():
+    """Two ranks print the loss of one."""
+    script = Path(__file__).parents[2] / "examples" / "torchrun_em.py"
+    lines = []
+    for size in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={size}", str(script), "--num-sequences=7", "--num-rows=60"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines.append(done.stdout.strip().splitlines()[-1])
+    assert lines[0].startswith("1 ranks, ") and lines[1].startswith("2 ranks, ")
+    assert lines[0][1:] == lines[1][1:]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tmp_path):
+    """kill -9 of one of four in mid-run: each of the others says so, and none hangs.
+
+    All of them started again go on from the checkpoint, with the history of an uninterrupted run.
+    """
+    codes, printed = launch(4, tmp_path, "die")
+    assert codes[2] == -signal.SIGKILL
+    for rank in (0, 1, 3):
+        assert codes[rank] == 1
+        assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]
+    kept = torch.load(tmp_path / "checkpoint", weights_only=True)
+    assert len(kept["losses"]) == 1 + ranks.KILLED_IN // 10 * 10
+    (tmp_path / "rendezvous").unlink()
+    codes, printed = launch(4, tmp_path, "go on")
+    assert codes == [0] * 4, "\n".join(printed)
+    pyro.clear_param_store()
+    whole = EM(ranks.poisson).run(
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None
+    )
+    for rank in range(4):
+        history = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_close(history, whole.history, rtol=1e-12, atol=0.0)
