@@ -122,16 +122,17 @@ print(f"constant: {-result.history[-1]:.1f} in {result.num_steps} steps")
 
 pyro.clear_param_store()
 svi = SVI(with_network, no_guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
-losses = [svi.step(x, z) for _ in range(200)]
+losses = [svi.step(x, z) for _ in range(150)]
 print(f"SVI: {-losses[0]:.1f} -> {-losses[-1]:.1f} in {len(losses)} steps")
 
 # %%
 # The network by Adam, the rest by EM
 # -----------------------------------
 #
-# :class:`~pyro_regimes.EM` takes an optimiser for the parameters without a closed form. From the
-# parameters of SVI, it sets the means, the volatilities and the first probabilities exactly in each
-# step, and moves the weights of the network. ``em.plan`` says which.
+# :class:`~pyro_regimes.EM` takes an optimiser for the parameters that it cannot set itself. From the
+# parameters of SVI, each step sets the means, the volatilities and the first probabilities exactly,
+# and the last bias of the network by Newton's method, as the log-odds are linear in it. The
+# optimiser moves the other weights. ``em.plan`` says which is which.
 
 em = EM(with_network, optim=pyro.optim.Adam({"lr": 0.003}))
 result = em.run(x, z, num_steps=30, tol=None)
