@@ -33,6 +33,9 @@ class ConfidenceIntervals(NamedTuple):
     def __str__(self) -> str:
         return self.to_string()
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def to_string(self, width: int = 80) -> str:
         """The table as text.
 

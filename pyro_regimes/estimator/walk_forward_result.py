@@ -44,6 +44,14 @@ class WalkForward(NamedTuple):
     walk: Walk  #: all numbers as arrays
     fits: list[Refit]  #: in order of time
 
+    def __repr__(self) -> str:
+        regimes, series = len(self.regime_names), len(self.series_names)
+        return (
+            f"<WalkForward: {regimes} regimes of {series} series, {len(self.index)} rows from "
+            f"{self.index[0]} to {self.index[-1]}, {len(self.fits)} refits, "
+            f"horizon {self.horizon}>"
+        )
+
     @property
     def models(self) -> list[RegimeModel | None]:
         """The fitted model of each refit; None where it failed."""
