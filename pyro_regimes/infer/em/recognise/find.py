@@ -34,6 +34,7 @@ from pyro_regimes.infer.em.recognise.matching import recognise
 from pyro_regimes.infer.em.recognise.multiples import find_multiples
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.recognise.points import Reader, run_at_three_points, run_elsewhere
+from pyro_regimes.infer.em.recognise.powers import Products
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
 from pyro_regimes.infer.tracing import Run, constraint_of
 
@@ -67,25 +68,20 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
-        assignments += more
         sizes = find_multiples(of_sizes, runs, refused) if of_sizes else []
         of_predictors = [name for name in of_predictors if name in refused]
         predicted = predictors_with_priors(of_predictors, runs, read, held, refused)
         predicted, sizes = with_intercepts(predicted, sizes, runs, read, held)
-        assignments += sizes
+        assignments += [*more, *sizes]
         affine = affine_with_priors(candidates, runs, refused).beside(predicted)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         for name, reason in other_uses(runs, priors, _set_at(assignments, current)).items():
             refused.setdefault(name, reason)
         if any(each.name in refused for each in more):
-            kept = [each.name for each in more if each.name not in refused]
-            again = dict.fromkeys(kept, _BESIDE)
-            more, products = find_log_linear(kept, runs, again)
-            refused |= again
-            assignments = [each for each in assignments if each.name not in kept] + more
-        closed = [name for name in affine.names if name not in refused]
-        if closed != affine.names:
-            affine = affine.without([name for name in affine.names if name not in closed])
+            products, assignments = _without_refused(more, assignments, runs, refused)
+        lost = [name for name in affine.names if name in refused]
+        if lost:
+            affine = affine.without(lost)
         assignments = [each for each in assignments if each.name not in refused]
         assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
@@ -95,8 +91,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     refused |= hidden
     _check_refused(refused, list(current.params), may_move)
     _check_some(assignments, affine, refused, current)
-    found_priors = [prior for prior in priors.values() if prior is not None]
-    depends = not all(prior.is_constant for prior in found_priors)
+    depends = any(prior is not None and not prior.is_constant for prior in priors.values())
     return Plan(
         assignments,
         {name: value.shape for name, value in current.params.items()},
@@ -152,6 +147,20 @@ def _candidates(
     of_priors = [slot for slot in current.slots if slot.site in current.priors]
     hyper = {name for slot in of_priors for name in reached[slot.site, slot.name]}
     return [name for name in found if name not in hyper]
+
+
+def _without_refused(
+    factors: list[Assignment],
+    assignments: list[Assignment],
+    runs: list[Run],
+    refused: dict[str, str],
+) -> tuple[tuple[Products, ...], list[Assignment]]:
+    """Find products of probabilities again, without the factors that have another use."""
+    kept = [each.name for each in factors if each.name not in refused]
+    again = dict.fromkeys(kept, _BESIDE)
+    found, products = find_log_linear(kept, runs, again)
+    refused |= again
+    return products, [each for each in assignments if each.name not in kept] + found
 
 
 def _set_at(assignments: list[Assignment], current: Run) -> dict[str, set[str]]:
