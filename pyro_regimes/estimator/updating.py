@@ -207,10 +207,9 @@ def _averages_of(model: BaseEstimator) -> Running:
     running: Running | None = vars(model).get("_running")
     if running is None:
         raise ValueError(
-            "expected a model with running averages of its rows, got one of load or "
-            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
-            "states, weights or gaps; fit all rows by fit, or keep a model, with its averages, by "
-            "pickle"
+            "expected a model with running averages, got one from load or from_parameters, or "
+            "fitted to Chunks, by SVI, or with stickiness, fixed parameters, states, weights or "
+            "gaps; call fit with all rows, or store models by pickle, which keeps the averages"
         )
     return running
 
