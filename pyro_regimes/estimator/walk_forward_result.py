@@ -45,12 +45,8 @@ class WalkForward(NamedTuple):
     fits: list[Refit]  #: in order of time
 
     def __repr__(self) -> str:
-        regimes, series = len(self.regime_names), len(self.series_names)
-        return (
-            f"<WalkForward: {regimes} regimes of {series} series, {len(self.index)} rows from "
-            f"{self.index[0]} to {self.index[-1]}, {len(self.fits)} refits, "
-            f"horizon {self.horizon}>"
-        )
+        size = f"{len(self.index)} rows from {self.index[0]} to {self.index[-1]}"
+        return f"<WalkForward: {size}, {len(self.fits)} refits, horizon {self.horizon}>"
 
     @property
     def models(self) -> list[RegimeModel | None]:
