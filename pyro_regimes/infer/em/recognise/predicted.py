@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_regimes.distributions.checks import at_random_point
 from pyro_regimes.emissions.base import Argument
@@ -67,6 +68,13 @@ class _Reading(NamedTuple):
         """Whether the same entries are -inf nearby; far away others may be, by rounding."""
         here, nearby = (value.detach() == -torch.inf for value in self.values[:2])
         return torch.equal(here, nearby)
+
+
+def is_real(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint admits any real numbers."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real or constraint is constraints.real_vector
 
 
 def find_predicted(
