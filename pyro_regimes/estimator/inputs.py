@@ -9,7 +9,6 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.messages import shown
 from pyro_regimes.reading.chunks import Chunks, is_empty
 from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns

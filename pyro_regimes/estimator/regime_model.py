@@ -342,7 +342,7 @@ class RegimeModel(ReportedModel):
             )
             fresh._set_fitted(fitted, spec)
             hmm = fresh._hmm()._replace(annotations=annotations)
-            fresh._running = updating.statistics_of_fit(hmm, settings, data, filled, sizes)
+            fresh._running = updating.statistics_of_fit(hmm, settings, X, data, filled, sizes)
         fresh._set_counts(data, sizes, annotations)
         fresh.periods_per_year_ = periods_by_dates(X)
         of_data = []
@@ -429,8 +429,8 @@ class RegimeModel(ReportedModel):
             is the plain average of all rows. It may differ between calls, and a fit ignores it.
         :return: the updated model, ``self``.
         :raises ValueError: if an argument or a parameter of the model is not valid, if the model
-            has no running averages or other settings than in its fit, or if the rows have
-            probability zero. The model then stays as it was.
+            has no running averages or other settings than in its fit, if X continues rows of later
+            dates, or if the rows have probability zero. The model then stays as it was.
         """
         updating.check_settings(self)
         half_life = updating.read_half_life(half_life)

@@ -14,6 +14,7 @@ from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.interval_table import ConfidenceIntervals
+from pyro_regimes.estimator.missing import check_columns
 from pyro_regimes.estimator.parameter_errors import (
     Held,
     ParameterErrors,
@@ -120,6 +121,7 @@ class UncertainModel(FittedModel):
             intervals.warn_of(errors)
             return intervals.asymptotic(errors, quantities, level, method)
         num_sets = validation.integer("n_bootstrap", n_bootstrap, 2)
+        check_columns(data, names)
         rng = validation.random_state(self.random_state if random_state is None else random_state)
         settings = validation.read_settings(self)
         held = self._held()

@@ -499,3 +499,11 @@ def test_errors_do_not_depend_on_the_level_of_the_data():
     np.testing.assert_allclose(
         intervals[1]["standard error"], intervals[0]["standard error"], rtol=1e-3
     )
+
+
+def test_a_bootstrap_needs_values_in_every_column():
+    x = seeds.rng(8).normal(size=(60, 2))
+    model = RegimeModel(1).fit(x)
+    x[:, 1] = np.nan
+    with pytest.raises(ValueError, match="every column of X to have some values.*column 1"):
+        model.conf_int(x, method="bootstrap", n_bootstrap=3)
