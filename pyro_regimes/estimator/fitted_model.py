@@ -363,7 +363,9 @@ class FittedModel(SuggestingNames):
         if X is None or (np.ndim(X) == 2 and not len(X)):
             last_probs = self._given_last(X, start, after, gaps)
             hmm, names = self._hmm(), self._column_names()
-            return forecast(hmm, last_probs, n_steps, self.random_state, names)
+            return forecast(
+                hmm, last_probs, n_steps, self.random_state, names, self.regime_names_
+            )
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
@@ -375,7 +377,8 @@ class FittedModel(SuggestingNames):
                 "expected X to have a positive probability in the model, got 0; look for values "
                 "that no regime allows"
             )
-        return forecast(hmm, last_probs, n_steps, self.random_state, self._column_names())
+        names = self._column_names()
+        return forecast(hmm, last_probs, n_steps, self.random_state, names, self.regime_names_)
 
     def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
         """The probabilities of the last regime where no rows follow ``after``."""

@@ -131,40 +131,40 @@ class RegimeModel(ReportedModel):
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
-    ======================  =================================================================
-    ``initial_probs_``      ``(K,)``
-    ``transition_matrix_``  ``(K, K)``, (old, new)
-    ``means_``              ``(K, D)``
-    ``covariances_``        "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
-                            ``(D, D)``; variances where diagonal
-    ``regime_names_``       list of K names
-    ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
-    ``log_likelihood_``     of the training data, after ``regularization``
-    ``history_``            log-likelihood of the kept start before each iteration, and the final
-                            one, before ``regularization``; with ``stickiness`` plus that times the
-                            sum of the logarithms of the diagonal of the transition matrix
-    ``covariance_type_``    the ``covariance_type`` of the fit
-    ``emission_``           the ``emission`` of the fit; other attributes than ``means_`` and
-                            ``covariances_`` are listed in :doc:`emissions`
-    ``fixed_``              names of the parameters that the fit left as they were given, sorted
-    ``initial_``            the ``initial`` of the fit
-    ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
-    ``expected_durations_`` ``(K,)``, the mean number of steps of a stay in each regime
-    ``n_iter_``             number of iterations of the kept start; the callback counts until the
-                            last start has stopped
-    ``converged_``          whether the kept start had converged
-    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
-                            log-likelihood; None without a fit
-    ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
-                            ``sample_weight``
-    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data,
-                            and ``n_missing_rows_`` of rows without any value, likewise
-    ``n_updates_``          number of calls of :meth:`partial_fit` since the fit
-    ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
-    ``training_start_``     the first rows of the training data; None if it had several sequences
-    ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
-    ======================  =================================================================
+    =======================  =================================================================
+    ``initial_probs_``       ``(K,)``
+    ``transition_matrix_``   ``(K, K)``, (old, new)
+    ``means_``               ``(K, D)``
+    ``covariances_``         "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
+                             ``(D, D)``; variances where diagonal
+    ``regime_names_``        list of K names
+    ``share_of_time_``       ``(K,)``, mean smoothed probability over the training data
+    ``log_likelihood_``      of the training data, after ``regularization``
+    ``history_``             log-likelihood of the kept start before each iteration, and the final
+                             one, before ``regularization``; with ``stickiness`` plus that times the
+                             sum of the logarithms of the diagonal of the transition matrix
+    ``covariance_type_``     the ``covariance_type`` of the fit
+    ``emission_``            the ``emission`` of the fit; other attributes than ``means_`` and
+                             ``covariances_`` are listed in :doc:`emissions`
+    ``fixed_``               names of the parameters that the fit left as they were given, sorted
+    ``initial_``             the ``initial`` of the fit
+    ``transition_mask_``     the ``transition_mask`` of the fit; None if it allowed everything
+    ``expected_durations_``  ``(K,)``, the mean number of steps of a stay in each regime
+    ``n_iter_``              number of iterations of the kept start; the callback counts until the
+                             last start has stopped
+    ``converged_``           whether the kept start had converged
+    ``starts_``              :class:`.StartResults`: how each start ended, and which reached the
+                             best log-likelihood; None without a fit
+    ``n_parameters_``        number of free parameters in :meth:`aic` and :meth:`bic`
+    ``n_samples_fit_``       number of observations in the fit: of rows with some value, each by its
+                             ``sample_weight``
+    ``n_missing_``           ``(D,)``, number of missing values of each series in the training data,
+                             and ``n_missing_rows_`` of rows without any value, likewise
+    ``n_updates_``           number of calls of :meth:`partial_fit` since the fit
+    ``periods_per_year_``    number of steps per year by the dates of the training data, or 252
+    ``training_start_``      the first rows of the training data; None if it had several sequences
+    ``n_features_in_``       D; also ``feature_names_in_`` if X has column names
+    =======================  =================================================================
 
     >>> import numpy as np
     >>> rng = np.random.RandomState(0)
