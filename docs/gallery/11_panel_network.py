@@ -129,7 +129,7 @@ print(f"SVI: {-losses[0]:.1f} -> {-losses[-1]:.1f} in {len(losses)} steps")
 # The network by Adam, the rest by EM
 # -----------------------------------
 #
-# :class:`~pyro_regimes.EM` takes an optimiser for the parameters that it cannot set itself. From the
+# :class:`~pyro_regimes.EM` takes an optimiser for parameters that it cannot set itself. From the
 # parameters of SVI, each step sets the means, the volatilities and the first probabilities exactly,
 # and the last bias of the network by Newton's method, as the log-odds are linear in it. The
 # optimiser moves the other weights. ``em.plan`` says which is which.
