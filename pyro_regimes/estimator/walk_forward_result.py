@@ -44,6 +44,10 @@ class WalkForward(NamedTuple):
     walk: Walk  #: all numbers as arrays
     fits: list[Refit]  #: in order of time
 
+    def __repr__(self) -> str:
+        size = f"{len(self.index)} rows from {self.index[0]} to {self.index[-1]}"
+        return f"<WalkForward: {size}, {len(self.fits)} refits, horizon {self.horizon}>"
+
     @property
     def models(self) -> list[RegimeModel | None]:
         """The fitted model of each refit; None where it failed."""
