@@ -13,8 +13,8 @@ from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
-from pyro_regimes.estimator.inputs import choice_and_lengths
 from pyro_regimes.estimator.labels import in_order
+from pyro_regimes.estimator.lengths import choice_and_lengths
 from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.other_names import SuggestingNames
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities

@@ -28,6 +28,7 @@ from pyro_regimes.estimator.elsewhere import (
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.lengths import sequences_of
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
@@ -35,6 +36,7 @@ from pyro_regimes.estimator.preparation import prepare
 from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.streamed import fit_chunks
+from pyro_regimes.infer.em.ranks import Ranks, alone, ranks_of
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.messages import shown
 from pyro_regimes.reading.chunks import Chunks
@@ -273,6 +275,7 @@ class RegimeModel(ReportedModel):
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
         gaps: Any = None,
+        process_group: Any = None,
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a private parameter store.
 
@@ -302,15 +305,24 @@ class RegimeModel(ReportedModel):
             a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
             ignored. A gap of g steps has exactly the effect of g - 1 missing rows. In the forms of
             ``states``.
+        :param process_group: a ``torch.distributed`` group, each rank of which calls this method
+            with sequences of its own, or with consecutive rows of one sequence as :class:`.Chunks`;
+            None for the default group, where it is initialised (under ``torchrun``). All ranks get
+            the same model, of the data of all. The starts are fitted to a sample of the rows of all
+            ranks, as for Chunks. A group of one rank is that rank alone.
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
-        if isinstance(X, Chunks):
-            beside = {"y": y, "lengths": lengths, "states": states}
-            beside |= {"sample_weight": sample_weight, "gaps": gaps}
-            return self._fit_chunks(X, beside, callback)
+        ranks = ranks_of(process_group)
+        if ranks is not None or isinstance(X, Chunks):
+            beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
+            if isinstance(X, Chunks):
+                beside |= {"y": y, "lengths": lengths}
+                return self._fit_chunks(X, beside, callback, ranks)
+            chunks = Chunks(lambda: [sequences_of(X, lengths, y)], continues=False)
+            return self._fit_chunks(chunks, beside, callback, ranks)
         settings = validation.read_settings(self)
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
@@ -349,13 +361,15 @@ class RegimeModel(ReportedModel):
         chunks: Chunks,
         beside: dict[str, Any],
         callback: Callable[[int, float], None] | None,
+        ranks: Ranks | None,
     ) -> RegimeModel:
         """Fit to data in chunks; :meth:`partial_fit` cannot update such a model."""
         for name, value in beside.items():
             if value is not None:
-                raise ValueError(f"expected {name}=None where X is Chunks, got {shown(value)}")
+                where = "X is Chunks" if ranks is None else "ranks have parts of the data"
+                raise ValueError(f"expected {name}=None where {where}, got {shown(value)}")
         fresh = type(self)(**self.get_params(deep=False))
-        found = fit_chunks(fresh, chunks, callback)
+        found = fit_chunks(fresh, chunks, callback, ranks)
         survey = found.survey
         fresh._set_fitted(found.fitted, found.spec)
         fresh.n_samples_fit_ = survey.num_rows - survey.num_empty
@@ -419,7 +433,8 @@ class RegimeModel(ReportedModel):
         half_life = updating.read_half_life(half_life)
         if not hasattr(self, "initial_probs_"):
             updating.check_first(continues)
-            return self.fit(X, y, lengths=lengths)
+            with alone():  # updates are of the data of one process
+                return self.fit(X, y, lengths=lengths)
         changed, problem = updating.update_model(self, X, y, lengths, continues, half_life)
         if problem is not None:
             warnings.warn(problem, stacklevel=2)

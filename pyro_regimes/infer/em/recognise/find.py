@@ -36,6 +36,7 @@ from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.recognise.points import Reader, run_at_three_points, run_elsewhere
 from pyro_regimes.infer.em.recognise.powers import Products
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
+from pyro_regimes.infer.trace_checks import check_arguments
 from pyro_regimes.infer.tracing import Run, constraint_of
 
 _RANDOM = (
@@ -56,6 +57,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     """
     with torch.enable_grad():
         _check_starts(current)
+        check_arguments({slot.label: slot.value for slot in current.slots})
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         assignments = _assign(held, runs, _reached_in_any(runs, reached_here), refused)

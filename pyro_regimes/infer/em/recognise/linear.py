@@ -8,9 +8,9 @@ from pyro_regimes.infer.em.recognise.dependence import gradients_of, is_of_seque
 from pyro_regimes.infer.em.recognise.locations import find_affine
 from pyro_regimes.infer.em.recognise.plan import Assignment
 from pyro_regimes.infer.em.recognise.points import Reader
-from pyro_regimes.infer.em.recognise.predicted import find_predicted
+from pyro_regimes.infer.em.recognise.predicted import find_predicted, is_real
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior
-from pyro_regimes.infer.tracing import Run
+from pyro_regimes.infer.tracing import Run, constraint_of
 
 
 def affine_with_priors(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
@@ -49,12 +49,13 @@ def predictors_with_priors(
     held: dict[str, list[Argument]],
     refused: dict[str, str],
 ) -> Affine:
-    """Find the candidates in which predictors are affine, and remove them from ``refused``."""
+    """The same of linear predictors, whose coefficients are any real numbers."""
     priors = {}
+    candidates = [name for name in candidates if is_real(constraint_of(name))]
     for name in list(candidates):
         prior = find_affine_prior(name, runs)
         if isinstance(prior, str):
-            refused[name] = prior
+            refused[name] = f"{refused[name]}, and {prior}"
             candidates.remove(name)
         elif prior is not None:
             priors[name] = prior
