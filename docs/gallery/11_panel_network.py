@@ -108,8 +108,8 @@ def log_likelihood(model, x, z):
 
 result = EM(with_constants).run(x, z)
 last_days, z_later = tensors(later)
-ends = [f"{year}" for year in range(2013, 2023)]
-sizes = [len(later.loc[:year]) for year in ends]
+years = range(2013, 2023)
+sizes = [len(later.loc[:f"{year}"]) for year in years]
 baseline = [log_likelihood(with_constants, last_days[:, :n], z_later[:n]) for n in sizes]
 constant = pyro.param("matrix").detach()
 print(f"constant: {-result.history[-1]:.1f} in {result.num_steps} steps")
@@ -122,16 +122,17 @@ print(f"constant: {-result.history[-1]:.1f} in {result.num_steps} steps")
 
 pyro.clear_param_store()
 svi = SVI(with_network, no_guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
-losses = [svi.step(x, z) for _ in range(200)]
+losses = [svi.step(x, z) for _ in range(150)]
 print(f"SVI: {-losses[0]:.1f} -> {-losses[-1]:.1f} in {len(losses)} steps")
 
 # %%
 # The network by Adam, the rest by EM
 # -----------------------------------
 #
-# :class:`~pyro_regimes.EM` takes an optimiser for the parameters without a closed form. From the
-# parameters of SVI, it sets the means, the volatilities and the first probabilities exactly in each
-# step, and moves the weights of the network. ``em.plan`` says which.
+# :class:`~pyro_regimes.EM` takes an optimiser for parameters that it cannot set itself. From the
+# parameters of SVI, each step sets the means, the volatilities and the first probabilities exactly,
+# and the last bias of the network by Newton's method, as the log-odds are linear in it. The
+# optimiser moves the other weights. ``em.plan`` says which is which.
 
 em = EM(with_network, optim=pyro.optim.Adam({"lr": 0.003}))
 result = em.run(x, z, num_steps=30, tol=None)
@@ -179,14 +180,14 @@ plt.show()
 
 network_later = [log_likelihood(with_network, last_days[:, :n], z_later[:n]) for n in sizes]
 gain = np.diff(np.array(network_later) - np.array(baseline), prepend=0.0)
-print(f"{gain.sum():.0f} nats in {sizes[-1]} days of 7 sectors, above 0 in {(gain > 0).sum()} years")
+print(f"{gain.sum():.0f} nats in {sizes[-1]} days of 7 sectors, above 0 in {sum(gain > 0)} years")
 
 figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
-bars = axis.bar(ends, gain, color=np.where(gain > 0, "#2471a3", "#c0563f"))
+bars = axis.bar(years, gain, color=np.where(gain > 0, "#2471a3", "#c0563f"))
 axis.bar_label(bars, fmt="%.0f", padding=2)
 axis.axhline(0, color="0.3", linewidth=0.8)
 axis.set_title("Log-likelihood above that of constant probabilities", loc="left")
-axis.set_ylabel("nats")
+axis.set(ylabel="nats", xticks=years)
 axis.margins(y=0.12)
 axis.spines[["top", "right"]].set_visible(False)
 plt.show()

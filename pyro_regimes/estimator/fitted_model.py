@@ -13,8 +13,8 @@ from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
-from pyro_regimes.estimator.inputs import choice_and_lengths
 from pyro_regimes.estimator.labels import in_order
+from pyro_regimes.estimator.lengths import choice_and_lengths
 from pyro_regimes.estimator.mask import num_free
 from pyro_regimes.estimator.other_names import SuggestingNames
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
@@ -363,7 +363,9 @@ class FittedModel(SuggestingNames):
         if X is None or (np.ndim(X) == 2 and not len(X)):
             last_probs = self._given_last(X, start, after, gaps)
             hmm, names = self._hmm(), self._column_names()
-            return forecast(hmm, last_probs, n_steps, self.random_state, names)
+            return forecast(
+                hmm, last_probs, n_steps, self.random_state, names, self.regime_names_
+            )
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
@@ -375,7 +377,8 @@ class FittedModel(SuggestingNames):
                 "expected X to have a positive probability in the model, got 0; look for values "
                 "that no regime allows"
             )
-        return forecast(hmm, last_probs, n_steps, self.random_state, self._column_names())
+        names = self._column_names()
+        return forecast(hmm, last_probs, n_steps, self.random_state, names, self.regime_names_)
 
     def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
         """The probabilities of the last regime where no rows follow ``after``."""

@@ -9,7 +9,6 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.messages import shown
 from pyro_regimes.reading.chunks import Chunks, is_empty
 from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns
@@ -255,42 +254,3 @@ def row_name(X: Any) -> Callable[[int], str]:
     if index is None:
         return str
     return lambda row: str(index[row]).removesuffix(" 00:00:00")
-
-
-def lengths_given(y: Any, lengths: Any, num_rows: int) -> npt.ArrayLike | None:
-    """The lengths of the sequences, which hmmlearn takes in the place of y.
-
-    A y with one entry for each row is a target, which scikit-learn passes; it is ignored.
-    """
-    if y is None or lengths is not None or np.asarray(y).shape[:1] == (num_rows,):
-        given: npt.ArrayLike | None = lengths
-        return given
-    return np.asarray(y)
-
-
-def choice_and_lengths(
-    name: str, args: tuple[Any, ...], choice: Any, lengths: Any
-) -> tuple[Any, Any]:
-    """A choice and the lengths of sequences, which may be given by position in either order.
-
-    hmmlearn has the lengths first.
-
-    :param name: the name of the choice.
-    :param args: those given by position.
-    :param choice: the choice if it is given by name, and ``lengths``.
-    :return: both, None if not given.
-    :raises ValueError: if one of them is given twice.
-    """
-    given = [("lengths" if _is_sequence(arg) else name, arg) for arg in args]
-    found: dict[str, Any] = {}
-    for key, value in [*given, (name, choice), ("lengths", lengths)]:
-        if value is None:
-            continue
-        if key in found:
-            raise ValueError(f"expected {key} once, got {shown(found[key])} and {shown(value)}")
-        found[key] = value
-    return found.get(name), found.get("lengths")
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1

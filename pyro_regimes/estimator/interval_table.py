@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.quantities import Label
 from pyro_regimes.reading.packages import require
 from pyro_regimes.text_tables import TitledTable, fixed, titled_html_table, titled_table
 
@@ -23,7 +22,7 @@ class ConfidenceIntervals(NamedTuple):
     any width. A notebook shows it as HTML. :meth:`to_frame` has the numbers.
     """
 
-    labels: list[Label]  #: what each number is
+    labels: list[tuple[str, str, str]]  #: property, series or what else it is of, regime
     estimate: Array  #: ``(Q,)``
     standard_error: Array  #: ``(Q,)``; NaN of a parameter on a bound, 0 of a fixed one
     lower: Array  #: ``(Q,)``
@@ -33,6 +32,9 @@ class ConfidenceIntervals(NamedTuple):
 
     def __str__(self) -> str:
         return self.to_string()
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_string(self, width: int = 80) -> str:
         """The table as text.
@@ -55,9 +57,8 @@ class ConfidenceIntervals(NamedTuple):
         :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
         """
         pandas = require("pandas", "to_frame")
-        index = pandas.MultiIndex.from_tuples(
-            [label[:3] for label in self.labels], names=["property", "of", "regime"]
-        )
+        names = ["property", "of", "regime"]
+        index = pandas.MultiIndex.from_tuples(self.labels, names=names)
         columns = {
             "estimate": self.estimate,
             "standard error": self.standard_error,
@@ -71,17 +72,16 @@ class ConfidenceIntervals(NamedTuple):
         labels, rows = [], []
         numbers = zip(self.estimate, self.standard_error, self.lower, self.upper, strict=True)
         each = zip(self.labels, numbers, strict=True)
-        for name, group in groupby(each, lambda one: one[0].property):
+        for name, group in groupby(each, lambda one: one[0][0]):
             parts, values = zip(*group, strict=True)
-            labels += [name, *(f"  {_part(label)}" for label in parts)]
+            labels += [name, *(f"  {_part(*label)}" for label in parts)]
             rows += [[""] * len(_HEADS), *fixed(values)]
         title = f"Confidence intervals, {100 * self.level:g} %, method {self.method!r}"
         return title, labels, list(zip(_HEADS, zip(*rows, strict=True), strict=True)), []
 
 
-def _part(label: Label) -> str:
+def _part(name: str, of: str, regime: str) -> str:
     """What a number is, below the name of its property."""
-    if label.property == f"transition from {label.regime}":
-        return f"to {label.of}"
-    regime = "all regimes" if label.regime == "all" else label.regime
-    return ", ".join(filter(None, [label.of, regime]))
+    if name == f"transition from {regime}":
+        return f"to {of}"
+    return ", ".join(filter(None, [of, "all regimes" if regime == "all" else regime]))

@@ -45,7 +45,7 @@ def asymptotic(
     deviations[quantities.on_bound(errors.standard_errors, deviations == 0)] = np.nan
     scales = [label.scale for label in quantities.labels]
     ends = interval(estimates, deviations, scales, float(norm.ppf((1 + level) / 2)))
-    return ConfidenceIntervals(quantities.labels, estimates, deviations, *ends, level, method)
+    return ConfidenceIntervals(_names(quantities), estimates, deviations, *ends, level, method)
 
 
 def by_bootstrap(
@@ -82,8 +82,13 @@ def by_bootstrap(
         deviations = values.std(0, ddof=1)
     estimates = quantities.of(hmm.parameters)
     return ConfidenceIntervals(
-        quantities.labels, estimates, deviations, lower, upper, level, "bootstrap"
+        _names(quantities), estimates, deviations, lower, upper, level, "bootstrap"
     )
+
+
+def _names(quantities: Quantities) -> list[tuple[str, str, str]]:
+    """What each number is, without the scale of its interval."""
+    return [(label.property, label.of, label.regime) for label in quantities.labels]
 
 
 def warn_of(errors: ParameterErrors) -> None:

@@ -45,7 +45,7 @@ def test_fitted_levels_have_a_table_and_a_plot_in_their_own_unit() -> None:
     np.testing.assert_allclose(summary.mean.ravel(), [15, 30], rtol=0.05)
     assert "mean" in summary.to_frame().index.get_level_values(0)
     assert {"mean", "standard deviation"} <= set(
-        model.conf_int(frame).reset_index()["property"]
+        model.conf_int(frame).to_frame().reset_index()["property"]
     )
     figure = model.plot(frame)
     assert figure.axes[0].get_ylabel() == "VIX"

@@ -491,7 +491,7 @@ def test_errors_do_not_depend_on_the_level_of_the_data():
     moved = unit * np.round(x * 2**15) / 2**15 + level  # without rounding
     errors, intervals = [], []
     for data in (moved - level, moved):
-        model = fitted(data, regularization=0.0)
+        model = fitted(data, regularization=0.0, periods_per_year=1)  # levels have no year
         errors.append(model.standard_errors(data).standard_errors)
         intervals.append(model.conf_int(data).to_frame())
     for name, value in errors[0].items():

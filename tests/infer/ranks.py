@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_regimes import EM, Chunks, RegimeHMM, stationary_probs
+from tests.estimator import rank_fits
 from tests.infer.models import positive, probs, real
 
 K, NUM_STEPS = 2, 6
@@ -254,6 +255,7 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
         own = pieces(series(name, seed), rank, size)
         found[f"{name} in pieces"] = fit(name, own)
         found[f"{name} in pieces again"] = fit(name, own)
+    found["fits"] = rank_fits.work(rank, size, seed)
     found["differences"] = difference_messages()
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_regimes import EM
+from pyro_regimes import EM, Chunks
 from tests import seeds
+from tests.estimator import rank_fits
 from tests.infer import ranks
 from tests.marks import slow
 
@@ -57,6 +59,34 @@ def compare(name: str, wanted: dict[str, Any], found: list[dict[str, Any]]) -> N
             assert torch.equal(got, torch.as_tensor(found[0][name][key]))
 
 
+def compare_fits(found: list[dict[str, Any]], seed: int) -> None:
+    """Fits of RegimeModel on all ranks with those of one process."""
+    for name in rank_fits.FITS:
+        tables = rank_fits.tables(name, seed)
+        # Of several ranks the starts are those of a sample, as for chunks.
+        if not rank_fits.FITS[name].in_pieces and len(found) > 1:
+            tables = Chunks([tables], continues=False)
+        wanted = None
+        if name != "random":
+            wanted = rank_fits.summary(rank_fits.fit(name, tables))
+        for each in found:
+            assert wanted is None or each[name].keys() == wanted.keys()
+            for key, value in each[name].items():
+                np.testing.assert_array_equal(value, found[0][name][key])
+                if wanted is not None and isinstance(value, (list, str)):
+                    assert value == wanted[key]
+                elif wanted is not None and np.asarray(value).dtype != object:
+                    np.testing.assert_allclose(value, wanted[key], 1e-10, 1e-10, err_msg=key)
+    for rank, each in enumerate(found):
+        tables = rank_fits.tables("poisson", seed + rank)[:2]
+        for key, value in rank_fits.summary(rank_fits.fit("poisson", tables)).items():
+            np.testing.assert_array_equal(each["alone"][key], value)
+        if len(found) > 1:
+            assert "rank 1: chunk 1: Found array with 0 feature" in each["error 0"]
+            assert "expected the number of columns of X to be the same" in each["error 1"]
+            assert "sample_weight=None where ranks have parts" in each["error 2"]
+
+
 @pytest.mark.parametrize("size", [1, 2, *slow(4, 8)])
 def test_as_in_one_process(size, tmp_path):
     """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
@@ -68,6 +98,7 @@ def test_as_in_one_process(size, tmp_path):
         compare(name, ranks.fit(name, ranks.data(name, seed)), found)
     for name in ranks.PIECES:
         compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
+    compare_fits([each["fits"] for each in found], seed)
     if size > 1:
         for each in found:
             value, use = each["differences"]

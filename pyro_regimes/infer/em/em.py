@@ -261,7 +261,8 @@ class EM:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
         session = self._session
         session.begin()
-        ranks = ranks_of(process_group) if self._joins_ranks else None
+        joins = self._joins_ranks or process_group is not None
+        ranks = ranks_of(process_group) if joins else None
         if ranks is not None:
             kind = args[0].continues if args and isinstance(args[0], Chunks) else None
             given = {"num_steps": num_steps, "tol": tol, "check": check, "continues": kind}

@@ -80,6 +80,11 @@ class Jacobian(NamedTuple):
                 groups.append(Group(blocks, new[new >= 0], matrix[..., new >= 0]))
         return self._replace(groups=tuple(groups), num_columns=len(kept))
 
+    def among(self, first: int, num_columns: int) -> Jacobian:
+        """The same columns among more, from the place ``first``."""
+        groups = tuple(each._replace(columns=each.columns + first) for each in self.groups)
+        return self._replace(groups=groups, num_columns=num_columns)
+
 
 class Column(NamedTuple):
     """One column: its entries that are not 0."""
