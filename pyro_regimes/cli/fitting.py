@@ -52,12 +52,19 @@ class Settings(NamedTuple):
     ] = None
     seed: SEED = 0
 
+    def model(self, returns: Returns, tell: bool) -> RegimeModel:
+        """A model with these settings, without a fit.
+
+        :param tell: as in :meth:`fit`.
+        """
+        return self._model(_periods_per_year(returns, self.periods_per_year, tell))
+
     def fit(self, returns: Returns, tell: bool) -> RegimeModel:
         """The fitted model; its progress is printed.
 
         :param tell: whether to print where the number of periods in a year comes from.
         """
-        model = self._model(_periods_per_year(returns, self.periods_per_year, tell))
+        model = self.model(returns, tell)
         method = f"EM, {self.n_init} start{'s' * (self.n_init > 1)}"
         with screen.Progress() as progress:
             progress.begin(method, self.max_iter)

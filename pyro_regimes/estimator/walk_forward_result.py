@@ -20,6 +20,7 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.walk import Walk
 from pyro_regimes.estimator.windows import Integers, Refit
 from pyro_regimes.reading.packages import require
@@ -293,10 +294,20 @@ class WalkForward(NamedTuple):
         names = require("pandas", "a table").MultiIndex.from_product([values, self.series_names])
         return self._frame(np.concatenate(list(values.values()), axis=1), names)
 
-    def _check_returns(self, method: str, weights: Any) -> None:
-        """:raises ValueError: if the emission is not one of returns, which have losses."""
+    @property
+    def has_losses(self) -> bool:
+        """Whether the emission is one of returns, which have losses."""
+        return self._spec().of_changes
+
+    def _spec(self) -> Spec:
+        """The emission."""
         model = self.fits[0].model
         assert model is not None
-        spec = model._fitted_spec()
-        if weights is None and not spec.of_changes:
-            raise ValueError(f"expected {method} of returns, got {spec.title}; use quantiles")
+        return model._fitted_spec()
+
+    def _check_returns(self, method: str, weights: Any) -> None:
+        """:raises ValueError: if the emission is not one of returns, which have losses."""
+        if weights is None and not self.has_losses:
+            raise ValueError(
+                f"expected {method} of returns, got {self._spec().title}; use quantiles"
+            )

@@ -321,3 +321,16 @@ def test_float32() -> None:
 
     EM(wide).run(num_steps=10, tol=None)
     torch.testing.assert_close(found, pyro.param("beta").detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("kind", ["poisson", "bernoulli logits", "gamma"])
+def test_missing_covariates_are_refused(kind: str, validates: bool) -> None:
+    make, _ = KINDS[kind]
+    y, x = observations(make), X.clone()
+    x[7, 1] = torch.nan
+    name = {"bernoulli logits": "logits"}.get(kind, "rate")
+    said = rf"{name}.* NaN in 2 of 480 entries, first at \[7, 0\]"
+    with pyro.validation_enabled(validates):
+        with pytest.raises(ValueError, match=said):
+            EM(model_of(make, y, x)).step()

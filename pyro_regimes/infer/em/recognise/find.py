@@ -39,9 +39,10 @@ from pyro_regimes.infer.em.recognise.points import (
     run_at_three_points,
     run_elsewhere,
 )
-from pyro_regimes.infer.em.recognise.predicted import find_predicted
+from pyro_regimes.infer.em.recognise.predicted import find_predicted, is_real
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
+from pyro_regimes.infer.trace_checks import check_arguments
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of
 
 _RANDOM = (
@@ -64,6 +65,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
+        check_arguments({slot.label: slot.value for slot in current.slots})
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         elsewhere = [reached_in(run, current) for run in runs[1:]]
@@ -229,12 +231,13 @@ def _find_predicted(
     held: dict[str, list[Argument]],
     refused: dict[str, str],
 ) -> Affine:
-    """The same of linear predictors."""
+    """The same of linear predictors, whose coefficients are any real numbers."""
     priors = {}
+    candidates = [name for name in candidates if is_real(constraint_of(name))]
     for name in list(candidates):
         prior = find_affine_prior(name, runs)
         if isinstance(prior, str):
-            refused[name] = prior
+            refused[name] = f"{refused[name]}, and {prior}"
             candidates.remove(name)
         elif prior is not None:
             priors[name] = prior

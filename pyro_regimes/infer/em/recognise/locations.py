@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.infer.em.recognise.affine import AffineUse
-from pyro_regimes.infer.em.recognise.jacobian import (
-    Column,
-    Differential,
-    Jacobian,
-    build,
-    read_columns,
-)
+from pyro_regimes.infer.em.recognise.jacobian import Differential, Jacobian
+from pyro_regimes.infer.em.recognise.slices import Slices, join, read_slices
 from pyro_regimes.infer.tracing import Run, Slot
 
 
@@ -44,8 +39,8 @@ def find_affine(
     return [], []
 
 
-#: The columns of each argument in each parameter, or why it is not affine.
-Known = dict[tuple[str, str], "list[Column] | str"]
+#: The derivatives of each argument in each parameter, or why it is not affine.
+Known = dict[tuple[str, str], "Slices | str"]
 
 
 def _read_argument(
@@ -56,7 +51,7 @@ def _read_argument(
     if not reached:
         return None
     bad = {}
-    columns: list[Column] = []
+    slices: list[Slices] = []
     for name in names:
         found = known.get((slot.label, name))
         if found is None:
@@ -64,13 +59,14 @@ def _read_argument(
         if isinstance(found, str):
             bad[name] = found
         else:
-            columns += found
+            slices.append(found)
     if bad:
         return bad
-    block_size = slot.value.numel() // max(1, slot.lead.numel())
-    jacobian = build(columns, slot.value.numel(), block_size)
-    if jacobian is None:
+    groups = join(slices)
+    if groups is None:
         return dict.fromkeys(reached, _too_large(slot))
+    num_columns = sum(each.num_columns for each in slices)
+    jacobian = Jacobian(tuple(groups), slot.lead.numel(), slices[0].block_size, num_columns)
     others = [name for name in runs[0].params if name not in names]
     if not any(_reach(run, slot, name) for run in runs for name in others):
         for run in runs[1:]:
@@ -78,6 +74,10 @@ def _read_argument(
                 why = f"{slot.label} changes with it in a way that contradicts its derivative"
                 return dict.fromkeys(reached, why)
     return AffineUse(slot.site, slot.name, jacobian)
+
+
+def _block_size(slot: Slot) -> int:
+    return slot.value.numel() // max(1, slot.lead.numel())
 
 
 def _too_large(slot: Slot) -> str:
@@ -88,27 +88,27 @@ def _too_large(slot: Slot) -> str:
     )
 
 
-def _read_parameter(slot: Slot, name: str, runs: list[Run]) -> list[Column] | str:
-    """The columns of one parameter, which are the same in every run; or why there are none.
+def _read_parameter(slot: Slot, name: str, runs: list[Run]) -> Slices | str:
+    """The derivative in one parameter, which is the same in every run; or why it is not.
 
     The first run tells them all; the others are asked along one random direction.
     """
     leaf = runs[0].params[name]
-    columns = read_columns(_at(runs[0], slot), leaf)
-    if columns is None:
+    slices = read_slices(_at(runs[0], slot), leaf, _block_size(slot))
+    if slices is None:
         return _too_large(slot)
     generator = torch.Generator().manual_seed(2)
     direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
     direction = direction.to(leaf)
-    expected, size = None, 0.0
+    expected = slices.along(direction)
+    size = float(expected.abs().max()) if expected.numel() else 0.0
     precision = max(1e-9, torch.finfo(slot.value.dtype).eps ** 0.6)
     for run in runs:
         found = Differential(_at(run, slot), run.params[name]).along(direction)
-        expected = found if expected is None else expected
         size = max(size, float(found.abs().max())) if found.numel() else size
         if bool(((found - expected).abs() > precision * size).any()):
             return f"{slot.label} is not an affine function of it"
-    return columns
+    return slices
 
 
 def _same_constant(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_regimes.distributions.checks import at_random_point
 from pyro_regimes.emissions.base import Argument
@@ -20,14 +21,9 @@ from pyro_regimes.emissions.draws import random_value
 from pyro_regimes.emissions.predictors import Predictor
 from pyro_regimes.infer.em.recognise.affine import AffineUse
 from pyro_regimes.infer.em.recognise.dependence import depends, is_of_sequences, slot_in
-from pyro_regimes.infer.em.recognise.jacobian import (
-    Column,
-    Differential,
-    Jacobian,
-    build,
-    read_columns,
-)
+from pyro_regimes.infer.em.recognise.jacobian import Differential, Jacobian
 from pyro_regimes.infer.em.recognise.points import Reader
+from pyro_regimes.infer.em.recognise.slices import Slices, join, read_slices
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of
 
 #: How often a step is quartered at which the model cannot be run.
@@ -37,10 +33,12 @@ _MOST_QUARTERS = 6
 _FAR = 200.0
 
 
+_TOO_LARGE = "has a Jacobian in it that is too large for Newton's method; use an optim"
+
 _OF_SEQUENCES = "holds a value for each sequence of a subsampled plate"
 
-#: The columns of each argument, by predictor and parameter, or why it is not affine.
-_Known = dict[tuple[str, str, str], "list[Column] | str"]
+#: The derivatives of each argument, by predictor and parameter, or why it is not affine.
+_Known = dict[tuple[str, str, str], "Slices | str"]
 
 
 class _Reading(NamedTuple):
@@ -70,6 +68,13 @@ class _Reading(NamedTuple):
         """Whether the same entries are -inf nearby; far away others may be, by rounding."""
         here, nearby = (value.detach() == -torch.inf for value in self.values[:2])
         return torch.equal(here, nearby)
+
+
+def is_real(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint admits any real numbers."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real or constraint is constraints.real_vector
 
 
 def find_predicted(
@@ -129,7 +134,7 @@ def _read_argument(
     for predictor in slot.argument.predictors:
         reading = _Reading.of(slot, predictor, runs)
         bad: dict[str, str] = {}
-        columns: list[Column] = []
+        slices: list[Slices] = []
         for name in names:
             key = (slot.label, predictor.name, name)
             if key not in known:
@@ -138,43 +143,44 @@ def _read_argument(
             if isinstance(found, str):
                 bad[name] = found
             else:
-                columns += found
+                slices.append(found)
         if not bad:
-            block_size = slot.value.numel() // max(1, slot.lead.numel())
-            jacobian = build(columns, slot.value.numel(), block_size)
-            if jacobian is None:
-                bad = dict.fromkeys(reached, f"{slot.label} has too large a Jacobian in it")
-            elif _is_affine(reading, jacobian, names):
+            groups = join(slices)
+            if groups is None:
+                return None, dict.fromkeys(reached, f"{slot.label} {_TOO_LARGE}")
+            size, count = slices[0].block_size, sum(each.num_columns for each in slices)
+            jacobian = Jacobian(tuple(groups), slot.lead.numel(), size, count)
+            if _is_affine(reading, jacobian, names):
                 return AffineUse(slot.site, slot.name, jacobian, predictor), {}
-            else:
-                why = f"{slot.label} changes with it in a way that contradicts its derivative"
-                bad = dict.fromkeys(reached, why)
+            why = f"{slot.label} changes with it in a way that contradicts its derivative"
+            bad = dict.fromkeys(reached, why)
         fewest = bad if fewest is None or len(bad) < len(fewest) else fewest
     return None, fewest or {}
 
 
-def _read_parameter(reading: _Reading, name: str) -> list[Column] | str:
-    """The columns of one parameter, which are the same in every run; or why there are none."""
+def _read_parameter(reading: _Reading, name: str) -> Slices | str:
+    """The derivative in one parameter, which is the same in every run; or why it is not."""
     slot, leaf = reading.slot, reading.runs[0].params[name]
     if not reading.has_same_zeros():
         return f"{slot.label} is 0 at some values of it, and not at others"
-    columns = read_columns(reading.values[0], leaf)
-    if columns is None:
-        return f"{slot.label} has too large a Jacobian in it"
-    if any(len(each.entries) and not reading.within[each.entries].any() for each in columns):
+    slices = read_slices(reading.values[0], leaf, _block_size(slot))
+    if slices is None:
+        return f"{slot.label} {_TOO_LARGE}"
+    within = reading.within.reshape(-1, slices.block_size)
+    if not all(bool(within[group.blocks].any()) for group in slices.groups):
         return f"{slot.label} is so large or so small that it has lost its digits"
-    direction = _scales(columns).reshape(leaf.shape) * _normal(leaf, 2)
+    direction = _scales(slices).reshape(leaf.shape) * _normal(leaf, 2)
+    expected = slices.along(direction)[reading.within]
     alongs = [
         Differential(value, run.params[name]).along(direction)[reading.within]
         for value, run in zip(reading.values, reading.runs, strict=True)
     ]
-    first = alongs[0]
     bound = reading.precision * max(
         (float(along.abs().max()) for along in alongs if along.numel()), default=0.0
     )
-    if not all(bool(((along - first).abs() <= bound).all()) for along in alongs):
+    if not all(bool(((along - expected).abs() <= bound).all()) for along in alongs):
         return f"the {reading.predictor.name} of {slot.label} is not an affine function of it"
-    return columns
+    return slices
 
 
 def _is_affine(reading: _Reading, jacobian: Jacobian, names: list[str]) -> bool:
@@ -262,15 +268,19 @@ def _run_at(
 
 
 def _column_scales(slot: Slot, here: Run, name: str) -> Tensor | None:
-    columns = read_columns(slot.argument.predictors[0].read(slot.value.double()), here.params[name])
-    return None if columns is None else _scales(columns)
+    value = slot.argument.predictors[0].read(slot.value.double())
+    slices = read_slices(value, here.params[name], _block_size(slot))
+    return None if slices is None else _scales(slices)
 
 
-def _scales(columns: list[Column]) -> Tensor:
+def _scales(slices: Slices) -> Tensor:
     """The change of each entry of a parameter that moves the predictor by up to 1, or 1."""
-    largest = [each.values.abs().max() if len(each.values) else None for each in columns]
-    ones = [1.0 if size is None else 1.0 / float(size) for size in largest]
-    return torch.tensor(ones, dtype=torch.float64)
+    largest = slices.largest().cpu()
+    return torch.where(largest > 0, 1 / largest, 1.0)
+
+
+def _block_size(slot: Slot) -> int:
+    return slot.value.numel() // max(1, slot.lead.numel())
 
 
 def _largest_change(slot: Slot, here: Run, steps: dict[str, Tensor]) -> float:
