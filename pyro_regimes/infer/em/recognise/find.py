@@ -57,7 +57,6 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     """
     with torch.enable_grad():
         _check_starts(current)
-        check_arguments({slot.label: slot.value for slot in current.slots})
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         assignments = _assign(held, runs, _reached_in_any(runs, reached_here), refused)
@@ -191,7 +190,7 @@ def _is_log_linear(argument: Argument) -> bool:
 
 
 def _check_starts(run: Run) -> None:
-    """Check that there are parameters, none outside its constraint, which Pyro converts to NaN."""
+    """Check the arguments, and that no start is outside its constraint, which Pyro makes NaN."""
     if not run.params:
         raise ValueError("expected the model to read at least one pyro.param, got none")
     outside = [name for name, value in run.params.items() if _has_nan(value)]
@@ -201,6 +200,7 @@ def _check_starts(run: Run) -> None:
             "expected parameters without NaN, got NaN (from a start outside its constraint?) in "
             f"{constraints}"
         )
+    check_arguments({slot.label: slot.value for slot in run.slots})
 
 
 def _has_nan(value: Tensor) -> bool:
