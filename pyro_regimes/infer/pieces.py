@@ -22,9 +22,10 @@ def log_prob_of_pieces(hmm: RegimeHMM, value: Tensor, process_group: Any = None)
     matrix of those of another one. Each rank computes its own and gathers the others.
 
     All ranks get the same value. Its gradient on a rank is the part that comes from the rows of
-    this rank: add up the gradients of all ranks for that of log p(x). (Averages, as those of
-    ``DistributedDataParallel``, have to be multiplied by the number of ranks.) A rank needs as much
-    arithmetic as for K filters of its rows.
+    this rank (initial probabilities have none on other ranks than the first): add up the gradients
+    of all ranks for that of log p(x). (Averages, as those of ``DistributedDataParallel``, have to
+    be multiplied by the number of ranks.) A rank needs as much arithmetic as for K filters of its
+    rows.
 
     :param hmm: the same on all ranks, with transitions that are constant in time.
     :param value: the rows of this rank, ``(..., T_r) + event_shape``, at least one.

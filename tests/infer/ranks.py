@@ -209,7 +209,10 @@ def differentiate(x: Tensor, log_prob: Callable[[RegimeHMM, Tensor], Tensor]) ->
     )
     value = log_prob(hmm, x)
     weighted = (value * torch.tensor([1.0, 3.0])).sum()
-    gradients = torch.autograd.grad(weighted, [logits, initial, loc, scale])
+    parameters = [logits, initial, loc, scale]
+    gradients = torch.autograd.grad(
+        weighted, parameters, allow_unused=True, materialize_grads=True
+    )
     return [value.detach(), *gradients]
 
 
