@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,7 @@ def test_a_killed_rank_ends_the_others(tmp_path):
         assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]
     kept = torch.load(tmp_path / "checkpoint", weights_only=True)
     assert len(kept["losses"]) == 1 + ranks.KILLED_IN // 10 * 10
+    copy = shutil.copy(tmp_path / "checkpoint", tmp_path / "copy")
     (tmp_path / "rendezvous").unlink()
     codes, printed = launch(4, tmp_path, "go on")
     assert codes == [0] * 4, "\n".join(printed)
@@ -143,3 +145,8 @@ def test_a_killed_rank_ends_the_others(tmp_path):
     for rank in range(4):
         history = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_close(history, whole.history, rtol=1e-12, atol=0.0)
+    pyro.clear_param_store()
+    alone = EM(ranks.poisson).run(  # from the file of four ranks
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None, checkpoint=copy
+    )
+    assert_close(alone.history, whole.history, rtol=1e-12, atol=0.0)
