@@ -110,9 +110,14 @@ def percent(rows: Any) -> list[list[str]]:
 
 
 def fixed(rows: Any) -> list[list[str]]:
-    """Numbers with the same number of decimals, which shows four digits of the largest one."""
-    finite = (abs(value) for row in rows for value in row if math.isfinite(value))
+    """Numbers with the same number of decimals, which shows four digits of the largest one.
+
+    Where all are integers, as quantiles of counts are, there are no decimals.
+    """
+    finite = [abs(value) for row in rows for value in row if math.isfinite(value)]
     largest = max(finite, default=0.0)
+    if all(value == round(value) for value in finite):
+        return [[f"{value:.0f}" for value in row] for row in rows]
     decimals = 3 - math.floor(math.log10(largest)) if largest > 0 else 0
     decimals = min(max(decimals, 0), 17)
     return [[f"{value:.{decimals}f}" for value in row] for row in rows]

@@ -128,7 +128,7 @@ def _table(model: RegimeModel, x: Array, method: str, **options: int) -> pd.Data
     with warnings.catch_warnings():
         # The true parameters are no maximum.
         warnings.simplefilter("ignore", UserWarning)
-        table = model.conf_int(x, level=LEVEL, method=method, **options)
+        table = model.conf_int(x, level=LEVEL, method=method, **options).to_frame()
     return table.sort_index().loc[ROWS]
 
 

@@ -29,9 +29,4 @@ INITIAL_PROBS = replace(
     num_own_dims=0,
 )
 
-INITIAL_LOGITS = replace(
-    INITIAL_PROBS,
-    name="initial_logits",
-    canonical=rows.of_logits,
-    written=rows.write_logits,
-)
+INITIAL_LOGITS = replace(INITIAL_PROBS, name="initial_logits", **rows.AS_LOGITS)

@@ -225,6 +225,7 @@ STATIONARY_PROBS = replace(
     priors={"probabilities": {dist.Dirichlet: _dirichlet}},
     num_own_dims=1,
     chart=charts.TRANSITIONS,
+    predictors=(),
 )
 
 STATIONARY_LOGITS = replace(

@@ -32,9 +32,4 @@ TRANSITION_PROBS = replace(
     num_own_dims=2,
 )
 
-TRANSITION_LOGITS = replace(
-    TRANSITION_PROBS,
-    name="transition_logits",
-    canonical=rows.of_logits,
-    written=rows.write_logits,
-)
+TRANSITION_LOGITS = replace(TRANSITION_PROBS, name="transition_logits", **rows.AS_LOGITS)

@@ -30,7 +30,7 @@ def read_start(
     if start is not Start.auto:
         raise ValueError(f"expected either --after or --start, got both (--start {start.value})")
     numbers = _numbers(after)
-    return {"after": _last_filtered(Path(after), model, returns) if numbers is None else numbers}
+    return {"after": _filtered_before(Path(after), model, returns) if numbers is None else numbers}
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -40,8 +40,11 @@ def _numbers(text: str) -> list[float] | None:
         return None
 
 
-def _last_filtered(path: Path, model: RegimeModel, returns: Returns) -> np.ndarray:
-    """The filtered probabilities of the last row of a table of states."""
+def _filtered_before(path: Path, model: RegimeModel, returns: Returns) -> np.ndarray:
+    """The filtered probabilities of the last row of a table of states before the first of the data.
+
+    Rows that both have are those of the data.
+    """
     import numpy as np
     import pandas
 
@@ -64,13 +67,15 @@ def _last_filtered(path: Path, model: RegimeModel, returns: Returns) -> np.ndarr
             f"model with the columns {', '.join(names)}, got {str(path)!r} without "
             f"{', '.join(missing) or 'rows'}"
         )
-    last = _date(states["date"].iloc[-1]) if "date" in states else None
     first = returns.dates[0]
-    if last is not None and np.issubdtype(returns.dates.dtype, np.datetime64) and last >= first:
-        raise ValueError(
-            f"expected --after to end before the first row of DATA, {first}, got {str(path)!r}, "
-            f"whose last row is {last}; leave out the rows that it has (--num-rows)"
-        )
+    if "date" in states and np.issubdtype(returns.dates.dtype, np.datetime64):
+        dates = [_date(cell) for cell in states["date"]]
+        states = states[[date is None or date < first for date in dates]]
+        if not len(states):
+            raise ValueError(
+                f"expected --after to have a row before the first row of DATA, {first}, got "
+                f"{str(path)!r}, whose first row is {dates[0]}"
+            )
     found: np.ndarray = states[names].iloc[-1].to_numpy(float)
     return found
 

@@ -14,6 +14,7 @@ from pyro_regimes.cli.report import report
 from pyro_regimes.cli.screen import out
 from pyro_regimes.cli.select import select
 from pyro_regimes.cli.today import today
+from pyro_regimes.cli.walk import walk
 from pyro_regimes.version import __version__
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (fit, report, select, predict, today, forecast, compare):
+for command in (fit, report, select, walk, predict, today, forecast, compare):
     app.command()(command)
 
 

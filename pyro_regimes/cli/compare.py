@@ -34,7 +34,10 @@ def compare(
     data: Data,
     n_regimes: REGIMES = 3,
     emission: Annotated[
-        Emission, typer.Option(help="Distribution of the data: gaussian, or poisson for counts.")
+        Emission,
+        typer.Option(
+            help="Distribution of the data. The methods with priors run for gaussian and poisson."
+        ),
     ] = Emission.gaussian,
     covariance_type: COVARIANCE = CovarianceType.full,
     held_out: Annotated[float, typer.Option(help="Share of the data at the end to predict.")] = 0.2,
@@ -56,7 +59,7 @@ def compare(
             help="Method to run; this option can be repeated. EM; 'EM, SQUAREM'; Adam; "
             "ClippedAdam; DecayingAdam; L-BFGS; 'EM, MAP'; AutoDelta; AutoNormal; "
             "AutoMultivariateNormal; AutoLowRank; NUTS.",
-            show_default="all but ClippedAdam and NUTS",
+            show_default="all but ClippedAdam and NUTS; those of the likelihood without priors",
         ),
     ] = None,
     nuts: Annotated[bool, typer.Option("--nuts", help="Also run NUTS; takes minutes.")] = False,
@@ -85,21 +88,23 @@ def compare(
     returns = data.read()
     make_directory(out)
     from pyro_regimes.comparison import (  # takes a second or two
-        DEFAULT_METHODS,
         compare_on_returns,
+        default_methods,
         plot_comparison,
         plot_posteriors,
     )
     from pyro_regimes.comparison.tables import speed_up_line, tables
+    from pyro_regimes.estimator.spec import covariance_types
 
     use_one_thread()
-    methods = list(method or DEFAULT_METHODS)
+    methods = list(method or default_methods(emission.value))
     if nuts and "NUTS" not in methods:
         methods.append("NUTS")
     rows, series = returns.values.shape
     kind = f"{covariance_type.value} covariances"
     if emission is not Emission.gaussian:
-        kind = f"emission {emission.value}"
+        has_types = len(covariance_types(emission.value)) > 1
+        kind = f"emission {emission.value}" + f", {kind}" * has_types
     title = f"{n_regimes} regimes, {kind}, {rows} steps of {series} series"
     with screen.Progress() as progress:
         told = False

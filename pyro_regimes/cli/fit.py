@@ -44,7 +44,7 @@ def fit(data: Data, settings: Settings, out: OUT = _FIT_OUT, stream: _STREAM = F
     make_directory(out)
     model = settings.fit(returns, tell=data.csv is not None)
     frame = returns.to_frame()
-    figure = model.plot(frame, returns.dates, unit=data.unit or "unit of the data")
+    figure = model.plot(frame, returns.dates, unit=data.unit)
     written = [out / name for name in ("states.csv", "model.json", "regimes.png")]
     with replacing(*written) as (table, saved, picture):
         write_states(table, returns.dates, model.regimes(frame))

@@ -52,12 +52,19 @@ class Settings(NamedTuple):
     ] = None
     seed: SEED = 0
 
+    def model(self, returns: Returns, tell: bool) -> RegimeModel:
+        """A model with these settings, without a fit.
+
+        :param tell: as in :meth:`fit`.
+        """
+        return self._model(_periods_per_year(returns, self.periods_per_year, tell))
+
     def fit(self, returns: Returns, tell: bool) -> RegimeModel:
         """The fitted model; its progress is printed.
 
         :param tell: whether to print where the number of periods in a year comes from.
         """
-        model = self._model(_periods_per_year(returns, self.periods_per_year, tell))
+        model = self.model(returns, tell)
         method = f"EM, {self.n_init} start{'s' * (self.n_init > 1)}"
         with screen.Progress() as progress:
             progress.begin(method, self.max_iter)
@@ -70,6 +77,11 @@ class Settings(NamedTuple):
     def fit_stream(self, chunks: Chunks) -> RegimeModel:
         """The model fitted to a file that is read anew in every iteration."""
         model = self._model(self.periods_per_year)
+        if self.periods_per_year is None:
+            from pyro_regimes.reading.frequency import infer_frequency
+
+            found = infer_frequency(chunks.dates)
+            _tell_periods(found.name, found.periods_per_year)
         with screen.Progress() as progress:
             progress.begin("EM", self.max_iter)
             model.fit(
@@ -140,9 +152,15 @@ def _periods_per_year(returns: Returns, chosen: float | None, tell: bool) -> flo
     if chosen is not None:
         return chosen
     found = returns.periods_per_year
-    if tell and found is not None:
-        every = f"{returns.frequency}: {found:g} periods a year"
-        screen.note(f"the rows are {every} (--periods-per-year)")
-    elif tell:
-        screen.note("the dates have no known frequency; 252 periods a year (--periods-per-year)")
+    if tell:
+        _tell_periods(returns.frequency, found)
     return 252 if found is None else found
+
+
+def _tell_periods(frequency: str, found: float | None) -> None:
+    """Say how many rows make a year, by the dates."""
+    if found is not None:
+        every = f"{frequency}: {found:g} periods a year"
+        screen.note(f"the rows are {every} (--periods-per-year)")
+    else:
+        screen.note("the dates have no known frequency; 252 periods a year (--periods-per-year)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -15,10 +15,6 @@ from pyro_regimes.cli.options import AFTER, MODEL, START, Start
 from pyro_regimes.cli.reading import Data, with_data
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
-from pyro_regimes.text_tables import fixed, percent, text_table
-
-if TYPE_CHECKING:
-    from pyro_regimes.estimator import Forecast
 
 _LEVEL = Annotated[
     float, typer.Option(help="Probability of each tail, for quantiles and losses; below 0.5.")
@@ -58,29 +54,27 @@ def forecast(
     before = read_start(start, after, fitted, returns)
     if out is not None:
         make_directory(out)
+    from pyro_regimes.estimator.forecast_table import as_text, parts_of
     from pyro_regimes.reading.following import following_dates
 
     found = fitted.forecast(frame, steps, **before)
     dates = following_dates(returns.dates, steps)
     names = list(map(screen.plain, fitted.regime_names_))
-    series_tables = _of_series(found, level)
+    parts = parts_of(found, level)
     if out is not None:
         columns: dict[str, Any] = {"step": range(1, steps + 1)}
         columns |= {} if dates is None else {"date": dates}
         columns |= _columns("probability", names, found.regime_probs)
-        for (name, _), values in series_tables.items():
-            columns |= _columns(name, returns.names, values)
+        for part in parts:
+            columns |= _columns(part.name, returns.names, part.values)
         with replacing(out / "forecast.csv") as (file,):
             write_csv(file, columns)
     series = list(map(screen.plain, returns.names))
     labels = [f"step {step}" for step in range(1, steps + 1)]
     if dates is not None:
         labels = [f"{label}, {date}" for label, date in zip(labels, dates, strict=True)]
-    screen.out.print(f"The {steps} steps after {describe_rows(returns)}", soft_wrap=True)
-    _print_table("probability", labels, zip(names, percent(found.regime_probs.T), strict=True))
-    for (_, title), values in series_tables.items():
-        if title:
-            _print_table(title, labels, zip(series, fixed(values.T), strict=True))
+    text = as_text(found, parts, names, series, labels, screen.out.width)
+    screen.out.print(f"The {steps} steps after {describe_rows(returns)}\n\n{text}", soft_wrap=True)
     if dates is None:
         screen.note("the steps have no dates, because those of the rows have no known frequency")
     if out is not None:
@@ -95,23 +89,6 @@ def _check(level: float) -> None:
         )
 
 
-def _print_table(title: str, labels: list[str], columns: Any) -> None:
-    screen.out.print(f"\n{text_table(title, labels, columns, screen.out.width)}", soft_wrap=True)
-
-
 def _columns(name: str, of: Iterable[str], values: Any) -> dict[str, Any]:
     """The columns of a table ``(n, number)``, by their names in the file."""
     return {f"{name}_{each}": column for each, column in zip(of, values.T, strict=True)}
-
-
-def _of_series(found: Forecast, level: float) -> dict[tuple[str, str], Any]:
-    """What is said of each series, ``(n, D)``, by its name in the file and its title, if shown."""
-    tables = {("mean", "mean"): found.mean, ("deviation", "standard deviation"): found.deviation}
-    if not found.spec.is_circular:
-        lower, upper = found.quantile([level, 1 - level])
-        tables["lower", f"quantile {level:g}"] = lower
-        tables["upper", f"quantile {1 - level:.12g}"] = upper
-    if found.spec.of_changes:
-        tables["value_at_risk", ""] = found.value_at_risk(level)
-        tables["expected_shortfall", ""] = found.expected_shortfall(level)
-    return tables

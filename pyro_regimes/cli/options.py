@@ -82,8 +82,7 @@ AFTER = Annotated[
     typer.Option(
         metavar="PROBABILITIES|FILE",
         help="Probabilities of the regimes just before the first row, in place of --start: numbers "
-        "such as 0.9,0.1, or a states.csv of the rows before, of which the last filtered ones are "
-        "used.",
+        "such as 0.9,0.1, or a states.csv, of which the last filtered ones before DATA are used.",
         show_default="as --start says",
     ),
 ]

@@ -123,7 +123,7 @@ class Data(NamedTuple):
 
         :raises ValueError: if it is another file, or another option is given than --columns.
         """
-        if self.csv is None or self.csv.suffix not in (".parquet", ".npy"):
+        if self.csv is None or self.csv.suffix.lower() not in (".parquet", ".npy"):
             came = "no file" if self.csv is None else str(self.csv)
             raise ValueError(
                 f"expected a .parquet or .npy file together with --stream, got {came}; other files "
@@ -136,7 +136,7 @@ class Data(NamedTuple):
         from pyro_regimes.reading.chunks import Chunks
 
         columns = self._chosen()
-        if self.csv.suffix == ".parquet":
+        if self.csv.suffix.lower() == ".parquet":
             return Chunks.parquet(self.csv, columns)
         if columns:
             raise ValueError("expected --columns together with a .parquet file, got a .npy file")

@@ -10,7 +10,7 @@ import rich.progress
 from rich.console import Console
 
 # Names of series and of files are printed as they are, with square brackets and colons.
-out = Console(markup=False, emoji=False)
+out = Console(markup=False, emoji=False, highlight=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 _BETWEEN_REFRESHES = 0.1  # seconds between two refreshes of the bars

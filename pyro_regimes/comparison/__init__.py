@@ -10,7 +10,7 @@ from pyro_regimes.comparison.on_model import (
     PRIOR_METHODS,
     compare,
 )
-from pyro_regimes.comparison.on_returns import compare_on_returns
+from pyro_regimes.comparison.on_returns import compare_on_returns, default_methods
 from pyro_regimes.comparison.plots import plot_comparison
 from pyro_regimes.comparison.posterior_plots import plot_posteriors
 from pyro_regimes.comparison.runs import Comparison, Interval, MethodRun
@@ -27,6 +27,7 @@ __all__ = [
     "Progress",
     "compare",
     "compare_on_returns",
+    "default_methods",
     "plot_comparison",
     "plot_posteriors",
 ]

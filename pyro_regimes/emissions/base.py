@@ -26,6 +26,7 @@ from torch.distributions.constraints import Constraint
 from pyro_regimes.emissions.charts import Chart
 from pyro_regimes.emissions.draws import Draw
 from pyro_regimes.emissions.links import Link, forward
+from pyro_regimes.emissions.predictors import Predictor
 
 Arguments = dict[str, Tensor]
 
@@ -223,6 +224,8 @@ class Argument:
     #: Whether Q is quadratic in it, with a weight that does not depend on its value. If so, EM
     #: solves for parameters in which it is affine by weighted least squares.
     is_quadratic: bool = False
+    #: Functions of it in which Q is concave, and that may be affine in parameters.
+    predictors: tuple[Predictor, ...] = ()
     #: Whether Q is linear in the logarithms of its entries, with its pooled ``Counts`` as weights.
     #: If so, EM sets probabilities of which the entries are products of powers.
     is_log_linear: bool = False

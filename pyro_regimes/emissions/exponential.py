@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Exponential, constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, totals
+from pyro_regimes.emissions import charts, conjugate, draws, links, predictors, totals
 from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import Argument, Arguments, Family, Linear, Natural, Observed
 from pyro_regimes.emissions.positive import is_positive, stretch
@@ -61,6 +61,7 @@ RATE = Argument(
         "reciprocal of rate": {dist.InverseGamma: conjugate.inverse_gamma_of_waiting_mean},
     },
     chart=charts.SCALE,
+    predictors=(predictors.LOG_OF_WAITING_RATE,),
 )
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma, constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, special, sums
+from pyro_regimes.emissions import charts, conjugate, draws, links, predictors, special, sums
 from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
 from pyro_regimes.emissions.base import (
     Argument,
@@ -153,6 +153,7 @@ RATE = Argument(
         "reciprocal of rate": {dist.InverseGamma: conjugate.inverse_gamma_of_waiting_mean},
     },
     chart=charts.SCALE,
+    predictors=(predictors.LOG_OF_WAITING_RATE,),
 )
 
 CONCENTRATION = Argument(

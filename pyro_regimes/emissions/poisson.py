@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Poisson, constraints
 
-from pyro_regimes.emissions import charts, conjugate, counts, draws, links, totals
+from pyro_regimes.emissions import charts, conjugate, counts, draws, links, predictors, totals
 from pyro_regimes.emissions.arithmetic import divide, divide_where_known
 from pyro_regimes.emissions.base import (
     Argument,
@@ -82,6 +82,7 @@ _ALONE = Argument(
     ),
     priors={"rate": {dist.Gamma: conjugate.gamma_of_count_rate}},
     chart=charts.COUNT_RATE,
+    predictors=(predictors.LOG_OF_COUNT_RATE,),
 )
 
 

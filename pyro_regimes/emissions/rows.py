@@ -8,13 +8,14 @@ The maximiser of a row is its normalised counts. For the perturbation
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links
+from pyro_regimes.emissions import charts, conjugate, draws, links, predictors
 from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.statistics import Counts
@@ -101,9 +102,17 @@ PROBS = Argument(
     priors={"probabilities": {dist.Dirichlet: conjugate.dirichlet}},
     is_log_linear=True,
     chart=charts.ROWS,
+    predictors=(predictors.LOGITS_OF_ROWS,),
 )
 
-LOGITS = replace(PROBS, name="logits", canonical=of_logits, written=write_logits)
+#: What differs in an argument that holds logits in place of probabilities.
+AS_LOGITS: dict[str, Any] = {
+    "canonical": of_logits,
+    "written": write_logits,
+    "predictors": (predictors.LOGITS,),
+}
+
+LOGITS = replace(PROBS, name="logits", **AS_LOGITS)
 
 PROBS_OF_VECTOR = replace(PROBS, elementwise=False)
 LOGITS_OF_VECTOR = replace(LOGITS, elementwise=False)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links
+from pyro_regimes.emissions import charts, conjugate, draws, links, predictors
 from pyro_regimes.emissions.arithmetic import divide, over_event
 from pyro_regimes.emissions.base import Argument, Arguments, Family, Natural
 from pyro_regimes.emissions.links import Link
@@ -103,9 +103,16 @@ PROBS = Argument(
         "complement": {dist.Beta: conjugate.beta_of_complement},
     },
     chart=charts.PROBABILITY,
+    predictors=(predictors.LOGIT_OF_PROBS, predictors.PROBIT_OF_PROBS),
 )
 
-LOGITS = replace(PROBS, name="logits", canonical=torch.sigmoid, written=_write_logits)
+LOGITS = replace(
+    PROBS,
+    name="logits",
+    canonical=torch.sigmoid,
+    written=_write_logits,
+    predictors=(predictors.LOGIT,),
+)
 
 
 def outcomes(given: Arguments, probs: str = "probs", logits: str = "logits") -> Outcomes:

@@ -1,6 +1,7 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
 from pyro_regimes.estimator.forecast import Forecast
+from pyro_regimes.estimator.interval_table import ConfidenceIntervals
 from pyro_regimes.estimator.online_filter import OnlineFilter
 from pyro_regimes.estimator.parameter_errors import ParameterErrors
 from pyro_regimes.estimator.plots import plot_regimes
@@ -17,6 +18,7 @@ from pyro_regimes.estimator.walk_forward import walk_forward
 from pyro_regimes.estimator.walk_forward_result import WalkForward
 
 __all__ = [
+    "ConfidenceIntervals",
     "Forecast",
     "Imputation",
     "OnlineFilter",

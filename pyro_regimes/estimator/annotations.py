@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.estimator.by_row import check_keys
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.parameters import Array, numbers
 from pyro_regimes.estimator.sequences import first_rows
 from pyro_regimes.estimator.spacing import Steps, read_gaps
 from pyro_regimes.estimator.states import Bools, read_states
@@ -90,12 +90,7 @@ def read_weights(sample_weight: Any, X: Any, sizes: list[int]) -> Array | None:
     if isinstance(sample_weight, Mapping):
         check_keys("sample_weight", sample_weight, X)
         sample_weight = list(sample_weight.values())
-    try:
-        weights = np.asarray(sample_weight, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected sample_weight to be numbers, got {shown(sample_weight)}"
-        ) from error
+    weights = numbers("sample_weight", sample_weight)
     if weights.ndim == 1 and len(weights) == sum(sizes) != len(sizes):
         firsts = first_rows(sizes)
         if (weights != np.repeat(weights[firsts], sizes)).any():

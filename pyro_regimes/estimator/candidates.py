@@ -17,6 +17,7 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.problems import CollapseWarning
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.spec import has_components
+from pyro_regimes.infer.em.ranks import alone
 
 _NOTHING = Criteria(math.nan, math.nan, math.nan, math.nan)
 
@@ -93,7 +94,8 @@ def fit_candidate(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model.fit(sample.X, lengths=sample.lengths)
+            with alone():
+                model.fit(sample.X, lengths=sample.lengths)
         except ValueError as error:
             return Candidate(n_regimes, family, None, str(error))
     entropy = model._hmm().path_entropy(sample.data, sample.sizes)

@@ -87,9 +87,13 @@ def _log_likelihood(yes: float, no: float, probability: float) -> float:
 
 
 def read_levels(levels: Any, most: float) -> list[float]:
-    """:raises ValueError: if they are not numbers between 0 and ``most``."""
+    """One level, or several.
+
+    :raises ValueError: if they are not numbers between 0 and ``most``.
+    """
     try:
-        listed = [float(level) for level in levels] if isinstance(levels, Iterable) else []
+        several = isinstance(levels, Iterable) and getattr(levels, "ndim", 1) > 0
+        listed = [float(level) for level in (levels if several else [levels])]
     except (TypeError, ValueError):
         listed = []
     if not listed or not all(0 < level < 1 and level <= most for level in listed):

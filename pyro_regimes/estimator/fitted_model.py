@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import missing, problems, validation
@@ -14,9 +13,10 @@ from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
-from pyro_regimes.estimator.inputs import choice_and_lengths
 from pyro_regimes.estimator.labels import in_order
+from pyro_regimes.estimator.lengths import choice_and_lengths
 from pyro_regimes.estimator.mask import num_free
+from pyro_regimes.estimator.other_names import SuggestingNames
 from pyro_regimes.estimator.parameters import Array, Parameters, probabilities
 from pyro_regimes.estimator.pyro_model import PyroModel
 from pyro_regimes.estimator.report import Imputation, Summary, summarise
@@ -26,7 +26,7 @@ from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.states import Bools
 
 
-class FittedModel(BaseEstimator):
+class FittedModel(SuggestingNames):
     """The methods of :class:`.RegimeModel` that need a fit, and make none.
 
     A subclass sets the attributes below.
@@ -292,6 +292,17 @@ class FittedModel(BaseEstimator):
         return stationary_probs(self.transition_matrix_, "transition_matrix_", remedy)
 
     @property
+    def expected_durations_(self) -> Array:
+        r"""The mean number of steps of a stay in each regime, :math:`1 / (1 - A_{kk})`.
+
+        :return: ``(K,)``; infinite for a regime that is never left.
+        """
+        check_is_fitted(self, "initial_probs_")
+        with np.errstate(divide="ignore"):
+            found: Array = 1 / np.maximum(1 - np.diagonal(self.transition_matrix_), 0)
+        return found
+
+    @property
     def n_parameters_(self) -> int:
         """The number of free parameters of the fit.
 
@@ -352,7 +363,9 @@ class FittedModel(BaseEstimator):
         if X is None or (np.ndim(X) == 2 and not len(X)):
             last_probs = self._given_last(X, start, after, gaps)
             hmm, names = self._hmm(), self._column_names()
-            return forecast(hmm, last_probs, n_steps, self.random_state, names)
+            return forecast(
+                hmm, last_probs, n_steps, self.random_state, names, self.regime_names_
+            )
         hmm, data, sizes = self._hmm_of(X, None, start, after, gaps=gaps)
         if len(sizes) > 1:
             raise ValueError(
@@ -364,7 +377,8 @@ class FittedModel(BaseEstimator):
                 "expected X to have a positive probability in the model, got 0; look for values "
                 "that no regime allows"
             )
-        return forecast(hmm, last_probs, n_steps, self.random_state, self._column_names())
+        names = self._column_names()
+        return forecast(hmm, last_probs, n_steps, self.random_state, names, self.regime_names_)
 
     def _given_last(self, X: Any, start: Any, after: Any, gaps: Any) -> Array:
         """The probabilities of the last regime where no rows follow ``after``."""
@@ -424,12 +438,14 @@ class FittedModel(BaseEstimator):
         """
         check_is_fitted(self)
         names, hmm = self._series_names(), self._hmm()
+        durations = self.expected_durations_
         return summarise(
             self.regime_names_,
             names,
             hmm.spec,
             hmm.parameters.emission,
             self.transition_matrix_,
+            durations,
             self.share_of_time_,
             self._periods_per_year(),
             f"{len(self.regime_names_)} regimes of {len(names)} series, {hmm.spec.title}, "
@@ -440,6 +456,7 @@ class FittedModel(BaseEstimator):
                 *problems.of_shares(
                     self.regime_names_,
                     self.share_of_time_,
+                    durations,
                     self.n_samples_fit_,
                     2 * hmm.spec.fewest_observations(len(names)),
                 ),

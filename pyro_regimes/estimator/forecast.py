@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,16 @@ from torch.distributions import MixtureSameFamily
 
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.forecast_table import LEVEL, as_frame, as_text, parts_of
 from pyro_regimes.estimator.labels import in_order
 from pyro_regimes.estimator.marginals import is_circular
 from pyro_regimes.estimator.parameters import Array, Parameters, finite_numbers, numbers
 from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.sampling import Paths, draw_paths
 from pyro_regimes.estimator.spec import Spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Forecast(NamedTuple):
@@ -39,6 +43,8 @@ class Forecast(NamedTuple):
     0.01 for what is often called the 99 % value at risk.
 
     Parameters are taken as known: the error of their estimates is not in these figures.
+
+    ``print`` shows the steps as tables; :meth:`to_frame` has the numbers.
     """
 
     regime_probs: Array  #: ``(n, K)``, p(q_{T+h} given x_1..T)
@@ -51,6 +57,34 @@ class Forecast(NamedTuple):
     spec: Spec  #: the emission of the model
     random_state: Any = None  #: seed of paths that are drawn without one
     series_names: list[str] | None = None  #: D names of columns; None if there were none
+    regime_names: list[str] | None = None  #: K names; None numbers them
+
+    def __str__(self) -> str:
+        labels = [f"step {step}" for step in range(1, len(self.mean) + 1)]
+        return as_text(self, parts_of(self, LEVEL), *self._names(), labels)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def to_frame(self, level: float = LEVEL) -> pd.DataFrame:
+        """The numbers as a pandas DataFrame with a row for each step, from 1.
+
+        The columns have two levels, a property and the regime or the series that it is of:
+        "probability", "mean", "deviation" (the standard deviation), the quantiles "lower" and
+        "upper", and of returns "value_at_risk" and "expected_shortfall" as positive losses.
+
+        :param level: the probability of each tail, above 0 and below 0.5.
+        :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
+        :raises ValueError: if the level is not valid.
+        """
+        tail = _levels("level", level, 0.5, "it is the probability of each tail, such as 0.05")
+        return as_frame(self, parts_of(self, float(tail)), *self._names())
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        """Those of the regimes and of the series."""
+        num_regimes, num_series = self.regime_probs.shape[1], self.mean.shape[1]
+        regimes = self.regime_names or [f"Regime {k + 1}" for k in range(num_regimes)]
+        return regimes, self.series_names or [f"series {d + 1}" for d in range(num_series)]
 
     def cdf(self, x: npt.ArrayLike, *, weights: npt.ArrayLike | None = None) -> Array:
         """The probability of a value of at most x.
@@ -211,12 +245,14 @@ def forecast(
     n_steps: int,
     random_state: Any = None,
     series_names: list[str] | None = None,
+    regime_names: list[str] | None = None,
 ) -> Forecast:
     """The forecast of the steps that follow a sequence.
 
     :param last_probs: probabilities of the regimes at the last row, given all rows, ``(K,)``.
     :param random_state: seed of paths that are drawn without one.
     :param series_names: names of columns, if they have some.
+    :param regime_names: names of the regimes.
     """
     parameters, probs = hmm.parameters, np.empty((n_steps, len(last_probs)))
     for step in range(n_steps):
@@ -234,6 +270,7 @@ def forecast(
         hmm.spec,
         random_state,
         series_names,
+        regime_names,
     )
 
 

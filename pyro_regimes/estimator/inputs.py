@@ -9,7 +9,6 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
-from pyro_regimes.messages import shown
 from pyro_regimes.reading.chunks import Chunks, is_empty
 from pyro_regimes.reading.frequency import infer_frequency
 from pyro_regimes.reading.returns import Returns
@@ -112,23 +111,29 @@ def dates_of(index: Any) -> npt.NDArray[np.datetime64]:
     return np.asarray(index).astype("datetime64[s]")
 
 
+def chunk_tables(chunk: Any) -> list[Any]:
+    """The tables of a chunk that is not empty; an array of one dim is of one series."""
+    is_series = getattr(chunk, "ndim", 0) == 1 and not hasattr(chunk, "to_frame")
+    return as_tables([chunk] if is_series else chunk)[0]
+
+
 class ChunkDates:
     """The dates of chunks, as far as they have some: that they ascend, and how often rows come.
 
-    :param continues: whether chunks are pieces of one sequence.
+    :param chunks: which may know their first dates.
     """
 
-    def __init__(self, continues: bool) -> None:
-        self._continues = continues
+    def __init__(self, chunks: Chunks) -> None:
+        self._continues = chunks.continues
         self._last: Any | None = None  # the last date
-        self._dates = np.empty(0, "datetime64[s]")  # the first ones of the first sequence
+        self._dates = chunks.dates  # the first ones of the first sequence
 
     def add(self, chunk: Any) -> None:
         """The dates of the next chunk, whose own ascend.
 
         :raises ValueError: if it does not follow the chunk before.
         """
-        index = None if is_empty(chunk) else date_index(as_tables(chunk)[0][0])
+        index = None if is_empty(chunk) else date_index(chunk_tables(chunk)[0])
         if index is None:
             return
         if self._continues or not len(self._dates):
@@ -193,7 +198,14 @@ def check_dates(table: Any) -> None:
 
 
 def check_are_numbers(table: Any) -> None:
-    """:raises ValueError: if a column of a DataFrame holds dates or text, or two have one name."""
+    """:raises ValueError: if columns hold dates, durations or text, or two have one name."""
+    kind = getattr(getattr(table, "dtype", None), "kind", "f")
+    if kind in "mM":
+        what = "dates" if kind == "M" else "durations"
+        raise ValueError(
+            f"expected X to hold numbers, got {what} of dtype {table.dtype}; leave them out, or "
+            "divide durations by their unit, such as np.timedelta64(1, 'D')"
+        )
     if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
         return
     if not table.columns.is_unique:
@@ -207,13 +219,15 @@ def check_are_numbers(table: Any) -> None:
             continue
         values = table.iloc[:, j].dropna()
         first = values.iloc[0] if len(values) else None
-        is_date = kind.kind == "M" or isinstance(first, str) and _is_date(first)
-        if is_date or isinstance(first, str) and not _is_number(first):
+        is_date = hasattr(first, "year") or isinstance(first, str) and _is_date(first)
+        if kind.kind in "mM" or first is not None and not _is_number(first):
             remedy = (
                 "dates belong into the index: "
                 f"X.set_index({name!r}) with the dates by pandas.to_datetime, or "
                 "pandas.read_csv(..., index_col=0, parse_dates=True)"
                 if is_date
+                else "divide it by a unit of time, such as pandas.Timedelta('1D')"
+                if kind.kind == "m"
                 else "leave it out, or number its categories from 0"
             )
             raise ValueError(
@@ -226,10 +240,10 @@ def _is_date(text: str) -> bool:
     return bool(re.match(r"\d{4}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}", text))
 
 
-def _is_number(text: str) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        float(text)
-    except ValueError:
+        float(value)
+    except (TypeError, ValueError):
         return False
     return True
 
@@ -240,42 +254,3 @@ def row_name(X: Any) -> Callable[[int], str]:
     if index is None:
         return str
     return lambda row: str(index[row]).removesuffix(" 00:00:00")
-
-
-def lengths_given(y: Any, lengths: Any, num_rows: int) -> npt.ArrayLike | None:
-    """The lengths of the sequences, which hmmlearn takes in the place of y.
-
-    A y with one entry for each row is a target, which scikit-learn passes; it is ignored.
-    """
-    if y is None or lengths is not None or np.asarray(y).shape[:1] == (num_rows,):
-        given: npt.ArrayLike | None = lengths
-        return given
-    return np.asarray(y)
-
-
-def choice_and_lengths(
-    name: str, args: tuple[Any, ...], choice: Any, lengths: Any
-) -> tuple[Any, Any]:
-    """A choice and the lengths of sequences, which may be given by position in either order.
-
-    hmmlearn has the lengths first.
-
-    :param name: the name of the choice.
-    :param args: those given by position.
-    :param choice: the choice if it is given by name, and ``lengths``.
-    :return: both, None if not given.
-    :raises ValueError: if one of them is given twice.
-    """
-    given = [("lengths" if _is_sequence(arg) else name, arg) for arg in args]
-    found: dict[str, Any] = {}
-    for key, value in [*given, (name, choice), ("lengths", lengths)]:
-        if value is None:
-            continue
-        if key in found:
-            raise ValueError(f"expected {key} once, got {shown(found[key])} and {shown(value)}")
-        found[key] = value
-    return found.get(name), found.get("lengths")
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1

@@ -1,9 +1,9 @@
-"""Confidence intervals of the parameters of a fitted model, as a table."""
+"""Confidence intervals of the parameters of a fitted model."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -11,15 +11,12 @@ from scipy.stats import norm
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator.bootstrap import bootstrap
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
+from pyro_regimes.estimator.interval_table import ConfidenceIntervals
 from pyro_regimes.estimator.parameter_errors import Held, ParameterErrors
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.quantities import Quantities, interval
 from pyro_regimes.estimator.validation import Settings
 from pyro_regimes.messages import shown
-from pyro_regimes.reading.packages import require
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METHODS = ("observed", "sandwich", "bootstrap")
 
@@ -38,7 +35,9 @@ def check_level(level: Any) -> float:
     return found
 
 
-def asymptotic(errors: ParameterErrors, quantities: Quantities, level: float) -> pd.DataFrame:
+def asymptotic(
+    errors: ParameterErrors, quantities: Quantities, level: float, method: str
+) -> ConfidenceIntervals:
     """Intervals by the delta method, symmetric on the scale of each number."""
     estimates = quantities.of(errors.chart.estimates)
     covariance = errors.delta(quantities.of, is_centered=True)
@@ -46,7 +45,7 @@ def asymptotic(errors: ParameterErrors, quantities: Quantities, level: float) ->
     deviations[quantities.on_bound(errors.standard_errors, deviations == 0)] = np.nan
     scales = [label.scale for label in quantities.labels]
     ends = interval(estimates, deviations, scales, float(norm.ppf((1 + level) / 2)))
-    return _table(quantities, estimates, deviations, *ends)
+    return ConfidenceIntervals(_names(quantities), estimates, deviations, *ends, level, method)
 
 
 def by_bootstrap(
@@ -59,7 +58,7 @@ def by_bootstrap(
     level: float,
     num_sets: int,
     rng: np.random.RandomState,
-) -> pd.DataFrame:
+) -> ConfidenceIntervals:
     """Percentile intervals of refits; the standard error is the deviation of the refits."""
     found = bootstrap(hmm, held, settings, data, sizes, num_sets, rng)
     sound = ~found.degenerate
@@ -81,18 +80,15 @@ def by_bootstrap(
     with np.errstate(invalid="ignore"):
         lower, upper = np.quantile(values, tails, axis=0)
         deviations = values.std(0, ddof=1)
-    return _table(quantities, quantities.of(hmm.parameters), deviations, lower, upper)
-
-
-def _table(
-    quantities: Quantities, estimates: Array, errors: Array, lower: Array, upper: Array
-) -> pd.DataFrame:
-    pandas = require("pandas", "conf_int")
-    index = pandas.MultiIndex.from_tuples(
-        [label[:3] for label in quantities.labels], names=["property", "of", "regime"]
+    estimates = quantities.of(hmm.parameters)
+    return ConfidenceIntervals(
+        _names(quantities), estimates, deviations, lower, upper, level, "bootstrap"
     )
-    columns = {"estimate": estimates, "standard error": errors, "lower": lower, "upper": upper}
-    return pandas.DataFrame(columns, index=index)
+
+
+def _names(quantities: Quantities) -> list[tuple[str, str, str]]:
+    """What each number is, without the scale of its interval."""
+    return [(label.property, label.of, label.regime) for label in quantities.labels]
 
 
 def warn_of(errors: ParameterErrors) -> None:

@@ -15,6 +15,7 @@ from pyro_regimes.infer.em import m_step
 from pyro_regimes.infer.em.e_step import Expected, read_site, take_expectations
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.problem import Problem, TensorState
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.infer.undisturbed import Undisturbed
 from pyro_regimes.reading.chunks import Chunks
@@ -29,7 +30,7 @@ class IsolatedEM(EM):
     """
 
     _shows_parameters = False  # they are not in the caller's store
-    _joins_ranks = False  # it fits the data of this process
+    _joins_ranks = False  # without a process_group it fits the data of this process
 
     def __init__(
         self,
@@ -59,10 +60,13 @@ class IsolatedEM(EM):
             (site,) = self._session.run(self._call(args, {})).sites.values()
             return take_expectations(read_site(site))
 
-    def expect_chunks(self, chunks: Chunks) -> TensorState:
-        """The E-step over all chunks at the parameters of a model."""
+    def expect_chunks(self, chunks: Chunks, ranks: Ranks | None = None) -> TensorState:
+        """The E-step over all chunks at the parameters of a model.
+
+        :param ranks: over which the losses are added; statistics are those of this rank.
+        """
         undisturbed = Undisturbed()
-        with undisturbed, undisturbed, torch.no_grad():
+        with undisturbed, undisturbed, torch.no_grad(), self._session.on_ranks(ranks):
             calls = ChunkCalls(self.model, self.guide, chunks, (), {})
             return OnChunks(self._session, calls).expect()
 

@@ -160,18 +160,21 @@ def _nearest(earlier: FittedHMM, later: FittedHMM) -> npt.NDArray[np.int64]:
     return found
 
 
-#: What the names of a reference follow, and the remedy.
+#: Why names contradict the volatilities, and the remedy.
 _RULES = {
     Reference: (
-        "with the most rows in common in the model in order_by",
-        " order_by='volatility' names them anew.",
+        "now. Each name is that of the regime with the most rows in common in the model in "
+        "order_by, and the regimes have changed. order_by='volatility' names them anew."
     ),
-    Earlier: ("with the nearest density in the refit before", ""),
+    Earlier: (
+        "in this refit. Names follow the nearest density from refit to refit, and the regimes have "
+        "changed since the first."
+    ),
 }
 
 
 def _doubt_of(
-    names: list[str], before: Array, after: Array, rule: tuple[str, str]
+    names: list[str], before: Array, after: Array, rule: str
 ) -> str | None:
     """A warning where the order of two regimes by volatility contradicts their names.
 
@@ -185,10 +188,7 @@ def _doubt_of(
     for i, j in combinations(range(len(names)), 2):
         low, high = (i, j) if before[i] < before[j] else (j, i)
         if after[low] > after[high] * (1 + _MUCH) and before[high] > before[low] * (1 + _MUCH):
-            return (
-                f"{names[low]} is more volatile than {names[high]} now. Each name is that of the "
-                f"regime {rule[0]}, and the regimes have changed.{rule[1]}"
-            )
+            return f"{names[low]} is more volatile than {names[high]} {rule}"
     return None
 
 

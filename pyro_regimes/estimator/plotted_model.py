@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.estimator import plots, validation
 from pyro_regimes.estimator.by_date import index_of, regimes_frame
+from pyro_regimes.estimator.changes import are_changes
 from pyro_regimes.estimator.fitted_model import FittedModel
 from pyro_regimes.estimator.inputs import date_index
 from pyro_regimes.estimator.parameters import Array
@@ -75,8 +76,9 @@ class PlottedModel(FittedModel):
     ) -> Figure:
         """Plot the cumulative return over bands of regimes, above smoothed probabilities.
 
-        Of an emission that is not of returns, the observations are shown instead, averaged over the
-        series. If the series have several families, the average is that of their standard scores
+        Of an emission that is not of returns, and of levels (series whose mean is positive and far
+        from 0 in every regime), the observations are shown instead, averaged over the series. If
+        these are levels or have several families, the average is that of their standard scores
         (less the mean, divided by the standard deviation), as they have no common unit.
 
         A band has the colour of the regime that is most frequent in its rows of the most likely
@@ -101,8 +103,10 @@ class PlottedModel(FittedModel):
         if dates is None:
             dates = date_index(X)
         path, probs = self.predict(X), self.predict_proba(X)
-        is_sum = self._fitted_spec().of_changes
-        if isinstance(self.emission_, Mapping) and not is_sum and unit is None:
+        hmm, names = self._hmm(), self._column_names()
+        is_sum = are_changes(hmm.spec, hmm.parameters.emission)
+        have_units = isinstance(self.emission_, Mapping) or hmm.spec.of_changes
+        if have_units and not is_sum and unit is None and data.shape[1] > 1:
             data, unit = plots.standard_scores(data), "standard scores"
         return plots.plot_regimes(
             data,
@@ -111,10 +115,11 @@ class PlottedModel(FittedModel):
             self.regime_names_,
             dates,
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             rows_per_band=rows_per_band,
             cumulative=is_sum,
             prices=prices,
+            name=None if names is None else names[0],
         )
 
     def plot_transitions(self, *, ax: Axes | None = None) -> Figure:

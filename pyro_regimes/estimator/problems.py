@@ -16,6 +16,8 @@ from pyro_regimes.estimator.parameters import Array
 _MOST_ROWS = 5  # that a message lists
 _MUCH_LOST = 1.0  # nats
 _FEW = 5  # observations, which a regime is not made of
+_RARE = 0.1  # of the time, which may be outliers
+_SINGLE = 2.0  # steps that a spell lasts, below which most rows of a regime stand alone
 _FEWEST_ROWS = 30  # that say something of the kind of data
 _ZERO_SHARE = 0.05  # of rows without any change, of which trading days have far fewer
 _LEVEL_CHANGE = 0.2  # the most that steps of a level vary, as a share of its variance
@@ -171,14 +173,30 @@ def _is_level(series: Array) -> bool:
 
 
 def of_shares(
-    names: Sequence[str], share_of_time: Array, num_rows: float, fewest: int
+    names: Sequence[str],
+    share_of_time: Array,
+    durations: Array,
+    num_rows: float,
+    fewest: int,
 ) -> list[str]:
-    """Notes on regimes that hold fewer than ``fewest`` observations, or than five."""
+    """Notes on regimes that may be no regimes.
+
+    These hold fewer than ``fewest`` observations, or than five; or they hold less than a tenth of
+    the time in spells that last less than two steps on average. A fit with more regimes than the
+    data have often finds outliers, or a few rows that happen to lie on a line.
+
+    :param durations: the expected durations, ``(K,)``.
+    """
     if not num_rows:  # parameters without a fit
         return []
-    held = share_of_time * num_rows
-    return [
-        f"{name} holds {count:.3g} of {num_rows} steps: an outlier, or an error in the data?"
-        for name, count in zip(names, held, strict=True)
-        if count < max(fewest, _FEW)
-    ]
+    found = []
+    for name, share, duration in zip(names, share_of_time, durations, strict=True):
+        holds = f"{name} holds {share * num_rows:.3g} of {num_rows} steps"
+        if share * num_rows < max(fewest, _FEW):
+            found.append(f"{holds}: an outlier, or an error in the data?")
+        elif share < _RARE and duration < _SINGLE:
+            found.append(
+                f"{holds}, most of them single steps: outliers rather than a regime? Compare fewer "
+                "regimes (select)."
+            )
+    return found

@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from torch.distributions import constraints
 
 from pyro_regimes.estimator.beginning import long_run_share
+from pyro_regimes.estimator.changes import are_changes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.spec import Spec
 
@@ -48,9 +49,10 @@ class Quantities(NamedTuple):
 
         :param periods: number of periods per year.
         """
-        periods = periods if spec.of_changes else 1.0
+        of_changes = are_changes(spec, parameters.emission)
+        periods = periods if of_changes else 1.0
         names = "annualised mean", "annualised volatility"
-        if not spec.of_changes:
+        if not of_changes:
             names = "mean", "standard deviation"
         labels = [
             *_of_attributes(spec, parameters, regimes, series),

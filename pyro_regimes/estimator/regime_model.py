@@ -28,12 +28,14 @@ from pyro_regimes.estimator.elsewhere import (
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes
 from pyro_regimes.estimator.inputs import periods_per_year as periods_by_dates
 from pyro_regimes.estimator.inputs import row_name
+from pyro_regimes.estimator.lengths import sequences_of
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.streamed import fit_chunks
+from pyro_regimes.infer.em.ranks import Ranks, alone, ranks_of
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.messages import shown
 from pyro_regimes.reading.chunks import Chunks
@@ -129,39 +131,40 @@ class RegimeModel(ReportedModel):
 
     Attributes after :meth:`fit`, with arrays in NumPy float64 and regimes in their order:
 
-    ======================  =================================================================
-    ``initial_probs_``      ``(K,)``
-    ``transition_matrix_``  ``(K, K)``, (old, new)
-    ``means_``              ``(K, D)``
-    ``covariances_``        "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
-                            ``(D, D)``; variances where diagonal
-    ``regime_names_``       list of K names
-    ``share_of_time_``      ``(K,)``, mean smoothed probability over the training data
-    ``log_likelihood_``     of the training data, after ``regularization``
-    ``history_``            log-likelihood of the kept start before each iteration, and the final
-                            one, before ``regularization``; with ``stickiness`` plus that times the
-                            sum of the logarithms of the diagonal of the transition matrix
-    ``covariance_type_``    the ``covariance_type`` of the fit
-    ``emission_``           the ``emission`` of the fit; other attributes than ``means_`` and
-                            ``covariances_`` are listed in :doc:`emissions`
-    ``fixed_``              names of the parameters that the fit left as they were given, sorted
-    ``initial_``            the ``initial`` of the fit
-    ``transition_mask_``    the ``transition_mask`` of the fit; None if it allowed everything
-    ``n_iter_``             number of iterations of the kept start; the callback counts until the
-                            last start has stopped
-    ``converged_``          whether the kept start had converged
-    ``starts_``             :class:`.StartResults`: how each start ended, and which reached the best
-                            log-likelihood; None without a fit
-    ``n_parameters_``       number of free parameters in :meth:`aic` and :meth:`bic`
-    ``n_samples_fit_``      number of observations in the fit: of rows with some value, each by its
-                            ``sample_weight``
-    ``n_missing_``          ``(D,)``, number of missing values of each series in the training data,
-                            and ``n_missing_rows_`` of rows without any value, likewise
-    ``n_updates_``          number of calls of :meth:`partial_fit` since the fit
-    ``periods_per_year_``   number of steps per year by the dates of the training data, or 252
-    ``training_start_``     the first rows of the training data; None if it had several sequences
-    ``n_features_in_``      D; also ``feature_names_in_`` if X has column names
-    ======================  =================================================================
+    =======================  =================================================================
+    ``initial_probs_``       ``(K,)``
+    ``transition_matrix_``   ``(K, K)``, (old, new)
+    ``means_``               ``(K, D)``
+    ``covariances_``         "full" ``(K, D, D)``, "diag" ``(K, D)``, "spherical" ``(K,)``, "tied"
+                             ``(D, D)``; variances where diagonal
+    ``regime_names_``        list of K names
+    ``share_of_time_``       ``(K,)``, mean smoothed probability over the training data
+    ``log_likelihood_``      of the training data, after ``regularization``
+    ``history_``             log-likelihood of the kept start before each iteration, and the final
+                             one, before ``regularization``; with ``stickiness`` plus that times the
+                             sum of the logarithms of the diagonal of the transition matrix
+    ``covariance_type_``     the ``covariance_type`` of the fit
+    ``emission_``            the ``emission`` of the fit; other attributes than ``means_`` and
+                             ``covariances_`` are listed in :doc:`emissions`
+    ``fixed_``               names of the parameters that the fit left as they were given, sorted
+    ``initial_``             the ``initial`` of the fit
+    ``transition_mask_``     the ``transition_mask`` of the fit; None if it allowed everything
+    ``expected_durations_``  ``(K,)``, the mean number of steps of a stay in each regime
+    ``n_iter_``              number of iterations of the kept start; the callback counts until the
+                             last start has stopped
+    ``converged_``           whether the kept start had converged
+    ``starts_``              :class:`.StartResults`: how each start ended, and which reached the
+                             best log-likelihood; None without a fit
+    ``n_parameters_``        number of free parameters in :meth:`aic` and :meth:`bic`
+    ``n_samples_fit_``       number of observations in the fit: of rows with some value, each by its
+                             ``sample_weight``
+    ``n_missing_``           ``(D,)``, number of missing values of each series in the training data,
+                             and ``n_missing_rows_`` of rows without any value, likewise
+    ``n_updates_``           number of calls of :meth:`partial_fit` since the fit
+    ``periods_per_year_``    number of steps per year by the dates of the training data, or 252
+    ``training_start_``      the first rows of the training data; None if it had several sequences
+    ``n_features_in_``       D; also ``feature_names_in_`` if X has column names
+    =======================  =================================================================
 
     >>> import numpy as np
     >>> rng = np.random.RandomState(0)
@@ -272,6 +275,7 @@ class RegimeModel(ReportedModel):
         states: Any = None,
         sample_weight: npt.ArrayLike | None = None,
         gaps: Any = None,
+        process_group: Any = None,
     ) -> RegimeModel:
         """Fit by maximum likelihood, in a private parameter store.
 
@@ -300,15 +304,24 @@ class RegimeModel(ReportedModel):
         :param gaps: for rows that are not equally spaced: the number of steps since the row before,
             a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
             ignored. A gap of g steps is as g - 1 missing rows, exactly. In the forms of ``states``.
+        :param process_group: a ``torch.distributed`` group, each rank of which calls this method
+            with sequences of its own, or with consecutive rows of one sequence as :class:`.Chunks`;
+            None for the default group, where it is initialised (under ``torchrun``). All ranks get
+            the same model, of the data of all. The starts are fitted to a sample of the rows of all
+            ranks, as for Chunks. A group of one rank is that rank alone.
         :return: the fitted model, ``self``.
         :raises ValueError: if a parameter of the model, or X, is not valid.
         """
         if callback is not None and not callable(callback):
             raise ValueError(f"expected callback to be a function or None, got {callback!r}")
-        if isinstance(X, Chunks):
-            beside = {"y": y, "lengths": lengths, "states": states}
-            beside |= {"sample_weight": sample_weight, "gaps": gaps}
-            return self._fit_chunks(X, beside, callback)
+        ranks = ranks_of(process_group)
+        if ranks is not None or isinstance(X, Chunks):
+            beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
+            if isinstance(X, Chunks):
+                beside |= {"y": y, "lengths": lengths}
+                return self._fit_chunks(X, beside, callback, ranks)
+            chunks = Chunks(lambda: [sequences_of(X, lengths, y)], continues=False)
+            return self._fit_chunks(chunks, beside, callback, ranks)
         settings = validation.read_settings(self)
         fresh = type(self)(**self.get_params(deep=False))
         data, sizes = validation.check_data(fresh, X, lengths, y, reset=True)
@@ -329,7 +342,7 @@ class RegimeModel(ReportedModel):
             )
             fresh._set_fitted(fitted, spec)
             hmm = fresh._hmm()._replace(annotations=annotations)
-            fresh._running = updating.statistics_of_fit(hmm, settings, data, filled, sizes)
+            fresh._running = updating.statistics_of_fit(hmm, settings, X, data, filled, sizes)
         fresh._set_counts(data, sizes, annotations)
         fresh.periods_per_year_ = periods_by_dates(X)
         of_data = []
@@ -352,13 +365,15 @@ class RegimeModel(ReportedModel):
         chunks: Chunks,
         beside: dict[str, Any],
         callback: Callable[[int, float], None] | None,
+        ranks: Ranks | None,
     ) -> RegimeModel:
         """Fit to data in chunks; :meth:`partial_fit` cannot update such a model."""
         for name, value in beside.items():
             if value is not None:
-                raise ValueError(f"expected {name}=None where X is Chunks, got {shown(value)}")
+                where = "X is Chunks" if ranks is None else "ranks have parts of the data"
+                raise ValueError(f"expected {name}=None where {where}, got {shown(value)}")
         fresh = type(self)(**self.get_params(deep=False))
-        found = fit_chunks(fresh, chunks, callback)
+        found = fit_chunks(fresh, chunks, callback, ranks)
         survey = found.survey
         fresh._set_fitted(found.fitted, found.spec)
         fresh.n_samples_fit_ = survey.num_rows - survey.num_empty
@@ -414,14 +429,15 @@ class RegimeModel(ReportedModel):
             is the plain average of all rows. It may differ between calls, and a fit ignores it.
         :return: the updated model, ``self``.
         :raises ValueError: if an argument or a parameter of the model is not valid, if the model
-            has no running averages or other settings than in its fit, or if the rows have
-            probability zero. The model then stays as it was.
+            has no running averages or other settings than in its fit, if X continues rows of later
+            dates, or if the rows have probability zero. The model then stays as it was.
         """
         updating.check_settings(self)
         half_life = updating.read_half_life(half_life)
         if not hasattr(self, "initial_probs_"):
             updating.check_first(continues)
-            return self.fit(X, y, lengths=lengths)
+            with alone():  # updates are of the data of one process
+                return self.fit(X, y, lengths=lengths)
         changed, problem = updating.update_model(self, X, y, lengths, continues, half_life)
         if problem is not None:
             warnings.warn(problem, stacklevel=2)

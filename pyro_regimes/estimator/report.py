@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 import numpy as np
 
+from pyro_regimes.estimator.changes import are_changes
 from pyro_regimes.estimator.parameters import Array, Emission, Moments
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.reading.packages import require
@@ -44,12 +45,15 @@ class Summary(NamedTuple):
     share_of_time: Array  #: ``(K,)``, the mean smoothed probability over the training data
     transition_matrix: Array  #: ``(K, K)``, (old, new)
     title: str
-    notes: list[str]  #: on missing values, and on regimes that hold very few observations
+    notes: list[str]  #: on missing values, the starts, and regimes that may be none
     is_annualised: bool = True  #: else mean and volatility are those of one step
     parameters: Mapping[str, Array] = {}  #: others, by name: ``(K,)`` or ``(K, D)``
 
     def __str__(self) -> str:
         return self.to_string()
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_string(self, width: int = 80) -> str:
         """The table as text.
@@ -160,16 +164,16 @@ def summarise(
     spec: Spec,
     emission: Emission,
     transition_matrix: Array,
+    expected_duration: Array,
     share_of_time: Array,
     periods_per_year: float,
     title: str,
     notes: list[str],
 ) -> Summary:
-    """Annualise the parameters and collect them in a summary."""
-    with np.errstate(divide="ignore"):
-        expected_duration = 1 / np.maximum(1 - np.diagonal(transition_matrix), 0)
+    """Collect the parameters in a summary, annualised if they are those of changes."""
     moments = spec.moments(emission)
-    periods = periods_per_year if spec.of_changes else 1.0
+    of_changes = are_changes(spec, emission)
+    periods = periods_per_year if of_changes else 1.0
     return Summary(
         list(regime_names),
         list(series_names),
@@ -181,7 +185,7 @@ def summarise(
         transition_matrix,
         title,
         notes,
-        spec.of_changes,
+        of_changes,
         spec.described(emission),
     )
 

@@ -152,7 +152,9 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
             unit,
             prices,
             self._periods_per_year(),
-            None if level is None else self.conf_int(X, level=level, states=states, gaps=gaps),
+            None
+            if level is None
+            else self.conf_int(X, level=level, states=states, gaps=gaps).to_frame(),
             level,
             self.residuals(X, start=start, after=after, gaps=gaps),
             selection,

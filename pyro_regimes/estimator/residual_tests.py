@@ -44,6 +44,9 @@ class ResidualTests(NamedTuple):
     def __str__(self) -> str:
         return titled_table(*self._table())
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         return titled_html_table(*self._table())
 

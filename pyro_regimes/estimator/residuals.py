@@ -52,6 +52,10 @@ class Residuals(NamedTuple):
     lengths: list[int]  #: the number of rows of each sequence
     dates: Any = None  #: of the rows, for plots; None numbers them
 
+    def __repr__(self) -> str:
+        rows, series = self.values.shape
+        return f"<Residuals: {rows} rows of {series} series, kind={self.kind!r}, by={self.by!r}>"
+
     @property
     def is_discrete(self) -> npt.NDArray[np.bool_]:
         """Which series have segments, ``(D,)``."""

@@ -18,7 +18,7 @@ it counts, :math:`\xi(i, j) = f_i A_{ij} \gamma_1(j) / p_j`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class Running(NamedTuple):
     #: filtered probabilities at the last row, ``(K,)``; None if the last rows were of several
     #: sequences, none of which another block continues
     last: Array | None
+    date: Any | None = None  #: of the last row, if it has one
 
 
 class Updated(NamedTuple):

@@ -106,6 +106,9 @@ class Selection(NamedTuple):
     def __str__(self) -> str:
         return self.to_string()
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def to_string(self, width: int = 80) -> str:
         """The table as text.
 

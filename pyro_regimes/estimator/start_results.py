@@ -93,6 +93,9 @@ class StartResults(NamedTuple):
     def __str__(self) -> str:
         return titled_table(*self._table())
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         return titled_html_table(*self._table())
 

@@ -14,7 +14,7 @@ from pyro_regimes.estimator import problems, validation
 from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.convergence import Flags
 from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes, units_and_floor
-from pyro_regimes.estimator.inputs import as_tables
+from pyro_regimes.estimator.inputs import chunk_tables
 from pyro_regimes.estimator.naming import Order, reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.pyro_model import (
@@ -27,9 +27,10 @@ from pyro_regimes.estimator.pyro_model import (
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.stickiness import log_normaliser, log_prior, sticky_guide
-from pyro_regimes.estimator.survey import Survey
+from pyro_regimes.estimator.survey import Survey, survey_of_all
 from pyro_regimes.estimator.units import Units
 from pyro_regimes.estimator.validation import Settings
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
@@ -44,7 +45,10 @@ class Streamed(NamedTuple):
 
 
 def fit_chunks(
-    model: BaseEstimator, chunks: Chunks, callback: Callable[[int, float], None] | None
+    model: BaseEstimator,
+    chunks: Chunks,
+    callback: Callable[[int, float], None] | None,
+    ranks: Ranks | None = None,
 ) -> Streamed:
     """Fit regimes to data in chunks, with the memory of two of them.
 
@@ -52,11 +56,12 @@ def fit_chunks(
 
     :param model: with the settings; it gets the number and the names of the columns.
     :param callback: called after each iteration on all rows, with its number and log-likelihood.
+    :param ranks: each of which has chunks of its own.
     :raises ValueError: if a setting does not allow chunks, or the data are not valid.
     """
     settings = validation.read_settings(model)
     _check_settings(settings)
-    survey = Survey(model, chunks, settings.given.values)
+    survey = survey_of_all(lambda: Survey(model, chunks, settings.given.values), ranks)
     if survey.names is not None:
         model.feature_names_in_ = survey.names
     data, sizes = survey.sample()
@@ -64,12 +69,14 @@ def fit_chunks(
     spec = survey.spec(filled)
     given, doubt = validation.check_fittable(model, data, filled, spec, settings.given)
     settings = settings._replace(given=given)
-    rng = validation.random_state(model.random_state)
+    rng = _same_on_all(validation.random_state(model.random_state), ranks)
     with plain_torch(settings.device):
         start = fit_regimes(
             data, filled, sizes, spec, settings._replace(regularization=0.0), rng, None
         )
-        fit = _Fit(chunks, survey, spec, settings, *units_and_floor(filled, spec, settings))
+        if ranks is not None:  # processors may round differently
+            start = ranks.objects(start)[0]
+        fit = _Fit(chunks, survey, spec, settings, ranks, *units_and_floor(filled, spec, settings))
         least = spec.collapsed_variance(fit.units.scale(filled), settings.dtype)
         fitted = fit.run(start, least, callback)
     doubts = [] if doubt is None else [doubt]
@@ -78,6 +85,17 @@ def fit_chunks(
         names = None if survey.names is None else list(survey.names)
         doubts = problems.of_data(data, sizes, names, rows_of) + doubts
     return Streamed(fitted, spec, survey, doubts)
+
+
+def _same_on_all(rng: np.random.RandomState, ranks: Ranks | None) -> np.random.RandomState:
+    """The random numbers of the first rank."""
+    if ranks is None:
+        return rng
+    state = ranks.objects(rng.get_state())[0]
+    if not ranks.is_first:
+        rng = np.random.RandomState(0)
+        rng.set_state(state)
+    return rng
 
 
 def _check_settings(settings: Settings) -> None:
@@ -100,6 +118,7 @@ class _Fit(NamedTuple):
     survey: Survey
     spec: Spec
     settings: Settings
+    ranks: Ranks | None  #: each of which has chunks of its own
     units: Units
     min_eigenvalue: float  #: the floor in these units
 
@@ -117,7 +136,7 @@ class _Fit(NamedTuple):
         offset = self._log_jacobian() + log_normaliser(at.transition_matrix, settings.stickiness)
 
         def report(step: int, loss: float) -> None:
-            if settings.verbose:
+            if settings.verbose and (self.ranks is None or self.ranks.is_first):
                 print(f"step {step}: log-likelihood {-loss - offset:.4f}")
             if callback is not None:
                 callback(step, -loss - offset)
@@ -144,6 +163,7 @@ class _Fit(NamedTuple):
             tol=settings.tol,
             callback=report,
             acceleration=settings.acceleration,
+            process_group=None if self.ranks is None else self.ranks.group,
         )
         found = from_arguments({**held, **em.values()}, at, spec)
         if settings.initial == "stationary":
@@ -212,10 +232,12 @@ class _Fit(NamedTuple):
         """The log-likelihood of all rows, and the share of time of each regime."""
         scaled = parameters._replace(emission=self.spec.scale(parameters.emission, self.units))
         em = FitEM(pyro_model(self._arguments(scaled), self.spec))
-        state = em.expect_chunks(self._scaled())
+        state = em.expect_chunks(self._scaled(), self.ranks)
         ((_, site),) = state.expected.items()
         counts = site.statistics(frozenset()).chain
         entered = counts.transitions.sum(-2).reshape(-1) + counts.initial.reshape(-1)
+        if self.ranks is not None:
+            (entered,) = self.ranks.add([entered])
         share = (entered / entered.sum()).numpy()
         return -float(state.losses.sum()) - self._log_jacobian(), share
 
@@ -239,16 +261,16 @@ class _Fit(NamedTuple):
             for chunk in self.chunks:
                 if is_empty(chunk):
                     continue
-                arrays = [np.asarray(each, np.float64) for each in as_tables(chunk)[0]]
+                arrays = [np.asarray(each, np.float64) for each in chunk_tables(chunk)]
                 whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                 sizes = [len(each) for each in arrays]
                 num_rows += len(whole)
                 yield pack(self.units.scale(whole), sizes, **self._where)
-            if num_rows != self.survey.num_rows:
+            if num_rows != self.survey.num_own_rows:
                 raise ValueError(
                     f"expected the same chunks in every pass, got {num_rows} rows in one after "
-                    f"{self.survey.num_rows} in the first: the source must be one that can be read "
-                    "again"
+                    f"{self.survey.num_own_rows} in the first: the source must be one that can be "
+                    "read again"
                 )
 
         return Chunks(read, continues=self.chunks.continues)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from sklearn.base import BaseEstimator
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.emissions.checks import Names
-from pyro_regimes.estimator.inputs import ChunkDates
+from pyro_regimes.estimator.inputs import ChunkDates, chunk_tables
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import Spec
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
 #: Rows of the sample: of more rows it is every second, fourth, ... block of them.
@@ -52,7 +53,7 @@ class Survey:
         self.names: Names | None = None
         self._spec: Spec | None = None  # of any data in these columns
         self._most_values = np.empty((0, 0))  # of each column
-        dates = ChunkDates(chunks.continues)
+        dates = ChunkDates(chunks)
         for number, chunk in enumerate(chunks, 1):
             try:
                 for table in tables(model, chunk, chunks.continues, self._spec is None):
@@ -64,9 +65,53 @@ class Survey:
         if self._spec is None:
             raise ValueError("expected chunks with at least one row, got none")
         self._end()
+        self.num_own_rows: int = self.num_rows  #: without those of other ranks
         if chunks.continues:
             self.num_sequences = 1
         self.periods_per_year: float = dates.periods_per_year
+
+    def join(self, ranks: Ranks) -> None:
+        """Take what other ranks have seen as seen here, in the order of the ranks.
+
+        :raises ValueError: if they have other columns, or other kinds of chunks.
+        """
+        names = None if self.names is None else list(self.names)
+        described = {
+            "the number of columns of X": repr(self._most_values.shape[1]),
+            "the list of column names of X": repr(names),
+            "continues of the chunks": repr(self._continues),
+        }
+        ranks.check_same(described, "give every rank rows of the same columns")
+        rows = ranks.objects(self.num_rows)
+        begins = sum(rows[: ranks.rank])
+        self._blocks = [(begins + first, block) for first, block in self._sample_over(ranks)]
+        parts = ranks.objects(
+            (
+                self._blocks,
+                self.num_sequences,
+                self.num_empty,
+                self.num_missing,
+                self.training_start,
+                self._most_values,
+                self.periods_per_year,
+            )
+        )
+        blocks, sequences, empty, gone, first_rows, most, periods = zip(*parts, strict=True)
+        self._blocks = [block for own in blocks for block in own]
+        self.num_rows, self.num_empty = sum(rows), sum(empty)
+        self.num_sequences = 1 if self._continues else sum(sequences)
+        self.num_missing = np.sum(gone, 0)
+        self.training_start = np.concatenate(first_rows)[:NUM_ROWS]
+        self._most_values = np.fmax.reduce(most)
+        self.periods_per_year = periods[0]
+
+    def _sample_over(self, ranks: Ranks) -> list[tuple[int, Array]]:
+        """The blocks of this rank in a sample that is as dense on every rank."""
+        every = max(ranks.objects(self._every))
+        own = [block for block in self._blocks if block[0] // _BLOCK % every == 0]
+        counts = ranks.objects(len(own))
+        step = -(-sum(counts) // self._most)
+        return own[-sum(counts[: ranks.rank]) % step :: step]
 
     def spec(self, filled: Array) -> Spec:
         """The object for all rows.
@@ -135,6 +180,27 @@ class Survey:
             self._blocks, self._every = self._blocks[::2], 2 * self._every
 
 
+def survey_of_all(make: Callable[[], Survey], ranks: Ranks | None) -> Survey:
+    """The survey of the rows of all ranks.
+
+    :param make: makes that of the rows of this one.
+    :raises ValueError: on every rank, if the data of one are not valid.
+    """
+    if ranks is None:
+        return make()
+    found, why = None, None
+    try:
+        found = make()
+    except ValueError as error:
+        why = str(error)
+    for rank, each in enumerate(ranks.objects(why)):
+        if each is not None:
+            raise ValueError(f"rank {rank}: {each}")
+    assert found is not None
+    found.join(ranks)
+    return found
+
+
 def tables(model: BaseEstimator, chunk: Any, continues: bool, reset: bool) -> Iterator[Array]:
     """The tables of one chunk, validated.
 
@@ -143,7 +209,8 @@ def tables(model: BaseEstimator, chunk: Any, continues: bool, reset: bool) -> It
     """
     if is_empty(chunk):
         return
-    data, sizes = validation.check_data(model, chunk, None, reset=reset)
+    found = chunk_tables(chunk)
+    data, sizes = validation.check_data(model, found, None, reset=reset)
     if continues and len(sizes) > 1:
         raise ValueError(
             "expected one table, as chunks are pieces of one sequence, got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from pyro_regimes.estimator import intervals, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitted_model import FittedModel
+from pyro_regimes.estimator.interval_table import ConfidenceIntervals
+from pyro_regimes.estimator.missing import check_columns
 from pyro_regimes.estimator.parameter_errors import (
     Held,
     ParameterErrors,
@@ -21,9 +23,6 @@ from pyro_regimes.estimator.parameter_errors import (
 )
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.quantities import Quantities
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class UncertainModel(FittedModel):
@@ -80,7 +79,7 @@ class UncertainModel(FittedModel):
         gaps: Any = None,
         n_bootstrap: int = 200,
         random_state: int | np.random.RandomState | None = None,
-    ) -> pd.DataFrame:
+    ) -> ConfidenceIntervals:
         r"""Confidence intervals of the parameters, and of what :meth:`summary` derives from them.
 
         The rows are the emission's own parameters, initial and transition probabilities, stationary
@@ -104,9 +103,8 @@ class UncertainModel(FittedModel):
         :param gaps: as in :meth:`fit`.
         :param n_bootstrap: number of data sets, at least 2.
         :param random_state: seed of the draws; None uses that of the model.
-        :return: a DataFrame with the columns "estimate", "standard error", "lower" and "upper", by
-            property, series and regime.
-        :raises ImportError: if pandas is not installed (it is part of the ``app`` extra).
+        :return: a :class:`.ConfidenceIntervals`. ``print`` shows it as a table, and so does a
+            notebook; its ``to_frame()`` is a DataFrame.
         :raises ValueError: if an argument is not valid, the method cannot be used, or the model is
             not fitted.
         """
@@ -121,8 +119,9 @@ class UncertainModel(FittedModel):
         if method != "bootstrap":
             errors = parameter_errors(hmm, self._held(), data, sizes, method)
             intervals.warn_of(errors)
-            return intervals.asymptotic(errors, quantities, level)
+            return intervals.asymptotic(errors, quantities, level, method)
         num_sets = validation.integer("n_bootstrap", n_bootstrap, 2)
+        check_columns(data, names)
         rng = validation.random_state(self.random_state if random_state is None else random_state)
         settings = validation.read_settings(self)
         held = self._held()

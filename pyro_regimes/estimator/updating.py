@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from pyro_regimes.estimator import missing, validation
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.fitting import units_and_floor
+from pyro_regimes.estimator.inputs import as_tables, date_index, last_date
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.running_means import Running, Updated, begin, update
 from pyro_regimes.estimator.units import Units
@@ -115,11 +116,25 @@ def _floor(units: Units, min_eigenvalue: float) -> float:
     return min_eigenvalue / float(units.unit[0]) ** 2
 
 
+def _date(X: Any, before: Any | None) -> Any | None:
+    """The date of the last row of X; None if it has none, or X is several tables.
+
+    :param before: that of the row before the first; None if it is not known.
+    :raises ValueError: if the rows do not follow it.
+    """
+    tables, _ = as_tables(X)
+    index = date_index(tables[0]) if len(tables) == 1 else None
+    if index is None:
+        return None
+    return last_date(index, before, "the call before", ", or set continues=False")
+
+
 def statistics_of_fit(
-    hmm: FittedHMM, settings: Settings, data: Array, filled: Array, sizes: list[int]
+    hmm: FittedHMM, settings: Settings, X: Any, data: Array, filled: Array, sizes: list[int]
 ) -> Running | None:
     """The averages that further rows update; None if the fit does not allow updates.
 
+    :param X: the data as the user gave them.
     :param filled: the data without missing entries of :func:`.missing.filled`.
     """
     is_served = settings.inference == "em" and not settings.stickiness and not settings.given.fixed
@@ -127,7 +142,7 @@ def statistics_of_fit(
         return None
     units, _ = units_and_floor(filled, hmm.spec, settings)
     least = hmm.spec.collapsed_variance(units.scale(filled), torch.float64)
-    return begin(hmm, units, least, data, sizes)
+    return begin(hmm, units, least, data, sizes)._replace(date=_date(X, None))
 
 
 def update_model(
@@ -144,17 +159,12 @@ def update_model(
 
     :raises ValueError: if an argument or a setting is not valid, or the block has probability zero.
     """
-    running: Running | None = vars(model).get("_running")
-    if running is None:
-        raise ValueError(
-            "expected a model with running averages of its rows, got one of load or "
-            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
-            "states, weights or gaps; fit all rows, or keep a model by pickle, which has them"
-        )
+    running = _averages_of(model)
     _check_same_settings(model)
     settings, hmm = validation.read_settings(model), model._hmm()
     data, sizes = validation.check_data(model, X, lengths, y)
     goes_on = _continues(continues, running, sizes)
+    date = _date(X, running.date if goes_on else None)
     first_probs = _next_probs(running, hmm) if goes_on else None
     hmm.spec.check_support(data, getattr(model, "feature_names_in_", None))
     log_likelihood = hmm._replace(first_probs=first_probs).log_likelihood(data, sizes)
@@ -187,9 +197,22 @@ def update_model(
         "n_missing_rows_": model.n_missing_rows_ + int((~observed).sum()),
         "training_start_": model.training_start_ if goes_on else None,
         "n_updates_": model.n_updates_ + 1,
-        "_running": new.running,
+        "_running": new.running._replace(date=date),
     }
     return changed, _problem(new, model.regime_names_)
+
+
+def _averages_of(model: BaseEstimator) -> Running:
+    """:raises ValueError: if the model has none."""
+    running: Running | None = vars(model).get("_running")
+    if running is None:
+        raise ValueError(
+            "expected a model with running averages of its rows, got one of load or "
+            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
+            "states, weights or gaps; fit all rows by fit, or keep a model, with its averages, by "
+            "pickle"
+        )
+    return running
 
 
 def _next_probs(running: Running, hmm: FittedHMM) -> Array:

@@ -17,7 +17,11 @@ from sklearn.utils.validation import validate_data
 from pyro_regimes.estimator import missing
 from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
 from pyro_regimes.estimator.given import Given, for_series, read_given
-from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, lengths_given
+from pyro_regimes.estimator.inputs import (
+    as_tables,
+    check_are_numbers,
+)
+from pyro_regimes.estimator.lengths import checked_lengths, lengths_given
 from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Earlier, Reference
 from pyro_regimes.estimator.parameters import Array
@@ -295,16 +299,7 @@ def check_data(
     lengths = lengths_given(y, lengths, len(data))
     if lengths is None:
         return data, [len(data)]
-    given = np.asarray(lengths)
-    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu" or given.min() < 1:
-        came = shown(lengths)
-        raise ValueError(f"expected lengths to be a list of positive integers, got {came}")
-    sizes: list[int] = given.tolist()  # whose sum cannot wrap around
-    if sum(sizes) != len(data):
-        raise ValueError(
-            f"expected lengths to sum to the {len(data)} rows of X, got a sum of {sum(sizes)}"
-        )
-    return data, sizes
+    return data, checked_lengths(lengths, len(data))
 
 
 def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:

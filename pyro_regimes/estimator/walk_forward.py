@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_regimes.estimator.windows import Integers, Refit, Window, fit_windows
 from pyro_regimes.messages import shown
 
 _PERIODS = {"month": 1, "quarter": 3, "year": 12}  # in months
+_MOST_TEXTS = 3  # that a warning has
 
 
 def walk_forward(
@@ -214,16 +216,25 @@ def _walk(data: Array, refits: list[Refit], horizon: int) -> Walk:
 
 
 def _warn(refits: list[Refit]) -> None:
-    """One warning for all refits."""
+    """One warning for all refits, with each of the most frequent texts once."""
     failed = [refit for refit in refits if refit.model is None]
     doubtful = [refit for refit in refits if refit.problems]
     if not doubtful:
         return
-    shown_first = (failed or doubtful)[0]
+    first: dict[str, Refit] = {}  # with each text
+    counts: Counter[str] = Counter()
+    for refit in failed or doubtful:
+        counts.update(dict.fromkeys(refit.problems, 1))
+        for problem in refit.problems:
+            first.setdefault(problem, refit)
+    listed = " ".join(
+        f"{count} refit{'s' * (count > 1)}, {'the first ' * (count > 1)}of "
+        f"{first[text].window.end - first[text].window.first} rows: {text}"
+        for text, count in counts.most_common(_MOST_TEXTS)
+    )
     what = "failed, and the parameters before them stay" if failed else "have warnings"
     warnings.warn(
         f"{len(failed or doubtful)} of {len(refits)} refits {what}; refits.warnings has the texts. "
-        f"The first is of {shown_first.window.end - shown_first.window.first} rows: "
-        f"{shown_first.problems[0]}",
+        f"{listed}",
         stacklevel=levels_to_the_caller(),
     )

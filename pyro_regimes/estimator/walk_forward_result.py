@@ -20,6 +20,7 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive import Mixture
 from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.walk import Walk
 from pyro_regimes.estimator.windows import Integers, Refit
 from pyro_regimes.reading.packages import require
@@ -43,6 +44,10 @@ class WalkForward(NamedTuple):
     data: Array  #: the rows themselves, ``(n, D)``
     walk: Walk  #: all numbers as arrays
     fits: list[Refit]  #: in order of time
+
+    def __repr__(self) -> str:
+        size = f"{len(self.index)} rows from {self.index[0]} to {self.index[-1]}"
+        return f"<WalkForward: {size}, {len(self.fits)} refits, horizon {self.horizon}>"
 
     @property
     def models(self) -> list[RegimeModel | None]:
@@ -98,11 +103,11 @@ class WalkForward(NamedTuple):
             return pandas.Series(hits.sum(0) / counts.sum(0), self.series_names, name="hit rate")
 
     def quantiles(
-        self, levels: Iterable[float], *, weights: npt.ArrayLike | None = None
+        self, levels: float | Iterable[float], *, weights: npt.ArrayLike | None = None
     ) -> pd.DataFrame:
         """The quantiles of the forecasts of each row, which were made ``horizon`` rows before it.
 
-        :param levels: probabilities between 0 and 1.
+        :param levels: probabilities between 0 and 1; or one.
         :param weights: of the series in a sum, ``(D,)``, as in :class:`.Forecast`, which is one
             "weighted sum" in place of the series; None is each series.
         :return: with a column for each level and series; the first ``horizon`` rows are NaN.
@@ -116,13 +121,16 @@ class WalkForward(NamedTuple):
         return self._frame(np.concatenate(list(self._quantiles(listed, given)), axis=1), names)
 
     def value_at_risk(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """The losses that are exceeded with these probabilities; a positive number is a loss.
 
         As :meth:`.Forecast.value_at_risk` of each row, made ``horizon`` rows before it.
 
-        :param levels: probabilities of the tail, between 0 and 0.5.
+        :param levels: probabilities of the tail, between 0 and 0.5; or one.
         :param weights: as in :meth:`quantiles`.
         :return: as :meth:`quantiles`.
         :raises ValueError: if a level is not between 0 and 0.5, a weight is not valid, or the
@@ -132,7 +140,10 @@ class WalkForward(NamedTuple):
         return -self.quantiles(read_levels(levels, 0.5), weights=weights)
 
     def exceedances(
-        self, levels: Iterable[float] = (0.01, 0.05), *, weights: npt.ArrayLike | None = None
+        self,
+        levels: float | Iterable[float] = (0.01, 0.05),
+        *,
+        weights: npt.ArrayLike | None = None,
     ) -> pd.DataFrame:
         """How often a loss exceeded the value at risk, and how likely that is if it is right.
 
@@ -217,7 +228,7 @@ class WalkForward(NamedTuple):
             self.regime_names,
             date_index(self.filtered_probs),
             ax=ax,
-            unit=unit or "unit of the data",
+            unit=unit,
             cumulative=last._fitted_spec().of_changes,
             kind="filtered",
         )
@@ -283,10 +294,20 @@ class WalkForward(NamedTuple):
         names = require("pandas", "a table").MultiIndex.from_product([values, self.series_names])
         return self._frame(np.concatenate(list(values.values()), axis=1), names)
 
-    def _check_returns(self, method: str, weights: Any) -> None:
-        """:raises ValueError: if the emission is not one of returns, which have losses."""
+    @property
+    def has_losses(self) -> bool:
+        """Whether the emission is one of returns, which have losses."""
+        return self._spec().of_changes
+
+    def _spec(self) -> Spec:
+        """The emission."""
         model = self.fits[0].model
         assert model is not None
-        spec = model._fitted_spec()
-        if weights is None and not spec.of_changes:
-            raise ValueError(f"expected {method} of returns, got {spec.title}; use quantiles")
+        return model._fitted_spec()
+
+    def _check_returns(self, method: str, weights: Any) -> None:
+        """:raises ValueError: if the emission is not one of returns, which have losses."""
+        if weights is None and not self.has_losses:
+            raise ValueError(
+                f"expected {method} of returns, got {self._spec().title}; use quantiles"
+            )

@@ -160,3 +160,41 @@ def no_site_message(trace: Any) -> str:
             "vary in time (see docs/coming_from.md)"
         )
     return f"{start} sites {names}"
+
+
+def nan_message(label: str, value: Tensor) -> str:
+    """The message about an argument of a distribution that is NaN."""
+    where = value.isnan().nonzero()
+    return (
+        f"expected {label} to be numbers, got NaN in {len(where)} of {value.numel()} entries, "
+        f"first at {where[0].tolist()} of shape {tuple(value.shape)}: covariates may not be "
+        "missing, so leave these rows out or fill them in (NaN in observations alone is missing, "
+        'with missing="marginalise"), and parameters need starts within their constraints'
+    )
+
+
+def clearer_about_nan(error: ValueError) -> ValueError:
+    """Replace torch's error about an invalid argument of a distribution if that is NaN.
+
+    Torch prints the argument, in which NaN may be left out. It is a local of the frame that raised.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    known = {} if frame is None else frame.tb_frame.f_locals
+    value, name, whose = known.get("value"), known.get("param"), known.get("self")
+    if not (isinstance(value, Tensor) and isinstance(name, str) and "Expected param" in str(error)):
+        return error
+    if not bool(value.isnan().any()):
+        return error
+    return ValueError(nan_message(f"{name} of {type(whose).__name__}", value.detach()))
+
+
+def check_arguments(arguments: dict[str, Tensor]) -> None:
+    """Check that no argument of a site is NaN, where torch does not validate them.
+
+    :param arguments: by label.
+    """
+    for label, value in arguments.items():
+        if bool(value.detach().sum().isnan()) and bool(value.isnan().any()):
+            raise ValueError(nan_message(label, value.detach()))

@@ -23,6 +23,7 @@ from pyro_regimes.infer.trace_checks import (
     check_points,
     check_shapes,
     check_store,
+    clearer_about_nan,
     no_site_message,
 )
 
@@ -217,12 +218,18 @@ def trace_model(
 
     :raises ValueError: if the guide has a latent site without a point.
     """
-    if guide is None:
-        return poutine.trace(handed(model)).get_trace(*args, **kwargs), poutine.Trace()
-    placed: Any = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
-    check_points(placed)
-    replayed = poutine.replay(handed(model), trace=placed)
-    return poutine.trace(replayed).get_trace(*args, **kwargs), placed
+    try:
+        if guide is None:
+            return poutine.trace(handed(model)).get_trace(*args, **kwargs), poutine.Trace()
+        placed: Any = poutine.trace(handed(guide)).get_trace(*args, **kwargs)
+        check_points(placed)
+        replayed = poutine.replay(handed(model), trace=placed)
+        return poutine.trace(replayed).get_trace(*args, **kwargs), placed
+    except ValueError as error:
+        clearer = clearer_about_nan(error)
+        if clearer is error:
+            raise
+        raise clearer from error
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:

@@ -65,7 +65,7 @@ from pyro_regimes.kernels.transfers import begin as first_message
 from pyro_regimes.kernels.transfers import combine as combine_transfers
 from pyro_regimes.kernels.transfers import expectations as block_expectations
 from pyro_regimes.kernels.transfers import forwards as forward_message
-from pyro_regimes.kernels.transfers import look_ahead, transfer
+from pyro_regimes.kernels.transfers import look_ahead, outline, transfer
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
@@ -99,6 +99,7 @@ __all__ = [
     "logsumexp",
     "look_ahead",
     "min_duration_viterbi",
+    "outline",
     "posterior",
     "predict_probs",
     "promoted_dtype",

@@ -19,7 +19,9 @@ and :math:`\xi(i, j) = e^{\alpha(i) + A_{ij} - \pi_j} \gamma_s(j)` for the trans
 **Rows that forget.** If all rows of M are proportional, :math:`e^{M(i, j)} = u_i v_j`, the message
 from these rows and whatever follows them is :math:`\log u_i`, up to a constant. After some hundred
 or thousand rows most chains are so to the last bit. :func:`look_ahead` finds the least such number,
-so that a block needs only the first rows of the next one, and no transfer of all rows.
+so that a block needs only the first rows of the next one, and no transfer of all rows. In the same
+way the last rows alone decide the columns, :math:`v_j`. :func:`outline` is :math:`u_i v_j` where
+both are known, and the transfer elsewhere: the messages that pass a block need no constant.
 
 Everything is float64, whatever the dtype of the logits.
 """
@@ -135,6 +137,42 @@ def look_ahead(transition_logits: Tensor, observation_logits: Tensor) -> Ahead:
         if size >= num_rows:
             return Ahead(None, found)
         size *= _GROWTH
+
+
+def outline(
+    initial_logits: Tensor | None, transition_logits: Tensor, observation_logits: Tensor
+) -> Tensor:
+    """The transfer of a block up to a constant, from as few of its rows as decide it.
+
+    :param initial_logits: ``(..., K)`` of the first block, all rows of whose transfer are the
+        message after it; None for other blocks.
+    :param transition_logits: ``(..., 1, K, K)``.
+    :param observation_logits: ``(..., T, K)``.
+    :return: ``(..., K, K)``, the largest entry of which is 0.
+    """
+    last = _look_back(transition_logits, observation_logits)
+    if initial_logits is not None:
+        if last is None:
+            last = begin(initial_logits, transition_logits, observation_logits)
+        found = last.unsqueeze(-2).expand(last.shape[:-1] + 2 * last.shape[-1:])
+    else:
+        ahead = None if last is None else look_ahead(transition_logits, observation_logits)
+        if ahead is None or ahead.message is None or last is None:
+            found = transfer(transition_logits, observation_logits)
+        else:
+            found = ahead.message.unsqueeze(-1) + last.unsqueeze(-2)
+    return found - _peak(found.flatten(-2)).unsqueeze(-1)
+
+
+def _look_back(transition: Tensor, observation: Tensor) -> Tensor | None:
+    """The message after a block, ``(..., K)``, from its last rows; None if these do not do."""
+    num_rows, size = observation.shape[-2], _FIRST_ROWS
+    while size < num_rows:
+        found = transfer(transition, observation[..., num_rows - size :, :])
+        if _of_proportional(found) is not None:
+            return found.amax(-2)
+        size *= _GROWTH
+    return None
 
 
 def _of_proportional(block: Tensor) -> Tensor | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyro_regimes.messages import shown
-from pyro_regimes.reading.packages import require
+from pyro_regimes.reading.row_files import ArrayRows, ParquetRows
 
 #: The rows of a chunk by default: a few megabytes of a few columns.
 ROWS = 2**17
@@ -26,7 +26,8 @@ class Chunks:
         generator function. A chunk is an array or a tensor; for :meth:`.EM.run` also a tuple of
         the model's first arguments.
     :param continues: True if the chunks are consecutive pieces of one sequence, cut along time;
-        False if each chunk holds whole sequences. The fit is exact in both cases.
+        False if each chunk holds whole sequences. The fit is exact in both cases. In a
+        ``torch.distributed`` process group, the pieces of rank 1 follow those of rank 0, and so on.
     :raises ValueError: if the source can be read only once, or ``continues`` is no bool.
 
     >>> pieces = Chunks([[[0.1], [0.2]], [[0.3]]], continues=True)
@@ -79,6 +80,11 @@ class Chunks:
         found: list[str] | None = getattr(self._source, "columns", None)
         return found
 
+    @property
+    def dates(self) -> npt.NDArray[np.datetime64]:
+        """The dates of the first rows; none if they are not known without reading the chunks."""
+        return getattr(self._source, "dates", np.empty(0, "datetime64[s]"))
+
     def __repr__(self) -> str:
         return f"Chunks({_named(self._source)}, continues={self.continues})"
 
@@ -97,13 +103,13 @@ class Chunks:
         :param columns: the columns to read, in this order: names, or one name for chunks of one
             dimension. None is all columns of numbers, without the index of pandas.
         :param rows: the most rows of a chunk.
-        :param continues: as in the constructor.
+        :param continues: as in the constructor. The dates of an index must ascend then.
         :return: chunks ``(rows, D)`` of float64; null is NaN.
         :raises ValueError: if a column is not there or does not hold numbers, or ``rows`` is no
-            positive integer.
+            positive integer; and while reading, if dates do not ascend.
         :raises ImportError: if pyarrow is not installed.
         """
-        return cls(ParquetRows(path, columns, _check_rows(rows)), continues=continues)
+        return cls(ParquetRows(path, columns, _check_rows(rows), continues), continues=continues)
 
     @classmethod
     def npy(
@@ -125,117 +131,6 @@ def is_empty(chunk: Any) -> bool:
     if isinstance(chunk, (list, tuple, Mapping)):
         return not len(chunk)
     return hasattr(chunk, "shape") and tuple(chunk.shape[:1]) == (0,)
-
-
-class ArrayRows:
-    """The rows of a ``.npy`` file in pieces."""
-
-    def __init__(self, path: str | os.PathLike[str], rows: int) -> None:
-        self._path, self._rows = os.fspath(path), rows
-        self._open()
-
-    def _open(self) -> Any:
-        try:
-            found = np.load(self._path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(
-                f"{self._path}: expected a .npy file, got another or a broken one ({error}); write "
-                "an array of numbers by numpy.save"
-            ) from error
-        if not isinstance(found, np.ndarray) or found.ndim not in (1, 2):
-            what = "several arrays" if not isinstance(found, np.ndarray) else f"{found.ndim} dims"
-            raise ValueError(
-                f"expected {self._path} to hold one array of shape (T,) or (T, D), got {what}"
-            )
-        if found.dtype.kind not in "biuf":
-            raise ValueError(
-                f"{self._path}: expected an array of numbers, got one of {found.dtype}; convert "
-                "it by astype(float)"
-            )
-        return found
-
-    def __iter__(self) -> Iterator[Any]:
-        found = self._open()
-        for begin in range(0, len(found), self._rows):
-            yield np.array(found[begin : begin + self._rows], found.dtype.newbyteorder("="))
-
-
-class ParquetRows:
-    """The rows of columns of a Parquet file in pieces."""
-
-    def __init__(
-        self, path: str | os.PathLike[str], columns: str | Sequence[str] | None, rows: int
-    ) -> None:
-        self._path, self._rows = os.fspath(path), rows
-        self._is_one = isinstance(columns, str)
-        schema, types = self._open().schema_arrow, _pyarrow(self._path, "types")
-        are_numbers = (types.is_floating, types.is_integer, types.is_decimal)
-        numbers = [
-            name
-            for name, kind in zip(schema.names, schema.types, strict=True)
-            if any(is_number(kind) for is_number in are_numbers)
-        ]
-        if columns is None:
-            index = (schema.pandas_metadata or {}).get("index_columns", [])
-            columns = [name for name in numbers if name not in index]
-        self.columns = _read_names(columns)
-        self._check_once(schema.names)
-        others = [name for name in self.columns if name not in numbers]
-        if others or not self.columns:
-            came = shown(others[0]) if others else "none"
-            if others and others[0] in schema.names:
-                came += " of other values"
-            raise ValueError(
-                f"expected columns among the columns of numbers of {self._path}, "
-                f"{', '.join(map(repr, numbers))}, got {came}"
-            )
-
-    def _check_once(self, names: list[str]) -> None:
-        """:raises ValueError: if a column is chosen twice, or the file has two of its name."""
-        for name in self.columns:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"{self._path}: expected columns with a name of its own each, got {name!r} "
-                    "more than once; rename them, or choose others"
-                )
-            if self.columns.count(name) > 1:
-                raise ValueError(f"expected each column once, got {name!r} twice in columns")
-
-    def _open(self) -> Any:
-        try:
-            # Else pyarrow keeps all that it has read of the file until the last row.
-            return _pyarrow(self._path, "parquet").ParquetFile(self._path, pre_buffer=False)
-        except _pyarrow(self._path, "lib").ArrowInvalid as error:
-            raise ValueError(
-                f"{self._path}: expected a Parquet file, got another or a broken one ({error}); "
-                "write it again"
-            ) from error
-
-    def __iter__(self) -> Iterator[Any]:
-        with self._open() as file:
-            for batch in file.iter_batches(self._rows, columns=self.columns, use_threads=False):
-                yield self._read(batch)
-
-    def _read(self, batch: Any) -> Any:
-        """A batch as float64; null is NaN."""
-        cast = [batch.column(name).cast("float64", safe=False) for name in self.columns]
-        columns = [np.asarray(each.to_numpy(zero_copy_only=False)) for each in cast]
-        return columns[0].copy() if self._is_one else np.stack(columns, 1)
-
-
-def _pyarrow(path: str, module: str) -> Any:
-    require("pyarrow", f"{path}: reading .parquet")
-    return importlib.import_module(f"pyarrow.{module}")
-
-
-def _read_names(columns: Any) -> list[str]:
-    """:raises ValueError: if columns are not one name, or several."""
-    if isinstance(columns, str):
-        return [columns]
-    listed: list[Any] = list(columns) if isinstance(columns, Iterable) else [None]
-    if isinstance(columns, bytes) or not all(isinstance(name, str) for name in listed):
-        raise ValueError(f"expected columns to be names, got {shown(columns)}")
-    return listed
 
 
 def _why_no_source(source: Any) -> str | None:

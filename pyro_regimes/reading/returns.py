@@ -40,6 +40,11 @@ class Returns:
     time_zone: str | None = None
     prices: npt.NDArray[np.float64] | None = None
 
+    def __repr__(self) -> str:
+        rows, series = self.values.shape
+        span = f", {self.dates[0]} to {self.dates[-1]}" if rows else ""
+        return f"<Returns: {rows} rows of {series} series{span}, frequency={self.frequency!r}>"
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.values, self.dates, self.names))
 

@@ -59,6 +59,19 @@ def test_compare_with_some_methods(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
 
 
+@pytest.mark.slow
+def test_compare_of_heavy_tails(tmp_path):
+    chosen = ["--emission", "student_t", "--svi-steps", "5", "--learning-rate", "0.05"]
+    done = run("compare", *SMALL, *chosen, "--out", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("EM, SQUAREM", "DecayingAdam(0.05)", "L-BFGS", "emission student_t"):
+        assert word in done.stdout
+    assert "Comparing 5 methods" in done.stderr and "Auto" not in done.stdout
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["comparison.png"]
+    done = run("compare", *SMALL, *chosen, "--nuts", "--out", tmp_path / "d", cwd=tmp_path)
+    assert done.returncode != 0 and "have no priors here" in " ".join(done.stderr.split())
+
+
 def test_a_bar_waits_for_compilers_and_is_full_at_the_end(monkeypatch):
     """EM ends when it has converged, long before the largest number of steps."""
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, markup=False)

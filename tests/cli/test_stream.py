@@ -45,6 +45,21 @@ def test_columns(tmp_path, monkeypatch, capsys):
     assert list(RegimeModel.load("out/model.json").feature_names_in_) == ["y"]
 
 
+def test_a_year_has_rows_by_the_index(tmp_path, monkeypatch, capsys):
+    frame = write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    frame.index = pd.date_range("1200-01-31", periods=len(frame), freq="ME", unit="s")
+    frame.to_parquet("monthly.PARQUET")
+    given = ["--stream", *FIT, "--out", "out"]
+    told = call(capsys, monkeypatch, "fit", "monthly.PARQUET", *given)[1]
+    assert "the rows are monthly: 12 periods a year (--periods-per-year)" in told
+    assert RegimeModel.load("out/model.json").periods_per_year_ == 12
+    told = call(capsys, monkeypatch, "fit", "big.parquet", *given)[1]
+    assert "252 periods a year (--periods-per-year)" in told
+    told = call(capsys, monkeypatch, "fit", "big.parquet", *given, "--periods-per-year", "9")[1]
+    assert "periods a year" not in told
+
+
 def test_what_is_refused(tmp_path, monkeypatch, capsys):
     write(tmp_path)
     (tmp_path / "big.csv").write_text("x\n1\n")

@@ -195,6 +195,57 @@ def test_counts():
     assert em.log_likelihood == pytest.approx(model.score(x[:240]), rel=1e-6)
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_heavy_tails(covariance_type):
+    """All methods start at the same point, and EM and L-BFGS end at the same maximum."""
+    wild = np.arange(300)[:, None] % 60 < 30
+    x = seeds.rng(1).standard_t(4.0, (300, 2)) * np.where(wild, 4.0, 1.0)
+    x[9, 1] = np.nan
+    found = compare_on_returns(
+        x, n_regimes=2, emission="student_t", covariance_type=covariance_type, svi_steps=150,
+        learning_rates=[0.05], tol=1e-7,
+    )  # fmt: skip
+    assert [run.method for run in found.runs] == [
+        "EM", "EM, SQUAREM", "SVI, Adam(0.05)", "SVI, DecayingAdam(0.05)", "L-BFGS",
+    ]  # fmt: skip
+    em, squarem, adam, decaying, lbfgs = found.runs
+    for run in found.runs:
+        assert run.values[0] == pytest.approx(em.values[0], rel=1e-9), run.method
+    assert squarem.log_likelihood == pytest.approx(em.log_likelihood, abs=1e-3)
+    assert lbfgs.log_likelihood == pytest.approx(em.log_likelihood, abs=0.05)
+    assert em.values[0] < adam.log_likelihood < em.log_likelihood + 0.05
+    assert em.values[0] < decaying.log_likelihood < em.log_likelihood + 0.05
+    model = RegimeModel(
+        2, emission="student_t", covariance_type=covariance_type, n_init=1, random_state=0
+    ).fit(x[:240])
+    assert em.log_likelihood == pytest.approx(model.log_likelihood_, abs=0.1)
+
+
+OTHERS = {
+    "gaussian_mixture": lambda rng: rng.standard_normal((90, 2)),
+    "negative_binomial": lambda rng: rng.negative_binomial(3, 0.3, (90, 2)).astype(float),
+    "gamma": lambda rng: rng.gamma(2.0, size=(90, 2)),
+    "lognormal": lambda rng: np.exp(rng.standard_normal((90, 2))),
+    "exponential": lambda rng: rng.exponential(size=(90, 2)),
+    "von_mises": lambda rng: rng.vonmises(0.0, 1.0, (90, 2)),
+    "categorical": lambda rng: rng.randint(3, size=(90, 2)).astype(float),
+    "bernoulli": lambda rng: rng.randint(2, size=(90, 2)).astype(float),
+}
+
+
+@pytest.mark.parametrize("emission", OTHERS)
+def test_other_emissions(emission):
+    """Each method raises the likelihood from the same start."""
+    found = compare_on_returns(
+        OTHERS[emission](seeds.rng(2)), n_regimes=2, emission=emission, em_steps=5, svi_steps=5,
+        learning_rates=[0.001],
+    )  # fmt: skip
+    assert len(found.runs) == 5
+    for run in found.runs:
+        assert run.values[0] == pytest.approx(found.runs[0].values[0], rel=1e-9), run.method
+        assert run.log_likelihood > run.values[0] and np.isfinite(run.held_out)
+
+
 def test_held_out_is_given_the_data_before_it():
     """Against the chain rule on a fit of one regime, where it is the plain Gaussian density."""
     run = compare_on_returns(RETURNS, n_regimes=1, methods=["EM"], em_steps=2).runs[0]
@@ -217,7 +268,8 @@ def test_seconds_to_the_best():
         ({"held_out": 0.0}, "expected held_out to lie between 0 and 1, got 0.0"),
         ({"covariance_type": "round"}, "covariance_type"),
         ({"n_regimes": 0}, "n_regimes"),
-        ({"emission": "student_t"}, "emission='gaussian' or 'poisson', .* got 'student_t'"),
+        ({"emission": "cauchy"}, "expected emission to be one of 'gaussian', .* got 'cauchy'"),
+        ({"emission": "student_t", "methods": ["EM", "NUTS"]}, "no priors here, got .'NUTS'."),
         ({"emission": "poisson"}, "expected X to hold counts, non-negative integers"),
         ({"emission": "poisson", "covariance_type": "diag"}, "covariance_type='full' where"),
         ({"n_regimes": 40}, "rows on either side"),

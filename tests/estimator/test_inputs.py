@@ -300,3 +300,19 @@ def test_columns_of_one_name_are_refused():
     message = "expected X with a name of its own for each column, got 'a' more than once; rename"
     with pytest.raises(ValueError, match=message):
         quick().fit(table)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.arange(100).astype("M8[D]"), "got dates of dtype datetime64.D.; leave them out"),
+        (np.arange(100).astype("m8[s]"), "got durations of dtype timedelta64.s."),
+        (pd.timedelta_range("1s", periods=100), "got 'x' with .*divide it by a unit of time"),
+        (pd.period_range("2020", periods=100, freq="D"), "got 'x' with '2020-01-01'; dates belong"),
+    ],
+    ids=["dates", "durations", "timedelta", "period"],
+)
+def test_times_are_no_numbers(values, message):
+    table = values[:, None] if isinstance(values, np.ndarray) else pd.DataFrame({"x": values})
+    with pytest.raises(ValueError, match=message):
+        RegimeModel(2).fit(table)

@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.base import clone
@@ -340,3 +341,21 @@ def test_a_regime_that_no_longer_varies_is_told():
         for _ in range(40):
             model.partial_fit(np.ones((100, 1)), half_life=5)
     assert np.isfinite(model.covariances_).all()
+
+
+def test_rows_that_continue_have_later_dates():
+    x = seeds.rng(7).normal(size=(120, 2)) * np.tile(np.repeat([1.0, 3.0], 20), 3)[:, None]
+    frame = pd.DataFrame(x, index=pd.date_range("2020-01-01", periods=120, tz="Asia/Tokyo"))
+    model = RegimeModel(2, n_init=2, random_state=0).fit(frame[:80])
+    for wrong in (frame[:80], frame[79:], frame[:80].tz_localize(None)):
+        with pytest.raises(ValueError, match="in the call before|kind of the call before"):
+            model.partial_fit(wrong)
+    assert model.n_updates_ == 0
+    again = pickle.loads(pickle.dumps(model)).partial_fit(frame[80:100])
+    with pytest.raises(ValueError, match="2020-04-09.* after 2020-04-09.*or set continues=False"):
+        again.partial_fit(frame[99:])
+    again.partial_fit(frame[100:])
+    again.partial_fit(frame[:80], continues=False)
+    again.partial_fit([frame[:10], frame[:10]])
+    again.partial_fit(x[:10])
+    assert again.n_updates_ == 5

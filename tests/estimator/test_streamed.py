@@ -257,6 +257,14 @@ def test_sequences_of_one_row():
     assert model.log_likelihood_ == pytest.approx(whole.log_likelihood_, rel=1e-8)
 
 
+def test_arrays_of_one_series():
+    x = shifted(400)[:, 0]
+    for continues in (True, False):
+        table = RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x[:, None], 2), continues=continues))
+        flat = RegimeModel(2, **SETTINGS).fit(Chunks(np.split(x, 2), continues=continues))
+        assert flat.log_likelihood_ == table.log_likelihood_ and flat.n_features_in_ == 1
+
+
 def test_other_methods_say_what_takes_chunks():
     x = data(200)
     model, chunks = RegimeModel(2, **SETTINGS).fit(x), Chunks([x], continues=True)

@@ -97,7 +97,7 @@ def test_intervals_of_every_emission(case):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = case.model(initial="stationary", tol=1e-8, max_iter=1000, n_init=2).fit(x)
-        table = model.conf_int(x)
+        table = model.conf_int(x).to_frame()
         errors = model.standard_errors(x)
     assert list(table.columns) == NUMBERS
     assert table.index.names == ["property", "of", "regime"]
@@ -133,7 +133,7 @@ def test_the_printed_standard_errors_of_the_federal_funds_model():
 def test_intervals_are_symmetric_on_their_scales():
     x = separated()
     model = fitted(x, initial="stationary")
-    table = model.conf_int(x, level=0.9)
+    table = model.conf_int(x, level=0.9).to_frame()
     z = 1.6448536269514722
     for kind, forward, slope in (
         ("means", lambda v: v, lambda v: 1.0),
@@ -180,9 +180,9 @@ def test_what_a_fit_holds_has_no_error():
     assert (errors.standard_errors["means"] == 0).all()
     assert (errors.standard_errors["initial_probs"] == 0).all()
     assert (errors.standard_errors["covariances"] > 0).all()
-    table = model.conf_int(x).loc["means"]
+    table = model.conf_int(x).to_frame().loc["means"]
     assert (table["lower"] == table["estimate"]).all() and (table["standard error"] == 0).all()
-    drawn = model.conf_int(x, method="bootstrap", n_bootstrap=5).loc["means"]
+    drawn = model.conf_int(x, method="bootstrap", n_bootstrap=5).to_frame().loc["means"]
     assert (drawn["lower"] == drawn["upper"]).all()
 
 
@@ -210,7 +210,7 @@ def test_a_first_regime_that_is_certain_is_named():
         "on a bound, without a standard error: initial_probs[0], initial_probs[1]"
     ]
     assert np.isnan(errors.standard_errors["initial_probs"]).all()
-    table = model.conf_int(x)
+    table = model.conf_int(x).to_frame()
     assert table.loc["initial probability"].drop(columns="estimate").isna().all().all()
     assert table.drop("initial probability", level="property").notna().all().all()
 
@@ -235,7 +235,7 @@ def test_gaps_are_missing_rows():
     model = fitted(long, initial="stationary")
     one, two = model.standard_errors(long), model.standard_errors(x, gaps=gaps)
     np.testing.assert_allclose(one.covariance, two.covariance, rtol=1e-6, atol=1e-12)
-    table = model.conf_int(x, gaps=gaps, method="bootstrap", n_bootstrap=20)
+    table = model.conf_int(x, gaps=gaps, method="bootstrap", n_bootstrap=20).to_frame()
     assert table.loc["means"].notna().all().all()
 
 
@@ -276,11 +276,36 @@ def test_a_prior_narrows_the_errors():
     assert (counts < plain).all()
 
 
+def test_all_intervals_are_printed_within_a_line_of_80_letters():
+    pandas = pytest.importorskip("pandas")
+    names = ["InfoTech", "Materials"]
+    frame = pandas.DataFrame(separated(200), columns=names)
+    found = fitted(frame, initial="stationary").conf_int(frame, level=0.9)
+    lines = str(found).splitlines()
+    assert max(map(len, lines)) <= 80 and "..." not in str(found)
+    assert lines[0] == "Confidence intervals, 90 %, method 'observed'"
+    table = found.to_frame()
+    assert len(lines) == 3 + len(table) + table.index.get_level_values("property").nunique()
+    start = lines.index("annualised volatility")
+    for line, of, regime in zip(lines[start + 1 :], names, ["Calm", "Calm"]):
+        label, *numbers = line.rsplit(maxsplit=4)
+        assert label == f"  {of}, {regime}"
+        wanted = table.loc["annualised volatility", of, regime]
+        assert [float(number) for number in numbers] == pytest.approx([*wanted], rel=2e-2)
+    assert "  to Turbulent" in "\n".join(lines)
+    page = found._repr_html_()
+    assert page.count("<tr>") == len(lines) - 2
+    assert "InfoTech, Calm" in page
+    narrow = found.to_string(60).splitlines()
+    assert max(map(len, narrow)) <= 60
+
+
 def test_the_bootstrap_is_near_the_asymptotic_errors():
     x = separated(500)
     model = fitted(x, initial="stationary")
-    one = model.conf_int(x)
+    one = model.conf_int(x).to_frame()
     two = model.conf_int(x, method="bootstrap", n_bootstrap=200, random_state=seeds.seed(1))
+    two = two.to_frame()
     assert (two.index == one.index).all() and (two["estimate"] == one["estimate"]).all()
     rows = ["means", "covariances", "transition from Calm", "annualised volatility"]
     ratio = two.loc[rows]["standard error"] / one.loc[rows]["standard error"]
@@ -394,7 +419,7 @@ def test_labels_are_of_what_a_dim_is_though_its_size_is_that_of_another():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = fitted(frame, max_iter=5, **settings)
-            return model.conf_int(frame).loc[attribute].index.tolist()
+            return model.conf_int(frame).to_frame().loc[attribute].index.tolist()
 
     x = separated(150)
     mixture = {"emission": "gaussian_mixture"}
@@ -447,7 +472,7 @@ def test_another_default_device_of_torch_changes_nothing():
 
     def found() -> list[np.ndarray]:
         return [
-            model.conf_int(x).to_numpy(),
+            model.conf_int(x).to_frame().to_numpy(),
             model.average_proba(x, errors, n_draws=2, random_state=0),
             errors.delta(lambda parameters: parameters.emission["means"].ravel()),
         ]
@@ -466,11 +491,19 @@ def test_errors_do_not_depend_on_the_level_of_the_data():
     moved = unit * np.round(x * 2**15) / 2**15 + level  # without rounding
     errors, intervals = [], []
     for data in (moved - level, moved):
-        model = fitted(data, regularization=0.0)
+        model = fitted(data, regularization=0.0, periods_per_year=1)  # levels have no year
         errors.append(model.standard_errors(data).standard_errors)
-        intervals.append(model.conf_int(data))
+        intervals.append(model.conf_int(data).to_frame())
     for name, value in errors[0].items():
         np.testing.assert_allclose(errors[1][name], value, rtol=1e-3)
     np.testing.assert_allclose(
         intervals[1]["standard error"], intervals[0]["standard error"], rtol=1e-3
     )
+
+
+def test_a_bootstrap_needs_values_in_every_column():
+    x = seeds.rng(8).normal(size=(60, 2))
+    model = RegimeModel(1).fit(x)
+    x[:, 1] = np.nan
+    with pytest.raises(ValueError, match="every column of X to have some values.*column 1"):
+        model.conf_int(x, method="bootstrap", n_bootstrap=3)

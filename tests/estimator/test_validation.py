@@ -66,6 +66,11 @@ BAD_DATA = [
     ),
     ((GOOD,), dict(lengths=[31, -1]), "expected lengths to be a list of positive integers"),
     ((GOOD,), dict(lengths=[15.0, 15.0]), "expected lengths to be a list of positive integers"),
+    (
+        (GOOD,),
+        dict(lengths=np.ma.masked_array([15, 15], [0, 1])),
+        "expected lengths to be a list of positive integers",
+    ),
     ((GOOD,), dict(lengths=[]), "expected lengths to be a list of positive integers"),
     ((GOOD,), dict(lengths=30), "expected lengths to be a list of positive integers"),
     (([GOOD, GOOD],), dict(lengths=[30, 30]), "expected lengths to be None where X is a list"),

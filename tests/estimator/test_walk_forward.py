@@ -314,7 +314,9 @@ def test_value_at_risk_and_exceedances(walks: list[WalkForward]) -> None:
     wanted = chances[chances <= chances[number] * (1 + 1e-7)].sum()
     assert table["p-value"].iloc[0] == pytest.approx(wanted)
     assert (found.value_at_risk([0.05])[0.05] == -quantiles[0.05]).iloc[3:].all(axis=None)
-    for wrong in ([0.0], [1.0], ["x"], [], 0.05):
+    pd.testing.assert_frame_equal(found.quantiles(0.05), found.quantiles([0.05]))
+    pd.testing.assert_frame_equal(found.exceedances(np.array(0.05)), found.exceedances([0.05]))
+    for wrong in ([0.0], [1.0], ["x"], [], "0.05", 1.0, None):
         with pytest.raises(ValueError, match="expected levels to be numbers between 0 and 1"):
             found.quantiles(wrong)
     for method in (found.value_at_risk, found.exceedances):
@@ -543,6 +545,11 @@ def test_names_that_contradict_the_volatility_are_explained_by_the_refit_before(
     is_high, is_late = rows // 20 % 2 > 0, rows >= 120
     deviations = np.where(is_high, 1.0, np.where(is_late, 3.0, 0.2))
     data = (np.where(is_high, 20.0, -20.0) + deviations * noise)[:, None]
-    with pytest.warns(UserWarning, match="nearest density in the refit before") as caught:
-        walk_forward(MODEL, data, min_train=120, refit_every=40, window=120)
-    assert not any("order_by" in str(each.message) for each in caught)
+    with pytest.warns(UserWarning, match="nearest density from refit to refit") as caught:
+        found = walk_forward(MODEL, data, min_train=120, refit_every=40, window=120)
+    (told,) = {str(each.message) for each in caught}
+    assert "order_by" not in told
+    texts = found.refits["warnings"]
+    wrong = texts.str.contains("Calm is more volatile than Turbulent in this refit")
+    assert told.count("more volatile") == 1 and wrong.sum() > 1  # once, with a count
+    assert f" {wrong.sum()} refits, the first of 120 rows: Calm is more volatile" in told

@@ -18,7 +18,8 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
-from pyro_regimes import EM, RegimeHMM, stationary_probs
+from pyro_regimes import EM, Chunks, RegimeHMM, stationary_probs
+from tests.estimator import rank_fits
 from tests.infer.models import positive, probs, real
 
 K, NUM_STEPS = 2, 6
@@ -50,6 +51,10 @@ def gaussian(x: Tensor) -> None:
     loc = real("loc", torch.stack([LOC, -LOC], -1))
     emission = dist.MultivariateNormal(loc, covariance)
     observe(x, emission, missing="marginalise")
+
+
+def normal(x: Tensor) -> None:
+    observe(x, dist.Normal(real("loc", LOC), positive("scale", ONES)))
 
 
 def student_t(x: Tensor) -> None:
@@ -99,6 +104,7 @@ class Case(NamedTuple):
     guide: bool = False
     optim: bool = False
     tol: float | None = None
+    is_checked: bool = True
     some_are_empty: bool = False  # the shards of every second rank
 
 
@@ -123,7 +129,8 @@ CASES = {
     "stationary": Case(stationary, _normal),
     "priors": Case(priors, _normal, guide=True),
     "optim": Case(with_optim, _normal, optim=True),
-    "restarts": Case(restarts, _normal, tol=0.05),
+    "restarts": Case(restarts, _normal, tol=0.05, is_checked=False),
+    "converged": Case(normal, _normal, tol=1e-4),
     "affine": Case(affine, _normal),
 }
 
@@ -135,7 +142,7 @@ def data(name: str, seed: int) -> Tensor:
     return CASES[name].draw(2 * states.double() - 1, rng)
 
 
-def fit(name: str, x: Tensor) -> dict[str, Any]:
+def fit(name: str, x: Tensor | Chunks) -> dict[str, Any]:
     """The trace and parameters of a few steps."""
     case = CASES[name]
     pyro.clear_param_store()
@@ -147,8 +154,9 @@ def fit(name: str, x: Tensor) -> dict[str, Any]:
     optim = pyro.optim.SGD({"lr": 1e-3}) if case.optim else None
     em = EM(case.model, guide, optim)
     num_steps = NUM_STEPS if case.tol is None else 200
-    result = em.run(x, num_steps=num_steps, tol=case.tol, check=case.tol is None)
+    result = em.run(x, num_steps=num_steps, tol=case.tol, check=case.is_checked)
     values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    values["converged at"] = torch.tensor([at or -1 for at in result.converged_at])
     return {"history": result.history, "restarts": result.restart_history, **values}
 
 
@@ -160,6 +168,22 @@ def shard(name: str, x: Tensor, rank: int, size: int) -> Tensor:
         rank, size = rank // 2, (size + 1) // 2
     each = len(x) // size
     return x[rank * each : (rank + 1) * each if rank < size - 1 else len(x)]
+
+
+#: Those that are also fitted to one sequence, of which every rank has consecutive rows.
+PIECES = ("gaussian", "student_t", "poisson", "stationary", "priors", "restarts", "converged")
+
+
+def series(name: str, seed: int) -> Tensor:
+    """One sequence of 330 steps, as a panel of one."""
+    return data(name, seed).flatten(0, 1).unsqueeze(0)
+
+
+def pieces(x: Tensor, rank: int, size: int) -> Chunks:
+    """The rows of a rank, each of which has another number, in up to three chunks."""
+    cuts = [round(x.shape[1] * (number / size) ** 1.3) for number in range(size + 1)]
+    own = x[:, cuts[rank] : cuts[rank + 1]]
+    return Chunks(own.tensor_split(1 + rank % 3, 1), continues=True)
 
 
 def poisson_by_rank(x: Tensor) -> None:
@@ -183,17 +207,29 @@ def difference_messages() -> list[str]:
     return found
 
 
-def die(rank: int, size: int, folder: str) -> None:
-    """One rank of a run in which rank 2 is killed after its third step."""
+KILLED_IN = 23  # of the steps
+NUM_STEPS_IN_ALL = 40
+
+
+def die(rank: int, size: int, folder: str, is_killed: bool) -> None:
+    """One rank of a run with a checkpoint, in which rank 2 may be killed."""
     begin(rank, size, folder)
     pyro.clear_param_store()
 
     def callback(number: int, loss: float) -> None:
-        if rank == 2 and number == 3:
+        if is_killed and rank == 2 and number == KILLED_IN:
             os.kill(os.getpid(), signal.SIGKILL)
 
     x = shard("priors", data("poisson", 0), rank, size)
-    EM(poisson).run(x, num_steps=100_000, tol=None, callback=callback)
+    result = EM(poisson).run(
+        x,
+        num_steps=NUM_STEPS_IN_ALL,
+        tol=None,
+        callback=callback,
+        checkpoint=Path(folder) / "checkpoint",
+    )
+    torch.save(result.history, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def begin(rank: int, size: int, folder: str) -> None:
@@ -215,6 +251,11 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
     for name in CASES:
         x = shard(name, data(name, seed), rank, size)
         found[name], found[f"{name} again"] = fit(name, x), fit(name, x)
+    for name in PIECES:
+        own = pieces(series(name, seed), rank, size)
+        found[f"{name} in pieces"] = fit(name, own)
+        found[f"{name} in pieces again"] = fit(name, own)
+    found["fits"] = rank_fits.work(rank, size, seed)
     found["differences"] = difference_messages()
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -222,4 +263,8 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
 
 if __name__ == "__main__":
     which = (int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    die(*which) if sys.argv[4] == "die" else work(*which, int(sys.argv[4]))
+    what = sys.argv[4]
+    if what in ("die", "go on"):
+        die(*which, what == "die")
+    else:
+        work(*which, int(what))

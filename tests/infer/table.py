@@ -754,4 +754,19 @@ _COVARIATE = torch.linspace(-1, 1, 63).double().unsqueeze(-1)
 def neural_transitions() -> None:
     network = pyro.module("network", NETWORK)
     logits = network(_COVARIATE).reshape(63, 2, 2)
+    pyro.factor("penalty", -0.5 * sum(each.square().sum() for each in network.parameters()))
     observe(loc=loc(), scale=scale(), transition_logits=logits)
+
+
+@entry(loc=2, scale=2, slope=0, level=0)
+def transitions_of_a_covariate() -> None:
+    slope = real("slope", torch.zeros(2, 2))
+    logits = real("level", TRANSITION.log()) + slope * _COVARIATE[:, None]
+    observe(loc=loc(), scale=scale(), transition_logits=logits)
+
+
+@entry(slope=0, level=0)
+def poisson_regression() -> None:
+    covariate = torch.cat([_COVARIATE, _COVARIATE[:1]])
+    eta = real("level", LOC) + real("slope", torch.tensor([0.1, 0.2])) * covariate
+    observe(observation_dist=dist.Poisson(eta.exp()), obs=X.abs().round())

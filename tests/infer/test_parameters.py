@@ -84,8 +84,8 @@ def softened_probs() -> None:
 
 
 @refused("logits")
-def scaled_logits() -> None:
-    observe(transition_logits=2 * real("logits", TRANSITION.log()))
+def cubes_of_logits() -> None:
+    observe(transition_logits=real("logits", TRANSITION.log()) ** 3)
 
 
 @refused("loc")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyro
 import pytest
 import torch
 from torch.testing import assert_close
 
+from pyro_regimes import EM, Chunks
 from tests import seeds
+from tests.estimator import rank_fits
 from tests.infer import ranks
 from tests.marks import slow
 
@@ -36,6 +42,52 @@ def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
     return [worker.returncode for worker in workers], printed
 
 
+def compare(name: str, wanted: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """What all ranks found with what one process does, and with what they found again."""
+    assert wanted["history"][-1] < wanted["history"][0] - 0.1
+    for each in found:
+        assert each[name].keys() == wanted.keys()
+        for key, value in wanted.items():
+            got = torch.as_tensor(each[name][key])
+            assert_close(
+                got,
+                torch.as_tensor(value),
+                rtol=1e-10,
+                atol=1e-12,
+                msg=lambda text, what=f"{name} {key}": f"{what}: {text}",
+            )
+            assert torch.equal(got, torch.as_tensor(each[f"{name} again"][key]))
+            assert torch.equal(got, torch.as_tensor(found[0][name][key]))
+
+
+def compare_fits(found: list[dict[str, Any]], seed: int) -> None:
+    """Fits of RegimeModel on all ranks with those of one process."""
+    for name in rank_fits.FITS:
+        tables = rank_fits.tables(name, seed)
+        # Of several ranks the starts are those of a sample, as for chunks.
+        if not rank_fits.FITS[name].in_pieces and len(found) > 1:
+            tables = Chunks([tables], continues=False)
+        wanted = None
+        if name != "random":
+            wanted = rank_fits.summary(rank_fits.fit(name, tables))
+        for each in found:
+            assert wanted is None or each[name].keys() == wanted.keys()
+            for key, value in each[name].items():
+                np.testing.assert_array_equal(value, found[0][name][key])
+                if wanted is not None and isinstance(value, (list, str)):
+                    assert value == wanted[key]
+                elif wanted is not None and np.asarray(value).dtype != object:
+                    np.testing.assert_allclose(value, wanted[key], 1e-10, 1e-10, err_msg=key)
+    for rank, each in enumerate(found):
+        tables = rank_fits.tables("poisson", seed + rank)[:2]
+        for key, value in rank_fits.summary(rank_fits.fit("poisson", tables)).items():
+            np.testing.assert_array_equal(each["alone"][key], value)
+        if len(found) > 1:
+            assert "rank 1: chunk 1: Found array with 0 feature" in each["error 0"]
+            assert "expected the number of columns of X to be the same" in each["error 1"]
+            assert "sample_weight=None where ranks have parts" in each["error 2"]
+
+
 @pytest.mark.parametrize("size", [1, 2, *slow(4, 8)])
 def test_as_in_one_process(size, tmp_path):
     """Every family and case in one launch: trace and parameters, on every rank; twice alike."""
@@ -44,22 +96,10 @@ def test_as_in_one_process(size, tmp_path):
     assert codes == [0] * size, "\n".join(printed)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for name in ranks.CASES:
-        wanted = ranks.fit(name, ranks.data(name, seed))
-        assert wanted["history"][-1] < wanted["history"][0] - 0.1
-        for each in found:
-            assert each[name].keys() == wanted.keys()
-            for key, value in wanted.items():
-                got = each[name][key]
-                assert_close(
-                    torch.as_tensor(got),
-                    torch.as_tensor(value),
-                    rtol=1e-10,
-                    atol=1e-12,
-                    msg=lambda text, what=f"{name} {key}": f"{what}: {text}",
-                )
-                again = torch.as_tensor(each[f"{name} again"][key])
-                assert torch.equal(torch.as_tensor(got), again)
-                assert torch.equal(torch.as_tensor(got), torch.as_tensor(found[0][name][key]))
+        compare(name, ranks.fit(name, ranks.data(name, seed)), found)
+    for name in ranks.PIECES:
+        compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
+    compare_fits([each["fits"] for each in found], seed)
     if size > 1:
         for each in found:
             value, use = each["differences"]
@@ -83,9 +123,30 @@ def test_the_example_under_torchrun():
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(tmp_path):
-    """kill -9 of one of four in mid-run: each of the others says so, and none hangs."""
+    """kill -9 of one of four in mid-run: each of the others says so, and none hangs.
+
+    All of them started again go on from the checkpoint, with the history of an uninterrupted run.
+    """
     codes, printed = launch(4, tmp_path, "die")
     assert codes[2] == -signal.SIGKILL
     for rank in (0, 1, 3):
         assert codes[rank] == 1
         assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]
+    kept = torch.load(tmp_path / "checkpoint", weights_only=True)
+    assert len(kept["losses"]) == 1 + ranks.KILLED_IN // 10 * 10
+    copy = shutil.copy(tmp_path / "checkpoint", tmp_path / "copy")
+    (tmp_path / "rendezvous").unlink()
+    codes, printed = launch(4, tmp_path, "go on")
+    assert codes == [0] * 4, "\n".join(printed)
+    pyro.clear_param_store()
+    whole = EM(ranks.poisson).run(
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None
+    )
+    for rank in range(4):
+        history = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert_close(history, whole.history, rtol=1e-12, atol=0.0)
+    pyro.clear_param_store()
+    alone = EM(ranks.poisson).run(  # from the file of four ranks
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None, checkpoint=copy
+    )
+    assert_close(alone.history, whole.history, rtol=1e-12, atol=0.0)

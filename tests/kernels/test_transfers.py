@@ -156,6 +156,35 @@ def test_rows_that_do_not_forget_give_their_transfer():
     assert ops.look_ahead(still, rows).message is None
 
 
+def relative(block: Tensor) -> Tensor:
+    """A transfer whose largest entry is 0."""
+    return block - block.amax((-2, -1), keepdim=True)
+
+
+@pytest.mark.parametrize("num_rows", [1, 40, 64, 65, 3000])
+def test_an_outline_is_the_transfer_up_to_a_constant(num_rows):
+    initial, transition, observation, _ = random_chain(num_rows, 3, (2,), seed=7)
+    found = ops.outline(None, transition, observation)
+    expected = relative(ops.transfer(transition, observation))
+    assert_close(found, expected, rtol=0.0, atol=1e-11)
+    found = ops.outline(initial, transition, observation)
+    last = ops.first_message(initial, transition, observation)
+    expected = relative(last.unsqueeze(-2).expand(2, 3, 3))
+    assert_close(found, expected, rtol=0.0, atol=1e-11)
+
+
+def test_an_outline_of_rows_that_do_not_forget():
+    """Rows that forget at one end only, and rows that never do."""
+    noisy = random_chain(500, 2, seed=12).observation
+    still = torch.eye(2).double().log().unsqueeze(0)
+    row = torch.arange(500).unsqueeze(-1)
+    certain = torch.where(row < 250, noisy, 0.0)
+    certain = certain.masked_fill((row == 3) & torch.tensor([True, False]), -INF)
+    for observation in (noisy, 0 * noisy, certain, certain.flip(-2)):
+        found = ops.outline(None, still, observation)
+        assert_close(found, relative(ops.transfer(still, observation)), rtol=0.0, atol=1e-11)
+
+
 def test_an_impossible_sequence():
     initial, transition, observation, _ = random_chain(20, 2, seed=10)
     observation[12] = -INF

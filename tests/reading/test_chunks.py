@@ -182,6 +182,21 @@ def test_one_table_is_no_source(source):
         Chunks(source, continues=True)
 
 
+def test_the_dates_of_an_index(frame, tmp_path):
+    path = tmp_path / "dated.parquet"
+    dates = pd.date_range("2020-01-31", periods=1000, freq="B", tz="Asia/Tokyo", name="day")
+    frame.set_index(dates).to_parquet(path)
+    chunks = Chunks.parquet(path, rows=300)
+    assert chunks.columns == ["a", "b", "c", "count"] and len(list(chunks)) == 4
+    np.testing.assert_array_equal(chunks.dates, dates.tz_convert("UTC").tz_localize(None))
+    assert len(Chunks([frame], continues=True).dates) == 0
+    for order in (range(1000)[::-1], [*range(300), 299, *range(301, 1000)]):
+        frame.set_index(dates[list(order)]).to_parquet(path)
+        with pytest.raises(ValueError, match="dated.parquet: expected rows in order of time"):
+            list(Chunks.parquet(path, rows=300))
+        assert len(list(Chunks.parquet(path, rows=300, continues=False))) == 4
+
+
 def test_a_dict_is_no_source():
     with pytest.raises(ValueError, match=r"got dict; .*list\(source.values\(\)\)"):
         Chunks({"a": np.zeros((4, 2))}, continues=False)

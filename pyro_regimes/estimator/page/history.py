@@ -48,7 +48,8 @@ def _draw_path(facts: Facts, size: tuple[float, float]) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     data, unit = facts.data, facts.unit
     is_sum = facts.summary.is_annualised
-    if not is_sum and unit is None and _are_of_several_kinds(facts):
+    have_units = _are_of_several_kinds(facts) or facts.spec.of_changes and data.shape[1] > 1
+    if not is_sum and unit is None and have_units:
         data, unit = standard_scores(data), "standard scores"
     return plot_regimes(
         data,
@@ -57,9 +58,10 @@ def _draw_path(facts: Facts, size: tuple[float, float]) -> Figure:
         facts.names,
         facts.time,
         ax=axes,
-        unit=unit or "unit of the data",
+        unit=unit,
         cumulative=is_sum,
         prices=facts.prices,
+        name=facts.series[0],
     )
 
 
@@ -102,7 +104,7 @@ def distributions(facts: Facts) -> Html:
             )
             for name, color in zip(facts.names, facts.colors, strict=True)
         ),
-        class_="note",
+        class_="note legend",
     )
     grid = element("div", *pictures, class_="small")
     return join([legend if several else None, grid, note(said)])

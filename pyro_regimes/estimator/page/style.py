@@ -26,7 +26,8 @@ p { margin: 8px 0; max-width: 46rem; overflow-wrap: anywhere; }
   margin-right: .4em; background: var(--regime); }
 .scroll { overflow-x: auto; max-width: 100%;
   background:
-    linear-gradient(to left, var(--page) 60%, transparent) right / 32px 100% no-repeat local,
+    linear-gradient(to left, var(--page) 60%, transparent)
+      right / 32px calc(100% + 2px) no-repeat local,
     linear-gradient(to left, var(--line), transparent) right / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: 6px 0; }
@@ -63,7 +64,7 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
   .wide { display: block; } .narrow { display: none; }
   .small { grid-template-columns: repeat(3, 1fr); }
   th, td { padding: 2px 9px; } th:first-child { position: static; }
-  h2 { margin-top: 26px; } h2, h3, .caption { break-after: avoid; }
+  h2 { margin-top: 26px; } h2, h3, .caption, .legend { break-after: avoid; }
   svg, tr, .verdict { break-inside: avoid; }
   .scroll { overflow: visible; background: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

@@ -19,13 +19,20 @@ class Line(NamedTuple):
     is_log: bool = False  #: whether the axis is logarithmic
 
 
-def line_of(values: Array, cumulative: bool, unit: str) -> Line:
-    """The average over the series that are not missing; its sum does not move where all are."""
+def line_of(values: Array, cumulative: bool, unit: str | None, name: str | None) -> Line:
+    """The average over the series that are not missing; its sum does not move where all are.
+
+    :param name: of a single series, where its observations are shown.
+    """
     seen = ~np.isnan(values)
     average = np.nansum(values, -1) / np.maximum(seen.sum(-1), 1)
     line: Array = average.cumsum() if cumulative else np.where(seen.any(-1), average, np.nan)
-    what = "cumulative return" if cumulative else "observation"
-    return Line(line, f"{what} ({unit})", _average(values.shape[-1]))
+    if name is not None and values.shape[-1] == 1 and not cumulative:
+        label = name if unit is None else f"{name} ({unit})"
+    else:
+        what = "cumulative return" if cumulative else "observation"
+        label = f"{what} ({unit or 'unit of the data'})"
+    return Line(line, label, _average(values.shape[-1]))
 
 
 def line_of_prices(prices: npt.ArrayLike, num_rows: int) -> Line:

@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_regimes.estimator.plots.bands import Bands, make_bands
-from pyro_regimes.estimator.plots.dates import as_time, label_dates, title_of
+from pyro_regimes.estimator.plots.dates import (
+    as_time,
+    has_nights,
+    label_dates,
+    label_rows,
+    title_of,
+)
 from pyro_regimes.estimator.plots.direct_labels import label_areas
 from pyro_regimes.estimator.plots.figure import (
     INK,
@@ -40,11 +46,12 @@ def plot_regimes(
     dates: npt.ArrayLike | None = None,
     *,
     ax: Axes | Iterable[Axes] | None = None,
-    unit: str = "unit of the data",
+    unit: str | None = None,
     rows_per_band: int | None = None,
     cumulative: bool = True,
     kind: str = "smoothed",
     prices: npt.ArrayLike | None = None,
+    name: str | None = None,
 ) -> Figure:
     """Plot the cumulative return over bands of regimes, above the probabilities of the regimes.
 
@@ -62,7 +69,8 @@ def plot_regimes(
     :param returns: ``(T, D)``.
     :param states: the path, ``(T,)``; rows with -1 are not shaded.
     :param probs: ``(T, K)``.
-    :param dates: ``(T,)``; None numbers the steps.
+    :param dates: ``(T,)``; None numbers the steps. Intraday rows are equally far from each other,
+        if nights and weekends would take more than a quarter of the axis.
     :param ax: axes to draw in: one for the upper panel alone, or a pair for both. None makes a
         figure with both. Small axes have a short title, legend and label. In a figure without a
         layout engine, the upper edge of the axes is lowered to make room for title and legend.
@@ -76,6 +84,7 @@ def plot_regimes(
     :param prices: ``(T,)`` or ``(T, D)``, to show in the upper panel in place of the returns, on a
         logarithmic scale: one price, or the mean of the logarithms of several, with 100 at the
         first row.
+    :param name: what the observations of a single series are, for the label of the axis.
     :return: a matplotlib figure, of ``ax`` if it is given.
     :raises ImportError: if matplotlib is not installed.
     :raises ValueError: if the lengths differ, prices are not positive, or ``ax`` is neither one
@@ -88,13 +97,15 @@ def plot_regimes(
             "expected returns, states, probs and dates to have the same length, got "
             f"{len(values)}, {len(path)}, {len(shares)} and {len(time)}"
         )
-    bands = make_bands(time, path, shares, rows_per_band)
+    by_row = has_nights(time)
+    position = np.arange(len(time)) if by_row else time
+    bands = make_bands(position, path, shares, rows_per_band)
     colors = regime_colors(len(regime_names))
     above, *below = _panels(ax)
-    line = line_of(values, cumulative, unit)
+    line = line_of(values, cumulative, unit, name)
     if prices is not None:
         line = line_of_prices(prices, len(values))
-    above.plot(time, line.values, color=INK, linewidth=1.1)
+    above.plot(position, line.values, color=INK, linewidth=1.1)
     if line.is_log:
         _use_log_scale(above)
     _shade(above, bands, colors)
@@ -105,7 +116,9 @@ def plot_regimes(
     for panel in [above, *below]:
         panel.tick_params(labelsize=text.label)
         panel.set_xlim(bands.edges[0], bands.edges[-1])
-        if time.dtype.kind == "M":
+        if by_row:
+            label_rows(panel, time)
+        elif time.dtype.kind == "M":
             label_dates(panel)
     (below or [above])[-1].set_xlabel("" if time.dtype.kind == "M" else "step")
     for panel in below:

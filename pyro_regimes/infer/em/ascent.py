@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Protocol, TypeVar
+from typing import Any, Callable, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -135,6 +135,11 @@ class Ascent:
             held, kept = (np.stack([*flags.values()]) for flags in (self.held, self.kept))
             self.free = ~np.logical_and.reduce(kept)
             self.is_partly_held = np.logical_or.reduce(held) & ~np.logical_and.reduce(held)
+
+    def resume(self, settled_at: Any) -> None:
+        """Take over which restarts had converged, and after how many steps."""
+        self.settled_at = settled_at
+        self._refresh()
 
     def settle(self, level: Flags, num_steps: int) -> None:
         """Freeze restarts that have converged in this number of steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral
@@ -14,6 +15,7 @@ import torch
 from pyro_regimes.infer.callables import check_callables, check_callback
 from pyro_regimes.infer.em import guard
 from pyro_regimes.infer.em.ascent import Ascent, agree
+from pyro_regimes.infer.em.checkpoint import Checkpoint
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
 from pyro_regimes.infer.em.engines.chunk_kernel import NotServed
 from pyro_regimes.infer.em.engines.finding import find_fused
@@ -22,11 +24,12 @@ from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, TensorEngine
 from pyro_regimes.infer.em.gradient import Optim
+from pyro_regimes.infer.em.joining import check_settings
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
 from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
-from pyro_regimes.infer.em.ranks import Ranks, ranks_of
+from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
 from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
@@ -45,6 +48,7 @@ class _Settings(NamedTuple):
     tol: float | None
     callback: Callable[[int, float], None] | None
     extrapolates: bool
+    checkpoint: Checkpoint | None
 
 
 class EM:
@@ -198,6 +202,8 @@ class EM:
         check: bool = True,
         acceleration: str | None = None,
         process_group: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
         **kwargs: Any,
     ) -> EMResult:
         """Iterate until a step of EM raises every restart's log-likelihood by less than ``tol``.
@@ -229,9 +235,16 @@ class EM:
             that all have the same parameters after every step, and a run repeats to the bit.
             Priors count once. Every rank must call this method with the same model, settings and
             starting values. A rank may hold more sequences than another; a group of one rank is
-            that rank alone. Statistics of parameters with an ``optim`` add up as gradients; the
-            check of convergence does not cover these. :meth:`step` and :meth:`evaluate_loss` are
-            of this process alone.
+            that rank alone. Ranks that hold consecutive rows of one sequence give
+            :class:`.Chunks` with ``continues=True``, in the order of the ranks. Statistics of
+            parameters with an ``optim`` add up as gradients; the check of convergence does not
+            cover these. :meth:`step` and :meth:`evaluate_loss` are of this process alone.
+        :param checkpoint: a file in which the state of the run is kept. If it is there, the run
+            goes on from it, with the history of all steps, as if there had been no interruption;
+            ``num_steps`` counts all of them. In a process group, the first rank reads and writes
+            it. The file is replaced in one operation, and remains after the run.
+        :param checkpoint_every: the number of steps after which it is written again; it is also
+            written after the last step.
         :return: an :class:`EMResult`.
         :raises ValueError: if ``num_steps`` is negative, ``tol`` is not a positive number,
             ``callback`` is not a function, or ``acceleration`` is unknown; if acceleration is set
@@ -239,20 +252,30 @@ class EM:
             parameter of the model; if data that are not masked are not finite; or if ranks differ
             in a parameter or its update, which it names, or cannot add up their statistics, as
             data are subsampled, a prior depends on parameters, or products of probabilities have
-            a stationary start.
+            a stationary start; or if ``checkpoint`` is given with an optimiser, acceleration or
+            subsampled data, or is the file of another model or of other data.
         """
         _check_run(num_steps, tol, acceleration)
         check_callback(callback)
         if callback is not None:
             callback = torch.set_grad_enabled(torch.is_grad_enabled())(callback)
-        settings = _Settings(int(num_steps), tol, callback, acceleration is not None)
         session = self._session
         session.begin()
-        ranks = ranks_of(process_group) if self._joins_ranks else None
+        joins = self._joins_ranks or process_group is not None
+        ranks = ranks_of(process_group) if joins else None
+        if ranks is not None:
+            kind = args[0].continues if args and isinstance(args[0], Chunks) else None
+            given = {"num_steps": num_steps, "tol": tol, "check": check, "continues": kind}
+            check_settings(ranks, {**given, "acceleration": acceleration})
+        kept = None
+        if checkpoint is not None:
+            _check_can_resume(self.optim, acceleration)
+            kept = Checkpoint(checkpoint, checkpoint_every, ranks)
+        settings = _Settings(int(num_steps), tol, callback, acceleration is not None, kept)
         if args and isinstance(args[0], Chunks):
-            _check_no_ranks(ranks)
             calls = ChunkCalls(self.model, self.guide, args[0], args[1:], kwargs)
-            return self._run_on_chunks(calls, settings, check)
+            with session.on_ranks(ranks):
+                return self._run_on_chunks(calls, settings, check)
         call = self._call(args, kwargs)
         undisturbed = Undisturbed()
         with undisturbed, undisturbed, torch.no_grad(), session.on_ranks(ranks):
@@ -260,6 +283,12 @@ class EM:
             snapshot = session.read(call)
             if acceleration is not None:
                 _check_can_extrapolate(snapshot.problem.plan)
+            if kept is not None:
+                if snapshot.problem.plan.is_subsampled:
+                    raise ValueError("expected checkpoint=None where data are subsampled")
+                undisturbed.undo = session.mark()
+                read = partial(session.read, call)
+                snapshot = kept.restore(session, snapshot.state, read) or snapshot
             if snapshot.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, snapshot, undisturbed, settings)
             else:
@@ -306,6 +335,10 @@ class EM:
         with undisturbed, undisturbed, torch.no_grad():
             undisturbed.undo = session.mark()
             engines = OnChunks(session, calls)
+            if settings.checkpoint is not None:
+                undisturbed.undo = session.mark()
+                read = partial(OnChunks, session, calls)
+                engines = settings.checkpoint.restore(session, engines.first, read) or engines
             engine, start = engines.start(settings.extrapolates)
             try:
                 loop = self._run_engine(engine, start, undisturbed, settings)
@@ -322,8 +355,10 @@ class EM:
     ) -> Loop:
         """Iterate with an engine, and write the parameters back."""
         session = self._session
-        num_steps, tol, callback, extrapolates = settings
+        num_steps, tol, callback, extrapolates, checkpoint = settings
         loop = Loop(engine, start, session.frozen, self._warn, extrapolates)
+        if checkpoint is not None:
+            checkpoint.attach(loop)
 
         def keep() -> None:
             if loop.num_steps:
@@ -377,12 +412,14 @@ class EM:
         session.describe_engine(
             f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
         )
-        num_steps, tol, callback, extrapolates = settings
+        num_steps, tol, callback, extrapolates, checkpoint = settings
         extrapolates = extrapolates and not snapshot.problem.plan.gradient
         engine = self._retrace(call, snapshot)
         loop = Loop(engine, snapshot.state, session.frozen, self._warn, extrapolates)
         if before is not None:
             loop.go_on_from(before)
+        elif checkpoint is not None:
+            checkpoint.attach(loop)
 
         def completed(number: int, loss: float) -> None:
             undisturbed.undo = session.mark()
@@ -440,15 +477,6 @@ class EM:
         )
 
 
-def _check_no_ranks(ranks: Ranks | None) -> None:
-    """:raises ValueError: if chunks are to be added up over ranks."""
-    if ranks is not None:
-        raise ValueError(
-            f"expected data in memory in a group of {ranks.size} processes, got Chunks; read the "
-            "sequences of each rank into memory"
-        )
-
-
 def _check_run(num_steps: Any, tol: Any, acceleration: Any) -> None:
     """:raises ValueError: naming an argument of :meth:`EM.run` that is not valid."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 0:
@@ -469,6 +497,20 @@ def _number(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def _check_can_resume(optim: Optim | None, acceleration: str | None) -> None:
+    """Refuse checkpoints of runs whose state is more than parameters.
+
+    :raises ValueError: if there is an optimiser, or steps are extrapolated.
+    """
+    given = {"an optim": optim is not None, "acceleration": acceleration is not None}
+    for name, there in given.items():
+        if there:
+            raise ValueError(
+                f"expected no {name.removeprefix('an ')} with checkpoint, as the file holds "
+                f"parameters alone, got {name}"
+            )
 
 
 def _check_can_extrapolate(plan: Plan) -> None:

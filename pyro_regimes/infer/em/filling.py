@@ -61,11 +61,15 @@ def fill_affine(
     old: dict[str, Tensor],
     arguments: dict[str, Arguments],
 ) -> None:
-    """Update the locations after an update of their parameters."""
+    """Update locations and linear predictors after an update of their parameters."""
     if not affine.names:
         return
     moved = affine.flat(values) - affine.flat(old)
     for use in affine.uses:
         argument = arguments[use.site][use.argument]
         change = (use.jacobian @ moved).reshape(argument.shape)
-        arguments[use.site][use.argument] = argument + change.to(argument.dtype)
+        if use.predictor is None:
+            new = argument + change.to(argument.dtype)
+        else:
+            new = use.predictor.write(use.read(argument) + change, argument)
+        arguments[use.site][use.argument] = new

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,15 @@ _REMEDY = (
     "use the same model on every rank, start it from the same values (the same seed, or a "
     "broadcast), and do not give every sequence a parameter of its own"
 )
+
+
+def check_settings(ranks: Ranks, settings: Mapping[str, Any]) -> None:
+    """Check that a run has the same settings on all ranks, or one would wait for the others.
+
+    :raises ValueError: on every rank, naming the setting.
+    """
+    described = {name: repr(value) for name, value in settings.items()}
+    ranks.check_same(described, "call run with the same settings on every rank")
 
 
 def join(ranks: Ranks, problem: Problem, run: Run) -> None:
@@ -72,6 +84,19 @@ def with_stand_ins(run: Run, known: dict[str, Tensor]) -> Run:
         value = known[name].expand(like.shape)
         sites[name] = site._replace(value=value, scale=1.0, mask=False)
     return run._replace(sites=sites)
+
+
+def check_pieces(ranks: Ranks, problem: Problem) -> None:
+    """Check that the ranks have pieces of the same sequences.
+
+    :raises ValueError: on every rank, naming a site of which they have others.
+    """
+    described = {
+        f"the batch shape of site {name!r}": repr(tuple(data.batch_shape))
+        for name, data in problem.sites.items()
+    }
+    remedy = "give every rank consecutive rows of all sequences, or use continues=False"
+    ranks.check_same(described, remedy)
 
 
 def check_groups(ranks: Ranks, problem: Problem) -> None:

@@ -70,6 +70,9 @@ class Loop:
         self.start = start
         self.now: State = start  #: the last completed state, also after an error
         self.losses = [start.losses]
+        self.earlier: list[Array] = []  #: losses before those, of a run that this one continues
+        #: called after each step with False, and at the end with True
+        self.checkpoint: Callable[[Loop, bool], None] | None = None
         self.converged = False
         self.stop_reason = "num_steps reached"
         self._warn, self._extrapolates = warn, extrapolates
@@ -84,10 +87,24 @@ class Loop:
     @property
     def num_steps(self) -> int:
         """The number of steps made."""
-        return len(self.losses) - 1
+        return len(self.all_losses) - 1
+
+    @property
+    def all_losses(self) -> list[Array]:
+        """Those of the steps before this run included."""
+        return self.earlier + self.losses
+
+    def resume(self, losses: Array, settled_at: Any, num_e_steps: int) -> None:
+        """Continue a run of which the first state here is the last one."""
+        *self.earlier, last = losses
+        self.losses = [last]
+        self.now = self.now.with_losses(last)
+        self.ascent.num_e_steps = num_e_steps
+        self.ascent.resume(settled_at)
 
     def go_on_from(self, other: Loop) -> None:
         """Continue the history of another run, whose last state is the first one here."""
+        self.earlier = other.earlier
         if other.problem.plan.is_joint or not self.problem.plan.is_joint:
             self.losses = list(other.losses)
         else:  # from here on all restarts count as one
@@ -121,14 +138,18 @@ class Loop:
                 callback(self.num_steps, self.problem.loss(after.losses))
             if tol is not None:
                 self._settle(tol)
+            if self.checkpoint is not None:
+                self.checkpoint(self, False)
             if self.ascent.blamed and self.problem.may_move:
                 break  # the optimiser takes them over
+        if self.checkpoint is not None:
+            self.checkpoint(self, True)
 
     def _settle(self, tol: float) -> None:
         """Freeze restarts that have converged, so that they do not depend on the others."""
         # An extrapolated step may be level far from a maximum: EM's next one is to confirm it.
         free = self.engine.is_free(self.now, self.ascent)
-        level = free & ~self.ascent.extrapolated & self.engine.is_level(self.losses, tol)
+        level = free & ~self.ascent.extrapolated & self.engine.is_level(self.all_losses, tol)
         if self.problem.ranks is not None:
             level = self.problem.ranks.as_first(level)
         self.ascent.settle(level, self.num_steps)
@@ -153,9 +174,10 @@ class Loop:
         """Repeat all steps of some restarts with their new engine."""
         others = {name: flags | ~which for name, flags in self.ascent.held.items()}
         again = Loop(handed.engine, self.start, others, self._warn, self._extrapolates)
+        again.earlier = self.earlier
         again.run(self.num_steps, tol, None)
         for index, losses in enumerate(self.losses):
-            new = again.losses[min(index, again.num_steps)]
+            new = again.losses[min(index, len(again.losses) - 1)]
             self.losses[index] = np.where(which, new, losses)
         self.ascent.follow(again.ascent, which)
         self.now = handed.replaced(which, again.now).with_losses(self.losses[-1])
@@ -167,7 +189,7 @@ class Loop:
         """
         self.losses[-1] = np.where(which, losses, self.losses[-1])
         self.now = self.now.with_losses(self.losses[-1])
-        for index in range(self.num_steps - 1, -1, -1):
+        for index in range(len(self.losses) - 2, -1, -1):
             low = which & (self.losses[index] < self.losses[index + 1])
             if not low.any():
                 break
@@ -175,7 +197,7 @@ class Loop:
 
     def result(self) -> EMResult:
         """The result of the run."""
-        losses = np.stack(self.losses)
+        losses = np.stack(self.all_losses)
         return EMResult(
             history=(losses.sum(-1) + self.problem.constant).tolist(),
             converged=self.converged,

@@ -16,12 +16,11 @@ from pyro_regimes.emissions.base import Arguments, Pooled, blocks
 from pyro_regimes.emissions.links import noise
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool, pooled_blocks
+from pyro_regimes.infer.em.newton import maximise_affine
+from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool
 from pyro_regimes.infer.em.products import maximise_products
 from pyro_regimes.infer.em.ranks import Ranks
-from pyro_regimes.infer.em.recognise.affine import Affine, solve
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
-from pyro_regimes.infer.em.recognise.jacobian import gram
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.search import search
 
@@ -68,13 +67,12 @@ def maximise(
     """
     collected = Collected(plan, expected, params, ranks)
     arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
-    values, stored, unbounded, idle = {}, {}, {}, {}
-    if plan.affine.names:
-        values = _solve_affine(plan.affine, collected, params, pseudo)
-        values = {name: keep(name, params[name], value) for name, value in values.items()}
-        fill_affine(plan.affine, values, params, arguments)
-        for name, value in values.items():
-            collected.set(name, value, plan.affine.priors.get(name))
+    stored, idle = {}, {}
+    values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
+    values = {name: keep(name, params[name], value) for name, value in values.items()}
+    fill_affine(plan.affine, values, params, arguments)
+    for name, value in values.items():
+        collected.set(name, value, plan.affine.priors.get(name))
     together = maximise_products(plan, collected, pseudo, groups)
     for each in _with_joint(plan.order):
         old = params[each.name]
@@ -225,38 +223,3 @@ def is_sound(each: Assignment, cells: Tensor) -> Tensor:
     admitted = admitted.reshape(admitted.shape + (1,) * (cells.dim() - admitted.dim()))
     sound = ~cells.isnan() & admitted
     return sound.reshape(len(cells), -1).all(-1)
-
-
-def normal_equations(
-    affine: Affine,
-    collected: Collected,
-    params: dict[str, Tensor],
-    pseudo: dict[str, Pooled],
-) -> tuple[Tensor, Tensor]:
-    """The matrix and the right-hand side of the weighted least squares."""
-    start = affine.flat(params)
-    normal, right = start.new_zeros((len(start), len(start))), torch.zeros_like(start)
-    for use in affine.uses:
-        pooled = pooled_blocks(use.site, use.argument, collected, True)
-        given = collected.arguments[use.site][use.argument]
-        constant = given.double().flatten() - use.jacobian @ start
-        more_normal, more_right = gram(use.jacobian, pooled, constant)
-        normal, right = normal + more_normal, right + more_right
-    if collected.ranks is not None:
-        normal, right = collected.ranks.add([normal, right])
-    for name in affine.priors.keys() & pseudo.keys():
-        affine.add_prior(name, pseudo[name], normal, right)
-    return normal, right
-
-
-def _solve_affine(
-    affine: Affine,
-    collected: Collected,
-    params: dict[str, Tensor],
-    pseudo: dict[str, Pooled],
-) -> dict[str, Tensor]:
-    """Solve for the parameters in which locations are affine, by weighted least squares."""
-    normal, right = normal_equations(affine, collected, params, pseudo)
-    start = affine.flat(params)
-    found = solve(normal, right, start)
-    return affine.unflat(torch.where(found.isfinite(), found, start), params)

@@ -13,7 +13,8 @@ from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.e_step import read_site
 from pyro_regimes.infer.em.gradient import log_terms
 from pyro_regimes.infer.em.loop import Loop
-from pyro_regimes.infer.em.m_step import floor_of, is_sound, normal_equations
+from pyro_regimes.infer.em.m_step import floor_of, is_sound
+from pyro_regimes.infer.em.newton import equations
 from pyro_regimes.infer.em.pooling import Collected, pool
 from pyro_regimes.infer.em.problem import Array, Params, Problem, TensorState
 from pyro_regimes.infer.em.recognise.affine import solve
@@ -198,11 +199,10 @@ def measure(
 def _measure_affine(
     loop: Loop, state: TensorState, collected: Collected, gradients: dict[str, Tensor]
 ) -> tuple[float, float]:
-    """The measures of the affine location parameters together, from the normal equations."""
+    """The measures of the parameters in which something is affine together, by Newton's step."""
     affine = loop.problem.plan.affine
-    normal, right = normal_equations(affine, collected, state.params, loop.problem.pseudo)
+    normal, score = equations(affine, collected, state.params, loop.problem.pseudo)
     at = affine.flat(state.params)
-    score = right - normal @ at
     parts = [
         gradients.get(name, torch.zeros_like(state.params[name])).flatten()
         for name in affine.names

@@ -17,9 +17,11 @@ from pyro_regimes.infer.em.engines.chunks import ChunkEngine, ChunkReader
 from pyro_regimes.infer.em.engines.finding import find_fused
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
+from pyro_regimes.infer.em.joining import check_pieces
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.pieces import Passes
 from pyro_regimes.infer.em.problem import TensorState
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
@@ -51,6 +53,21 @@ class ChunkCalls(NamedTuple):
         raise ValueError("expected chunks with at least one row, got none")
 
 
+def _check_begun(ranks: Ranks | None, calls: ChunkCalls) -> None:
+    """Check that every rank has chunks, as another one would wait for it otherwise.
+
+    :raises ValueError: on every rank, if one has none.
+    """
+    if ranks is None:
+        return
+    counts = ranks.objects(next(calls.read(), None) is not None)
+    if not all(counts):
+        raise ValueError(
+            "expected chunks with at least one row on every rank, got none on rank "
+            f"{counts.index(False)}"
+        )
+
+
 def _as_tensor(value: Any) -> Any:
     """An array as a tensor, as models take these; anything else as it is.
 
@@ -76,9 +93,12 @@ class OnChunks:
     """
 
     def __init__(self, session: Session, calls: ChunkCalls) -> None:
+        _check_begun(session.ranks, calls)
         snapshot = session.read(calls.first())
         problem = snapshot.problem
         check_plan(problem.plan)
+        if problem.ranks is not None and calls.chunks.continues:
+            check_pieces(problem.ranks, problem)
         self._session, self._problem = session, problem
         self._state = snapshot.state._replace(expected={})
         sites = {name: without_values(data) for name, data in problem.sites.items()}
@@ -89,6 +109,11 @@ class OnChunks:
         self._relay: RelayEngine | None = None
         self._why = ""
 
+    @property
+    def first(self) -> TensorState:
+        """The parameters in the store, with the loss of the first chunk."""
+        return self._state
+
     def expect(self) -> TensorState:
         """The E-step at the parameters in the store, by tensor operations."""
         return self._tensors.start()
@@ -98,6 +123,9 @@ class OnChunks:
 
         The data of the first chunk are gone then.
         """
+        if self._problem.ranks is not None:
+            self._problem = self._reader.problem
+            return self.start_on_tensors("it does not add up over ranks")
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
         self._problem, params, leaves = self._reader.problem, *self._state[:2]
@@ -150,6 +178,7 @@ def check(session: Session, calls: ChunkCalls, loop: Loop, tol: float) -> list[g
     It is taken as a sequence of its own, so that its parameters need not be at an optimum.
     """
     call = calls.first()
-    problem, state, _ = session.read(call, is_start=False)
-    alone = Loop(TensorEngine(problem), state, loop.ascent.frozen, lambda message: None)
-    return guard.check(session, call, alone, tol, is_maximum=False)
+    with session.on_ranks(None):
+        problem, state, _ = session.read(call, is_start=False)
+        alone = Loop(TensorEngine(problem), state, loop.ascent.frozen, lambda message: None)
+        return guard.check(session, call, alone, tol, is_maximum=False)

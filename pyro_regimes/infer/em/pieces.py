@@ -3,16 +3,23 @@
 The filter goes from piece to piece. What the rows after a piece say of its last state is found from
 the first rows of the next one, if these forget what was before them (:mod:`.kernels.transfers`).
 Otherwise a pass over all pieces computes their transfers first.
+
+If the pieces are split among the ranks of a process group, in their order, each rank gathers one
+matrix of every rank, and finds from these what the rows before and after its own say
+(:class:`Ends`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.kernels import ops
 
 T = TypeVar("T")
@@ -39,20 +46,40 @@ class Piece(Protocol[T_co]):
         """
 
 
+class Outlined(Protocol):
+    """One piece of a sequence that is split among ranks."""
+
+    def outline(self, begins: bool) -> Messages:
+        """Its transfers up to a constant.
+
+        :param begins: whether it is the first piece of the sequence.
+        """
+
+
 class Remembers(Exception):
     """The rows of a whole piece do not forget what was before them."""
 
 
-def in_one_pass(pieces: Iterable[Piece[T]]) -> Iterator[T]:
+class Ends(NamedTuple):
+    """What is known of a sequence outside the pieces of this rank."""
+
+    before: Messages | None = None  #: the message from the rank before; None for the first one
+    after: Messages | None = None  #: the message from the rank after; None for the last one
+
+
+_NO_OTHERS = Ends()
+
+
+def in_one_pass(pieces: Iterable[Piece[T]], ends: Ends) -> Iterator[T]:
     """The E-steps of the pieces, two of which are in memory.
 
     :raises Remembers: if the next piece alone does not decide a message.
     """
-    before: Messages | None = None
+    before = ends.before
     current: Piece[T] | None = None
     for following in chain(pieces, [None]):
         if current is not None:
-            after = None if following is None else following.look_ahead()
+            after = ends.after if following is None else following.look_ahead()
             if following is not None and after is None:
                 raise Remembers
             found, before = current.expect(before, after)
@@ -61,28 +88,68 @@ def in_one_pass(pieces: Iterable[Piece[T]]) -> Iterator[T]:
         current = following
 
 
-def in_two_passes(read: Callable[[], Iterable[Piece[T]]]) -> Iterator[T]:
+def in_two_passes(read: Callable[[], Iterable[Piece[T]]], ends: Ends) -> Iterator[T]:
     """The E-steps of the pieces, after a pass that computes their transfers.
 
     :param read: starts a pass.
     """
     transfers = [piece.transfer() for number, piece in enumerate(read()) if number]
-    after: list[Messages | None] = [None]
+    after = [ends.after]
     while transfers:
-        block, last = transfers.pop(), after[-1]
-        after.append(
-            {
-                name: ops.backward_message(
-                    own, own.new_zeros(own.shape[:-1]) if last is None else last[name]
-                )
-                for name, own in block.items()
-            }
-        )
-    before: Messages | None = None
+        after.append(_backwards(transfers.pop(), after[-1]))
+    before = ends.before
     for piece in read():
         found, before = piece.expect(before, after.pop())
         yield found
         del found, piece
+
+
+def ends_of(pieces: Iterable[Outlined], ranks: Ranks) -> Ends:
+    """The messages to the pieces of this rank, from one small matrix of every rank."""
+    own: Messages | None = None
+    for number, piece in enumerate(pieces):
+        found = piece.outline(ranks.is_first and not number)
+        own = found if own is None else _combine(own, found)
+        del piece
+    assert own is not None
+    names = list(own)
+    outlines = [
+        dict(zip(names, each, strict=True)) for each in ranks.gather([own[name] for name in names])
+    ]
+    earlier, later = outlines[: ranks.rank], outlines[ranks.rank + 1 :]
+    before = after = None
+    if earlier:
+        whole = reduce(_combine, earlier)  # all its rows are the message, as those of the first are
+        before = {name: _normalised(part[..., 0, :]) for name, part in whole.items()}
+    for each in reversed(later):
+        after = _backwards(each, after)
+    return Ends(before, after)
+
+
+def _combine(one: Messages, other: Messages) -> Messages:
+    found = {name: ops.combine_transfers(part, other[name]) for name, part in one.items()}
+    return {name: part - _largest(part) for name, part in found.items()}
+
+
+def _backwards(block: Messages, after: Messages | None) -> Messages:
+    """The messages before a piece, from its transfers and the messages after it."""
+    return {
+        name: ops.backward_message(
+            own, own.new_zeros(own.shape[:-1]) if after is None else after[name]
+        )
+        for name, own in block.items()
+    }
+
+
+def _normalised(message: Tensor) -> Tensor:
+    size = ops.logsumexp(message, -1).unsqueeze(-1)
+    return message - size.masked_fill(size == -torch.inf, 0.0)
+
+
+def _largest(block: Tensor) -> Tensor:
+    """The largest entry of a transfer, ``(..., 1, 1)``; 0 where all are -inf."""
+    largest = block.amax((-2, -1), keepdim=True)
+    return largest.masked_fill(largest == -torch.inf, 0.0)
 
 
 class Passes:
@@ -92,18 +159,22 @@ class Passes:
         self.remember = False  #: whether some piece is too short to forget what was before it
 
     def fold(
-        self, read: Callable[[], Iterable[Piece[T]]], function: Callable[[Iterator[T]], U]
+        self,
+        read: Callable[[], Iterable[Piece[T]]],
+        function: Callable[[Iterator[T]], U],
+        ends: Ends = _NO_OTHERS,
     ) -> U:
         """A function of the E-steps of all pieces.
 
         :param read: starts a pass.
+        :param ends: what other ranks say.
         """
         if not self.remember:
             try:
-                return function(in_one_pass(read()))
+                return function(in_one_pass(read(), ends))
             except Remembers:
                 self.remember = True
-        return function(in_two_passes(read))
+        return function(in_two_passes(read, ends))
 
     @property
     def description(self) -> str:

@@ -8,6 +8,9 @@ rank continues from the same numbers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Mapping, TypeVar
 
 import numpy as np
@@ -28,6 +31,8 @@ class Ranks:
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
+        #: The process group itself.
+        self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         is_nccl = "nccl" in dist.get_backend(group)
         self._device = torch.device("cpu")
@@ -56,6 +61,11 @@ class Ranks:
             ) from error
         return [each.to(buffer.device) for each in found]
 
+    def gather(self, values: list[Tensor]) -> list[list[Tensor]]:
+        """Tensors of the same shapes from every rank, in one message."""
+        flat = torch.cat([value.detach().double().flatten() for value in values])
+        return [_unpacked(each, values) for each in self._gather(flat)]
+
     def add(self, values: list[Tensor]) -> list[Tensor]:
         """The sums of tensors over the ranks, in float64 and then in the dtype given."""
         if not values:
@@ -64,11 +74,7 @@ class Ranks:
         first, *others = self._gather(flat)
         for each in others:
             first = first + each
-        parts = first.split([value.numel() for value in values])
-        return [
-            part.reshape(value.shape).to(value)
-            for part, value in zip(parts, values, strict=True)
-        ]
+        return _unpacked(first, values)
 
     def add_fields(self, pooled: T) -> T:
         """The sum of a NamedTuple of tensors over the ranks."""
@@ -114,6 +120,25 @@ class Ranks:
                 )
 
 
+def _unpacked(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The tensors of a buffer, in the shapes, dtypes and devices of others."""
+    parts = flat.split([value.numel() for value in like])
+    return [part.reshape(value.shape).to(value) for part, value in zip(parts, like, strict=True)]
+
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, no fit joins the default group: each process makes some of its own."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def ranks_of(group: Any) -> Ranks | None:
     """The ranks of a group, or of the default one; None if there is one process alone."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -122,6 +147,8 @@ def ranks_of(group: Any) -> Ranks | None:
                 f"expected process_group to be None as torch.distributed is not initialised, got "
                 f"{group!r}: call torch.distributed.init_process_group first"
             )
+        return None
+    if group is None and _ALONE.get():
         return None
     if dist.get_rank(group) < 0:
         raise ValueError("expected process_group to contain this rank, got one without it")

@@ -113,11 +113,11 @@ class Session:
     @contextmanager
     def on_ranks(self, ranks: Ranks | None) -> Iterator[None]:
         """Within it, statistics and losses are added up over ranks."""
-        self.ranks, self._stand_ins = ranks, {}
+        before, self.ranks, self._stand_ins = self.ranks, ranks, {}
         try:
             yield
         finally:
-            self.ranks = None
+            self.ranks = before
 
     def begin(self) -> None:
         """Start a new run: unfreeze all parameters, and allow every warning again."""

@@ -200,7 +200,7 @@ def test_intervals_and_settings_of_a_fit(tmp_path):
     x = returns(200)
     model = RegimeModel(2, covariance_type="diag", n_init=2, random_state=0, tol=1e-8).fit(x)
     page = write(model, x, tmp_path / "r.html", level=0.9)
-    table = model.conf_int(x, level=0.9)
+    table = model.conf_int(x, level=0.9).to_frame()
     low, high = table.loc["expected duration", "", "Calm"][["lower", "upper"]]
     (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", page.text)
     for text, value in zip(found, (low, high)):
@@ -217,6 +217,8 @@ def test_dates_are_those_given_or_of_the_index(tmp_path):
     assert "On 1 April 2011" in page.text and "monthly" in page.text and "months" in page.text
     with pytest.raises(ValueError, match="expected dates to have an entry for each of the 120"):
         known().report(x, tmp_path / "other.html", dates=dates[:-1])
+    with pytest.raises(ValueError, match="expected dates to be dates or numbers.*to_datetime"):
+        known().report(x, tmp_path / "other.html", dates=["first"] * 120)
     assert not (tmp_path / "other.html").exists()
 
 
@@ -279,7 +281,8 @@ def test_gaps_and_known_regimes_are_those_of_the_data(tmp_path):
         assert f"1 step {words.percent(after[0])} {words.percent(after[1])}" in page.text
         pages[name] = page.text
     assert f"with probability {words.percent(1.0)} given" in pages["states"]
-    low, high = model.conf_int(x, level=0.9, gaps=gaps).loc["expected duration", "", "Calm"][
+    table = model.conf_int(x, level=0.9, gaps=gaps).to_frame()
+    low, high = table.loc["expected duration", "", "Calm"][
         ["lower", "upper"]
     ]
     (found,) = re.findall(r"expected duration, steps \S+ (\S+) to (\S+)", pages["gaps"])

@@ -7,10 +7,11 @@ values of some arguments, such as the degrees of freedom of a Student-t, take it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Arguments, Stats
@@ -26,7 +27,7 @@ from pyro_regimes.infer.em.chunk_sums import (
 from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.m_step import Maximised
-from pyro_regimes.infer.em.pieces import Messages, Passes
+from pyro_regimes.infer.em.pieces import Ends, Messages, Passes, ends_of
 from pyro_regimes.infer.em.problem import Params, Problem, State, TensorState
 from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.kernels import ops
@@ -104,6 +105,14 @@ class _Piece(NamedTuple):
         sites = self.problem.sites.items()
         return {name: ops.transfer(*chain_of(data)[1][1:]) for name, data in sites}
 
+    def outline(self, begins: bool) -> Messages:
+        """See :meth:`.Outlined.outline`."""
+        found = {}
+        for name, data in self.problem.sites.items():
+            _, (initial, transition, observation) = chain_of(data)
+            found[name] = ops.outline(initial if begins else None, transition, observation)
+        return found
+
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[Chunk, Messages]:
         """See :meth:`.Piece.expect`."""
         expected, messages = {}, {}
@@ -117,6 +126,13 @@ class _Piece(NamedTuple):
             expected[name] = Expected(data, arguments, ops.Expectations(*block[:3]))
             messages[name] = block.filtered_logits
         return Chunk(self.problem, expected, before is None), messages
+
+
+class _Pass(NamedTuple):
+    """How the pieces of a sequence are read at some parameters."""
+
+    read: Callable[[], Iterable[_Piece]]
+    ends: Ends
 
 
 class ChunkEngine(TensorEngine):
@@ -134,9 +150,11 @@ class ChunkEngine(TensorEngine):
     @property
     def description(self) -> str:
         """How the statistics are computed, for ``em.plan``."""
+        ranks = self.problem.ranks
+        of = "" if ranks is None else f", added up over {ranks.size} ranks"
         if not self._reader.continues:
-            return "tensor operations on chunks of whole sequences"
-        return f"tensor operations on pieces of one sequence, {self._passes.description}"
+            return f"tensor operations on chunks of whole sequences{of}"
+        return f"tensor operations on pieces of one sequence{of}, {self._passes.description}"
 
     def start(self) -> TensorState:
         """The E-step at the parameters in the store."""
@@ -174,32 +192,50 @@ class ChunkEngine(TensorEngine):
     def evaluate(self, params: Params, leaves: Params) -> TensorState:
         """The E-step over all chunks."""
         self._write(params, leaves)
-        return self._over_chunks(lambda chunks: self._sum(chunks, params, leaves))
+        pass_ = self._begin()
+        return self._over_chunks(pass_, lambda chunks: self._sum(pass_, chunks, params, leaves))
 
-    def _sum(self, chunks: Iterator[Chunk], params: Params, leaves: Params) -> TensorState:
+    def _begin(self) -> _Pass:
+        """What the passes at some parameters have in common: what other ranks say of the pieces."""
+        if not self._reader.continues or self.problem.ranks is None:
+            return _Pass(self._pieces, Ends())
+        pieces = iter(self._pieces())
+        kept = list(islice(pieces, 2))  # of one piece there is no need to read it again
+        ends = ends_of(chain(kept, pieces), self.problem.ranks)
+        return _Pass(self._pieces if len(kept) > 1 else lambda: kept, ends)
+
+    def _pieces(self) -> Iterable[_Piece]:
+        return map(_Piece, self._reader.read(True))
+
+    def _sum(
+        self, pass_: _Pass, chunks: Iterator[Chunk], params: Params, leaves: Params
+    ) -> TensorState:
         """Add up the statistics of all chunks."""
-        total: Tensor | None = None
+        total = prior = None
         expected: dict[str, Any] = {}
         for chunk in chunks:
             own = _log_likelihoods(chunk)
-            if total is None:  # priors count once
-                total = torch.zeros_like(own)
-                if self.problem.latents or self.problem.plan.is_joint:
-                    total = chunk.problem.log_prior(params)
-            total = total + own
+            if total is None and (self.problem.latents or self.problem.plan.is_joint):
+                prior = chunk.problem.log_prior(params)
+            total = own if total is None else total + own
             for name, each in chunk.expected.items():
                 found = sum_of_chunk(each, self.problem.plan.updated(name))
                 found = found if chunk.begins else without_start(found)
                 known = expected.get(name)
                 if known is None:
-                    expected[name] = SumOfChunks.of(each, found, self._retake)
+                    expected[name] = SumOfChunks.of(each, found, partial(self._retake, pass_))
                 else:
                     expected[name] = known._replace(sums=add(each.data.site, known.sums, found))
             del chunk, each  # before the next one is read
         assert total is not None
+        if self.problem.ranks is not None:
+            (total,) = self.problem.ranks.add([total])
+        total = total if prior is None else prior + total  # priors count once
         return TensorState(params, leaves, expected, -total.cpu().numpy(), [], [])
 
-    def _retake(self, site: str, arguments: Arguments, names: frozenset[str]) -> Stats:
+    def _retake(
+        self, pass_: _Pass, site: str, arguments: Arguments, names: frozenset[str]
+    ) -> Stats:
         """Statistics at other arguments, with the expectations at the present parameters."""
         assert self._now is not None
         self._write(*self._now)
@@ -214,12 +250,12 @@ class ChunkEngine(TensorEngine):
                 del chunk, each
             return sums
 
-        return self._over_chunks(total)
+        return self._over_chunks(pass_, total)
 
-    def _over_chunks(self, function: Callable[[Iterator[Chunk]], T]) -> T:
+    def _over_chunks(self, pass_: _Pass, function: Callable[[Iterator[Chunk]], T]) -> T:
         """A function of the E-step of all chunks, one after the other."""
         if self._reader.continues:
-            return self._passes.fold(lambda: map(_Piece, self._reader.read(True)), function)
+            return self._passes.fold(pass_.read, function, pass_.ends)
         return function(map(_of_sequences, self._reader.read(True)))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
-from pyro_regimes.infer.em.recognise.affine import Affine, find_affine
+from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.dependence import (
     Reached,
     differs,
@@ -29,6 +29,7 @@ from pyro_regimes.infer.em.recognise.dependence import (
     slot_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
+from pyro_regimes.infer.em.recognise.locations import find_affine
 from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
 from pyro_regimes.infer.em.recognise.multiples import find_multiples
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
@@ -38,8 +39,10 @@ from pyro_regimes.infer.em.recognise.points import (
     run_at_three_points,
     run_elsewhere,
 )
+from pyro_regimes.infer.em.recognise.predicted import find_predicted, is_real
 from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
+from pyro_regimes.infer.trace_checks import check_arguments
 from pyro_regimes.infer.tracing import Run, Slot, constraint_of
 
 _RANDOM = (
@@ -62,6 +65,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         if not current.params:
             raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
+        check_arguments({slot.label: slot.value for slot in current.slots})
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
         elsewhere = [reached_in(run, current) for run in runs[1:]]
@@ -78,23 +82,27 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
                 refused[name] = found
             else:
                 assignments.append(found)
-        candidates, of_shares, of_sizes = (
+        candidates, of_shares, of_sizes, of_predictors = (
             [name for name in refused if name in held and all(map(which, held[name]))]
-            for which in (_is_quadratic, _is_log_linear, _is_scaled)
+            for which in (_is_quadratic, _is_log_linear, _is_scaled, _is_predicted)
         )
         if current.priors:
             of_priors = [slot for slot in current.slots if slot.site in current.priors]
             hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
             candidates = [name for name in candidates if name not in hyper]
+            of_predictors = [name for name in of_predictors if name not in hyper]
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
         assignments += more
-        if of_sizes:
-            assignments += find_multiples(of_sizes, runs, refused)
-        affine = _find_affine(candidates, runs, refused)
+        sizes = find_multiples(of_sizes, runs, refused) if of_sizes else []
+        of_predictors = [name for name in of_predictors if name in refused]
+        predicted = _find_predicted(of_predictors, runs, read, held, refused)
+        predicted, sizes = _with_intercepts(predicted, sizes, runs, read, held)
+        assignments += sizes
+        affine = _find_affine(candidates, runs, refused).beside(predicted)
         priors = {each.name: each.prior for each in assignments} | affine.priors
         set_at: dict[str, set[str]] = {}
         for each in assignments if current.priors else ():
@@ -111,7 +119,7 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             assignments = [each for each in assignments if each.name not in kept] + more
         closed = [name for name in affine.names if name not in refused]
         if closed != affine.names:
-            affine = _find_affine(closed, runs, refused)
+            affine = affine.without([name for name in affine.names if name not in closed])
         assignments = [each for each in assignments if each.name not in refused]
         assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
@@ -145,6 +153,10 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
 
 def _is_quadratic(argument: Argument) -> bool:
     return argument.is_quadratic
+
+
+def _is_predicted(argument: Argument) -> bool:
+    return bool(argument.predictors)
 
 
 def _is_scaled(argument: Argument) -> bool:
@@ -210,6 +222,59 @@ def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]
     refused |= reasons  # which say more than that it is no argument itself
     shapes = [here.params[name].shape for name in names]
     return Affine(names, shapes, uses, priors)
+
+
+def _find_predicted(
+    candidates: list[str],
+    runs: list[Run],
+    read: Reader,
+    held: dict[str, list[Argument]],
+    refused: dict[str, str],
+) -> Affine:
+    """The same of linear predictors, whose coefficients are any real numbers."""
+    priors = {}
+    candidates = [name for name in candidates if is_real(constraint_of(name))]
+    for name in list(candidates):
+        prior = find_affine_prior(name, runs)
+        if isinstance(prior, str):
+            refused[name] = f"{refused[name]}, and {prior}"
+            candidates.remove(name)
+        elif prior is not None:
+            priors[name] = prior
+    names, uses = find_predicted(candidates, runs[0], read, held, refused)
+    for name in names:
+        refused.pop(name, None)
+    shapes = [runs[0].params[name].shape for name in names]
+    priors = {name: prior for name, prior in priors.items() if name in names}
+    return Affine(names, shapes, uses, priors, frozenset(names))
+
+
+def _with_intercepts(
+    predicted: Affine,
+    sizes: list[Assignment],
+    runs: list[Run],
+    read: Reader,
+    held: dict[str, list[Argument]],
+) -> tuple[Affine, list[Assignment]]:
+    """Linear predictors with the logarithms of factors beside them, which are intercepts.
+
+    Solved for together they need fewer steps than in turn.
+    """
+    covered = {(use.site, use.argument) for use in predicted.uses}
+    beside = {
+        each.name
+        for each in sizes
+        if each.link.name.startswith("log of")
+        and each.prior is None
+        and any((use.site, use.argument) in covered for use in each.uses)
+    }
+    if not beside:
+        return predicted, sizes
+    names = [*predicted.names, *sorted(beside)]
+    found = _find_predicted(names, runs, read, held, dict.fromkeys(names, ""))
+    if len(found.names) < len(names):
+        return predicted, sizes
+    return found, [each for each in sizes if each.name not in beside]
 
 
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:

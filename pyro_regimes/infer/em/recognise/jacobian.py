@@ -17,9 +17,6 @@ from pyro_regimes.emissions.statistics import WeightedSum
 #: The most numbers that the Jacobian of one argument may hold: 512 MiB of them.
 MOST = 2**26
 
-#: The most groups; where blocks differ more than that, there is one group with all columns.
-_MOST_GROUPS = 64
-
 
 class Group(NamedTuple):
     """Blocks of the argument that depend on the same columns."""
@@ -80,12 +77,10 @@ class Jacobian(NamedTuple):
                 groups.append(Group(blocks, new[new >= 0], matrix[..., new >= 0]))
         return self._replace(groups=tuple(groups), num_columns=len(kept))
 
-
-class Column(NamedTuple):
-    """One column: its entries that are not 0."""
-
-    entries: Tensor  #: their numbers
-    values: Tensor  #: float64
+    def among(self, first: int, num_columns: int) -> Jacobian:
+        """The same columns among more, from the place ``first``."""
+        groups = tuple(each._replace(columns=each.columns + first) for each in self.groups)
+        return self._replace(groups=groups, num_columns=num_columns)
 
 
 class Differential:
@@ -115,22 +110,6 @@ class Differential:
         return zero if found is None else found.detach().double().flatten()
 
 
-def read_columns(value: Tensor, leaf: Tensor) -> list[Column] | None:
-    """All columns of one parameter; None where they hold more than :data:`MOST` numbers."""
-    columns, size = [], 0
-    differential = Differential(value, leaf)
-    for index in range(leaf.numel()):
-        unit = torch.zeros(leaf.numel(), dtype=leaf.dtype, device=leaf.device)
-        unit[index] = 1.0
-        dense = differential.along(unit.reshape(leaf.shape))
-        entries = dense.nonzero().squeeze(-1)
-        size += len(entries)
-        if size > MOST:
-            return None
-        columns.append(Column(entries, dense[entries]))
-    return columns
-
-
 def differentiate(value: Tensor, leaf: Tensor, restarts: int) -> Tensor | None:
     """All derivatives, ``(restarts, entries of a restart, parameter's entries of a restart)``.
 
@@ -154,51 +133,6 @@ def differentiate(value: Tensor, leaf: Tensor, restarts: int) -> Tensor | None:
         if not bool(((actual - expected).abs() <= precision * (1 + size_of)).all()):
             return None
     return found
-
-
-def build(columns: list[Column], num_entries: int, block_size: int) -> Jacobian | None:
-    """Group the blocks by the columns that they depend on.
-
-    :param columns: one or more.
-    :return: None where the groups would hold more than :data:`MOST` numbers.
-    """
-    num_blocks = num_entries // max(block_size, 1)
-    device = columns[0].entries.device
-    words = torch.zeros((num_blocks, -(-len(columns) // 62)), dtype=torch.long, device=device)
-    for number, column in enumerate(columns):
-        bit = torch.tensor(1 << number % 62, device=device)
-        words[column.entries // block_size, number // 62] |= bit
-    patterns, which = words.unique(dim=0, return_inverse=True)
-    if len(patterns) > _MOST_GROUPS:
-        patterns, which = patterns[:1], torch.zeros_like(which)
-        every = [list(range(len(columns)))]
-    else:
-        every = [
-            [n for n in range(len(columns)) if int(row[n // 62]) >> n % 62 & 1] for row in patterns
-        ]
-    blocks = [(which == number).nonzero().squeeze(-1) for number in range(len(patterns))]
-    size = sum(len(own) * block_size * len(chosen) for own, chosen in zip(blocks, every))
-    if size > MOST:
-        return None
-    groups = []
-    place = torch.empty_like(which)
-    for own, chosen in zip(blocks, every, strict=True):
-        if not chosen:
-            continue
-        matrix = torch.zeros(
-            (len(own), block_size, len(chosen)), dtype=torch.float64, device=device
-        )
-        inside = torch.zeros(num_blocks, dtype=torch.bool, device=device)
-        inside[own] = True
-        place[own] = torch.arange(len(own), device=device)
-        for number, index in enumerate(chosen):
-            entries, values = columns[index]
-            block = entries // block_size
-            here = inside[block]
-            entries, values, block = entries[here], values[here], block[here]
-            matrix[place[block], entries % block_size, number] = values
-        groups.append(Group(own, torch.tensor(chosen, device=device), matrix))
-    return Jacobian(tuple(groups), num_blocks, block_size, len(columns))
 
 
 def gram(jacobian: Jacobian, pooled: WeightedSum, constant: Tensor) -> tuple[Tensor, Tensor]:

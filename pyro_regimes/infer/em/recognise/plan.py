@@ -16,7 +16,7 @@ from pyro_regimes.emissions import poisson, sizes
 from pyro_regimes.emissions.base import Argument
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.infer.em.recognise import identity
-from pyro_regimes.infer.em.recognise.affine import Affine
+from pyro_regimes.infer.em.recognise.affine import WHY_SEPARATED, Affine
 from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse, is_multiple
 from pyro_regimes.infer.em.recognise.powers import PowerUse, Products
 from pyro_regimes.infer.em.recognise.priors import Prior
@@ -199,6 +199,7 @@ class Plan(NamedTuple):
     def why_unbounded(self, name: str) -> str:
         """Why a parameter may have no maximum."""
         found = [each.argument.why_unbounded for each in self.assignments if each.name == name]
+        found += [WHY_SEPARATED] * (name in self.affine.predicted)
         return found[0] if found else "the data of a state do not bound it"
 
     def may_violate(self, name: str, constraint: constraints.Constraint) -> bool:

@@ -17,6 +17,9 @@ from pyro_regimes.infer.tracing import Run, Slot, constraint_of
 #: Runs the model at given values of its parameters, or at those of the store.
 Reader = Callable[[Optional[dict[str, Tensor]]], Run]
 
+#: Shares of a step of what may be coefficients of covariates, if no whole step can be made.
+_SHARES = (1e-2, 1e-4, 1e-6, 1e-8)
+
 TWO_KINDS = "used in arguments that have different updates"
 
 
@@ -69,9 +72,14 @@ def run_elsewhere(
     draw: int,
     mildness: tuple[bool, ...] = (False, True),
 ) -> Run:
-    """Run the model at a random admissible point, as far away as the model can be evaluated."""
+    """Run the model at a random admissible point, as far away as the model can be evaluated.
+
+    Coefficients of covariates may have to stay near the current ones, as covariates have units.
+    """
     failure: Exception | None = None
-    for mild in mildness:
+    links = {name for name, each in held.items() if all(one.predictors for one in each)}
+    shrunk = _SHARES if links.intersection(params) else ()
+    for mild, share in [(mild, 1.0) for mild in mildness] + [(True, share) for share in shrunk]:
         values = {
             name: random_value(
                 value,
@@ -79,9 +87,13 @@ def run_elsewhere(
                 constraint_of(name),
                 seed=1_000 * draw + index,
                 mild=mild,
-            ).requires_grad_()
+            )
             for index, (name, value) in enumerate(params.items())
         }
+        for name in links.intersection(params) if share < 1 else ():
+            values[name] = params[name].detach().lerp(values[name], share)
+        for value in values.values():
+            value.requires_grad_()
         try:
             with at_random_point():
                 return read(values)
