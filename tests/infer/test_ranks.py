@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_regimes import EM, Chunks
+from pyro_regimes import EM, Chunks, RegimeHMM
 from tests import seeds
 from tests.estimator import rank_fits
 from tests.infer import ranks
@@ -99,6 +99,12 @@ def test_as_in_one_process(size, tmp_path):
         compare(name, ranks.fit(name, ranks.data(name, seed)), found)
     for name in ranks.PIECES:
         compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
+    value, *gradients = ranks.differentiate(ranks.both(seed), RegimeHMM.log_prob)
+    for each in found:
+        assert_close(each["gradients"][0], value, rtol=1e-12, atol=0.0)
+    for number, gradient in enumerate(gradients, 1):
+        total = sum(each["gradients"][number] for each in found)
+        assert_close(total, gradient, rtol=1e-10, atol=1e-12)
     compare_fits([each["fits"] for each in found], seed)
     if size > 1:
         for each in found:
