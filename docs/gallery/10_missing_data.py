@@ -59,7 +59,8 @@ for name, data in ways.items():
         warnings.simplefilter("always")
         models[name], found = volatilities(data)
     print(f"{name:14}{len(data):6}  {found[0]:.2f} calm, {found[1]:.2f} turbulent", end="")
-    print("  (a warning: a regime collapsed)" if caught else "")
+    collapsed = any("collapsed" in str(each.message) for each in caught)
+    print("  (a warning: a regime collapsed)" if collapsed else "")
 
 # %%
 # With zeros, the calm regime collapses onto the days on which Energy is always zero, and the
