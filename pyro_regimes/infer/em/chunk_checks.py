@@ -22,8 +22,8 @@ def check_plan(plan: Plan) -> None:
         )
     if plan.affine.names:
         raise ValueError(
-            "expected locations that are parameters where data come in chunks, got locations that "
-            f"are affine in {plan.affine.names}; use all data at once"
+            "expected arguments that are parameters where data come in chunks, got some that are "
+            f"affine in {plan.affine.names}; use all data at once"
         )
 
 
