@@ -36,7 +36,7 @@ def forecast(
         ),
     ] = None,
 ) -> None:
-    """Forecast regimes and series after the last row, by a fitted model.
+    """Forecast the next steps, by a fitted model.
 
     Prints the probability of each regime, and of each series the mean, the standard deviation and
     the quantiles of LEVEL and 1 - LEVEL (not of angles), in the unit of the data and for one step

@@ -53,7 +53,7 @@ def report(
     ] = _REPORT_OUT,
     select: _SELECT = 0,
 ) -> None:
-    """Write a report as one HTML file: regimes, their history, forecast, risk, and checks.
+    """Write a report as one HTML file: regimes, forecast, risk.
 
     The file needs no other file and no network. It can be sent, printed, and read on a phone. The
     model is fitted as fit does, or taken from a file (--model). With prices (--prices) the history

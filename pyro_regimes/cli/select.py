@@ -59,9 +59,10 @@ def select(
         ),
     ] = None,
 ) -> None:
-    """Compare numbers of regimes by AIC, BIC, ICL, held-out blocks and a bootstrap test.
+    """Compare numbers of regimes by criteria and by held-out data.
 
-    Prints a table, in which an asterisk marks the best of each column. Fit the model that you
+    Prints a table of AIC, BIC, ICL, the log-likelihood of held-out blocks and the p-values of a
+    bootstrap test, in which an asterisk marks the best of each column. Fit the model that you
     choose with pyro-regimes fit. For data other than returns, such as counts, set --emission.
 
     Example: pyro-regimes select prices.csv --prices --max-regimes 4

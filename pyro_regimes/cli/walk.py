@@ -57,13 +57,14 @@ def walk(
     ] = 0.05,
     out: OUT = _WALK_OUT,
 ) -> None:
-    """Backtest without look-ahead: what the model would have said at each row, with refits.
+    """Backtest without look-ahead, with refits as time goes on.
 
-    Each row has the regimes and the forecast of a model of rows before it. Prints how good the
-    forecasts were, and of returns how often a loss exceeded the value at risk, with p-values that
-    this happened by chance. Writes walk.csv (by row: the regimes as they were known, the forecast
-    made at it, and the value at risk that was forecast of it) and walk.png. The number of regimes
-    and the series are your choice: if you chose them by all rows, they look ahead.
+    Each row has the regimes and the forecast of a model of rows before it: what the model would
+    have said at the time. Prints how good the forecasts were, and of returns how often a loss
+    exceeded the value at risk, with p-values of tests that it is right. Writes walk.csv (by row:
+    the regimes as they were known, the forecast made at it, and the value at risk that was forecast
+    of it) and walk.png. The number of regimes and the series are your choice: if you chose them by
+    all rows, they look ahead.
 
     Example: pyro-regimes walk prices.csv --prices --n-regimes 2 --refit-every year
     """

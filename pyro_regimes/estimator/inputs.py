@@ -36,6 +36,11 @@ def as_tables(X: Any) -> tuple[list[Any], bool]:
         )
     if isinstance(X, Returns):
         X = X.to_frame()
+    if hasattr(X, "ngroups"):
+        raise ValueError(
+            f"expected X to be a table or several, got a {type(X).__name__}; a dict holds the "
+            "tables of groups: {name: part for name, part in groups}"
+        )
     collected: list[Any] | None = None
     if isinstance(X, Mapping) and not hasattr(X, "shape"):  # some sparse matrices are dicts
         collected = list(X.values())
@@ -228,7 +233,9 @@ def check_are_numbers(table: Any) -> None:
                 if is_date
                 else "divide it by a unit of time, such as pandas.Timedelta('1D')"
                 if kind.kind == "m"
-                else "leave it out, or number its categories from 0"
+                else "leave it out, or number its categories from 0; if it names sequences, such "
+                f"as persons, X is a dict: {{key: part.drop(columns={name!r}) for key, part in "
+                f"table.groupby({name!r})}}"
             )
             raise ValueError(
                 f"expected the columns of X to hold numbers, got {name!r} with {str(first)!r}; "

@@ -129,9 +129,10 @@ def numbers(name: str, value: Any) -> Array:
         raise ValueError(f"expected {name} without masked values, got some; fill them by .filled()")
     try:
         value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        if np.iscomplexobj(value) or getattr(value, "dtype", np.dtype(float)).kind in "mM":
+        found = np.asarray(value)
+        if found.dtype.kind in "cmM":
             raise TypeError("complex numbers, or times")
-        return np.array(value, dtype=np.float64)
+        return np.array(found, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"expected {name} to be an array of numbers, got {shown(value)}"

@@ -102,7 +102,7 @@ def floor_out_of_reach(data: Array, floor: float) -> ValueError:
 def of_data(
     data: Array, sizes: list[int], names: Sequence[str] | None, rows_of: str = "X"
 ) -> list[Warning]:
-    """Warnings that data look like levels, or like days without trade filled with zeros.
+    """Warnings that data look like levels, counts, or days without trade filled with zeros.
 
     Missing entries, which are NaN, are left out.
 
@@ -130,6 +130,15 @@ def of_data(
             )
         )
     data = data[observed_rows(data)]
+    if _are_counts(data):
+        found.append(
+            UserWarning(
+                f"{rows_of[:1].upper() + rows_of[1:]} holds whole numbers from 0 on, as counts do. "
+                "emission='poisson' or 'negative_binomial' (--emission in the command) describes "
+                "counts, 'bernoulli' 0 and 1, and 'categorical' the numbers of categories."
+            )
+        )
+        return found
     zeros = int(((data == 0) | np.isnan(data)).all(axis=1).sum())
     if zeros > _ZERO_SHARE * len(data):
         found.append(
@@ -140,6 +149,16 @@ def of_data(
             )
         )
     return found
+
+
+def _are_counts(data: Array) -> bool:
+    """Whether all values are whole numbers from 0 on, with 0 and others in every column."""
+    known = ~np.isnan(data)
+    values = data[known]
+    if not ((values >= 0) & (values == np.round(values))).all():
+        return False
+    zero = data == 0
+    return bool((zero.any(0) & (known & ~zero).any(0)).all())
 
 
 def find_levels(data: Array, sizes: list[int]) -> npt.NDArray[np.intp]:

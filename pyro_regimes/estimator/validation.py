@@ -20,6 +20,7 @@ from pyro_regimes.estimator.given import Given, for_series, read_given
 from pyro_regimes.estimator.inputs import (
     as_tables,
     check_are_numbers,
+    row_name,
 )
 from pyro_regimes.estimator.lengths import checked_lengths, lengths_given
 from pyro_regimes.estimator.mask import read_mask
@@ -312,10 +313,26 @@ def _validated(model: BaseEstimator, X: Any, reset: bool) -> Array:
     except OverflowError as error:
         raise ValueError(f"expected X to hold numbers of float64, got others: {error}") from error
     except ValueError as error:
+        if "contains infinity" in str(error):
+            raise _of_infinity(X, error) from None
         if not str(error).startswith("could not convert"):
             raise
         raise ValueError(f"expected X to hold numbers, got others: {error}") from error
     return data
+
+
+def _of_infinity(X: Any, error: ValueError) -> ValueError:
+    """The error that names the first infinite entry of a table."""
+    values = np.asarray(X, dtype=np.float64)
+    places = np.argwhere(np.isinf(values))
+    if not len(places):
+        return error
+    row, column = map(int, places[0])
+    columns = getattr(X, "columns", range(values.shape[1]))
+    return ValueError(
+        f"expected X to hold numbers, or NaN where they are missing, got a table that contains "
+        f"infinity: {values[row, column]} in row {row_name(X)(row)}, column {columns[column]!r}"
+    )
 
 
 def _check_same_columns(

@@ -1,6 +1,7 @@
 """Inference for Pyro models with RegimeHMM sites."""
 
 from pyro_regimes.infer.em.em import EM, EMResult
+from pyro_regimes.infer.pieces import log_prob_of_pieces
 from pyro_regimes.infer.regimes import infer_regimes, point_values, record_regimes
 from pyro_regimes.infer.uncertainty import Derived, StandardErrors, standard_errors
 
@@ -10,6 +11,7 @@ __all__ = [
     "EMResult",
     "StandardErrors",
     "infer_regimes",
+    "log_prob_of_pieces",
     "point_values",
     "record_regimes",
     "standard_errors",

@@ -17,7 +17,7 @@ _OPEN_HIGH_LOW = {
     *["open price", "high price", "low price", "er\u00f6ffnung", "hoch", "tief"],
     *["otwarcie", "najwyzszy", "najnizszy"],
 }
-_OTHERS = {
+OTHERS = {
     *["volume", "vol", "vol.", "px_volume", "wolumen", "volumen", "st\u00fccke", "openint"],
     *["open interest", "change %", "dividends", "stock splits", "adj volume", "dividend amount"],
     *["net", "%chg", "chg", "% chg", "change", "change%", "% change", "percent change"],
@@ -43,7 +43,7 @@ def split_names(names: Sequence[str]) -> tuple[list[str], list[str]] | None:
 
     None if not all names are such, or the fields are no quotes.
     """
-    known = sorted({*CLOSE, *_OPEN_HIGH_LOW, *_OTHERS}, key=len, reverse=True)
+    known = sorted({*CLOSE, *_OPEN_HIGH_LOW, *OTHERS}, key=len, reverse=True)
     listed = "|".join(map(re.escape, known))
     ticker, field = "(?P<ticker>.+)", f"(?P<field>{listed})"
     for pattern in (f"{ticker}[._ ]{field}", f"{field}[._ ]{ticker}"):
@@ -59,8 +59,8 @@ def choose_quote(fields: Sequence[str]) -> int | None:
     """The closing price among the fields of quotes; None if the fields are no quotes."""
     known = [field_of(field) for field in fields]
     closes = [known.index(name) for name in CLOSE if name in known]
-    others = [name for name in known if name in _OPEN_HIGH_LOW or name in _OTHERS]
-    extra = [name for name in known if name not in _OTHERS | _OPEN_HIGH_LOW | set(CLOSE)]
+    others = [name for name in known if name in _OPEN_HIGH_LOW or name in OTHERS]
+    extra = [name for name in known if name not in OTHERS | _OPEN_HIGH_LOW | set(CLOSE)]
     num_quotes = sum(name in _OPEN_HIGH_LOW or name in CLOSE for name in known)
     if not closes or not (num_quotes >= 3 or (len(known) > 1 and not extra)):
         return None

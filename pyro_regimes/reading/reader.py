@@ -14,6 +14,7 @@ from pyro_regimes.reading.dates import Dates, read_dates
 from pyro_regimes.reading.frames import read_excel, read_json, read_parquet
 from pyro_regimes.reading.frequency import UNKNOWN, infer_frequency
 from pyro_regimes.reading.packages import pandas
+from pyro_regimes.reading.quotes import OTHERS, field_of
 from pyro_regimes.reading.returns import Returns
 from pyro_regimes.reading.series import Choice, choose, unknown_series
 from pyro_regimes.reading.source import read_source
@@ -79,6 +80,12 @@ def read(
     if prices:
         with np.errstate(over="ignore"):
             values, days = 100 * (values[1:] / values[:-1] - 1), days[1:]
+        others = [name for name in names if field_of(name) in OTHERS]
+        if others and columns is None:
+            notes.append(
+                f"{table.source}: took {', '.join(map(repr, others))} for prices, too; columns= "
+                "(--columns) chooses others"
+            )
     _check_series(table.source, names, values, days)
     result = Returns(
         values, days, names, frequency.periods_per_year, frequency.name, dates.time_zone, levels

@@ -316,3 +316,25 @@ def test_times_are_no_numbers(values, message):
     table = values[:, None] if isinstance(values, np.ndarray) else pd.DataFrame({"x": values})
     with pytest.raises(ValueError, match=message):
         RegimeModel(2).fit(table)
+
+
+def test_groups_and_names_of_sequences_lead_to_a_dict():
+    table = pd.DataFrame(data(60), columns=["a", "b"]).assign(person=["x", "y"] * 30)
+    with pytest.raises(ValueError, match="got a DataFrameGroupBy; a dict holds the tables"):
+        quick().fit(table.groupby("person")[["a", "b"]])
+    with pytest.raises(ValueError, match="got 'person' with 'x'.* names sequences") as caught:
+        quick().fit(table)
+    remedy = str(caught.value).split("X is a dict: ")[1]
+    parts = eval(remedy, {"table": table})
+    assert sorted(parts) == ["x", "y"] and list(parts["x"]) == ["a", "b"]
+    quick().fit(parts)
+
+
+def test_an_infinite_value_is_named_by_its_place():
+    dates = pd.date_range("2024-01-01", periods=50, name="date")
+    table = pd.DataFrame(data(50), columns=["a", "b"], index=dates)
+    table.iloc[3, 1] = -np.inf
+    with pytest.raises(ValueError, match="infinity: -inf in row 2024-01-04, column 'b'"):
+        quick().fit(table)
+    with pytest.raises(ValueError, match="infinity: -inf in row 3, column 1"):
+        quick().fit(table.to_numpy())

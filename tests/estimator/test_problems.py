@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyro_regimes import RegimeModel
-from pyro_regimes.estimator.problems import of_shares
+from pyro_regimes.estimator.problems import of_data, of_shares
 from tests import seeds
 
 NAMES = ["Calm", "Normal", "Turbulent"]
@@ -55,3 +55,22 @@ def test_expected_durations() -> None:
     )
     np.testing.assert_allclose(model.expected_durations_, [10.0, np.inf])
     np.testing.assert_array_equal(model.summary().expected_duration, model.expected_durations_)
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        ([[0, 3], [2, 0]], True),
+        ([[0, 3], [2, 1]], False),  # the second column is never 0
+        ([[0.5, 3], [0, 0]], False),
+        ([[-1, 3], [0, 0]], False),
+        ([[0, 3], [0, 0]], False),  # a column of zeros
+        ([[np.nan, 3], [2, 0], [0, np.nan]], True),
+    ],
+)
+def test_counts_are_told(data, expected) -> None:
+    rows = np.tile(np.array(data, float), (20, 1))
+    found = [str(each) for each in of_data(rows, [len(rows)], None)]
+    assert any("as counts do" in text for text in found) == expected
+    if expected:
+        assert len(found) == 1 and "--emission" in found[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,20 @@ def test_the_best_of_few_starts_is_the_best_known() -> None:
     x, _ = simulate("diag", 600)
     fits = [RegimeModel(3, "diag", n_init=n, random_state=0).fit(x) for n in (3, 12)]
     assert fits[0].log_likelihood_ == pytest.approx(fits[1].log_likelihood_, abs=1e-2)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+@pytest.mark.parametrize("num_alone", [1, 2])
+def test_components_of_a_regime_of_few_rows(covariance_type: str, num_alone: int) -> None:
+    """Clusters of one row, or of two in as many series, have no covariance of their own."""
+    x = seeds.rng(1).standard_normal((20, 2))
+    x[:num_alone] += 50.0
+    spec = find_spec(covariance_type, "gaussian_mixture", 2)
+    shares = np.eye(2)[np.r_[np.ones(num_alone, int), np.zeros(20 - num_alone, int)]]
+    made = spec.overall(x, shares, seeds.rng(0))
+    assert (spec.least_variances(made) > 1e-3).all()
+    settings = {"covariance_type": covariance_type, "n_components": 2, "random_state": 0}
+    model = RegimeModel(2, emission="gaussian_mixture", **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of regimes that collapse
+        assert np.isfinite(model.fit(x).log_likelihood_)

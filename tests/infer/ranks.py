@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_regimes import EM, Chunks, RegimeHMM, stationary_probs
+from pyro_regimes.infer import log_prob_of_pieces
 from tests.estimator import rank_fits
 from tests.infer.models import positive, probs, real
 
@@ -179,6 +180,11 @@ def series(name: str, seed: int) -> Tensor:
     return data(name, seed).flatten(0, 1).unsqueeze(0)
 
 
+def both(seed: int) -> Tensor:
+    """Two sequences, ``(2, T)``."""
+    return torch.cat([series("converged", seed), -series("converged", seed).flip(-1)])
+
+
 def pieces(x: Tensor, rank: int, size: int) -> Chunks:
     """The rows of a rank, each of which has another number, in up to three chunks."""
     cuts = [round(x.shape[1] * (number / size) ** 1.3) for number in range(size + 1)]
@@ -190,6 +196,24 @@ def poisson_by_rank(x: Tensor) -> None:
     if torch.distributed.get_rank() == 0:
         return poisson(x)
     observe(x, dist.Poisson(positive("rate", LOC.exp().reciprocal()).reciprocal()))
+
+
+def differentiate(x: Tensor, log_prob: Callable[[RegimeHMM, Tensor], Tensor]) -> list[Tensor]:
+    """A log-probability, and its gradients."""
+    given = [MATRIX.log(), START.log(), torch.stack([LOC, -LOC])[:, None], ONES]
+    logits, initial, loc, scale = (part.clone().requires_grad_() for part in given)
+    hmm = RegimeHMM(
+        initial_logits=initial,
+        transition_logits=logits,
+        observation_dist=dist.Normal(loc, scale),
+    )
+    value = log_prob(hmm, x)
+    weighted = (value * torch.tensor([1.0, 3.0])).sum()
+    parameters = [logits, initial, loc, scale]
+    gradients = torch.autograd.grad(
+        weighted, parameters, allow_unused=True, materialize_grads=True
+    )
+    return [value.detach(), *gradients]
 
 
 def difference_messages() -> list[str]:
@@ -255,6 +279,8 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
         own = pieces(series(name, seed), rank, size)
         found[f"{name} in pieces"] = fit(name, own)
         found[f"{name} in pieces again"] = fit(name, own)
+    x = both(seed).tensor_split(size, 1)[rank]
+    found["gradients"] = differentiate(x, log_prob_of_pieces)
     found["fits"] = rank_fits.work(rank, size, seed)
     found["differences"] = difference_messages()
     torch.save(found, Path(folder) / f"{rank}.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_regimes import EM, Chunks
+from pyro_regimes import EM, Chunks, RegimeHMM
 from tests import seeds
 from tests.estimator import rank_fits
 from tests.infer import ranks
@@ -98,6 +99,12 @@ def test_as_in_one_process(size, tmp_path):
         compare(name, ranks.fit(name, ranks.data(name, seed)), found)
     for name in ranks.PIECES:
         compare(f"{name} in pieces", ranks.fit(name, ranks.series(name, seed)), found)
+    value, *gradients = ranks.differentiate(ranks.both(seed), RegimeHMM.log_prob)
+    for each in found:
+        assert_close(each["gradients"][0], value, rtol=1e-12, atol=0.0)
+    for number, gradient in enumerate(gradients, 1):
+        total = sum(each["gradients"][number] for each in found)
+        assert_close(total, gradient, rtol=1e-10, atol=1e-12)
     compare_fits([each["fits"] for each in found], seed)
     if size > 1:
         for each in found:
@@ -133,6 +140,7 @@ def test_a_killed_rank_ends_the_others(tmp_path):
         assert f"EM: rank {rank} of 4 could not add up its statistics" in printed[rank]
     kept = torch.load(tmp_path / "checkpoint", weights_only=True)
     assert len(kept["losses"]) == 1 + ranks.KILLED_IN // 10 * 10
+    copy = shutil.copy(tmp_path / "checkpoint", tmp_path / "copy")
     (tmp_path / "rendezvous").unlink()
     codes, printed = launch(4, tmp_path, "go on")
     assert codes == [0] * 4, "\n".join(printed)
@@ -143,3 +151,8 @@ def test_a_killed_rank_ends_the_others(tmp_path):
     for rank in range(4):
         history = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_close(history, whole.history, rtol=1e-12, atol=0.0)
+    pyro.clear_param_store()
+    alone = EM(ranks.poisson).run(  # from the file of four ranks
+        ranks.data("poisson", 0), num_steps=ranks.NUM_STEPS_IN_ALL, tol=None, checkpoint=copy
+    )
+    assert_close(alone.history, whole.history, rtol=1e-12, atol=0.0)

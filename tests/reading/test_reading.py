@@ -345,3 +345,10 @@ def test_a_letter_of_two_bytes_at_the_end_of_the_first_lines():
         with pytest.warns(UserWarning, match="left out 'b'"):
             values = read("a,b\n" + "".join(lines)).values
         np.testing.assert_array_equal(values, np.arange(0.5, 100)[:, None])
+
+
+def test_a_volume_beside_prices_is_told():
+    text = "date,Index,Volume\n2024-01-30,100,5000\n2024-01-31,101,6000\n"
+    with pytest.warns(UserWarning, match="took 'Volume' for prices, too; columns="):
+        assert read(text, prices=True).names == ("Index", "Volume")
+    assert read(text, prices=True, columns=["Index", "Volume"]).names == ("Index", "Volume")

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_regimes.estimator.emissions.base import Spec
 from pyro_regimes.estimator.emissions.checks import Names
 from pyro_regimes.estimator.emissions.diagonal_gaussian import DiagonalGaussian
+from pyro_regimes.estimator.emissions.gaussian import SINGULAR
 from pyro_regimes.estimator.emissions.levels import Levels, averaged_in_turn
 from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.marginals import Marginal
@@ -179,12 +180,17 @@ class GaussianMixture(Spec):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         """Components around clusters of the rows of each regime, drawn by its shares."""
         num_components, found = self.num_components, []
+        around = self.gaussian.start_around(x, x[:1], np.ones(1), 0.0)
+        least = SINGULAR * self.gaussian.least_variances(around)
         for weights in shares.T + np.finfo(np.float64).tiny:
             rows = x[rng.choice(len(x), min(len(x), _MOST_ROWS), p=weights / weights.sum())]
             number = min(num_components, len(np.unique(rows, axis=0)))
             kmeans = KMeans(number, n_init=3, random_state=rng.randint(2**31 - 1)).fit(rows)
             members = np.eye(number)[kmeans.labels_]
-            own = self.gaussian.start_from_clusters(rows, members, kmeans.cluster_centers_, 0.0)
+            centers = kmeans.cluster_centers_
+            own = self.gaussian.start_from_clusters(rows, members, centers, 0.0)
+            if (self.gaussian.least_variances(own) <= least).any():  # one row that is drawn again
+                own = self.gaussian.start_around(x, centers, np.ones(number), 0.0)
             found.append(self.gaussian.select(own, np.arange(num_components) % number))
         inner = {name: np.concatenate([own[name] for own in found]) for name in found[0]}
         return self._outer(np.full((shares.shape[1], num_components), 1 / num_components), inner)

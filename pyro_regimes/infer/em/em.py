@@ -28,7 +28,7 @@ from pyro_regimes.infer.em.joining import check_settings
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.on_chunks import ChunkCalls, OnChunks
 from pyro_regimes.infer.em.on_chunks import check as check_on_chunk
-from pyro_regimes.infer.em.problem import Problem, TensorState, constant_of
+from pyro_regimes.infer.em.problem import Array, Problem, TensorState, constant_of
 from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
@@ -435,16 +435,19 @@ class EM:
         """Whether another run of the model gives the losses that the loop has found."""
         plan, groups = loop.problem.plan, loop.problem.groups
         run = self._session.run_as_planned(plan, call)
-        ranks = loop.problem.ranks
+        ranks, params = loop.problem.ranks, loop.now.params
+
+        def same(one: Array, other: Array) -> bool:
+            return bool((one == other).all() or agree(params, one, other).all())
+
         holds = plan.holds(run) and groups.fits(run)
+        constant = np.array(loop.problem.constant)
+        holds = holds and same(constant, np.array(constant_of(plan, run)))
         if not (holds if ranks is None else ranks.all(holds)):
             return False
         losses = read_losses(plan, groups, run, ranks)
-        constants = np.array(loop.problem.constant), np.array(constant_of(plan, run))
-        params = loop.now.params
-        for one, other in ((loop.losses[-1], losses), constants):
-            if not ((one == other).all() or agree(params, one, other).all()):
-                return False
+        if not same(loop.losses[-1], losses):
+            return False
         alike = agree(params, loop.losses[-1], losses, beyond_rounding=False)
         if not alike.all():
             loop.measured(losses, ~alike)

@@ -49,6 +49,7 @@ def join(ranks: Ranks, problem: Problem, run: Run) -> None:
     for name, latent in run.latents.items():
         described[f"the prior of {name!r}"] = repr(float(latent.log_prob.detach().sum()))
     described["the log density of sites other than RegimeHMM"] = repr(problem.others)
+    described["the log density of what depends on no parameter"] = repr(problem.constant)
     described["min_eigenvalue"] = repr(problem.min_eigenvalue)
     described["the list of observed sites"] = repr(plan.sites)
     ranks.check_same(described, _REMEDY)

@@ -51,15 +51,21 @@ class Ranks:
         """
         own = buffer.to(self._device).contiguous()
         found = [torch.empty_like(own) for _ in range(self.size)]
-        try:
+        with self._clear_error():
             dist.all_gather(found, own, group=self._group)
+        return [each.to(buffer.device) for each in found]
+
+    @contextmanager
+    def _clear_error(self) -> Iterator[None]:
+        """:raises RuntimeError: saying what an error of the process group means."""
+        try:
+            yield
         except RuntimeError as error:
             raise RuntimeError(
                 f"EM: rank {self.rank} of {self.size} could not add up its statistics with the "
                 "others: a rank has ended, or did not answer within the timeout of the process "
                 "group. Look for the first error among the ranks, and start all of them again"
             ) from error
-        return [each.to(buffer.device) for each in found]
 
     def gather(self, values: list[Tensor]) -> list[list[Tensor]]:
         """Tensors of the same shapes from every rank, in one message."""
@@ -100,7 +106,8 @@ class Ranks:
     def objects(self, own: Any) -> list[Any]:
         """Small picklable objects of all ranks."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, own, group=self._group)
+        with self._clear_error():
+            dist.all_gather_object(found, own, group=self._group)
         return found
 
     def check_same(self, described: Mapping[str, str], remedy: str) -> None:
