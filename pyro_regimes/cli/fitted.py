@@ -109,8 +109,8 @@ def _tell_other_scale(model: RegimeModel, returns: Returns) -> None:
         more = f"{high:.0f} times more than in the most turbulent"
         than = less if low < 1 / _OTHER_UNIT else more
         screen.note(
-            f"the series vary {than} regime of the model; are they in its unit (percent, "
-            "decimals), and are they returns (--prices)?"
+            f"the series vary {than} regime of the model; check that they have the unit of the "
+            "training data (percent or decimals), and that they are returns (--prices)"
         )
 
 

@@ -1,8 +1,8 @@
 r"""Tests of a value at risk by the rows whose loss exceeded it.
 
-With x of n rows beyond a value at risk of probability p, and :math:`\hat p = x / n`, the likelihood
-ratio of Kupiec (1995) tests their share, and that of Christoffersen (1998) whether a row after an
-exceedance is one as often as any other:
+Let the losses of x of n rows exceed a value at risk of probability p, and :math:`\hat p = x / n`.
+The likelihood ratio of Kupiec (1995) tests whether their share is p, and that of Christoffersen
+(1998) whether the probability of an exceedance depends on whether the row before was one:
 
 .. math::
     LR_{uc} = 2 \log \frac{\hat p^x (1 - \hat p)^{n - x}}{p^x (1 - p)^{n - x}}, \qquad
@@ -55,8 +55,8 @@ def row_of_tests(
 def kupiec(number: int, rows: int, level: float) -> float:
     """The p-value of the likelihood ratio of the share of exceedances.
 
-    :param number: of exceedances, in so many ``rows``.
-    :param level: the probability that they have if the value at risk is right.
+    :param number: the number of exceedances in ``rows`` rows.
+    :param level: their probability if the value at risk is right.
     """
     most, given = (_log_likelihood(number, rows - number, p) for p in (number / rows, level))
     return float(chi2.sf(2 * max(most - given, 0.0), 1))
@@ -66,8 +66,8 @@ def christoffersen(exceeded: npt.ArrayLike, counts: npt.ArrayLike | None = None)
     """The p-value of the likelihood ratio of independence of adjacent rows.
 
     :param exceeded: which rows are exceedances, ``(n,)``.
-    :param counts: which rows count, ``(n,)``; a pair has two that do. None is all.
-    :return: NaN if no row that counts follows an exceedance, or no other one.
+    :param counts: which rows count, ``(n,)``; both rows of a pair must. None is all.
+    :return: NaN if there are no pairs that begin with an exceedance, or none that begin without.
     """
     is_one = np.asarray(exceeded, dtype=np.bool_)
     known = np.ones(is_one.shape, np.bool_) if counts is None else np.asarray(counts, np.bool_)

@@ -74,8 +74,8 @@ class FittedModel(SuggestingNames):
 
         A path may change its regime for single rows. With ``min_duration`` n it is the most likely
         one of those whose stays have at least n rows; with ``jump_penalty`` c it maximises
-        :math:`\log p(x, q) - c \cdot` (number of changes). Both look ahead, as any path does:
-        regimes as they were known at the time are the filtered probabilities.
+        :math:`\log p(x, q) - c \cdot` (number of changes). Both look ahead, as any path does.
+        Filtered probabilities do not.
 
         :param X: as in :meth:`fit`, with the D series of the model.
         :param lengths: as in :meth:`fit`.
@@ -272,7 +272,8 @@ class FittedModel(SuggestingNames):
         if X is None and self.n_updates_:
             raise ValueError(
                 "expected X, got None for a model that partial_fit has updated, whose "
-                "log_likelihood_ is of several parameters; give the rows to compare models by"
+                "log_likelihood_ is that of several parameter values; give the rows on which to "
+                "compare models"
             )
         if X is None:
             return self.log_likelihood_, self.n_samples_fit_
@@ -348,8 +349,8 @@ class FittedModel(SuggestingNames):
         """Forecast the distribution of each of the observations that follow a sequence.
 
         :param X: ``(T, D)``, one sequence. None, or a table without rows, forecasts the steps
-            after those whose last filtered probabilities are ``after``: they are all that the
-            past says of the future, so that no older row need be kept.
+            after the row whose filtered probabilities are ``after``: given these, the future does
+            not depend on earlier rows.
         :param n_steps: number of steps, at least 1.
         :param start: as in :meth:`predict`.
         :param after: as in :meth:`predict`.
@@ -388,7 +389,7 @@ class FittedModel(SuggestingNames):
                 "row, got neither"
             )
         if gaps is not None or not (isinstance(start, str) and start == "auto"):
-            raise ValueError("expected after alone where X has no rows, got start or gaps, too")
+            raise ValueError("expected after alone where X has no rows, got start or gaps as well")
         if X is not None and np.shape(X)[1] != self.n_features_in_:
             raise ValueError(
                 f"expected X to have {self.n_features_in_} columns, got {np.shape(X)[1]}"
@@ -406,10 +407,10 @@ class FittedModel(SuggestingNames):
         states: Any = None,
         gaps: Any = None,
     ) -> Imputation:
-        """Estimate the missing values of X from all that are there, before, beside and after them.
+        """Estimate the missing values of X from all observed ones, before, beside and after them.
 
-        The regimes are not known either: the estimate is an average over them, by their smoothed
-        probabilities, of the regressions on the values in the same row.
+        The regimes are unknown as well, so the estimate averages over them, by their smoothed
+        probabilities, the regressions on the observed values of the same row.
 
         :param X: as in :meth:`predict`, with NaN for missing values.
         :param lengths: as in :meth:`fit`.
@@ -418,7 +419,7 @@ class FittedModel(SuggestingNames):
         :param states: as in :meth:`predict`.
         :param gaps: as in :meth:`predict`.
         :return: a :class:`pyro_regimes.estimator.Imputation` with the mean and the variance of each
-            value, ``(T, D)``. Values that are there are as they were, with variance 0. Categories
+            value, ``(T, D)``. Observed values are returned unchanged, with variance 0. Categories
             have no mean: theirs is NaN.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
@@ -488,7 +489,7 @@ class FittedModel(SuggestingNames):
         if not self.n_samples_fit_:
             return "not fitted to data"
         if self.n_updates_:
-            return f"log-likelihood {self.log_likelihood_:.2f} of all blocks as they came"
+            return f"log-likelihood {self.log_likelihood_:.2f} summed over all blocks"
         return f"log-likelihood {self.log_likelihood_:.2f}"
 
     @property

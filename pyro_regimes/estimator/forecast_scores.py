@@ -19,8 +19,9 @@ def pit_and_crps(
 ) -> tuple[Array, Array]:
     """The probability integral transform and the CRPS of each series, ``(n, D)`` each.
 
-    The first is P(X <= x) of what came, uniform if the forecasts are right; of integers the average
-    of P(X < x) and P(X <= x). The second is NaN of angles and categories, and without a mean.
+    The first is P(X <= x) at the observed x, uniform if the forecasts are right; for integers the
+    average of P(X < x) and P(X <= x). The second is NaN for angles, for categories, and for
+    distributions without a mean.
 
     :param x: ``(n, D)``; NaN gives NaN.
     :param weights: of the regimes, ``(n, K)``.

@@ -95,7 +95,7 @@ def warn_of(errors: ParameterErrors) -> None:
     """Warn if the data are not those of the fit, or it has stopped too early."""
     if abs(errors.free.gain) > _GAIN:
         warnings.warn(
-            f"The parameters are not those of the highest likelihood of X: a Newton step promises "
+            "The parameters are not those of the highest likelihood of X: a Newton step would gain "
             f"{errors.free.gain:.3g} nats. Give the rows of the fit, or fit with a smaller tol.",
             stacklevel=levels_to_the_caller(),
         )

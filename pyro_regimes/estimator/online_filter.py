@@ -31,7 +31,7 @@ VERSION = 1
 
 
 class Filtered(NamedTuple):
-    """What an update says: of one row, or of n rows with n in front."""
+    """The result of an update, for one row, or for n rows with n in front."""
 
     probs: Array  #: ``(K,)``, :math:`p(q_t \mid x_1, \dots, x_t)`
     log_likelihood: Any  #: a float, :math:`\log p(x_t \mid x_1, \dots, x_{t-1})`
@@ -46,7 +46,7 @@ class OnlineFilter:
             b_j(x_t) \sum_i p(q_{t-1} = i \mid x_1, \dots, x_{t-1})\, A_{ij}
 
     Each row takes :math:`O(K^2)`. The result is that of ``predict_proba(kind="filtered")`` on all
-    rows so far, whatever the rows come in. It is computed in float64 on the CPU.
+    rows so far, in blocks of any size. It is computed in float64 on the CPU.
 
     :param model: a fitted :class:`.RegimeModel`. Later fits of it do not change the filter.
     :param start: probabilities of the first regime, as in :meth:`.RegimeModel.predict`. "auto"
@@ -100,8 +100,8 @@ class OnlineFilter:
             row, in any order.
         :return: for one row ``(K,)``, a float and ``(K,)``; for n rows arrays ``(n, K)``, ``(n,)``
             and ``(n, K)``.
-        :raises ValueError: if the rows are not such, have dates that do not ascend, over all
-            updates, or have probability zero in the model. The filter then stays as it was.
+        :raises ValueError: if the rows are not valid, have dates that do not ascend, over all
+            updates, or have probability zero in the model. The filter is then unchanged.
         """
         data, is_one = self._read(rows)
         date = self._date_of(rows)
@@ -129,7 +129,7 @@ class OnlineFilter:
 
         :param n_steps: number of steps, at least 1.
         :return: as :meth:`.RegimeModel.forecast` does.
-        :raises ValueError: if there was no row yet, or ``n_steps`` is not valid.
+        :raises ValueError: if there has been no row, or ``n_steps`` is not valid.
         """
         n_steps = validation.integer("n_steps", n_steps, 1)
         if self.probs is None:
@@ -137,9 +137,9 @@ class OnlineFilter:
         return forecast(self._hmm, self.probs, n_steps, self._seed, self._names)
 
     def to_json(self) -> str:
-        """The state as JSON, from which :meth:`from_json` goes on to the last bit.
+        """The state as JSON, from which :meth:`from_json` continues with the same bits.
 
-        The model is not in it, but a digest of its parameters.
+        It does not contain the model, only a digest of its parameters.
 
         :return: the text.
         """
@@ -163,12 +163,12 @@ class OnlineFilter:
 
     @classmethod
     def from_json(cls, model: RegimeModel, text: str) -> OnlineFilter:
-        """Go on from the state of a filter.
+        """Continue from the state of a filter.
 
-        :param model: the model of that filter, such as :meth:`.RegimeModel.load` reads it.
+        :param model: the model of that filter, for example read by :meth:`.RegimeModel.load`.
         :param text: what :meth:`to_json` has returned.
         :return: the filter.
-        :raises ValueError: if the text is no such state, or is that of another model.
+        :raises ValueError: if the text is no such state, or the state belongs to another model.
         """
         try:
             state = json.loads(text)
@@ -266,7 +266,7 @@ class OnlineFilter:
             row = int(impossible.nonzero()[0, 0])
             raise ValueError(
                 f"expected rows of positive probability in the model, got 0 at row {row} of "
-                f"{len(filtered)}; leave it out, or give NaN for what is not known"
+                f"{len(filtered)}; leave it out, or give NaN for unknown values"
             )
 
 

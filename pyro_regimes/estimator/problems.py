@@ -74,16 +74,16 @@ def of_regularization(amount: float, before: float, after: float) -> Warning | N
         return None
     return UserWarning(
         f"regularization={amount:g} lowers the log-likelihood of the fit from {before:.2f} to "
-        f"{after:.2f}, as where series nearly depend on each other. If this is not meant, set "
-        "regularization=0."
+        f"{after:.2f}, as happens if series are nearly linearly dependent. If this is not "
+        "intended, set regularization=0."
     )
 
 
 def of_floor(names: Sequence[str], floor: float) -> Warning:
     """The warning that ``min_eigenvalue`` is larger than the variance of some regimes."""
     return UserWarning(
-        f"min_eigenvalue={floor:g} holds up the variance of {', '.join(names)} in some direction. "
-        "If it is meant to prevent a collapse only, lower it."
+        f"min_eigenvalue={floor:g} binds: without it, the variance of {', '.join(names)} would be "
+        "smaller in some direction. If it is only meant to prevent a collapse, lower it."
     )
 
 
@@ -124,9 +124,9 @@ def of_data(
         )
         found.append(
             UserWarning(
-                f"{looks} little from step to step. Regimes of a level say where it stood, not how "
-                "it moved. For prices fit the returns, X.pct_change().dropna() (--prices in the "
-                "command), and for rates the differences, X.diff().dropna()."
+                f"{looks} little from step to step. Regimes of levels describe where a series was, "
+                "not how it changed. For prices fit the returns, X.pct_change().dropna() (--prices "
+                "in the command), and for rates the differences, X.diff().dropna()."
             )
         )
     data = data[observed_rows(data)]
@@ -143,9 +143,9 @@ def of_data(
     if zeros > _ZERO_SHARE * len(data):
         found.append(
             UserWarning(
-                f"{zeros} of {len(data)} rows of {rows_of} are 0 in every column, as where "
-                "weekends or holidays were filled. They may take a regime of their own; drop them "
-                "if so."
+                f"{zeros} of {len(data)} rows of {rows_of} are 0 in every column, as if weekends "
+                "or holidays had been filled. They may form a regime of their own; if so, drop "
+                "them."
             )
         )
     return found

@@ -32,6 +32,7 @@ from pyro_regimes.estimator.lengths import sequences_of
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.naming import own_names
 from pyro_regimes.estimator.parameters import Array, finite_numbers
+from pyro_regimes.estimator.preparation import prepare
 from pyro_regimes.estimator.reported_model import ReportedModel
 from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.estimator.streamed import fit_chunks
@@ -86,11 +87,10 @@ class RegimeModel(ReportedModel):
     :param order_by: "volatility" sorts regimes by their average volatility, lowest first (Calm,
         Normal, Turbulent); "mean" by their average mean, highest first, and names them Bull,
         Sideways and Bear where the means differ by more than chance explains. A fitted model
-        keeps its own order and names: each regime gets the name of the one with the same rows, so
-        that as many rows of X as possible have the name that that model gives them (the expected
-        number, by smoothed probabilities of both). A warning says where a name then contradicts the
-        volatility. If that model has a model in ``order_by`` itself, a
-        copy without it is kept, so that a chain of fits keeps one model only.
+        passes on its order and names, such that as many rows of X as possible have the name that it
+        gives them (the expected number, by the smoothed probabilities of both models). A warning
+        says where a name then contradicts the volatility. If that model has a model in ``order_by``
+        itself, a copy without it is kept, so that a chain of fits keeps one model only.
     :param periods_per_year: number of steps per year, with which :meth:`summary` annualises. None
         takes it from the dates of the training data (12 for monthly rows), or 252 without dates.
     :param dtype: "float64" or "float32", or the torch dtype, of all computation.
@@ -120,8 +120,8 @@ class RegimeModel(ReportedModel):
         sorted; their names are still those of ``order_by``. None allows all transitions.
     :param stickiness: a prior of regimes that last: each row of the transition matrix has a
         Dirichlet distribution with concentration 1, and 1 + ``stickiness`` on the diagonal. The fit
-        is then the mode of the posterior, as if each regime had stayed so many further times. 0 is
-        maximum likelihood.
+        is then the mode of the posterior, as if so many more steps within each regime had been
+        observed. 0 is maximum likelihood.
     :param emission: the family of the observations: "gaussian", or "student_t" for heavy tails.
         :doc:`emissions` lists all, with the attributes of each. A dict from the names or numbers
         of all columns to families gives each column its own; columns of different families are
@@ -286,7 +286,7 @@ class RegimeModel(ReportedModel):
         :param X: ``(T, D)`` array or DataFrame, in order of time, a Series, or a list or dict of
             these; of 1-D arrays, each is a univariate sequence. Or :class:`.Chunks` of such tables,
             which need not fit in memory: the starts are fitted to a sample of the rows, and EM
-            goes on from the best of them on all rows. ``starts_`` is then None.
+            continues from the best one on all rows. ``starts_`` is then None.
         :param y: taken for ``lengths``, as in hmmlearn, unless it has an entry for each row of X:
             that is a target, which a scikit-learn Pipeline passes, and it is ignored.
         :param lengths: number of rows of each sequence in X, if X holds several.
@@ -303,7 +303,8 @@ class RegimeModel(ReportedModel):
             weight 0 is ignored. May be a dict if X is one, with the same keys.
         :param gaps: for rows that are not equally spaced: the number of steps since the row before,
             a positive integer for each row, ``(T,)``. Those of the first row of each sequence are
-            ignored. A gap of g steps is as g - 1 missing rows, exactly. In the forms of ``states``.
+            ignored. A gap of g steps has exactly the effect of g - 1 missing rows. In the forms of
+            ``states``.
         :param process_group: a ``torch.distributed`` group, each rank of which calls this method
             with sequences of its own, or with consecutive rows of one sequence as :class:`.Chunks`;
             None for the default group, where it is initialised (under ``torchrun``). All ranks get
@@ -328,12 +329,7 @@ class RegimeModel(ReportedModel):
         beside = {"states": states, "sample_weight": sample_weight, "gaps": gaps}
         found = annotate(data, sizes, X, settings.n_regimes, **beside, to_fit=True)
         data, sizes, annotations, _ = found
-        filled = validation.without_missing(fresh, data)
-        names = getattr(fresh, "feature_names_in_", None)
-        spec = self._spec().for_columns(names, data.shape[1])
-        spec = spec.for_data(filled, settings.given.values)
-        given, doubt = validation.check_fittable(fresh, data, filled, spec, settings.given)
-        settings = settings._replace(given=given)
+        filled, spec, settings, doubt = prepare(fresh, data, settings)
         rng = validation.random_state(self.random_state)
         with plain_torch(settings.device):
             row_of = found.naming(row_name(X))
@@ -398,17 +394,18 @@ class RegimeModel(ReportedModel):
         On a model without a fit it is :meth:`fit`. Otherwise it makes an E-step on this block of m
         rows, moves running averages of the expected statistics of a row by a share of
         :math:`m / (n + m)` towards those of the block, with n the number of rows before, and makes
-        an M-step (Cappe and Moulines 2009). What is kept of the rows before does not grow. The
-        regimes keep their order and names.
+        an M-step (Cappe and Moulines 2009). The size of the averages does not grow with the number
+        of rows. The regimes keep their order and names.
 
-        The statistics of earlier rows are not taken again, so that the result is near that of
-        :meth:`fit` on all rows, not equal to it. The first block should therefore be long enough
-        to tell the regimes apart. A ``half_life`` forgets earlier rows, as where regimes change.
+        The statistics of earlier rows are not computed again, so the result is close to that of
+        :meth:`fit` on all rows, but not equal to it. The first block should therefore be long
+        enough to distinguish the regimes. With a ``half_life`` earlier rows count less, for data
+        whose regimes change.
         Updates are computed in float64, whatever the ``dtype``.
 
         A model from :meth:`load` or :meth:`from_parameters` has no running averages, and cannot be
-        updated; neither can a fit by SVI, or with known states, weights, gaps, ``stickiness`` or
-        ``fixed`` parameters. Pickle keeps the averages.
+        updated; neither can a fit by SVI, to :class:`.Chunks`, or with known states, weights, gaps,
+        ``stickiness`` or ``fixed`` parameters. Pickle keeps the averages.
 
         After an update, ``n_samples_fit_``, ``n_missing_`` and ``n_missing_rows_`` count all rows,
         and ``share_of_time_`` is the mean over all rows of the smoothed probabilities that each
@@ -430,7 +427,7 @@ class RegimeModel(ReportedModel):
         :return: the updated model, ``self``.
         :raises ValueError: if an argument or a parameter of the model is not valid, if the model
             has no running averages or other settings than in its fit, if X continues rows of later
-            dates, or if the rows have probability zero. The model then stays as it was.
+            dates, or if the rows have probability zero. The model is then unchanged.
         """
         updating.check_settings(self)
         half_life = updating.read_half_life(half_life)

@@ -57,14 +57,13 @@ class ReportedModel(PlottedModel, DiagnosedModel, UncertainModel):
         states: Any = None,
         gaps: Any = None,
     ) -> None:
-        """Write a report of the model and of X: one HTML file, which needs no other and no network.
+        """Write a report of the model and of X: one HTML file that needs no other file.
 
         It has the regime of the last row, the table of the regimes, the data over time with their
         regimes, the transitions, the forecast of the next step with its risk, the distribution of
-        each series, the correlations, tests of the residuals, and what is known of the data and
-        the fit. What does not
-        apply to the model is left out. The file can be printed, and read in light and dark colours
-        and on a phone. An existing file is replaced atomically.
+        each series, the correlations, tests of the residuals, and a description of the data and
+        the fit. Sections that do not apply to the model are left out. The file can be printed, and
+        read in light and dark colours and on a phone. An existing file is replaced atomically.
 
         :param X: ``(T, D)``, one sequence, as in :meth:`predict`.
         :param path: the file to write.

@@ -164,7 +164,7 @@ def _numbers(n_regimes: Any) -> list[int]:
         raise ValueError(f"expected n_regimes to be integers, got {shown(n_regimes)}")
     found = sorted({validation.integer("each of n_regimes", each, 1) for each in given})
     if not found:
-        raise ValueError(f"expected n_regimes to have some number, got {shown(n_regimes)}")
+        raise ValueError(f"expected n_regimes to hold at least one number, got {shown(n_regimes)}")
     return found
 
 
@@ -176,7 +176,7 @@ def _families(emission: Any, covariance_type: Any) -> list[Family]:
     emissions = [emission] if isinstance(emission, (str, Mapping)) else _listed(emission)
     kinds = [covariance_type] if isinstance(covariance_type, str) else _listed(covariance_type)
     if not emissions or not kinds:
-        raise ValueError("expected emission and covariance_type to have some names, got none")
+        raise ValueError("expected at least one emission and one covariance_type, got none")
     found: list[Family] = []
     for each in emissions:
         for name in each.values() if isinstance(each, Mapping) else [each]:
@@ -214,7 +214,7 @@ def _check_settings(settings: Mapping[str, Any], families: list[Family]) -> None
         if refused and value is not None and np.any(value != known[name]):
             raise ValueError(f"expected no {name} in select, as it is {refused}, got one")
         if name in defaults and isinstance(value, RegimeModel):
-            raise ValueError("expected order_by to be a name, got a model of one number of regimes")
+            raise ValueError("expected order_by to be a name, got a fitted model")
     is_given = settings.get("n_components") not in (None, 1)
     if is_given and not any(has_components(each.emission) for each in families):
         raise ValueError(
@@ -252,7 +252,7 @@ def _read(
         for column, (one, other) in enumerate(zip(first[1], measures, strict=True)):
             if one != other:
                 raise ValueError(
-                    "expected emissions whose likelihoods compare, got for column "
+                    "expected emissions with comparable likelihoods, got for column "
                     f"{column if names is None else repr(str(names[column]))} a {one} "
                     f"({first[0].emission_name}) and a {other} ({family.emission_name}); call "
                     "select for each of them"

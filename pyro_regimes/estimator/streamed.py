@@ -17,6 +17,7 @@ from pyro_regimes.estimator.fitting import FittedRegimes, fit_regimes, units_and
 from pyro_regimes.estimator.inputs import chunk_tables
 from pyro_regimes.estimator.naming import Order, reordered, sort_regimes
 from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.preparation import prepare
 from pyro_regimes.estimator.pyro_model import (
     argument_names,
     from_arguments,
@@ -50,11 +51,11 @@ def fit_chunks(
     callback: Callable[[int, float], None] | None,
     ranks: Ranks | None = None,
 ) -> Streamed:
-    """Fit regimes to data in chunks, with the memory of two of them.
+    """Fit regimes to data in chunks, in the memory of two chunks.
 
-    The starts are fitted to a sample of the rows, and EM goes on from the best of them on all.
+    The starts are fitted to a sample of the rows. EM continues from the best one on all rows.
 
-    :param model: with the settings; it gets the number and the names of the columns.
+    :param model: has the settings; gets the number and the names of the columns.
     :param callback: called after each iteration on all rows, with its number and log-likelihood.
     :param ranks: each of which has chunks of its own.
     :raises ValueError: if a setting does not allow chunks, or the data are not valid.
@@ -65,10 +66,7 @@ def fit_chunks(
     if survey.names is not None:
         model.feature_names_in_ = survey.names
     data, sizes = survey.sample()
-    filled = validation.without_missing(model, data)
-    spec = survey.spec(filled)
-    given, doubt = validation.check_fittable(model, data, filled, spec, settings.given)
-    settings = settings._replace(given=given)
+    filled, spec, settings, doubt = prepare(model, data, settings, survey.spec)
     rng = _same_on_all(validation.random_state(model.random_state), ranks)
     with plain_torch(settings.device):
         start = fit_regimes(
@@ -106,8 +104,8 @@ def _check_settings(settings: Settings) -> None:
         )
     if not isinstance(settings.order_by, str):
         raise ValueError(
-            "expected order_by='volatility' or 'mean' for data in chunks, got a fitted model, with "
-            "whose rows regimes are compared"
+            "expected order_by='volatility' or 'mean' for data in chunks, got a fitted model, "
+            "which needs all rows at once"
         )
 
 

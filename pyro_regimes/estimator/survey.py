@@ -17,20 +17,20 @@ from pyro_regimes.estimator.spec import Spec
 from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
-#: Rows of the sample: of more rows it is every second, fourth, ... block of them.
+#: The most rows of the sample. Of more rows it takes every second, fourth, ... block.
 MOST_ROWS = 100_000
 
-#: Rows of a block, in which regimes last.
+#: Rows of a block, long enough for changes of regime.
 _BLOCK = 1_000
 
 
 class Survey:
     """What a fit keeps of all rows, from one pass over the chunks.
 
-    The sample is evenly spaced blocks of consecutive rows, without anything random in it.
+    The sample consists of evenly spaced blocks of consecutive rows. Nothing in it is random.
 
-    :param model: which gets the number and the names of the columns.
-    :param chunks: tables ``(T, D)``; where these are whole sequences also lists of tables.
+    :param model: gets the number and the names of the columns.
+    :param chunks: tables ``(T, D)``; also lists of tables, if the chunks are whole sequences.
     :param given: the values of ``init_params``.
     :raises ValueError: if a chunk is not valid data, or there are no rows.
     """
@@ -172,7 +172,7 @@ class Survey:
             self._keep(self._rest)
 
     def _keep(self, block: Array) -> None:
-        """Keep a block if its number is a multiple, of more of them a larger one."""
+        """Keep every n-th block; n doubles whenever there are too many of them."""
         if self._count % self._every == 0:
             self._blocks.append((self._count * _BLOCK, block.copy()))
         self._count += 1

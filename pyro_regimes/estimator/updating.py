@@ -36,7 +36,7 @@ def check_settings(model: BaseEstimator) -> None:
     ):
         if value != served:
             raise ValueError(
-                f"expected {name}={served!r} for partial_fit, got {value!r}; fit all rows by fit"
+                f"expected {name}={served!r} for partial_fit, got {value!r}; call fit with all rows"
             )
 
 
@@ -109,8 +109,8 @@ def _floor(units: Units, min_eigenvalue: float) -> float:
         return 0.0
     if (units.unit != units.unit[0]).any():
         raise ValueError(
-            f"expected min_eigenvalue=0 for partial_fit, got {min_eigenvalue:g} for a fit without "
-            "a floor, or to columns of variances so large that it is lost in rounding; change the "
+            f"expected min_eigenvalue=0 for partial_fit, got {min_eigenvalue:g}, which was 0 in "
+            "the fit, or is lost in rounding beside the variances of some columns; change the "
             "units, or call fit"
         )
     return min_eigenvalue / float(units.unit[0]) ** 2
@@ -170,8 +170,8 @@ def update_model(
     log_likelihood = hmm._replace(first_probs=first_probs).log_likelihood(data, sizes)
     if not np.isfinite(log_likelihood):
         raise ValueError(
-            "expected rows that are possible in the fitted model, got X of probability zero; fit "
-            "all rows anew"
+            "expected rows that are possible in the fitted model, got X of probability zero; call "
+            "fit with all rows"
         )
     if half_life is not None:
         num_rows = running.num_rows * 0.5 ** (len(data) / half_life)
@@ -207,10 +207,9 @@ def _averages_of(model: BaseEstimator) -> Running:
     running: Running | None = vars(model).get("_running")
     if running is None:
         raise ValueError(
-            "expected a model with running averages of its rows, got one of load or "
-            "from_parameters, or fitted to Chunks, by SVI, or with stickiness, fixed parameters, "
-            "states, weights or gaps; fit all rows by fit, or keep a model, with its averages, by "
-            "pickle"
+            "expected a model with running averages, got one from load or from_parameters, or "
+            "fitted to Chunks, by SVI, or with stickiness, fixed parameters, states, weights or "
+            "gaps; call fit with all rows, or store models by pickle, which keeps the averages"
         )
     return running
 

@@ -14,14 +14,9 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from pyro_regimes.estimator import missing
 from pyro_regimes.estimator.beginning import is_irreducible, long_run_share
-from pyro_regimes.estimator.given import Given, for_series, read_given
-from pyro_regimes.estimator.inputs import (
-    as_tables,
-    check_are_numbers,
-    row_name,
-)
+from pyro_regimes.estimator.given import Given, read_given
+from pyro_regimes.estimator.inputs import as_tables, check_are_numbers, row_name
 from pyro_regimes.estimator.lengths import checked_lengths, lengths_given
 from pyro_regimes.estimator.mask import read_mask
 from pyro_regimes.estimator.naming import ORDERS, Earlier, Reference
@@ -29,7 +24,6 @@ from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.spec import (
     COVARIANCE_TYPES,
     EMISSIONS,
-    Spec,
     covariance_types,
     has_components,
 )
@@ -333,79 +327,3 @@ def _of_infinity(X: Any, error: ValueError) -> ValueError:
         f"expected X to hold numbers, or NaN where they are missing, got a table that contains "
         f"infinity: {values[row, column]} in row {row_name(X)(row)}, column {columns[column]!r}"
     )
-
-
-def _check_same_columns(
-    name: str, other: BaseEstimator, model: BaseEstimator, num_series: int
-) -> None:
-    if num_series != other.n_features_in_:
-        raise ValueError(
-            f"expected X to have the {other.n_features_in_} series of the model in {name}, got "
-            f"{num_series}"
-        )
-    own, others = (getattr(each, "feature_names_in_", None) for each in (model, other))
-    if own is not None and others is not None and list(own) != list(others):
-        raise ValueError(
-            f"expected X to have the columns of the model in {name}, in their order, "
-            f"{list(map(str, others))}, got {list(map(str, own))}"
-        )
-
-
-def without_missing(model: BaseEstimator, data: Array) -> Array:
-    """The data without missing entries, as :func:`.missing.filled`.
-
-    :raises ValueError: if a column has no observed entry.
-    """
-    missing.check_columns(data, getattr(model, "feature_names_in_", None))
-    return missing.filled(data)
-
-
-def check_fittable(
-    model: BaseEstimator, X: Array, data: Array, spec: Spec, given: Given
-) -> tuple[Given, Warning | None]:
-    """Raise for data that do not suit the given values, or whose likelihood has no maximum.
-
-    :param X: the data, with missing entries.
-    :param data: those :func:`without_missing`.
-    :return: the given values in the shapes of the data, and a warning for the user or None.
-    :raises ValueError: if there are too few observations, or if their covariance is singular, the
-        covariances are not fixed and ``min_eigenvalue`` is 0.
-    """
-    for name in ("order_by", "init_params"):
-        if isinstance(getattr(model, name), type(model)):
-            _check_same_columns(name, getattr(model, name), model, data.shape[1])
-    names = getattr(model, "feature_names_in_", None)
-    spec.check_support(data, names)
-    if isinstance(model.order_by, type(model)):
-        try:
-            model.order_by._fitted_spec().check_support(data, names)
-        except ValueError as error:
-            raise ValueError(
-                "expected X that suits the model in order_by, by whose probabilities the regimes "
-                f"are sorted: {error}"
-            ) from error
-    given = for_series(given, spec, model.n_regimes, data.shape[1])
-    least = max(2, model.n_regimes)
-    if len(data) < least:
-        samples = "1 sample" if len(data) == 1 else f"{len(data)} samples"
-        raise ValueError(
-            f"expected X to have at least {least} observations for n_regimes={model.n_regimes}, "
-            f"got {samples}"
-        )
-    distinct = len(np.unique(data, axis=0))
-    if distinct < model.n_regimes and spec.needs_distinct:
-        raise ValueError(
-            f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "
-            f"{distinct}"
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(np.square(data - data.mean(0)).sum())
-    if not finite:
-        raise ValueError(f"expected X to have a finite variance, got values to {abs(data).max()}")
-    if model.min_eigenvalue > 0 or spec.spread in given.fixed:  # none becomes singular
-        return given, None
-    dtype, whole = torch_dtype(model.dtype), missing.complete_rows(X)
-    doubt = spec.check_data(data, names, dtype)
-    if doubt is None and whole is not None:  # a filled entry hides how a column depends on others
-        doubt = spec.check_data(whole, names, dtype)
-    return given, None if doubt is None else UserWarning(doubt)

@@ -13,8 +13,8 @@ from pyro_regimes.estimator.windows import Integers
 class Walk(NamedTuple):
     """Numbers of the n rows from the first refit on, NaN where there are none.
 
-    Of the row of a forecast are ``ahead``, ``mean`` and ``deviation``. Of the row that it is of are
-    ``log_score``, ``pit`` and ``crps``.
+    ``ahead``, ``mean`` and ``deviation`` belong to the row at which a forecast is made;
+    ``log_score``, ``pit`` and ``crps`` belong to the row that is forecast.
     """
 
     refit: Integers  #: ``(n,)``, the number of the refit that serves the row

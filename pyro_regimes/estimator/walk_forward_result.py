@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class WalkForward(NamedTuple):
-    """What a model said at each row, and how well: the result of :func:`.walk_forward`.
+    """What a model said at each row, with its scores: the result of :func:`.walk_forward`.
 
-    Every number of a row is of this row and those before it alone. Tables are pandas DataFrames
+    Every number of a row depends on this row and those before it only. Tables are pandas DataFrames
     with the index of X from row ``min_train`` on.
     """
 
@@ -91,9 +91,9 @@ class WalkForward(NamedTuple):
         return pandas.concat([log_score, of_series], axis=1)
 
     def hit_rate(self) -> pd.Series:
-        """The share of rows in which a series had the sign of the mean that was forecast.
+        """The share of rows in which a series had the sign of its forecast mean.
 
-        Rows in which it is missing or 0 do not count.
+        Rows in which the series is missing or 0 do not count.
         """
         pandas = require("pandas", "hit_rate")
         came, mean = self.data[self.horizon :], self.walk.mean[: -self.horizon]
@@ -151,9 +151,8 @@ class WalkForward(NamedTuple):
         "share", the "lower" and "upper" end of its exact 95 % interval (Clopper and Pearson), and
         p-values: "p-value" of the exact binomial test and "Kupiec" of the likelihood ratio that the
         share is the level, and "Christoffersen" of the likelihood ratio that exceedances do not
-        follow each other. This is NaN for a ``horizon`` above 1, whose
-        forecasts overlap, and if nothing follows an exceedance. The others are for independent
-        rows.
+        follow each other. The last one is NaN for a ``horizon`` above 1, because such forecasts
+        overlap, and if nothing follows an exceedance. The other two assume independent rows.
 
         :param levels: as those of :meth:`value_at_risk`.
         :param weights: as in :meth:`quantiles`. A row counts if no series of the sum is missing.
@@ -178,10 +177,10 @@ class WalkForward(NamedTuple):
 
     @property
     def refits(self) -> pd.DataFrame:
-        """The refits: with the first row that each serves as index.
+        """The refits, indexed by the first row that each serves.
 
-        "rows" that it is of, "log-likelihood" of these, "iterations", "converged", the "start" that
-        was kept, and "warnings". :attr:`models` has all else.
+        The columns are the number of "rows" of the fit, its "log-likelihood", "iterations" and
+        "converged", the "start" that was kept, and "warnings". :attr:`models` has the models.
         """
         pandas = require("pandas", "refits")
         begin = self.fits[0].window.end

@@ -24,6 +24,7 @@ from pyro_regimes.estimator.emissions.matrix_gaussian import MatrixGaussian
 from pyro_regimes.estimator.fitting import Problem, best_regimes, make_problem, options
 from pyro_regimes.estimator.naming import Earlier, reordered
 from pyro_regimes.estimator.parameters import Array, Parameters
+from pyro_regimes.estimator.preparation import prepare
 from pyro_regimes.estimator.regime_model import RegimeModel
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.spec import Spec
@@ -153,15 +154,11 @@ def _attempt(
     :param spec: of the first fit, whose categories some windows may lack.
     """
     rows = data[window.first : window.end]
-    names = getattr(model, "feature_names_in_", None)
     try:
-        filled = validation.without_missing(model, rows)
-        if spec is None:
-            spec = model._spec().for_columns(names, data.shape[1])
-            spec = spec.for_data(filled, settings.given.values)
-        given, doubt = validation.check_fittable(model, rows, filled, spec, settings.given)
-        settings = settings._replace(given=given)
-        known = Known(Annotations(), settings.transition_mask, given.values)
+        filled, spec, settings, doubt = prepare(
+            model, rows, settings, None if spec is None else lambda filled: spec
+        )
+        known = Known(Annotations(), settings.transition_mask, settings.given.values)
         problem = make_problem(rows, filled, [len(rows)], spec, settings, rng, known)
     except ValueError as error:
         return _Attempt(window, None, [str(error)])

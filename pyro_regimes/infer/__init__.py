@@ -1,8 +1,9 @@
 """Inference for Pyro models with RegimeHMM sites."""
 
+from pyro_regimes.infer.draws import point_values
 from pyro_regimes.infer.em.em import EM, EMResult
 from pyro_regimes.infer.pieces import log_prob_of_pieces
-from pyro_regimes.infer.regimes import infer_regimes, point_values, record_regimes
+from pyro_regimes.infer.regimes import infer_regimes, record_regimes
 from pyro_regimes.infer.uncertainty import Derived, StandardErrors, standard_errors
 
 __all__ = [

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.infer.information import columns_of_jacobian, jacobian
-from pyro_regimes.infer.tracing import read_hmm
+from pyro_regimes.infer.nodes import read_hmm
 from pyro_regimes.kernels import ops
 
 

@@ -7,16 +7,16 @@ from typing import Any, Callable, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
 
 from pyro_regimes import chain, emissions
 from pyro_regimes.distributions import RegimeHMM, observation, values
 from pyro_regimes.emissions.base import Argument, Family
 from pyro_regimes.infer.handing import HandOut
+from pyro_regimes.infer.nodes import read_hmm, weights_of, whole_blocks
 from pyro_regimes.infer.subsampling import is_subsampled
 from pyro_regimes.infer.trace_checks import (
     check_data,
@@ -160,22 +160,7 @@ def run_model(
     handed = HandOut(values, connected)
     trace, placed = trace_model(model, guide, args, kwargs, handed)
     check_store(handed.values)
-    sites, latents = {}, []
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or site_is_subsample(node):
-            continue
-        if node["is_observed"]:
-            site = _read_site(name, node, handed)
-            if site is not None:
-                sites[name] = site
-        elif name not in placed:
-            raise ValueError(
-                f"expected every sample site to be observed, got the latent site {name!r}: EM "
-                "maximises over parameters, so condition on a value, make it a pyro.param, or "
-                "pass a guide with a point there, such as AutoDelta"
-            )
-        else:
-            latents.append(name)
+    sites, latents = _sort_sites(trace, placed, handed)
     if guide is not None:
         check_model_guide_match(trace, placed)
     if not sites:
@@ -199,6 +184,31 @@ def run_model(
     }
     sizes = {name: int(plate.size) for name, plate in plates.items()}
     return Run(handed.values, sites, found, others, is_subsampled(trace), sizes, plain)
+
+
+def _sort_sites(trace: Any, placed: Any, handed: HandOut) -> tuple[dict[str, Site], list[str]]:
+    """The observed RegimeHMM sites, and the names of latent sites.
+
+    :param placed: the trace of the guide.
+    :raises ValueError: if there is a latent site without a point.
+    """
+    sites, latents = {}, []
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        if node["is_observed"]:
+            site = _read_site(name, node, handed)
+            if site is not None:
+                sites[name] = site
+        elif name not in placed:
+            raise ValueError(
+                f"expected every sample site to be observed, got the latent site {name!r}: EM "
+                "maximises over parameters, so condition on a value, make it a pyro.param, or "
+                "pass a guide with a point there, such as AutoDelta"
+            )
+        else:
+            latents.append(name)
+    return sites, latents
 
 
 def _read_plain(name: str, node: Any) -> Latent:
@@ -232,44 +242,6 @@ def trace_model(
         raise clearer from error
 
 
-def read_hmm(node: Any) -> RegimeHMM | None:
-    """The RegimeHMM of a site, without wrappers; None for another distribution.
-
-    Types are matched exactly, as a subclass may override the density.
-    """
-    hmm = node["fn"]
-    while type(hmm) in emissions.WRAPPERS:
-        hmm = hmm.base_dist
-    return hmm if type(hmm) is RegimeHMM else None
-
-
-def _weights_of(node: Any) -> tuple[Tensor | float, Tensor | bool | None]:
-    """The scale of each sequence, and the combined mask of the site and of the distribution."""
-    hmm, scale, mask = node["fn"], node["scale"], node["mask"]
-    while type(hmm) in emissions.WRAPPERS:
-        if type(hmm) is MaskedDistribution:
-            mask = hmm._mask if mask is None else mask & hmm._mask
-        elif isinstance(hmm, Independent):
-            own = (None,) * hmm.reinterpreted_batch_ndims
-            scale, mask = (
-                each[(...,) + own] if isinstance(each, Tensor) and each.dim() else each
-                for each in (scale, mask)
-            )
-        hmm = hmm.base_dist
-    if isinstance(scale, Tensor) or isinstance(mask, Tensor):
-        value_dim = node["value"].dim() - hmm.event_dim
-        num_dims = max(len(hmm.batch_shape), value_dim)
-        scale, mask = (_without_leading(each, num_dims) for each in (scale, mask))
-    return scale, mask
-
-
-def _without_leading(weight: Any, num_dims: int) -> Any:
-    """A tensor without the leading dims of size 1 that a batch of so many dims lacks."""
-    while isinstance(weight, Tensor) and weight.dim() > num_dims and weight.shape[0] == 1:
-        weight = weight.squeeze(0)
-    return weight
-
-
 def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     """Read an observed RegimeHMM site; None if the site has another distribution."""
     hmm = read_hmm(node)
@@ -294,28 +266,12 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     for argument, value in given.items():
         value = handed.resolve(value)
         if argument not in chain.ARGUMENTS.values():
-            value = _whole(argument, value, event_shape)
+            value = whole_blocks(argument, value, event_shape)
         slots[argument.name] = Slot(name, argument, value)
-    value, (scale, mask) = node["value"], _weights_of(node)
+    value, (scale, mask) = node["value"], weights_of(node)
     if not (value.is_floating_point() or value.is_complex()):
         value = value.long()  # as RegimeHMM does
     return Site(name, hmm, value, scale, mask, family, base, observation_mask, slots)
-
-
-def _whole(argument: Argument, value: Tensor, event_shape: torch.Size) -> Tensor:
-    """An argument's value with a block for each element of an observation, and for time if it
-    varies: wrappers of a distribution may have expanded the one, and not the other.
-    """
-    block = value.shape[value.dim() - argument.event_dim :]
-    if argument.elementwise:
-        block = event_shape + block
-    lead = value.dim() - len(block)
-    if lead >= 0 and value.shape[lead:] != block:
-        value = value.expand(value.shape[:lead] + block)
-    time = lead - argument.num_own_dims
-    if time >= 0 and value.shape[time] > 1 and value.stride(time) == 0:
-        value = value.narrow(time, 0, 1)
-    return value
 
 
 def write_parameter(name: str, value: Tensor) -> None:

@@ -17,11 +17,12 @@ block are those of a sequence of its own with
 and :math:`\xi(i, j) = e^{\alpha(i) + A_{ij} - \pi_j} \gamma_s(j)` for the transition into it.
 
 **Rows that forget.** If all rows of M are proportional, :math:`e^{M(i, j)} = u_i v_j`, the message
-from these rows and whatever follows them is :math:`\log u_i`, up to a constant. After some hundred
-or thousand rows most chains are so to the last bit. :func:`look_ahead` finds the least such number,
-so that a block needs only the first rows of the next one, and no transfer of all rows. In the same
-way the last rows alone decide the columns, :math:`v_j`. :func:`outline` is :math:`u_i v_j` where
-both are known, and the transfer elsewhere: the messages that pass a block need no constant.
+to the rows before is :math:`\log u_i` up to a constant, whatever follows. For most chains this is
+so to the last bit after some hundred or thousand rows. :func:`look_ahead` finds such a number of
+rows, so that only the first rows of the next block are needed, and not the transfer of all of them.
+In the same way the last rows determine the columns, :math:`v_j`. :func:`outline` is
+:math:`u_i v_j` if both are known, and otherwise the transfer, because messages that pass a block
+need no constant.
 
 Everything is float64, whatever the dtype of the logits.
 """
@@ -58,7 +59,7 @@ class Block(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """What a block says to the one before it."""
+    """The message of a block to the one before it, or its transfer."""
 
     message: Tensor | None  #: ``(..., K)``; None if it depends on the rows after the block
     transfer: Tensor | None  #: of the whole block, ``(..., K, K)``; None if there is a message
@@ -123,7 +124,7 @@ def backwards(block: Tensor, message: Tensor) -> Tensor:
 
 
 def look_ahead(transition_logits: Tensor, observation_logits: Tensor) -> Ahead:
-    """The message of a block to the rows before it, from as few of its rows as decide it.
+    """The message of a block to the rows before it, from the first rows that determine it.
 
     :param transition_logits: ``(..., 1, K, K)``.
     :param observation_logits: ``(..., T, K)``.
@@ -220,8 +221,8 @@ def expectations(
     if before is not None:
         share = (joint - start.masked_fill(start == -torch.inf, 0.0).unsqueeze(-2)).exp()
         moved = moved + share * smoothed[..., :1, :]
-    # Where a filtered probability is so small that the smoothed one is 0, no path matters that
-    # goes there: in the sum over the blocks, what the one loses the next one does not count.
+    # Where the smoothed probability underflows to 0, no path through the state matters, so the
+    # filtered one may be taken as 0 as well.
     filtered = smoothed[..., -1, :].log()
     if after is not None:
         filtered = filtered - after.masked_fill(filtered == -torch.inf, 0.0)

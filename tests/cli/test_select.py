@@ -50,4 +50,4 @@ def test_likelihoods_that_do_not_compare_are_refused(tmp_path, capsys, monkeypat
         capsys, monkeypatch, "select", path, "--emission", "gaussian", "--emission", "poisson",
         code=2,
     )  # fmt: skip
-    assert "expected emissions whose likelihoods compare" in told
+    assert "expected emissions with comparable likelihoods" in told

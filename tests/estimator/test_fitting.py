@@ -151,7 +151,7 @@ def test_a_floor_binds(covariance_type, inference):
     x = np.column_stack([x, 1e-2 * seeds.rng(0).standard_normal(200)])
     settings = dict(n_init=10, random_state=0, tol=1e-2, regularization=0.0, max_iter=600)
     model = RegimeModel(2, covariance_type, min_eigenvalue=0.5, inference=inference, **settings)
-    said = pytest.warns(UserWarning, match="min_eigenvalue=0.5 holds up the variance of")
+    said = pytest.warns(UserWarning, match="min_eigenvalue=0.5 binds: without it, the variance of")
     if covariance_type == "spherical":  # an average over series, which may be higher
         warnings.simplefilter("ignore", UserWarning)
         said = nullcontext()

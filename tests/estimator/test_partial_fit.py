@@ -258,7 +258,7 @@ def test_what_cannot_be_updated_is_refused(tmp_path):
         with pytest.raises(ValueError, match="expected X, got None for a model that partial_fit"):
             criterion()
         assert np.isfinite(criterion(x))
-    assert "of all blocks as they came" in str(updated.summary())
+    assert "summed over all blocks" in str(updated.summary())
     updated.save(tmp_path / "model.json")
     loaded = RegimeModel.load(tmp_path / "model.json")
     assert_same(state_of(loaded), state_of(updated))
@@ -272,7 +272,7 @@ def test_what_cannot_be_updated_is_refused(tmp_path):
         model_of().fit(x, gaps=np.r_[1, np.full(299, 2)]),
     ):
         before = state_of(model)
-        with pytest.raises(ValueError, match="running averages.*by fit, or keep .* by pickle"):
+        with pytest.raises(ValueError, match="running averages.*call fit .*, or .* by pickle"):
             model.partial_fit(x)
         assert_same(state_of(model), before)
     for settings, name in (
@@ -327,7 +327,7 @@ def test_rows_of_probability_zero_are_refused():
     start = {"probabilities": [[[0.5, 0.5, 0.0]]]}  # of categories; the last one is impossible
     model = RegimeModel(1, emission="categorical", init_params=start).fit(x)
     before = state_of(model)
-    with pytest.raises(ValueError, match="X of probability zero; fit all rows anew"):
+    with pytest.raises(ValueError, match="X of probability zero; call fit with all rows"):
         model.partial_fit([[2.0]])
     assert_same(state_of(model), before)
     model.partial_fit(x)

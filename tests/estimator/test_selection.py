@@ -202,9 +202,9 @@ def test_a_fold_that_cannot_be_fitted_is_named():
     [
         ({"n_regimes": "3"}, "n_regimes to be integers"),
         ({"n_regimes": (0, 1)}, "each of n_regimes to be at least 1, got 0"),
-        ({"n_regimes": ()}, "n_regimes to have some number"),
+        ({"n_regimes": ()}, "n_regimes to hold at least one number"),
         ({"emission": "normal"}, "each emission to be one of 'gaussian'"),
-        ({"emission": ()}, "to have some names, got none"),
+        ({"emission": ()}, "at least one emission and one covariance_type"),
         ({"covariance_type": "ful"}, "each covariance_type to be one of"),
         ({"emission": "gaussian_mixture", "covariance_type": "tied"}, "one of full, diag"),
         ({"emission": ("gaussian", "poisson")}, "column 0 a density .* and a probability"),

@@ -113,7 +113,7 @@ def test_many_degrees_of_freedom_are_a_gaussian() -> None:
 
 def test_a_floor_of_the_scale_matrices() -> None:
     x, _ = true().sample(300, random_state=seeds.rng(4))
-    with pytest.warns(UserWarning, match="min_eigenvalue=50 holds up the variance"):
+    with pytest.warns(UserWarning, match="min_eigenvalue=50 binds: without it, the variance"):
         fitted = model(min_eigenvalue=50.0, regularization=0.0).fit(x)
     assert (fitted.scale_matrices_ >= 50 * (1 - 1e-9)).all()
     with pytest.raises(ValueError, match="min_eigenvalue=0 where scale matrices are fixed"):

@@ -209,7 +209,7 @@ def test_a_floor_binds_far_below_the_largest_variance(n_regimes, covariance_type
     model = RegimeModel(
         n_regimes, covariance_type, min_eigenvalue=1e-7, regularization=0, n_init=1, random_state=0
     )
-    with pytest.warns(UserWarning, match="min_eigenvalue=1e-07 holds up the variance"):
+    with pytest.warns(UserWarning, match="min_eigenvalue=1e-07 binds: without it, the variance"):
         model.fit(x)
     values = np.linalg.eigvalsh(model.covariances_)[..., 0]
     np.testing.assert_allclose(values, 1e-7, rtol=1e-2)

@@ -156,11 +156,11 @@ def test_data_without_spread_are_fitted_where_their_type_or_a_floor_allows_it():
             )
             for x in (CONSTANT, COLLINEAR):
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".* holds up the variance")
+                    warnings.filterwarnings("ignore", ".* binds: without it, the variance")
                     fitted = {"covariances": model.fit(x).covariances_}
                 (least,) = find_spec(covariance_type).least_variances(fitted)[None].min(-1)
                 assert least >= 0.01 * (1 - 1e-9)
-        with pytest.warns(UserWarning, match="holds up"):
+        with pytest.warns(UserWarning, match="binds: without it"):
             RegimeModel(1, min_eigenvalue=0.01, max_iter=2).fit(np.ones((5, 1)))
 
 
@@ -169,7 +169,7 @@ def test_min_eigenvalue_is_in_the_datas_units():
     model = RegimeModel(
         2, n_init=1, tol=0.1, min_eigenvalue=20.0, regularization=0.0, random_state=0
     )
-    with pytest.warns(UserWarning, match="min_eigenvalue=20 holds up the variance of"):
+    with pytest.warns(UserWarning, match="min_eigenvalue=20 binds: without it, the variance of"):
         model.fit(10 + 3 * x)
     values = np.linalg.eigvalsh(model.covariances_)
     np.testing.assert_allclose(values.min(), 20.0, rtol=1e-9)

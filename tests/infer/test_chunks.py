@@ -506,7 +506,7 @@ def test_models_without_closed_forms_are_refused():
 
     x = series(T).reshape(8, -1)
     chunks = Chunks(x.split(4), continues=False)
-    with pytest.raises(ValueError, match="affine in .'slope'."):
+    with pytest.raises(ValueError, match="affine functions of .'slope'."):
         fit(affine, chunks)
     with pytest.raises(ValueError, match="data are subsampled"):
         fit(sampled, chunks)

@@ -25,6 +25,7 @@ from pyro_regimes.emissions import normal
 from pyro_regimes.infer import tracing
 from pyro_regimes.infer.em import ascent, e_step, guard, measures
 from pyro_regimes.infer.em.recognise import find as parameters
+from pyro_regimes.infer.em.recognise import matching
 from tests.infer import table, test_recognition
 from tests.infer.models import (
     INITIAL,
@@ -89,7 +90,7 @@ def test_weights_lost_beside_unused_cells(monkeypatch: Any) -> None:
 
     assert_silent(run(model))
     pyro.clear_param_store()
-    monkeypatch.setattr(parameters, "_is_shared", by_counting)
+    monkeypatch.setattr(matching, "_is_shared", by_counting)
     monkeypatch.setattr(ascent, "fallen", lambda params, before, after: before > 1e9)
     assert_spoken(run(model), "parameter 'loc'")
 

@@ -17,7 +17,7 @@ from pyro_regimes.comparison.scores import (
     parameter_values,
 )
 from pyro_regimes.comparison.task import Model, Task, Workspace
-from pyro_regimes.infer.regimes import point_values
+from pyro_regimes.infer.draws import point_values
 
 
 def maximum_scores(model: Model, task: Task) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pyro_regimes.comparison.methods.svi import Trajectory
 from pyro_regimes.comparison.runs import Interval, MethodRun
 from pyro_regimes.comparison.scores import averaged_held_out, held_out, log_densities
 from pyro_regimes.comparison.task import Model, Stopwatch, Task, Workspace
-from pyro_regimes.infer.regimes import draw_sites, point_values
+from pyro_regimes.infer.draws import draw_sites, point_values
 
 GUIDES: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,

@@ -16,14 +16,13 @@ def check_plan(plan: Plan) -> None:
     """
     if not plan.is_closed:
         raise ValueError(
-            "expected a model of which EM sets every parameter in closed form where data come in "
-            f"chunks, got one where {plan.why_not_closed}; subsample a plate, or use all data at "
-            "once"
+            "expected a closed form for every parameter where data come in chunks, got a model in "
+            f"which {plan.why_not_closed}; subsample a plate, or use all data at once"
         )
     if plan.affine.names:
         raise ValueError(
-            "expected arguments that are parameters where data come in chunks, got some that are "
-            f"affine in {plan.affine.names}; use all data at once"
+            "expected locations that are parameters where data come in chunks, got locations that "
+            f"are affine functions of {plan.affine.names}; use all data at once"
         )
 
 
@@ -76,6 +75,6 @@ def _check_constants(site: Site, first: Site, updated: frozenset[str], number: i
         known, value = first.slots[name].value, slot.value
         if known.shape != value.shape or not torch.equal(known, value):
             raise ValueError(
-                f"expected {slot.label} to be the same in every chunk, as no parameter that EM "
-                f"sets is its value, got another one in chunk {number} than in the first one"
+                f"expected {slot.label} to be the same in every chunk, as EM does not set it, got "
+                f"other values in chunk {number} than in the first one"
             )

@@ -45,7 +45,7 @@ class SumOfChunks(NamedTuple):
 
 
 def without_values(data: SiteData) -> SiteData:
-    """What the M-step needs of a site: its arguments, and no array of the length of the data."""
+    """The parts of a site that the M-step needs, without arrays of the length of the data."""
     nothing = data.value.new_empty(0)
     chain = (nothing, nothing, nothing)
     site = data.site._replace(value=nothing)
@@ -100,7 +100,7 @@ def kept_dims(expected: Expected) -> list[bool]:
 
 
 def with_batch_dims(expected: Expected, arguments: Arguments | None = None) -> Expected:
-    """The same with arguments that have all dims of the batch, as then statistics have them.
+    """The same with arguments that have all dims of the batch, so that statistics have them too.
 
     :param arguments: others than the site's own.
     """
@@ -128,7 +128,7 @@ def _sum(expected: Expected, stats: Stats | None, kept: list[bool]) -> Stats | N
 
 
 def _halve(family: Family, stats: Stats, dim: int, size: int) -> Stats:
-    """The sum along a dim, of halves of halves: what statistics are about need not be the same."""
+    """The sum along a dim, by repeated halving, since statistics may have different origins."""
 
     def part(of: Any, begin: int, count: int, whole: int) -> Any:
         return apply(

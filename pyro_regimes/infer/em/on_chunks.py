@@ -27,7 +27,7 @@ from pyro_regimes.reading.chunks import Chunks, is_empty
 
 
 class ChunkCalls(NamedTuple):
-    """Calls of a model, one for each chunk in the place of the first argument."""
+    """Calls of a model, one for each chunk in place of the first argument."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any] | None
@@ -69,7 +69,7 @@ def _check_begun(ranks: Ranks | None, calls: ChunkCalls) -> None:
 
 
 def _as_tensor(value: Any) -> Any:
-    """An array as a tensor, as models take these; anything else as it is.
+    """An array as a tensor; anything else unchanged.
 
     :raises ValueError: if some values are masked.
     """
@@ -121,7 +121,7 @@ class OnChunks:
     def start(self, extrapolates: bool) -> tuple[Engine, TensorState]:
         """The fastest engine, and the first state.
 
-        The data of the first chunk are gone then.
+        This releases the data of the first chunk.
         """
         if self._problem.ranks is not None:
             self._problem = self._reader.problem
@@ -148,7 +148,7 @@ class OnChunks:
     def start_on_tensors(self, why: str) -> tuple[Engine, TensorState]:
         """The engine of any model, and the first state.
 
-        :param why: the compiled one does not serve.
+        :param why: the reason why the compiled engine does not serve.
         """
         self._kernel, self._relay, self._why = None, None, why
         self._session.write(*self._state[:2])
@@ -175,7 +175,7 @@ class OnChunks:
 def check(session: Session, calls: ChunkCalls, loop: Loop, tol: float) -> list[guard.Finding]:
     """Compare the model's own objective and gradient with EM's on the first chunk.
 
-    It is taken as a sequence of its own, so that its parameters need not be at an optimum.
+    The chunk is treated as a complete sequence, so the gradient need not be 0.
     """
     call = calls.first()
     with session.on_ranks(None):

@@ -1,7 +1,7 @@
 """The E-step of one sequence that comes in consecutive pieces, exact across the seams.
 
-The filter goes from piece to piece. What the rows after a piece say of its last state is found from
-the first rows of the next one, if these forget what was before them (:mod:`.kernels.transfers`).
+The filter proceeds from piece to piece. The message from the rows after a piece is computed from
+the first rows of the next piece, if these forget the state before them (:mod:`.kernels.transfers`).
 Otherwise a pass over all pieces computes their transfers first.
 
 If the pieces are split among the ranks of a process group, in their order, each rank gathers one
@@ -33,13 +33,13 @@ class Piece(Protocol[T_co]):
     """One piece of a sequence at the present parameters."""
 
     def look_ahead(self) -> Messages | None:
-        """What its rows say of the state before them; None if that depends on later rows."""
+        """The message to the rows before; None if it depends on rows after the piece."""
 
     def transfer(self) -> Messages:
-        """Its transfers."""
+        """The transfers of the piece."""
 
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[T_co, Messages]:
-        """Its E-step, and the message to the next piece.
+        """The E-step of the piece, and the message to the next one.
 
         :param before: the message from the piece before; None for the first piece.
         :param after: the message from the piece after; None for the last piece.
@@ -57,7 +57,7 @@ class Outlined(Protocol):
 
 
 class Remembers(Exception):
-    """The rows of a whole piece do not forget what was before them."""
+    """A piece is too short to forget the state before it."""
 
 
 class Ends(NamedTuple):
@@ -71,9 +71,9 @@ _NO_OTHERS = Ends()
 
 
 def in_one_pass(pieces: Iterable[Piece[T]], ends: Ends) -> Iterator[T]:
-    """The E-steps of the pieces, two of which are in memory.
+    """The E-steps of the pieces, with two pieces in memory.
 
-    :raises Remembers: if the next piece alone does not decide a message.
+    :raises Remembers: if the next piece alone does not determine a message.
     """
     before = ends.before
     current: Piece[T] | None = None
@@ -153,10 +153,10 @@ def _largest(block: Tensor) -> Tensor:
 
 
 class Passes:
-    """Passes over the pieces of a sequence: one for each E-step as long as that is enough."""
+    """Passes over the pieces of a sequence: one for each E-step, or two once one is not enough."""
 
     def __init__(self) -> None:
-        self.remember = False  #: whether some piece is too short to forget what was before it
+        self.remember = False  #: whether some piece is too short to forget the state before it
 
     def fold(
         self,

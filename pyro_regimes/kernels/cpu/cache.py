@@ -197,7 +197,7 @@ def _private_temporary(create: bool) -> Path:
         state = path.lstat()
         private = state.st_uid == user and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if not (private and stat.S_ISDIR(state.st_mode)):
-            raise PermissionError(f"{path} belongs to somebody else, or others can write it")
+            raise PermissionError(f"{path} belongs to another user, or is writable by others")
     return path
 
 

@@ -16,35 +16,38 @@ first step :math:`\hat\alpha_1(k) \propto e^{\pi_k + b_1(k)}`,
 Each of the two is scaled only when its sum leaves :math:`[2^{-64}, 2^{64}]`. The log-likelihood is
 the sum of the logarithms of the scales and of the numbers subtracted from the logits.
 
-**Error bound.** A state whose share of :math:`\hat\alpha_t` falls below ``_FADED`` is set to 0
+**Error bound.** A state whose share of :math:`\hat\alpha_t` falls below ``FADED`` is set to 0
 (it *fades*). Later data may make it likely again. Its posterior probability would be its share
-times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``_FADED`` :math:`\cdot 2^{64} / S_t`. If
-:math:`S_t` is at least ``_LEAST_OVERLAP`` at every t, and no state has faded from
+times its :math:`\hat\beta_t`, over :math:`S_t`: at most ``FADED`` :math:`\cdot 2^{64} / S_t`. If
+:math:`S_t` is at least ``LEAST_OVERLAP`` at every t, and no state has faded from
 :math:`\hat\beta` as well, the loss is less than 1e-30. If states have faded only from
 :math:`\hat\beta`, the same bound holds with the roles exchanged. If states have faded from both, as
 they do in a chain from left to right, then what :math:`\hat\beta_t` lacks is at most
 
 .. math:: e_{t-1}(i) = \sum_j M_{ij} E_t(j) e_t(j) + F, \qquad e_T = 0
 
-with F for ``_FADED``, scaled as :math:`\hat\beta_t` is. As long as its sum is at most
+with F for ``FADED``, scaled as :math:`\hat\beta_t` is. As long as its sum is at most
 :math:`2^{64}`, the bound holds for states that fade from :math:`\hat\alpha`. The paths that are
 lost on the way back have a probability of at most
 :math:`\sum_k (\hat\alpha_1(k) + F) e_1(k) / S_1`, which must be less than ``_NEGLIGIBLE``.
 Otherwise the sequence is reported, and recomputed in log space. Unreachable states do not count as
 faded. If every entry of M is at least ``_MIXING``, each state is refilled at the next step, and no
 check is needed. The forward sweep alone does not know :math:`S_t`. If a state has faded, it is
-repeated with ``_FADED`` in place of 0, which is too much where 0 is too little. If both
+repeated with ``FADED`` in place of 0, which is too much where 0 is too little. If both
 log-likelihoods agree, the exact one is between them. Otherwise the sequence is reported. The same
 holds for the filtered probabilities :math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)` at every t.
 
 An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
-which is negligible next to a share of ``_FADED``. It would also make subnormal numbers, which are
+which is negligible next to a share of ``FADED``. It would also make subnormal numbers, which are
 ten times slower on a processor. EM produces many such entries.
 
 **Large logits.** Each step's logits are relative to their largest, so none is too large. Those of
 the first step are sums of two logits, which are added without rounding (:func:`_open`). The
 log-likelihood is a sum of numbers as large as the logits; its rounding error is accumulated
-separately. If even that is not exact, beyond ``_LARGE``, the sequence is reported.
+separately. If even that is not exact, beyond ``LARGE``, the sequence is reported.
+
+**From both ends.** Where A is constant in time, :mod:`.cpu.both_ends` makes both sweeps at once, in
+two thirds of the time. Those here are for sequences in which a state fades, and for few steps.
 
 **Sequences.** :mod:`.cpu.chain` describes how S sequences lie in N rows.
 """
@@ -53,23 +56,32 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 
 from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu.both_ends import sweep_both_ends
 from pyro_regimes.kernels.cpu.chain import array_of, end_of, longest_of
 from pyro_regimes.kernels.cpu.jit import compiled
+from pyro_regimes.kernels.cpu.scales import (
+    FADED,
+    HIGH,
+    LARGE,
+    LEAST_OVERLAP,
+    LOW,
+    Room,
+    add,
+    multiply_into,
+    open_logits,
+)
 
 MAX_STATES = 128
 
-_LOW, _HIGH = 2.0**-64, 2.0**64
-_FADED = 1e-250
-_LEAST_OVERLAP = 1e-200
 _NEGLIGIBLE = 1e-30
 _MIXING = 1e-100
 _NOTHING = 1e-290
-_LARGE = 2.0**50
+_FEW = 8  # steps: shorter sequences are swept once forwards and once back
 _REMEMBERED = 262_144  # numbers: beyond these, to allocate them takes longer than to compute them
 _AGREED, _AGREED_SINGLE = 1e-13, 2e-7  # by how much filtered probabilities may differ
 
@@ -102,40 +114,6 @@ def _fill_matrix(logits: Any, matrix: Any, transposed: Any, width: int) -> tuple
 
 
 @compiled
-def _add(total: float, rest: float, term: float) -> tuple[float, float]:
-    """``total + term``, and the sum of what rounding has taken from it."""
-    raised = total + term
-    back = raised - total
-    return raised, rest + ((total - (raised - back)) + (term - back))
-
-
-@compiled
-def _open(initial: Any, observation: Any, logits: Any) -> tuple[float, float]:
-    r"""The logits :math:`\pi_k + b_1(k)` of the first step relative to their largest.
-
-    The sums are taken without rounding, as either may be so large that the other is lost in it.
-
-    :param logits: those of the K states, filled; others are left as they are.
-    :return: the largest as a sum of two numbers; -inf where all are, NaN where one is.
-    """
-    num_states = len(observation)
-    best, best_rest = -np.inf, 0.0
-    for k in range(num_states):
-        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
-        if value == -np.inf:
-            continue
-        if value != value:
-            logits[:num_states] = value
-            return value, 0.0
-        if best == -np.inf or (value - best) + (rest - best_rest) > 0.0:
-            best, best_rest = value, rest
-    for k in range(num_states):
-        value, rest = _add(float(initial[k]), 0.0, float(observation[k]))
-        logits[k] = (value - best) + (rest - best_rest) if value > -np.inf else -np.inf
-    return best, best_rest
-
-
-@compiled
 def _drop_faded(
     row: Any,
     before: Any,
@@ -153,7 +131,7 @@ def _drop_faded(
     num_states = len(observation)
     reached = False
     for j in range(num_states):
-        if row[j] < _FADED:
+        if row[j] < FADED:
             row[j] = 0.0
             if observation[j] == -np.inf or (reached and floor == 0.0):
                 continue
@@ -173,14 +151,6 @@ def _is_reached(j: int, before: Any, initial: Any, transition: Any, t: int) -> b
     return False
 
 
-@compiled
-def _multiply_into(out: Any, matrix: Any, outer: Any, width: int) -> None:
-    """The entries of ``matrix * outer`` that are no padding."""
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = matrix[i * width + j] * outer[i * width + j]
-
-
 @cache
 def sweep(num_states: int) -> Callable[..., None]:
     """The kernel for at least so many states, at most :data:`MAX_STATES`."""
@@ -192,18 +162,6 @@ def sweep(num_states: int) -> Callable[..., None]:
 @cache
 def _kernel(width: int, rows: int) -> Callable[..., None]:
     return _make_sweep(width, rows)
-
-
-class _Room(NamedTuple):
-    """Arrays that the sequences of one call use in turn, for vectors of W states."""
-
-    alpha: Any  # (T or 2) * W
-    emission: Any  # T * W, or empty: E is computed again on the way back
-    matrix: Any  # W * W: M
-    transposed: Any  # W * W
-    outer: Any  # W * W: sums over time of alpha_t(i) w_{t+1}(j) / S_t
-    row: Any  # W
-    other: Any  # W
 
 
 @compiled
@@ -237,7 +195,7 @@ def _sweep_forwards(
     for t in range(steps):
         if t == 0:
             room.row[:] = -np.inf
-            best, rest = _open(initial, observation[0], room.row)
+            best, rest = open_logits(initial, observation[0], room.row)
             logits = simd.load(room.row, 0, ones)
         else:
             logits = simd.load_row(observation, t * num_states, num_states, -np.inf, ones)
@@ -250,7 +208,7 @@ def _sweep_forwards(
             return -np.inf, True, suspect, extreme
         extreme = max(extreme, abs(best))
         if t > 0:
-            shift, rest = _add(shift, rest, best)
+            shift, rest = add(shift, rest, best)
             logits = simd.subtract(logits, simd.splat(best, ones))
         else:
             shift = best
@@ -262,7 +220,7 @@ def _sweep_forwards(
             if varying:
                 peak, _ = _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
                 extreme = max(extreme, abs(peak))
-            shift, rest = _add(shift, rest, peak)
+            shift, rest = add(shift, rest, peak)
             state = simd.multiply(simd.matvec(state, room.matrix, 0, rows), emitted)
         if (checked or varying) and simd.any_less(state, faded):
             if suspect and floor == 0.0:  # it is known that one of them could be reached
@@ -280,11 +238,11 @@ def _sweep_forwards(
                 )
                 state = simd.load(room.row, 0, ones)
         size = simd.total(state)
-        if size < _LOW or size > _HIGH:
+        if size < LOW or size > HIGH:
             if size == 0.0:
                 return -np.inf, True, suspect, extreme
             state = simd.multiply(state, simd.splat(1.0 / size, ones))
-            shift, rest = _add(shift, rest, math.log(size))
+            shift, rest = add(shift, rest, math.log(size))
         simd.store(room.alpha, here, state)
         if len(room.emission) > 0:
             simd.store(room.emission, here, emitted)
@@ -317,22 +275,22 @@ def _sweep_backwards(
     for t in range(steps - 1, -1, -1):
         state = simd.load(room.alpha, t * width, ones)
         overlap = simd.total(simd.multiply(state, beta))
-        if overlap < _LEAST_OVERLAP:
+        if overlap < LEAST_OVERLAP:
             return True
         if doubtful and t == 0:
-            reached = simd.add(state, simd.splat(_FADED, ones))
+            reached = simd.add(state, simd.splat(FADED, ones))
             loss = simd.total(simd.multiply(reached, simd.load(room.other, 0, ones))) / overlap
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if t + 1 < steps:
             simd.add_outer(room.outer, state, ahead, rows)
             if varying:
-                _multiply_into(moved[t], room.matrix, room.outer, width)
+                multiply_into(moved[t], room.matrix, room.outer, width)
                 room.outer[:] = 0.0
         if t == 0:
             break
         size = simd.total(beta)
-        if size < _LOW or size > _HIGH:
+        if size < LOW or size > HIGH:
             # Through memory, so that the compiler does not turn the rare branch into a selection,
             # for which each step would wait for a division.
             share = simd.splat(1.0 / size, ones)
@@ -356,13 +314,13 @@ def _sweep_backwards(
                 room.other[:] = 0.0
                 doubtful = True
             missing = simd.load(room.other, 0, ones)
-            if not simd.total(missing) <= _HIGH:
+            if not simd.total(missing) <= HIGH:
                 return True
             missing = simd.multiply(missing, emitted)
             missing = simd.matvec(missing, room.transposed, 0, rows)
-            simd.store(room.other, 0, simd.add(missing, simd.splat(_FADED, ones)))
+            simd.store(room.other, 0, simd.add(missing, simd.splat(FADED, ones)))
     if not varying and steps > 1:
-        _multiply_into(moved[0], room.matrix, room.outer, width)
+        multiply_into(moved[0], room.matrix, room.outer, width)
     return doubtful and not loss < _NEGLIGIBLE  # NaN is not
 
 
@@ -393,6 +351,8 @@ def _is_filtered(filtered: Any, alpha: Any, steps: int, width: int) -> bool:
 
 
 def _make_sweep(width: int, rows: int) -> Callable[..., None]:
+    lanes = max(width, 8)
+
     @compiled
     def run(
         initial: Any,  # (N or 1, K)
@@ -416,17 +376,20 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
         varying = transition.shape[1] > 1
         # Of long sequences E is computed again on the way back.
         remember = both and num_steps * width <= _REMEMBERED
-        room = _Room(
+        room = Room(
             np.empty((num_steps if keep else 2) * width),
-            np.empty(num_steps * width if remember else 0),
+            np.empty(num_steps * width + 8 if remember else 0),
             np.zeros(width * width),
             np.zeros(width * width),
             np.empty(width * width),
+            np.empty(width * width),
             np.empty(width),
             np.full(width, -1.0),
+            np.empty(3),
         )
-        room.other[:num_states] = _FADED
+        room.other[:num_states] = FADED
         faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
+        wide = simd.splat(0.0, lanes)
         states = simd.splat(0.0, rows)
         filled, peak, checked = -1, 0.0, True
         for n in range(first, last):
@@ -439,6 +402,19 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
                 peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, row)
+            if both and not varying and steps >= _FEW:
+                out = smoothed[row, at:end], moved[n]
+                value, is_sound = sweep_both_ends(
+                    start, data, steps, peak, checked, room, ones, states, wide, *out,
+                    filtered[row : row + 1, at:end],
+                )  # fmt: skip
+                if is_sound:
+                    log_likelihood[n], redo[n] = value, False
+                    smoothed[row, at + steps : end] = 0.0
+                    if filtering:
+                        unfiltered[n] = False
+                        filtered[row, at + steps : end] = 0.0
+                    continue
             args = start, slices, data, steps, peak, checked, keep
             value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, states, faded)
             log_likelihood[n] = value
@@ -450,7 +426,7 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
             if both:
                 smoothed[row, (at if gone else at + steps) : end] = 0.0
                 moved[n] = 0.0
-                redo[n] = suspect if gone else extreme * steps > _LARGE
+                redo[n] = suspect if gone else extreme * steps > LARGE
                 if value != value:
                     smoothed[row, at : at + steps] = np.nan
                     moved[n, : steps - 1] = np.nan  # one slice: that, unless there is no move
@@ -461,12 +437,12 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
                         slices, data, steps, suspect, room, ones, states, faded, *out
                     )
             if suspect and is_number and (filtering or not both):
-                more, _, _, _ = _sweep_forwards(*args, _FADED, room, ones, states, faded)
+                more, _, _, _ = _sweep_forwards(*args, FADED, room, ones, states, faded)
                 suspect = not more - value <= _AGREED * max(1.0, abs(value))
                 if filtering:
                     found = filtered[row, at:end]
                     unfiltered[n] = suspect or not _is_filtered(found, room.alpha, steps, width)
             if not both:
-                redo[n] = suspect or extreme * steps > _LARGE
+                redo[n] = suspect or extreme * steps > LARGE
 
     return run

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pyro_regimes
-from pyro_regimes.kernels.cpu import cache, scaled
+from pyro_regimes.kernels.cpu import cache, scales
 from pyro_regimes.kernels.cpu.jit import compiled
 
 RUNS_AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 def misses(number: type = float) -> int:
     """Call one small kernel as a new process would, and count what was compiled."""
-    add = compiled(scaled._add.py_func)
+    add = compiled(scales.add.py_func)
     assert add(number(1.0), number(0.5), number(2.0)) == (3.0, 0.5)
     return sum(add.stats.cache_misses.values())
 
@@ -45,7 +45,7 @@ def test_is_compiled_once(place):
     assert [misses(np.float32) for _ in range(2)] == [1, 0]
     (folder,) = place.iterdir()
     assert re.fullmatch(rf"kernels-{pyro_regimes.__version__}-[0-9a-f]{{32}}", folder.name)
-    assert [path.name.partition("-")[0] for path in files(place)] == ["cpu.scaled._add"] * 2
+    assert [path.name.partition("-")[0] for path in files(place)] == ["cpu.scales.add"] * 2
     assert not files(place.parent / "temporary")
 
 
@@ -210,7 +210,7 @@ def test_twenty_folders_of_today_stay(place):
 
 def test_recompile_compiles(place):
     misses()
-    add = compiled(scaled._add.py_func)
+    add = compiled(scales.add.py_func)
     add(1.0, 0.5, 2.0)
     assert not add.stats.cache_misses
     add.recompile()
@@ -228,8 +228,8 @@ def test_a_function_whose_source_is_not_hashed_is_not_kept(place):
 CALL = """
 import numpy as np
 from pyro_regimes.kernels.cpu import simd
-from pyro_regimes.kernels.cpu.scaled import _add
-print(*_add(1.0, 0.5, 2.0), sum(_add.stats.cache_misses.values()))
+from pyro_regimes.kernels.cpu.scales import add
+print(*add(1.0, 0.5, 2.0), sum(add.stats.cache_misses.values()))
 """
 # A kernel in one file that calls what another file holds.
 CALLEE = """
@@ -345,7 +345,7 @@ def test_each_processor_has_its_own_folder(copy, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_processes_may_start_together(copy):
-    both = CALL + "print(*_add(*np.array([1.0, 0.5, 2.0], np.float32)))"
+    both = CALL + "print(*add(*np.array([1.0, 0.5, 2.0], np.float32)))"
     together = [start(both, copy) for _ in range(3)]
     for process in together:
         output, _ = process.communicate()

@@ -36,10 +36,11 @@ class NotServed(Exception):
 
 
 class ChunkKernel:
-    """Steps of the kernel of one chunk on all of them.
+    """Steps on all chunks, by the kernel that was made for the first one.
 
-    :param kernel: that of the first chunk.
-    :param read: reads the data of a site for it.
+    :param fused: reads the data of a chunk for the kernel.
+    :param kernel: the kernel of the first chunk.
+    :param reader: runs the model on the chunks.
     """
 
     def __init__(self, fused: FusedEngine, kernel: ChainEM, reader: ChunkReader) -> None:

@@ -1,8 +1,8 @@
 """EM on data in chunks, which are read again in every iteration.
 
-Each pass writes the parameters to the store and runs the model on one chunk after the other. What
-is kept of a chunk are its expected statistics. Those of families that need another pass at the new
-values of some arguments, such as the degrees of freedom of a Student-t, take it in the M-step.
+Each pass writes the parameters to the store, runs the model on one chunk after the other, and keeps
+the expected statistics of each. If a family needs statistics at new values of some arguments, as
+for the degrees of freedom of a Student-t, the M-step makes another pass.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class _Pass(NamedTuple):
 class ChunkEngine(TensorEngine):
     """Steps on sums of the statistics of chunks.
 
-    :param passes: how pieces of a sequence are read.
+    :param passes: the passes over the pieces of a sequence.
     """
 
     def __init__(self, reader: ChunkReader, passes: Passes) -> None:
@@ -236,7 +236,7 @@ class ChunkEngine(TensorEngine):
     def _retake(
         self, pass_: _Pass, site: str, arguments: Arguments, names: frozenset[str]
     ) -> Stats:
-        """Statistics at other arguments, with the expectations at the present parameters."""
+        """Statistics at other arguments, with the expectations at the current parameters."""
         assert self._now is not None
         self._write(*self._now)
 

@@ -15,35 +15,29 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Argument
-from pyro_regimes.emissions.links import Link
-from pyro_regimes.infer.em.recognise import identity
 from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.dependence import (
     Reached,
     differs,
     find_hidden_dependence,
-    gradients_of,
-    is_of_sequences,
     other_uses,
     reached_in,
-    slot_in,
 )
 from pyro_regimes.infer.em.recognise.joint import find_joint
-from pyro_regimes.infer.em.recognise.locations import find_affine
-from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
-from pyro_regimes.infer.em.recognise.multiples import find_multiples
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan, Use
-from pyro_regimes.infer.em.recognise.points import (
-    TWO_KINDS,
-    Reader,
-    run_at_three_points,
-    run_elsewhere,
+from pyro_regimes.infer.em.recognise.linear import (
+    affine_with_priors,
+    predictors_with_priors,
+    with_intercepts,
 )
-from pyro_regimes.infer.em.recognise.predicted import find_predicted, is_real
-from pyro_regimes.infer.em.recognise.priors import find_affine_prior, find_prior
+from pyro_regimes.infer.em.recognise.log_linear import find_log_linear
+from pyro_regimes.infer.em.recognise.matching import recognise
+from pyro_regimes.infer.em.recognise.multiples import find_multiples
+from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
+from pyro_regimes.infer.em.recognise.points import Reader, run_at_three_points, run_elsewhere
+from pyro_regimes.infer.em.recognise.powers import Products
 from pyro_regimes.infer.em.recognise.stationary import with_stationary
 from pyro_regimes.infer.trace_checks import check_arguments
-from pyro_regimes.infer.tracing import Run, Slot, constraint_of
+from pyro_regimes.infer.tracing import Run, constraint_of
 
 _RANDOM = (
     "changes from one run of the model to the next (is it random?); EM needs the same "
@@ -62,64 +56,33 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
     :raises ValueError: naming every parameter that has no closed form here, with the reason.
     """
     with torch.enable_grad():
-        if not current.params:
-            raise ValueError("expected the model to read at least one pyro.param, got none")
         _check_starts(current)
-        check_arguments({slot.label: slot.value for slot in current.slots})
         current, runs, held, refused, stationary = run_at_three_points(current, read)
         reached_here = reached_in(current)
-        elsewhere = [reached_in(run, current) for run in runs[1:]]
-        reached = {
-            slot: names.union(*(each[slot] for each in elsewhere))
-            for slot, names in reached_here.items()
-        }
-        assignments = []
-        for name in current.params:
-            if name in refused or name not in held:
-                continue
-            found = _recognise(name, held[name][0], runs, reached)
-            if isinstance(found, str):
-                refused[name] = found
-            else:
-                assignments.append(found)
+        assignments = _assign(held, runs, _reached_in_any(runs, reached_here), refused)
         candidates, of_shares, of_sizes, of_predictors = (
-            [name for name in refused if name in held and all(map(which, held[name]))]
+            _candidates(which, held, current, reached_here, refused)
             for which in (_is_quadratic, _is_log_linear, _is_scaled, _is_predicted)
         )
-        if current.priors:
-            of_priors = [slot for slot in current.slots if slot.site in current.priors]
-            hyper = {name for slot in of_priors for name in reached_here[slot.site, slot.name]}
-            candidates = [name for name in candidates if name not in hyper]
-            of_predictors = [name for name in of_predictors if name not in hyper]
         if candidates or of_shares or of_sizes:
             # A point nearby, where saturating functions are not flat.
             nearby = run_elsewhere(read, current.params, held, 2, (True,))
             runs.append(with_stationary(nearby, stationary))
         more, products = find_log_linear(of_shares, runs, refused)
-        assignments += more
         sizes = find_multiples(of_sizes, runs, refused) if of_sizes else []
         of_predictors = [name for name in of_predictors if name in refused]
-        predicted = _find_predicted(of_predictors, runs, read, held, refused)
-        predicted, sizes = _with_intercepts(predicted, sizes, runs, read, held)
-        assignments += sizes
-        affine = _find_affine(candidates, runs, refused).beside(predicted)
+        predicted = predictors_with_priors(of_predictors, runs, read, held, refused)
+        predicted, sizes = with_intercepts(predicted, sizes, runs, read, held)
+        assignments += [*more, *sizes]
+        affine = affine_with_priors(candidates, runs, refused).beside(predicted)
         priors = {each.name: each.prior for each in assignments} | affine.priors
-        set_at: dict[str, set[str]] = {}
-        for each in assignments if current.priors else ():
-            for use in each.uses:
-                set_at.setdefault(use.site, set()).add(each.name)
-        for name, reason in other_uses(runs, priors, set_at).items():
+        for name, reason in other_uses(runs, priors, _set_at(assignments, current)).items():
             refused.setdefault(name, reason)
-        lost = [each.name for each in more if each.name in refused]
+        if any(each.name in refused for each in more):
+            products, assignments = _without_refused(more, assignments, runs, refused)
+        lost = [name for name in affine.names if name in refused]
         if lost:
-            kept = [each.name for each in more if each.name not in lost]
-            again = dict.fromkeys(kept, _BESIDE)
-            more, products = find_log_linear(kept, runs, again)
-            refused |= again
-            assignments = [each for each in assignments if each.name not in kept] + more
-        closed = [name for name in affine.names if name not in refused]
-        if closed != affine.names:
-            affine = affine.without([name for name in affine.names if name not in closed])
+            affine = affine.without(lost)
         assignments = [each for each in assignments if each.name not in refused]
         assignments = [find_joint(each, assignments, current) for each in assignments]
         covered = {(use.site, use.argument) for use in affine.uses}
@@ -128,13 +91,8 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
             hidden = dict.fromkeys(hidden, _RANDOM)
     refused |= hidden
     _check_refused(refused, list(current.params), may_move)
-    if not (assignments or affine.names or refused):
-        raise ValueError(
-            "expected at least one parameter that an observed RegimeHMM depends on, got only "
-            f"{list(current.params)}, on which none does"
-        )
-    found_priors = [prior for prior in priors.values() if prior is not None]
-    depends = not all(prior.is_constant for prior in found_priors)
+    _check_some(assignments, affine, refused, current)
+    depends = any(prior is not None and not prior.is_constant for prior in priors.values())
     return Plan(
         assignments,
         {name: value.shape for name, value in current.params.items()},
@@ -149,6 +107,70 @@ def find_parameters(current: Run, read: Reader, may_move: bool = False) -> Plan:
         products,
         tuple(name for name in [*current.plain, *current.latents] if name in current.chains),
     )
+
+
+def _reached_in_any(runs: list[Run], reached_here: Reached) -> Reached:
+    """The parameters that each argument depends on in some run."""
+    elsewhere = [reached_in(run, runs[0]) for run in runs[1:]]
+    return {
+        slot: names.union(*(each[slot] for each in elsewhere))
+        for slot, names in reached_here.items()
+    }
+
+
+def _assign(
+    held: dict[str, list[Argument]], runs: list[Run], reached: Reached, refused: dict[str, str]
+) -> list[Assignment]:
+    """The assignments of parameters that equal arguments; the others are added to ``refused``."""
+    assignments = []
+    for name in runs[0].params:
+        if name in refused or name not in held:
+            continue
+        found = recognise(name, held[name][0], runs, reached)
+        if isinstance(found, str):
+            refused[name] = found
+        else:
+            assignments.append(found)
+    return assignments
+
+
+def _candidates(
+    which: Callable[[Argument], bool],
+    held: dict[str, list[Argument]],
+    current: Run,
+    reached: Reached,
+    refused: dict[str, str],
+) -> list[str]:
+    """The refused parameters whose arguments are all of one kind."""
+    found = [name for name in refused if name in held and all(map(which, held[name]))]
+    if which not in (_is_quadratic, _is_predicted):
+        return found
+    of_priors = [slot for slot in current.slots if slot.site in current.priors]
+    hyper = {name for slot in of_priors for name in reached[slot.site, slot.name]}
+    return [name for name in found if name not in hyper]
+
+
+def _without_refused(
+    factors: list[Assignment],
+    assignments: list[Assignment],
+    runs: list[Run],
+    refused: dict[str, str],
+) -> tuple[tuple[Products, ...], list[Assignment]]:
+    """Find products of probabilities again, without the factors that have another use."""
+    kept = [each.name for each in factors if each.name not in refused]
+    again = dict.fromkeys(kept, _BESIDE)
+    found, products = find_log_linear(kept, runs, again)
+    refused |= again
+    return products, [each for each in assignments if each.name not in kept] + found
+
+
+def _set_at(assignments: list[Assignment], current: Run) -> dict[str, set[str]]:
+    """The parameters that are recognised arguments of each site, if some priors have them."""
+    found: dict[str, set[str]] = {}
+    for each in assignments if current.priors else ():
+        for use in each.uses:
+            found.setdefault(use.site, set()).add(each.name)
+    return found
 
 
 def _is_quadratic(argument: Argument) -> bool:
@@ -168,7 +190,9 @@ def _is_log_linear(argument: Argument) -> bool:
 
 
 def _check_starts(run: Run) -> None:
-    """Check that no start is outside its constraint, which Pyro converts to NaN."""
+    """Check the arguments, and that no start is outside its constraint, which Pyro makes NaN."""
+    if not run.params:
+        raise ValueError("expected the model to read at least one pyro.param, got none")
     outside = [name for name, value in run.params.items() if _has_nan(value)]
     if outside:
         constraints = {name: str(constraint_of(name)) for name in outside}
@@ -176,6 +200,7 @@ def _check_starts(run: Run) -> None:
             "expected parameters without NaN, got NaN (from a start outside its constraint?) in "
             f"{constraints}"
         )
+    check_arguments({slot.label: slot.value for slot in run.slots})
 
 
 def _has_nan(value: Tensor) -> bool:
@@ -195,86 +220,15 @@ def _check_refused(refused: dict[str, str], names: list[str], may_move: bool) ->
         raise ValueError(f"expected an objective that autograd can differentiate, got{reasons}")
 
 
-def _find_affine(candidates: list[str], runs: list[Run], refused: dict[str, str]) -> Affine:
-    """Find the candidates in which locations are affine, and remove them from ``refused``."""
-    reasons: dict[str, str] = {}
-    found = find_affine(candidates, runs, reasons)
-    priors = {}
-    here = runs[0]
-    if here.is_subsampled:
-        for slot in here.slots:
-            if slot.argument.is_quadratic and is_of_sequences(here, slot):
-                why = f"{slot.label} holds a value for each sequence of a subsampled plate"
-                reached = gradients_of(slot.value, here.params)
-                reasons |= {name: why for name in found[0] if name in reached}
-    for name in found[0]:
-        prior = find_affine_prior(name, runs)
-        if isinstance(prior, str):
-            reasons[name] = prior
-        elif prior is not None:
-            priors[name] = prior
-    names = [name for name in found[0] if name not in reasons]
-    if names != found[0]:
-        found = find_affine(names, runs, reasons)
-    names, uses = found
-    for name in names:
-        refused.pop(name, None)
-    refused |= reasons  # which say more than that it is no argument itself
-    shapes = [here.params[name].shape for name in names]
-    return Affine(names, shapes, uses, priors)
-
-
-def _find_predicted(
-    candidates: list[str],
-    runs: list[Run],
-    read: Reader,
-    held: dict[str, list[Argument]],
-    refused: dict[str, str],
-) -> Affine:
-    """The same of linear predictors, whose coefficients are any real numbers."""
-    priors = {}
-    candidates = [name for name in candidates if is_real(constraint_of(name))]
-    for name in list(candidates):
-        prior = find_affine_prior(name, runs)
-        if isinstance(prior, str):
-            refused[name] = f"{refused[name]}, and {prior}"
-            candidates.remove(name)
-        elif prior is not None:
-            priors[name] = prior
-    names, uses = find_predicted(candidates, runs[0], read, held, refused)
-    for name in names:
-        refused.pop(name, None)
-    shapes = [runs[0].params[name].shape for name in names]
-    priors = {name: prior for name, prior in priors.items() if name in names}
-    return Affine(names, shapes, uses, priors, frozenset(names))
-
-
-def _with_intercepts(
-    predicted: Affine,
-    sizes: list[Assignment],
-    runs: list[Run],
-    read: Reader,
-    held: dict[str, list[Argument]],
-) -> tuple[Affine, list[Assignment]]:
-    """Linear predictors with the logarithms of factors beside them, which are intercepts.
-
-    Solved for together they need fewer steps than in turn.
-    """
-    covered = {(use.site, use.argument) for use in predicted.uses}
-    beside = {
-        each.name
-        for each in sizes
-        if each.link.name.startswith("log of")
-        and each.prior is None
-        and any((use.site, use.argument) in covered for use in each.uses)
-    }
-    if not beside:
-        return predicted, sizes
-    names = [*predicted.names, *sorted(beside)]
-    found = _find_predicted(names, runs, read, held, dict.fromkeys(names, ""))
-    if len(found.names) < len(names):
-        return predicted, sizes
-    return found, [each for each in sizes if each.name not in beside]
+def _check_some(
+    assignments: list[Assignment], affine: Affine, refused: dict[str, str], run: Run
+) -> None:
+    """:raises ValueError: if the objective depends on no parameter."""
+    if not (assignments or affine.names or refused):
+        raise ValueError(
+            "expected at least one parameter that an observed RegimeHMM depends on, got only "
+            f"{list(run.params)}, on which none does"
+        )
 
 
 def _in_order(assignments: list[Assignment], run: Run) -> list[Assignment]:
@@ -298,83 +252,3 @@ def _place(run: Run) -> Callable[[Assignment], int]:
         if site.family is not None:
             places |= {argument: place for place, argument in enumerate(site.family.arguments)}
     return lambda each: places.get(each.argument, 1)
-
-
-def _recognise(
-    name: str, argument: Argument, runs: list[Run], reached: Reached
-) -> Assignment | str:
-    """The assignment of a parameter that holds one kind of argument, or why it has none.
-
-    :param reached: the parameters that each argument depends on.
-    """
-    here = runs[0]
-    uses: list[Use] = []
-    if not argument.links:
-        return f"an argument without a closed form, {argument.name}"
-    link, num_cells = argument.links[0], 0
-    for slot in here.slots:
-        if name not in reached[slot.site, slot.name]:
-            continue
-        if slot.argument.kind != argument.kind:
-            return f"{TWO_KINDS}, {uses[0].site}.{uses[0].argument} and {slot.label}"
-        found = _match(slot, name, runs)
-        if isinstance(found, str):
-            return found
-        cells, held = found
-        if uses and held is not link:
-            return f"used as {link.name} in one place and as {held.name} in {slot.label}"
-        link = held
-        num_cells = here.params[name].numel() // max(
-            1, here.params[name].shape[here.params[name].dim() - slot.event_dim :].numel()
-        )
-        whole = torch.equal(cells, torch.arange(num_cells, device="cpu"))
-        uses.append(Use(slot.site, slot.name, cells, whole))
-    for slot in (here.chains[use.site].slots[use.argument] for use in uses):
-        if here.is_subsampled and is_of_sequences(here, slot):
-            return (
-                f"{slot.label} holds a value for each sequence of a subsampled plate (perhaps only "
-                "as another argument of the distribution does)"
-            )
-    prior = find_prior(name, argument, link, runs)
-    if isinstance(prior, str):
-        return prior
-    return Assignment(name, argument, uses, num_cells, link, _is_shared(uses, num_cells), prior)
-
-
-def _match(slot: Slot, name: str, runs: list[Run]) -> tuple[Tensor, Link] | str:
-    """The cell that each block of an argument equals, and the link; or the reason for no match."""
-    reason = f"{slot.label} is a function of it that is not the identity, broadcast or selected"
-    seen = [(slot_in(run, slot), run.params[name]) for run in runs]
-    are_views = all(identity.viewed(there.value) is parameter for there, parameter in seen)
-    for link in slot.argument.links:
-        is_whole = are_views and all(identity.is_whole(*each, link) for each in seen)
-        if is_whole and identity.is_valid(slot):
-            return torch.arange(slot.lead.numel(), device="cpu"), link
-        cells = identity.find_cells(*seen[1], link)
-        if cells is None:
-            continue
-        is_view = link.is_identity and identity.is_same_view(*map(list, zip(*seen, strict=True)))
-        if not all(identity.agrees(*each, cells, link) for each in seen):
-            reason = f"{slot.label} is not equal to it at every admissible value"
-        elif not is_view and not all(
-            identity.same_derivative(*each, cells, link) for each in seen
-        ):
-            reason = f"{slot.label} has a derivative in it that is not that of the identity"
-        else:
-            return cells, link
-    there = runs[1]
-    is_finite = bool(there.params[name].isfinite().all())
-    if is_finite and bool((slot_in(there, slot).value == -torch.inf).any()):
-        reason += (
-            ": it holds -inf where the parameter does not. Give the parameter a start of -inf "
-            "there, in place of a mask in the model: EM keeps a probability of 0"
-        )
-    return reason
-
-
-def _is_shared(uses: list[Use], num_cells: int) -> bool:
-    """Whether some cell is used for several blocks."""
-    if not uses or len(uses) == 1 and uses[0].whole:
-        return False
-    cells = torch.cat([use.cells[use.cells >= 0] for use in uses])
-    return bool((torch.bincount(cells, minlength=num_cells) > 1).any())
