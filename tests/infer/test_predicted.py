@@ -16,7 +16,9 @@ from pyro.infer.autoguide.initialization import init_to_value
 from scipy.optimize import minimize
 from torch import Tensor
 
-from pyro_regimes import EM, RegimeHMM
+from pyro_regimes import EM, RegimeHMM, standard_errors
+from pyro_regimes.distributions import Columns
+from pyro_regimes.infer.em.recognise import around, predicted
 from tests import seeds
 from tests.infer import glm
 from tests.infer.glm import irls
@@ -260,7 +262,7 @@ def test_others_are_refused(function: Make) -> None:
 
     y = observations(make)
     start = 0.1 * START
-    with pytest.raises(ValueError, match="not an affine function|contradicts"):
+    with pytest.raises(ValueError, match="affine function|contradicts"):
         EM(model_of(make, y, start=start)).step()
     pyro.clear_param_store()
     em = EM(model_of(make, y, start=start), optim=pyro.optim.Adam({"lr": 0.01}))
@@ -275,7 +277,7 @@ def test_product_of_two_parameters_is_refused() -> None:
         beta, factor = pyro.param("beta", START), pyro.param("factor", torch.tensor(1.0).double())
         pyro.sample("y", hmm(lambda eta: dist.Poisson(eta.exp()), factor * (X @ beta.mT)), obs=y)
 
-    with pytest.raises(ValueError, match="not an affine function"):
+    with pytest.raises(ValueError, match="an affine function"):
         EM(model).step()
 
 
@@ -334,3 +336,105 @@ def test_missing_covariates_are_refused(kind: str, validates: bool) -> None:
     with pyro.validation_enabled(validates):
         with pytest.raises(ValueError, match=said):
             EM(model_of(make, y, x)).step()
+
+
+def test_columns_with_links_of_their_own() -> None:
+    """A count, an event and a number, each with its coefficients, and transitions with theirs."""
+    y = torch.stack(
+        [observations(KINDS[kind][0]) for kind in ("poisson", "bernoulli logits", "gamma")], -1
+    )
+
+    def model() -> None:
+        counts, events = pyro.param("counts", START), pyro.param("events", START)
+        values = pyro.param("values", START)
+        slope = pyro.param("slope", torch.zeros(2, 2).double())
+        columns = Columns(
+            [
+                (dist.Poisson((X @ counts.mT).exp()), 0),
+                (dist.Bernoulli(logits=X @ events.mT), 1),
+                (dist.Normal(X @ values.mT, 1.0), 2),
+            ]
+        )
+        logits = A.log() + slope * X[1:, 1, None, None]
+        pyro.sample(
+            "y",
+            RegimeHMM(
+                initial_probs=START_PROBS, transition_logits=logits, observation_dist=columns
+            ),
+            obs=y,
+        )
+
+    em = EM(model)
+    result = em.run(num_steps=500, tol=1e-8)
+    assert result.converged
+    assert set(em.plan.names) == {"counts", "events", "values", "slope"}
+    assert (np.diff(result.history) <= 1e-9 * abs(result.history[0])).all()
+
+
+def test_standard_errors_are_those_of_the_model() -> None:
+    """Of one state they are those of the generalised linear model."""
+    y = observations(KINDS["poisson"][0])
+
+    def model() -> None:
+        beta = pyro.param("beta", START[:1])
+        one = torch.ones(1, 1).double()
+        pyro.sample(
+            "y",
+            RegimeHMM(
+                initial_probs=one[0],
+                transition_probs=one,
+                observation_dist=dist.Poisson((X @ beta.mT).exp()),
+            ),
+            obs=y,
+        )
+
+    EM(model).run(num_steps=5)
+    beta = pyro.param("beta").detach()[0].numpy()
+    expected = irls(X.numpy(), y.numpy(), np.ones(T), glm.POISSON, START[0].numpy())
+    np.testing.assert_allclose(beta, expected, rtol=1e-8)
+    mean = np.exp(X.numpy() @ expected)
+    covariance = np.linalg.inv((X.numpy() * mean[:, None]).T @ X.numpy())
+    found = standard_errors(model).standard_errors["beta"][0].numpy()
+    np.testing.assert_allclose(found, np.sqrt(covariance.diagonal()), rtol=1e-8)
+
+
+def test_a_network_is_told_by_a_few_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by one for each of its weights."""
+    network = torch.nn.Sequential(
+        torch.nn.Linear(P, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+    ).double()
+    y = observations(KINDS["poisson"][0])
+
+    def model() -> None:
+        pyro.module("network", network)
+        pyro.sample("y", hmm(lambda eta: dist.Poisson(eta.exp()), network(X)), obs=y)
+
+    def never(*args: Any) -> None:
+        raise AssertionError("a derivative for each weight")
+
+    monkeypatch.setattr(around, "read_slices", never)
+    monkeypatch.setattr(predicted, "read_slices", never)
+    em = EM(model, optim=pyro.optim.Adam({"lr": 0.01}))
+    em.step()
+    assert "network$$$0.weight" in em.plan.gradient
+
+
+def test_minibatches() -> None:
+    """Sequences of a subsampled plate, with covariates of time that all of them share."""
+    make, _ = KINDS["poisson"]
+    regime = (torch.arange(T)[None] // 20 + torch.arange(12)[:, None]) % 2
+    pyro.set_rng_seed(seeds.seed(912))
+    panel = dist.Poisson((X * TRUE[regime]).sum(-1).exp()).sample()
+
+    def model(size: int) -> None:
+        beta = pyro.param("beta", START)
+        with pyro.plate("sequences", len(panel), subsample_size=size) as index:
+            pyro.sample("y", hmm(make, X @ beta.mT), obs=panel[index])
+
+    em = EM(model)
+    for _ in range(60):
+        em.step(4)
+    found = pyro.param("beta").detach().clone()
+    pyro.clear_param_store()
+    EM(model).run(len(panel), num_steps=200)
+    torch.testing.assert_close(found, pyro.param("beta").detach(), rtol=0, atol=0.05)

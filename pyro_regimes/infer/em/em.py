@@ -71,7 +71,8 @@ class EM:
     probabilities or logits, covariance, Cholesky factor, precision or scale. Expected statistics
     are pooled over all dims along which a parameter is broadcast: a ``(D, D)`` covariance is tied,
     a ``(K, 1)`` scale is spherical, and parameters with a leading dim of size R are R restarts in
-    one batch. Locations that are affine in parameters are updated by weighted least squares.
+    one batch. Locations that are affine in parameters are updated by weighted least squares, and
+    coefficients of linear predictors by Newton's method (:mod:`~pyro_regimes.infer.em.newton`).
 
     With a ``guide`` that assigns a point to each latent site (``AutoDelta``), EM maximises the log
     joint. Conjugate priors keep the closed forms (:mod:`~pyro_regimes.emissions.conjugate`); the
@@ -88,7 +89,7 @@ class EM:
     model again to verify the result. If it does not agree, the model is run at every step instead.
 
     A closed form never lowers the objective of any restart. (All restarts count as one if an
-    optimiser updates parameters, locations are affine, or priors depend on parameters.) If rounding
+    optimiser updates parameters, arguments are affine, or priors depend on parameters.) If rounding
     or a fault of the model lowers it, the responsible parameters are rolled back and frozen until
     the next :meth:`run` or :meth:`reset`, or left to the optimiser, with a warning.
 

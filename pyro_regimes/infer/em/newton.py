@@ -32,11 +32,15 @@ from pyro_regimes.infer.em.recognise.jacobian import gram
 
 _MOST_STEPS = 100
 _MOST_HALVINGS = 40
+_MOST_WHOLE_STEPS = 3
 
-#: The gain of a step, as a share of Q, below which it is the last one.
-_LEAST_GAIN = 1e-12
+#: The gain of a step, as a share of Q, which Q is too coarse to show: whole steps follow.
+_SMALL_GAIN = 1e-12
 
-#: A last step that moves a predictor by more than this goes on forever.
+#: The gain of the last step.
+_LEAST_GAIN = 1e-18
+
+#: A small step that moves a predictor by more than this goes on forever.
 _FAR = 0.1
 
 #: ... if its curvature is below this share of the weight: the outcomes are all but certain.
@@ -211,48 +215,48 @@ class _Concave(NamedTuple):
         step = torch.zeros_like(self.start)
         unbounded = torch.zeros_like(step, dtype=torch.bool)
         moving = ~unbounded
-        value = self.value(step)
+        value, whole_steps = self.value(step), torch.zeros_like(step)
         for _ in range(_MOST_STEPS):
             normal, score = self.derivatives(step)
             direction = torch.where(moving, solve(normal, score, torch.zeros_like(step)), 0.0)
             gain = self._by_component(0.5 * direction * score)
-            is_last = gain <= _LEAST_GAIN * (1 + value.abs())
-            far = self._goes_far(direction, normal)
-            unbounded |= (moving & (is_last & far)[self.labels]) & (direction != 0)
-            last = moving & (is_last & ~far)[self.labels]
-            moving = moving & ~is_last[self.labels]
-            step = step + torch.where(last, direction, 0.0)
+            size = 1 + value.abs()
+            small, far = gain <= _SMALL_GAIN * size, self._goes_far(direction, normal)
+            unbounded |= moving & (small & far)[self.labels] & (direction != 0)
+            moving = moving & ~(small & far)[self.labels]
+            whole = moving & small[self.labels]
+            step = step + torch.where(whole, direction, 0.0)
+            whole_steps = whole_steps + small
+            ends = (gain <= _LEAST_GAIN * size) | (whole_steps >= _MOST_WHOLE_STEPS)
+            moving = moving & ~ends[self.labels]
             if not bool(moving.any()):
                 break
-            step, value, moving = self._search(step, value, direction, gain, moving)
+            searched = moving & ~whole
+            if bool(searched.any()):
+                step, value, stuck = self._search(step, value, direction, gain, searched)
+                moving = moving & ~stuck
         return step, unbounded
 
     def _by_component(self, parts: Tensor) -> Tensor:
         return torch.zeros_like(parts).index_add_(0, self.labels, parts)
 
     def _search(
-        self, step: Tensor, value: Tensor, direction: Tensor, gain: Tensor, moving: Tensor
+        self, step: Tensor, value: Tensor, direction: Tensor, gain: Tensor, todo: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps that raise Q of each component: the steps, Q there, and which components moved."""
-        size, todo = torch.ones_like(value), moving
-        tried = step
-        found, at = step, value
+        """Steps that raise Q of some components: the steps, Q there, and what cannot move."""
+        found, at, size = step, value, 1.0
         for _ in range(_MOST_HALVINGS):
-            tried = step + torch.where(todo, size[self.labels] * direction, 0.0)
+            tried = step + torch.where(todo, size * direction, 0.0)
             there = self.value(tried)
             better = there >= value + 1e-4 * size * gain
             accepted = todo & better[self.labels]
             found = torch.where(accepted, tried, found)
-            at = at.where(~self._any(accepted), there)
+            at = torch.where(self._by_component(accepted.to(at)) > 0, there, at)
             todo = todo & ~accepted
             if not bool(todo.any()):
                 break
-            size = size / 2
-        return found, at, moving & ~todo
-
-    def _any(self, which: Tensor) -> Tensor:
-        """The components with any of some parameters."""
-        return self._by_component(which.to(self.start)) > 0
+            size /= 2
+        return found, at, todo
 
     def _goes_far(self, direction: Tensor, normal: Tensor) -> Tensor:
         """Components whose step moves a predictor far, at almost no curvature."""

@@ -91,23 +91,23 @@ def _too_large(slot: Slot) -> str:
 def _read_parameter(slot: Slot, name: str, runs: list[Run]) -> Slices | str:
     """The derivative in one parameter, which is the same in every run; or why it is not.
 
-    The first run tells them all; the others are asked along one random direction.
+    The runs are compared along one random direction; the first one tells the whole.
     """
     leaf = runs[0].params[name]
-    slices = read_slices(_at(runs[0], slot), leaf, _block_size(slot))
-    if slices is None:
-        return _too_large(slot)
     generator = torch.Generator().manual_seed(2)
     direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
     direction = direction.to(leaf)
-    expected = slices.along(direction)
-    size = float(expected.abs().max()) if expected.numel() else 0.0
-    precision = max(1e-9, torch.finfo(slot.value.dtype).eps ** 0.6)
-    for run in runs:
-        found = Differential(_at(run, slot), run.params[name]).along(direction)
-        size = max(size, float(found.abs().max())) if found.numel() else size
-        if bool(((found - expected).abs() > precision * size).any()):
-            return f"{slot.label} is not an affine function of it"
+    alongs = [Differential(_at(run, slot), run.params[name]).along(direction) for run in runs]
+    size = max(float(along.abs().max()) if along.numel() else 0.0 for along in alongs)
+    bound = max(1e-9, torch.finfo(slot.value.dtype).eps ** 0.6) * size
+    why = f"{slot.label} is not an affine function of it"
+    if any(bool(((along - alongs[0]).abs() > bound).any()) for along in alongs):
+        return why
+    slices = read_slices(_at(runs[0], slot), leaf, _block_size(slot))
+    if slices is None:
+        return _too_large(slot)
+    if bool(((slices.along(direction) - alongs[0]).abs() > bound).any()):
+        return why
     return slices
 
 

@@ -2,9 +2,9 @@
 
 The links of generalised linear models and of multinomial logits are those of
 :mod:`pyro_regimes.emissions.predictors`. Whether one of them makes an argument affine is asked as
-of locations (:mod:`.affine`), but not at points far away, where an exponential overflows. The
-points are instead such that the predictor changes by about 1, and by so much that a bound on it
-would be seen. So the units of covariates do not matter.
+of locations (:mod:`.locations`), but at other points (:mod:`.around`): such that the predictor
+changes by about 1, and by so much that a bound on it would be seen. So the units of covariates do
+not matter.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_regimes.distributions.checks import at_random_point
 from pyro_regimes.emissions.base import Argument
-from pyro_regimes.emissions.draws import random_value
 from pyro_regimes.emissions.predictors import Predictor
 from pyro_regimes.infer.em.recognise.affine import AffineUse
+from pyro_regimes.infer.em.recognise.around import (
+    block_size,
+    find_curved,
+    normal,
+    precision_of,
+    runs_around,
+    scales_of,
+)
 from pyro_regimes.infer.em.recognise.dependence import depends, is_of_sequences, slot_in
 from pyro_regimes.infer.em.recognise.jacobian import Differential, Jacobian
 from pyro_regimes.infer.em.recognise.points import Reader
 from pyro_regimes.infer.em.recognise.slices import Slices, join, read_slices
-from pyro_regimes.infer.tracing import Run, Slot, constraint_of
-
-#: How often a step is quartered at which the model cannot be run.
-_MOST_QUARTERS = 6
-
-#: The farthest step of a linear predictor, where its argument keeps its digits.
-_FAR = 200.0
-
+from pyro_regimes.infer.tracing import Run, Slot
 
 _TOO_LARGE = "has a Jacobian in it that is too large for Newton's method; use an optim"
 
@@ -58,11 +57,6 @@ class _Reading(NamedTuple):
         values = [predictor.read(value.double()) for value in found]
         within = values[0].detach().abs() <= predictor.reach(slot.value.dtype) / 2
         return cls(slot, predictor, runs, values, within.flatten())
-
-    @property
-    def precision(self) -> float:
-        """The relative error of a derivative."""
-        return max(1e-9, 8 * torch.finfo(self.slot.value.dtype).eps ** 0.6)
 
     def has_same_zeros(self) -> bool:
         """Whether the same entries are -inf nearby; far away others may be, by rounding."""
@@ -99,7 +93,12 @@ def find_predicted(
                 candidates = [each for each in candidates if each != name]
     if not candidates or not slots:
         return [], []
-    others = _runs_around(candidates, slots, here, read, held)
+    curved = find_curved(candidates, slots, here, read, held)
+    refused |= {name: f"{refused[name]}, and {reason}" for name, reason in curved.items()}
+    candidates = [name for name in candidates if name not in curved]
+    if not candidates:
+        return [], []
+    others = runs_around(candidates, slots, here, read, held)
     if isinstance(others, str):
         refused |= {name: f"{refused[name]}, and {others}" for name in candidates}
         return [], []
@@ -163,19 +162,19 @@ def _read_parameter(reading: _Reading, name: str) -> Slices | str:
     slot, leaf = reading.slot, reading.runs[0].params[name]
     if not reading.has_same_zeros():
         return f"{slot.label} is 0 at some values of it, and not at others"
-    slices = read_slices(reading.values[0], leaf, _block_size(slot))
+    slices = read_slices(reading.values[0], leaf, block_size(slot))
     if slices is None:
         return f"{slot.label} {_TOO_LARGE}"
     within = reading.within.reshape(-1, slices.block_size)
     if not all(bool(within[group.blocks].any()) for group in slices.groups):
         return f"{slot.label} is so large or so small that it has lost its digits"
-    direction = _scales(slices).reshape(leaf.shape) * _normal(leaf, 2)
+    direction = scales_of(slices).reshape(leaf.shape) * normal(leaf, 2)
     expected = slices.along(direction)[reading.within]
     alongs = [
         Differential(value, run.params[name]).along(direction)[reading.within]
         for value, run in zip(reading.values, reading.runs, strict=True)
     ]
-    bound = reading.precision * max(
+    bound = precision_of(slot) * max(
         (float(along.abs().max()) for along in alongs if along.numel()), default=0.0
     )
     if not all(bool(((along - expected).abs() <= bound).all()) for along in alongs):
@@ -195,105 +194,10 @@ def _is_affine(reading: _Reading, jacobian: Jacobian, names: list[str]) -> bool:
         expected = (jacobian @ moved)[reading.within]
         actual = (value.detach().flatten() - first)[reading.within]
         size = 1.0 + (float(expected.abs().max()) if expected.numel() else 0.0)
-        if not bool(((actual - expected).abs() <= reading.precision * size).all()):
+        if not bool(((actual - expected).abs() <= precision_of(slot) * size).all()):
             return False
     return True
 
 
 def _difference(one: Run, other: Run, name: str) -> Tensor:
     return (one.params[name].detach().double() - other.params[name].detach().double()).flatten()
-
-
-# ---- points --------------------------------------------------------------------------------------
-
-
-def _runs_around(
-    names: list[str],
-    slots: list[Slot],
-    here: Run,
-    read: Reader,
-    held: dict[str, list[Argument]],
-) -> list[Run] | str:
-    """Runs at two points, where linear predictors have moved by about 1, and as far as they may."""
-    scales = {}
-    for name in names:
-        columns = [_column_scales(slot, here, name) for slot in slots]
-        known = [each for each in columns if each is not None]
-        if not known:
-            return "it has too large a Jacobian"
-        scales[name] = torch.stack(known).amin(0).reshape(here.params[name].shape)
-    reach = min(each.reach(slot.value.dtype) for slot in slots for each in slot.argument.predictors)
-    runs: list[Run] = []
-    for number, size in enumerate((1.0, min(_FAR, reach / 2))):
-        steps = {
-            name: scales[name] * _normal(here.params[name], 10 * number + index)
-            for index, name in enumerate(names)
-        }
-        largest = max(_largest_change(slot, here, steps) for slot in slots)
-        factor = size / largest if largest > 0 else 1.0
-        for quarters in range(_MOST_QUARTERS):
-            found = _run_at(names, steps, factor / 4**quarters, here, read, held, number)
-            if isinstance(found, Run):
-                runs.append(found)
-                break
-        else:
-            return f"the model cannot be run at other values: {found}"
-    return runs
-
-
-def _run_at(
-    names: list[str],
-    steps: dict[str, Tensor],
-    factor: float,
-    here: Run,
-    read: Reader,
-    held: dict[str, list[Argument]],
-    number: int,
-) -> Run | str:
-    """The model at one point; or why it cannot be run there."""
-    values = {}
-    for index, (name, value) in enumerate(here.params.items()):
-        if name in names:
-            moved = value.detach() + (factor * steps[name]).to(value)
-        else:
-            draw = held[name][0].draw if name in held else None
-            constraint, seed = constraint_of(name), 1_000 * number + index
-            moved = random_value(value, draw, constraint, seed=seed, mild=True)
-        values[name] = moved.requires_grad_()
-    try:
-        with at_random_point():
-            return read(values)
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-
-
-def _column_scales(slot: Slot, here: Run, name: str) -> Tensor | None:
-    value = slot.argument.predictors[0].read(slot.value.double())
-    slices = read_slices(value, here.params[name], _block_size(slot))
-    return None if slices is None else _scales(slices)
-
-
-def _scales(slices: Slices) -> Tensor:
-    """The change of each entry of a parameter that moves the predictor by up to 1, or 1."""
-    largest = slices.largest().cpu()
-    return torch.where(largest > 0, 1 / largest, 1.0)
-
-
-def _block_size(slot: Slot) -> int:
-    return slot.value.numel() // max(1, slot.lead.numel())
-
-
-def _largest_change(slot: Slot, here: Run, steps: dict[str, Tensor]) -> float:
-    """The largest change of the predictor to first order."""
-    value = slot.argument.predictors[0].read(slot.value.double())
-    change = sum(
-        Differential(value, here.params[name]).along(step) for name, step in steps.items()
-    )
-    assert isinstance(change, Tensor)
-    return float(change.abs().max()) if change.numel() else 0.0
-
-
-def _normal(leaf: Tensor, seed: int) -> Tensor:
-    """Standard normal numbers, float64 on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")

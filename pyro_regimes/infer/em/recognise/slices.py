@@ -32,7 +32,7 @@ class Slices(NamedTuple):
 
     def along(self, direction: Tensor) -> Tensor:
         """The derivative along a direction in the parameter's shape, ``(entries,)``, float64."""
-        vector = direction.double().flatten()
+        vector = direction.to(self.owners.device, torch.float64).flatten()
         out = vector.new_zeros(len(self.owners), self.block_size)
         for blocks, columns, matrix in self.groups:
             out[blocks] = matrix @ vector[columns]
