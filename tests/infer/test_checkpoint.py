@@ -16,7 +16,7 @@ from pyro_regimes.infer.em import checkpoint
 from tests import seeds
 from tests.infer import ranks
 
-STOP = 13
+STOP = 6  # before any restart has converged
 
 
 class Stop(Exception):
@@ -48,20 +48,23 @@ def test_it_goes_on(name, in_chunks, tmp_path, monkeypatch):
     name = "converged" if name == "normal" else name
     x = ranks.data(name, seeds.seed(5))
     given = Chunks([x[:4], x[4:]], continues=False) if in_chunks else x
-    settings = {"num_steps": 30, "tol": 1e-3 if name == "restarts" else None, "check": False}
+    settings = {"num_steps": 30, "tol": 1e-5 if name == "restarts" else None, "check": False}
     whole = start(name).run(given, **settings)
     expected = parameters()
     path = tmp_path / "run.pt"
     interrupted(name, given, path, **settings)
-    assert len(torch.load(path, weights_only=True)["losses"]) == 11
+    assert len(torch.load(path, weights_only=True)["losses"]) == 6
     seen = []
     again = start(name).run(
         given, checkpoint=path, callback=lambda *step: seen.append(step), **settings
     )
-    assert [number for number, _ in seen] == list(range(11, again.num_steps + 1))
+    assert [number for number, _ in seen] == list(range(6, again.num_steps + 1))
     assert_close(again.history, whole.history, rtol=1e-12, atol=0.0)
     assert_close(again.restart_history, whole.restart_history, rtol=1e-12, atol=1e-12)
-    assert_close(parameters(), expected, rtol=1e-8, atol=1e-10)
+    found = parameters()
+    if name == "student_t":  # the likelihood is nearly flat in df, which has half as many digits
+        assert_close(found.pop("df"), expected.pop("df"), rtol=1e-6, atol=0.0)
+    assert_close(found, expected, rtol=1e-8, atol=1e-10)
     for field in ("converged", "stop_reason", "num_steps", "num_e_steps", "converged_at"):
         assert getattr(again, field) == getattr(whole, field)
     # The file is that of the last step now: nothing is left to do.
