@@ -4,8 +4,8 @@
 
 The probability that a calm market becomes a stressed one depends on an observed covariate, here the
 volatility of the last month. A small network computes the transition logits of every day. An
-optimiser updates the network, which has no closed form, and EM updates means and covariances in
-closed form. Each step uses one E-step for both.
+optimiser updates the network, which has no closed form but for its last bias, and EM updates that,
+the means and the covariances. Each step uses one E-step for both.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ TABLE = [
     (
         "neural_transitions.py",
         ["--num-rows=150", "--num-steps=8"],
-        r"EM sets 2 parameters.*and moves 4 by gradient.*calm -> stressed.*days are stressed",
+        r"EM sets 3 parameters.*Newton.*and moves 3 by gradient.*calm -> stressed.*are stressed",
         {"stressed.csv"},
     ),
     (

@@ -199,7 +199,8 @@ def test_counts():
 def test_heavy_tails(covariance_type):
     """All methods start at the same point, and EM and L-BFGS end at the same maximum."""
     wild = np.arange(300)[:, None] % 60 < 30
-    x = seeds.rng(1).standard_t(4.0, (300, 2)) * np.where(wild, 4.0, 1.0)
+    # The same for all seeds of the suite: there may be several maxima.
+    x = np.random.RandomState(1).standard_t(4.0, (300, 2)) * np.where(wild, 4.0, 1.0)
     x[9, 1] = np.nan
     found = compare_on_returns(
         x, n_regimes=2, emission="student_t", covariance_type=covariance_type, svi_steps=150,

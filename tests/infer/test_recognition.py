@@ -438,7 +438,7 @@ def test_a_long_switching_regression_has_a_closed_form() -> None:
 
 
 def test_a_jacobian_that_is_too_large_is_the_reason_given(monkeypatch: Any) -> None:
-    monkeypatch.setattr("pyro_regimes.infer.em.recognise.jacobian.MOST", 100)
+    monkeypatch.setattr("pyro_regimes.infer.em.recognise.slices.MOST", 50)
 
     def model() -> None:
         observe(observation_dist=dist.Normal(X.unsqueeze(-1) * real("beta", LOC), 1.0))
