@@ -1,4 +1,4 @@
-"""The methods of a fitted Markov-switching regression."""
+"""The methods of a fitted Markov-switching regression that take data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,13 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import initial_probs
 from pyro_regimes.estimator.lengths import checked_lengths
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.regression.coefficient_table import (
-    CoefficientTable,
-    RegressionSummary,
-    coefficient_table,
-)
 from pyro_regimes.estimator.regression.design import INTERCEPT, Design, Rows
-from pyro_regimes.estimator.regression.errors import RegressionErrors
 from pyro_regimes.estimator.regression.fitting import packed_lengths
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters, transition_matrices
 from pyro_regimes.estimator.regression.regression_forecast import (
     RegressionForecast,
     mixture_forecast,
 )
-from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.infer.isolation import plain_torch
 
 KINDS = ("smoothed", "filtered", "predicted")
@@ -41,21 +34,14 @@ class FittedRegression(BaseEstimator):
     A subclass sets the attributes below.
     """
 
-    formula: str | None
-    transition_formula: str | None
     regime_names_: list[str]
     initial_probs_: Array
     coef_: Array
     sigma_: Array
     transition_matrix_: Array
     transition_coefficients_: Array | None
-    log_likelihood_: float
-    n_samples_fit_: int
-    n_missing_: int
-    starts_: StartResults
     _design: Design
     _form: Form
-    _errors: RegressionErrors | None
     _training_start: Array | None
 
     def predict(
@@ -140,9 +126,7 @@ class FittedRegression(BaseEstimator):
             value = float(hmm.log_likelihood(self._values(rows)))
         return value - float(np.isfinite(rows.y).sum()) * np.log(self._form.unit)
 
-    def transition_matrices(
-        self, data: Any, *, Z: Any = None
-    ) -> Array:
+    def transition_matrices(self, data: Any, *, Z: Any = None) -> Array:
         """The transition probabilities at each row's covariates.
 
         :param data: as in :meth:`fit`; the response may be missing or absent.
@@ -204,112 +188,11 @@ class FittedRegression(BaseEstimator):
             )
         return self._design.read(future, None, future_Z, needs_y=False)
 
-    @property
-    def n_parameters_(self) -> int:
-        """The number of free parameters, p in :meth:`aic`."""
-        check_is_fitted(self)
-        return self._form.num_parameters
-
-    def aic(self) -> float:
-        r"""Akaike's criterion of the fit, :math:`-2 \log p(y) + 2 p`.
-
-        p counts coefficients, sigmas, transitions, and the K - 1 initial probabilities if they are
-        "free".
-
-        :return: the criterion.
-        :raises ValueError: if the model is not fitted.
-        """
-        return 2 * self.n_parameters_ - 2 * self.log_likelihood_
-
-    def bic(self) -> float:
-        r"""Schwarz's criterion of the fit, :math:`-2 \log p(y) + p \log T`.
-
-        T is the number of rows whose response is not missing.
-
-        :return: the criterion.
-        :raises ValueError: if the model is not fitted.
-        """
-        return float(np.log(self.n_samples_fit_)) * self.n_parameters_ - 2 * self.log_likelihood_
-
-    @property
-    def expected_durations_(self) -> Array:
-        r"""The mean number of steps of a stay in each regime, :math:`1 / (1 - A_{kk})`, ``(K,)``.
-
-        A is ``transition_matrix_``. It is infinite for a regime that is never left.
-        """
-        check_is_fitted(self)
-        with np.errstate(divide="ignore"):
-            found: Array = 1 / np.maximum(1 - np.diagonal(self.transition_matrix_), 0)
-        return found
-
-    @property
-    def coefficients_(self) -> CoefficientTable:
-        """The :class:`.CoefficientTable` of all estimates, with intervals of 95 %."""
-        return self.conf_int(0.95)
-
-    def conf_int(self, level: float = 0.95) -> CoefficientTable:
-        """The table of all estimates, with intervals.
-
-        :param level: the probability that an interval covers, above 0 and below 1.
-        :return: a :class:`.CoefficientTable`.
-        :raises ValueError: if the level is not valid, or the model is not fitted.
-        """
-        check_is_fitted(self)
-        validation.number("level", level, positive=True)
-        if level >= 1:
-            raise ValueError(f"expected level below 1, got {level}; 0.95 is 95 %")
+    def _parameters(self) -> RegressionParameters:
         matrix = None if self._form.moves is not None else self.transition_matrix_
-        parameters = RegressionParameters(
+        return RegressionParameters(
             self.initial_probs_, self.coef_, self.sigma_, matrix, self.transition_coefficients_
         )
-        design = self._design
-        return coefficient_table(
-            self._form, parameters, self._errors, self.regime_names_, design.columns,
-            design.transition_columns, level,
-        )  # fmt: skip
-
-    def summary(self, level: float = 0.95) -> RegressionSummary:
-        """What the fit is of, how good it is, and the table of all estimates.
-
-        :param level: the probability that an interval covers.
-        :return: a :class:`.RegressionSummary`; ``print`` shows it.
-        :raises ValueError: if the level is not valid, or the model is not fitted.
-        """
-        table = self.conf_int(level)
-        facts = [("Markov-switching regression", self.formula or "of arrays")]
-        if self._form.moves is not None:
-            of = self.transition_formula or "of arrays"
-            row = "entered" if self._form.enters else "left"
-            facts.append(("Transitions", f"{of}, by the row that is {row}"))
-        missing = f" ({self.n_missing_} more without a response)" if self.n_missing_ else ""
-        durations = ", ".join(f"{each:.2f}" for each in self.expected_durations_)
-        facts += [
-            ("Regimes", str(len(self.regime_names_))),
-            ("Observations", f"{self.n_samples_fit_}{missing}"),
-            ("Log-likelihood", f"{self.log_likelihood_:.5f}"),
-            ("AIC", f"{self.aic():.3f}"),
-            ("BIC", f"{self.bic():.3f}"),
-            ("Initial distribution", self._form.initial),
-            ("Expected durations", durations),
-        ]
-        notes = list(self.starts_.describe())
-        if self._form.moves is not None:
-            notes.append(
-                "Coefficients of moves, such as from Regime 1 to Regime 2, are log-odds against "
-                "staying. Expected durations are those at the average covariates."
-            )
-        return RegressionSummary(facts, table, notes + self._notes())
-
-    def _notes(self) -> list[str]:
-        """Doubts about the standard errors, except of initial probabilities, which are not shown."""
-        found = [] if self._errors is None else self._errors.notes
-        notes = [each for each in found if "direction mainly of" not in each]
-        if len(notes) < len(found):
-            notes.append(
-                "The data do not determine the parameters without a standard error (-), as where "
-                "covariates separate the moves from the stays, or regimes are alike."
-            )
-        return [each for each in notes if not each.startswith("on a bound")]
 
     def _moves(self) -> Array:
         assert self.transition_coefficients_ is not None
@@ -341,12 +224,8 @@ class FittedRegression(BaseEstimator):
         first = self._first_probs(start, rows.y, sizes)
         form = self._form
         with self._computing():
-            parameters = RegressionParameters(
-                self.initial_probs_, self.coef_, self.sigma_, self.transition_matrix_,
-                self.transition_coefficients_,
-            )  # fmt: skip
             hmm = form.distribution(
-                form.to_arguments(parameters), form.tensors(rows), packed_lengths(sizes),
+                form.to_arguments(self._parameters()), form.tensors(rows), packed_lengths(sizes),
                 torch.tensor(first),
             )  # fmt: skip
         return hmm, rows, sizes

@@ -1,4 +1,4 @@
-"""RegimeRegression, a scikit-learn estimator of regressions whose coefficients depend on a regime."""
+"""RegimeRegression, a scikit-learn estimator of Markov-switching regression."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.lengths import checked_lengths
+from pyro_regimes.estimator.regression.described_regression import DescribedRegression
 from pyro_regimes.estimator.regression.design import (
     ArrayDesign,
     Design,
@@ -23,14 +24,13 @@ from pyro_regimes.estimator.regression.design import (
     columns_of_terms,
 )
 from pyro_regimes.estimator.regression.errors import RegressionErrors, regression_errors
-from pyro_regimes.estimator.regression.fitted_regression import FittedRegression
 from pyro_regimes.estimator.regression.fitting import Fitted, fit
 from pyro_regimes.estimator.regression.form import Form, transition_matrices
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.infer.uncertainty import METHODS
 
 
-class RegimeRegression(FittedRegression):
+class RegimeRegression(DescribedRegression):
     r"""Markov-switching regression, fitted by EM from many starts.
 
     .. math::
@@ -240,8 +240,9 @@ class RegimeRegression(FittedRegression):
                 f"expected more rows with a response than the {rows.X.shape[1]} columns and sigma, "
                 f"got {known}"
             )
-        check_rank(rows.X[np.isfinite(rows.y)], design.columns, "X" if self.formula is None
-                   else "formula")  # fmt: skip
+        check_rank(
+            rows.X[np.isfinite(rows.y)], design.columns, "X" if self.formula is None else "formula"
+        )
         if rows.Z is not None and moves is not None:
             driving = rows.Z[1:] if self.transition_row == "entered" else rows.Z[:-1]
             name = "Z" if self.transition_formula is None else "transition_formula"
