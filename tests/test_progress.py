@@ -24,7 +24,8 @@ def screen(monkeypatch):
 
 def returns(num_rows=300):
     rng = np.random.RandomState(4)
-    return rng.standard_normal((num_rows, 1)) * np.where(np.arange(num_rows) // 50 % 2, 3, 1)[:, None]
+    spread = np.where(np.arange(num_rows) // 50 % 2, 3.0, 1.0)
+    return (rng.standard_normal(num_rows) * spread)[:, None]
 
 
 def test_what_takes_long_says_how_far_it_is(screen):

@@ -480,7 +480,8 @@ class FittedModel(SuggestingNames):
         """A line that says with what numbers are annualised, if they are."""
         if not are_changes(hmm.spec, hmm.parameters.emission):
             return []
-        return [f"Annualised with {self._periods_per_year():.4g} steps per year (periods_per_year)."]
+        periods = self._periods_per_year()
+        return [f"Annualised with {periods:.4g} steps per year (periods_per_year)."]
 
     def _missing_text(self, names: list[str]) -> list[str]:
         """A line that counts the missing values of the training data, if there are some."""
