@@ -10,9 +10,9 @@ import numpy as np
 from scipy.stats import norm
 
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.regression.design import Columns
 from pyro_regimes.estimator.regression.errors import RegressionErrors
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
+from pyro_regimes.estimator.regression.rows import Columns
 from pyro_regimes.reading.packages import require
 from pyro_regimes.text_tables import TitledTable, titled_html_table, titled_table
 

@@ -10,9 +10,9 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import trace
 
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.regression.design import Rows
 from pyro_regimes.estimator.regression.fitting import packed_lengths
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
+from pyro_regimes.estimator.regression.rows import Rows
 from pyro_regimes.infer.isolation import isolated
 from pyro_regimes.infer.uncertainty import standard_errors
 

@@ -16,13 +16,14 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import initial_probs
 from pyro_regimes.estimator.lengths import checked_lengths
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.regression.design import INTERCEPT, Design, Rows
+from pyro_regimes.estimator.regression.design import Design
 from pyro_regimes.estimator.regression.fitting import packed_lengths
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters, transition_matrices
 from pyro_regimes.estimator.regression.regression_forecast import (
     RegressionForecast,
     mixture_forecast,
 )
+from pyro_regimes.estimator.regression.rows import INTERCEPT, Rows
 from pyro_regimes.infer.isolation import plain_torch
 
 KINDS = ("smoothed", "filtered", "predicted")
@@ -126,18 +127,22 @@ class FittedRegression(BaseEstimator):
             value = float(hmm.log_likelihood(self._values(rows)))
         return value - float(np.isfinite(rows.y).sum()) * np.log(self._form.unit)
 
-    def transition_matrices(self, data: Any, *, Z: Any = None) -> Array:
+    def transition_matrices(self, data: Any = None, *, Z: Any = None) -> Array:
         """The transition probabilities at each row's covariates.
 
-        :param data: as in :meth:`fit`; the response may be missing or absent.
+        :param data: with the covariates of the transitions; None where these are in Z.
         :param Z: as in :meth:`fit`.
         :return: ``(T, K, K)``, (row, old, new). With ``transition_row="left"`` that of a row moves
             the chain from it to the next row; with "entered", from the row before to it.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         check_is_fitted(self)
-        rows = self._design.read(data, None, Z, needs_y=False)
-        return self._matrices(rows)
+        moves = self._design.read_moves(data, Z)
+        if moves is None:
+            return np.broadcast_to(
+                self.transition_matrix_, (len(data), *self.transition_matrix_.shape)
+            ).copy()
+        return transition_matrices(self._moves(), moves)
 
     def forecast(
         self, data: Any, future: Any = None, y: Any = None, *, Z: Any = None, future_Z: Any = None,
@@ -197,12 +202,6 @@ class FittedRegression(BaseEstimator):
     def _moves(self) -> Array:
         assert self.transition_coefficients_ is not None
         return self.transition_coefficients_
-
-    def _matrices(self, rows: Rows) -> Array:
-        if rows.Z is None:
-            shape = (len(rows.X), *self.transition_matrix_.shape)
-            return np.broadcast_to(self.transition_matrix_, shape).copy()
-        return transition_matrices(self._moves(), rows.Z)
 
     def _probs(
         self, data: Any, y: Any, Z: Any, kind: str, lengths: Any, start: Any

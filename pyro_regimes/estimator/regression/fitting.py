@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.parameters import Array
-from pyro_regimes.estimator.regression.design import Rows
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
+from pyro_regimes.estimator.regression.rows import Rows
 from pyro_regimes.estimator.regression.starts import Starts
 from pyro_regimes.estimator.start_results import StartResults, best_start
 

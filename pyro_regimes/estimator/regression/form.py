@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.pyro_model import stationary_initial
-from pyro_regimes.estimator.regression.design import Rows
+from pyro_regimes.estimator.regression.rows import Rows
 
 Flags = npt.NDArray[np.bool_]
 

@@ -15,17 +15,12 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
 from pyro_regimes.estimator.lengths import checked_lengths
 from pyro_regimes.estimator.regression.described_regression import DescribedRegression
-from pyro_regimes.estimator.regression.design import (
-    ArrayDesign,
-    Design,
-    FormulaDesign,
-    Rows,
-    check_rank,
-    columns_of_terms,
-)
+from pyro_regimes.estimator.regression.design import ArrayDesign, Design
 from pyro_regimes.estimator.regression.errors import RegressionErrors, regression_errors
 from pyro_regimes.estimator.regression.fitting import Fitted, fit
 from pyro_regimes.estimator.regression.form import Form, transition_matrices
+from pyro_regimes.estimator.regression.formulas import FormulaDesign
+from pyro_regimes.estimator.regression.rows import Rows, check_rank, columns_of_terms
 from pyro_regimes.infer.isolation import plain_torch
 from pyro_regimes.infer.uncertainty import METHODS
 
@@ -119,7 +114,7 @@ class RegimeRegression(DescribedRegression):
         initial: str | None = None,
         n_init: int = 20,
         max_iter: int = 1000,
-        tol: float | None = 1e-7,
+        tol: float | None = 1e-9,
         random_state: int | np.random.RandomState | None = None,
         acceleration: str | None = None,
         errors: str | None = "observed",

@@ -201,6 +201,21 @@ def test_formulas_keep_levels_and_splines():
         model.predict(DATA.assign(group="d"))
 
 
+def test_names_of_columns_that_are_no_words_or_those_of_functions():
+    """`lag` is a function of formulas, too."""
+    data = DATA.rename(columns={"x": "lag", "z": "a b"})
+    model = fitted("y ~ lag + `a b`", data, transition_formula="~ `a b`")
+    same = fitted("y ~ x + z", transition_formula="~ z")
+    np.testing.assert_array_equal(model.coef_, same.coef_)
+    moves = model.transition_matrices(data[["a b"]])
+    np.testing.assert_array_equal(moves, same.transition_matrices(DATA[["z"]]))
+    with pytest.raises(ValueError, match="none named 'lag' among"):
+        model.predict(data.drop(columns="lag"))
+    with pytest.raises(ValueError, match="NaN in 'a b' in 1 of 240 rows"):
+        data.loc[3, "a b"] = np.nan
+        fitted("y ~ lag + `a b`", data)
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_units_do_not_matter(model, unit):
     other = fitted(data=DATA.assign(y=DATA.y * unit, x=5.0 + DATA.x / unit))
