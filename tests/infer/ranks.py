@@ -136,10 +136,10 @@ CASES = {
 }
 
 
-def data(name: str, seed: int) -> Tensor:
+def data(name: str, seed: int, num_sequences: int = NUM_SEQUENCES) -> Tensor:
     """A panel of sequences of which each stays in a state for ten steps."""
     rng = torch.Generator().manual_seed(seed)
-    states = torch.randint(2, (NUM_SEQUENCES, 3), generator=rng).repeat_interleave(10, -1)
+    states = torch.randint(2, (num_sequences, 3), generator=rng).repeat_interleave(10, -1)
     return CASES[name].draw(2 * states.double() - 1, rng)
 
 
