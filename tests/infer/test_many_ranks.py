@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -63,18 +63,24 @@ def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bo
 
 
 Model = Callable[[Any], None]
-Found = tuple[list[float], dict[str, Tensor]]
 
 
-def run(model: Model, x: Tensor | Chunks) -> Found:
+class Found(NamedTuple):
+    history: list[float]
+    values: dict[str, Tensor]
+    engine: str
+
+
+def run(model: Model, x: Tensor | Chunks, acceleration: str | None = None) -> Found:
     """Some steps, and the parameters after them."""
-    result = EM(model).run(x, num_steps=NUM_STEPS, tol=None)
-    store = pyro.get_param_store().items()
-    return result.history, {key: value.detach().clone() for key, value in store}
+    em = EM(model)
+    result = em.run(x, num_steps=NUM_STEPS, tol=None, acceleration=acceleration)
+    values = {key: value.detach().clone() for key, value in pyro.get_param_store().items()}
+    return Found(result.history, values, em.plan.engine)
 
 
 def run_on_all(
-    board: Board, model: Model, shard: Callable[[int], Tensor | Chunks]
+    board: Board, model: Model, shard: Callable[[int], Tensor | Chunks], **settings: Any
 ) -> list[Found]:
     """What each rank finds. They have one store, to which all write the same values."""
     pyro.clear_param_store()
@@ -82,7 +88,7 @@ def run_on_all(
     def work(rank: int) -> Found:
         board.own.ranks = Thread(rank, board)
         try:
-            return run(model, shard(rank))
+            return run(model, shard(rank), **settings)
         except BaseException:
             board.barrier.abort()
             raise
@@ -97,16 +103,24 @@ def run_on_all(
     return [each.result() for each in futures]
 
 
-def compare(model: Model, x: Tensor, found: list[Found]) -> None:
+def compare(model: Model, x: Tensor, found: list[Found], **settings: Any) -> None:
     """What the ranks have found with what one process does."""
     pyro.clear_param_store()
-    history, values = run(model, x)
-    assert history[-1] < history[0] - 0.1
-    for own, parameters in found:
-        assert own == found[0][0]
-        assert_close(own, history, rtol=1e-10, atol=0.0)
-        for key, value in values.items():
-            assert_close(parameters[key], value, rtol=1e-10, atol=1e-12)
+    wanted = run(model, x, **settings)
+    assert wanted.history[-1] < wanted.history[0] - 0.1
+    for each in found:
+        assert (each.history, each.engine) == (found[0].history, found[0].engine)
+        assert_close(each.history, wanted.history, rtol=1e-10, atol=0.0)
+        for key, value in wanted.values.items():
+            assert_close(each.values[key], value, rtol=1e-10, atol=1e-12)
+
+
+ENGINES = {
+    "gaussian": "compiled iterations of a Gaussian model, added up over 64 ranks",
+    "poisson": "compiled iterations of a model of Poisson observations, added up over 64 ranks",
+    "stationary": "tensor operations, added up over 64 ranks; not the compiled one, as the chain "
+    "starts from its stationary distribution",
+}
 
 
 @pytest.mark.parametrize("name", ["gaussian", "poisson", *slow("stationary")])
@@ -118,7 +132,49 @@ def test_shards_of_a_panel(name, board):
     model = ranks.CASES[name].model
     found = run_on_all(board, model, lambda rank: x[ends[rank] - counts[rank] : ends[rank]])
     assert board.num_gathers > NUM_STEPS
+    assert found[0].engine == ENGINES[name]
     compare(model, x, found)
+
+
+@pytest.mark.parametrize("board", [3], indirect=True)
+@pytest.mark.parametrize("acceleration", [None, "squarem"])
+def test_a_step_that_is_not_ordinary(board, acceleration):
+    """A restart that has a state without data goes on in tensor operations, on all ranks."""
+    start = torch.stack([ranks.LOC, torch.tensor([0.0, 1e5])])[:, None, None].double()
+
+    def model(x: Tensor) -> None:
+        loc, scale = ranks.real("loc", start), ranks.positive("scale", torch.ones_like(start))
+        matrix = ranks.probs("matrix", ranks.MATRIX.expand(2, 1, 1, 2, 2))
+        initial = ranks.probs("initial", ranks.START.expand(2, 1, 2))
+        with pyro.plate("restarts", 2, dim=-2):
+            ranks.observe(x, dist.Normal(loc, scale), initial, matrix)
+
+    x = ranks.data("converged", seeds.seed(8))
+    parts = [x[:4], x[4:], x[:0]]
+    settings = {"acceleration": acceleration}
+    found = run_on_all(board, model, lambda rank: parts[rank], **settings)
+    assert "added up over 3 ranks" in found[0].engine
+    assert "(restarts: 1), and tensor operations (restarts: 1)" in found[0].engine
+    compare(model, x, found, **settings)
+
+
+@pytest.mark.parametrize("board", [2], indirect=True)
+def test_one_engine_on_all_ranks(board):
+    """Where that of one rank does not serve its data, all use tensor operations."""
+
+    def model(x: Tensor) -> None:
+        mask = torch.ones(len(x), dtype=torch.bool)
+        if len(x) == 3:
+            mask[1] = False
+        with pyro.poutine.mask(mask=mask):
+            ranks.normal(x)
+
+    x = ranks.data("converged", seeds.seed(9))
+    found = run_on_all(board, model, lambda rank: x[:3] if rank else x[3:])
+    assert found[0].engine == (
+        "tensor operations, added up over 2 ranks; not the compiled one, as on rank 1 "
+        "observations are weighted or masked"
+    )
 
 
 @pytest.mark.parametrize("name", ["gaussian", "poisson", *slow("stationary")])
