@@ -1,9 +1,10 @@
-"""EM over up to 64 ranks, which are threads of one process that exchange their messages in memory."""
+"""EM over up to 64 ranks: threads of one process that exchange their messages in memory."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple
 
 import pyro
@@ -15,7 +16,9 @@ from torch.testing import assert_close
 
 from pyro_regimes import EM, Chunks, RegimeHMM
 from pyro_regimes.infer.em import em as em_module
+from pyro_regimes.infer.em.engines import chunk_kernel
 from pyro_regimes.infer.em.ranks import Ranks
+from pyro_regimes.kernels import ops
 from tests import seeds
 from tests.infer import ranks
 from tests.marks import slow
@@ -190,7 +193,33 @@ def test_pieces_of_one_sequence(name, board):
         return Chunks([x[:, ends[rank] : ends[rank + 1]]], continues=True)
 
     model = ranks.CASES[name].model
-    compare(model, x, run_on_all(board, model, shard))
+    found = run_on_all(board, model, shard)
+    assert found[0].engine.startswith(ENGINES[name].split(",")[0])
+    assert "added up over 64 ranks" in found[0].engine
+    compare(model, x, found)
+
+
+@pytest.mark.parametrize("board", [3], indirect=True)
+def test_the_ends_of_long_pieces(board, monkeypatch):
+    """Of pieces that forget, the densities of the first and last rows decide the messages."""
+    monkeypatch.setattr(chunk_kernel, "_HEAD", 100)
+    found = []
+
+    def note(*given: Any) -> Tensor | None:
+        found.append(ops.outline_of_ends(*given))
+        assert given[2].shape[-2] == given[3].shape[-2] == 100
+        return found[-1]
+
+    noting = SimpleNamespace(**(vars(ops) | {"outline_of_ends": note}))
+    monkeypatch.setattr(chunk_kernel, "ops", noting)
+    x = ranks.data("converged", seeds.seed(10), num_sequences=40).flatten().unsqueeze(0)
+    parts = x.split([500, 300, 400], 1)
+    shards = [parts[0].split(250, 1), [parts[1]], parts[2].split(200, 1)]
+    with_restarts = ranks.CASES["restarts"].model
+    ran = run_on_all(board, with_restarts, lambda rank: Chunks(shards[rank], continues=True))
+    assert "one pass for each E-step" in ran[0].engine and ran[0].engine.startswith("compiled")
+    assert any(each is not None for each in found)
+    compare(with_restarts, x, ran)
 
 
 @pytest.mark.parametrize("board", [8], indirect=True)

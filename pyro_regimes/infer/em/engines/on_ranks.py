@@ -34,14 +34,25 @@ def find_on_ranks(problem: Problem, start: TensorState, extrapolates: bool) -> F
         sites = {name: data._replace(weight=None) for name, data in problem.sites.items()}
         own = problem._replace(sites=sites)
     found = find_fused(own, start, extrapolates)
-    for rank, reason in enumerate(ranks.objects(found if isinstance(found, str) else None)):
-        if reason is not None:
-            return reason if isinstance(found, str) else f"on rank {rank} {reason}"
+    reason = why_not_on_all(found if isinstance(found, str) else None, ranks)
+    if reason is not None:
+        return reason
     assert isinstance(found, FusedEngine) and isinstance(found.kernel, ChainEM)
     found.problem = problem
     found.kernel = RankKernel(found.kernel, ranks, is_empty)
     found.what += f", added up over {ranks.size} ranks"
     return found
+
+
+def why_not_on_all(reason: str | None, ranks: Ranks) -> str | None:
+    """The reason why the engine of some rank does not serve; None if those of all do.
+
+    :param reason: that of this rank.
+    """
+    for rank, each in enumerate(ranks.objects(reason)):
+        if each is not None:
+            return reason or f"on rank {rank} {each}"
+    return None
 
 
 class RankKernel:
