@@ -23,6 +23,7 @@ LAYERS = {
     "files": 0,
     "observed": 0,
     "messages": 0,
+    "progress": 0,
     "text_tables": 0,
     "emissions": 1,
     "distributions": 2,

@@ -9,6 +9,8 @@ from typing import Any
 import rich.progress
 from rich.console import Console
 
+from pyro_regimes.progress import bars, nothing_else
+
 # Names of series and of files are printed as they are, with square brackets and colons.
 out = Console(markup=False, emoji=False, highlight=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
@@ -40,24 +42,16 @@ def plain(text: object) -> str:
 class Progress:
     """Progress of methods on stderr, so that stdout can be piped.
 
-    On a terminal there are bars, which go at the end; elsewhere a line now and then. No thread
-    refreshes the bars: it would not survive the fork of a process.
+    On a terminal there are bars, which go at the end; elsewhere a line now and then.
     """
 
     def __init__(self) -> None:
-        self._bars = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            console=err,
-            transient=True,
-            auto_refresh=False,
-        )
+        self._bars, self._no_others = bars(err), nothing_else()
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
+        self._no_others.__enter__()
         if err.is_terminal:
             self._bars.start()
         return self
@@ -65,6 +59,7 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if err.is_terminal:
             self._bars.stop()
+        self._no_others.__exit__(None, None, None)
 
     def begin(self, name: str, total: int) -> None:
         """Show the bar of a method before its first step, as that may have to wait for compilers.

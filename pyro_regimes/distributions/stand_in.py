@@ -39,7 +39,7 @@ def infinite_rows(value: Tensor, event_dim: int) -> Tensor | None:
 
     None also in a traced graph, whose values cannot be seen: there it is as the formulas have it.
     """
-    if not value.is_floating_point() or not ops.can_be_seen(value):
+    if not value.is_floating_point() or not ops.can_be_seen(value) or ops.is_finite(value):
         return None
     infinite = value.isinf()
     if not bool(infinite.any()):

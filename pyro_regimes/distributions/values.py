@@ -97,8 +97,11 @@ def fill_missing(
     """
     if missing == "refuse" or not value.is_floating_point() or not value.numel():
         return value, None
+    can_be_seen = ops.can_be_seen(value)
+    if can_be_seen and ops.is_finite(value):
+        return value, None
     gone = value.isnan()
-    if ops.can_be_seen(value) and not bool(gone.any()):
+    if can_be_seen and not bool(gone.any()):
         return value, None
     each = value.detach().reshape((-1,) + observation_dist.event_shape)
     finite = each.isfinite().reshape(each.shape[:1] + (-1,)).all(-1)
@@ -121,8 +124,8 @@ def check_support(
         support = observation_dist.support
     except NotImplementedError:  # a distribution may not define it
         support = None
-    if support is None or (_is_real(support) and not value.detach().sum().isnan()):
-        return  # if the sum is not NaN, no term is
+    if support is None or (_is_real(support) and _has_no_nan(value.detach())):
+        return
     beside = observation.beside_states(observation_dist, value)
     inside = support.check(beside).any(-1)  # (..., T)
     if valid is not None:
@@ -137,6 +140,11 @@ def check_support(
             f"step, got {outside.flatten()[:3].tolist()} at {len(outside)} steps of value of "
             f"shape {tuple(value.shape)}{remedy * bool(outside.isnan().any())}"
         )
+
+
+def _has_no_nan(value: Tensor) -> bool:
+    """Whether that is certain. If a sum is not NaN, no term is."""
+    return (ops.can_be_seen(value) and ops.is_finite(value)) or not bool(value.sum().isnan())
 
 
 @torch.no_grad()

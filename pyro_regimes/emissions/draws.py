@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from pyro_regimes.kernels import ops
+
 
 class Draw(NamedTuple):
     """The current value, the constraint and the random numbers of a draw."""
@@ -64,17 +66,12 @@ def random_value(
     draw = Draw(old, constraint, value.dtype, generator, seed, mild)
     for candidate in draw_candidates(draw) if draw_candidates else []:
         drawn = candidate.to(value.dtype)
-        if is_finite(drawn) and _meets(constraint, drawn):
+        if ops.is_finite(drawn) and _meets(constraint, drawn):
             return drawn.to(value)
     transform = transform_to(constraint)
     moved = transform.inv(old)
     shift = draw.normal(moved.shape)
     return transform(moved + (0.5 if mild else 3.0) * shift).to(value)
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether all entries are finite; a finite sum has finite terms."""
-    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
 
 
 def _meets(constraint: constraints.Constraint, value: Tensor) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_regimes import progress
 from pyro_regimes.estimator.convergence import Flags, to_numpy
 from pyro_regimes.estimator.gradient_ascent import Callback, GradientAscent
 from pyro_regimes.estimator.isolated_em import IsolatedEM
@@ -169,6 +170,7 @@ def fit_starts(
     )
     floor, constant = max(min_eigenvalue, least), argument_names(fixed, spec)
     is_unbounded = is_compiled = False
+    callback = _on_bar(callback, max_iter)
     if inference == "em":
         held = arguments(starts)
         model = pyro_model(
@@ -287,6 +289,20 @@ def _fit_in_batches(
         fitted.append(fit(batch, callback=report))
         steps_before += len(fitted[-1].history) - 1
     return FittedStarts.join(fitted)
+
+
+def _on_bar(callback: Callback | None, max_iter: int) -> Callback | None:
+    """The callback, which also moves the bar that is shown."""
+    tell = progress.teller()
+    if tell is None:
+        return callback
+
+    def report(step: int, loss: float) -> None:
+        tell(step, max_iter)
+        if callback is not None:
+            callback(step, loss)
+
+    return report
 
 
 def _report(

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_regimes.estimator import missing, problems, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.beginning import initial_probs, stationary_probs
+from pyro_regimes.estimator.changes import are_changes
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.forecast import Forecast, forecast
 from pyro_regimes.estimator.labels import in_order
@@ -453,6 +454,7 @@ class FittedModel(SuggestingNames):
             f"{self._score_text()}",
             [
                 *self._missing_text(names),
+                *self._annualised_text(hmm),
                 *([] if self.starts_ is None else self.starts_.describe()),
                 *problems.of_shares(
                     self.regime_names_,
@@ -473,6 +475,13 @@ class FittedModel(SuggestingNames):
         if names is None:
             return [f"series {i + 1}" for i in range(self.n_features_in_)]
         return [str(name) for name in names]
+
+    def _annualised_text(self, hmm: FittedHMM) -> list[str]:
+        """A line that says with what numbers are annualised, if they are."""
+        if not are_changes(hmm.spec, hmm.parameters.emission):
+            return []
+        periods = self._periods_per_year()
+        return [f"Annualised with {periods:.4g} steps per year (periods_per_year)."]
 
     def _missing_text(self, names: list[str]) -> list[str]:
         """A line that counts the missing values of the training data, if there are some."""

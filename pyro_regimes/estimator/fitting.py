@@ -7,6 +7,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes import progress
 from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.agreement import expected_agreement
 from pyro_regimes.estimator.alignment import Known, align_starts, check_possible
@@ -104,14 +105,16 @@ def fit_regimes(
         if callback is not None:
             callback(step, mean)
 
-    fit = fit_starts(
-        problem.starts,
-        spec,
-        *pack(problem.z, sizes, dtype=settings.dtype, device=settings.device),
-        **options(problem),
-        least=problem.least,
-        callback=report if settings.verbose or callback is not None else None,
-    )
+    shown = progress.nothing_else() if settings.verbose else progress.bar("fit, iterations")
+    with shown:
+        fit = fit_starts(
+            problem.starts,
+            spec,
+            *pack(problem.z, sizes, dtype=settings.dtype, device=settings.device),
+            **options(problem),
+            least=problem.least,
+            callback=report if settings.verbose or callback is not None else None,
+        )
     return best_regimes(problem, fit, row_name)
 
 

@@ -23,7 +23,7 @@ from pyro_regimes.estimator.fitted_hmm import FittedHMM
 from pyro_regimes.estimator.parameters import Array, Parameters
 from pyro_regimes.estimator.replicates import Replicates, fit_replicates
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.validation import Settings
+from pyro_regimes.estimator.validation import Settings, num_distinct
 
 
 def held_out_scores(
@@ -84,10 +84,11 @@ def _check(rest: Array, block: npt.NDArray[np.int64], spec: Spec, settings: Sett
     if np.isnan(rest).all(0).any():
         raise ValueError(f"expected values in every column with {where}, got none in some")
     filled = missing.filled(rest)
-    distinct = len(np.unique(filled, axis=0)) if spec.needs_distinct else len(filled)
-    if distinct < max(2, settings.n_regimes):
+    least = max(2, settings.n_regimes)
+    distinct = num_distinct(filled, least) if spec.needs_distinct else len(filled)
+    if distinct < least:
         raise ValueError(
-            f"expected at least {max(2, settings.n_regimes)} distinct observations with {where}, "
+            f"expected at least {least} distinct observations with {where}, "
             f"got {distinct}"
         )
     if not settings.min_eigenvalue:

@@ -81,7 +81,7 @@ def _check_fittable(
             f"expected X to have at least {least} observations for n_regimes={model.n_regimes}, "
             f"got {samples}"
         )
-    distinct = len(np.unique(data, axis=0))
+    distinct = validation.num_distinct(data, model.n_regimes)
     if distinct < model.n_regimes and spec.needs_distinct:
         raise ValueError(
             f"expected X to have at least n_regimes={model.n_regimes} distinct observations, got "

@@ -9,6 +9,7 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes import progress
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.candidates import (
     Candidate,
@@ -105,8 +106,30 @@ def select(
     seed = _seed(random_state)
     settings = {"n_init": n_init, "random_state": seed, **settings}
     sample = _read(X, lengths, settings, families, folds)
-    done = _Progress(callback, len(families), numbers_of_regimes, folds, bootstrap)
-    candidates = []
+    with progress.bar("models", of_loops=False) as tell:
+        report = callback or (lambda name, part, parts: tell(part, parts))
+        done = _Progress(report, len(families), numbers_of_regimes, folds, bootstrap)
+        given = families, numbers_of_regimes, sample, settings, folds, seed
+        candidates = _candidates(done, *given)
+        if bootstrap:
+            _test_ratios(done, candidates, sample, bootstrap, seed)
+    return Selection(candidates, *notes_of(candidates, sample, folds, bootstrap))
+
+
+def _candidates(
+    done: _Progress,
+    families: Sequence[Family],
+    numbers_of_regimes: Sequence[int],
+    sample: Sample,
+    settings: dict[str, Any],
+    folds: int,
+    seed: int,
+) -> list[Candidate]:
+    """All candidates, with the score of held-out rows if there are folds.
+
+    :raises ValueError: if none can be fitted.
+    """
+    found = []
     for family in families:
         for number in numbers_of_regimes:
             candidate = fit_candidate(number, family, sample, settings)
@@ -114,16 +137,21 @@ def select(
             if folds:
                 candidate = with_held_out(candidate, sample, folds, seed)
                 done.tell(f"{candidate.name}, held out")
-            candidates.append(candidate)
-    if all(each.model is None for each in candidates):
-        raise ValueError(f"no candidate can be fitted; {candidates[0].name}: {candidates[0].error}")
-    if bootstrap:
-        for place, candidate in enumerate(candidates):
-            larger = _larger(candidate, candidates)
-            if larger is not None:
-                candidates[place] = with_ratio(candidate, larger, sample, bootstrap, seed)
-                done.tell(f"{candidate.name}, replicates")
-    return Selection(candidates, *notes_of(candidates, sample, folds, bootstrap))
+            found.append(candidate)
+    if all(each.model is None for each in found):
+        raise ValueError(f"no candidate can be fitted; {found[0].name}: {found[0].error}")
+    return found
+
+
+def _test_ratios(
+    done: _Progress, candidates: list[Candidate], sample: Sample, bootstrap: int, seed: int
+) -> None:
+    """Replace the candidates by those with a likelihood-ratio test, where there is one."""
+    for place, candidate in enumerate(candidates):
+        larger = _larger(candidate, candidates)
+        if larger is not None:
+            candidates[place] = with_ratio(candidate, larger, sample, bootstrap, seed)
+            done.tell(f"{candidate.name}, replicates")
 
 
 def _larger(candidate: Candidate, candidates: list[Candidate]) -> Candidate | None:
@@ -139,7 +167,7 @@ class _Progress:
 
     def __init__(
         self,
-        callback: Callable[[str, int, int], None] | None,
+        callback: Callable[[str, int, int], None],
         num_families: int,
         numbers_of_regimes: list[int],
         folds: int,
@@ -153,8 +181,7 @@ class _Progress:
     def tell(self, name: str) -> None:
         """Report one more part as done."""
         self._done += 1
-        if self._callback is not None:
-            self._callback(name, self._done, self._total)
+        self._callback(name, self._done, self._total)
 
 
 def _numbers(n_regimes: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -59,19 +60,38 @@ def make_starts(
     """
     if not spec.starts_from_means:
         return Parameters.stack(list(_soft(x, n_regimes, n_init, spec, rng)))
+    data = _Data.of(x, spec, floor)
     if centers is not None:
-        made = [_from_centers(x, centers, spec, floor, start, rng) for start in range(n_init)]
+        made = [_from_centers(data, centers, start, rng) for start in range(n_init)]
         return Parameters.stack(made)
     sample, distinct = _sample(x, n_regimes, rng)
     made = []
     for start in range(n_init):
         if kind_of(start) == "k-means":
-            made.append(_from_kmeans(x, sample, n_regimes, spec, floor, rng))
+            made.append(_from_kmeans(data, sample, n_regimes, rng))
         else:
             centers = distinct[rng.choice(len(distinct), n_regimes, replace=False)]
             make = _from_observations if kind_of(start) == "random" else _from_spreads
-            made.append(make(x, centers, spec, floor, rng))
+            made.append(make(data, centers, rng))
     return Parameters.stack(made)
+
+
+class _Data(NamedTuple):
+    """Observations, and what all starts need of them."""
+
+    x: Array  #: ``(T, D)``
+    mean: Array  #: ``(D,)``
+    overall: Array  #: of :meth:`.Spec.spread_of`
+    spec: Spec
+    floor: float  #: the least variance in any direction
+
+    @classmethod
+    def of(cls, x: Array, spec: Spec, floor: float) -> _Data:
+        return cls(x, x.mean(0), spec.spread_of(x, floor), spec, floor)
+
+    def around(self, centers: Array, multiples: Array) -> Emission:
+        """Centers with these multiples of the overall spread."""
+        return self.spec.start_around(self.x, centers, multiples, self.floor, self.overall)
 
 
 def _soft(
@@ -92,58 +112,46 @@ def _soft(
 
 
 def _from_centers(
-    x: Array, centers: Array, spec: Spec, floor: float, start: int, rng: np.random.RandomState
+    data: _Data, centers: Array, start: int, rng: np.random.RandomState
 ) -> Parameters:
     """Given centers with the spreads of the rows nearest to each, or with random ones."""
     if kind_of(start) == "k-means":
-        labels = pairwise_distances_argmin(x, centers)
-        emission = spec.start_from_clusters(x, np.eye(len(centers))[labels], centers, floor)
+        members = np.eye(len(centers))[pairwise_distances_argmin(data.x, centers)]
+        emission = data.spec.start_from_clusters(data.x, members, centers, data.floor)
         return _start(_sticky(len(centers)), emission)
     if kind_of(start) == "random":
-        return _from_observations(x, centers, spec, floor, rng)
-    return _start(_sticky(len(centers)), _around(x, centers, spec, floor, rng))
+        return _from_observations(data, centers, rng)
+    return _start(_sticky(len(centers)), _around(data, centers, rng))
 
 
 def _from_kmeans(
-    x: Array,
-    sample: Array,
-    n_regimes: int,
-    spec: Spec,
-    floor: float,
-    rng: np.random.RandomState,
+    data: _Data, sample: Array, n_regimes: int, rng: np.random.RandomState
 ) -> Parameters:
-    """The centers of clusters of the sample, the spreads of all of x, and sticky transitions."""
+    """The centers of clusters of the sample, the spreads of all rows, and sticky transitions."""
     kmeans = KMeans(n_regimes, n_init=1, random_state=rng.randint(2**31 - 1)).fit(sample)
-    labels = kmeans.labels_ if sample is x else kmeans.predict(x)
+    labels = kmeans.labels_ if sample is data.x else kmeans.predict(data.x)
     members = np.eye(n_regimes)[labels]
-    emission = spec.start_from_clusters(x, members, kmeans.cluster_centers_, floor)
+    emission = data.spec.start_from_clusters(
+        data.x, members, kmeans.cluster_centers_, data.floor
+    )
     return _start(_sticky(n_regimes), emission)
 
 
-def _from_observations(
-    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
-) -> Parameters:
+def _from_observations(data: _Data, centers: Array, rng: np.random.RandomState) -> Parameters:
     """These centers, the overall spread and random transitions."""
-    n_regimes = len(centers)
-    transition_matrix = _random(n_regimes, rng)
-    emission = spec.start_around(x, centers, np.ones(n_regimes), floor)
-    return _start(transition_matrix, emission)
+    transition_matrix = _random(len(centers), rng)
+    return _start(transition_matrix, data.around(centers, np.ones(len(centers))))
 
 
-def _from_spreads(
-    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
-) -> Parameters:
+def _from_spreads(data: _Data, centers: Array, rng: np.random.RandomState) -> Parameters:
     """Centers closer to the mean, random multiples of the overall spread, sticky transitions."""
-    mean = x.mean(0)
-    emission = _around(x, mean + _NEAR * (centers - mean), spec, floor, rng)
+    emission = _around(data, data.mean + _NEAR * (centers - data.mean), rng)
     return _start(_sticky(len(centers)), emission)
 
 
-def _around(
-    x: Array, centers: Array, spec: Spec, floor: float, rng: np.random.RandomState
-) -> Emission:
+def _around(data: _Data, centers: Array, rng: np.random.RandomState) -> Emission:
     multiples = rng.lognormal(size=len(centers))
-    return spec.start_around(x, centers, multiples / multiples.mean(), floor)
+    return data.around(centers, multiples / multiples.mean())
 
 
 def _start(transition_matrix: Array, emission: dict[str, Array]) -> Parameters:

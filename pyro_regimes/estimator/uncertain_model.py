@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from pyro_regimes import progress
 from pyro_regimes.estimator import intervals, validation
 from pyro_regimes.estimator.annotations import annotate
 from pyro_regimes.estimator.fitted_hmm import FittedHMM
@@ -63,7 +64,8 @@ class UncertainModel(FittedModel):
         """
         validation.one_of("method", method, intervals.METHODS[:2])
         hmm, data, sizes = self._hmm_of_fit(X, lengths, states, sample_weight, gaps)
-        errors = parameter_errors(hmm, self._held(), data, sizes, method)
+        with progress.bar("second derivatives"):
+            errors = parameter_errors(hmm, self._held(), data, sizes, method)
         intervals.warn_of(errors)
         return errors
 
@@ -117,7 +119,8 @@ class UncertainModel(FittedModel):
             hmm.spec, hmm.parameters, self.regime_names_, series, self._periods_per_year()
         )
         if method != "bootstrap":
-            errors = parameter_errors(hmm, self._held(), data, sizes, method)
+            with progress.bar("second derivatives"):
+                errors = parameter_errors(hmm, self._held(), data, sizes, method)
             intervals.warn_of(errors)
             return intervals.asymptotic(errors, quantities, level, method)
         num_sets = validation.integer("n_bootstrap", n_bootstrap, 2)
@@ -125,9 +128,10 @@ class UncertainModel(FittedModel):
         rng = validation.random_state(self.random_state if random_state is None else random_state)
         settings = validation.read_settings(self)
         held = self._held()
-        return intervals.by_bootstrap(
-            hmm, held, settings, quantities, data, sizes, level, num_sets, rng
-        )
+        with progress.bar(f"{num_sets} refits, iterations"):
+            return intervals.by_bootstrap(
+                hmm, held, settings, quantities, data, sizes, level, num_sets, rng
+            )
 
     def average_proba(
         self,

@@ -32,6 +32,9 @@ from pyro_regimes.messages import shown
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
+#: The rows in which enough distinct ones are looked for first.
+_FIRST_ROWS = 1_000
+
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """:raises ValueError: if the value is not one of the choices."""
@@ -262,6 +265,16 @@ def read_settings(model: BaseEstimator) -> Settings:
     own |= {"transition_mask": read_mask(model.transition_mask, model.n_regimes)}
     own |= {"dtype": torch_dtype(model.dtype), "device": present_device(model.device)}
     return Settings(**own)
+
+
+def num_distinct(data: Array, most: int) -> int:
+    """The number of distinct rows, or ``most`` if there are as many."""
+    found = 0
+    for rows in (data[:_FIRST_ROWS], data):
+        found = len(np.unique(rows, axis=0))
+        if found >= most:
+            return most
+    return found
 
 
 def check_data(

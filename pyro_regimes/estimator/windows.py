@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyro_regimes import progress
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.alignment import Known
 from pyro_regimes.estimator.all_starts import FittedStarts, fit_starts
@@ -131,11 +132,13 @@ def fit_windows(
             )
             for number, window in enumerate(windows[1:], 1)
         )
-        for batch in _batches(attempts):
-            for attempt, fit in zip(batch, _fits(batch), strict=True):
-                found = _refit(model, attempt, fit, row_name, before)
-                before = before if found.model is None else found.model
-                refits.append(found)
+        with progress.bar("refits", of_loops=False) as tell:
+            for batch in _batches(attempts):
+                for attempt, fit in zip(batch, _fits(batch), strict=True):
+                    found = _refit(model, attempt, fit, row_name, before)
+                    before = before if found.model is None else found.model
+                    refits.append(found)
+                    tell(len(refits), len(windows))
     return refits
 
 

@@ -8,10 +8,13 @@ stays valid if the model is misspecified (White 1982).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyro_regimes import progress
 
 #: An eigenvalue of the information, scaled to a unit diagonal, that is told from 0.
 _LEAST = 1e-9
@@ -54,7 +57,7 @@ def jacobian(values: Tensor, point: Tensor) -> Tensor:
         return torch.zeros(len(values), len(point), dtype=point.dtype, device=point.device)
     rows = [
         torch.autograd.grad(each, point, retain_graph=True, materialize_grads=True)[0]
-        for each in values
+        for each in _told(values)
     ]
     return torch.stack(rows) if rows else point.new_zeros(0, len(point))
 
@@ -77,9 +80,18 @@ def columns_of_jacobian(values: Tensor, point: Tensor) -> Tensor:
         return values.new_zeros(values.shape + (len(point),)).detach()
     columns = [
         torch.autograd.grad(each, weights, retain_graph=True, materialize_grads=True)[0]
-        for each in pulled
+        for each in _told(pulled)
     ]
     return torch.stack(columns, -1)
+
+
+def _told(values: Tensor) -> Iterator[Tensor]:
+    """The values one by one, with their number on the bar that is shown."""
+    tell = progress.teller()
+    for number, each in enumerate(values):
+        if tell is not None:
+            tell(number, len(values))
+        yield each
 
 
 def invert(information: Tensor) -> Inverse:

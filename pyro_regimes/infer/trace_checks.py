@@ -196,5 +196,5 @@ def check_arguments(arguments: dict[str, Tensor]) -> None:
     :param arguments: by label.
     """
     for label, value in arguments.items():
-        if bool(value.detach().sum().isnan()) and bool(value.isnan().any()):
+        if not ops.is_finite(value) and bool(value.isnan().any()):
             raise ValueError(nan_message(label, value.detach()))

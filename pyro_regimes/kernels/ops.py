@@ -57,7 +57,7 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.stationary import stationary_probs
-from pyro_regimes.kernels.totals import sum_over
+from pyro_regimes.kernels.totals import is_finite, sum_over
 from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
 from pyro_regimes.kernels.transfers import backwards as backward_message
@@ -95,6 +95,7 @@ __all__ = [
     "has_fused_em",
     "has_gaussian_kernel",
     "has_kernel_for_missing",
+    "is_finite",
     "log_likelihood",
     "logsumexp",
     "look_ahead",

@@ -24,9 +24,15 @@ def apply(function: type[Function], *args: Any, operator: Any = None) -> Any:
     """
     if torch.compiler.is_compiling() and operator is not None:
         return operator(*args)
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+def are_transforms_active() -> bool:
+    """Whether operations on plain tensors are recorded, too, as in ``torch.func.jvp``."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

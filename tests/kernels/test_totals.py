@@ -45,3 +45,43 @@ def test_what_is_not_finite_is_passed_on():
     part = torch.tensor([[1.0, math.inf], [math.nan, 1.0]])
     assert ops.sum_over(part, 0)[0].isnan().tolist() == [True, False]
     assert ops.sum_over(part, 0)[0, 1] == math.inf
+
+
+WRONG = (float("nan"), float("inf"), -float("inf"))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.float16))
+@pytest.mark.parametrize("size", (1, 7, 4_096, 10_000))
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(size, dtype):
+    value = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)  # the sum overflows
+    assert ops.is_finite(value)
+    for place in {0, size // 2, size - 1, min(size - 1, 4_095), min(size - 1, 4_096)}:
+        for wrong in WRONG:
+            other = value.clone()
+            other[place] = wrong
+            assert not ops.is_finite(other), (place, wrong)
+            assert not ops.is_finite(other.reshape(1, -1, 1).expand(2, size, 3))
+
+
+def test_a_view_is_finite_whatever_lies_between_its_entries():
+    value = torch.zeros(6, 4, dtype=torch.float64)
+    value[:, 1] = float("nan")
+    assert ops.is_finite(value[:, ::2]) and ops.is_finite(value.T[2])
+    assert not ops.is_finite(value[:, 1]) and not ops.is_finite(value.T)
+
+
+def test_no_numbers_and_integers_are_finite():
+    assert ops.is_finite(torch.empty(0, 3)) and ops.is_finite(torch.arange(3))
+
+
+def test_every_thread_looks_at_its_numbers():
+    value, threads = torch.zeros(2_500_000, dtype=torch.float64), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert ops.is_finite(value)
+        for place in (0, 1_249_999, 1_250_000, 2_499_999):
+            value[place] = float("nan")
+            assert not ops.is_finite(value)
+            value[place] = 0.0
+    finally:
+        torch.set_num_threads(threads)

@@ -347,12 +347,24 @@ class Spec(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} starts from responsibilities")
 
-    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
+    def spread_of(self, x: Array, floor: float) -> Array:
+        """The covariance matrix of all observations, or their variances, of at least ``floor``."""
+        raise NotImplementedError(f"{type(self).__name__} starts from responsibilities")
+
+    def start_around(
+        self,
+        x: Array,
+        centers: Array,
+        multiples: Array,
+        floor: float,
+        overall: Array | None = None,
+    ) -> Emission:
         """Initial parameters with these centers ``(K, D)``.
 
         :param multiples: the variance of each regime, in multiples of that of all observations,
             ``(K,)``. Their mean is 1.
         :param floor: the least variance in any direction.
+        :param overall: that of :meth:`spread_of`, if it is known.
         """
         raise NotImplementedError(f"{type(self).__name__} starts from responsibilities")
 

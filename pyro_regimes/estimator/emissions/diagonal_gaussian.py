@@ -134,7 +134,7 @@ class DiagonalGaussian(Gaussian):
         found: Array = np.square(weighted).sum(0) / total
         return found
 
-    def _overall(self, x: Array, floor: float) -> Array:
+    def spread_of(self, x: Array, floor: float) -> Array:
         return np.maximum(x.var(0), floor)
 
     def _from_scatters(self, scatters: Array, counts: Array, overall: Array, floor: float) -> Array:

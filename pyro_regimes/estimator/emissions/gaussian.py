@@ -60,7 +60,7 @@ class Gaussian(Spec):
 
         :param scatters: those of each cluster as :meth:`_scatter` has them, with K in front.
         :param counts: the number of observations of each cluster, ``(K,)``.
-        :param overall: as :meth:`_overall` has it.
+        :param overall: as :meth:`spread_of` has it.
         """
         raise NotImplementedError
 
@@ -69,10 +69,6 @@ class Gaussian(Spec):
 
         :return: ``(D, D)`` or ``(D,)``, zero if all weights are zero.
         """
-        raise NotImplementedError
-
-    def _overall(self, x: Array, floor: float) -> Array:
-        """The covariance matrix of all observations, or their variances, of at least ``floor``."""
         raise NotImplementedError
 
     def _noise(
@@ -148,15 +144,22 @@ class Gaussian(Spec):
     ) -> Emission:
         counts = responsibilities.sum(0)
         scatters = np.stack([self._scatter(x, weights) for weights in responsibilities.T])
-        covariances = self._from_scatters(scatters, counts, self._overall(x, floor), floor)
+        covariances = self._from_scatters(scatters, counts, self.spread_of(x, floor), floor)
         return {"means": centers, "covariances": covariances}
 
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         means = np.tile(x.mean(0), (shares.shape[1], 1))
         return self.start_around(x, means, np.ones(len(means)), 0.0)
 
-    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
-        overall = self._overall(x, floor)
+    def start_around(
+        self,
+        x: Array,
+        centers: Array,
+        multiples: Array,
+        floor: float,
+        overall: Array | None = None,
+    ) -> Emission:
+        overall = self.spread_of(x, floor) if overall is None else overall
         scatters = np.multiply.outer(multiples, overall)
         counts = np.full(len(centers), len(x))
         covariances = self._from_scatters(scatters, counts, overall, floor)

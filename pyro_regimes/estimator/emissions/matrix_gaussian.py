@@ -128,7 +128,7 @@ class MatrixGaussian(Gaussian):
         # The square of the rounding of the data, with room for that of their mean, or what a
         # Cholesky decomposition in float64 takes for 0. What float32 loses of a matrix is relative
         # to its own largest eigenvalue: see :meth:`collapsed`.
-        values = np.linalg.eigvalsh(self._overall(z, 0.0))
+        values = np.linalg.eigvalsh(self.spread_of(z, 0.0))
         rounding = 4 * len(values) * torch.finfo(torch.float64).eps
         return max((1e2 * torch.finfo(dtype).eps) ** 2, rounding) * float(values[-1])
 
@@ -146,7 +146,7 @@ class MatrixGaussian(Gaussian):
                 f"expected more observations than the {num_series} columns of X for "
                 f"covariance_type={self.covariance_type!r}, got {num_rows}; use {remedy}"
             )
-        values, vectors = np.linalg.eigh(self._overall((data - data.mean(0)) / data.std(0), 0.0))
+        values, vectors = np.linalg.eigh(self.spread_of((data - data.mean(0)) / data.std(0), 0.0))
         share = float(values[0] / values[-1])
         if share > _COLLINEAR and share > 100 * torch.finfo(dtype).eps:
             return None
@@ -210,7 +210,7 @@ class MatrixGaussian(Gaussian):
         found: Array = weighted.T @ weighted / total
         return found
 
-    def _overall(self, x: Array, floor: float) -> Array:
+    def spread_of(self, x: Array, floor: float) -> Array:
         covariance = np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], -1)
         return _raise_eigenvalues(covariance, floor)
 

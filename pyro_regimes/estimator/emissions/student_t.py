@@ -211,8 +211,19 @@ class StudentT(Spec):
     def overall(self, x: Array, shares: Array, rng: np.random.RandomState) -> Emission:
         return self._start(self.gaussian.overall(x, shares, rng), 0.0)
 
-    def start_around(self, x: Array, centers: Array, multiples: Array, floor: float) -> Emission:
-        return self._start(self.gaussian.start_around(x, centers, multiples, floor), floor)
+    def spread_of(self, x: Array, floor: float) -> Array:
+        return self.gaussian.spread_of(x, floor)
+
+    def start_around(
+        self,
+        x: Array,
+        centers: Array,
+        multiples: Array,
+        floor: float,
+        overall: Array | None = None,
+    ) -> Emission:
+        found = self.gaussian.start_around(x, centers, multiples, floor, overall)
+        return self._start(found, floor)
 
     def _start(self, found: Emission, floor: float) -> Emission:
         """Scale matrices with these covariances."""

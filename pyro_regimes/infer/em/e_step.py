@@ -142,8 +142,8 @@ def check_finite(site: Site) -> None:
     """
     hmm, mask = site.hmm, site.observation_mask
     value, _ = values.fill_missing(site.value, hmm.observation_dist, hmm.missing)
-    if bool(value.sum().isfinite()):
-        return  # then all are; a sum that overflows says nothing
+    if ops.is_finite(value):
+        return
     num_lead = value.dim() - hmm.event_dim + 1
     wrong = ~value.isfinite().reshape(value.shape[:num_lead] + (-1,)).all(-1)  # (..., T)
     wrong = wrong & ~values.marginalised(value, hmm.observation_dist)

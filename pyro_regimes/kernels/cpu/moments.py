@@ -117,7 +117,24 @@ def _moment_sweep(
                 zero = simd.multiply(zero, simd.load(x, i * _BLOCK + t, WIDTH))
         finite = simd.total(zero) == 0.0
         for k in range(num_states):
+            some = simd.splat(0.0, WIDTH)
+            for t in range(0, stop, WIDTH):
+                some = simd.add(some, simd.load(share, k * _BLOCK + t, WIDTH))
+            weight[row, k] += simd.total(some)
             mean = loc[min(n, loc.shape[0] - 1), min(k, loc.shape[1] - 1)]
+            if finite and not (whiten or square):  # nothing need be kept between the loops
+                for i in range(size):
+                    shift = simd.splat(float(mean[i]), WIDTH)
+                    some, more = simd.splat(0.0, WIDTH), simd.splat(0.0, WIDTH)
+                    for t in range(0, stop, WIDTH):
+                        left = simd.subtract(simd.load(x, i * _BLOCK + t, WIDTH), shift)
+                        each = simd.multiply(simd.load(share, k * _BLOCK + t, WIDTH), left)
+                        some = simd.add(some, each)
+                        more = simd.multiply_add(each, left, more)
+                    total[row, k, i] += simd.total(some)
+                    if wanted:
+                        second[row, k, i, 0] += simd.total(more)
+                continue
             for i in range(size):
                 shift = simd.splat(float(mean[i]), WIDTH)
                 for t in range(0, stop, WIDTH):
@@ -142,10 +159,6 @@ def _moment_sweep(
                     if share[k * _BLOCK + t] == 0.0:
                         for i in range(size):
                             v[i * _BLOCK + t] = 0.0
-            some = simd.splat(0.0, WIDTH)
-            for t in range(0, stop, WIDTH):
-                some = simd.add(some, simd.load(share, k * _BLOCK + t, WIDTH))
-            weight[row, k] += simd.total(some)
             for i in range(0, size, 2):
                 for d in range(min(2, size - i)):
                     some, more = simd.splat(0.0, WIDTH), simd.splat(0.0, WIDTH)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions.base import blocks
-from pyro_regimes.emissions.draws import is_finite
 from pyro_regimes.emissions.links import Link, noise
 from pyro_regimes.infer.tracing import Slot
+from pyro_regimes.kernels import ops
 
 #: Names of nodes in autograd's graph that select entries, or repeat them.
 _VIEWS = frozenset(
@@ -116,7 +116,7 @@ def is_whole(slot: Slot, parameter: Tensor, link: Link) -> bool:
 
 def is_valid(slot: Slot) -> bool:
     """Whether the argument has values that can be compared."""
-    return is_finite(slot.argument.canonical(slot.value.detach()))
+    return ops.is_finite(slot.argument.canonical(slot.value.detach()))
 
 
 @torch.no_grad()
