@@ -63,6 +63,7 @@ WORKLOADS = [
 
 MESSAGE_BYTES = [64, 1_024, 16_384, 262_144, 4_194_304]
 
+
 class Messages:
     """Counts the all-gathers within :func:`counted`."""
 
@@ -93,9 +94,10 @@ def counted() -> Iterator[Messages]:
 def data(size: Size) -> Tensor:
     """``(N, T, D)``, or ``(T, D)`` for one sequence, with regimes in turn."""
     shape = (size.num_sequences, size.num_steps, size.num_columns)
-    regimes = torch.arange(size.num_steps) // STAY % size.num_states
+    turns = torch.arange(size.num_steps) // STAY + torch.arange(size.num_sequences).unsqueeze(-1)
+    regimes = (turns % size.num_states).double().unsqueeze(-1)  # (N, T, 1)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = x * (0.5 + regimes.double())[:, None] + regimes.double()[:, None]
+    x = x * (0.5 + regimes) + regimes
     return x[0] if size.is_one_sequence else x
 
 
