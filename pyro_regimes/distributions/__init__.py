@@ -4,6 +4,7 @@ from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.imputation import Imputation
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.distributions.regime_hmm import RegimeHMM
+from pyro_regimes.distributions.switching_autoregression import SwitchingAutoregression
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
 from pyro_regimes.observed.columns import Columns
@@ -15,6 +16,7 @@ __all__ = [
     "Imputation",
     "Posterior",
     "RegimeHMM",
+    "SwitchingAutoregression",
     "Wishart",
     "ZeroInflatedContinuous",
     "stationary_probs",

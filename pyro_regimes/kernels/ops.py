@@ -40,6 +40,10 @@ from pyro_regimes.kernels.gaussian.missing import expected_moments
 from pyro_regimes.kernels.gaussian.missing import is_served as has_kernel_for_missing
 from pyro_regimes.kernels.gaussian.missing import log_prob as gaussian_log_prob_of_seen
 from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_moments
+from pyro_regimes.kernels.lagged import expectations as lagged_expectations
+from pyro_regimes.kernels.lagged import filter_probs as lagged_filter_probs
+from pyro_regimes.kernels.lagged import log_likelihood as lagged_log_likelihood
+from pyro_regimes.kernels.lagged_reference import viterbi as lagged_viterbi
 from pyro_regimes.kernels.likelihoods import Expectations
 from pyro_regimes.kernels.logs import logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
@@ -96,6 +100,10 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "is_finite",
+    "lagged_expectations",
+    "lagged_filter_probs",
+    "lagged_log_likelihood",
+    "lagged_viterbi",
     "log_likelihood",
     "logsumexp",
     "look_ahead",
