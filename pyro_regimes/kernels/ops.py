@@ -104,6 +104,7 @@ __all__ = [
     "posterior",
     "predict_probs",
     "promoted_dtype",
+    "rest_threads",
     "safe_log",
     "sample_posterior",
     "sample_prior",
@@ -176,6 +177,13 @@ def squarem() -> Callable[..., None]:
     from pyro_regimes.kernels.cpu import extrapolation
 
     return extrapolation.squarem
+
+
+def rest_threads() -> None:
+    """Put torch's idle threads to rest before compiled kernels run, see :mod:`.cpu.resting`."""
+    from pyro_regimes.kernels.cpu import resting
+
+    resting.rest_threads()
 
 
 def fused_em() -> ModuleType:
