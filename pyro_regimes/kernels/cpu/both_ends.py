@@ -48,6 +48,14 @@ def _emission(observation: Any, t: int, ones: Any) -> tuple[Any, float]:
 
 
 @compiled
+def _emission_at(observation: Any, t: int, room: Any, ones: Any) -> tuple[Any, float]:
+    """The same, but E is taken from ``room.emission`` if it is there; the logit is then 0."""
+    if len(room.emission) > 0:
+        return simd.load(room.emission, t * simd.width_of(ones), ones), 0.0
+    return _emission(observation, t, ones)
+
+
+@compiled
 def _fill_emissions(
     observation: Any, steps: int, room: Any, ones: Any, wide: Any
 ) -> tuple[float, float, float]:
@@ -107,10 +115,8 @@ def _approach(
     beta = ahead = ones
     for t in range(1, steps - half + 1):
         back = steps - t
-        if remember:
-            emitted = simd.load(room.emission, back * width, ones)
-        else:
-            emitted, best = _emission(observation, back, ones)
+        emitted, best = _emission_at(observation, back, room, ones)
+        if not remember:
             extreme = max(extreme, abs(best))
             shift, rest = add(shift, rest, best)
         beta = _scaled(beta, room.other, ones)
@@ -121,10 +127,8 @@ def _approach(
         beta = simd.matvec(ahead, room.transposed, 0, rows)
         if t >= half:
             continue
-        if remember:
-            emitted = simd.load(room.emission, t * width, ones)
-        else:
-            emitted, best = _emission(observation, t, ones)
+        emitted, best = _emission_at(observation, t, room, ones)
+        if not remember:
             extreme = max(extreme, abs(best))
             shift, rest = add(shift, rest, best)
         alpha = simd.multiply(simd.matvec(alpha, room.matrix, 0, rows), emitted)
@@ -160,15 +164,12 @@ def _part(
     :return: the sum of the last alpha, and whether all is sound.
     """
     width, num_states, half = simd.width_of(ones), observation.shape[1], steps // 2
-    remember, filtering = len(room.emission) > 0, len(filtered) > 0
+    filtering = len(filtered) > 0
     shift, rest = out[0], out[1]
     alpha, beta, ahead = met[0], met[1], met[2]
     for i in range(steps - half):
         t = half + i
-        if remember:
-            emitted = simd.load(room.emission, t * width, ones)
-        else:
-            emitted, _ = _emission(observation, t, ones)
+        emitted, _ = _emission_at(observation, t, room, ones)
         before, behind = alpha, simd.load(room.alpha, t * width, ones)
         alpha = simd.multiply(simd.matvec(alpha, room.matrix, 0, rows), emitted)
         joint = simd.multiply(alpha, behind)
@@ -207,10 +208,7 @@ def _part(
             beta = _scaled(beta, room.other, ones)
             if checked and simd.any_less(beta, faded):
                 return 0.0, False
-            if remember:
-                emitted = simd.load(room.emission, t * width, ones)
-            else:
-                emitted, _ = _emission(observation, t, ones)
+            emitted, _ = _emission_at(observation, t, room, ones)
             ahead = simd.multiply(beta, emitted)
             beta = simd.matvec(ahead, room.transposed, 0, rows)
     out[0], out[1] = shift, rest
