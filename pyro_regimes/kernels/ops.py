@@ -56,6 +56,7 @@ from pyro_regimes.kernels.packed import (
 )
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
+from pyro_regimes.kernels.shares import shares_of
 from pyro_regimes.kernels.stationary import stationary_probs
 from pyro_regimes.kernels.totals import is_finite, sum_over
 from pyro_regimes.kernels.transfers import Ahead
@@ -108,6 +109,7 @@ __all__ = [
     "safe_log",
     "sample_posterior",
     "sample_prior",
+    "shares_of",
     "squarem",
     "stationary_probs",
     "sum_over",
