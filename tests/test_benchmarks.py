@@ -1,5 +1,7 @@
 """The benchmarks run on tiny workloads, and give no ratio to an answer that differs."""
 
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -20,6 +22,8 @@ from benchmarks import (
     peer_log_prob,
     peers,
     ragged,
+    ranks,
+    ranks_cost,
     regime_model,
     stream,
     versions,
@@ -359,3 +363,47 @@ def test_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         stream, "run", lambda data, steps: Wrong() if hasattr(data, "shape") else run(data, steps)
     )
     assert len(stream.memory_lines(2000, 1000, 1)) == 1
+
+
+def test_cost_model_of_ranks() -> None:
+    """Rates are found again from the seconds that they make."""
+    rates = ranks_cost.Rates(2e-4, 3e-11, 5e-11, 4e-5, 1e-9)
+    sizes = [each._replace(num_ranks=count) for each in ranks.WORKLOADS for count in (1, 2)]
+    costs = [ranks_cost.cost(each) for each in sizes]
+    seconds = [rates.computing(each) + rates.messaging(each) for each in costs]
+    counts = [64, 1_024, 65_536]
+    message = ranks_cost.fit_messages(counts, [4e-5 + 1e-9 * each for each in counts])
+    np.testing.assert_allclose(ranks_cost.fit(sizes, seconds, message), rates, rtol=1e-6)
+    one = ranks_cost.cost(ranks_cost.Size(10, 100, 3, 1))
+    assert (one.messages, one.message_bytes, one.rounds) == (0, 0, 0)
+    split = ranks_cost.cost(ranks_cost.Size(1, 1_000, 3, 2, 4, is_one_sequence=True))
+    assert (split.messages, split.message_bytes) == (2, 8 * (34 + 9))
+    for count, binds in [(1, "computing"), (1_000_000, "messages")]:
+        size = ranks_cost.Size(1, 10**10, 3, 1, count, is_one_sequence=True)
+        assert ranks_cost.landing(size, rates, 1e9, 4e8).binds == binds
+    assert ranks_cost.landing(size._replace(num_ranks=8), rates, 1e6, 4e8).binds == "reading"
+
+
+def test_table_of_ranks() -> None:
+    """A workload whose parameters differ has no time."""
+    right = ranks.Timed(1e-15, {1: 2e-3, 2: 1e-3}, (1.0, 176.0, 1e-4))
+    wrong = right._replace(difference=1e-3)
+    size = ranks.WORKLOADS[0]
+    _, first, second = ranks.table([size, size], [right, wrong]).splitlines()
+    assert first.split()[-6:] == ["2.00", "1.00", "2.00", "1", "176", "0.100"]
+    assert second.split()[-6:] == ["-"] * 6
+    lines, _ = ranks.fit_lines([size, size], [right, wrong], [4e-5] * len(ranks.MESSAGE_BYTES))
+    assert lines[0].startswith("cost model: overhead") and len(lines) == 2
+
+
+@pytest.mark.slow
+def test_ranks() -> None:
+    """Two processes: equal parameters, and the messages that the cost model counts."""
+    command = [sys.executable, "-m", "benchmarks.ranks", "--scale=0.02", "--repeats=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[3:12]
+    for row, size in zip(rows, ranks.WORKLOADS, strict=True):
+        of = ranks_cost.cost(size._replace(num_ranks=2))
+        assert row.split()[-3:-1] == [str(of.messages), f"{of.message_bytes:.0f}"]
+    assert "extrapolated" in done.stdout

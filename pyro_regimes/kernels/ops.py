@@ -66,7 +66,7 @@ from pyro_regimes.kernels.transfers import begin as first_message
 from pyro_regimes.kernels.transfers import combine as combine_transfers
 from pyro_regimes.kernels.transfers import expectations as block_expectations
 from pyro_regimes.kernels.transfers import forwards as forward_message
-from pyro_regimes.kernels.transfers import look_ahead, outline, transfer
+from pyro_regimes.kernels.transfers import look_ahead, outline, outline_of_ends, transfer
 from pyro_regimes.kernels.transforms import can_be_seen
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "look_ahead",
     "min_duration_viterbi",
     "outline",
+    "outline_of_ends",
     "posterior",
     "predict_probs",
     "promoted_dtype",

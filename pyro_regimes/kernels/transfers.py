@@ -151,17 +151,38 @@ def outline(
     :param observation_logits: ``(..., T, K)``.
     :return: ``(..., K, K)``, the largest entry of which is 0.
     """
-    last = _look_back(transition_logits, observation_logits)
-    if initial_logits is not None:
-        if last is None:
-            last = begin(initial_logits, transition_logits, observation_logits)
+    begins = initial_logits is not None
+    ends = outline_of_ends(begins, transition_logits, observation_logits, observation_logits)
+    if ends is not None:
+        return ends
+    if initial_logits is None:
+        found = transfer(transition_logits, observation_logits)
+    else:
+        last = begin(initial_logits, transition_logits, observation_logits)
+        found = last.unsqueeze(-2).expand(last.shape[:-1] + 2 * last.shape[-1:])
+    return found - _peak(found.flatten(-2)).unsqueeze(-1)
+
+
+def outline_of_ends(
+    begins: bool, transition_logits: Tensor, first_logits: Tensor, last_logits: Tensor
+) -> Tensor | None:
+    """The same from some of the first and of the last rows; None if these do not decide it.
+
+    :param begins: whether the block is the first one.
+    :param transition_logits: ``(..., 1, K, K)``.
+    :param first_logits: ``(..., S, K)``, those of the first rows.
+    :param last_logits: ``(..., S, K)``, those of the last rows.
+    """
+    last = _look_back(transition_logits, last_logits)
+    if last is None:
+        return None
+    if begins:
         found = last.unsqueeze(-2).expand(last.shape[:-1] + 2 * last.shape[-1:])
     else:
-        ahead = None if last is None else look_ahead(transition_logits, observation_logits)
-        if ahead is None or ahead.message is None or last is None:
-            found = transfer(transition_logits, observation_logits)
-        else:
-            found = ahead.message.unsqueeze(-1) + last.unsqueeze(-2)
+        message = look_ahead(transition_logits, first_logits).message
+        if message is None:
+            return None
+        found = message.unsqueeze(-1) + last.unsqueeze(-2)
     return found - _peak(found.flatten(-2)).unsqueeze(-1)
 
 

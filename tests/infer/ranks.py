@@ -99,6 +99,22 @@ def affine(x: Tensor) -> None:
     observe(x, dist.Normal(loc, positive("scale", ONES)))
 
 
+def predicted(x: Tensor) -> None:
+    """Counts of which the rate depends on a covariate, in a chain that depends on it, too."""
+    y, z = x[..., 0], x[..., 1, None]
+    rate = (real("level", LOC) + real("slope", 0.1 * LOC) * z).exp()  # (N, T, K)
+    slopes = real("slopes", torch.zeros(2, 2))
+    logits = real("levels", MATRIX.log()) + slopes * z[:, 1:, :, None]  # (N, T - 1, K, K)
+    plate = pyro.plate("sequences", len(x), dim=-1) if len(x) else nullcontext()
+    with plate:
+        hmm = RegimeHMM(
+            initial_probs=probs("initial", START),
+            transition_logits=logits,
+            observation_dist=dist.Poisson(rate),
+        )
+        pyro.sample("x", hmm, obs=y)
+
+
 class Case(NamedTuple):
     model: Callable[[Tensor], None]
     draw: Callable[[Tensor, torch.Generator], Tensor]  # of the states' means (N, T)
@@ -119,6 +135,11 @@ def _pairs_with_gaps(mean: Tensor, rng: torch.Generator) -> Tensor:
     return value.masked_fill(gone, torch.nan)
 
 
+def _counts_with_covariates(mean: Tensor, rng: torch.Generator) -> Tensor:
+    z = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
+    return torch.stack([torch.poisson((mean + 0.3 * z).exp(), generator=rng), z], -1)
+
+
 CASES = {
     "gaussian": Case(gaussian, _pairs_with_gaps),
     "student_t": Case(student_t, _normal),
@@ -133,13 +154,14 @@ CASES = {
     "restarts": Case(restarts, _normal, tol=0.05, is_checked=False),
     "converged": Case(normal, _normal, tol=1e-4),
     "affine": Case(affine, _normal),
+    "predicted": Case(predicted, _counts_with_covariates),
 }
 
 
-def data(name: str, seed: int) -> Tensor:
+def data(name: str, seed: int, num_sequences: int = NUM_SEQUENCES) -> Tensor:
     """A panel of sequences of which each stays in a state for ten steps."""
     rng = torch.Generator().manual_seed(seed)
-    states = torch.randint(2, (NUM_SEQUENCES, 3), generator=rng).repeat_interleave(10, -1)
+    states = torch.randint(2, (num_sequences, 3), generator=rng).repeat_interleave(10, -1)
     return CASES[name].draw(2 * states.double() - 1, rng)
 
 
@@ -231,6 +253,19 @@ def difference_messages() -> list[str]:
     return found
 
 
+#: Those that cannot be fitted to one sequence of which every rank has consecutive rows.
+REFUSED = ("optim", "affine", "predicted")
+
+
+def refusal(name: str, own: Chunks) -> str:
+    """Why a model is not fitted to pieces of a sequence."""
+    try:
+        fit(name, own)
+    except ValueError as error:
+        return str(error)
+    return "fitted"
+
+
 KILLED_IN = 23  # of the steps
 NUM_STEPS_IN_ALL = 40
 
@@ -279,6 +314,8 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
         own = pieces(series(name, seed), rank, size)
         found[f"{name} in pieces"] = fit(name, own)
         found[f"{name} in pieces again"] = fit(name, own)
+    for name in REFUSED:
+        found[f"{name} refused"] = refusal(name, pieces(series(name, seed), rank, size))
     x = both(seed).tensor_split(size, 1)[rank]
     found["gradients"] = differentiate(x, log_prob_of_pieces)
     found["fits"] = rank_fits.work(rank, size, seed)

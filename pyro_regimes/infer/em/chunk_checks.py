@@ -21,8 +21,8 @@ def check_plan(plan: Plan) -> None:
         )
     if plan.affine.names:
         raise ValueError(
-            "expected locations that are parameters where data come in chunks, got locations that "
-            f"are affine functions of {plan.affine.names}; use all data at once"
+            "expected arguments that are parameters where data come in chunks, got some that are "
+            f"affine functions of {plan.affine.names}; use all data at once"
         )
 
 

@@ -19,6 +19,7 @@ from pyro_regimes.infer.em.checkpoint import Checkpoint
 from pyro_regimes.infer.em.e_step import check_finite, read_log_probs
 from pyro_regimes.infer.em.engines.chunk_kernel import NotServed
 from pyro_regimes.infer.em.engines.finding import find_fused
+from pyro_regimes.infer.em.engines.on_ranks import find_on_ranks
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.retrace import RetraceEngine
 from pyro_regimes.infer.em.engines.stochastic import Schedule, default_schedule
@@ -385,13 +386,14 @@ class EM:
 
     def _engine(self, problem: Problem, start: TensorState, extrapolates: bool) -> Engine:
         """The fastest engine that can serve a closed problem."""
-        if problem.ranks is not None:
-            size = problem.ranks.size
-            self._session.describe_engine(f"tensor operations, added up over {size} ranks")
-            return TensorEngine(problem)
-        fused, tensors = find_fused(problem, start, extrapolates), TensorEngine(problem)
+        ranks, of = problem.ranks, ""
+        if ranks is not None:
+            of = f", added up over {ranks.size} ranks"
+        find = find_fused if ranks is None else find_on_ranks
+        fused, tensors = find(problem, start, extrapolates), TensorEngine(problem)
         if isinstance(fused, str):
-            self._session.describe_engine(f"tensor operations; not the compiled one, as {fused}")
+            described = f"tensor operations{of}; not the compiled one, as {fused}"
+            self._session.describe_engine(described)
             return tensors
         engine = RelayEngine(fused, tensors, start, extrapolates)
         self._session.describe_engine(engine.description())

@@ -72,12 +72,19 @@ def with_stand_ins(run: Run, known: dict[str, Tensor]) -> Run:
     """A run in which sites without sequences have one of weight 0, as no statistics are empty.
 
     :param known: the observations that stand for those of a site, the same in all runs.
+    :raises ValueError: if the arguments of such a site have no sequences either.
     """
     sites = dict(run.sites)
     for name, site in run.sites.items():
         hmm, value = site.hmm, site.value
-        if value.numel() or not hmm.batch_shape.numel() or 0 in value.shape[-hmm.event_dim :]:
+        if value.numel() or 0 in value.shape[-hmm.event_dim :]:
             continue
+        if not hmm.batch_shape.numel():
+            raise ValueError(
+                f"expected sequences on every rank where arguments of site {name!r} have values "
+                "for each sequence, such as covariates or lengths, got none on this rank: split "
+                "the sequences so that each rank has at least one"
+            )
         lead = value.shape[: value.dim() - hmm.event_dim]
         like = value.new_empty(torch.Size(size or 1 for size in lead) + value.shape[len(lead) :])
         if name not in known:

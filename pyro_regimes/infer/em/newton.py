@@ -267,7 +267,10 @@ class _Concave(NamedTuple):
             change = change.masked_fill((term.weight == 0).unsqueeze(-1), 0.0)
             largest[label] = largest[label].maximum(change.abs().max())
             spread[label] += (term.weight.unsqueeze(-1) * change**2).sum()
-        largest, spread = _over(self.ranks, [largest, spread])
+        if self.ranks is not None:
+            found = self.ranks.gather([largest, spread])
+            largest = torch.stack([each for each, _ in found]).amax(0)
+            spread = torch.stack([each for _, each in found]).sum(0)
         curvature = self._by_component(direction * (normal @ direction))
         return (largest > _FAR) & (curvature < _FLAT * spread)
 

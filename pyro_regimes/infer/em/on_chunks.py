@@ -15,6 +15,7 @@ from pyro_regimes.infer.em.engines.chain_steps import ChainEM
 from pyro_regimes.infer.em.engines.chunk_kernel import ChunkKernel, NotServed
 from pyro_regimes.infer.em.engines.chunks import ChunkEngine, ChunkReader
 from pyro_regimes.infer.em.engines.finding import find_fused
+from pyro_regimes.infer.em.engines.on_ranks import why_not_on_all
 from pyro_regimes.infer.em.engines.relay import RelayEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.joining import check_pieces
@@ -123,16 +124,18 @@ class OnChunks:
 
         This releases the data of the first chunk.
         """
-        if self._problem.ranks is not None:
-            self._problem = self._reader.problem
-            return self.start_on_tensors("it does not add up over ranks")
+        ranks = self._problem.ranks
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
+        if ranks is not None:
+            reason = why_not_on_all(reason, ranks)
         self._problem, params, leaves = self._reader.problem, *self._state[:2]
         if isinstance(fused, str) or reason is not None:
             return self.start_on_tensors(str(reason))
         assert isinstance(fused.kernel, ChainEM)
         fused.problem = self._problem
+        if ranks is not None:
+            fused.what += f", added up over {ranks.size} ranks"
         self._kernel = fused.kernel = ChunkKernel(fused, fused.kernel, self._reader)
         try:
             first = self._kernel.step(fused.start)

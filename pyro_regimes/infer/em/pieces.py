@@ -104,14 +104,22 @@ def in_two_passes(read: Callable[[], Iterable[Piece[T]]], ends: Ends) -> Iterato
         del found, piece
 
 
-def ends_of(pieces: Iterable[Outlined], ranks: Ranks) -> Ends:
-    """The messages to the pieces of this rank, from one small matrix of every rank."""
+def outline_of(pieces: Iterable[Outlined], ranks: Ranks) -> Messages:
+    """The transfers of all pieces of this rank up to a constant."""
     own: Messages | None = None
     for number, piece in enumerate(pieces):
         found = piece.outline(ranks.is_first and not number)
         own = found if own is None else _combine(own, found)
         del piece
     assert own is not None
+    return own
+
+
+def ends_of(own: Messages, ranks: Ranks) -> Ends:
+    """The messages to the pieces of this rank, from one small matrix of every rank.
+
+    :param own: from :func:`outline_of`.
+    """
     names = list(own)
     outlines = [
         dict(zip(names, each, strict=True)) for each in ranks.gather([own[name] for name in names])

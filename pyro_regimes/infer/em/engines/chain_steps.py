@@ -218,11 +218,14 @@ class ChainEM(ABC):
         log_prior = log_prior + pseudo.constant
         return Sums(value, starts, counts, moments, log_prior, sound, pseudo), last
 
-    def logits(self, parameters: Parameters, models: Flags | None) -> tuple[Array, Array]:
-        """Transition logits ``(P or N or 1, 1, K, K)`` and densities ``(N, T, K)``."""
+    def logits(self, parameters: Parameters, models: Flags | None) -> tuple[Array, Array, Array]:
+        """Initial ``(N or 1, K)`` and transition ``(N or 1, 1, K, K)`` logits, and densities.
+
+        The densities are ``(N, T, K)``.
+        """
         rows = self._rows if models is None else self._select(models)
         self._fill_densities(parameters, rows, models)
-        return rows.prepared[1], rows.fields[0]
+        return rows.prepared[0], rows.prepared[1], rows.fields[0]
 
     @abstractmethod
     def maximise(self, parameters: Parameters, sums: Sums) -> Step:

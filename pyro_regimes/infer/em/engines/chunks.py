@@ -27,7 +27,7 @@ from pyro_regimes.infer.em.chunk_sums import (
 from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.m_step import Maximised
-from pyro_regimes.infer.em.pieces import Ends, Messages, Passes, ends_of
+from pyro_regimes.infer.em.pieces import Ends, Messages, Passes, ends_of, outline_of
 from pyro_regimes.infer.em.problem import Params, Problem, State, TensorState
 from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.kernels import ops
@@ -201,7 +201,8 @@ class ChunkEngine(TensorEngine):
             return _Pass(self._pieces, Ends())
         pieces = iter(self._pieces())
         kept = list(islice(pieces, 2))  # of one piece there is no need to read it again
-        ends = ends_of(chain(kept, pieces), self.problem.ranks)
+        own = outline_of(chain(kept, pieces), self.problem.ranks)
+        ends = ends_of(own, self.problem.ranks)
         return _Pass(self._pieces if len(kept) > 1 else lambda: kept, ends)
 
     def _pieces(self) -> Iterable[_Piece]:
