@@ -104,7 +104,7 @@ class DescribedRegression(FittedRegression):
             of = self.transition_formula or "of arrays"
             row = "entered" if self._form.enters else "left"
             facts.append(("Transitions", f"{of}, by the row that is {row}"))
-        missing = f" ({self.n_missing_} more without a response)" if self.n_missing_ else ""
+        missing = f" ({self.n_missing_} more not observed)" if self.n_missing_ else ""
         durations = ", ".join(f"{each:.2f}" for each in self.expected_durations_)
         facts += [
             ("Regimes", str(len(self.regime_names_))),
