@@ -132,4 +132,6 @@ class DescribedRegression(FittedRegression):
                 "The data do not determine the parameters without a standard error (-), as where "
                 "covariates separate the moves from the stays, or regimes are alike."
             )
+        if any("on a bound" in each and "transition_probs" in each for each in found):
+            notes.append("A probability of 0 or 1 is on a bound, without a standard error (-).")
         return [each for each in notes if not each.startswith("on a bound")]
