@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -178,6 +179,26 @@ def test_one_engine_on_all_ranks(board):
         "tensor operations, added up over 2 ranks; not the compiled one, as on rank 1 "
         "observations are weighted or masked"
     )
+
+
+@pytest.mark.parametrize("board", [2], indirect=True)
+def test_data_of_different_dtypes(board):
+    """Rounding may decide whether a step is ordinary, and has to decide alike."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", ranks.LOC.float())
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("sequences", len(x)):
+            hmm = RegimeHMM(
+                initial_probs=ranks.START.float(),
+                transition_probs=ranks.MATRIX.float(),
+                observation_dist=dist.Normal(loc, scale),
+            )
+            pyro.sample("x", hmm, obs=x)
+
+    x = ranks.data("converged", seeds.seed(9))
+    found = run_on_all(board, model, lambda rank: x[:3].float() if rank else x[3:])
+    assert found[0].engine.endswith("as the data of the ranks are of different dtypes")
 
 
 @pytest.mark.parametrize("name", ["gaussian", "poisson", *slow("stationary")])
