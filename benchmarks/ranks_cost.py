@@ -150,15 +150,17 @@ class Landing(NamedTuple):
 
 
 def landing(size: Size, rates: Rates, read_bytes: float, process: float) -> Landing:
-    """The extrapolation for data that each rank reads in chunks in every iteration.
+    """The extrapolation for one sequence that each rank reads in chunks in every iteration.
+
+    Several ranks read it twice: first for the messages to the others.
 
     :param read_bytes: bytes that a rank reads in a second.
     :param process: bytes of a process without data.
     """
-    of = cost(size)
+    of, passes = cost(size), 1 + (size.num_ranks > 1)
     parts = {
         "computing": rates.computing(of),
-        "reading": 8 * size.num_rows * size.num_columns / read_bytes,
+        "reading": passes * 8 * size.num_rows * size.num_columns / read_bytes,
         "messages": rates.messaging(of),
     }
     binds = max(parts, key=lambda name: parts[name])
