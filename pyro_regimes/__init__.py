@@ -9,7 +9,7 @@ from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
-    from pyro_regimes.estimator import OnlineFilter, RegimeModel, select
+    from pyro_regimes.estimator import OnlineFilter, RegimeModel, RegimeRegression, select
     from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
     from pyro_regimes.reading.chunks import Chunks
@@ -22,6 +22,7 @@ __all__ = [
     "Posterior",
     "RegimeHMM",
     "RegimeModel",
+    "RegimeRegression",
     "infer_regimes",
     "select",
     "standard_errors",
@@ -40,6 +41,7 @@ _PLACES = {
     "Posterior": "distributions",
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",
+    "RegimeRegression": "estimator",
     "infer_regimes": "infer",
     "select": "estimator",
     "standard_errors": "infer",

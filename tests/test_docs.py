@@ -133,6 +133,7 @@ PAGES = {
     "states_weights": 5,
     "choosing": 4,
     "missing_data": 3,
+    "regression": 3,
     "diagnosis": 4,
     "uncertainty": 5,
     "risk": 5,
@@ -149,12 +150,14 @@ SMALLER = {"num_samples=200, warmup_steps=100": "num_samples=5, warmup_steps=5"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
-    """All blocks of a page in one namespace, in a directory with a file of prices."""
+    """All blocks of a page in one namespace, in a directory with files of data."""
     text = (ROOT / "docs" / f"{page}.md").read_text()
     for large, small in SMALLER.items():
         text = text.replace(large, small)
     prices = [f"2020-01-{day:02d},{100 + day % 3},{50 + day % 5}\n" for day in range(1, 31)]
     (tmp_path / "prices.csv").write_text("".join(["date,A,B\n", *prices]))
+    for name in ("usmacro.csv",):
+        (tmp_path / name).write_bytes((ROOT / "tests" / "data" / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     printed, compared = "", 0

@@ -7,6 +7,9 @@ from pyro_regimes.estimator.parameter_errors import ParameterErrors
 from pyro_regimes.estimator.plots import plot_regimes
 from pyro_regimes.estimator.predictive_checks import PredictiveCheck
 from pyro_regimes.estimator.regime_model import RegimeModel
+from pyro_regimes.estimator.regression.coefficient_table import CoefficientTable, RegressionSummary
+from pyro_regimes.estimator.regression.regime_regression import RegimeRegression
+from pyro_regimes.estimator.regression.regression_forecast import RegressionForecast
 from pyro_regimes.estimator.report import Imputation, Summary
 from pyro_regimes.estimator.residual_tests import ResidualTests
 from pyro_regimes.estimator.residuals import Residuals
@@ -18,6 +21,7 @@ from pyro_regimes.estimator.walk_forward import walk_forward
 from pyro_regimes.estimator.walk_forward_result import WalkForward
 
 __all__ = [
+    "CoefficientTable",
     "ConfidenceIntervals",
     "Forecast",
     "Imputation",
@@ -26,6 +30,9 @@ __all__ = [
     "Paths",
     "PredictiveCheck",
     "RegimeModel",
+    "RegimeRegression",
+    "RegressionForecast",
+    "RegressionSummary",
     "ResidualTests",
     "Residuals",
     "Selection",

@@ -25,7 +25,7 @@ from pyro_regimes.estimator.pyro_model import (
     to_arguments,
 )
 from pyro_regimes.estimator.spec import Spec
-from pyro_regimes.estimator.start_results import StartResults
+from pyro_regimes.estimator.start_results import StartResults, best_start
 from pyro_regimes.estimator.stickiness import sticky_guide
 from pyro_regimes.infer import EMResult
 from pyro_regimes.infer.em.engines.relay import RelayEngine
@@ -100,16 +100,7 @@ class FittedStarts(NamedTuple):
 
         :raises ValueError: if no start has a finite log-likelihood.
         """
-        final = self.history[-1]
-        if not np.isfinite(final).any():
-            raise ValueError(
-                "expected X to have a finite log-likelihood, got none from any of "
-                f"{len(final)} starts; look for outliers in X, or set min_eigenvalue"
-            )
-        sound = np.isfinite(final) & (~self.degenerate | self.degenerate.all())
-        if not sound.any():
-            sound = np.isfinite(final)
-        return int(np.where(sound, final, -np.inf).argmax())
+        return best_start(self.history[-1], self.degenerate)
 
 
 def fit_starts(

@@ -29,22 +29,32 @@ _MOST_ROWS, _LONGEST, _RUNS = 2_000, 10, 12
 
 def from_kmeans(x: Array, num_regimes: int, spec: Spec, rng: np.random.RandomState) -> Array:
     """Responsibilities from clusters of the observations' features, ``(T, K)``."""
-    features = _features(x, spec)
-    if spec.starts_from_runs:
-        features = _averaged(features, int(np.clip(len(x) // (_RUNS * num_regimes), 1, _LONGEST)))
+    return clusters(_standardised(spec.features(x)), num_regimes, spec.starts_from_runs, rng)
+
+
+def clusters(
+    features: Array, num_regimes: int, averages: bool, rng: np.random.RandomState
+) -> Array:
+    """Responsibilities from clusters of features, ``(T, K)``.
+
+    :param averages: whether to cluster averages over the rows around each.
+    """
+    if averages:
+        length = int(np.clip(len(features) // (_RUNS * num_regimes), 1, _LONGEST))
+        features = _averaged(features, length)
     rows = features
     if len(rows) > _MOST_ROWS:
         rows = features[rng.choice(len(features), _MOST_ROWS, replace=False)]
     number = min(num_regimes, len(np.unique(rows, axis=0)))
     kmeans = KMeans(number, n_init=1, random_state=rng.randint(2**31 - 1)).fit(rows)
-    members = np.zeros((len(x), num_regimes))
-    members[np.arange(len(x)), kmeans.predict(features)] = 1.0
+    members = np.zeros((len(features), num_regimes))
+    members[np.arange(len(features)), kmeans.predict(features)] = 1.0
     return members
 
 
 def from_observations(x: Array, num_regimes: int, spec: Spec, rng: np.random.RandomState) -> Array:
     """Responsibilities by the distances from random observations."""
-    features = _features(x, spec)
+    features = _standardised(spec.features(x))
     centers = features[rng.choice(len(x), num_regimes, replace=len(x) < num_regimes)]
     centers = centers + 0.1 * rng.standard_normal(centers.shape)  # two may be equal
     squares = np.square(features[:, None] - centers).sum(-1) / features.shape[1]
@@ -55,16 +65,20 @@ def from_observations(x: Array, num_regimes: int, spec: Spec, rng: np.random.Ran
 
 def from_runs(x: Array, num_regimes: int, spec: Spec, rng: np.random.RandomState) -> Array:
     """Responsibilities by random runs of rows, each of one regime."""
-    number = min(_RUNS * num_regimes, len(x))
-    firsts = np.sort(rng.choice(np.arange(1, len(x)), number - 1, replace=False))
-    runs = np.searchsorted(firsts, np.arange(len(x)), side="right")
+    return random_runs(len(x), num_regimes, rng)
+
+
+def random_runs(num_rows: int, num_regimes: int, rng: np.random.RandomState) -> Array:
+    """Responsibilities by random runs of so many rows, each of one regime, ``(T, K)``."""
+    number = min(_RUNS * num_regimes, num_rows)
+    firsts = np.sort(rng.choice(np.arange(1, num_rows), number - 1, replace=False))
+    runs = np.searchsorted(firsts, np.arange(num_rows), side="right")
     regimes = rng.permutation(np.arange(number) % num_regimes)
     return np.eye(num_regimes)[regimes[runs]]
 
 
-def _features(x: Array, spec: Spec) -> Array:
-    """Features of unit variance."""
-    features = spec.features(x)
+def _standardised(features: Array) -> Array:
+    """Features of mean 0 and unit variance."""
     deviations = features.std(0)
     return (features - features.mean(0)) / np.where(deviations > 0, deviations, 1.0)
 

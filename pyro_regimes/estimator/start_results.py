@@ -133,3 +133,21 @@ class StartResults(NamedTuple):
         """How each start ended, in a word or two."""
         words = np.where(self.converged, "converged", "not converged")
         return np.where(self.collapsed, "collapsed", words).tolist()
+
+
+def best_start(final: Array, degenerate: Flags) -> int:
+    """The start with the highest final log-likelihood; degenerate ones only if all are.
+
+    The likelihood of a collapsed regime grows without bound, so it is not comparable.
+
+    :raises ValueError: if no start has a finite log-likelihood.
+    """
+    if not np.isfinite(final).any():
+        raise ValueError(
+            "expected X to have a finite log-likelihood, got none from any of "
+            f"{len(final)} starts; look for outliers in X, or set min_eigenvalue"
+        )
+    sound = np.isfinite(final) & (~degenerate | degenerate.all())
+    if not sound.any():
+        sound = np.isfinite(final)
+    return int(np.where(sound, final, -np.inf).argmax())

@@ -1,0 +1,1 @@
+"""The parts of RegimeRegression, Markov-switching regression by formulas."""

@@ -1,0 +1,135 @@
+"""The tables and criteria of a fitted Markov-switching regression."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from pyro_regimes.estimator import validation
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.regression.coefficient_table import (
+    CoefficientTable,
+    RegressionSummary,
+    coefficient_table,
+)
+from pyro_regimes.estimator.regression.errors import RegressionErrors
+from pyro_regimes.estimator.regression.fitted_regression import FittedRegression
+from pyro_regimes.estimator.start_results import StartResults
+
+
+class DescribedRegression(FittedRegression):
+    """The methods of :class:`.RegimeRegression` that describe a fit.
+
+    A subclass sets the attributes below.
+    """
+
+    formula: str | None
+    transition_formula: str | None
+    log_likelihood_: float
+    n_samples_fit_: int
+    n_missing_: int
+    starts_: StartResults
+    _errors: RegressionErrors | None
+
+    @property
+    def n_parameters_(self) -> int:
+        """The number of free parameters, p in :meth:`aic`."""
+        check_is_fitted(self)
+        return self._form.num_parameters
+
+    def aic(self) -> float:
+        r"""Akaike's criterion of the fit, :math:`-2 \log p(y) + 2 p`.
+
+        p counts coefficients, sigmas, transitions, and the K - 1 initial probabilities if they are
+        "free".
+
+        :return: the criterion.
+        :raises ValueError: if the model is not fitted.
+        """
+        return 2 * self.n_parameters_ - 2 * self.log_likelihood_
+
+    def bic(self) -> float:
+        r"""Schwarz's criterion of the fit, :math:`-2 \log p(y) + p \log T`.
+
+        T is the number of rows whose response is not missing.
+
+        :return: the criterion.
+        :raises ValueError: if the model is not fitted.
+        """
+        return float(np.log(self.n_samples_fit_)) * self.n_parameters_ - 2 * self.log_likelihood_
+
+    @property
+    def expected_durations_(self) -> Array:
+        r"""The mean number of steps of a stay in each regime, :math:`1 / (1 - A_{kk})`, ``(K,)``.
+
+        A is ``transition_matrix_``. It is infinite for a regime that is never left.
+        """
+        check_is_fitted(self)
+        with np.errstate(divide="ignore"):
+            found: Array = 1 / np.maximum(1 - np.diagonal(self.transition_matrix_), 0)
+        return found
+
+    @property
+    def coefficients_(self) -> CoefficientTable:
+        """The :class:`.CoefficientTable` of all estimates, with intervals of 95 %."""
+        return self.conf_int(0.95)
+
+    def conf_int(self, level: float = 0.95) -> CoefficientTable:
+        """The table of all estimates, with intervals.
+
+        :param level: the probability that an interval covers, above 0 and below 1.
+        :return: a :class:`.CoefficientTable`.
+        :raises ValueError: if the level is not valid, or the model is not fitted.
+        """
+        check_is_fitted(self)
+        validation.number("level", level, positive=True)
+        if level >= 1:
+            raise ValueError(f"expected level below 1, got {level}; 0.95 is 95 %")
+        design = self._design
+        return coefficient_table(
+            self._form, self._parameters(), self._errors, self.regime_names_, design.columns,
+            design.transition_columns, level,
+        )  # fmt: skip
+
+    def summary(self, level: float = 0.95) -> RegressionSummary:
+        """What the fit is of, how good it is, and the table of all estimates.
+
+        :param level: the probability that an interval covers.
+        :return: a :class:`.RegressionSummary`; ``print`` shows it.
+        :raises ValueError: if the level is not valid, or the model is not fitted.
+        """
+        table = self.conf_int(level)
+        facts = [("Markov-switching regression", self.formula or "of arrays")]
+        if self._form.moves is not None:
+            of = self.transition_formula or "of arrays"
+            row = "entered" if self._form.enters else "left"
+            facts.append(("Transitions", f"{of}, by the row that is {row}"))
+        missing = f" ({self.n_missing_} more without a response)" if self.n_missing_ else ""
+        durations = ", ".join(f"{each:.2f}" for each in self.expected_durations_)
+        facts += [
+            ("Regimes", str(len(self.regime_names_))),
+            ("Observations", f"{self.n_samples_fit_}{missing}"),
+            ("Log-likelihood", f"{self.log_likelihood_:.5f}"),
+            ("AIC", f"{self.aic():.3f}"),
+            ("BIC", f"{self.bic():.3f}"),
+            ("Initial distribution", self._form.initial),
+            ("Expected durations", durations),
+        ]
+        notes = list(self.starts_.describe())
+        if self._form.moves is not None:
+            notes.append(
+                "Coefficients of moves, such as from Regime 1 to Regime 2, are log-odds against "
+                "staying. Expected durations are those at the average covariates."
+            )
+        return RegressionSummary(facts, table, notes + self._notes())
+
+    def _notes(self) -> list[str]:
+        """Doubts about the standard errors of what the table shows."""
+        found = [] if self._errors is None else self._errors.notes
+        notes = [each for each in found if "direction mainly of" not in each]
+        if len(notes) < len(found):
+            notes.append(
+                "The data do not determine the parameters without a standard error (-), as where "
+                "covariates separate the moves from the stays, or regimes are alike."
+            )
+        return [each for each in notes if not each.startswith("on a bound")]

@@ -1,0 +1,72 @@
+"""Standard errors of a Markov-switching regression, of all numbers that the user sees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine import trace
+
+from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.regression.fitting import packed_lengths
+from pyro_regimes.estimator.regression.form import Form, RegressionParameters
+from pyro_regimes.estimator.regression.rows import Rows
+from pyro_regimes.infer.isolation import isolated
+from pyro_regimes.infer.uncertainty import standard_errors
+
+#: Arguments that may be on a bound, where there is no standard error, by their attributes.
+_PROBABILITIES = {"initial_probs": "initial_probs", "transition_probs": "transition_matrix"}
+
+
+class RegressionErrors(NamedTuple):
+    """Standard errors in the units of the data; NaN where there is none."""
+
+    values: RegressionParameters  #: in the shapes of the parameters
+    covariance: Array  #: of the coefficients ``(K P, K P)``, regime by regime
+    notes: list[str]
+    method: str
+
+
+def regression_errors(
+    form: Form, parameters: RegressionParameters, rows: Rows, sizes: list[int], method: str
+) -> RegressionErrors:
+    """The standard errors at the maximum, by the delta method from :func:`.standard_errors`.
+
+    :param rows: those of the fit.
+    :param method: "observed" or "sandwich".
+    """
+    arguments = form.to_arguments(parameters)
+    model = form.pyro_model(arguments, form.tensors(rows), packed_lengths(sizes))
+    with isolated(ParamStoreDict()), torch.no_grad():
+        trace(model).get_trace()
+        free = standard_errors(model, method=method)
+    constants = {name: v for name, v in arguments.items() if name not in free.estimates}
+    found = form.from_arguments(arguments)
+    names, shapes = list(found), [tuple(value.shape) for value in found.values()]
+    derived = free.delta(
+        lambda values: torch.cat(
+            [each.flatten() for each in form.from_arguments({**constants, **values}).values()]
+        )
+    )
+    errors, begin = {}, 0
+    covariance = derived.covariance.numpy()
+    every = derived.standard_errors.numpy()
+    for name, shape in zip(names, shapes, strict=True):
+        size = int(np.prod(shape))
+        errors[name] = every[begin : begin + size].reshape(shape)
+        if name == "coefficients":
+            own = covariance[begin : begin + size, begin : begin + size]
+        begin += size
+    for name, attribute in _PROBABILITIES.items():
+        if name in free.estimates and attribute in errors:
+            errors[attribute][free.standard_errors[name].isnan().numpy()] = np.nan
+    values = RegressionParameters(
+        errors["initial_probs"],
+        errors["coefficients"],
+        errors["sigma"],
+        errors.get("transition_matrix"),
+        errors.get("transition_coefficients"),
+    )
+    return RegressionErrors(values, own, list(free.notes), free.method)
