@@ -247,6 +247,8 @@ def report(rank: int, given: argparse.Namespace) -> list[str]:
         each._replace(num_steps=max(4, int(given.scale * each.num_steps))) for each in WORKLOADS
     ]
     alone = torch.distributed.new_group([0])
+    for size in (Size(4, 100, 3, 2), Size(1, 20_000, 3, 2, is_one_sequence=True)):
+        run(size, shard(size, data(size), rank, torch.distributed.get_world_size()), 2)  # compiles
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     operations = given.scale * OPERATIONS
     timed = [time_workload(each, rank, alone, repeats, num_steps, operations) for each in sizes]
@@ -270,6 +272,7 @@ def _work(rank: int, given: argparse.Namespace) -> None:
         lines = [measure.load(), ""]
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     found = report(rank, given)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     if rank != 0:
         return

@@ -5,15 +5,17 @@ ranks of n = N T / R rows each. One iteration of the compiled engine makes, on e
 
     operations      n (6 K^2 + K (2 D^2 + 4 D + 14))
     memory traffic  8 n (2 D + 4 K) bytes: the rows twice, densities and gamma written and read
+    serial rows     n of one sequence, where the kernels cannot take several sequences at once
     messages        1 all-gather, and 1 more for pieces of one sequence
     their bytes     8 (1 + 2 K + K^2 + K D + K D^2) from each rank, and 8 K^2 more for pieces
 
 and its seconds are modelled as
 
-    overhead + a operations + b traffic + messages (R - 1) latency + bytes (R - 1) / bandwidth
+    overhead + a operations + b traffic + c serial rows
+        + messages (R - 1) latency + bytes (R - 1) / bandwidth
 
 since gloo sends the parts of an all-gather around a ring in R - 1 rounds. Latency and bandwidth
-come from all-gathers of several sizes, and the other three from iterations, each by least squares
+come from all-gathers of several sizes, and the other four from iterations, each by least squares
 of relative errors with coefficients of at least 0.
 """
 
@@ -61,6 +63,7 @@ class Cost(NamedTuple):
 
     operations: float
     traffic: float  #: bytes to and from memory
+    serial_rows: float
     messages: int  #: all-gathers
     message_bytes: float  #: that a rank sends to each other one
     rounds: int  #: of an all-gather
@@ -75,6 +78,7 @@ def cost(size: Size) -> Cost:
     return Cost(
         operations=n * (6 * k**2 + k * (2 * d**2 + 4 * d + 14)),
         traffic=8 * n * (2 * d + 4 * k),
+        serial_rows=n * size.is_one_sequence,
         messages=(1 + size.is_one_sequence) * is_split,
         message_bytes=(message + extra) * is_split,
         rounds=size.num_ranks - 1,
@@ -93,12 +97,14 @@ class Rates(NamedTuple):
     overhead: float  #: of an iteration
     operation: float
     traffic_byte: float
+    serial_row: float
     latency: float  #: of one round
     message_byte: float
 
     def computing(self, of: Cost) -> float:
         """Seconds of an iteration without messages."""
-        return self.overhead + self.operation * of.operations + self.traffic_byte * of.traffic
+        found = self.overhead + self.operation * of.operations + self.traffic_byte * of.traffic
+        return found + self.serial_row * of.serial_rows
 
     def messaging(self, of: Cost) -> float:
         """Seconds of the messages of an iteration."""
@@ -119,9 +125,9 @@ def fit(sizes: Sequence[Size], seconds: Sequence[float], message: tuple[float, f
     :param message: from :func:`fit_messages`.
     """
     costs = [cost(size) for size in sizes]
-    sent = np.array([Rates(0, 0, 0, *message).messaging(each) for each in costs])
+    sent = np.array([Rates(0, 0, 0, 0, *message).messaging(each) for each in costs])
     target = np.asarray(seconds, np.float64)
-    terms = np.array([[1.0, each.operations, each.traffic] for each in costs])
+    terms = np.array([[1.0, *each[:3]] for each in costs])
     # What messages take is subtracted; at least a tenth of the time remains.
     found = _relative_nnls(terms, np.maximum(target - sent, 0.1 * target))
     return Rates(*map(float, found), *message)
@@ -130,6 +136,7 @@ def fit(sizes: Sequence[Size], seconds: Sequence[float], message: tuple[float, f
 def _relative_nnls(terms: Array, target: Array) -> Array:
     scaled = terms / target[:, np.newaxis]
     units = np.linalg.norm(scaled, axis=0)  # counts differ by many orders of magnitude
+    units[units == 0] = 1.0
     found: Array = nnls(scaled / units, np.ones(len(target)))[0] / units
     return found
 
@@ -143,15 +150,17 @@ class Landing(NamedTuple):
 
 
 def landing(size: Size, rates: Rates, read_bytes: float, process: float) -> Landing:
-    """The extrapolation for data that each rank reads in chunks in every iteration.
+    """The extrapolation for one sequence that each rank reads in chunks in every iteration.
+
+    Several ranks read it twice: first for the messages to the others.
 
     :param read_bytes: bytes that a rank reads in a second.
     :param process: bytes of a process without data.
     """
-    of = cost(size)
+    of, passes = cost(size), 1 + (size.num_ranks > 1)
     parts = {
         "computing": rates.computing(of),
-        "reading": 8 * size.num_rows * size.num_columns / read_bytes,
+        "reading": passes * 8 * size.num_rows * size.num_columns / read_bytes,
         "messages": rates.messaging(of),
     }
     binds = max(parts, key=lambda name: parts[name])

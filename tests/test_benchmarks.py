@@ -367,7 +367,7 @@ def test_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cost_model_of_ranks() -> None:
     """Rates are found again from the seconds that they make."""
-    rates = ranks_cost.Rates(2e-4, 3e-11, 5e-11, 4e-5, 1e-9)
+    rates = ranks_cost.Rates(2e-4, 3e-11, 5e-11, 2e-8, 4e-5, 1e-9)
     sizes = [each._replace(num_ranks=count) for each in ranks.WORKLOADS for count in (1, 2)]
     costs = [ranks_cost.cost(each) for each in sizes]
     seconds = [rates.computing(each) + rates.messaging(each) for each in costs]

@@ -167,7 +167,7 @@ def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     visited = (weight > torch.finfo(torch.float64).tiny).unsqueeze(-1)
     is_left = counts.sum(-1, keepdim=True) > torch.finfo(torch.float64).tiny
     tiny = torch.finfo(old.dtype).tiny
-    now = torch.where(is_left, rows.normalise(counts), before)
+    now = torch.where(is_left, counts / counts.sum(-1, keepdim=True), before)
     now = torch.where(kept, now.clamp(min=tiny), 0.0)
     value, value_before = objective(wide, now), objective(wide, before)
     worse = ~(value >= value_before)

@@ -10,6 +10,7 @@ from pyro_regimes.cli.compare import compare
 from pyro_regimes.cli.fit import fit
 from pyro_regimes.cli.forecast import forecast
 from pyro_regimes.cli.predict import predict
+from pyro_regimes.cli.regress import regress
 from pyro_regimes.cli.report import report
 from pyro_regimes.cli.screen import out
 from pyro_regimes.cli.select import select
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (fit, report, select, walk, predict, today, forecast, compare):
+for command in (fit, report, select, walk, predict, today, forecast, compare, regress):
     app.command()(command)
 
 

@@ -145,7 +145,7 @@ class Data(NamedTuple):
     def _file(self) -> Path | BinaryIO:
         """The file, or the content of standard input, which can be read again."""
         assert self.csv is not None
-        return self.csv if str(self.csv) != "-" else _Stdin(sys.stdin.buffer.read())
+        return self.csv if str(self.csv) != "-" else Stdin(sys.stdin.buffer.read())
 
     def _chosen(self) -> list[str] | None:
         """The names in each use of --columns; quotes keep a comma in a name."""
@@ -215,7 +215,7 @@ def with_data(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-class _Stdin(io.BytesIO):
+class Stdin(io.BytesIO):
     """The content of standard input, under the name of that in messages."""
 
     name = "<stdin>"

@@ -22,7 +22,16 @@ from torch.distributions import Laplace, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, sums
 from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_event
-from pyro_regimes.emissions.base import Argument, Arguments, End, Family, Natural, Observed, Search
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    End,
+    Family,
+    Natural,
+    Observed,
+    Search,
+    apply,
+)
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
 
@@ -196,10 +205,14 @@ class LaplaceFamily(Family):
         return Distances._make([*found, found[0] * loc])
 
     def is_accurate(self, stats: Distances, given: Arguments, name: str) -> Tensor | bool:
-        """Whether the sums are those at the present location."""
+        """Which sums are those at the present location."""
         loc = given["loc"].double()
         apart = (stats.loc - stats.weight * loc).abs()
-        return bool((apart <= 1e-15 * stats.weight * loc.abs()).all())
+        return apart <= 1e-15 * stats.weight * loc.abs()
+
+    def merge(self, accurate: Tensor, stats: Distances, again: Distances) -> Distances:
+        """The sums at the present location that are known, and the others as taken again."""
+        return apply(lambda one, other: torch.where(accurate, one, other), stats, again)
 
 
 LAPLACE = LaplaceFamily()

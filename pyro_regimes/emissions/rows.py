@@ -19,24 +19,12 @@ from pyro_regimes.emissions import charts, conjugate, draws, links, predictors
 from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.statistics import Counts
-from pyro_regimes.kernels.ops import logsumexp, safe_log
-
-
-def normalise(counts: Tensor) -> Tensor:
-    """Normalise expected counts ``(cells, K)``; NaN for a row without counts."""
-    total = counts.sum(-1, keepdim=True)
-    tiny = torch.finfo(counts.dtype).tiny
-    return counts / total.masked_fill(total < tiny, torch.nan)
+from pyro_regimes.kernels.ops import logsumexp, safe_log, shares_of
 
 
 def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
-    """Probabilities from expected counts ``(cells, K)``; NaN for a row without counts.
-
-    A probability that underflows to 0 is set to the least positive number, unless it was 0 before.
-    EM cannot change a zero, and a model that takes its logarithm gets NaN gradients.
-    """
-    probs = normalise(pooled.counts).to(old.dtype)
-    return torch.where(old > 0, probs.clamp(min=torch.finfo(old.dtype).tiny), probs)
+    """Probabilities from expected counts ``(cells, K)``; NaN for a row without counts."""
+    return shares_of(pooled.counts, old)
 
 
 def is_sound(probs: Tensor) -> Tensor:

@@ -25,7 +25,16 @@ from torch.distributions import Weibull, constraints
 
 from pyro_regimes.emissions import charts, draws, links, sums
 from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
-from pyro_regimes.emissions.base import Argument, Arguments, End, Family, Natural, Observed, Search
+from pyro_regimes.emissions.base import (
+    Argument,
+    Arguments,
+    End,
+    Family,
+    Natural,
+    Observed,
+    Search,
+    apply,
+)
 from pyro_regimes.emissions.positive import is_positive, stretch
 
 #: A larger exponent counts as this, so that nothing overflows.
@@ -224,10 +233,14 @@ class WeibullFamily(Family):
         return Powers._make([*found, found[0] * scale, found[0] * k])
 
     def is_accurate(self, stats: Powers, given: Arguments, name: str) -> Tensor | bool:
-        """Whether the sums are of the present power; those at another scale follow."""
+        """Which sums are of the present power; those at another scale follow."""
         k = given["concentration"].double()
         apart = (stats.concentration - stats.weight * k).abs()
-        return bool((apart <= 1e-12 * stats.weight * k).all())
+        return apart <= 1e-12 * stats.weight * k
+
+    def merge(self, accurate: Tensor, stats: Powers, again: Powers) -> Powers:
+        """The sums of the present power that are known, and the others as taken again."""
+        return apply(lambda one, other: torch.where(accurate, one, other), stats, again)
 
     def total(self, stats: Powers, num_batch_dims: int, like: Powers | None) -> Powers:
         """The sum over all sequences, at the scale of each block."""

@@ -60,6 +60,7 @@ from pyro_regimes.kernels.packed import (
 )
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
+from pyro_regimes.kernels.shares import shares_of
 from pyro_regimes.kernels.stationary import stationary_probs
 from pyro_regimes.kernels.totals import is_finite, sum_over
 from pyro_regimes.kernels.transfers import Ahead
@@ -113,9 +114,11 @@ __all__ = [
     "posterior",
     "predict_probs",
     "promoted_dtype",
+    "rest_threads",
     "safe_log",
     "sample_posterior",
     "sample_prior",
+    "shares_of",
     "squarem",
     "stationary_probs",
     "sum_over",
@@ -185,6 +188,13 @@ def squarem() -> Callable[..., None]:
     from pyro_regimes.kernels.cpu import extrapolation
 
     return extrapolation.squarem
+
+
+def rest_threads() -> None:
+    """Put torch's idle threads to rest before compiled kernels run, see :mod:`.cpu.resting`."""
+    from pyro_regimes.kernels.cpu import resting
+
+    resting.rest_threads()
 
 
 def fused_em() -> ModuleType:

@@ -53,14 +53,7 @@ def read(
     See :func:`pyro_regimes.datasets.read_returns`.
     """
     _check_options(columns, decimal)
-    pandas()
-    source = read_source(path)
-    if source.kind == "text":
-        table = read_text(source, decimal)
-    else:
-        readers = {"excel": read_excel, "parquet": read_parquet, "json": read_json}
-        table = readers[source.kind](source)
-        table = table._replace(decimal=decimal or ".")
+    table = raw_table(path, decimal)
     choice = choose(table, columns)
     notes = [*table.notes, *choice.notes]
     if choice.quotes and not prices:
@@ -91,6 +84,16 @@ def read(
         values, days, names, frequency.periods_per_year, frequency.name, dates.time_zone, levels
     )
     return result, notes
+
+
+def raw_table(path: str | os.PathLike[str] | BinaryIO, decimal: str | None) -> Table:
+    """The columns of a file of any kind as they are."""
+    pandas()
+    source = read_source(path)
+    if source.kind == "text":
+        return read_text(source, decimal)
+    readers = {"excel": read_excel, "parquet": read_parquet, "json": read_json}
+    return readers[source.kind](source)._replace(decimal=decimal or ".")
 
 
 def _check_options(columns: Sequence[str] | None, decimal: str | None) -> None:

@@ -62,7 +62,7 @@ def choose(table: Table, columns: Sequence[str] | None) -> Choice:
     """
     table = table._replace(header=_fill_merged(table.header))
     labels = table.labels()
-    date = _find_dates(table, labels)
+    date = find_dates(table, labels)
     if len(table.header) == 1 and not (columns and set(columns) <= set(labels)):
         table = table._replace(header=_split_header(labels, date))
     rest = [i for i in range(len(labels)) if i != date]
@@ -132,7 +132,7 @@ def _split_header(labels: list[str], date: int | None) -> list[list[str]]:
 # ---- dates -----------------------------------------------------------------------------------
 
 
-def _find_dates(table: Table, labels: list[str]) -> int | None:
+def find_dates(table: Table, labels: list[str]) -> int | None:
     pd = pandas()
     bases = [base_name(label) for label in labels]
     named = [i for i, base in enumerate(bases) if base == "date"]

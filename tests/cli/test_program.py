@@ -53,7 +53,10 @@ EMPTY, TEXT = "date,a\n", "date,a\n2020-01-01,1\n2020-01-02,one\n2020-01-03,2\n"
         (["forecast", "missing.json", "--steps", "0"], "--steps"),
         (["predict", "missing.json", "--start", "later"], "--start"),
         (["predict"], "pyro-regimes predict regimes/model.json DATA"),
-        (["divine"], "Commands: compare, fit, forecast, predict, report, select, today, walk."),
+        (
+            ["divine"],
+            "Commands: compare, fit, forecast, predict, regress, report, select, today, walk.",
+        ),
         (["text.csv"], "To fit regimes to a file: pyro-regimes fit text.csv"),
         (["divine"], "No such command"),
         (["fit", "--luck"], "No such option"),

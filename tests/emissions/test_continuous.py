@@ -399,11 +399,12 @@ def test_values_that_are_all_equal_leave_a_state_where_it_is(name: str) -> None:
         assert pyro.param(key).isfinite().all()
 
 
+@pytest.mark.parametrize("draw", [5, 6, 7])
 @EVERY
-def test_a_batch_of_restarts_is_a_loop(name: str) -> None:
+def test_a_batch_of_restarts_is_a_loop(name: str, draw: int) -> None:
     case = CASES[name]
     x = data(case)[0]
-    generator = seeds.generator(5)
+    generator = seeds.generator(draw)
     starts = {}
     for key, start in case.starts.items():
         noise = torch.randn(3, 1, K, generator=generator, dtype=torch.float64)

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -161,23 +162,74 @@ def test_a_step_that_is_not_ordinary(board, acceleration):
     compare(model, x, found, **settings)
 
 
+def partly_masked(x: Tensor) -> None:
+    """Of three sequences the second one does not count."""
+    mask = torch.ones(len(x), dtype=torch.bool)
+    if len(x) == 3:
+        mask[1] = False
+    with pyro.poutine.mask(mask=mask):
+        ranks.normal(x)
+
+
 @pytest.mark.parametrize("board", [2], indirect=True)
 def test_one_engine_on_all_ranks(board):
     """Where that of one rank does not serve its data, all use tensor operations."""
-
-    def model(x: Tensor) -> None:
-        mask = torch.ones(len(x), dtype=torch.bool)
-        if len(x) == 3:
-            mask[1] = False
-        with pyro.poutine.mask(mask=mask):
-            ranks.normal(x)
-
     x = ranks.data("converged", seeds.seed(9))
-    found = run_on_all(board, model, lambda rank: x[:3] if rank else x[3:])
+    found = run_on_all(board, partly_masked, lambda rank: x[:3] if rank else x[3:])
     assert found[0].engine == (
         "tensor operations, added up over 2 ranks; not the compiled one, as on rank 1 "
         "observations are weighted or masked"
     )
+
+
+@pytest.mark.parametrize("board", [2], indirect=True)
+def test_one_engine_for_the_chunks_of_all_ranks(board):
+    """Likewise if a later chunk of one rank is not served."""
+    x = ranks.data("converged", seeds.seed(9))
+    parts = [[x[:2], x[2:6]], [x[6:8], x[8:]]]
+    found = run_on_all(board, partly_masked, lambda rank: Chunks(parts[rank], continues=False))
+    assert found[0].engine.startswith("tensor operations on chunks of whole sequences, added up")
+    assert found[0].engine.endswith("as on rank 1 observations are weighted or masked")
+    pyro.clear_param_store()
+    wanted = run(partly_masked, Chunks(parts[0] + parts[1], continues=False))
+    assert_close(found[0].history, wanted.history, rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("board", [2], indirect=True)
+def test_chunks_that_change_between_passes(board):
+    """The other rank would go on with the compiled engine."""
+    x = ranks.data("converged", seeds.seed(9))
+    passes = []
+
+    def read() -> list[Tensor]:
+        passes.append(None)
+        return [x[6:10], x[10:]] if len(passes) < 5 else [x[6:8], x[8:]]
+
+    def shard(rank: int) -> Chunks:
+        return Chunks(read if rank else [x[:6]], continues=False)
+
+    with pytest.raises(ValueError, match="the same chunks in every pass, got one of which"):
+        run_on_all(board, partly_masked, shard)
+
+
+@pytest.mark.parametrize("board", [2], indirect=True)
+def test_data_of_different_dtypes(board):
+    """Rounding may decide whether a step is ordinary, and has to decide alike."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", ranks.LOC.float())
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("sequences", len(x)):
+            hmm = RegimeHMM(
+                initial_probs=ranks.START.float(),
+                transition_probs=ranks.MATRIX.float(),
+                observation_dist=dist.Normal(loc, scale),
+            )
+            pyro.sample("x", hmm, obs=x)
+
+    x = ranks.data("converged", seeds.seed(9))
+    found = run_on_all(board, model, lambda rank: x[:3].float() if rank else x[3:])
+    assert found[0].engine.endswith("as the data of the ranks are of different dtypes")
 
 
 @pytest.mark.parametrize("name", ["gaussian", "poisson", *slow("stationary")])

@@ -128,7 +128,7 @@ class OnChunks:
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
         if ranks is not None:
-            reason = why_not_on_all(reason, ranks)
+            reason = why_not_on_all(reason, self._problem)
         self._problem, params, leaves = self._reader.problem, *self._state[:2]
         if isinstance(fused, str) or reason is not None:
             return self.start_on_tensors(str(reason))

@@ -11,6 +11,9 @@ has left, which gives gamma and xi. The formulas are those of :mod:`.scaled`, bu
 in the half that is completed forwards, with :math:`\hat\alpha_t` before it is scaled in
 :math:`S_t`. The emissions E are computed before, several steps at once.
 
+The log-likelihood alone needs no more than :math:`\hat\alpha_t` and :math:`\hat\beta_t` where they
+meet.
+
 If a state fades, or a logit is infinite or large, :mod:`.scaled` starts again.
 """
 
@@ -48,6 +51,14 @@ def _emission(observation: Any, t: int, ones: Any) -> tuple[Any, float]:
 
 
 @compiled
+def _emission_at(observation: Any, t: int, room: Any, ones: Any) -> tuple[Any, float]:
+    """The same, but E is taken from ``room.emission`` if it is there; the logit is then 0."""
+    if len(room.emission) > 0:
+        return simd.load(room.emission, t * simd.width_of(ones), ones), 0.0
+    return _emission(observation, t, ones)
+
+
+@compiled
 def _fill_emissions(
     observation: Any, steps: int, room: Any, ones: Any, wide: Any
 ) -> tuple[float, float, float]:
@@ -73,13 +84,13 @@ def _fill_emissions(
 
 
 @compiled
-def _scaled(vector: Any, work: Any, ones: Any) -> Any:
-    """A vector whose sum is within the limits."""
+def _scaled(vector: Any, work: Any, ones: Any) -> tuple[Any, float]:
+    """A vector whose sum is within the limits, and what it is divided by."""
     size = simd.total(vector)
     if size < LOW or size > HIGH:  # through memory, as in scaled.py
         simd.store(work, 0, simd.multiply(vector, simd.splat(1.0 / size, ones)))
-        return simd.load(work, 0, ones)
-    return vector
+        return simd.load(work, 0, ones), size
+    return vector, 1.0
 
 
 @compiled
@@ -93,10 +104,12 @@ def _approach(
     faded: Any,
     alpha: Any,
     out: Any,
+    stay: Any,
 ) -> tuple[Any, Any, Any, bool]:
-    """Both sweeps until they meet. Each fills its half of ``room.alpha``.
+    """Both sweeps until they meet. Each fills its half of ``room.alpha``, to go on from it.
 
     :param alpha: of the first step.
+    :param stay: None if they go on; else nothing is kept, and ``out`` has the scales of beta, too.
     :param out: the logarithms of the scales and of what was subtracted are added to ``out[0]``,
         what rounding has taken to ``out[1]``; and ``out[2]`` is the largest absolute logit.
     :return: alpha of the last step of the first half, beta there, E times beta at the next step,
@@ -107,24 +120,24 @@ def _approach(
     beta = ahead = ones
     for t in range(1, steps - half + 1):
         back = steps - t
-        if remember:
-            emitted = simd.load(room.emission, back * width, ones)
-        else:
-            emitted, best = _emission(observation, back, ones)
+        emitted, best = _emission_at(observation, back, room, ones)
+        if not remember:
             extreme = max(extreme, abs(best))
             shift, rest = add(shift, rest, best)
-        beta = _scaled(beta, room.other, ones)
+        beta, size = _scaled(beta, room.other, ones)
         if checked and simd.any_less(beta, faded):
             return alpha, beta, ahead, False
-        simd.store(room.alpha, back * width, beta)
+        if stay is None:  # decided by the compiler
+            simd.store(room.alpha, back * width, beta)
+        else:
+            if size != 1.0:
+                shift, rest = add(shift, rest, math.log(size))
         ahead = simd.multiply(beta, emitted)
         beta = simd.matvec(ahead, room.transposed, 0, rows)
         if t >= half:
             continue
-        if remember:
-            emitted = simd.load(room.emission, t * width, ones)
-        else:
-            emitted, best = _emission(observation, t, ones)
+        emitted, best = _emission_at(observation, t, room, ones)
+        if not remember:
             extreme = max(extreme, abs(best))
             shift, rest = add(shift, rest, best)
         alpha = simd.multiply(simd.matvec(alpha, room.matrix, 0, rows), emitted)
@@ -135,7 +148,8 @@ def _approach(
             shift, rest = add(shift, rest, math.log(size))
         if checked and simd.any_less(alpha, faded):
             return alpha, beta, ahead, False
-        simd.store(room.alpha, t * width, alpha)
+        if stay is None:
+            simd.store(room.alpha, t * width, alpha)
     out[0], out[1], out[2] = shift, rest, extreme
     return alpha, beta, ahead, extreme * steps <= LARGE
 
@@ -160,15 +174,12 @@ def _part(
     :return: the sum of the last alpha, and whether all is sound.
     """
     width, num_states, half = simd.width_of(ones), observation.shape[1], steps // 2
-    remember, filtering = len(room.emission) > 0, len(filtered) > 0
+    filtering = len(filtered) > 0
     shift, rest = out[0], out[1]
     alpha, beta, ahead = met[0], met[1], met[2]
     for i in range(steps - half):
         t = half + i
-        if remember:
-            emitted = simd.load(room.emission, t * width, ones)
-        else:
-            emitted, _ = _emission(observation, t, ones)
+        emitted, _ = _emission_at(observation, t, room, ones)
         before, behind = alpha, simd.load(room.alpha, t * width, ones)
         alpha = simd.multiply(simd.matvec(alpha, room.matrix, 0, rows), emitted)
         joint = simd.multiply(alpha, behind)
@@ -178,7 +189,8 @@ def _part(
         share = simd.splat(1.0 / overlap, ones)
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(joint, share))
         before, behind = simd.multiply(before, share), simd.multiply(behind, emitted)
-        simd.add_outer(room.late, before, behind, rows)
+        if i == 0 or i >= half:
+            simd.add_outer(room.outer, before, behind, rows)
         size = simd.total(alpha)
         if size < LOW or size > HIGH:
             simd.store(room.row, 0, simd.multiply(alpha, simd.splat(1.0 / size, ones)))
@@ -202,19 +214,62 @@ def _part(
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if i > 0:  # the move between the halves is counted above
-            simd.add_outer(room.outer, state, ahead, rows)
+            simd.add_outers(room.outer, before, behind, state, ahead, rows)
         if t > 0:
-            beta = _scaled(beta, room.other, ones)
+            beta, _ = _scaled(beta, room.other, ones)
             if checked and simd.any_less(beta, faded):
                 return 0.0, False
-            if remember:
-                emitted = simd.load(room.emission, t * width, ones)
-            else:
-                emitted, _ = _emission(observation, t, ones)
+            emitted, _ = _emission_at(observation, t, room, ones)
             ahead = simd.multiply(beta, emitted)
             beta = simd.matvec(ahead, room.transposed, 0, rows)
     out[0], out[1] = shift, rest
     return simd.total(alpha), True
+
+
+@compiled
+def _open(
+    initial: Any,
+    observation: Any,
+    steps: int,
+    peak: float,
+    checked: bool,
+    room: Any,
+    ones: Any,
+    wide: Any,
+    out: Any,
+) -> tuple[Any, Any, bool]:
+    """Fill ``room.emission`` unless it is empty, and ``out`` as :func:`_approach` takes it.
+
+    :return: alpha of the first step, the share below which a state fades, and whether all is sound.
+    """
+    num_states = observation.shape[1]
+    room.row[:] = -1.0
+    room.row[:num_states] = FADED
+    faded = simd.load(room.row, 0, ones)
+    room.row[:] = -np.inf
+    shift, rest = open_logits(initial, observation[0], room.row)
+    extreme = max(abs(peak), abs(shift))
+    if not extreme <= LARGE:
+        return ones, faded, False
+    alpha = simd.exp(simd.load(room.row, 0, ones))
+    if checked and simd.any_less(alpha, faded):
+        return alpha, faded, False
+    if len(room.emission) > 0:
+        total, lost, most = _fill_emissions(observation, steps, room, ones, wide)
+        shift, rest = add(shift, rest + lost, total)
+        extreme = max(extreme, most)
+    out[0], out[1], out[2] = shift, rest, extreme
+    return alpha, faded, True
+
+
+@compiled
+def _value(out: Any, peak: float, steps: int, size: float) -> tuple[float, bool]:
+    """The log-likelihood, from the sum of what is left, and whether it may be used."""
+    high, low = times(peak, steps - 1)
+    shift, rest = add(out[0], out[1], high)
+    shift, rest = add(shift, rest, low)
+    value = shift + (rest + math.log(size))
+    return value, value - value == 0.0
 
 
 @compiled
@@ -237,38 +292,50 @@ def sweep_both_ends(
     :param wide: any vector of as many lanes as exponentials are computed at once.
     :return: the log-likelihood, and whether this may be used.
     """
-    num_states, out = observation.shape[1], room.totals
+    out = room.totals
     room.outer[:] = 0.0
-    room.late[:] = 0.0
-    room.row[:] = -1.0
-    room.row[:num_states] = FADED
-    faded = simd.load(room.row, 0, ones)
-    room.row[:] = -np.inf
-    shift, rest = open_logits(initial, observation[0], room.row)
-    extreme = max(abs(peak), abs(shift))
-    if not extreme <= LARGE:
+    alpha, faded, is_sound = _open(
+        initial, observation, steps, peak, checked, room, ones, wide, out
+    )
+    if not is_sound:
         return 0.0, False
-    alpha = simd.exp(simd.load(room.row, 0, ones))
-    if checked and simd.any_less(alpha, faded):
-        return 0.0, False
-    if len(room.emission) > 0:
-        total, lost, most = _fill_emissions(observation, steps, room, ones, wide)
-        shift, rest = add(shift, rest + lost, total)
-        extreme = max(extreme, most)
     simd.store(room.alpha, 0, alpha)
-    out[0], out[1], out[2] = shift, rest, extreme
     given = observation, steps, checked, room, ones, rows, faded
-    alpha, beta, ahead, is_sound = _approach(*given, alpha, out)
+    alpha, beta, ahead, is_sound = _approach(*given, alpha, out, None)
     if not is_sound:
         return 0.0, False
     size, is_sound = _part(*given, (alpha, beta, ahead), out, smoothed, filtered)
     if not is_sound:
         return 0.0, False
-    for i in range(len(room.outer)):
-        room.outer[i] += room.late[i]
     multiply_into(moved[0], room.matrix, room.outer, simd.width_of(ones))
-    high, low = times(peak, steps - 1)
-    shift, rest = add(out[0], out[1], high)
-    shift, rest = add(shift, rest, low)
-    value = shift + (rest + math.log(size))
-    return value, value - value == 0.0
+    return _value(out, peak, steps, size)
+
+
+@compiled
+def meet_from_both_ends(
+    initial: Any,
+    observation: Any,
+    steps: int,
+    peak: float,
+    checked: bool,
+    room: Any,
+    ones: Any,
+    rows: Any,
+    wide: Any,
+) -> tuple[float, bool]:
+    r"""The log-likelihood alone, :math:`\log \sum_k \alpha_t(k) \beta_t(k)` where both sweeps meet.
+
+    The arguments and the result are those of :func:`sweep_both_ends`.
+    """
+    out = room.totals
+    alpha, faded, is_sound = _open(
+        initial, observation, steps, peak, checked, room, ones, wide, out
+    )
+    if not is_sound:
+        return 0.0, False
+    given = observation, steps, checked, room, ones, rows, faded
+    alpha, beta, _, is_sound = _approach(*given, alpha, out, True)
+    size = simd.total(simd.multiply(alpha, beta))
+    if not (is_sound and size > LEAST_OVERLAP):
+        return 0.0, False
+    return _value(out, peak, steps, size)

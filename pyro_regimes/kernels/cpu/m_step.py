@@ -58,6 +58,15 @@ def _share(counts: Any, old: Any, tiny: float, out: Any) -> bool:
 
 
 @compiled
+def fill_shares(counts: Any, old: Any, tiny: float, out: Any) -> None:
+    """Probabilities from counts ``(n, K)``; NaN for a row without."""
+    for row in range(len(counts)):
+        if not _share(counts[row], old[row], tiny, out[row]):
+            for k in range(counts.shape[1]):
+                out[row, k] = np.nan
+
+
+@compiled
 def _maximise_chain(
     starts: Any,  # (K,), expected counts
     counts: Any,  # (K, K)

@@ -61,7 +61,7 @@ from typing import Any, Callable
 import numpy as np
 
 from pyro_regimes.kernels.cpu import simd
-from pyro_regimes.kernels.cpu.both_ends import sweep_both_ends
+from pyro_regimes.kernels.cpu.both_ends import meet_from_both_ends, sweep_both_ends
 from pyro_regimes.kernels.cpu.chain import array_of, end_of, longest_of
 from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.scales import (
@@ -374,14 +374,13 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
         both, filtering = len(smoothed) > 0, len(filtered) > 0
         keep = both or filtering
         varying = transition.shape[1] > 1
-        # Of long sequences E is computed again on the way back.
-        remember = both and num_steps * width <= _REMEMBERED
+        # Of long sequences E is computed one by one, and again on the way back.
+        remember = (both or not keep) and num_steps * width <= _REMEMBERED
         room = Room(
             np.empty((num_steps if keep else 2) * width),
             np.empty(num_steps * width + 8 if remember else 0),
             np.zeros(width * width),
             np.zeros(width * width),
-            np.empty(width * width),
             np.empty(width * width),
             np.empty(width),
             np.full(width, -1.0),
@@ -402,12 +401,17 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
                 peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, row)
+            given = start, data, steps, peak, checked, room, ones, states, wide
+            if not keep and not varying and steps >= _FEW:
+                value, is_sound = meet_from_both_ends(*given)
+                if is_sound:
+                    log_likelihood[n], redo[n] = value, False
+                    continue
             if both and not varying and steps >= _FEW:
                 out = smoothed[row, at:end], moved[n]
                 value, is_sound = sweep_both_ends(
-                    start, data, steps, peak, checked, room, ones, states, wide, *out,
-                    filtered[row : row + 1, at:end],
-                )  # fmt: skip
+                    *given, *out, filtered[row : row + 1, at:end]
+                )
                 if is_sound:
                     log_likelihood[n], redo[n] = value, False
                     smoothed[row, at + steps : end] = 0.0

@@ -10,7 +10,7 @@ import torch
 
 from pyro_regimes.kernels import ops
 from pyro_regimes.kernels.cpu import scales, simd
-from pyro_regimes.kernels.cpu.both_ends import sweep_both_ends
+from pyro_regimes.kernels.cpu.both_ends import meet_from_both_ends, sweep_both_ends
 from pyro_regimes.kernels.cpu.jit import compiled
 from tests.kernels.cases import Case, random_chain
 from tests.kernels.test_reference import assert_equal
@@ -19,11 +19,11 @@ FADED = -1e4  # a log-probability that is exactly 0 in the sweep, and not a stru
 
 
 def both(case: Case) -> None:
-    """The compiled E-step is the reference's."""
+    """The compiled E-step and the compiled log-likelihood are the reference's."""
     found = {}
     for name in ("cpu", "reference"):
         with ops.backend(name):
-            found[name] = ops.expectations(*case)
+            found[name] = *ops.expectations(*case), ops.log_likelihood(*case)
     for one, other in zip(found["cpu"], found["reference"], strict=True):
         assert_equal(one, other)
 
@@ -76,16 +76,20 @@ def test_no_sequence_depends_on_its_neighbours():
     observation[1, 25, 0] = FADED
     case = case._replace(observation=observation)
     with ops.backend("cpu"):
-        together = ops.expectations(*case)
+        together = *ops.expectations(*case), ops.log_likelihood(*case)
         for index in range(3):
-            alone = ops.expectations(*(part[index] for part in case[:3]))
+            parts = [part[index] for part in case[:3]]
+            alone = *ops.expectations(*parts), ops.log_likelihood(*parts)
             for one, other in zip(alone, together, strict=True):
                 assert torch.equal(one, other[index])
 
 
 @compiled
 def swept(initial, matrix, observation, peak, checked, remember, smoothed, moved):
-    """One sweep of four lanes, three states: its value, and whether it may be used."""
+    """One sweep of four lanes, three states: its value, and whether it may be used.
+
+    The same of the log-likelihood alone.
+    """
     steps, flat = len(observation), np.zeros(16)
     transposed = np.zeros(16)
     for i in range(3):
@@ -93,13 +97,12 @@ def swept(initial, matrix, observation, peak, checked, remember, smoothed, moved
             flat[4 * i + j] = transposed[4 * j + i] = matrix[i, j]
     room = scales.Room(
         np.empty(4 * steps), np.empty(4 * steps + 8 if remember else 0), flat, transposed,
-        np.empty(16), np.empty(16), np.empty(4), np.empty(4), np.empty(3),
+        np.empty(16), np.empty(4), np.empty(4), np.empty(3),
     )  # fmt: skip
     ones, rows, wide = simd.splat(1.0, 4), simd.splat(0.0, 3), simd.splat(0.0, 8)
-    return sweep_both_ends(
-        initial, observation, steps, peak, checked, room, ones, rows, wide, smoothed, moved,
-        np.empty((0, 0, 0)),
-    )  # fmt: skip
+    given = initial, observation, steps, peak, checked, room, ones, rows, wide
+    alone = meet_from_both_ends(*given)
+    return *sweep_both_ends(*given, smoothed, moved, np.empty((0, 0, 0))), *alone
 
 
 @pytest.mark.parametrize("remember", [False, True])
@@ -112,7 +115,15 @@ def test_which_sequences_it_serves(remember, num_steps):
 
     def serves(initial, matrix, observation, checked=True):
         given = initial, matrix, observation, float(case.transition.max()), checked, remember
-        return swept(*given, *out)
+        value, is_served, alone, is_alone_served = swept(*given, *out)
+        if is_served:
+            assert is_alone_served
+        if is_alone_served:  # also where only alpha fades, after the sweeps have met
+            moves = torch.from_numpy(matrix).log() + case.transition.max()
+            chain = torch.from_numpy(initial), moves[None], torch.from_numpy(observation)
+            with ops.backend("reference"):
+                assert alone == pytest.approx(float(ops.log_likelihood(*chain)), rel=1e-13)
+        return value, is_served
 
     initial = case.initial.numpy()
     value, is_served = serves(initial, matrix, observation)

@@ -33,7 +33,7 @@ def filtered_by_reference(case: Case) -> Tensor:
 
 
 def assert_same(case: Case) -> None:
-    """The E-step to the bit, the filter to rounding."""
+    """The E-step to the bit; the filter, and the log-likelihood alone, to rounding."""
     found, alone = ops.posterior(*case), ops.expectations(*case)
     torch.testing.assert_close(found.log_likelihood, alone.log_likelihood, rtol=0, atol=0)
     torch.testing.assert_close(found.smoothed_probs, alone.smoothed_probs, rtol=0, atol=0)
@@ -50,7 +50,8 @@ def assert_same(case: Case) -> None:
     only = ops.filter_probs(*case)
     assert torch.equal(only.filtered_probs, found.filtered_probs)
     forward = ops.log_likelihood(*case)
-    torch.testing.assert_close(only.log_likelihood, forward, rtol=0, atol=0)
+    # Without the filter, the sweeps meet in the middle.
+    torch.testing.assert_close(only.log_likelihood, forward, rtol=1e-14, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", CASES)

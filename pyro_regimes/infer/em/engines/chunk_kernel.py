@@ -99,7 +99,7 @@ class ChunkKernel:
                 ) from error
             why = str(error)
         if self._ranks is not None and not self._is_served:
-            why = why_not_on_all(why, self._ranks)
+            why = why_not_on_all(why, self._reader.problem)
             if why is not None:
                 raise NotServed(why)
             self._is_served = True

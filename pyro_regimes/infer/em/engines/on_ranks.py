@@ -34,7 +34,7 @@ def find_on_ranks(problem: Problem, start: TensorState, extrapolates: bool) -> F
         sites = {name: data._replace(weight=None) for name, data in problem.sites.items()}
         own = problem._replace(sites=sites)
     found = find_fused(own, start, extrapolates)
-    reason = why_not_on_all(found if isinstance(found, str) else None, ranks)
+    reason = why_not_on_all(found if isinstance(found, str) else None, problem)
     if reason is not None:
         return reason
     assert isinstance(found, FusedEngine) and isinstance(found.kernel, ChainEM)
@@ -44,14 +44,19 @@ def find_on_ranks(problem: Problem, start: TensorState, extrapolates: bool) -> F
     return found
 
 
-def why_not_on_all(reason: str | None, ranks: Ranks) -> str | None:
+def why_not_on_all(reason: str | None, problem: Problem) -> str | None:
     """The reason why the engine of some rank does not serve; None if those of all do.
 
     :param reason: that of this rank.
     """
-    for rank, each in enumerate(ranks.objects(reason)):
+    assert problem.ranks is not None
+    dtypes = {str(data.dtype) for data in problem.sites.values()}
+    found = problem.ranks.objects((reason, dtypes))
+    for rank, (each, _) in enumerate(found):
         if each is not None:
             return reason or f"on rank {rank} {each}"
+    if any(own != dtypes for _, own in found):  # bounds of rounding, and so decisions, differ
+        return "the data of the ranks are of different dtypes"
     return None
 
 

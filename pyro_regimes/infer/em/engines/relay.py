@@ -26,6 +26,7 @@ from pyro_regimes.infer.em.problem import (
     TensorState,
 )
 from pyro_regimes.infer.em.squarem import next_bounds
+from pyro_regimes.kernels import ops
 
 
 class RelayState:
@@ -233,6 +234,7 @@ class RelayEngine:
     def _begin(self, fused: Flags) -> RelayState:
         """The state at the start."""
         arrays = self._fused.start
+        ops.rest_threads()
         if fused.any():
             beyond = self._fused.step(arrays, fused)
         else:
