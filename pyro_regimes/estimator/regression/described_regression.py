@@ -104,7 +104,7 @@ class DescribedRegression(FittedRegression):
             of = self.transition_formula or "of arrays"
             row = "entered" if self._form.enters else "left"
             facts.append(("Transitions", f"{of}, by the row that is {row}"))
-        missing = f" ({self.n_missing_} more without a response)" if self.n_missing_ else ""
+        missing = f" ({self.n_missing_} more not observed)" if self.n_missing_ else ""
         durations = ", ".join(f"{each:.2f}" for each in self.expected_durations_)
         facts += [
             ("Regimes", str(len(self.regime_names_))),
@@ -132,4 +132,6 @@ class DescribedRegression(FittedRegression):
                 "The data do not determine the parameters without a standard error (-), as where "
                 "covariates separate the moves from the stays, or regimes are alike."
             )
+        if any("on a bound" in each and "transition_probs" in each for each in found):
+            notes.append("A probability of 0 or 1 is on a bound, without a standard error (-).")
         return [each for each in notes if not each.startswith("on a bound")]

@@ -18,6 +18,8 @@ class ArrayDesign:
     :param fit_intercept: whether X has it; Z always has.
     """
 
+    has_lags = False  #: as of :class:`.FormulaDesign`
+
     def __init__(self, fit_intercept: bool) -> None:
         self._fit_intercept = fit_intercept
 

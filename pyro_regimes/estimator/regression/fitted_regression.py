@@ -100,7 +100,7 @@ class FittedRegression(BaseEstimator):
             one step; the others know the response itself.
         :param lengths: as in :meth:`fit`.
         :param start: as in :meth:`predict`.
-        :return: ``(T,)``.
+        :return: ``(T,)``; NaN in rows whose lags are not known.
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         probs, rows = self._probs(data, y, Z, kind, lengths, start)
@@ -219,7 +219,7 @@ class FittedRegression(BaseEstimator):
         check_is_fitted(self)
         rows = self._design.read(data, y, Z)
         assert rows.y is not None
-        sizes = [len(rows.y)] if lengths is None else checked_lengths(lengths, len(rows.y))
+        sizes = sizes_of(self._design, lengths, len(rows.y))
         first = self._first_probs(start, rows.y, sizes)
         form = self._form
         with self._computing():
@@ -247,3 +247,18 @@ class FittedRegression(BaseEstimator):
     @staticmethod
     def _computing() -> Any:
         return plain_torch(torch.device("cpu"))
+
+
+def sizes_of(design: Design, lengths: npt.ArrayLike | None, num_rows: int) -> list[int]:
+    """The number of rows of each sequence.
+
+    :raises ValueError: if lengths do not fit, or a lag would reach into another sequence.
+    """
+    if lengths is None:
+        return [num_rows]
+    if design.has_lags:
+        raise ValueError(
+            "expected lengths=None where the formula has lag(), which would reach into the "
+            "sequence before; give the lags as columns of data"
+        )
+    return checked_lengths(lengths, num_rows)

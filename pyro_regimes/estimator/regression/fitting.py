@@ -106,7 +106,7 @@ def _order(form: Form, parameters: RegressionParameters, rows: Rows) -> Any:
     """By sigma if it switches, else by the mean at the average covariates; lowest first."""
     if form.switching_variance:
         return np.argsort(parameters.sigma, kind="stable")
-    return np.argsort(parameters.coefficients @ rows.X.mean(0), kind="stable")
+    return np.argsort(parameters.coefficients @ np.nanmean(rows.X, axis=0), kind="stable")
 
 
 def _problems(best: _End, max_iter: int, tol: float | None) -> list[Warning]:

@@ -73,10 +73,11 @@ class Form(NamedTuple):
         """The form of a model of training data."""
         assert rows.y is not None
         y = rows.y[~np.isnan(rows.y)]
+        X = np.nan_to_num(rows.X)
         unit = float(y.std()) or float(np.abs(y).max()) or 1.0
         factors = [
             None if matrix is None else _triangle(matrix)
-            for matrix in (rows.X[:, switching], rows.X[:, ~switching], rows.Z)
+            for matrix in (X[:, switching], X[:, ~switching], rows.Z)
         ]
         own, common, moves = factors
         assert own is not None and common is not None
@@ -159,9 +160,10 @@ class Form(NamedTuple):
 
     def tensors(self, rows: Rows) -> dict[str, Tensor]:
         """The rows in the coordinates of the computation."""
+        X = np.nan_to_num(rows.X)  # without an observation
         found = {
-            "own": _rotated(rows.X[:, self.switching], self.own),
-            "common": _rotated(rows.X[:, ~self.switching], self.common),
+            "own": _rotated(X[:, self.switching], self.own),
+            "common": _rotated(X[:, ~self.switching], self.common),
         }
         if rows.y is not None:
             found["y"] = torch.from_numpy(rows.y / self.unit)

@@ -87,7 +87,20 @@ class FormulaDesign:
                     f"{list(response.model_spec.column_names)}"
                 )
             y = tables.check_response(numbers[:, 0])
-        return Rows(y, _finite(covariates, data), None if moves is None else _finite(moves, data))
+        X = np.asarray(covariates, dtype=np.float64)
+        first = 0
+        if y is not None and self.has_lags:
+            # Rows before the first one whose lags are known are steps without an observation.
+            known = np.isfinite(X).all(-1)
+            first = int(known.argmax())
+            y[:first], X[:first] = np.nan, np.nan
+        tables.check_finite(X, covariates.model_spec.column_names, data, first)
+        return Rows(y, X, None if moves is None else _finite(moves, data))
+
+    @property
+    def has_lags(self) -> bool:
+        """Whether a covariate is a lag, which is not known in the first rows."""
+        return "lag" in self._covariates.variables_by_source.get("transforms", ())
 
 
 def _frame(data: Any, y: Any, Z: Any) -> Any:

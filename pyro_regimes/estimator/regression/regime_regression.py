@@ -13,10 +13,10 @@ import torch
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
-from pyro_regimes.estimator.lengths import checked_lengths
 from pyro_regimes.estimator.regression.described_regression import DescribedRegression
 from pyro_regimes.estimator.regression.design import ArrayDesign, Design
 from pyro_regimes.estimator.regression.errors import RegressionErrors, regression_errors
+from pyro_regimes.estimator.regression.fitted_regression import sizes_of
 from pyro_regimes.estimator.regression.fitting import Fitted, fit
 from pyro_regimes.estimator.regression.form import Form, transition_matrices
 from pyro_regimes.estimator.regression.formulas import FormulaDesign
@@ -98,8 +98,8 @@ class RegimeRegression(DescribedRegression):
     >>> y = np.where(regime, 2 + x, -x) + 0.3 * rng.normal(size=300)
     >>> model = RegimeRegression("y ~ x", random_state=0, switching_variance=False)
     >>> model.fit({"x": x, "y": y}).coef_.round(1)
-    array([[-0. , -1. ],
-           [ 2. ,  1. ]])
+    array([[-0., -1.],
+           [ 2.,  1.]])
     """
 
     def __init__(
@@ -144,7 +144,8 @@ class RegimeRegression(DescribedRegression):
 
         With a formula, ``data`` is a table with the response; without, ``data`` is the matrix X of
         covariates. Covariates may not be missing; the rows of a missing response count as steps
-        without an observation. If the fit raises, the model keeps its previous fit.
+        without an observation, and so do the first rows where the formula has ``lag(x)`` or
+        ``lag(y, 2)``. If the fit raises, the model keeps its previous fit.
 
         :param data: a DataFrame (pandas, polars) or a dict of columns, in order of time; or an
             array ``(T, P)`` or a DataFrame of numbers, where the model has no formula.
@@ -160,7 +161,7 @@ class RegimeRegression(DescribedRegression):
         design = self._make_design()
         rows = design.learn(data, y, Z)
         assert rows.y is not None
-        sizes = [len(rows.y)] if lengths is None else checked_lengths(lengths, len(rows.y))
+        sizes = sizes_of(design, lengths, len(rows.y))
         form = self._make_form(design, rows)
         rng = validation.random_state(self.random_state)
         with plain_torch(torch.device("cpu")):

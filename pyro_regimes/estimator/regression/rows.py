@@ -19,7 +19,7 @@ class Rows(NamedTuple):
     """The rows of some data as a regression takes them."""
 
     y: Array | None  #: ``(T,)``, NaN where missing; None where the data have none
-    X: Array  #: ``(T, P)``
+    X: Array  #: ``(T, P)``; NaN where lags are not known, in rows of which y is NaN, too
     Z: Array | None  #: ``(T, Q)``, covariates of transitions; None where these are constant
 
 

@@ -78,12 +78,15 @@ def check_complete(frame: Any, names: Sequence[str], data: Any) -> None:
     _refuse({name: frame[name].isna().to_numpy() for name in names}, "NaN", data)
 
 
-def check_finite(matrix: Array, names: Sequence[str], data: Any) -> None:
+def check_finite(matrix: Array, names: Sequence[str], data: Any, first: int = 0) -> None:
     """The same for the columns of a matrix, which may have become NaN or infinite.
 
     :param data: of which the matrix was made; its rows may have dates.
+    :param first: the row from which on they are checked.
     """
-    _refuse(dict(zip(names, ~np.isfinite(matrix).T, strict=True)), "NaN or infinity", data)
+    wrong = ~np.isfinite(matrix)
+    wrong[:first] = False
+    _refuse(dict(zip(names, wrong.T, strict=True)), "NaN or infinity", data)
 
 
 def _refuse(flags: Mapping[str, npt.NDArray[np.bool_]], what: str, data: Any) -> None:

@@ -189,7 +189,8 @@ def _part(
         share = simd.splat(1.0 / overlap, ones)
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(joint, share))
         before, behind = simd.multiply(before, share), simd.multiply(behind, emitted)
-        simd.add_outer(room.late, before, behind, rows)
+        if i == 0 or i >= half:
+            simd.add_outer(room.outer, before, behind, rows)
         size = simd.total(alpha)
         if size < LOW or size > HIGH:
             simd.store(room.row, 0, simd.multiply(alpha, simd.splat(1.0 / size, ones)))
@@ -213,7 +214,7 @@ def _part(
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if i > 0:  # the move between the halves is counted above
-            simd.add_outer(room.outer, state, ahead, rows)
+            simd.add_outers(room.outer, before, behind, state, ahead, rows)
         if t > 0:
             beta, _ = _scaled(beta, room.other, ones)
             if checked and simd.any_less(beta, faded):
@@ -293,7 +294,6 @@ def sweep_both_ends(
     """
     out = room.totals
     room.outer[:] = 0.0
-    room.late[:] = 0.0
     alpha, faded, is_sound = _open(
         initial, observation, steps, peak, checked, room, ones, wide, out
     )
@@ -307,8 +307,6 @@ def sweep_both_ends(
     size, is_sound = _part(*given, (alpha, beta, ahead), out, smoothed, filtered)
     if not is_sound:
         return 0.0, False
-    for i in range(len(room.outer)):
-        room.outer[i] += room.late[i]
     multiply_into(moved[0], room.matrix, room.outer, simd.width_of(ones))
     return _value(out, peak, steps, size)
 

@@ -382,7 +382,6 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
             np.zeros(width * width),
             np.zeros(width * width),
             np.empty(width * width),
-            np.empty(width * width),
             np.empty(width),
             np.full(width, -1.0),
             np.empty(3),

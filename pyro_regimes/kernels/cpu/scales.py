@@ -25,7 +25,6 @@ class Room(NamedTuple):
     matrix: Any  # W * W: M
     transposed: Any  # W * W
     outer: Any  # W * W: sums over time of alpha_t(i) w_{t+1}(j) / S_t
-    late: Any  # W * W: likewise, of the second half
     row: Any  # W
     other: Any  # W
     totals: Any  # 3: see both_ends.py

@@ -303,6 +303,22 @@ def matvec(typingctx: Any, lanes: Any, matrix: Any, offset: Any, rows: Any) -> A
     return lanes(lanes, matrix, types.intp, rows), generate
 
 
+def _add_outers(
+    context: Any, builder: Any, array_type: Any, matrix: Any, pairs: list[Any], rows: int
+) -> Any:
+    """Add outer products of vectors, row by row of a flat W x W array."""
+    base = _pointer(context, builder, array_type, matrix, ir.Constant(_INT64, 0))
+    width = pairs[0][1].type.count
+    for i in range(rows):
+        pointer = builder.gep(base, [ir.Constant(_INT64, i * width)])
+        row = _load(builder, pointer, width)
+        mask = ir.Constant(ir.VectorType(_INT32, width), [i] * width)
+        for x, y in pairs:
+            row = _multiply_add(builder, builder.shuffle_vector(x, x, mask), y, row)
+        builder.store(row, builder.bitcast(pointer, ir.PointerType(row.type)), align=8)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def add_outer(typingctx: Any, matrix: Any, lanes: Any, columns: Any, rows: Any) -> Any:
     """:math:`M_{ij} \\mathrel{+}= x_i y_j` for a W x W matrix, row by row in a flat array.
@@ -311,21 +327,23 @@ def add_outer(typingctx: Any, matrix: Any, lanes: Any, columns: Any, rows: Any) 
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        matrix_value, x, y, _ = args
-        width = lanes.width
-        base = _pointer(
-            context, builder, signature.args[0], matrix_value, ir.Constant(_INT64, 0)
-        )
-        for i in range(rows.width):
-            mask = ir.Constant(ir.VectorType(_INT32, width), [i] * width)
-            state = builder.shuffle_vector(x, x, mask)
-            pointer = builder.gep(base, [ir.Constant(_INT64, i * width)])
-            row = _multiply_add(builder, state, y, _load(builder, pointer, width))
-            vector = ir.PointerType(row.type)
-            builder.store(row, builder.bitcast(pointer, vector), align=8)
-        return context.get_dummy_value()
+        array_type, pairs = signature.args[0], [args[1:3]]
+        return _add_outers(context, builder, array_type, args[0], pairs, rows.width)
 
     return types.void(matrix, lanes, columns, rows), generate
+
+
+@intrinsic
+def add_outers(
+    typingctx: Any, matrix: Any, lanes: Any, columns: Any, others: Any, more: Any, rows: Any
+) -> Any:
+    """:math:`M_{ij} \\mathrel{+}= x_i y_j + u_i v_j`, likewise."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_type, pairs = signature.args[0], [args[1:3], args[3:5]]
+        return _add_outers(context, builder, array_type, args[0], pairs, rows.width)
+
+    return types.void(matrix, lanes, columns, others, more, rows), generate
 
 
 @intrinsic

@@ -166,6 +166,32 @@ def test_missing_responses_are_marginalised():
     np.testing.assert_allclose(far.coef_, model.coef_, atol=1e-4)
 
 
+def test_lags_in_the_formula():
+    """The first rows are steps without an observation, which a stationary start does not see."""
+    lagged = fitted("y ~ x + lag(y, 2)")
+    own = DATA.assign(lag=DATA.y.shift(2)).iloc[2:]
+    dropped = fitted("y ~ x + lag", own)
+    assert lagged.log_likelihood_ == pytest.approx(dropped.log_likelihood_, abs=1e-6)
+    np.testing.assert_allclose(lagged.coef_, dropped.coef_, atol=1e-4)
+    assert lagged.n_samples_fit_ == T - 2 and lagged.n_missing_ == 2
+    np.testing.assert_allclose(
+        lagged.predict_proba(DATA)[2:], dropped.predict_proba(own), atol=1e-4
+    )
+    assert np.isnan(lagged.predict_mean(DATA)).sum() == 2
+    with pytest.raises(ValueError, match="lag.*would reach into the sequence before"):
+        RegimeRegression("y ~ lag(x)").fit(DATA, lengths=[T - 9, 9])
+
+
+@pytest.mark.parametrize("row", ["left", "entered"])
+def test_transitions_of_several_sequences(row):
+    model = RegimeRegression(
+        "y ~ x", transition_formula="~ z", transition_row=row, n_init=1, random_state=0
+    ).fit(DATA, lengths=[100, T - 100])
+    parts = [DATA.iloc[:100], DATA.iloc[100:]]
+    alone = sum(model.score(part, start=model.initial_probs_) for part in parts)
+    assert model.log_likelihood_ == pytest.approx(alone, abs=1e-8)
+
+
 def test_several_sequences():
     twice = pd.concat([DATA, DATA], ignore_index=True)
     model = fitted(data=twice)

@@ -97,7 +97,7 @@ def swept(initial, matrix, observation, peak, checked, remember, smoothed, moved
             flat[4 * i + j] = transposed[4 * j + i] = matrix[i, j]
     room = scales.Room(
         np.empty(4 * steps), np.empty(4 * steps + 8 if remember else 0), flat, transposed,
-        np.empty(16), np.empty(16), np.empty(4), np.empty(4), np.empty(3),
+        np.empty(16), np.empty(4), np.empty(4), np.empty(3),
     )  # fmt: skip
     ones, rows, wide = simd.splat(1.0, 4), simd.splat(0.0, 3), simd.splat(0.0, 8)
     given = initial, observation, steps, peak, checked, room, ones, rows, wide
