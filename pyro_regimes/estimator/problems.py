@@ -197,6 +197,7 @@ def of_shares(
     durations: Array,
     num_rows: float,
     fewest: int,
+    remedy: str = "Compare fewer regimes (select).",
 ) -> list[str]:
     """Notes on regimes that may be no regimes.
 
@@ -205,6 +206,7 @@ def of_shares(
     data have often finds outliers, or a few rows that happen to lie on a line.
 
     :param durations: the expected durations, ``(K,)``.
+    :param remedy: what to do about outliers.
     """
     if not num_rows:  # parameters without a fit
         return []
@@ -215,7 +217,6 @@ def of_shares(
             found.append(f"{holds}: an outlier, or an error in the data?")
         elif share < _RARE and duration < _SINGLE:
             found.append(
-                f"{holds}, most of them single steps: outliers rather than a regime? Compare fewer "
-                "regimes (select)."
+                f"{holds}, most of them single steps: outliers rather than a regime? {remedy}"
             )
     return found

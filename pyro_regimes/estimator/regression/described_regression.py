@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_regimes.estimator import validation
+from pyro_regimes.estimator import problems, validation
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.coefficient_table import (
     CoefficientTable,
@@ -28,6 +28,7 @@ class DescribedRegression(FittedRegression):
     log_likelihood_: float
     n_samples_fit_: int
     n_missing_: int
+    share_of_time_: Array
     starts_: StartResults
     _errors: RegressionErrors | None
 
@@ -114,8 +115,16 @@ class DescribedRegression(FittedRegression):
             ("BIC", f"{self.bic():.3f}"),
             ("Initial distribution", self._form.initial),
             ("Expected durations", durations),
+            ("Shares of time", ", ".join(f"{share:.1%}" for share in self.share_of_time_)),
         ]
-        notes = list(self.starts_.describe())
+        notes = list(self.starts_.describe()) + problems.of_shares(
+            self.regime_names_,
+            self.share_of_time_,
+            self.expected_durations_,
+            self.n_samples_fit_,
+            2 * (int(self._form.switching.sum()) + int(self._form.switching_variance)),
+            "Compare fewer regimes.",
+        )
         if self._form.moves is not None:
             notes.append(
                 "Coefficients of moves, such as from Regime 1 to Regime 2, are log-odds against "

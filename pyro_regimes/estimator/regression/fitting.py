@@ -15,9 +15,10 @@ from pyro_regimes.estimator.regression.form import Form, RegressionParameters
 from pyro_regimes.estimator.regression.rows import Rows
 from pyro_regimes.estimator.regression.starts import Starts
 from pyro_regimes.estimator.start_results import StartResults, best_start
+from pyro_regimes.infer import EMResult
 
-#: The least variance in a fit, as a share of that of the residuals of one regression.
-_FLOOR = 1e-10
+#: The least sigma in a fit, as a share of the largest response: what rounding leaves of residuals.
+_LEAST = 1e3 * float(np.finfo(np.float64).eps)
 
 
 class Fitted(NamedTuple):
@@ -27,6 +28,7 @@ class Fitted(NamedTuple):
     history: Array  #: log-likelihood before each iteration, and at the end
     converged: bool
     log_likelihood: float
+    share_of_time: Array  #: ``(K,)``, mean smoothed probability of rows with a response
     starts: StartResults
     problems: list[Warning]
 
@@ -56,44 +58,64 @@ def fit(
 
     :param sizes: the number of rows of each sequence.
     :param report: takes a line about each start.
-    :raises ValueError: if no start has a finite log-likelihood.
+    :raises ValueError: if one regression explains the response exactly, or no start has a finite
+        log-likelihood.
     """
     tensors = form.tensors(rows)
     lengths = packed_lengths(sizes)
     starts = Starts(form, tensors, rng)
-    floor = _FLOOR * starts.deviation**2
+    least = _LEAST * float(tensors["y"].nan_to_num().abs().max())
+    if starts.deviation <= least:
+        raise ValueError(
+            "expected a response that varies about one regression of all rows, got one that it "
+            "explains exactly; it has no sigma"
+        )
     # log p(y) is that in units of u, less the logarithm of u for each value.
     offset = float((~tensors["y"].isnan()).sum()) * np.log(form.unit)
     ends = []
     for number in range(1 if form.num_regimes == 1 else n_init):
         arguments = starts.arguments(number)
-        em = FitEM(form.pyro_model(arguments, tensors, lengths), min_eigenvalue=floor)
+        em = FitEM(form.pyro_model(arguments, tensors, lengths), min_eigenvalue=least**2)
         result = em.run(num_steps=max_iter, tol=tol, acceleration=acceleration)
-        held = {**arguments, **{name: value.clone() for name, value in em.values().items()}}
-        history = -np.array(result.history) - offset
-        collapsed = bool((held["sigma"].square() <= 2 * floor).any())
-        converged = bool(result.converged)
-        ends.append(_End(held, history, converged, collapsed, em.is_unbounded))
+        end = _end_of(em, result, arguments, offset)
+        ends.append(end)
         if report is not None:
-            report(f"start {number}: log-likelihood {history[-1]:.4f}, {len(history) - 1} steps")
-    results = StartResults(
-        np.array([end.history[-1] for end in ends]),
-        np.array([len(end.history) - 1 for end in ends]),
-        np.array([end.converged for end in ends]),
-        np.array([end.collapsed or not np.isfinite(end.history[-1]) for end in ends]),
-        0,
-    )
-    results = results._replace(best=best_start(results.log_likelihood, results.collapsed))
+            steps = len(end.history) - 1
+            report(f"start {number}: log-likelihood {end.history[-1]:.4f}, {steps} steps")
+    results = _results(ends)
     best = ends[results.best]
     parameters = form.parameters(best.arguments)
     parameters = parameters.reordered(_order(form, parameters, rows))
+    hmm = form.distribution(form.to_arguments(parameters), tensors, lengths)
+    known = ~tensors["y"].isnan()
+    share = hmm.smoothed_probs(tensors["y"])[known].mean(0).detach().numpy()
     return Fitted(
         parameters,
         best.history,
         best.converged,
         float(best.history[-1]),
+        share,
         results,
         _problems(best, max_iter, tol),
+    )
+
+
+def _end_of(em: FitEM, result: EMResult, arguments: dict[str, Tensor], offset: float) -> _End:
+    held = {**arguments, **{name: value.clone() for name, value in em.values().items()}}
+    history = -np.array(result.history) - offset
+    collapsed = bool((held["sigma"].square() <= 2 * em.min_eigenvalue).any())
+    return _End(held, history, bool(result.converged), collapsed, em.is_unbounded)
+
+
+def _results(ends: list[_End]) -> StartResults:
+    final = np.array([end.history[-1] for end in ends])
+    collapsed = np.array([end.collapsed for end in ends]) | ~np.isfinite(final)
+    return StartResults(
+        final,
+        np.array([len(end.history) - 1 for end in ends]),
+        np.array([end.converged for end in ends]),
+        collapsed,
+        best_start(final, collapsed),
     )
 
 
@@ -126,6 +148,15 @@ def _problems(best: _End, max_iter: int, tol: float | None) -> list[Warning]:
                 "bound. Use fewer regimes, or fewer terms in transition_formula."
             )
         ]
+    steps = len(best.history) - 1
     if not best.converged and max_iter > 0 and tol is not None:
-        return [problems.of_convergence(len(best.history) - 1)]
+        if steps < max_iter:
+            return [
+                problems.ConvergenceWarning(
+                    f"The best start stopped after {steps} iterations, but the gradient there does "
+                    "not confirm a maximum, as where the data do not determine the parameters. Use "
+                    "fewer regimes or fewer terms."
+                )
+            ]
+        return [problems.of_convergence(steps)]
     return []

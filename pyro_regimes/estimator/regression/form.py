@@ -74,7 +74,8 @@ class Form(NamedTuple):
         assert rows.y is not None
         y = rows.y[~np.isnan(rows.y)]
         X = np.nan_to_num(rows.X)
-        unit = float(y.std()) or float(np.abs(y).max()) or 1.0
+        most = float(np.abs(y).max()) or 1.0
+        unit = most * (float((y / most).std()) or 1.0)
         factors = [
             None if matrix is None else _triangle(matrix)
             for matrix in (X[:, switching], X[:, ~switching], rows.Z)

@@ -84,6 +84,7 @@ class RegimeRegression(DescribedRegression):
     ``covariance_``                ``(K P, K P)``, of the estimates ``coef_``, regime by regime;
                                    None without standard errors
     ``expected_durations_``        ``(K,)``, steps of a stay at ``transition_matrix_``
+    ``share_of_time_``             ``(K,)``, mean smoothed probability of rows with a response
     ``regime_names_``              list of K names
     ``log_likelihood_``            of the training data; ``history_`` before each iteration
     ``n_iter_``, ``converged_``    of the kept start
@@ -271,6 +272,7 @@ def _attributes(
         "transition_matrix_": matrix,
         "transition_coefficients_": parameters.transition_coefficients,
         "covariance_": None if errors is None else errors.covariance,
+        "share_of_time_": found.share_of_time,
         "regime_names_": [f"Regime {k + 1}" for k in range(form.num_regimes)],
         "log_likelihood_": found.log_likelihood,
         "history_": found.history,

@@ -43,9 +43,8 @@ class Starts:
         fitted = self._design @ self._theta
         self._y = np.where(self._known, y, fitted)
         self._residuals = self._y - fitted
-        deviation = float(np.sqrt(np.square(self._residuals[self._known]).mean()))
-        #: Of the residuals of one regression of all rows; no zero where it fits them exactly.
-        self.deviation = deviation or np.finfo(np.float64).eps
+        #: Of the residuals of one regression of all rows.
+        self.deviation = float(np.sqrt(np.square(self._residuals[self._known]).mean()))
 
     def arguments(self, number: int) -> dict[str, Tensor]:
         """The arguments of a start, by its number from 0."""

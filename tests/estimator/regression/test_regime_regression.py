@@ -278,3 +278,31 @@ def test_separated_transitions_are_said():
     with pytest.warns(match="coefficients of some transition have no maximum"):
         model = fitted(data=DATA.assign(z=moved), transition_formula="~ z")
     assert not model.converged_
+
+
+def test_a_regime_that_fits_its_rows_exactly_is_said():
+    levels = DATA.assign(y=DATA.index // 20 % 2)
+    with pytest.warns(match="A regime fits its rows exactly in every start"):
+        model = fitted("y ~ 1", levels)
+    assert model.starts_.collapsed.all()
+    for y in (3.0, 1.0 + 2.0 * DATA.x, 0.0):
+        with pytest.raises(ValueError, match="one that it explains exactly"):
+            fitted(data=DATA.assign(y=y))
+
+
+def test_a_tight_regime_beside_a_wild_one_is_no_collapse():
+    rng = seeds.rng(1712)
+    wild = np.arange(T) // 20 % 2
+    y = DATA.x + np.where(wild, 1e7, 1.0) * rng.normal(size=T)
+    model = fitted(data=DATA.assign(y=y))
+    assert not model.starts_.collapsed[model.starts_.best]
+    assert 0.7 < model.sigma_[0] < 1.3 and 0.7e7 < model.sigma_[1] < 1.3e7
+    share = model.predict_proba(DATA.assign(y=y)).mean(0)
+    np.testing.assert_allclose(model.share_of_time_, share, atol=1e-10)
+
+
+def test_a_regime_of_a_few_rows_is_noted():
+    y = DATA.x + 0.5 * np.sin(37.0 * DATA.index)
+    y[[50, 51, 52]] += 40.0
+    model = fitted(data=DATA.assign(y=y), n_init=8, switching_variance=False, switching=["1"])
+    assert "holds 3 of 240 steps: an outlier" in " ".join(str(model.summary()).split())
