@@ -48,10 +48,7 @@ def read(
     }
     if initial is not None:
         named["initial_probs"] = initial
-    for name, value in named.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            came = getattr(value, "dtype", type(value).__name__)
-            raise ValueError(f"expected {name} to be a floating point tensor, got {came}")
+    _are_tensors(named)
     if loc.dim() < 1:
         raise ValueError("expected loc to have shape (..., K), got shape ()")
     coefficients = coefficients.unsqueeze(-2) if coefficients.dim() == 1 else coefficients
@@ -89,6 +86,14 @@ def read(
     transition = transition / transition.sum(-1, keepdim=True)  # rounded probabilities
     initial = initial / initial.sum(-1, keepdim=True)
     return Arguments(history, transition, loc, coefficients, scale, initial, batch_shape)
+
+
+def _are_tensors(named: dict[str, Tensor]) -> None:
+    """Check that all are floating point tensors."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            came = getattr(value, "dtype", type(value).__name__)
+            raise ValueError(f"expected {name} to be a floating point tensor, got {came}")
 
 
 def _ends_in(name: str, value: Tensor, *sizes: tuple[int, ...]) -> None:
