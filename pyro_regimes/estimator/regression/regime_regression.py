@@ -184,7 +184,10 @@ class RegimeRegression(DescribedRegression):
     ) -> npt.NDArray[np.int64]:
         """Fit, and return the most likely path of regimes of the training data.
 
-        :param data: as in :meth:`fit`, and the others likewise.
+        :param data: as in :meth:`fit`.
+        :param y: as in :meth:`fit`.
+        :param Z: as in :meth:`fit`.
+        :param lengths: as in :meth:`fit`.
         :return: ``(T,)``.
         :raises ValueError: as :meth:`fit` does.
         """
