@@ -33,13 +33,11 @@ def _has_kernel(*chain: Tensor) -> bool:
 
 def _run(chain: tuple[Tensor, ...], *, filtered: bool, smoothed: bool) -> tuple[Tensor, ...]:
     """Log-likelihood, filtered and smoothed probabilities (empty unless wanted), transitions."""
-    from pyro_regimes.kernels.cpu import lagged
+    from pyro_regimes.kernels.cpu import lagged, lagged_vectors
     from pyro_regimes.kernels.cpu.jit import spread
 
     initial, transition, observation = (each.detach().contiguous() for each in chain)
     num_sequences, num_states = len(observation), transition.shape[-1]
-    peaks = observation.amax(-1)
-    emission = (observation - peaks.unsqueeze(-1)).exp_()
     empty = observation.new_empty((0, 0, 0))
     found = (
         observation.new_empty(num_sequences),
@@ -48,10 +46,16 @@ def _run(chain: tuple[Tensor, ...], *, filtered: bool, smoothed: bool) -> tuple[
         observation.new_empty((num_sequences, num_states, num_states)),
     )
     exact = torch.zeros(num_sequences, dtype=torch.bool, device="cpu")
-    given = [each.numpy() for each in (initial, transition, observation, emission, peaks)]
+    given = [initial, transition, observation]
+    if lagged_vectors.is_served(num_states, observation.shape[-1]):
+        sweep = lagged_vectors.sweep(num_states, observation.shape[-1])
+    else:
+        sweep, peaks = lagged.sweep, observation.amax(-1)
+        given += [(observation - peaks.unsqueeze(-1)).exp_(), peaks]
+    arrays = [each.numpy() for each in given]
     out = [each.numpy() for each in (*found, exact)]
     grain = 1 + _GRAIN // max(1, observation[:1].numel())
-    spread(lambda first, last: lagged.sweep(*given, first, last, *out), num_sequences, grain)
+    spread(lambda first, last: sweep(*arrays, first, last, *out), num_sequences, grain)
     if not bool(exact.all()):
         redo = ~exact
         parts = [each[redo] if len(each) == num_sequences else each for each in chain]

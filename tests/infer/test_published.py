@@ -12,7 +12,7 @@ from pyro.distributions import constraints
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM
-from pyro_regimes.emissions import Observed, rows
+from pyro_regimes.emissions import Observed
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.normal import NORMAL
 from pyro_regimes.kernels import ops
@@ -59,7 +59,7 @@ def test_weighted_means(family) -> None:
 def test_soft_counts() -> None:
     """Eq. 27: 90, 7 and 3 expected transitions of 100 that leave a state."""
     counts = torch.tensor([[90.0, 7.0, 3.0]], dtype=torch.float64)
-    assert rows.normalise(counts).tolist() == [[0.90, 0.07, 0.03]]
+    assert ops.shares_of(counts, torch.full((1, 3), 0.5)).tolist() == [[0.90, 0.07, 0.03]]
 
 
 def test_row_sums_and_not_arrivals() -> None:

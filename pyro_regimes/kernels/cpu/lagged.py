@@ -34,7 +34,7 @@ LEAST_OVERLAP = 1e-100
 
 
 @compiled
-def _tile(logits: Any, moves: Any) -> float:
+def tile(logits: Any, moves: Any) -> float:
     """M for each tuple (r, j).
 
     :return: what was subtracted from the logits; NaN if a possible move has M below ``LEAST``.
@@ -50,7 +50,7 @@ def _tile(logits: Any, moves: Any) -> float:
 
 
 @compiled
-def _has_faded(state: Any, kept: Any, moves: Any, logits: Any, num_states: int) -> bool:
+def has_faded(state: Any, kept: Any, moves: Any, logits: Any, num_states: int) -> bool:
     """Whether a tuple that is possible has a share below ``LEAST``."""
     for s in range(len(state)):
         if state[s] < LEAST and logits[s] > -np.inf and kept[s // num_states] > 0.0:
@@ -86,7 +86,7 @@ def _forwards(
                 if now[s] < LEAST and logit > -np.inf:
                     return 0.0, False
             value = peak
-            peak = _tile(transition, moves) if num_steps > 1 else 0.0
+            peak = tile(transition, moves) if num_steps > 1 else 0.0
             if not abs(peak) < np.inf:
                 return 0.0, False
         else:
@@ -108,7 +108,7 @@ def _forwards(
             return 0.0, False
         if t > 0 and least < LEAST * total:
             scaled = now / total
-            if _has_faded(scaled, kept, moves, observation[t], num_states):
+            if has_faded(scaled, kept, moves, observation[t], num_states):
                 return 0.0, False
         value += math.log(total)
         inverse = 1.0 / total

@@ -346,6 +346,70 @@ def add_outers(
     return types.void(matrix, lanes, columns, others, more, rows), generate
 
 
+def _rearranged(builder: Any, vector: Any, places: list[int]) -> Any:
+    """The lanes of a vector at these places."""
+    mask = ir.Constant(ir.VectorType(_INT32, len(places)), places)
+    return builder.shuffle_vector(vector, vector, mask)
+
+
+def _sum_of(builder: Any, vector: Any, parts: list[list[int]]) -> Any:
+    found = _rearranged(builder, vector, parts[0])
+    for places in parts[1:]:
+        found = builder.fadd(found, _rearranged(builder, vector, places))
+    return found
+
+
+@intrinsic
+def fold(typingctx: Any, lanes: Any, few: Any) -> Any:
+    """The sum of the parts of a vector, :math:`y_r = \\sum_o x_{o Q + r}`.
+
+    :param few: any vector of the Q lanes of the result.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width = few.width
+        parts = [list(range(o, o + width)) for o in range(0, lanes.width, width)]
+        return _sum_of(builder, args[0], parts)
+
+    return few(lanes, few), generate
+
+
+@intrinsic
+def fold_each(typingctx: Any, lanes: Any, few: Any) -> Any:
+    """The sums of K neighbours, :math:`y_r = \\sum_j x_{r K + j}`; see :func:`fold`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = lanes.width // few.width
+        parts = [list(range(j, lanes.width, count)) for j in range(count)]
+        return _sum_of(builder, args[0], parts)
+
+    return few(lanes, few), generate
+
+
+@intrinsic
+def repeat_all(typingctx: Any, few: Any, lanes: Any) -> Any:
+    """A vector several times, :math:`y_{o Q + r} = x_r`.
+
+    :param lanes: any vector of the lanes of the result.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _rearranged(builder, args[0], [s % few.width for s in range(lanes.width)])
+
+    return lanes(few, lanes), generate
+
+
+@intrinsic
+def repeat_each(typingctx: Any, few: Any, lanes: Any) -> Any:
+    """Each lane K times, :math:`y_{r K + j} = x_r`; see :func:`repeat_all`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = lanes.width // few.width
+        return _rearranged(builder, args[0], [s // count for s in range(lanes.width)])
+
+    return lanes(few, lanes), generate
+
+
 @intrinsic
 def best_moves(typingctx: Any, score: Any, matrix: Any, origins: Any, offset: Any) -> Any:
     r"""Lanes of :math:`\max_i (x_i + M_{ij})`; the least such i goes to ``origins[offset + j]``.
