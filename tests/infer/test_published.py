@@ -59,7 +59,7 @@ def test_weighted_means(family) -> None:
 def test_soft_counts() -> None:
     """Eq. 27: 90, 7 and 3 expected transitions of 100 that leave a state."""
     counts = torch.tensor([[90.0, 7.0, 3.0]], dtype=torch.float64)
-    assert ops.shares_of(counts, torch.full((1, 3), 0.5)).tolist() == [[0.90, 0.07, 0.03]]
+    assert ops.shares_of(counts, torch.full_like(counts, 0.5)).tolist() == [[0.90, 0.07, 0.03]]
 
 
 def test_row_sums_and_not_arrivals() -> None:
