@@ -63,8 +63,22 @@ TOL = Annotated[
         help="EM stops when an iteration raises the log-likelihood of every start by less."
     ),
 ]
-SEED = Annotated[int, typer.Option(min=0, help="Seed of the starts and of variational draws.")]
+SEED = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 OUT = Annotated[Path, typer.Option(help="Directory for the results; created if missing.")]
+DAYFIRST = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--dayfirst/--no-dayfirst",
+        help="Whether 01/02/2020 is the first of February.",
+        show_default="inferred from the dates",
+    ),
+]
+DECIMAL = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Decimal mark, . or , in text files.", show_default="inferred from the numbers"
+    ),
+]
 MODEL = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="A model that fit wrote, such as regimes/model.json."),

@@ -22,6 +22,7 @@ from typing import (
 
 import typer
 
+from pyro_regimes.cli.options import DAYFIRST, DECIMAL
 from pyro_regimes.cli.screen import note, show_warning
 
 if TYPE_CHECKING:
@@ -55,14 +56,7 @@ class Data(NamedTuple):
             show_default="all, or the closing price among open, high, low and close",
         ),
     ] = None
-    dayfirst: Annotated[
-        Optional[bool],
-        typer.Option(
-            "--dayfirst/--no-dayfirst",
-            help="Whether 01/02/2020 is the first of February.",
-            show_default="inferred from the dates",
-        ),
-    ] = None
+    dayfirst: DAYFIRST = None
     sort: Annotated[bool, typer.Option("--sort", help="Sort the rows by date.")] = False
     drop_missing: Annotated[
         bool,
@@ -71,12 +65,7 @@ class Data(NamedTuple):
             help="Leave out rows with missing cells. Otherwise these are missing values.",
         ),
     ] = False
-    decimal: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Decimal mark, . or , in text files.", show_default="inferred from the numbers"
-        ),
-    ] = None
+    decimal: DECIMAL = None
     num_rows: Annotated[
         Optional[int],
         typer.Option(min=1, help="Use only this number of last rows.", show_default="all"),

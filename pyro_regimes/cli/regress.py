@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from pyro_regimes.cli import screen
-from pyro_regimes.cli.options import OUT, SEED, use_one_thread
+from pyro_regimes.cli.options import DAYFIRST, DECIMAL, OUT, SEED, use_one_thread
 from pyro_regimes.cli.reading import Stdin
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
@@ -92,20 +92,8 @@ def regress(
         Errors, typer.Option(help="Standard errors; sandwich is robust.")
     ] = Errors.observed,
     seed: SEED = 0,
-    dayfirst: Annotated[
-        Optional[bool],
-        typer.Option(
-            "--dayfirst/--no-dayfirst",
-            help="Whether 01/02/2020 is the first of February.",
-            show_default="inferred from the dates",
-        ),
-    ] = None,
-    decimal: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Decimal mark, . or , in text files.", show_default="inferred from the numbers"
-        ),
-    ] = None,
+    dayfirst: DAYFIRST = None,
+    decimal: DECIMAL = None,
     out: OUT = _REGRESS_OUT,
 ) -> None:
     """Fit a regression whose coefficients depend on a hidden regime; print its table.

@@ -133,6 +133,10 @@ def _split_header(labels: list[str], date: int | None) -> list[list[str]]:
 
 
 def find_dates(table: Table, labels: list[str]) -> int | None:
+    """The number of the column of dates; None if there is none.
+
+    :raises ValueError: if several columns are named as dates.
+    """
     pd = pandas()
     bases = [base_name(label) for label in labels]
     named = [i for i, base in enumerate(bases) if base == "date"]
