@@ -194,7 +194,17 @@ def shard(name: str, x: Tensor, rank: int, size: int) -> Tensor:
 
 
 #: Those that are also fitted to one sequence, of which every rank has consecutive rows.
-PIECES = ("gaussian", "student_t", "poisson", "stationary", "priors", "restarts", "converged")
+PIECES = (
+    "gaussian",
+    "student_t",
+    "poisson",
+    "stationary",
+    "priors",
+    "optim",
+    "restarts",
+    "converged",
+    "affine",
+)
 
 
 def series(name: str, seed: int) -> Tensor:
@@ -254,7 +264,7 @@ def difference_messages() -> list[str]:
 
 
 #: Those that cannot be fitted to one sequence of which every rank has consecutive rows.
-REFUSED = ("optim", "affine", "predicted")
+REFUSED = ("predicted",)
 
 
 def refusal(name: str, own: Chunks) -> str:

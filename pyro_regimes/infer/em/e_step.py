@@ -108,11 +108,14 @@ class Expected(NamedTuple):
             transitions = gaps.expected_steps(chain_logits(self.arguments)[1], transitions)
         elif transitions.dim() == len(self.data.batch_shape) + 2:
             transitions = transitions.unsqueeze(-3)
+        return ChainCounts(self.starts(), self.data.weigh(transitions))
+
+    def starts(self) -> Tensor:
+        """The expected number of sequences that begin in each state, ``(..., K)``."""
         smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm.packing
-        initial = smoothed[..., 0, :]
-        if packing is not None:
-            initial = smoothed.index_select(-2, packing.firsts).sum(-2)
-        return ChainCounts(self.data.weigh(initial), self.data.weigh(transitions))
+        if packing is None:
+            return self.data.weigh(smoothed[..., 0, :])
+        return self.data.weigh(smoothed.index_select(-2, packing.firsts).sum(-2))
 
     def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""
