@@ -50,14 +50,21 @@ def row_of(frame: Any, specs: list[Any]) -> dict[str, list[Any]]:
     return {str(name): _cell(str(name), frame[name]) for name in frame if str(name) in names}
 
 
-def spec_from(formula: Any, state: dict[str, Any], row: dict[str, list[Any]]) -> Any:
+def frame_of(row: dict[str, list[Any]]) -> Any:
+    """The inverse of :func:`row_of`."""
+    import pandas
+
+    return pandas.DataFrame({name: _column(*cell) for name, cell in row.items()})
+
+
+def spec_from(formula: Any, state: dict[str, Any], frame: Any) -> Any:
     """The formula with its state.
 
-    :param row: of :func:`row_of`.
+    :param frame: of :func:`frame_of`.
     :raises ValueError: if they do not belong together.
     """
-    import pandas
     from formulaic import ModelSpec
+    from formulaic.errors import FormulaicError
     from formulaic.parser.types import Factor
 
     encoder = {
@@ -67,9 +74,11 @@ def spec_from(formula: Any, state: dict[str, Any], row: dict[str, list[Any]]) ->
     spec = ModelSpec(
         formula, transform_state=_from_plain(state["transform"]), encoder_state=encoder
     )
-    frame = pandas.DataFrame({name: _column(*cell) for name, cell in row.items()})
-    with np.errstate(all="ignore"):
-        matrix = spec.get_model_matrix(frame, na_action="ignore", output="numpy")
+    try:
+        with np.errstate(all="ignore"):
+            matrix = spec.get_model_matrix(frame, na_action="ignore", output="numpy")
+    except FormulaicError as error:
+        raise ValueError(f"{formula}: {error}") from error
     found = list(matrix.model_spec.column_names)
     if found != state["columns"]:
         raise ValueError(
