@@ -36,7 +36,7 @@ def launch(size: int, folder: Path, what: str) -> tuple[list[int], list[str]]:
         for rank in range(size)
     ]
     try:
-        printed = [worker.communicate(timeout=300)[0] for worker in workers]
+        printed = [worker.communicate(timeout=600)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
