@@ -6,12 +6,11 @@ Its states are the tuples of the regimes at p + 1 rows, and its observations are
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.distributions import SwitchingAutoregression
-from pyro_regimes.distributions.autoregressive_arguments import first_tuple, lagged
+from pyro_regimes.distributions.autoregressive_arguments import first_tuple, rows
 from pyro_regimes.emissions.base import Arguments
 from pyro_regimes.infer.hidden_chain import Logits, chain_logits
 from pyro_regimes.kernels import ops
@@ -31,13 +30,12 @@ class TupleChain:
         self.observation_dist = LaggedNormal(model.loc, model.coefficients, model.scale)
         self.arguments = {
             "initial_probs": model.initial_probs,
-            "transition_probs": model.transition_probs,
+            "transition_probs": model.transition_probs.unsqueeze(-3),
         }
 
     def rows(self, value: Tensor) -> Tensor:
         """Each observation with the p before it, the latest first: ``(..., T, p + 1)``."""
-        before = lagged(self.model.history, value)
-        return torch.cat([value.expand(before.shape[:-1]).unsqueeze(-1), before], -1)
+        return rows(self.model.history, value)
 
     @property
     def transition_logits(self) -> Tensor:
@@ -74,9 +72,8 @@ class TupleChain:
                 return part.reshape((1,) + part.shape[part.dim() - own :])
             return part.expand(shape + part.shape[len(lead) :]).flatten(0, -1 - own)
 
-        found = ops.lagged_expectations(
-            flat(initial, 1), flat(transition.squeeze(-3), 2), flat(density.expand(density.shape), 2)
-        )
+        given = flat(initial, 1), flat(transition.squeeze(-3), 2)
+        found = ops.lagged_expectations(*given, density.flatten(0, -3) if shape else density[None])
         value, smoothed, moved = (part.reshape(shape + part.shape[1:]) for part in found)
         return ops.Expectations(value, smoothed, moved)
 

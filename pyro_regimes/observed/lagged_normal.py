@@ -43,26 +43,33 @@ def design(coefficients: Tensor, num_states: int) -> Tensor:
     return each[:, 0] - (own.unsqueeze(-1) * each[:, 1:]).sum(-2)
 
 
+def centre(loc: Tensor, coefficients: Tensor) -> Tensor:
+    r""":math:`c_u^\top \mu` of each tuple, ``(..., S)``; arguments as in :func:`log_density`."""
+    return (design(coefficients, loc.shape[-1]) @ loc.unsqueeze(-1)).squeeze(-1)
+
+
 def log_density(rows: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor) -> Tensor:
     """The log density of each row in each tuple, ``(..., T, S)``.
+
+    It is computed about the first mean, so that no digits are lost if the level is far from 0.
 
     :param rows: the observation and those before it, the latest first, ``(..., T, p + 1)``.
     :param loc: the means, ``(..., K)``.
     :param coefficients: ``(..., 1 or K, p)``.
     :param scale: ``(..., 1 or K)``.
     """
-    num_states = loc.shape[-1]
-    centre = (design(coefficients, num_states) @ loc.unsqueeze(-1)).squeeze(-1)  # (..., S)
-    centre = centre.unflatten(-1, (-1, num_states)).unsqueeze(-3)  # (..., 1, K^p, K)
+    level = loc[..., :1].detach()
+    rows, loc = rows - level.unsqueeze(-1), loc - level
+    means = centre(loc, coefficients).unflatten(-1, (-1, loc.shape[-1]))  # (..., K^p, K)
     ahead = rows[..., :1] - rows[..., 1:] @ coefficients.mT  # (..., T, 1 or K)
     scale = scale.unsqueeze(-2).unsqueeze(-2)  # (..., 1, 1, 1 or K)
-    z = (ahead.unsqueeze(-2) - centre) / scale
+    z = (ahead.unsqueeze(-2) - means.unsqueeze(-3)) / scale
     density = -0.5 * z.square() - (scale.log() + 0.5 * math.log(2 * math.pi))
     return density.flatten(-2)
 
 
 class LaggedNormal(Distribution):
-    r"""Rows :math:`(x_t, x_{t-1}, \dots, x_{t-p})` in each tuple of regimes, as density of the first.
+    r"""The density of :math:`x_t` in each tuple of regimes, of :math:`(x_t, \dots, x_{t-p})`.
 
     :param Tensor loc: the means, ``(..., K)``.
     :param Tensor coefficients: ``(..., 1 or K, p)``.

@@ -172,6 +172,7 @@ def read_site(site: Site, like: SiteData | None = None) -> SiteData:
         dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
         dtype = torch.promote_types(dtype, logits.dtype)
     else:
+        assert isinstance(hmm, RegimeHMM)  # others do not come in chunks
         hmm._check(site.value)
         initial_logits, transition_logits, logits = like.chain
         dtype = like.dtype
@@ -201,7 +202,7 @@ def _weight(site: Site, ones: Tensor) -> Tensor | None:
 
 
 def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
-    """log b_k(x_t) at the given arguments, ``(..., T, K)``, in each state of :attr:`.Site.chain`."""
+    """log b_k(x_t) at the given arguments, in each state of the site's chain, ``(..., T, K)``."""
     site = data.site
     if site.family is None:  # no closed form updates it
         return data.chain[2].detach()

@@ -55,6 +55,8 @@ class _Settings(NamedTuple):
 class EM:
     r"""Expectation-maximisation for a Pyro model that observes a :class:`.RegimeHMM`.
 
+    A :class:`.SwitchingAutoregression` is another hidden chain that it may observe.
+
     .. math::
         \theta' = \arg\max_\theta
             \sum_q p(q \mid x, \theta^\text{old}) \log p(x, q \mid \theta)
