@@ -53,9 +53,7 @@ class _Settings(NamedTuple):
 
 
 class EM:
-    r"""Expectation-maximisation for a Pyro model that observes a :class:`.RegimeHMM`.
-
-    A :class:`.SwitchingAutoregression` is another hidden chain that it may observe.
+    r"""Expectation-maximisation for a Pyro model of a RegimeHMM or a SwitchingAutoregression.
 
     .. math::
         \theta' = \arg\max_\theta
