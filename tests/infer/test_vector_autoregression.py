@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.infer import standard_errors
 from tests import seeds
 from tests.infer.test_affine import gamma, least_squares
+from tests.test_docs import assert_same_output
 
 K, D, P, T = 3, 2, 2, 240
 ROWS = torch.full((K, K), 0.03, dtype=torch.float64) + 0.91 * torch.eye(K, dtype=torch.float64)
@@ -103,7 +106,9 @@ def lagged(x: Tensor) -> Tensor:
     return torch.stack([x[P - 1 - lag : len(x) - 1 - lag] for lag in range(P)], 1)
 
 
-def hmm_of(form: Form, params: Params, covariances: Tensor, rows: Tensor, lags: Tensor) -> RegimeHMM:
+def hmm_of(
+    form: Form, params: Params, covariances: Tensor, rows: Tensor, lags: Tensor
+) -> RegimeHMM:
     emission = dist.MultivariateNormal(
         form.locations(params, lags), covariances[list(form.groups)]
     )
@@ -253,9 +258,20 @@ def test_standard_deviations_of_groups_of_regimes():
     for k in range(K):
         root = np.sqrt(weights[:, k])
         expected = np.linalg.lstsq(root[:, None] * columns, root * x.numpy(), rcond=None)[0]
-        found = [pyro.param("c")[k], *pyro.param("lags")[k]]
-        np.testing.assert_allclose([float(each) for each in found], expected, rtol=1e-8, atol=1e-8)
+        found = torch.cat([pyro.param("c")[k, None], pyro.param("lags")[k]]).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
         squares[k] = weights[:, k] @ (x.numpy() - columns @ expected) ** 2
     wanted = [squares[0] / weights[:, 0].sum(), squares[1:].sum() / weights[:, 1:].sum()]
     found = pyro.param("scale").detach().numpy()
     np.testing.assert_allclose(found, np.sqrt(wanted), rtol=1e-8, atol=1e-8)
+
+
+def test_the_example_of_the_docs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "autoregression.md").read_text()
+    section = page[page.index("## Vector autoregressions") :]
+    (code,), (text,) = (
+        re.findall(rf"```{kind}\n(.*?)```", section, flags=re.DOTALL) for kind in ("python", "text")
+    )
+    pyro.clear_param_store()
+    exec(compile(code, "autoregression.md", "exec"), {})
+    assert_same_output(capsys.readouterr().out, text)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em.problem import Problem
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.tracing import Site, Slot
+from pyro_regimes.infer.tracing import Run, Site, Slot
 
 
 def check_plan(plan: Plan) -> None:
@@ -20,6 +21,19 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(
             "expected a model whose expected statistics add up where data come in chunks, got one "
             f"in which {without.why_not_closed}; use all data at once"
+        )
+
+
+def check_run(run: Run) -> None:
+    """Check that all that a model observes comes in chunks.
+
+    :raises ValueError: naming a site that does not.
+    """
+    others = [*run.others, *(n for n, s in run.sites.items() if not isinstance(s.hmm, RegimeHMM))]
+    if others:
+        raise ValueError(
+            "expected a model that observes RegimeHMM sites alone where data come in chunks, got "
+            f"the site {others[0]!r} of another distribution"
         )
 
 
