@@ -126,21 +126,12 @@ def check_value(value: Tensor, duration: int | None, checking: bool) -> Tensor:
     return value
 
 
-def lagged(history: Tensor, value: Tensor) -> Tensor:
-    """The p rows before each row, the latest first, ``(..., T, p)``."""
+def rows(history: Tensor, value: Tensor) -> Tensor:
+    """Each observation with the p before it, the latest first, ``(..., T, p + 1)``."""
     order = history.shape[-1]
     batch = torch.broadcast_shapes(history.shape[:-1], value.shape[:-1])
     series = torch.cat([history.expand(batch + (-1,)), value.expand(batch + (-1,))], -1)
-    return series[..., :-1].unfold(-1, order, 1).flip(-1)
-
-
-def centre(loc: Tensor, coefficients: Tensor) -> Tensor:
-    r""":math:`\mu_{q_t} - \sum_j \phi_j \mu_{q_{t-j}}` of each tuple, ``(..., K^p, K)``."""
-    num_states, order = loc.shape[-1], coefficients.shape[-1]
-    states = torch.arange(num_states, device=loc.device)
-    tuples = torch.cartesian_prod(*[states] * order).reshape(-1, order)  # the oldest first
-    lags = loc[..., tuples.flip(-1)]  # (..., K^p, p)
-    return loc.unsqueeze(-2) - lags @ coefficients.mT
+    return series.unfold(-1, order + 1, 1).flip(-1)
 
 
 def first_tuple(initial: Tensor, matrix: Tensor, length: int) -> Tensor:

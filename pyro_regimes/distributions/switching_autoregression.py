@@ -11,6 +11,7 @@ from pyro_regimes.distributions import autoregressive_arguments as arguments
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import ops
+from pyro_regimes.observed import lagged_normal
 
 
 class SwitchingAutoregression(TorchDistribution):
@@ -115,12 +116,8 @@ class SwitchingAutoregression(TorchDistribution):
     def _chain(self, value: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], torch.Size]:
         """Initial, transition and observation logits of the tuples, flat, and the batch shape."""
         value = arguments.check_value(value, self._duration, self._validate_args)
-        lags = arguments.lagged(self.history, value)  # (..., T, p)
-        ahead = value.unsqueeze(-1) - lags @ self.coefficients.mT  # (..., T, 1 or K)
-        centre = arguments.centre(self.loc, self.coefficients)  # (..., K^p, K)
-        residual = ahead.unsqueeze(-2) - centre.unsqueeze(-3)  # (..., T, K^p, K)
-        scale = self.scale.unsqueeze(-2).unsqueeze(-2)
-        density = Normal(0.0, scale, validate_args=False).log_prob(residual).flatten(-2)
+        rows = arguments.rows(self.history, value)
+        density = lagged_normal.log_density(rows, self.loc, self.coefficients, self.scale)
         matrix = ops.safe_log(self.transition_probs)
         first = arguments.first_tuple(ops.safe_log(self.initial_probs), matrix, self.order + 1)
         shape = torch.broadcast_shapes(
@@ -195,12 +192,11 @@ class SwitchingAutoregression(TorchDistribution):
         chain, shape = self._chain(value)
         last = ops.lagged_filter_probs(*chain)[:, -1]
         weights = arguments.moved(chain[1].exp(), last).reshape(shape + last.shape[1:])
-        lags = arguments.lagged(self.history, value)
-        latest = torch.cat([value[..., -1:], lags[..., -1, :]], -1)[..., : self.order]
+        latest = arguments.rows(self.history, value)[..., -1, : self.order]
         ahead = (latest.unsqueeze(-2) @ self.coefficients.mT).squeeze(-2)  # (..., 1 or K)
-        mean = (ahead.unsqueeze(-2) + arguments.centre(self.loc, self.coefficients)).flatten(-2)
-        scale = self.scale.expand(self.scale.shape[:-1] + (self.state_dim,))
-        wide = scale.repeat((1,) * (scale.dim() - 1) + (self.state_dim**self.order,))
+        centre = lagged_normal.centre(self.loc, self.coefficients)
+        mean = lagged_normal.per_tuple(ahead, self.state_dim, self.order) + centre
+        wide = lagged_normal.per_tuple(self.scale, self.state_dim, self.order)
         mean, wide = torch.broadcast_tensors(mean, wide)
         size = mean.shape[-1:]
         return Forecast(
