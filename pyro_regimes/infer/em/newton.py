@@ -53,9 +53,8 @@ def maximise_locations(
     params: dict[str, Tensor],
     pseudo: dict[str, Pooled],
 ) -> dict[str, Tensor]:
-    """The best values of the parameters of locations.
+    """The best values of the parameters of locations, given the current ones.
 
-    :param params: the current values.
     :param pseudo: terms that conjugate priors add to the statistics of a parameter.
     """
     names = [name for name in affine.names if name not in affine.predicted]
@@ -82,8 +81,7 @@ def maximise_predicted(
     names = sorted(affine.predicted)
     if not names:
         return {}, {}
-    concave = _Concave.of(affine.part(True), collected, params, pseudo)
-    moved, is_unbounded = concave.maximise()
+    moved, is_unbounded = _Concave.of(affine.part(True), collected, params, pseudo).maximise()
     values = affine.unflat(affine.flat(params) + moved, params)
     unbounded = {name: is_unbounded[affine.columns(name)].any() for name in names}
     return {name: values[name] for name in names}, unbounded
