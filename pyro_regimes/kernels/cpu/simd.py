@@ -213,6 +213,17 @@ unless_less = _elementwise(
     ),
     2,
 )
+#: ``|a|`` lane by lane
+absolute = _elementwise(
+    lambda builder, a: builder.bitcast(
+        builder.and_(
+            builder.bitcast(a, ir.VectorType(_INT64, a.type.count)),
+            ir.Constant(ir.VectorType(_INT64, a.type.count), [2**63 - 1] * a.type.count),
+        ),
+        a.type,
+    ),
+    1,
+)
 #: ``a * b + c`` lane by lane
 multiply_add = _elementwise(_multiply_add, 3)
 
@@ -361,15 +372,18 @@ def _sum_of(builder: Any, vector: Any, parts: list[list[int]]) -> Any:
 
 @intrinsic
 def fold(typingctx: Any, lanes: Any, few: Any) -> Any:
-    """The sum of the parts of a vector, :math:`y_r = \\sum_o x_{o Q + r}`.
+    """The sum of the parts of a vector, :math:`y_r = \\sum_o x_{o Q + r}`, in pairs of halves.
 
-    :param few: any vector of the Q lanes of the result.
+    :param few: any vector of the Q lanes of the result; their number is a power of two.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        width = few.width
-        parts = [list(range(o, o + width)) for o in range(0, lanes.width, width)]
-        return _sum_of(builder, args[0], parts)
+        vector, width = args[0], lanes.width
+        while width > few.width:
+            width //= 2
+            halves = [list(range(start, start + width)) for start in (0, width)]
+            vector = _sum_of(builder, vector, halves)
+        return vector
 
     return few(lanes, few), generate
 
@@ -408,6 +422,22 @@ def repeat_each(typingctx: Any, few: Any, lanes: Any) -> Any:
         return _rearranged(builder, args[0], [s // count for s in range(lanes.width)])
 
     return lanes(few, lanes), generate
+
+
+@intrinsic
+def repeat_parts(typingctx: Any, parts: Any, part: Any, lanes: Any) -> Any:
+    """Each part of K lanes several times, :math:`y_{(o M + m) K + j} = x_{o K + j}`.
+
+    :param part: any vector of K lanes.
+    :param lanes: any vector of the lanes of the result.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size, times = part.width, lanes.width // parts.width
+        places = [s // (size * times) * size + s % size for s in range(lanes.width)]
+        return _rearranged(builder, args[0], places)
+
+    return lanes(parts, part, lanes), generate
 
 
 @intrinsic
