@@ -99,8 +99,9 @@ def regress(
     """Fit a regression whose coefficients depend on a hidden regime; print its table.
 
     Columns of numbers are numbers, and columns of text are categories. Covariates may not be
-    missing; the response may. Writes coefficients.csv and states.csv: the regime of each row, in
-    which smoothed columns use all rows, and filtered ones the past and the present only.
+    missing; the response may. Writes coefficients.csv, model.json for RegimeRegression.load, and
+    states.csv: the regime of each row, in which smoothed columns use all rows, and filtered ones
+    the past and the present only.
 
     Example: pyro-regimes regress data.csv --formula "y ~ x" --transition-formula "~ z"
     """
@@ -124,11 +125,13 @@ def regress(
         errors=errors.value,
         random_state=seed,
     ).fit(data)
-    with replacing(out / "coefficients.csv", out / "states.csv") as (table, states):
+    written = [out / name for name in ("coefficients.csv", "states.csv", "model.json")]
+    with replacing(*written) as (table, states, saved):
         write_csv(table, _estimates(model))
         write_csv(states, _states(model, data))
+        model.save(saved)
     screen.out.print(screen.plain(model.summary()), soft_wrap=True)
-    screen.out.print(f"\nWrote coefficients.csv and states.csv to {out}")
+    screen.out.print(f"\nWrote coefficients.csv, states.csv and model.json to {out}")
 
 
 def _split(text: str) -> list[str]:

@@ -168,8 +168,14 @@ def series(history: Tensor, value: Tensor) -> Tensor:
     return torch.cat([history.expand(batch + (-1,)), value.expand(batch + (-1,))], -1)
 
 
+def rows(history: Tensor, value: Tensor) -> Tensor:
+    """Each observation with the p before it, the latest first, ``(..., T, p + 1)``."""
+    return series(history, value).unfold(-1, history.shape[-1] + 1, 1).flip(-1)
+
+
 def first_tuple(initial: Tensor, matrices: Tensor, length: int) -> Tensor:
     """Log probabilities of the first tuple, ``(..., K^length)``, from those of its oldest state.
+
 
     :param matrices: transition logits ``(..., 1 or more, K, K)``.
     """

@@ -11,6 +11,7 @@ from pyro_regimes.distributions import autoregressive_arguments as arguments
 from pyro_regimes.distributions.forecast import Forecast
 from pyro_regimes.distributions.posterior import Posterior
 from pyro_regimes.kernels import ops
+from pyro_regimes.observed import lagged_normal
 
 
 class SwitchingAutoregression(TorchDistribution):
@@ -218,10 +219,9 @@ class SwitchingAutoregression(TorchDistribution):
         weights = arguments.moved(transition_probs, last.reshape(shape + last.shape[1:]))
         latest = arguments.series(self.history, value)[..., -self.order :].flip(-1)
         ahead = (latest.unsqueeze(-2) @ self.coefficients.mT).squeeze(-2)  # (..., 1 or K)
-        centres = ops.autoregression_centres(self.loc, self.coefficients)
-        mean = (ahead.unsqueeze(-2) + centres).flatten(-2)
-        scale = self.scale.expand(self.scale.shape[:-1] + (self.state_dim,))
-        wide = scale.repeat((1,) * (scale.dim() - 1) + (self.state_dim**self.order,))
+        centre = lagged_normal.centre(self.loc, self.coefficients)
+        mean = lagged_normal.per_tuple(ahead, self.state_dim, self.order) + centre
+        wide = lagged_normal.per_tuple(self.scale, self.state_dim, self.order)
         mean, wide = torch.broadcast_tensors(mean, wide)
         size = mean.shape[-1:]
         return Forecast(

@@ -1,13 +1,7 @@
-"""Saves and loads fitted models as JSON, which cannot contain code.
-
-Numbers are written by ``repr``, the shortest text that reads back to the same float64. So a loaded
-model equals the saved one to the last bit.
-"""
+"""Saves and loads fitted models as JSON, which cannot contain code."""
 
 from __future__ import annotations
 
-import json
-import numbers
 import os
 import reprlib
 from typing import Any
@@ -18,14 +12,28 @@ from sklearn.base import BaseEstimator
 
 from pyro_regimes.estimator.beginning import implied_probs
 from pyro_regimes.estimator.given import Given, for_series, read_given
+from pyro_regimes.estimator.json_files import (
+    Shape,
+    array_of,
+    check_initial,
+    check_probs,
+    complete,
+    format_of,
+    names_of,
+    plain,
+    read_json,
+    scalar_of,
+    shape_of,
+    with_none,
+    write_json,
+)
 from pyro_regimes.estimator.mask import check_masked, read_mask
 from pyro_regimes.estimator.parameters import CHAIN_ATTRIBUTES, Array
 from pyro_regimes.estimator.spec import Spec, has_components
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.estimator.validation import check_parameters
-from pyro_regimes.files import file_name, replacing
 
-FORMAT = "pyro_regimes.RegimeModel"
+NAME = "RegimeModel"
 VERSION = 2
 
 _SCALARS = {
@@ -34,11 +42,7 @@ _SCALARS = {
     "converged_": bool,
     "periods_per_year_": float,
 }
-_ROUNDING = 1e-4  # error of the sum of probabilities in float32
-
-_MOST_LETTERS = 500  # of an error in a file
-
-_Shape = tuple[int, ...]
+_WRITERS = "RegimeModel.save or pyro-regimes fit"
 
 
 def _arrays(spec: Spec) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
         valid.
     """
     parameters = {
-        name: _plain(value)
+        name: plain(value)
         for name, value in model.get_params(deep=False).items()
         if name not in ("init_params", "fixed", "transition_mask")
     }
@@ -82,23 +86,25 @@ def write_model(path: str | os.PathLike[str], model: BaseEstimator, spec: Spec) 
     fitted["fixed_"] = list(model.fixed_)
     fitted["regime_names_"] = list(model.regime_names_)
     start = model.training_start_
-    fitted["training_start_"] = None if start is None else _with_none(start)
+    fitted["training_start_"] = None if start is None else with_none(start)
     fitted["n_missing_"] = model.n_missing_.tolist()
     fitted["n_missing_rows_"] = model.n_missing_rows_
     fitted["n_updates_"] = model.n_updates_
     fitted["starts_"] = None if model.starts_ is None else model.starts_.to_plain()
     names = getattr(model, "feature_names_in_", None)
     fitted["feature_names_in_"] = None if names is None else list(names)
-    content = {"format": FORMAT, "version": VERSION, "parameters": parameters, "fitted": fitted}
+    content = {
+        "format": format_of(NAME),
+        "version": VERSION,
+        "parameters": parameters,
+        "fitted": fitted,
+    }
     if isinstance(model.emission_, dict):  # whose keys may be numbers
         parameters["emission"] = [
             [key if isinstance(key, str) else int(key), family]
             for key, family in model.emission_.items()
         ]
-    text = json.dumps(content, indent=1, allow_nan=False)
-
-    with replacing(file_name("path", path)) as (temporary,):
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
@@ -116,21 +122,6 @@ def _given(model: BaseEstimator, loaded: BaseEstimator, spec: Spec) -> Given:
     return Given({}, frozenset())
 
 
-def _plain(value: Any) -> Any:
-    """A constructor's parameter for JSON: dtypes and devices by name, a generator as None."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(value, np.random.RandomState):
-        return None
-    return str(value).removeprefix("torch.")
-
-
 def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseEstimator:
     """Read a model of class ``kind`` from a file that :func:`write_model` wrote.
 
@@ -138,8 +129,8 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         holds invalid values.
     :raises OSError: if the file cannot be read.
     """
-    content = _read(path)
-    try:
+    content = read_json(path, NAME, VERSION, _WRITERS)
+    with complete(path, NAME):
         parameters = content["parameters"]
         emission = parameters.get("emission", "gaussian")
         if isinstance(emission, list):
@@ -147,7 +138,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model = kind(**parameters | {"fixed": tuple(parameters.get("fixed", ()))})
         check_parameters(model)
         fitted = content["fitted"]
-        shapes = {name: _shape(fitted[f"{name}_"]) for name in model._spec().attributes}
+        shapes = {name: shape_of(fitted[f"{name}_"]) for name in model._spec().attributes}
         spec, model.n_features_in_ = model._spec().with_shapes(shapes)
         own_names = fitted["feature_names_in_"]
         spec = spec.for_columns(
@@ -156,10 +147,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         if fitted["n_samples_fit_"] == 0 and fitted["log_likelihood_"] is None:
             fitted["log_likelihood_"] = float("nan")
         for name, scalar in _SCALARS.items():
-            if type(fitted[name]) is not scalar:
-                came = reprlib.repr(fitted[name])
-                raise ValueError(f"{name} is not of type {scalar.__name__}: {came}")
-            setattr(model, name, fitted[name])
+            setattr(model, name, scalar_of(name, fitted[name], scalar))
         model.n_samples_fit_ = _count("n_samples_fit_", fitted["n_samples_fit_"])
         if model.n_iter_ < 0:
             raise ValueError(f"n_iter_ is negative: {model.n_iter_}")
@@ -167,7 +155,7 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model.transition_mask_ = read_mask(model.transition_mask, model.n_regimes)
         model.emission_ = model.emission
         for name, shape in _shapes(model, spec).items():
-            setattr(model, name, _array(name, fitted[name], shape))
+            setattr(model, name, array_of(name, fitted[name], shape))
         model.training_start_ = _training_start(fitted["training_start_"], model.n_features_in_)
         model.n_missing_, model.n_missing_rows_ = _missing(
             fitted.get("n_missing_"), fitted.get("n_missing_rows_"), model.n_features_in_
@@ -177,24 +165,12 @@ def read_model(path: str | os.PathLike[str], kind: type[BaseEstimator]) -> BaseE
         model.starts_ = None if starts is None else StartResults.from_plain(starts)
         _check_values(model, spec)
         model.fixed_ = _fixed(fitted["fixed_"], spec)
-        names = _names("regime_names_", fitted["regime_names_"], model.n_regimes)
+        names = names_of("regime_names_", fitted["regime_names_"], model.n_regimes)
         model.regime_names_ = names
-        if fitted["feature_names_in_"] is not None:
-            names = _names("feature_names_in_", fitted["feature_names_in_"], model.n_features_in_)
+        if own_names is not None:
+            names = names_of("feature_names_in_", own_names, model.n_features_in_)
             model.feature_names_in_ = np.array(names, dtype=object)
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        came = f"{type(error).__name__}({str(error)[:_MOST_LETTERS]!r})"
-        raise ValueError(
-            f"expected {path} to hold a complete RegimeModel, got {came}; save the model again"
-        ) from error
     return model
-
-
-def _names(name: str, value: Any, number: int) -> list[str]:
-    whole = isinstance(value, list) and all(isinstance(each, str) for each in value)
-    if not whole or len(value) != number:
-        raise ValueError(f"{name} is not a list of {number} names: {reprlib.repr(value)}")
-    return list(value)
 
 
 def _number_of_updates(value: Any) -> int:
@@ -224,15 +200,10 @@ def _training_start(value: Any, num_series: int) -> Array | None:
     if value is None:
         return None
     rows = len(value) if isinstance(value, list) else 0
-    start = _array("training_start_", value, (max(rows, 1), num_series))  # None becomes NaN
+    start = array_of("training_start_", value, (max(rows, 1), num_series))  # None becomes NaN
     if np.isinf(start).any():
         raise ValueError("training_start_ is not finite")
     return start
-
-
-def _with_none(start: Array) -> list[list[float | None]]:
-    """Missing entries are null in the file, as NaN is no JSON."""
-    return [[None if np.isnan(each) else float(each) for each in row] for row in start]
 
 
 def _is_count(number: Any) -> bool:
@@ -250,16 +221,7 @@ def _missing(counts: Any, num_empty: Any, num_series: int) -> tuple[npt.NDArray[
     return np.array(counts), num_empty
 
 
-def _num_series(fitted: dict[str, Any], spec: Spec) -> int:
-    """The last dim of the first array of the emission; means or rates are ``(K, D)``."""
-    name = f"{spec.attributes[0]}_"
-    shape = _shape(fitted[name])
-    if len(shape) != 2 or not shape[-1]:
-        raise ValueError(f"{name} has shape {shape}, not (K, D)")
-    return shape[-1]
-
-
-def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, _Shape]:
+def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, Shape]:
     """The shape of each array, in the order of :func:`_arrays`."""
     states = model.n_regimes
     emission = spec.shapes(states, model.n_features_in_)
@@ -272,26 +234,6 @@ def _shapes(model: BaseEstimator, spec: Spec) -> dict[str, _Shape]:
     }
 
 
-def _shape(value: Any) -> _Shape:
-    """The lengths of nested lists, from the first of each."""
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        value = value[0] if value else None
-    return tuple(shape)
-
-
-def _array(name: str, value: Any, shape: _Shape) -> Array:
-    """An array of this shape; the lengths of the lists are checked before it is made."""
-    found = _shape(value)
-    if found != shape:
-        raise ValueError(f"{name} has shape {found}, not {shape}")
-    array = np.array(value, dtype=np.float64)  # refuses lists of different lengths
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-    return array
-
-
 def _check_values(model: BaseEstimator, spec: Spec) -> None:
     for name in (*_arrays(spec), "log_likelihood_"):
         if name == "log_likelihood_" and not model.n_samples_fit_:
@@ -299,36 +241,11 @@ def _check_values(model: BaseEstimator, spec: Spec) -> None:
         if not np.isfinite(getattr(model, name)).all():
             raise ValueError(f"{name} is not finite")
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
-        probs = getattr(model, name)
-        if (probs < 0).any() or (np.abs(probs.sum(-1) - 1) > _ROUNDING).any():
-            raise ValueError(f"{name} does not hold probabilities: {reprlib.repr(probs.tolist())}")
+        check_probs(name, getattr(model, name))
     check_masked("transition_matrix_", model.transition_matrix_, model.transition_mask_)
     if model.initial_ != "free":
         implied = implied_probs(
             model.initial_, model.transition_matrix_, "transition_matrix_", "set initial='free'"
         )
-        if (np.abs(model.initial_probs_ - implied) > _ROUNDING).any():
-            raise ValueError(
-                f"expected initial_probs_ to be {implied.tolist()}, the {model.initial_} "
-                f"distribution, got {model.initial_probs_.tolist()}"
-            )
+        check_initial(model.initial_probs_, implied, model.initial_)
     spec.check_values({name: getattr(model, f"{name}_") for name in spec.attributes})
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    file = file_name("path", path)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
-        raise ValueError(
-            f"expected {path} to be a saved RegimeModel, got a file that is no JSON ({error}); "
-            "name one that RegimeModel.save or pyro-regimes fit wrote, such as model.json"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        came = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"expected {path} to have the format {FORMAT!r}, got {came}")
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"expected {path} to have version {VERSION} of {FORMAT}, got {content.get('version')!r}"
-        )
-    return content

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_regimes import emissions
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, SwitchingAutoregression
 from pyro_regimes.emissions.base import Argument
+from pyro_regimes.infer.tuple_chain import TupleChain
 
 
 def read_hmm(node: Any) -> RegimeHMM | None:
@@ -19,10 +20,18 @@ def read_hmm(node: Any) -> RegimeHMM | None:
 
     Types are matched exactly, as a subclass may override the density.
     """
-    hmm = node["fn"]
-    while type(hmm) in emissions.WRAPPERS:
-        hmm = hmm.base_dist
-    return hmm if type(hmm) is RegimeHMM else None
+    found = read_chain(node)
+    return found if isinstance(found, RegimeHMM) else None
+
+
+def read_chain(node: Any) -> RegimeHMM | TupleChain | None:
+    """As :func:`read_hmm`, or the chain of an autoregression."""
+    found = node["fn"]
+    while type(found) in emissions.WRAPPERS:
+        found = found.base_dist
+    if type(found) is SwitchingAutoregression:
+        return TupleChain(found)
+    return found if type(found) is RegimeHMM else None
 
 
 def weights_of(node: Any) -> tuple[Tensor | float, Tensor | bool | None]:

@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Distribution, Independent
 
-from pyro_regimes.distributions import RegimeHMM
+from pyro_regimes.distributions import RegimeHMM, SwitchingAutoregression
 from pyro_regimes.infer.draws import Model, make_draws, quiet, trace_at
 
 KINDS = ("smoothed", "filtered", "viterbi")
@@ -110,21 +110,22 @@ def infer_regimes(
     return result
 
 
-def find_hmm(node: Any) -> RegimeHMM | None:
-    """The RegimeHMM of a site, or an instance of a subclass, without wrappers."""
+def find_hmm(node: Any) -> RegimeHMM | SwitchingAutoregression | None:
+    """The distribution of a site with regimes, or an instance of a subclass, without wrappers."""
     hmm = node["fn"]
     while isinstance(hmm, (Independent, ExpandedDistribution, MaskedDistribution)):
         hmm = hmm.base_dist
-    return hmm if isinstance(hmm, RegimeHMM) else None
+    return hmm if isinstance(hmm, (RegimeHMM, SwitchingAutoregression)) else None
 
 
-def _check_type(site: str, kind: type[RegimeHMM], method: str) -> None:
+def _check_type(site: str, kind: type[Distribution], method: str) -> None:
     """Raise for a subclass that overrides the density but not the regimes."""
-    own_density = kind.log_prob is not RegimeHMM.log_prob
-    if own_density and getattr(kind, method) is getattr(RegimeHMM, method):
+    base = RegimeHMM if issubclass(kind, RegimeHMM) else SwitchingAutoregression
+    own_density = kind.log_prob is not base.log_prob
+    if own_density and getattr(kind, method) is getattr(base, method):
         raise ValueError(
             f"expected {kind.__name__} to define {method}, as it has a log_prob of its own, got "
-            f"the {method} of RegimeHMM at {site!r}, whose regimes belong to another density"
+            f"the {method} of {base.__name__} at {site!r}, whose regimes belong to another density"
         )
 
 

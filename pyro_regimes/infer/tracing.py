@@ -15,8 +15,10 @@ from torch.distributions import Distribution, constraints, transform_to
 from pyro_regimes import chain, emissions
 from pyro_regimes.distributions import RegimeHMM, observation, values
 from pyro_regimes.emissions.base import Argument, Family
+from pyro_regimes.emissions.lagged_normal import LAGGED_NORMAL
 from pyro_regimes.infer.handing import HandOut
-from pyro_regimes.infer.nodes import read_hmm, weights_of, whole_blocks
+from pyro_regimes.infer.hidden_chain import HiddenChain, MarkovChain
+from pyro_regimes.infer.nodes import read_chain, weights_of, whole_blocks
 from pyro_regimes.infer.subsampling import is_subsampled
 from pyro_regimes.infer.trace_checks import (
     check_data,
@@ -26,6 +28,7 @@ from pyro_regimes.infer.trace_checks import (
     clearer_about_nan,
     no_site_message,
 )
+from pyro_regimes.infer.tuple_chain import TupleChain
 
 
 class Slot(NamedTuple):
@@ -57,10 +60,10 @@ class Slot(NamedTuple):
 
 
 class Site(NamedTuple):
-    """An observed RegimeHMM site."""
+    """An observed site of a RegimeHMM, or of a SwitchingAutoregression."""
 
     name: str
-    hmm: RegimeHMM
+    hmm: RegimeHMM | TupleChain
     value: Tensor
     scale: Tensor | float  #: scale of the log-likelihood, from ``poutine.scale`` or plates
     mask: Tensor | bool | None  #: mask of the sequences that count
@@ -68,6 +71,11 @@ class Site(NamedTuple):
     base: Distribution  #: the observation distribution without wrappers
     observation_mask: Tensor | bool | None  #: mask of the observations that count, ``(..., T, K)``
     slots: dict[str, Slot]  #: by the argument's name
+
+    @property
+    def chain(self) -> HiddenChain:
+        """The hidden chain."""
+        return MarkovChain(self.hmm) if isinstance(self.hmm, RegimeHMM) else self.hmm
 
     def densities(self) -> Tensor:
         """The log density of each observation in each state, ``(..., T, K)``; unchecked."""
@@ -243,14 +251,16 @@ def trace_model(
 
 
 def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
-    """Read an observed RegimeHMM site; None if the site has another distribution."""
-    hmm = read_hmm(node)
+    """Read an observed site with a hidden chain; None if it has another distribution."""
+    hmm = read_chain(node)
     if hmm is None:
         return None
     check_data(name, node)
     given = {chain.ARGUMENTS[key]: value for key, value in hmm.arguments.items()}
     base, observation_mask = emissions.unwrap(hmm.observation_dist)
     family = emissions.find_family(base, len(hmm.observation_dist.event_shape))
+    if isinstance(hmm, TupleChain):
+        family = LAGGED_NORMAL
     if family is not None:
         values = family.read(base)
         unknown = set(values) - {each.name for each in family.arguments}
@@ -271,6 +281,8 @@ def _read_site(name: str, node: Any, handed: HandOut) -> Site | None:
     value, (scale, mask) = node["value"], weights_of(node)
     if not (value.is_floating_point() or value.is_complex()):
         value = value.long()  # as RegimeHMM does
+    if isinstance(hmm, TupleChain):
+        value = hmm.rows(value)
     return Site(name, hmm, value, scale, mask, family, base, observation_mask, slots)
 
 

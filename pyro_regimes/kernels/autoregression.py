@@ -16,7 +16,6 @@ Tensors are ``initial_logits`` and ``transition_logits`` as in :mod:`.lagged`, `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,35 +24,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pyro_regimes.kernels import lagged, lagged_kernel, lagged_reference
+from pyro_regimes.observed import lagged_normal
 
 
-def regressions(series: Tensor, coefficients: Tensor) -> Tensor:
-    r""":math:`x_t - \sum_j \phi_{kj} x_{t-j}`, ``(..., T, 1 or K)``."""
-    order = coefficients.shape[-1]
-    lags = series[..., :-1].unfold(-1, order, 1).flip(-1)  # (..., T, p)
-    return series[..., order:].unsqueeze(-1) - lags @ coefficients.mT
-
-
-def centres(loc: Tensor, coefficients: Tensor) -> Tensor:
-    r""":math:`\mu_{q_t} - \sum_j \phi_j \mu_{q_{t-j}}` of each tuple, ``(..., K^p, K)``."""
-    num_states, order = loc.shape[-1], coefficients.shape[-1]
-    states = torch.arange(num_states, device=loc.device)
-    tuples = torch.cartesian_prod(*[states] * order).reshape(-1, order)  # the oldest first
-    lags = loc[..., tuples.flip(-1)]  # (..., K^p, p)
-    return loc.unsqueeze(-2) - lags @ coefficients.mT
+def _rows(series: Tensor, order: int) -> Tensor:
+    """Each observation with the p before it, the latest first, ``(..., T, p + 1)``."""
+    return series.unfold(-1, order + 1, 1).flip(-1)
 
 
 def log_densities(series: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor) -> Tensor:
-    """The log-density of each row with each tuple of states, ``(..., T, S)``.
-
-    It is computed about the first mean, so that few digits are lost if the level is far from 0.
-    """
-    level = loc[..., :1].detach()
-    series, loc = series - level, loc - level
-    ahead = regressions(series, coefficients).unsqueeze(-2)  # (..., T, 1, 1 or K)
-    wide = scale.unsqueeze(-2).unsqueeze(-2)
-    distance = (ahead - centres(loc, coefficients).unsqueeze(-3)) / wide
-    return (-0.5 * distance.square() - wide.log() - 0.5 * math.log(2 * math.pi)).flatten(-2)
+    """The log-density of each row with each tuple of states, ``(..., T, S)``."""
+    rows = _rows(series, coefficients.shape[-1])
+    return lagged_normal.log_density(rows, loc, coefficients, scale)
 
 
 def _split(num_states: int, order: int) -> tuple[int, int]:
@@ -153,7 +135,8 @@ def _expected_log_density(
 ) -> Tensor:
     """The sum of gamma times the log-densities, from sums over time of gamma, a and a^2."""
     num_states = loc.shape[-1]
-    ahead, centre = regressions(series, coefficients), centres(loc, coefficients)
+    ahead = lagged_normal.regressions(_rows(series, coefficients.shape[-1]), coefficients)
+    centre = lagged_normal.centre(loc, coefficients).unflatten(-1, (-1, num_states))
     middle = centre.detach().mean(-2, keepdim=True)  # so that little is subtracted below
     ahead, centre = (ahead - middle).mT, centre - middle  # (N, K, T), (N, K^p, K)
     per_state = gamma.unflatten(-1, (-1, num_states))  # (N, T, K^p, K)

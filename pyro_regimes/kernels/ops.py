@@ -31,12 +31,10 @@ from torch import Tensor
 
 from pyro_regimes.kernels import dispatch
 from pyro_regimes.kernels.arguments import check_lengths, promoted_dtype
-from pyro_regimes.kernels.autoregression import centres as autoregression_centres
 from pyro_regimes.kernels.autoregression import expectations as autoregression_expectations
 from pyro_regimes.kernels.autoregression import log_densities as autoregression_log_densities
 from pyro_regimes.kernels.autoregression import log_likelihood as autoregression_log_likelihood
 from pyro_regimes.kernels.autoregression import posterior as autoregression_posterior
-from pyro_regimes.kernels.autoregression import regressions as autoregression_residuals
 from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.durations import min_duration_viterbi
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
@@ -51,7 +49,7 @@ from pyro_regimes.kernels.lagged import filter_probs as lagged_filter_probs
 from pyro_regimes.kernels.lagged import log_likelihood as lagged_log_likelihood
 from pyro_regimes.kernels.lagged import viterbi as lagged_viterbi
 from pyro_regimes.kernels.likelihoods import Expectations
-from pyro_regimes.kernels.logs import logsumexp, safe_log
+from pyro_regimes.kernels.logs import log_in_one_thread, logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
@@ -67,7 +65,7 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.shares import shares_of
-from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.stationary import maximise_stationary, stationary_probs
 from pyro_regimes.kernels.totals import is_finite, sum_over
 from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
@@ -84,12 +82,10 @@ __all__ = [
     "BlockExpectations",
     "Expectations",
     "Packing",
-    "autoregression_centres",
     "autoregression_expectations",
     "autoregression_log_densities",
     "autoregression_log_likelihood",
     "autoregression_posterior",
-    "autoregression_residuals",
     "backend",
     "backward_message",
     "block_expectations",
@@ -117,9 +113,11 @@ __all__ = [
     "lagged_filter_probs",
     "lagged_log_likelihood",
     "lagged_viterbi",
+    "log_in_one_thread",
     "log_likelihood",
     "logsumexp",
     "look_ahead",
+    "maximise_stationary",
     "min_duration_viterbi",
     "outline",
     "outline_of_ends",

@@ -139,7 +139,7 @@ def test_the_chain_of_a_parent_class(monkeypatch: Any) -> None:
         )
         pyro.sample("x", hmm, obs=X)
 
-    monkeypatch.setattr(tracing, "read_hmm", lambda node: node["fn"])
+    monkeypatch.setattr(tracing, "read_chain", lambda node: node["fn"])
     monkeypatch.setattr(EM, "_agrees", lambda *args: True)
     assert_spoken(run(model), "the model's own loss")
 

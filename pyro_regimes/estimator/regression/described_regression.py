@@ -23,8 +23,6 @@ class DescribedRegression(FittedRegression):
     A subclass sets the attributes below.
     """
 
-    formula: str | None
-    transition_formula: str | None
     log_likelihood_: float
     n_samples_fit_: int
     n_missing_: int
@@ -100,9 +98,9 @@ class DescribedRegression(FittedRegression):
         :raises ValueError: if the level is not valid, or the model is not fitted.
         """
         table = self.conf_int(level)
-        facts = [("Markov-switching regression", self.formula or "of arrays")]
+        facts = [("Markov-switching regression", self._design.formula or "of arrays")]
         if self._form.moves is not None:
-            of = self.transition_formula or "of arrays"
+            of = self._design.transition_formula or "of arrays"
             row = "entered" if self._form.enters else "left"
             facts.append(("Transitions", f"{of}, by the row that is {row}"))
         missing = f" ({self.n_missing_} more not observed)" if self.n_missing_ else ""

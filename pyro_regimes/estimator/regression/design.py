@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_regimes.estimator.json_files import names_of
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression import tables_of_data as tables
 from pyro_regimes.estimator.regression.formulas import FormulaDesign
@@ -19,6 +20,7 @@ class ArrayDesign:
     """
 
     has_lags = False  #: as of :class:`.FormulaDesign`
+    formula = transition_formula = None
 
     def __init__(self, fit_intercept: bool) -> None:
         self._fit_intercept = fit_intercept
@@ -26,13 +28,47 @@ class ArrayDesign:
     def learn(self, data: Any, y: Any, Z: Any) -> Rows:
         """The rows of training data; see :meth:`FormulaDesign.learn`."""
         X, names = tables.as_matrix("X", data)
-        self._names = names
-        self.columns = self._named(X, names, "x", self._fit_intercept)
-        self.transition_columns = self._names_of_Z = None
+        width, names_of_Z = None, None
         if Z is not None:
-            moves, self._names_of_Z = tables.as_matrix("Z", Z, len(X))
-            self.transition_columns = self._named(moves, self._names_of_Z, "z", True)
+            moves, names_of_Z = tables.as_matrix("Z", Z, len(X))
+            width = moves.shape[1]
+        self._set(names, X.shape[1], names_of_Z, width)
         return self.read(data, y, Z)
+
+    def _set(
+        self, names: list[str] | None, width: int, names_of_Z: list[str] | None,
+        width_of_Z: int | None,
+    ) -> None:  # fmt: skip
+        self._names, self._names_of_Z = names, names_of_Z
+        self.columns = self._named(width, names, "x", self._fit_intercept)
+        self.transition_columns = None
+        if width_of_Z is not None:
+            self.transition_columns = self._named(width_of_Z, names_of_Z, "z", True)
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`learn` has kept, as JSON has it."""
+        moves = self.transition_columns
+        return {
+            "names": self._names,
+            "width": len(self.columns.names) - self._fit_intercept,
+            "names_of_Z": self._names_of_Z,
+            "width_of_Z": None if moves is None else len(moves.names) - 1,
+        }
+
+    @classmethod
+    def from_state(cls, fit_intercept: bool, state: dict[str, Any]) -> ArrayDesign:
+        """The design of which :meth:`state` returned this.
+
+        :raises ValueError: if it is no such state.
+        """
+        found, widths = cls(fit_intercept), [state["width"], state["width_of_Z"]]
+        for name, width in zip(("names", "names_of_Z"), widths, strict=True):
+            if width is not None and (type(width) is not int or not 0 < width < 2**31):
+                raise ValueError(f"the number of columns is {width!r}")
+            if state[name] is not None:
+                names_of(name, state[name], width or 0)
+        found._set(state["names"], widths[0], state["names_of_Z"], widths[1])
+        return found
 
     def read(self, data: Any, y: Any = None, Z: Any = None, *, needs_y: bool = True) -> Rows:
         """The rows of other data; see :meth:`FormulaDesign.read`."""
@@ -56,8 +92,8 @@ class ArrayDesign:
         return self._checked("Z", moves, names, self._names_of_Z, self.transition_columns, True, Z)
 
     @staticmethod
-    def _named(matrix: Array, names: list[str] | None, letter: str, has_ones: bool) -> Columns:
-        given = names or [f"{letter}{j + 1}" for j in range(matrix.shape[1])]
+    def _named(width: int, names: list[str] | None, letter: str, has_ones: bool) -> Columns:
+        given = names or [f"{letter}{j + 1}" for j in range(width)]
         every = [INTERCEPT] * has_ones + given
         return Columns(every, every)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.regression import formula_state
 from pyro_regimes.estimator.regression import tables_of_data as tables
 from pyro_regimes.estimator.regression.rows import INTERCEPT, Columns, Rows
 from pyro_regimes.messages import shown
@@ -23,6 +24,7 @@ class FormulaDesign:
     """
 
     def __init__(self, formula: str, transition_formula: str | None) -> None:
+        self.formula, self.transition_formula = formula, transition_formula
         means = _parse("formula", formula)
         if not hasattr(means, "lhs") or not hasattr(means, "rhs"):
             raise ValueError(
@@ -47,13 +49,49 @@ class FormulaDesign:
         response = _matrix(self._response, frame)
         covariates = _matrix(self._covariates, frame, data)
         moves = None if self._moves is None else _matrix(self._moves, frame, data)
-        self._response, self._covariates = response.model_spec, covariates.model_spec
-        self.columns = _columns(self._covariates)
-        self.transition_columns = None
-        if moves is not None:
-            self._moves = moves.model_spec
-            self.transition_columns = _columns(self._moves)
+        self._set(
+            response.model_spec,
+            covariates.model_spec,
+            None if moves is None else moves.model_spec,
+        )
+        self._first_row = frame.iloc[:1]
         return self._rows(response, covariates, moves, data)
+
+    def _set(self, response: Any, covariates: Any, moves: Any) -> None:
+        """What the formulas have become with training data."""
+        self._response, self._covariates, self._moves = response, covariates, moves
+        self.columns = _columns(covariates)
+        self.transition_columns = None if moves is None else _columns(moves)
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`learn` has kept, as JSON has it.
+
+        :raises ValueError: if it holds what is no number, text or date.
+        """
+        specs = self._specs()
+        row = formula_state.row_of(self._first_row, list(specs.values()))
+        return {"row": row} | {name: formula_state.state_of(s) for name, s in specs.items()}
+
+    def restore(self, state: dict[str, Any], trust: bool) -> None:
+        """Set what :meth:`state` returned.
+
+        :param trust: whether the formulas may have any code.
+        :raises ValueError: if they have other code than functions of formulas and is not trusted,
+            or the state is not theirs.
+        """
+        specs = self._specs()
+        for formula in () if trust else specs.values():
+            formula_state.check_safe(formula)
+        self._first_row = formula_state.frame_of(state["row"])
+        found = {
+            name: formula_state.spec_from(formula, state[name], self._first_row)
+            for name, formula in specs.items()
+        }
+        self._set(found["response"], found["covariates"], found.get("moves"))
+
+    def _specs(self) -> dict[str, Any]:
+        found = {"response": self._response, "covariates": self._covariates}
+        return found if self._moves is None else {**found, "moves": self._moves}
 
     def read(self, data: Any, y: Any = None, Z: Any = None, *, needs_y: bool = True) -> Rows:
         """The rows of other data.
@@ -118,7 +156,7 @@ def _frame(data: Any, y: Any, Z: Any) -> Any:
 
 def _variables(spec: Any) -> list[str]:
     """The columns of data that a formula has used."""
-    return sorted(str(name) for name in spec.variables_by_source.get("data", ()))
+    return sorted({str(each.root) for each in spec.variables_by_source.get("data", ())})
 
 
 def _check_columns(frame: Any, specs: list[Any]) -> None:

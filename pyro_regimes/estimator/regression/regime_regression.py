@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import NUM_ROWS
+from pyro_regimes.estimator.regression import settings
 from pyro_regimes.estimator.regression.described_regression import DescribedRegression
-from pyro_regimes.estimator.regression.design import ArrayDesign, Design
+from pyro_regimes.estimator.regression.design import Design
 from pyro_regimes.estimator.regression.errors import RegressionErrors, regression_errors
 from pyro_regimes.estimator.regression.fitted_regression import sizes_of
 from pyro_regimes.estimator.regression.fitting import Fitted, fit
 from pyro_regimes.estimator.regression.form import Form, transition_matrices
-from pyro_regimes.estimator.regression.formulas import FormulaDesign
-from pyro_regimes.estimator.regression.rows import Rows, check_rank, columns_of_terms
+from pyro_regimes.estimator.regression.rows import Rows
+from pyro_regimes.estimator.regression.saved_regression import (
+    read_regression,
+    write_regression,
+)
 from pyro_regimes.infer.isolation import plain_torch
-from pyro_regimes.infer.uncertainty import METHODS
 
 
 class RegimeRegression(DescribedRegression):
@@ -158,12 +163,12 @@ class RegimeRegression(DescribedRegression):
         :raises ValueError: if a parameter of the model, or the data, are not valid: it names the
             columns and rows of covariates that are missing, and columns that depend on others.
         """
-        self._check()
-        design = self._make_design()
+        settings.check(self)
+        design = settings.design(self)
         rows = design.learn(data, y, Z)
         assert rows.y is not None
         sizes = sizes_of(design, lengths, len(rows.y))
-        form = self._make_form(design, rows)
+        form = settings.form(self, design, rows)
         rng = validation.random_state(self.random_state)
         with plain_torch(torch.device("cpu")):
             found = fit(
@@ -194,64 +199,39 @@ class RegimeRegression(DescribedRegression):
         self.fit(data, y, Z=Z, lengths=lengths)
         return self.predict(data, y, Z=Z, lengths=lengths, start="fitted")
 
-    def _check(self) -> None:
-        """:raises ValueError: if a parameter of the constructor is not valid."""
-        validation.integer("n_regimes", self.n_regimes, 1)
-        validation.integer("n_init", self.n_init, 1)
-        validation.integer("max_iter", self.max_iter, 0)
-        if self.tol is not None:
-            validation.number("tol", self.tol, positive=True)
-        for name in ("switching_variance", "fit_intercept", "verbose"):
-            value = getattr(self, name)
-            if not isinstance(value, (bool, np.bool_)):
-                raise ValueError(f"expected {name} to be True or False, got {value!r}")
-        validation.one_of("transition_row", self.transition_row, ("left", "entered"))
-        if self.initial is not None:
-            validation.one_of("initial", self.initial, ("stationary", "free", "uniform"))
-        if self.errors is not None:
-            validation.one_of("errors", self.errors, METHODS)
-        if self.acceleration is not None:
-            validation.one_of("acceleration", self.acceleration, ("squarem",))
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model as JSON without rounding. An existing file is replaced atomically.
 
-    def _make_design(self) -> Design:
-        if self.formula is not None:
-            return FormulaDesign(self.formula, self.transition_formula)
-        if self.transition_formula is not None:
-            raise ValueError(
-                "expected transition_formula=None where formula is None, got "
-                f"{self.transition_formula!r}; give Z to fit, or a formula"
-            )
-        return ArrayDesign(bool(self.fit_intercept))
+        The file has what the formulas remember of the training data (categories, knots, means) and
+        its first rows, by which they are known again. A ``random_state`` that is a generator is
+        not saved; it loads as None.
 
-    def _make_form(self, design: Design, rows: Rows) -> Form:
-        """:raises ValueError: if the model cannot be fitted to these rows."""
-        assert rows.y is not None
-        moves, initial = design.transition_columns, self.initial
-        if initial is None:
-            initial = "stationary" if moves is None else "free"
-        if initial == "stationary" and moves is not None:
-            raise ValueError(
-                "expected initial='free' or 'uniform' where transitions depend on covariates, got "
-                "'stationary', which such a chain has not; leave initial out"
-            )
-        known = int(np.isfinite(rows.y).sum())
-        if known <= rows.X.shape[1] + 1:
-            raise ValueError(
-                f"expected more rows with a response than the {rows.X.shape[1]} columns and sigma, "
-                f"got {known}"
-            )
-        check_rank(
-            rows.X[np.isfinite(rows.y)], design.columns, "X" if self.formula is None else "formula"
-        )
-        if rows.Z is not None and moves is not None:
-            driving = rows.Z[1:] if self.transition_row == "entered" else rows.Z[:-1]
-            name = "Z" if self.transition_formula is None else "transition_formula"
-            check_rank(driving, moves, name)
-        flags = columns_of_terms(design.columns, self.switching, "switching")
-        return Form.of_rows(
-            rows, int(self.n_regimes), flags, bool(self.switching_variance), initial,
-            self.transition_row == "entered",
-        )  # fmt: skip
+        :param path: the file to write.
+        :raises OSError: if the file cannot be written.
+        :raises ValueError: if the model is not fitted, a parameter that was set after the fit is
+            not valid, or a formula remembers what is no number or text.
+        """
+        check_is_fitted(self)
+        write_regression(path, self)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, trust_formula: bool = False
+    ) -> RegimeRegression:
+        """Read a model that :meth:`save` wrote.
+
+        Formulas are code. Those that call other functions than those of formulaic, such as
+        ``bs(x)`` and ``C(x)``, and NumPy's, such as ``np.sqrt(x)``, are refused unless
+        trusted, so that no file can run code that it brings.
+
+        :param path: the file to read.
+        :param trust_formula: whether formulas may call anything.
+        :return: the model.
+        :raises ValueError: if the file is not a saved model, has an unknown version, or a formula
+            that is not trusted.
+        :raises OSError: if the file cannot be read.
+        """
+        return read_regression(path, cls, trust_formula)
 
 
 def _attributes(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em.problem import Problem
 from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.tracing import Site
+from pyro_regimes.infer.tracing import Run, Site
 
 
 def check_plan(plan: Plan) -> None:
@@ -23,6 +24,19 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(
             "expected arguments that are parameters where data come in chunks, got some that are "
             f"affine functions of {plan.affine.names}; use all data at once"
+        )
+
+
+def check_run(run: Run) -> None:
+    """Check that all that a model observes comes in chunks.
+
+    :raises ValueError: naming a site that does not.
+    """
+    others = [*run.others, *(n for n, s in run.sites.items() if not isinstance(s.hmm, RegimeHMM))]
+    if others:
+        raise ValueError(
+            "expected a model that observes RegimeHMM sites alone where data come in chunks, got "
+            f"the site {others[0]!r} of another distribution"
         )
 
 

@@ -18,6 +18,7 @@ from pyro_regimes.emissions import entries
 from pyro_regimes.emissions.base import Arguments, Observed, Stats
 from pyro_regimes.infer.em.grouping import batch_shape
 from pyro_regimes.infer.tracing import Site
+from pyro_regimes.infer.tuple_chain import TupleChain
 from pyro_regimes.kernels import ops
 
 
@@ -102,17 +103,8 @@ class Expected(NamedTuple):
 
     def counts(self) -> ChainCounts:
         """The expected counts of the hidden chain."""
-        transitions = self.expectations.expected_transitions
-        gaps = self.data.site.hmm._gaps
-        if gaps is not None:
-            transitions = gaps.expected_steps(chain_logits(self.arguments)[1], transitions)
-        elif transitions.dim() == len(self.data.batch_shape) + 2:
-            transitions = transitions.unsqueeze(-3)
-        smoothed, packing = self.expectations.smoothed_probs, self.data.site.hmm.packing
-        initial = smoothed[..., 0, :]
-        if packing is not None:
-            initial = smoothed.index_select(-2, packing.firsts).sum(-2)
-        return ChainCounts(self.data.weigh(initial), self.data.weigh(transitions))
+        counts = self.data.site.chain.counts(self.arguments, self.expectations)
+        return ChainCounts(*map(self.data.weigh, counts))
 
     def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""
@@ -180,6 +172,7 @@ def read_site(site: Site, like: SiteData | None = None) -> SiteData:
         dtype = torch.promote_types(initial_logits.dtype, transition_logits.dtype)
         dtype = torch.promote_types(dtype, logits.dtype)
     else:
+        assert isinstance(hmm, RegimeHMM)  # others do not come in chunks
         hmm._check(site.value)
         initial_logits, transition_logits, logits = like.chain
         dtype = like.dtype
@@ -209,7 +202,7 @@ def _weight(site: Site, ones: Tensor) -> Tensor | None:
 
 
 def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
-    """log b_k(x_t) at the given arguments, ``(..., T, K)``."""
+    """log b_k(x_t) at the given arguments, in each state of the site's chain, ``(..., T, K)``."""
     site = data.site
     if site.family is None:  # no closed form updates it
         return data.chain[2].detach()
@@ -219,27 +212,7 @@ def observation_logits(data: SiteData, arguments: Arguments) -> Tensor:
         logits = scale_and_mask(logits, mask=site.observation_mask)
     logits = observation.restrict(logits, site.hmm.allowed_states)
     steps = data.value.shape[data.value.dim() - event_dim - 1]
-    return logits.expand(data.batch_shape + (steps, site.hmm.state_dim))
-
-
-def chain_logits(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Normalised logits ``(..., K)`` and ``(..., 1 or T-1, K, K)`` of the chain.
-
-    Without an initial distribution among the arguments it is the stationary one.
-    """
-    transition = _chain_logits(arguments, "transition")
-    transition = transition if transition.dim() > 2 else transition.unsqueeze(-3)
-    if "initial_probs" in arguments or "initial_logits" in arguments:
-        return _chain_logits(arguments, "initial"), transition
-    return ops.stationary_probs(transition.squeeze(-3).exp()).log(), transition
-
-
-def _chain_logits(arguments: Arguments, name: str) -> Tensor:
-    """Normalised logits of "initial" or "transition" probabilities."""
-    probs = arguments.get(f"{name}_probs")
-    if probs is None:
-        return arguments[f"{name}_logits"].log_softmax(-1)
-    return (probs / probs.sum(-1, keepdim=True)).log()
+    return logits.expand(data.batch_shape + (steps, data.chain[2].shape[-1]))
 
 
 def chain_of(
@@ -254,10 +227,7 @@ def chain_of(
         initial, transition, logits = (each.detach() for each in data.chain)
     else:
         arguments = data.arguments if arguments is None else arguments
-        initial, transition = chain_logits(arguments)
-        gaps = data.site.hmm._gaps
-        if gaps is not None:
-            transition = gaps.transition_logits(transition)
+        initial, transition = data.site.chain.logits(arguments)
         logits = observation_logits(data, arguments)
     return arguments, (initial, transition, logits)
 
@@ -268,8 +238,7 @@ def take_expectations(data: SiteData, arguments: Arguments | None = None) -> Exp
     :param arguments: None for those at which the site was read, whose densities are known.
     """
     arguments, chain = chain_of(data, arguments)
-    expectations = ops.expectations(*chain, data.site.hmm.sequences)
-    return Expected(data, arguments, expectations)
+    return Expected(data, arguments, data.site.chain.expectations(chain))
 
 
 def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
@@ -283,5 +252,5 @@ def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
     }
 
 
-def _log_prob(hmm: RegimeHMM) -> Callable[[Tensor], Tensor]:
-    return hmm.log_likelihood if type(hmm) is RegimeHMM else hmm.log_prob
+def _log_prob(hmm: RegimeHMM | TupleChain) -> Callable[[Tensor], Tensor]:
+    return hmm.log_likelihood if isinstance(hmm, RegimeHMM) else hmm.log_prob

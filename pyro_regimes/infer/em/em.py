@@ -53,7 +53,7 @@ class _Settings(NamedTuple):
 
 
 class EM:
-    r"""Expectation-maximisation for a Pyro model that observes a :class:`.RegimeHMM`.
+    r"""Expectation-maximisation for a Pyro model of a RegimeHMM or a SwitchingAutoregression.
 
     .. math::
         \theta' = \arg\max_\theta

@@ -32,10 +32,11 @@ from torch import Tensor
 from pyro_regimes.distributions import observation
 from pyro_regimes.infer.em import measures
 from pyro_regimes.infer.em.ascent import rounding as rounding_of
-from pyro_regimes.infer.em.e_step import Expected, chain_logits, observation_logits
+from pyro_regimes.infer.em.e_step import Expected, observation_logits
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.problem import Problem, TensorState, complete
 from pyro_regimes.infer.em.session import Call, Session
+from pyro_regimes.infer.hidden_chain import chain_logits
 
 #: Tolerance for objectives and expected gains, in units of ``tol``.
 _SLACK = 10.0
@@ -205,16 +206,17 @@ def _same_states(problem: Problem, state: TensorState) -> list[Finding]:
     """
     found = []
     for name, each in state.expected.items():
-        if not _candidates(_few_densities(each)):
+        chain = each.data.site.chain
+        if not _candidates(chain.of_regimes(_few_densities(each))):
             continue
         terms = [part.detach() for part in chain_logits(each.arguments)]
         terms.append(observation_logits(each.data, each.arguments).detach())
         labels = problem.groups.sequences[name].flatten()
         alike: dict[int, set[int]] = {}  # by restart
-        for i, j in _candidates(terms[-1]):
-            apart = ~_may_be_exchanged(terms, i, j).expand(each.batch_shape).flatten()
-            same = set(labels.tolist()) - set(labels[apart].tolist())
-            for restart in same:
+        for i, j in _candidates(chain.of_regimes(terms[-1])):
+            same = _may_be_exchanged(terms, i, j, chain.exchanged(i, j))
+            apart = ~same.expand(each.batch_shape).flatten()
+            for restart in set(labels.tolist()) - set(labels[apart].tolist()):
                 if np.isfinite(state.losses[restart]):
                     alike.setdefault(restart, set()).update((i, j))
         by_states: dict[tuple[int, ...], list[int]] = {}
@@ -257,13 +259,18 @@ def _candidates(observation: Tensor) -> list[tuple[int, int]]:
     return found
 
 
-def _may_be_exchanged(terms: list[Tensor], i: int, j: int) -> Tensor:
-    """Whether swapping two states leaves all logits of a sequence unchanged up to rounding."""
+def _may_be_exchanged(terms: list[Tensor], i: int, j: int, columns: list[int]) -> Tensor:
+    """Whether swapping two states leaves all logits of a sequence unchanged up to rounding.
+
+    :param columns: the order of the densities after that.
+    """
     initial, transition, observation = terms
-    order = list(range(observation.shape[-1]))
+    order = list(range(initial.shape[-1]))
     order[i], order[j] = j, i
+    moved = [place for place, column in enumerate(columns) if place != column]
+    others = [columns[place] for place in moved]
     return (
-        _same(observation[..., i], observation[..., j]).all(-1)
+        _same(observation[..., moved], observation[..., others]).flatten(-2).all(-1)
         & _same(initial, initial[..., order]).all(-1)
         & _same(transition, transition[..., order, :][..., order]).flatten(-3).all(-1)
     )

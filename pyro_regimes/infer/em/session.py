@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.ascent import Held
+from pyro_regimes.infer.em.chunk_checks import check_run
 from pyro_regimes.infer.em.e_step import (
     SiteStatistics,
     read_log_probs,
@@ -250,11 +251,7 @@ class Session:
         """
         with self.alone():
             run = self.run_as_planned(plan, call)
-            if run.others:
-                raise ValueError(
-                    "expected a model that observes RegimeHMM sites alone where data come in "
-                    f"chunks, got the site {next(iter(run.others))!r} of another distribution"
-                )
+            check_run(run)
             if not plan.holds(run):
                 raise ValueError(
                     "expected a model that uses its parameters alike in every chunk, got one whose "
