@@ -118,7 +118,7 @@ class _LogLikelihood(Function):
             return tuple(next(found) if each.requires_grad else None for each in given)
         with torch.enable_grad():
             leaves = [each.detach().requires_grad_() for each in given[2:]]
-            value = _expected_log_density(weight[:, None, None] * smoothed, *leaves)
+            value = _tangent(weight[:, None, None] * smoothed, *leaves)
             grads = torch.autograd.grad(value, leaves)
         first = lagged.of_log_likelihood(weight, given, smoothed, moved)
         return (*first[:2], *grads)
@@ -130,21 +130,24 @@ def _composed(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return given[0], given[1], density.expand(max(map(len, given)), -1, -1)
 
 
-def _expected_log_density(
+def _tangent(
     gamma: Tensor, series: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor
 ) -> Tensor:
-    """The sum of gamma times the log-densities, from sums over time of gamma, a and a^2."""
-    num_states = loc.shape[-1]
-    ahead = lagged_normal.regressions(_rows(series, coefficients.shape[-1]), coefficients)
-    centre = lagged_normal.centre(loc, coefficients).unflatten(-1, (-1, num_states))
-    middle = centre.detach().mean(-2, keepdim=True)  # so that little is subtracted below
-    ahead, centre = (ahead - middle).mT, centre - middle  # (N, K, T), (N, K^p, K)
-    per_state = gamma.unflatten(-1, (-1, num_states))  # (N, T, K^p, K)
-    counts = per_state.sum(1)
-    first = torch.einsum("nkt,ntrk->nrk", ahead, per_state)
-    second = (ahead.square() * per_state.sum(2).mT).sum(-1)  # (N, K)
-    distance = (centre.square() * counts - 2 * centre * first).sum(-2) + second
-    return -(distance / (2 * scale.square()) + counts.sum(-2) * scale.log()).sum()
+    """A number with the gradient of the sum of gamma times the log-densities."""
+    num_states, order = loc.shape[-1], coefficients.shape[-1]
+    level = loc[..., :1].detach()  # as in lagged_normal.log_density
+    rows = _rows(series - level, order)
+    ahead = lagged_normal.regressions(rows, coefficients)  # (N, T, 1 or K)
+    centre = lagged_normal.centre(loc - level, coefficients).unflatten(-1, (-1, num_states))
+    sigma = scale.unsqueeze(-2)  # (N, 1, 1 or K)
+    with torch.no_grad():
+        weights = gamma.unflatten(-1, (-1, num_states))  # (N, T, K^p, K)
+        distance = (ahead.unsqueeze(-2) - centre.unsqueeze(-3)) / sigma.unsqueeze(-2)
+        pull = weights * distance
+        of_ahead = -pull.sum(-2) / sigma
+        of_centre = pull.sum(-3) / sigma
+        of_scale = (torch.einsum("ntrk,ntrk->nk", pull, distance) - weights.sum((1, 2))) / scale
+    return (ahead * of_ahead).sum() + (centre * of_centre).sum() + (scale * of_scale).sum()
 
 
 def log_likelihood(*given: Tensor) -> Tensor:
