@@ -33,7 +33,8 @@ from pyro_regimes.infer.em.problem import Array, Problem, TensorState, constant_
 from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
-from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
+from pyro_regimes.infer.em.run_reading import read_losses
+from pyro_regimes.infer.em.session import Call, Session, Snapshot
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 from pyro_regimes.messages import shown

@@ -10,20 +10,14 @@ import numpy as np
 import torch
 
 from pyro_regimes.infer.em import loop
-from pyro_regimes.infer.em.ascent import Ascent, Held
+from pyro_regimes.infer.em.ascent import Ascent, Held, nothing_held
 from pyro_regimes.infer.em.engines.stochastic import Schedule, average
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, maximise_within
 from pyro_regimes.infer.em.gradient import move
 from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
-from pyro_regimes.infer.em.session import (
-    Call,
-    OtherSites,
-    Session,
-    Snapshot,
-    nothing_held,
-    read_losses,
-)
+from pyro_regimes.infer.em.run_reading import OtherSites, read_losses
+from pyro_regimes.infer.em.session import Call, Session, Snapshot
 
 #: Steps in a row that must be level where an optimiser moves parameters.
 _STEADY = 10
@@ -94,18 +88,18 @@ class RetraceEngine:
     def _average(self, now: TensorState) -> None:
         """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""
         session, plan = self._session, self.problem.plan
-        session.num_batches += 1
-        share = float(self._schedule(session.num_batches))
+        number = session.averages.num_batches + 1
+        share = float(self._schedule(number))
         if not 0 < share <= 1:
             raise ValueError(
-                f"expected step_size to lie above 0 and up to 1, got {share} for batch "
-                f"{session.num_batches}"
+                f"expected step_size to lie above 0 and up to 1, got {share} for batch {number}"
             )
         expected = {
-            name: average(each, plan.updated(name), session.averages.get(name), share)
+            name: average(each, plan.updated(name), session.averages.sites.get(name), share)
             for name, each in now.expected.items()
         }
-        session.averages = {name: each.averages for name, each in expected.items()}
+        sites = {name: each.averages for name, each in expected.items()}
+        session.averages = session.averages._replace(sites=sites, num_batches=number)
         nothing = nothing_held(plan, len(now.losses))
         found = maximise_within(self.problem, now, nothing, dict(expected))
         session.write(found.values, found.leaves)
