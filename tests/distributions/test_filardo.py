@@ -84,8 +84,8 @@ def test_the_fit_from_random_starts():
     for _ in range(6):
         start = np.zeros(11)
         start[:2] = 2.0, -2.0
-        start[4:6] = np.sort(x.mean() + x.std() * draw.normal(size=2))[::-1]
-        start[6] = np.log(x.std())
+        start[4:6] = np.sort(float(x.mean()) + float(x.std()) * draw.normal(size=2))[::-1]
+        start[6] = np.log(float(x.std()))
         options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-7}
         fit = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
         best = fit if best is None or fit.fun < best.fun else best
