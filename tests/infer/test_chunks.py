@@ -366,7 +366,7 @@ def test_mixing_chains_take_one_pass(monkeypatch):
 
     monkeypatch.setattr(ChunkReader, "read", counted)
     x = series(8000)
-    engines = {gaussian: "compiled", stationary: "compiled", student_t: "tensor operations"}
+    engines = {gaussian: "compiled", stationary: "compiled", mixture: "tensor operations"}
     for model, engine in engines.items():
         passes.clear()
         result, _, em = fit(model, Chunks(x.split(2000), continues=True), num_steps=3)
