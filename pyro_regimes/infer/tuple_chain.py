@@ -77,6 +77,10 @@ class TupleChain:
         value, smoothed, moved = (part.reshape(shape + part.shape[1:]) for part in found)
         return ops.Expectations(value, smoothed, moved)
 
+    def starts(self, found: ops.Expectations) -> Tensor:
+        """Those of the first tuple."""
+        return found.smoothed_probs[..., 0, :]
+
     def counts(self, arguments: Arguments, found: ops.Expectations) -> ChainCounts:
         """The initial regime is the oldest of the first tuple, in which there are p more steps."""
         num_states, moved = self.state_dim, found.expected_transitions
