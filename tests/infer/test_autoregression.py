@@ -76,7 +76,7 @@ def autoregression(start: dict[str, Tensor]) -> Model:
         }
         chain = SwitchingAutoregression(
             history,
-            given["A"],
+            given["A"].unsqueeze(-3),
             given["loc"],
             given["phi"],
             given["sigma"],
