@@ -249,7 +249,9 @@ class Form(NamedTuple):
             "transition_probs": constraints.simplex,
             "scale": constraints.positive,
         }
-        constant = {*fixed} if self.initial == "free" else {*fixed, "initial_probs"}
+        constant = {*fixed, *(name for name, value in arguments.items() if not value.numel())}
+        if self.initial != "free":
+            constant.add("initial_probs")
 
         def model() -> None:
             held = {

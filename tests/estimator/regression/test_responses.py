@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 from scipy.optimize import minimize
 from scipy.special import digamma, expit
@@ -231,6 +232,22 @@ def test_arrays():
     np.testing.assert_array_equal(model.coef_, same.coef_)
     with pytest.raises(ValueError, match="successes and one of failures .* got shape"):
         model.fit(DATA[["x"]], y[:, 0])
+
+
+def test_flags_with_missing_ones():
+    settings = {"family": "bernoulli", "n_init": 1, "random_state": 0}
+    gone = DATA.index % 9 == 4
+    numbers = DATA.assign(high=DATA.high.astype(float).where(~gone))
+    model = RegimeRegression("high ~ x", **settings).fit(numbers)
+    columns = {"x": DATA.x.to_numpy(), "high": [None if g else h for g, h in zip(gone, DATA.high)]}
+    for data in (
+        DATA.assign(high=DATA.high.astype("boolean").where(~gone)),
+        DATA.assign(high=DATA.high.astype(object).where(~gone, None)),
+        polars.DataFrame(columns),
+    ):
+        same = RegimeRegression("high ~ x", **settings).fit(data)
+        np.testing.assert_array_equal(same.coef_, model.coef_)
+        assert same.n_missing_ == gone.sum()
 
 
 @pytest.mark.parametrize(
