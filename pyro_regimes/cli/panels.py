@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 
 def panels(data: Any, by: str | None) -> tuple[dict[str, Any], Any, list[int] | None]:
     """The rows of each sequence together, in the order in which sequences appear.
@@ -24,7 +22,7 @@ def panels(data: Any, by: str | None) -> tuple[dict[str, Any], Any, list[int] | 
 
     if by not in data.columns:
         raise ValueError(f"expected --by to name a column, got {by!r}; there are {[*data.columns]}")
-    gaps = np.flatnonzero(data[by].isna().to_numpy())
+    gaps = data[by].isna().to_numpy().nonzero()[0]
     if len(gaps):
         raise ValueError(
             f"expected a name in the column {by!r} of every row, got none in row {gaps[0]}; fill it"
