@@ -162,6 +162,12 @@ def check_value(value: Tensor, duration: int | None, checking: bool) -> Tensor:
     return value
 
 
+def log_of(probs: Tensor) -> Tensor:
+    """Logarithms in float64 of probabilities that sum to 1 in float64, too."""
+    wide = probs.double()
+    return ops.safe_log(wide / wide.sum(-1, keepdim=True))
+
+
 def series(history: Tensor, value: Tensor) -> Tensor:
     """Both as one series, ``(..., p + T)``."""
     batch = torch.broadcast_shapes(history.shape[:-1], value.shape[:-1])
