@@ -206,7 +206,7 @@ def flat(value: Tensor, shape: torch.Size, num_dims: int) -> Tensor:
     :param num_dims: the number of dims that are not batch dims.
     """
     own = value.shape[value.dim() - num_dims :]
-    if value.shape[: value.dim() - num_dims].numel() == 1:
+    if value.shape[: value.dim() - num_dims].numel() == 1 and shape.numel() > 0:
         return value.reshape((1,) + own)
     return value.expand(shape + own).reshape((-1,) + own)
 

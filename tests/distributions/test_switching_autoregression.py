@@ -362,6 +362,15 @@ def test_arguments_of_any_strides():
     wanted = torch.stack([model.log_prob(each.contiguous()) for each in value])
     assert_close(other.log_prob(value), wanted, rtol=1e-12, atol=0)
     assert other.posterior(value.unsqueeze(1)).smoothed_probs.shape == (4, 1, 30, 2)
+    wide = model.expand((3, 4))
+    assert_close(wide.log_prob(value), wanted.expand(3, 4), rtol=1e-12, atol=0)
+
+
+def test_a_batch_of_no_series():
+    model, _ = random_model(2, 2)
+    value = torch.zeros(0, 7).double()
+    assert model.log_prob(value).shape == (0,) and model.viterbi(value).shape == (0, 7)
+    assert model.posterior(value).smoothed_probs.shape == (0, 7, 2)
 
 
 def test_transitions_of_probability_zero():

@@ -94,7 +94,8 @@ def test_derivatives_of_transitions_that_vary_in_time():
 def test_first_derivatives_of_each_argument_alone(switching):
     given = random_problem(2, 2, 6, switching=switching)
     leaves = [each.clone().requires_grad_() for each in given]
-    wanted = torch.autograd.grad(lagged.log_likelihood(*leaves[:2], densities(leaves)).sum(), leaves)
+    value = lagged.log_likelihood(*leaves[:2], densities(leaves)).sum()
+    wanted = torch.autograd.grad(value, leaves)
     for n, each in enumerate(leaves):
         some = [*given[:n], each, *given[n + 1 :]]
         (found,) = torch.autograd.grad(autoregression.log_likelihood(*some).sum(), each)
