@@ -97,7 +97,7 @@ class Part:
 
     def pseudo(self, counts: dict[str, Tensor]) -> Array:
         """What priors add to the expected counts of rows of probabilities, in the shape of them."""
-        total = np.zeros((len(self.owner) * len(self.value), self.value.shape[-1]))
+        total = np.zeros((self.value.size // self.value.shape[-1], self.value.shape[-1]))
         for each in self.held:
             if each.assignment.name in counts:
                 added = counts[each.assignment.name].detach().double().numpy()
@@ -140,7 +140,7 @@ def _first(cells: Labels, count: int) -> Labels:
 def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Part | None:
     """An argument of a site; None if models share parts of it, or it varies in time."""
     slot, site = data.site.slots[argument.name], data.site
-    states = (site.hmm.state_dim,) if argument.num_own_dims else ()
+    states = (site.hmm.state_dim,) if argument.num_own_dims > 1 else ()  # not of a whole chain
     series = tuple(site.hmm.observation_dist.event_shape) if argument.elementwise else ()
     own = num_own_dims(argument, site)
     tail = ((1,) if own else ()) + states + series
