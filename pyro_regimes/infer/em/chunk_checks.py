@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em.problem import Problem
-from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.tracing import Run, Site
+from pyro_regimes.infer.tracing import Site
 
 
-def check_plan(plan: Plan) -> None:
+def check_problem(problem: Problem) -> None:
     """Check that statistics of chunks are all that the steps of a model need.
 
-    :raises ValueError: if an optimiser or least squares set parameters.
+    :raises ValueError: if an optimiser or least squares set parameters, or a site has lags.
     """
+    check_sites({name: data.site for name, data in problem.sites.items()})
+    plan = problem.plan
     if not plan.is_closed:
         raise ValueError(
             "expected a closed form for every parameter where data come in chunks, got a model in "
@@ -27,12 +30,13 @@ def check_plan(plan: Plan) -> None:
         )
 
 
-def check_run(run: Run) -> None:
+def check_sites(sites: dict[str, Site], others: Iterable[str] = ()) -> None:
     """Check that all that a model observes comes in chunks.
 
+    :param others: names of sites of other distributions.
     :raises ValueError: naming a site that does not.
     """
-    others = [*run.others, *(n for n, s in run.sites.items() if not isinstance(s.hmm, RegimeHMM))]
+    others = [*others, *(name for name, s in sites.items() if not isinstance(s.hmm, RegimeHMM))]
     if others:
         raise ValueError(
             "expected a model that observes RegimeHMM sites alone where data come in chunks, got "

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.ascent import Held
-from pyro_regimes.infer.em.chunk_checks import check_run
+from pyro_regimes.infer.em.chunk_checks import check_sites
 from pyro_regimes.infer.em.e_step import (
     SiteStatistics,
     read_log_probs,
@@ -251,7 +251,7 @@ class Session:
         """
         with self.alone():
             run = self.run_as_planned(plan, call)
-            check_run(run)
+            check_sites(run.sites, run.others)
             if not plan.holds(run):
                 raise ValueError(
                     "expected a model that uses its parameters alike in every chunk, got one whose "

@@ -140,7 +140,7 @@ def _first(cells: Labels, count: int) -> Labels:
 def read(plan: Plan, data: SiteData, argument: Argument, num_models: int) -> Part | None:
     """An argument of a site; None if models share parts of it, or it varies in time."""
     slot, site = data.site.slots[argument.name], data.site
-    states = (site.hmm.state_dim,) if argument.num_own_dims else ()
+    states = (site.hmm.state_dim,) if argument.num_own_dims > 1 else ()  # not of a whole chain
     series = tuple(site.hmm.observation_dist.event_shape) if argument.elementwise else ()
     own = num_own_dims(argument, site)
     tail = ((1,) if own else ()) + states + series

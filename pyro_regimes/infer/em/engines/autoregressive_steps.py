@@ -1,0 +1,145 @@
+"""EM steps of Hamilton's autoregression on arrays.
+
+Between compiled loops there are the E-step and one matrix product for the moments. A step is
+ordinary if every regime has weight and is left, normal equations determine their solution, and
+second moments about the means keep their digits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pyro_regimes.emissions.charts import LEAST_SHARE
+from pyro_regimes.infer.em.engines.chain_steps import Array, Flags, Parameters, Step, of_models
+from pyro_regimes.kernels import ops
+
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+class Updates(NamedTuple):
+    """What the M-step sets, alike in all models; an owner is -1 for what is held fixed."""
+
+    initial: bool  #: whether the initial probabilities
+    rows: Flags  #: rows of the transition matrix, ``(K,)``; all as one with a stationary start
+    loc: bool  #: whether the means
+    coefficients: npt.NDArray[np.int64]  #: the owner of those of each regime, ``(K,)``
+    scale: npt.NDArray[np.int64]  #: likewise, ``(K,)``
+
+
+class AutoregressiveEM:
+    """EM steps for N series of P independent models, N / P to each in turn.
+
+    Parameters are initial ``(P, K)`` and transition probabilities ``(P, K, K)``, means
+    ``(P, K, K)`` of which all rows are alike, coefficients ``(P, K, p)`` and scales ``(P, K)``.
+    Without the first the chain starts from its stationary distribution.
+
+    :param rows: the observations with those before them, ``(V, T, p + 1)``; series n has those of n
+        mod V.
+    :param num_series: N.
+    :param min_eigenvalue: the floor of the variances.
+    """
+
+    def __init__(
+        self,
+        rows: Array,
+        num_series: int,
+        like: Parameters,
+        updates: Updates,
+        min_eigenvalue: float,
+    ) -> None:
+        self._kernels = ops.lagged_em()
+        num_models = len(like[-1])
+        self._each, self._updates, self._floor = num_series // num_models, updates, min_eigenvalue
+        num_states, order = like[-2].shape[1:]
+        self._num_tuples = num_states ** (order + 1)
+        self._room = np.empty((num_series, rows.shape[1], self._num_tuples))
+        self._models: npt.NDArray[np.int64] = np.arange(num_models)
+        self._rows = rows
+        #: of the data of one model, or of each
+        tables = rows.reshape((-1, min(len(rows), self._each)) + rows.shape[1:])
+        self._origin = tables[..., 0].reshape(len(tables), -1).mean(1)
+        centred = tables - self._origin[:, None, None, None]
+        full = np.concatenate([np.ones_like(centred[..., :1]), centred], -1)
+        left, right = np.tril_indices(order + 2)
+        self._products = full[..., left] * full[..., right]  # (1 or P, 1 or each, T, M)
+        self._place = np.empty((order + 2, order + 2), dtype=np.int64)
+        self._place[left, right] = self._place[right, left] = np.arange(len(left))
+
+    def keep(self, models: Flags) -> None:
+        """Go on with some of the models."""
+        self._models = self._models[models]
+
+    def step(self, parameters: Parameters, models: Flags | None = None) -> Step:
+        """One EM step.
+
+        :param models: those of the kept models whose parameters these are; None for all.
+        """
+        chosen = self._models if models is None else self._models[models]
+        given, own = _with_start(parameters), len(self._products) > 1
+        num_models, each = len(chosen), self._each
+        start, logits = np.empty((num_models, self._num_tuples)), np.empty_like(given[1])
+        sound = np.empty(num_models, dtype=np.bool_)
+        self._kernels.prepare(given[0], given[1], logits, start, sound)
+        rows, density = self._rows, self._room[: num_models * each]
+        if own:
+            rows = rows.reshape((-1, each) + rows.shape[1:])[chosen].reshape((-1,) + rows.shape[1:])
+        self._kernels.fill(rows, each, given[2:], density)
+        if each > 1 and num_models > 1:
+            start, logits = start.repeat(each, 0), logits.repeat(each, 0)
+        value, gamma, moved = (
+            part.numpy()
+            for part in ops.lagged_expectations(*map(torch.from_numpy, (start, logits, density)))
+        )
+        weights = gamma.reshape((num_models, each) + gamma.shape[1:])
+        products = self._products[chosen] if own else self._products
+        sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
+        new, ordinary = _like(given), np.empty(num_models, dtype=np.bool_)
+        self._kernels.maximise(
+            weights[:, :, 0].sum(1),
+            of_models(moved, num_models),
+            np.ascontiguousarray(sums[..., self._place]),
+            self._origin[chosen] if own else self._origin,
+            given,
+            tuple(self._updates),
+            self._floor,
+            _TINY,
+            new,
+            ordinary,
+        )
+        total = of_models(value, num_models)
+        ordinary &= sound & np.isfinite(total)
+        total = np.where(sound, total, np.nan)
+        return Step(total, _without_start(new, parameters), ordinary, bool(ordinary.all()))
+
+    def extrapolate(
+        self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
+    ) -> tuple[Parameters, Array]:
+        """Extrapolate two steps of any models; see :func:`.cpu.lagged_extrapolation.squarem`."""
+        given = tuple(map(_with_start, (before, now, after)))
+        new, lengths = _like(given[2]), np.empty(len(bounds))
+        limits = self._floor, _TINY, LEAST_SHARE
+        self._kernels.squarem(*given, tuple(self._updates), *limits, bounds, new, lengths)
+        return _without_start(new, after), lengths
+
+
+def _with_start(parameters: Parameters) -> tuple[Array, ...]:
+    """What the kernels take: means ``(P, K)``, and initial probabilities, of no regime if none."""
+    *chain, loc, coefficients, scale = parameters
+    first = [] if len(chain) > 1 else [np.empty((len(scale), 0))]
+    return *first, *chain, np.ascontiguousarray(loc[:, 0]), coefficients, scale
+
+
+def _like(given: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(map(np.empty_like, given))
+
+
+def _without_start(given: tuple[Array, ...], like: Parameters) -> Parameters:
+    """The parameters of what the kernels return."""
+    initial, transition, loc, coefficients, scale = given
+    wide = np.repeat(loc[:, np.newaxis], loc.shape[1], 1)
+    chain = (initial, transition) if len(like) > 4 else (transition,)
+    return Parameters((*chain, wide, coefficients, scale))

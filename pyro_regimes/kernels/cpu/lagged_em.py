@@ -1,0 +1,275 @@
+r"""The loops of an EM step of Hamilton's autoregression on arrays, for P independent models.
+
+They are the densities in each tuple of regimes, and, after the E-step of :mod:`.lagged`, the M-step
+of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple. That of the chain
+is in :mod:`.lagged_chain`.
+
+A model has means ``(K,)``, coefficients ``(K, p)`` and scales ``(K,)``. An *owner* says for each
+regime which is the first that shares its parameter, as in :mod:`.m_step`; -1 is held fixed. Tuples
+are numbered with the latest regime varying fastest, so that tuple s has regime
+:math:`\lfloor s / K^j \rfloor \bmod K` at lag j.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pyro_regimes.kernels.cpu.jit import compiled, spread
+from pyro_regimes.kernels.cpu.lagged_chain import count, prepare, shares, stationary_transitions
+from pyro_regimes.kernels.cpu.lagged_extrapolation import squarem
+from pyro_regimes.kernels.cpu.m_step import cholesky
+
+__all__ = ["fill", "maximise", "prepare", "squarem"]
+
+_GRAIN = 20_000  # densities that are worth a thread
+_LEAST_PIVOT = 1e-10  # of normal equations, as a share of their diagonal
+_LEAST_SHARE = 1e-6  # as in emissions/lagged_normal.py
+
+
+@compiled
+def fill_densities(
+    rows: Any,  # (V, T, p + 1), the latest observation first
+    each: int,  # sequences of a model
+    loc: Any,  # (P, K)
+    coefficients: Any,  # (P, K, p)
+    scale: Any,  # (P, K)
+    first: int,
+    last: int,
+    density: Any,  # (N, T, S), filled from sequence ``first`` to ``last``
+) -> None:
+    """The log density of each row in each tuple; sequence n has the data of n mod V."""
+    num_steps, num_tuples = density.shape[1:]
+    num_states, order = coefficients.shape[1:]
+    centre, ahead = np.empty(num_tuples), np.empty(num_states)
+    inverse, constant = np.empty(num_states), np.empty(num_states)
+    for n in range(first, last):
+        model, data = n // each, rows[n % len(rows)]
+        level = loc[model, 0]
+        for k in range(num_states):
+            inverse[k] = math.sqrt(0.5) / scale[model, k]
+            constant[k] = -math.log(scale[model, k]) - 0.5 * math.log(2 * math.pi)
+        for s in range(num_tuples):
+            rest = s // num_states
+            centre[s] = loc[model, s % num_states] - level
+            for j in range(order):
+                mean = loc[model, rest % num_states] - level
+                centre[s] -= coefficients[model, s % num_states, j] * mean
+                rest //= num_states
+        for t in range(num_steps):
+            for k in range(num_states):
+                ahead[k] = data[t, 0] - level
+                for j in range(order):
+                    ahead[k] -= coefficients[model, k, j] * (data[t, j + 1] - level)
+            for begin in range(0, num_tuples, num_states):
+                for k in range(num_states):
+                    z = (ahead[k] - centre[begin + k]) * inverse[k]
+                    density[n, t, begin + k] = constant[k] - z * z
+
+
+@compiled
+def _solve(matrix: Any, right: Any, factor: Any, out: Any) -> bool:
+    """The solution of normal equations; whether they determine it."""
+    size = len(out)
+    if not cholesky(matrix, 0.0, _LEAST_PIVOT, factor):
+        return False
+    for i in range(size):
+        out[i] = right[i]
+        for j in range(i):
+            out[i] -= factor[i, j] * out[j]
+        out[i] /= factor[i, i]
+    for i in range(size - 1, -1, -1):
+        for j in range(i + 1, size):
+            out[i] -= factor[j, i] * out[j]
+        out[i] /= factor[i, i]
+        if not math.isfinite(out[i]):
+            return False
+    return True
+
+
+@compiled
+def _means(
+    moments: Any,  # (S, p + 2, p + 2)
+    coefficients: Any,  # (K, p)
+    scale: Any,  # (K,)
+    out: Any,  # (K,), filled: less the origin
+) -> bool:
+    """The means by weighted least squares."""
+    num_states, order = coefficients.shape
+    matrix, right = np.zeros((num_states, num_states)), np.zeros(num_states)
+    row, factor = np.empty(num_states), np.empty((num_states, num_states))
+    for s in range(len(moments)):
+        latest, rest = s % num_states, s // num_states
+        row[:] = 0.0
+        row[latest] = 1.0
+        total = moments[s, 0, 1]
+        for j in range(order):
+            row[rest % num_states] -= coefficients[latest, j]
+            total -= coefficients[latest, j] * moments[s, 0, j + 2]
+            rest //= num_states
+        precision = scale[latest] ** -2
+        for i in range(num_states):
+            right[i] += precision * row[i] * total
+            for j in range(num_states):
+                matrix[i, j] += precision * moments[s, 0, 0] * row[i] * row[j]
+    return _solve(matrix, right, factor, out)
+
+
+@compiled
+def _about_means(
+    moments: Any,  # (S, p + 2, p + 2)
+    shift: Any,  # (K,), the means less the origin
+    out: Any,  # (K, p + 2, p + 2), filled
+) -> bool:
+    """Second moments of the deviations for each latest regime; whether they keep their digits."""
+    num_states, size = len(shift), moments.shape[1]
+    by, before = np.empty(size), np.zeros((num_states, size))
+    out[:] = 0.0
+    by[0] = 0.0
+    for s in range(len(moments)):
+        latest, rest = s % num_states, s
+        for j in range(1, size):
+            by[j] = shift[rest % num_states]
+            rest //= num_states
+        weight = moments[s, 0, 0]
+        for i in range(size):
+            before[latest, i] += moments[s, i, i]
+            for j in range(size):
+                moved = moments[s, i, j] - moments[s, 0, i] * by[j] - moments[s, 0, j] * by[i]
+                out[latest, i, j] += moved + weight * by[i] * by[j]
+    for k in range(num_states):
+        for i in range(1, size):
+            if not out[k, i, i] >= _LEAST_SHARE * before[k, i]:
+                return False
+    return True
+
+
+@compiled
+def _coefficients(
+    about: Any,  # (K, p + 2, p + 2)
+    scale: Any,  # (K,)
+    owner: Any,  # (K,)
+    out: Any,  # (K, p), filled where they are not held fixed
+) -> bool:
+    """The coefficients by weighted least squares, of each group of regimes."""
+    num_states, order = out.shape
+    factor, right = np.empty((order, order)), np.empty(order)
+    matrix, found = np.empty((order, order)), np.empty(order)
+    for first in range(num_states):
+        if owner[first] != first:
+            continue
+        matrix[:], right[:] = 0.0, 0.0
+        for k in range(first, num_states):
+            if owner[k] != first:
+                continue
+            precision = scale[k] ** -2
+            for i in range(order):
+                right[i] += precision * about[k, i + 2, 1]
+                for j in range(order):
+                    matrix[i, j] += precision * about[k, i + 2, j + 2]
+        if not _solve(matrix, right, factor, found):
+            return False
+        for k in range(first, num_states):
+            if owner[k] == first:
+                out[k] = found
+    return True
+
+
+@compiled
+def _scales(
+    about: Any,  # (K, p + 2, p + 2)
+    coefficients: Any,  # (K, p)
+    owner: Any,  # (K,)
+    floor: float,
+    tiny: float,
+    out: Any,  # (K,), filled where they are not held fixed
+) -> bool:
+    """The root mean squares of the residuals, of each group of regimes."""
+    num_states, order = coefficients.shape
+    for first in range(num_states):
+        if owner[first] != first:
+            continue
+        weight, scatter = 0.0, 0.0
+        for k in range(first, num_states):
+            if owner[k] != first:
+                continue
+            weight += about[k, 0, 0]
+            scatter += about[k, 1, 1]
+            for i in range(order):
+                scatter -= 2.0 * coefficients[k, i] * about[k, 1, i + 2]
+                for j in range(order):
+                    both = coefficients[k, i] * coefficients[k, j]
+                    scatter += both * about[k, i + 2, j + 2]
+        if not weight > tiny:
+            return False
+        value = math.sqrt(max(scatter / weight, floor))
+        if not tiny < value < np.inf:
+            return False
+        for k in range(first, num_states):
+            if owner[k] == first:
+                out[k] = value
+    return True
+
+
+@compiled
+def maximise(
+    start: Any,  # (P, S), gamma of the first tuple
+    moved: Any,  # (P, K, K)
+    moments: Any,  # (P, S, p + 2, p + 2), about the origins
+    origin: Any,  # (P or 1,)
+    old: Any,  # initial (P, K) or (P, 0), transition, loc, coefficients and scale
+    free: Any,  # whether the initial probabilities, the rows (K,), the means; the two owners
+    floor: float,
+    tiny: float,
+    new: Any,  # as ``old``, filled
+    ordinary: Any,  # (P,), filled
+) -> None:
+    """The M-step: means, then coefficients given them, then scales; and the chain."""
+    has_start = old[0].shape[1] > 0
+    num_states, order = old[3].shape[1:]
+    counts, starts = np.empty((num_states, num_states)), np.empty(num_states)
+    about, shift = np.empty((num_states, order + 2, order + 2)), np.empty(num_states)
+    for p in range(len(start)):
+        ordinary[p] = False
+        new[2][p], new[3][p], new[4][p], new[1][p] = old[2][p], old[3][p], old[4][p], old[1][p]
+        level = origin[p % len(origin)]
+        if free[2]:
+            if not _means(moments[p], old[3][p], old[4][p], shift):
+                continue
+            new[2][p] = shift + level
+        else:
+            shift[:] = old[2][p] - level
+        if not _about_means(moments[p], shift, about):
+            continue
+        if not _coefficients(about, old[4][p], free[3], new[3][p]):
+            continue
+        if not _scales(about, new[3][p], free[4], floor, tiny, new[4][p]):
+            continue
+        count(start[p], moved[p], counts, starts)
+        if has_start:
+            new[0][p] = old[0][p]
+            if free[0]:
+                new[0][p] = starts / starts.sum()
+            if free[1].any():
+                if not shares(counts, old[1][p], tiny, new[1][p]):
+                    continue
+                for i in range(num_states):
+                    if not free[1][i]:
+                        new[1][p, i] = old[1][p, i]
+        elif free[1][0]:
+            if not stationary_transitions(counts, starts, old[1][p], tiny, new[1][p]):
+                continue
+        ordinary[p] = True
+
+
+def fill(rows: Any, each: int, given: Any, density: Any) -> None:
+    """:func:`fill_densities` on threads.
+
+    :param given: means, coefficients and scales.
+    """
+    grain = 1 + _GRAIN // max(1, density[:1].size)
+    run = partial(fill_densities, rows, each, *given)
+    spread(lambda first, last: run(first, last, density), len(density), grain)
