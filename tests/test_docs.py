@@ -133,7 +133,7 @@ PAGES = {
     "states_weights": 5,
     "choosing": 4,
     "missing_data": 3,
-    "regression": 3,
+    "regression": 5,
     "diagnosis": 4,
     "uncertainty": 5,
     "risk": 5,

@@ -11,7 +11,8 @@ need not be concave. Let :math:`Z = (I - A + 1 \pi)^{-1}` and :math:`u = Z (g / 
 
 (Schweitzer 1968). :func:`_maximise` makes Newton steps in log A from the better of the old matrix
 and the normalised counts, and halves a step that does not raise Q, so that Q never falls. In a long
-sequence the second term is small, and two or three steps suffice. A probability of 0 stays 0, and a
+sequence the second term is small, and two or three steps suffice. For few states on the CPU they
+are compiled (:mod:`.kernels.cpu.stationary`). A probability of 0 stays 0, and a
 row of a state that is neither left nor the first one stays as it is.
 """
 
@@ -157,6 +158,18 @@ def _ascent(
 
 def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     """Transition matrices ``(cells, K, K)`` that maximise Q."""
+    limits = _MOST_STEPS, _MOST_HALVINGS, _LEAST_GAIN, _LONGEST
+    found = ops.maximise_stationary(*pooled, old, limits)
+    if found is None:
+        return _climb(pooled, old)
+    rest = ~found[1]
+    if bool(rest.any()):
+        found[0][rest] = _climb(StationaryCounts(*(part[rest] for part in pooled)), old[rest])
+    return found[0]
+
+
+def _climb(pooled: StationaryCounts, old: Tensor) -> Tensor:
+    """The same by tensor operations."""
     wide = StationaryCounts(*(part.double() for part in pooled))
     before = old.double()
     before = before / before.sum(-1, keepdim=True)

@@ -16,11 +16,12 @@ from pyro_regimes.emissions.base import Arguments, Linear, Observed
 from pyro_regimes.emissions.logs import Outcomes, outcomes_of_probs
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import TrialsFamily, of_successes
+from pyro_regimes.kernels.ops import log_in_one_thread
 
 
 def _natural(probs: Tensor, event_dim: int) -> Tensor:
     """The log probabilities of failure, category 0, and of success, category 1."""
-    trial = outcomes_of_probs(probs)
+    trial = outcomes_of_probs(probs, log_in_one_thread)
     return torch.stack([trial.failure, trial.success], -1)
 
 

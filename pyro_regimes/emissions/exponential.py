@@ -21,6 +21,7 @@ from pyro_regimes.emissions.arithmetic import divide, divide_where_known, over_e
 from pyro_regimes.emissions.base import Argument, Arguments, Family, Linear, Natural, Observed
 from pyro_regimes.emissions.positive import is_positive, stretch
 from pyro_regimes.emissions.statistics import Totals
+from pyro_regimes.kernels.ops import log_in_one_thread
 
 
 def _reduce(stats: Totals, given: Arguments, weighted: bool) -> Totals:
@@ -76,7 +77,7 @@ def _read(value: Tensor, event_dim: int) -> Tensor | None:
 def _natural(rate: Tensor, event_dim: int) -> Tensor:
     """Minus the rates, and the sum of their logarithms."""
     rate = rate.reshape(rate.shape[: rate.dim() - event_dim] + (-1,))
-    return torch.cat([-rate, rate.log().sum(-1, keepdim=True)], -1)
+    return torch.cat([-rate, log_in_one_thread(rate).sum(-1, keepdim=True)], -1)
 
 
 class _Family(Family):

@@ -16,6 +16,7 @@ from pyro_regimes.emissions.base import Arguments, Linear, Observed
 from pyro_regimes.emissions.logs import Outcomes, outcomes_of_probs
 from pyro_regimes.emissions.statistics import Trials
 from pyro_regimes.emissions.trials import TrialsFamily, of_successes
+from pyro_regimes.kernels.ops import log_in_one_thread
 
 
 def _read(value: Tensor, event_dim: int) -> Tensor | None:
@@ -28,7 +29,8 @@ def _read(value: Tensor, event_dim: int) -> Tensor | None:
 
 def _natural(probs: Tensor, event_dim: int) -> Tensor:
     """The log probabilities of failure, and the sum of those of success."""
-    trial = outcomes_of_probs(probs.reshape(probs.shape[: probs.dim() - event_dim] + (-1,)))
+    probs = probs.reshape(probs.shape[: probs.dim() - event_dim] + (-1,))
+    trial = outcomes_of_probs(probs, log_in_one_thread)
     return torch.cat([trial.failure, trial.success.sum(-1, keepdim=True)], -1)
 
 

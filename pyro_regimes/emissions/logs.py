@@ -6,6 +6,7 @@ The logarithm of 0 is -inf, and its derivative is defined as 0. A product of a c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,10 +31,10 @@ class Outcomes(NamedTuple):
     dtype: torch.dtype  #: that of the argument
 
 
-def outcomes_of_probs(probs: Tensor) -> Outcomes:
+def outcomes_of_probs(probs: Tensor, log: Callable[[Tensor], Tensor] = safe_log) -> Outcomes:
     """log p and log(1 - p)."""
     wide = probs.double()
-    return Outcomes(safe_log(wide), safe_log_complement(wide), probs.dtype)
+    return Outcomes(log(wide), safe_log_complement(wide), probs.dtype)
 
 
 def outcomes_of_logits(logits: Tensor) -> Outcomes:

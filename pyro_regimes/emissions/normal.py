@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints
 
-from pyro_regimes.emissions import charts, conjugate, draws, links, moments, sizes
+from pyro_regimes.emissions import charts, conjugate, draws, links, moments, predictors, sizes
 from pyro_regimes.emissions.arithmetic import divide, divide_where_known, is_at_floor, over_event
 from pyro_regimes.emissions.base import Argument, Arguments, Family, Gaussian, Natural, Observed
 from pyro_regimes.emissions.moments import Moments
@@ -119,6 +119,7 @@ SCALE = Argument(
     },
     chart=charts.SCALE,
     scaling=sizes.OF_SCALE,
+    predictors=(predictors.LOG_OF_SCALE,),
 )
 
 

@@ -35,7 +35,7 @@ from pyro_regimes.emissions.base import (
 )
 from pyro_regimes.emissions.positive import stretch
 from pyro_regimes.emissions.statistics import Totals
-from pyro_regimes.kernels.ops import safe_log
+from pyro_regimes.kernels.ops import log_in_one_thread
 
 
 def _reduce(stats: Totals, given: Arguments, weighted: bool) -> Totals:
@@ -146,7 +146,7 @@ def _natural(rate: Tensor, event_dim: int) -> Tensor:
     """The log rates, minus the sum of the rates, and 1."""
     rate = rate.reshape(rate.shape[: rate.dim() - event_dim] + (-1,))
     total = rate.sum(-1, keepdim=True)
-    return torch.cat([safe_log(rate), -total, torch.ones_like(total)], -1)
+    return torch.cat([log_in_one_thread(rate), -total, torch.ones_like(total)], -1)
 
 
 class _Family(Family):

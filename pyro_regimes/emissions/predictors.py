@@ -7,6 +7,7 @@ multinomial logits of the hidden chain. With the statistics of a block, Q is
 .. math::
     \text{log of a rate of counts} \quad & s \eta - n e^\eta \\
     \text{log of a rate of waiting times} \quad & n \eta - s e^\eta \\
+    \text{log of a scale} \quad & -n \eta - \tfrac12 s e^{-2 \eta} \\
     \text{logit of a probability} \quad & s \log \sigma(\eta) + f \log \sigma(-\eta) \\
     \text{probit of a probability} \quad & s \log \Phi(\eta) + f \log \Phi(-\eta) \\
     \text{logits of a row} \quad & \sum_j n_j \eta_j - n \log \sum_j e^{\eta_j}
@@ -100,6 +101,32 @@ def _waiting_times(pooled: Any, eta: Tensor, matrix: Tensor) -> Tensor:
 #: The logarithm of the rate of waiting times, with ``Totals``. That of their mean is minus it.
 LOG_OF_WAITING_RATE = Predictor(
     "log of the rate", safe_log, _exp, _waiting_value, _waiting_score, _waiting_times, _reach_of_log
+)
+
+
+# ---- scales --------------------------------------------------------------------------------------
+
+
+def _scatter_of(pooled: Any, eta: Tensor) -> Tensor:
+    """The squares in units of the scale, 0 where there are none."""
+    return _weighed(pooled.scatter, (-2 * eta).exp())
+
+
+def _scale_value(pooled: Any, eta: Tensor) -> Tensor:
+    return -_weighed(pooled.weight, eta) - 0.5 * _scatter_of(pooled, eta)
+
+
+def _scale_score(pooled: Any, eta: Tensor) -> Tensor:
+    return _scatter_of(pooled, eta) - pooled.weight
+
+
+def _scale_times(pooled: Any, eta: Tensor, matrix: Tensor) -> Tensor:
+    return _diagonal(2 * _scatter_of(pooled, eta), matrix)
+
+
+#: The logarithm of the scale of a Normal, with ``Spread``.
+LOG_OF_SCALE = Predictor(
+    "log of the scale", safe_log, _exp, _scale_value, _scale_score, _scale_times, _reach_of_log
 )
 
 

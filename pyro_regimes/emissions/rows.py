@@ -19,7 +19,7 @@ from pyro_regimes.emissions import charts, conjugate, draws, links, predictors
 from pyro_regimes.emissions.base import Argument, Arguments, Natural
 from pyro_regimes.emissions.links import Link
 from pyro_regimes.emissions.statistics import Counts
-from pyro_regimes.kernels.ops import logsumexp, safe_log, shares_of
+from pyro_regimes.kernels.ops import log_in_one_thread, logsumexp, safe_log, shares_of
 
 
 def maximise(pooled: Counts, old: Tensor, floor: float) -> Tensor:
@@ -126,7 +126,7 @@ def log_probs(given: Arguments, dtype: torch.dtype | None = None) -> Tensor:
 def natural(probs: Tensor, event_dim: int) -> Tensor:
     """The log probabilities of categories, float64, as :attr:`.Linear.natural`."""
     probs = probs.double()
-    return (probs / probs.sum(-1, keepdim=True)).log()
+    return log_in_one_thread(probs / probs.sum(-1, keepdim=True))
 
 
 def of_sums(sums: Tensor, event_shape: torch.Size) -> Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,3 +18,12 @@ def logsumexp(terms: Tensor, dim: int = -1) -> Tensor:
     peak = terms.detach().amax(dim, keepdim=True)
     peak = peak.masked_fill(peak.isinf(), 0.0)
     return safe_log((terms - peak).exp().sum(dim)) + peak.squeeze(dim)
+
+
+def log_in_one_thread(probs: Tensor) -> Tensor:
+    """The logarithm of a small tensor on the CPU without a gradient; -inf at 0.
+
+    That of torch wakes its idle threads, however small the tensor is (:mod:`.cpu.resting`).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return torch.from_numpy(np.log(probs.numpy()))

@@ -45,7 +45,7 @@ from pyro_regimes.kernels.lagged import filter_probs as lagged_filter_probs
 from pyro_regimes.kernels.lagged import log_likelihood as lagged_log_likelihood
 from pyro_regimes.kernels.lagged_reference import viterbi as lagged_viterbi
 from pyro_regimes.kernels.likelihoods import Expectations
-from pyro_regimes.kernels.logs import logsumexp, safe_log
+from pyro_regimes.kernels.logs import log_in_one_thread, logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
     complete_log_likelihood,
     expectations,
@@ -61,7 +61,7 @@ from pyro_regimes.kernels.packed import (
 from pyro_regimes.kernels.packing import Packing
 from pyro_regimes.kernels.shapes import broadcast, without_repeats, without_time
 from pyro_regimes.kernels.shares import shares_of
-from pyro_regimes.kernels.stationary import stationary_probs
+from pyro_regimes.kernels.stationary import maximise_stationary, stationary_probs
 from pyro_regimes.kernels.totals import is_finite, sum_over
 from pyro_regimes.kernels.transfers import Ahead
 from pyro_regimes.kernels.transfers import Block as BlockExpectations
@@ -106,9 +106,11 @@ __all__ = [
     "lagged_filter_probs",
     "lagged_log_likelihood",
     "lagged_viterbi",
+    "log_in_one_thread",
     "log_likelihood",
     "logsumexp",
     "look_ahead",
+    "maximise_stationary",
     "min_duration_viterbi",
     "outline",
     "outline_of_ends",

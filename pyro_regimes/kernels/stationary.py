@@ -1,9 +1,12 @@
-r"""The stationary distribution of a transition matrix, :math:`\pi = \pi A`."""
+r"""The stationary distribution of a transition matrix, :math:`\pi = \pi A`, and its M-step."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_regimes.kernels.transforms import are_transforms_active, is_plain
 
 
 def stationary_probs(transition_probs: Tensor) -> Tensor:
@@ -29,7 +32,12 @@ def stationary_probs(transition_probs: Tensor) -> Tensor:
             "expected transition_probs to have shape (..., K, K), got "
             f"{tuple(transition_probs.shape)}"
         )
-    matrix = transition_probs / transition_probs.sum(-1, keepdim=True)
+    if _has_kernel(transition_probs):
+        compiled = _compiled(transition_probs)
+        if compiled is not None:
+            return compiled
+    total = transition_probs.sum(-1, keepdim=True)
+    matrix = transition_probs / total
     order = _recurrent_first(matrix.detach())
     num_states = matrix.shape[-1]
     rows = order.unsqueeze(-1).expand(matrix.shape)
@@ -37,17 +45,63 @@ def stationary_probs(transition_probs: Tensor) -> Tensor:
     weights = []
     for last in range(num_states - 1, 0, -1):
         row = reduced[..., last, :last]
-        total = row.sum(-1, keepdim=True)
-        column = reduced[..., :last, last] / total
+        column = reduced[..., :last, last] / row.sum(-1, keepdim=True)
         weights.append(column)
         reduced = reduced[..., :last, :last] + column.unsqueeze(-1) * row.unsqueeze(-2)
     found = torch.ones_like(matrix[..., 0, :1])
     for column in reversed(weights):  # of the states after the first, in order
         found = torch.cat([found, (found * column).sum(-1, keepdim=True)], -1)
     found = found / found.sum(-1, keepdim=True)
-    if not bool((found.detach() >= 0).all()):  # nor NaN
+    if not bool((found.detach() >= 0).all() & (total.detach() > 0).all()):  # nor NaN
         raise ValueError(_why_none(transition_probs.detach()))
     return found.gather(-1, order.argsort(-1))
+
+
+def _has_kernel(*given: Tensor) -> bool:
+    """Whether there are compiled kernels for these tensors, matrices ``(..., K, K)`` the first."""
+    from pyro_regimes.kernels.cpu.stationary import MAX_STATES
+
+    return (
+        all(each.device.type == "cpu" for each in given)
+        and 0 < given[0].shape[-1] <= MAX_STATES
+        and is_plain(*given)
+        and not are_transforms_active()
+    )
+
+
+def _compiled(transition_probs: Tensor) -> Tensor | None:
+    """The stationary distributions; None if the compiled kernel does not serve some matrix."""
+    from pyro_regimes.kernels.cpu.stationary import fill_stationary
+
+    matrices = transition_probs.detach().double().contiguous()
+    found = matrices.new_empty(matrices.shape[:-1])
+    size = matrices.shape[-1]
+    if not fill_stationary(matrices.reshape(-1, size, size).numpy(), found.view(-1, size).numpy()):
+        return None
+    return found.to(transition_probs.dtype)
+
+
+def maximise_stationary(
+    transitions: Tensor, starts: Tensor, old: Tensor, limits: tuple[int, int, float, float]
+) -> tuple[Tensor, Tensor] | None:
+    r"""The matrices that maximise :math:`\sum c_{ij} \log A_{ij} + \sum g_i \log \pi_i(A)`.
+
+    :param transitions: c, ``(P, K, K)``.
+    :param starts: g, ``(P, K)``.
+    :param old: matrices to begin from, ``(P, K, K)``.
+    :param limits: the numbers of steps and of halvings, the least gain as a share of Q, and the
+        longest step of the logarithm of a probability.
+    :return: with the matrices for which they are found, ``(P,)``; None without a kernel.
+    """
+    if not _has_kernel(old, transitions, starts):
+        return None
+    from pyro_regimes.kernels.cpu.stationary import maximise_stationary as kernel
+
+    arrays = [each.detach().double().contiguous().numpy() for each in (transitions, starts, old)]
+    found = np.empty_like(arrays[2])
+    served = np.empty(len(found), dtype=np.bool_)
+    kernel(*arrays, torch.finfo(old.dtype).tiny, limits, found, served)
+    return torch.from_numpy(found).to(old.dtype), torch.from_numpy(served)
 
 
 def _reaches(matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions import predictors
 from pyro_regimes.emissions.predictors import Predictor
-from pyro_regimes.emissions.statistics import Counts, Totals, Trials
+from pyro_regimes.emissions.statistics import Counts, Spread, Totals, Trials
 from tests import seeds
 
 NUM = 40
@@ -25,6 +25,10 @@ def totals() -> Totals:
     return Totals(draw(NUM, n=1).abs(), draw(NUM, n=2).abs())
 
 
+def spread() -> Spread:
+    return Spread(draw(NUM, n=1).abs(), draw(NUM, n=2).abs())
+
+
 def trials() -> Trials:
     successes, failures = draw(NUM, n=3).abs(), draw(NUM, n=4).abs()
     return Trials(successes + failures, successes, failures)
@@ -33,6 +37,7 @@ def trials() -> Trials:
 SCALARS = [
     (predictors.LOG_OF_COUNT_RATE, totals),
     (predictors.LOG_OF_WAITING_RATE, totals),
+    (predictors.LOG_OF_SCALE, spread),
     (predictors.LOGIT, trials),
     (predictors.LOGIT_OF_PROBS, trials),
     (predictors.PROBIT_OF_PROBS, trials),
@@ -82,6 +87,11 @@ def test_values_are_those_of_densities() -> None:
             predictors.LOG_OF_WAITING_RATE,
             Totals(one, counts),
             lambda e: dist.Exponential(e.exp()).log_prob(counts),
+        ),
+        (
+            predictors.LOG_OF_SCALE,
+            Spread(one, counts**2),
+            lambda e: dist.Normal(0.0, e.exp()).log_prob(counts),
         ),
         (
             predictors.LOGIT,

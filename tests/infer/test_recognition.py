@@ -252,7 +252,7 @@ def test_raw_factors_and_zero_weights_are_moved() -> None:
         factor = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
         observe(observation_dist=dist.MultivariateNormal(LOCS, scale_tril=factor), obs=Y)
         log_scale = design @ real("weights", torch.zeros(2, 2))
-        observe(observation_dist=dist.Normal(LOC, log_scale.exp()), name="y")
+        observe(observation_dist=dist.Laplace(LOC, log_scale.exp()), name="y")
 
     with pytest.raises(ValueError, match="\n  raw: .*\n  weights: "):
         EM(model).step()

@@ -127,6 +127,7 @@ def coefficient_table(
     names: list[str],
     columns: Columns,
     moves: Columns | None,
+    spread: Columns | None,
     level: float,
 ) -> CoefficientTable:
     """The table of all estimates.
@@ -134,6 +135,7 @@ def coefficient_table(
     :param errors: None for NaN in their place.
     :param names: those of the regimes.
     :param moves: the columns of the covariates of transitions, if these vary.
+    :param spread: those of the covariates of the scale, if it varies.
     :param level: the probability that an interval covers.
     """
     rows: list[tuple[tuple[str, str], float, float, str]] = []
@@ -143,17 +145,25 @@ def coefficient_table(
         error = np.nan if errors is None else getattr(errors.values, field)[place]
         rows.append(((of, term), float(value), float(error), kind))
 
+    def add_scale(of: str, k: int) -> None:
+        scale = form.response.scale
+        if spread is not None:
+            for s, term in enumerate(spread.names):
+                add(of, f"log {scale}: {term}", "scale_coefficients", (k, s), "coefficient")
+        elif scale is not None:
+            add(of, scale, "scale", (k,), "scale")
+
     for k, name in enumerate(names):
         for p, term in enumerate(columns.names):
             if form.switching[p]:
                 add(name, term, "coefficients", (k, p), "coefficient")
         if form.switching_variance:
-            add(name, "sigma", "sigma", (k,), "scale")
+            add_scale(name, k)
     for p, term in enumerate(columns.names):
         if not form.switching[p]:
             add(ALL, term, "coefficients", (0, p), "coefficient")
     if not form.switching_variance:
-        add(ALL, "sigma", "sigma", (0,), "scale")
+        add_scale(ALL, 0)
     for i, old in enumerate(names):
         for j, new in enumerate(names):
             if moves is None and len(names) > 1:

@@ -39,7 +39,7 @@ class DescribedRegression(FittedRegression):
     def aic(self) -> float:
         r"""Akaike's criterion of the fit, :math:`-2 \log p(y) + 2 p`.
 
-        p counts coefficients, sigmas, transitions, and the K - 1 initial probabilities if they are
+        p counts coefficients, scales, transitions, and the K - 1 initial probabilities if they are
         "free".
 
         :return: the criterion.
@@ -87,7 +87,7 @@ class DescribedRegression(FittedRegression):
         design = self._design
         return coefficient_table(
             self._form, self._parameters(), self._errors, self.regime_names_, design.columns,
-            design.transition_columns, level,
+            design.transition_columns, design.scale_columns, level,
         )  # fmt: skip
 
     def summary(self, level: float = 0.95) -> RegressionSummary:
@@ -98,7 +98,12 @@ class DescribedRegression(FittedRegression):
         :raises ValueError: if the level is not valid, or the model is not fitted.
         """
         table = self.conf_int(level)
+        response = self._form.response
         facts = [("Markov-switching regression", self._design.formula or "of arrays")]
+        if response.name != "gaussian":
+            facts.append(("Family", f"{response.name}, {response.link} link"))
+        if self._form.spread is not None:
+            facts.append((f"Log of {response.scale}", str(self._design.scale_formula)))
         if self._form.moves is not None:
             of = self._design.transition_formula or "of arrays"
             row = "entered" if self._form.enters else "left"
@@ -120,7 +125,7 @@ class DescribedRegression(FittedRegression):
             self.share_of_time_,
             self.expected_durations_,
             self.n_samples_fit_,
-            2 * (int(self._form.switching.sum()) + int(self._form.switching_variance)),
+            2 * (int(self._form.switching.sum()) + self._form.num_scales),
             "Compare fewer regimes.",
         )
         if self._form.moves is not None:

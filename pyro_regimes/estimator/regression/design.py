@@ -17,13 +17,15 @@ class ArrayDesign:
     """Arrays as they are, with a column of ones in front.
 
     :param fit_intercept: whether X has it; Z always has.
+    :param width: the number of columns of y: 2 for successes and failures.
     """
 
     has_lags = False  #: as of :class:`.FormulaDesign`
-    formula = transition_formula = None
+    formula = transition_formula = scale_formula = None
+    scale_columns: Columns | None = None
 
-    def __init__(self, fit_intercept: bool) -> None:
-        self._fit_intercept = fit_intercept
+    def __init__(self, fit_intercept: bool, width: int = 1) -> None:
+        self._fit_intercept, self._width = fit_intercept, width
 
     def learn(self, data: Any, y: Any, Z: Any) -> Rows:
         """The rows of training data; see :meth:`FormulaDesign.learn`."""
@@ -55,29 +57,27 @@ class ArrayDesign:
             "width_of_Z": None if moves is None else len(moves.names) - 1,
         }
 
-    @classmethod
-    def from_state(cls, fit_intercept: bool, state: dict[str, Any]) -> ArrayDesign:
-        """The design of which :meth:`state` returned this.
+    def restore(self, state: dict[str, Any], trust: bool = False) -> None:
+        """Set what :meth:`state` returned; there is nothing to trust.
 
         :raises ValueError: if it is no such state.
         """
-        found, widths = cls(fit_intercept), [state["width"], state["width_of_Z"]]
-        for name, width in zip(("names", "names_of_Z"), widths, strict=True):
-            if width is not None and (type(width) is not int or not 0 < width < 2**31):
-                raise ValueError(f"the number of columns is {width!r}")
+        widths = [state["width"], state["width_of_Z"]]
+        for name, number in zip(("names", "names_of_Z"), widths, strict=True):
+            if number is not None and (type(number) is not int or not 0 < number < 2**31):
+                raise ValueError(f"the number of columns is {number!r}")
             if state[name] is not None:
-                names_of(name, state[name], width or 0)
-        found._set(state["names"], widths[0], state["names_of_Z"], widths[1])
-        return found
+                names_of(name, state[name], number or 0)
+        self._set(state["names"], widths[0], state["names_of_Z"], widths[1])
 
     def read(self, data: Any, y: Any = None, Z: Any = None, *, needs_y: bool = True) -> Rows:
         """The rows of other data; see :meth:`FormulaDesign.read`."""
         X, names = tables.as_matrix("X", data)
         X = self._checked("X", X, names, self._names, self.columns, self._fit_intercept, data)
-        y = tables.as_response(y) if needs_y else None
+        y, trials = tables.as_response(y, self._width) if needs_y else (None, None)
         if y is not None and len(y) != len(X):
             raise ValueError(f"expected y with {len(X)} rows, got {len(y)}")
-        return Rows(y, X, self.read_moves(data, Z))
+        return Rows(y, X, self.read_moves(data, Z), None, trials)
 
     def read_moves(self, data: Any, Z: Any = None) -> Array | None:
         """The covariates of the transitions alone; see :meth:`FormulaDesign.read_moves`."""

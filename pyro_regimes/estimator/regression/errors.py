@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ def regression_errors(
             [each.flatten() for each in form.from_arguments({**constants, **values}).values()]
         )
     )
-    errors, begin = {}, 0
+    errors: dict[str, Any] = {}
+    begin = 0
     covariance = derived.covariance.numpy()
     every = derived.standard_errors.numpy()
     for name, shape in zip(names, shapes, strict=True):
@@ -62,11 +63,5 @@ def regression_errors(
     for name, attribute in _PROBABILITIES.items():
         if name in free.estimates and attribute in errors:
             errors[attribute][free.standard_errors[name].isnan().numpy()] = np.nan
-    values = RegressionParameters(
-        errors["initial_probs"],
-        errors["coefficients"],
-        errors["sigma"],
-        errors.get("transition_matrix"),
-        errors.get("transition_coefficients"),
-    )
+    values = RegressionParameters._make(map(errors.get, RegressionParameters._fields))
     return RegressionErrors(values, own, list(free.notes), free.method)

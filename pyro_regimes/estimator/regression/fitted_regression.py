@@ -15,7 +15,7 @@ from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.beginning import initial_probs
 from pyro_regimes.estimator.lengths import checked_lengths
-from pyro_regimes.estimator.parameters import Array
+from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.regression.design import Design
 from pyro_regimes.estimator.regression.fitting import packed_lengths
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters, transition_matrices
@@ -38,9 +38,9 @@ class FittedRegression(BaseEstimator):
     regime_names_: list[str]
     initial_probs_: Array
     coef_: Array
-    sigma_: Array
     transition_matrix_: Array
     transition_coefficients_: Array | None
+    scale_coefficients_: Array | None
     _design: Design
     _form: Form
     _training_start: Array | None
@@ -91,7 +91,9 @@ class FittedRegression(BaseEstimator):
     ) -> Array:  # fmt: skip
         r"""The mean of the response given its covariates, averaged over the regimes.
 
-        .. math:: \hat y_t = \sum_k p(q_t = k \mid \cdot) \, x_t^\top \beta_k
+        .. math:: \hat y_t = \sum_k p(q_t = k \mid \cdot) \, g^{-1}(x_t^\top \beta_k)
+
+        with the link g. That of a binomial response is the probability of a success.
 
         :param data: as in :meth:`predict`.
         :param y: as in :meth:`fit`.
@@ -104,7 +106,7 @@ class FittedRegression(BaseEstimator):
         :raises ValueError: if an argument is not valid, or the model is not fitted.
         """
         probs, rows = self._probs(data, y, Z, kind, lengths, start)
-        found: Array = (probs * (rows.X @ self.coef_.T)).sum(-1)
+        found: Array = (probs * self._form.response.mean(rows.X @ self.coef_.T)).sum(-1)
         return found
 
     def score(
@@ -125,7 +127,7 @@ class FittedRegression(BaseEstimator):
         assert rows.y is not None
         with self._computing():
             value = float(hmm.log_likelihood(self._values(rows)))
-        return value - float(np.isfinite(rows.y).sum()) * np.log(self._form.unit)
+        return value - float(rows.is_known.sum()) * np.log(self._form.unit)
 
     def transition_matrices(self, data: Any = None, *, Z: Any = None) -> Array:
         """The transition probabilities at each row's covariates.
@@ -146,7 +148,7 @@ class FittedRegression(BaseEstimator):
 
     def forecast(
         self, data: Any, future: Any = None, y: Any = None, *, Z: Any = None, future_Z: Any = None,
-        start: Any = "auto",
+        trials: npt.ArrayLike | None = None, start: Any = "auto",
     ) -> RegressionForecast:  # fmt: skip
         """Forecast the responses that follow a sequence, given their covariates.
 
@@ -156,6 +158,7 @@ class FittedRegression(BaseEstimator):
         :param y: as in :meth:`fit`.
         :param Z: as in :meth:`fit`.
         :param future_Z: the same of the steps to come, where Z is given.
+        :param trials: of a binomial response, the number at each step, ``(n,)`` or one for all.
         :param start: as in :meth:`predict`.
         :return: a :class:`.RegressionForecast`.
         :raises ValueError: if an argument is not valid, covariates of the steps to come are
@@ -175,7 +178,31 @@ class FittedRegression(BaseEstimator):
         for step, matrix in enumerate(matrices):
             last = probs[step] = last @ matrix
         probs /= probs.sum(-1, keepdims=True)
-        return mixture_forecast(probs, ahead.X @ self.coef_.T, self.sigma_, self.regime_names_)
+        response, number = self._form.response, self._trials(trials, len(probs))
+        components = response.marginal(ahead.X @ self.coef_.T, self._scale(ahead), number)
+        return mixture_forecast(probs, components, self.regime_names_)
+
+    def _scale(self, rows: Rows) -> Array | None:
+        """In the units of the data, ``(K,)`` or ``(T, K)``; None of a response without one."""
+        if self.scale_coefficients_ is None:
+            return self._parameters().scale
+        assert rows.W is not None
+        found: Array = np.exp(rows.W @ self.scale_coefficients_.T)
+        return found
+
+    def _trials(self, trials: Any, num_steps: int) -> Array | None:
+        name = self._form.response.name
+        if self._form.response.has_trials != (trials is not None):
+            remedy = "give their numbers" if trials is None else "leave it out"
+            raise ValueError(
+                f"expected trials with family='binomial' only, got {trials} with {name!r}; {remedy}"
+            )
+        if trials is None:
+            return None
+        numbers = np.broadcast_to(finite_numbers("trials", trials), (num_steps,))
+        if ((numbers < 0) | (numbers != np.floor(numbers))).any():
+            raise ValueError(f"expected trials to be counts, got {numbers.tolist()}")
+        return numbers[:, None]
 
     def _ahead(self, future: Any, future_Z: Any) -> Rows:
         """The covariates of the steps to come."""
@@ -194,10 +221,15 @@ class FittedRegression(BaseEstimator):
         return self._design.read(future, None, future_Z, needs_y=False)
 
     def _parameters(self) -> RegressionParameters:
-        matrix = None if self._form.moves is not None else self.transition_matrix_
+        form = self._form
+        matrix = None if form.moves is not None else self.transition_matrix_
+        scale = None
+        if form.response.scale is not None and form.spread is None:
+            scale = getattr(self, f"{form.response.scale}_")
         return RegressionParameters(
-            self.initial_probs_, self.coef_, self.sigma_, matrix, self.transition_coefficients_
-        )
+            self.initial_probs_, self.coef_, scale, matrix, self.transition_coefficients_,
+            self.scale_coefficients_,
+        )  # fmt: skip
 
     def _moves(self) -> Array:
         assert self.transition_coefficients_ is not None
@@ -241,8 +273,7 @@ class FittedRegression(BaseEstimator):
         )  # fmt: skip
 
     def _values(self, rows: Rows) -> torch.Tensor:
-        assert rows.y is not None
-        return torch.from_numpy(rows.y / self._form.unit)
+        return self._form.tensors(rows)["y"]
 
     @staticmethod
     def _computing() -> Any:

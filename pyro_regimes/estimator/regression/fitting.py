@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -19,6 +20,28 @@ from pyro_regimes.infer import EMResult
 
 #: The least sigma in a fit, as a share of the largest response: what rounding leaves of residuals.
 _LEAST = 1e3 * float(np.finfo(np.float64).eps)
+
+
+_NO_MEAN = (
+    "Some coefficients of the mean have no maximum: a combination of covariates separates the "
+    "responses at a bound, such as 0, from the others, so that they grow without bound. Use fewer "
+    "regimes, or fewer terms that switch."
+)
+_NO_SCALE = (
+    "The scale of some regime has no maximum: the regime fits some of its rows exactly. Use fewer "
+    "regimes, fewer terms, or switching_variance=False."
+)
+
+#: What is said of arguments without a maximum.
+_NO_MAXIMUM = {
+    "transition_coefficients": (
+        "The coefficients of some transition have no maximum: a combination of covariates "
+        "separates the rows in which it happens from the others, so that they grow without "
+        "bound. Use fewer regimes, or fewer terms in transition_formula."
+    ),
+    "scale": _NO_SCALE,
+    "scale_coefficients": _NO_SCALE,
+}
 
 
 class Fitted(NamedTuple):
@@ -40,7 +63,21 @@ class _End(NamedTuple):
     history: Array
     converged: bool
     collapsed: bool
-    is_unbounded: bool
+    unbounded: list[str]  #: arguments without a maximum
+
+
+class _RegressionEM(FitEM):
+    """Keeps which parameters have no maximum."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.unbounded: list[str] = []
+
+    def _warn(self, message: str) -> None:
+        found = re.search("parameter '(.*)' has no maximum", message)
+        if found is not None:
+            self.unbounded.append(found[1])
+        super()._warn(message)
 
 
 def fit(
@@ -61,21 +98,23 @@ def fit(
     :raises ValueError: if one regression explains the response exactly, or no start has a finite
         log-likelihood.
     """
-    tensors = form.tensors(rows)
+    tensors, response = form.tensors(rows), form.response
     lengths = packed_lengths(sizes)
-    starts = Starts(form, tensors, rng)
-    least = _LEAST * float(tensors["y"].nan_to_num().abs().max())
-    if starts.deviation <= least:
+    assert rows.y is not None
+    known = rows.is_known
+    starts = Starts(form, tensors, response.working(rows.y / form.unit, rows.trials), rng)
+    least = _LEAST * float(tensors["y"].nan_to_num().abs().max()) if response.has_unit else 0.0
+    if response.has_unit and starts.deviation <= least:
         raise ValueError(
             "expected a response that varies about one regression of all rows, got one that it "
             "explains exactly; it has no sigma"
         )
     # log p(y) is that in units of u, less the logarithm of u for each value.
-    offset = float((~tensors["y"].isnan()).sum()) * np.log(form.unit)
+    offset = float(known.sum()) * np.log(form.unit)
     ends = []
     for number in range(1 if form.num_regimes == 1 else n_init):
         arguments = starts.arguments(number)
-        em = FitEM(form.pyro_model(arguments, tensors, lengths), min_eigenvalue=least**2)
+        em = _RegressionEM(form.pyro_model(arguments, tensors, lengths), min_eigenvalue=least**2)
         result = em.run(num_steps=max_iter, tol=tol, acceleration=acceleration)
         end = _end_of(em, result, arguments, offset)
         ends.append(end)
@@ -87,8 +126,7 @@ def fit(
     parameters = form.parameters(best.arguments)
     parameters = parameters.reordered(_order(form, parameters, rows))
     hmm = form.distribution(form.to_arguments(parameters), tensors, lengths)
-    known = ~tensors["y"].isnan()
-    share = hmm.smoothed_probs(tensors["y"])[known].mean(0).detach().numpy()
+    share = hmm.smoothed_probs(tensors["y"])[tensors["known"]].mean(0).detach().numpy()
     return Fitted(
         parameters,
         best.history,
@@ -100,11 +138,15 @@ def fit(
     )
 
 
-def _end_of(em: FitEM, result: EMResult, arguments: dict[str, Tensor], offset: float) -> _End:
+def _end_of(
+    em: _RegressionEM, result: EMResult, arguments: dict[str, Tensor], offset: float
+) -> _End:
     held = {**arguments, **{name: value.clone() for name, value in em.values().items()}}
     history = -np.array(result.history) - offset
-    collapsed = bool((held["sigma"].square() <= 2 * em.min_eigenvalue).any())
-    return _End(held, history, bool(result.converged), collapsed, em.is_unbounded)
+    collapsed = False
+    if em.min_eigenvalue > 0 and "scale" in held:
+        collapsed = bool((held["scale"].square() <= 2 * em.min_eigenvalue).any())
+    return _End(held, history, bool(result.converged), collapsed, em.unbounded)
 
 
 def _results(ends: list[_End]) -> StartResults:
@@ -125,9 +167,16 @@ def packed_lengths(sizes: list[int]) -> Tensor | None:
 
 
 def _order(form: Form, parameters: RegressionParameters, rows: Rows) -> Any:
-    """By sigma if it switches, else by the mean at the average covariates; lowest first."""
-    if form.switching_variance:
-        return np.argsort(parameters.sigma, kind="stable")
+    """By sigma if it switches, else by the mean at the average covariates; lowest first.
+
+    A sigma that depends on covariates is that at their averages.
+    """
+    if form.switching_variance and form.response.has_unit:
+        if parameters.scale is not None:
+            return np.argsort(parameters.scale, kind="stable")
+        assert rows.W is not None and parameters.scale_coefficients is not None
+        average = np.nanmean(rows.W, axis=0)
+        return np.argsort(parameters.scale_coefficients @ average, kind="stable")
     return np.argsort(parameters.coefficients @ np.nanmean(rows.X, axis=0), kind="stable")
 
 
@@ -140,14 +189,9 @@ def _problems(best: _End, max_iter: int, tol: float | None) -> list[Warning]:
                 "switching_variance=False."
             )
         ]
-    if best.is_unbounded:
-        return [
-            problems.ConvergenceWarning(
-                "The coefficients of some transition have no maximum: a combination of covariates "
-                "separates the rows in which it happens from the others, so that they grow without "
-                "bound. Use fewer regimes, or fewer terms in transition_formula."
-            )
-        ]
+    if best.unbounded:
+        told = [_NO_MAXIMUM.get(name, _NO_MEAN) for name in dict.fromkeys(best.unbounded)]
+        return [problems.ConvergenceWarning(" ".join(dict.fromkeys(told)))]
     steps = len(best.history) - 1
     if not best.converged and max_iter > 0 and tol is not None:
         if steps < max_iter:

@@ -20,25 +20,34 @@ class FormulaDesign:
 
     :param formula: such as "y ~ 1 + x".
     :param transition_formula: such as "~ z", or None.
+    :param scale_formula: likewise.
+    :param width: the number of columns of the response: 2 for successes and failures.
     :raises ValueError: if a formula is not valid.
     """
 
-    def __init__(self, formula: str, transition_formula: str | None) -> None:
-        self.formula, self.transition_formula = formula, transition_formula
+    def __init__(
+        self, formula: str, transition_formula: str | None, scale_formula: str | None = None,
+        *, width: int = 1,
+    ) -> None:  # fmt: skip
+        self.formula, self._width = formula, width
+        self.transition_formula, self.scale_formula = transition_formula, scale_formula
         means = _parse("formula", formula)
         if not hasattr(means, "lhs") or not hasattr(means, "rhs"):
             raise ValueError(
                 f"expected formula with a response, such as 'y ~ 1 + x', got {shown(formula)}"
             )
         # The formulas before :meth:`learn`, and then what they have become with training data.
-        self._response, self._covariates, self._moves = means.lhs, means.rhs, None
-        if transition_formula is not None:
-            self._moves = _parse("transition_formula", transition_formula)
-            if hasattr(self._moves, "lhs"):
-                raise ValueError(
-                    "expected transition_formula without a response, such as '~ z', got "
-                    f"{shown(transition_formula)}"
-                )
+        self._specs = {"response": means.lhs, "covariates": means.rhs}
+        others = {"moves": transition_formula, "spread": scale_formula}
+        arguments = {"moves": "transition_formula", "spread": "scale_formula"}
+        for name, text in others.items():
+            if text is not None:
+                self._specs[name] = _parse(arguments[name], text)
+                if hasattr(self._specs[name], "lhs"):
+                    raise ValueError(
+                        f"expected {arguments[name]} without a response, such as '~ z', got "
+                        f"{shown(text)}"
+                    )
 
     def learn(self, data: Any, y: Any, Z: Any) -> Rows:
         """The rows of training data, whose levels and splines are kept.
@@ -46,31 +55,27 @@ class FormulaDesign:
         :raises ValueError: if the data are not valid.
         """
         frame = _frame(data, y, Z)
-        response = _matrix(self._response, frame)
-        covariates = _matrix(self._covariates, frame, data)
-        moves = None if self._moves is None else _matrix(self._moves, frame, data)
-        self._set(
-            response.model_spec,
-            covariates.model_spec,
-            None if moves is None else moves.model_spec,
-        )
+        found = self._matrices(frame, data, [*self._specs])
+        self._set({name: matrix.model_spec for name, matrix in found.items()})
         self._first_row = frame.iloc[:1]
-        return self._rows(response, covariates, moves, data)
+        return self._rows(found, data)
 
-    def _set(self, response: Any, covariates: Any, moves: Any) -> None:
+    def _set(self, specs: dict[str, Any]) -> None:
         """What the formulas have become with training data."""
-        self._response, self._covariates, self._moves = response, covariates, moves
-        self.columns = _columns(covariates)
+        self._specs = specs
+        self.columns = _columns(specs["covariates"])
+        moves, spread = specs.get("moves"), specs.get("spread")
         self.transition_columns = None if moves is None else _columns(moves)
+        self.scale_columns = None if spread is None else _columns(spread)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`learn` has kept, as JSON has it.
 
         :raises ValueError: if it holds what is no number, text or date.
         """
-        specs = self._specs()
-        row = formula_state.row_of(self._first_row, list(specs.values()))
-        return {"row": row} | {name: formula_state.state_of(s) for name, s in specs.items()}
+        row = formula_state.row_of(self._first_row, list(self._specs.values()))
+        states = {name: formula_state.state_of(spec) for name, spec in self._specs.items()}
+        return {"row": row, **states}
 
     def restore(self, state: dict[str, Any], trust: bool) -> None:
         """Set what :meth:`state` returned.
@@ -79,19 +84,15 @@ class FormulaDesign:
         :raises ValueError: if they have other code than functions of formulas and is not trusted,
             or the state is not theirs.
         """
-        specs = self._specs()
-        for formula in () if trust else specs.values():
+        for formula in () if trust else self._specs.values():
             formula_state.check_safe(formula)
         self._first_row = formula_state.frame_of(state["row"])
-        found = {
-            name: formula_state.spec_from(formula, state[name], self._first_row)
-            for name, formula in specs.items()
-        }
-        self._set(found["response"], found["covariates"], found.get("moves"))
-
-    def _specs(self) -> dict[str, Any]:
-        found = {"response": self._response, "covariates": self._covariates}
-        return found if self._moves is None else {**found, "moves": self._moves}
+        self._set(
+            {
+                name: formula_state.spec_from(formula, state[name], self._first_row)
+                for name, formula in self._specs.items()
+            }
+        )
 
     def read(self, data: Any, y: Any = None, Z: Any = None, *, needs_y: bool = True) -> Rows:
         """The rows of other data.
@@ -100,45 +101,65 @@ class FormulaDesign:
         :raises ValueError: if the data are not valid.
         """
         frame = _frame(data, y, Z)
-        specs = [self._response] * needs_y + [self._covariates] + [self._moves]
-        _check_columns(frame, [spec for spec in specs if spec is not None])
-        response = _matrix(self._response, frame) if needs_y else None
-        covariates = _matrix(self._covariates, frame, data)
-        moves = None if self._moves is None else _matrix(self._moves, frame, data)
-        return self._rows(response, covariates, moves, data)
+        names = [name for name in self._specs if needs_y or name != "response"]
+        _check_columns(frame, [self._specs[name] for name in names])
+        return self._rows(self._matrices(frame, data, names), data)
 
     def read_moves(self, data: Any, Z: Any = None) -> Array | None:
         """The covariates of the transitions alone; None where these are constant."""
         frame = _frame(data, None, Z)
-        if self._moves is None:
+        if "moves" not in self._specs:
             return None
-        _check_columns(frame, [self._moves])
-        return _finite(_matrix(self._moves, frame, data), data)
+        _check_columns(frame, [self._specs["moves"]])
+        return _finite(_matrix(self._specs["moves"], frame, data), data)
 
-    def _rows(self, response: Any, covariates: Any, moves: Any, data: Any) -> Rows:
-        y = None
-        if response is not None:
-            numbers = np.asarray(response, dtype=np.float64)
-            if numbers.shape[1] != 1:
-                raise ValueError(
-                    "expected formula with one number as the response, got the columns "
-                    f"{list(response.model_spec.column_names)}"
-                )
-            y = tables.check_response(numbers[:, 0])
-        X = np.asarray(covariates, dtype=np.float64)
+    def _matrices(self, frame: Any, data: Any, names: list[str]) -> dict[str, Any]:
+        return {
+            name: _matrix(self._specs[name], frame, None if name == "response" else data)
+            for name in names
+        }
+
+    def _rows(self, found: dict[str, Any], data: Any) -> Rows:
+        y = trials = None
+        if "response" in found:
+            y, trials = self._response(found["response"])
+        lagged = {
+            name: np.asarray(found[name], dtype=np.float64)
+            for name in ("covariates", "spread")
+            if name in found
+        }
         first = 0
         if y is not None and self.has_lags:
             # Rows before the first one whose lags are known are steps without an observation.
-            known = np.isfinite(X).all(-1)
+            known = np.isfinite(np.column_stack([*lagged.values()])).all(-1)
             first = int(known.argmax())
-            y[:first], X[:first] = np.nan, np.nan
-        tables.check_finite(X, covariates.model_spec.column_names, data, first)
-        return Rows(y, X, None if moves is None else _finite(moves, data))
+            for each in (y, *lagged.values()):
+                each[:first] = np.nan
+        for name, matrix in lagged.items():
+            tables.check_finite(matrix, found[name].model_spec.column_names, data, first)
+        moves = None if "moves" not in found else _finite(found["moves"], data)
+        return Rows(y, lagged["covariates"], moves, lagged.get("spread"), trials)
+
+    def _response(self, response: Any) -> tuple[Array, Array | None]:
+        """The response, and the number of trials if it is a number of successes in these."""
+        numbers = np.array(response, dtype=np.float64)
+        if numbers.shape[1] != self._width:
+            expected = (
+                "one number as the response"
+                if self._width == 1
+                else "successes and failures as the response, such as 'yes + no ~ x',"
+            )
+            raise ValueError(
+                f"expected formula with {expected}, got the columns "
+                f"{list(response.model_spec.column_names)}"
+            )
+        return tables.split_response(numbers)
 
     @property
     def has_lags(self) -> bool:
         """Whether a covariate is a lag, which is not known in the first rows."""
-        return "lag" in self._covariates.variables_by_source.get("transforms", ())
+        specs = [self._specs[name] for name in ("covariates", "spread") if name in self._specs]
+        return any("lag" in each.variables_by_source.get("transforms", ()) for each in specs)
 
 
 def _frame(data: Any, y: Any, Z: Any) -> Any:

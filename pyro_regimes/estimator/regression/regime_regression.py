@@ -22,6 +22,7 @@ from pyro_regimes.estimator.regression.errors import RegressionErrors, regressio
 from pyro_regimes.estimator.regression.fitted_regression import sizes_of
 from pyro_regimes.estimator.regression.fitting import Fitted, fit
 from pyro_regimes.estimator.regression.form import Form, transition_matrices
+from pyro_regimes.estimator.regression.responses import RESPONSES
 from pyro_regimes.estimator.regression.rows import Rows
 from pyro_regimes.estimator.regression.saved_regression import (
     read_regression,
@@ -29,17 +30,22 @@ from pyro_regimes.estimator.regression.saved_regression import (
 )
 from pyro_regimes.infer.isolation import plain_torch
 
+#: Attributes of a family, which those of another one do not have.
+_OTHER_SCALES = {f"{each.scale}_" for each in RESPONSES.values() if each.scale is not None}
+
 
 class RegimeRegression(DescribedRegression):
     r"""Markov-switching regression, fitted by EM from many starts.
 
     .. math::
-        y_t = x_t^\top \beta_{q_t} + \sigma_{q_t} \varepsilon_t, \qquad
+        g(E[y_t \mid q_t]) = x_t^\top \beta_{q_t}, \qquad
         p(q_{t+1} = j \mid q_t = i) = \frac{\exp(z_t^\top \gamma_{ij})}
             {\sum_l \exp(z_t^\top \gamma_{il})}, \quad \gamma_{ii} = 0
 
     (Goldfeld and Quandt 1973; Hamilton 1989; with covariates in the transitions Diebold, Lee and
-    Weinbach 1994.) Without ``transition_formula`` the transition matrix is constant.
+    Weinbach 1994.) Without ``transition_formula`` the transition matrix is constant. A Gaussian
+    response has :math:`y_t = x_t^\top \beta_{q_t} + \sigma_{q_t} \varepsilon_t`; other families
+    are generalised linear models (McCullagh and Nelder 1989) in each regime.
 
     Data are a DataFrame of pandas or polars, with formulas; or arrays, without. Formulas are those
     of formulaic, which remember the training data: other data have its levels of categories, knots
@@ -50,6 +56,13 @@ class RegimeRegression(DescribedRegression):
         ``["1", "x"]``; "1" is the intercept. The others have one coefficient for all regimes. None
         is all terms, and ``[]`` none.
     :param switching_variance: whether each regime has its own sigma.
+    :param family: the distribution of the response given its mean: "gaussian"; "poisson" of counts;
+        "bernoulli" of 0 and 1; "binomial" of successes and failures, with a formula
+        "successes + failures ~ x" or an array y ``(T, 2)``; "exponential" of positive numbers.
+    :param link: g, of the mean: "identity" for gaussian, "log" for poisson and exponential, and
+        "logit" or "probit" for bernoulli and binomial. None is the first one.
+    :param scale_formula: covariates of sigma, such as "~ z"; None for a constant sigma. Their
+        coefficients are of :math:`\log \sigma_t`, in each regime if ``switching_variance``.
     :param transition_formula: covariates of the transitions, such as "~ z"; None for a constant
         matrix. Their coefficients are the log-odds of a move against staying.
     :param transition_row: which row's covariates drive the transition from a row to the next one:
@@ -74,14 +87,16 @@ class RegimeRegression(DescribedRegression):
     :param fit_intercept: whether arrays X get a column of ones in front. A formula says itself.
     :param verbose: whether to print the log-likelihood of each start.
 
-    Attributes after :meth:`fit`, with regimes in the order of sigma, lowest first, or, if that does
-    not switch, of the mean at the average covariates:
+    Attributes after :meth:`fit`, with regimes in the order of sigma, lowest first, or, if there is
+    none or it does not switch, of the mean at the average covariates:
 
     =============================  ============================================================
     ``coefficients_``              :class:`.CoefficientTable` of all estimates
     ``coef_``                      ``(K, P)``; equal for terms that do not switch
     ``coef_names_``                the P names of columns
-    ``sigma_``                     ``(K,)``, standard deviations (maximum likelihood)
+    ``sigma_``                     ``(K,)``, of a gaussian, standard deviations (maximum
+                                   likelihood); at the average covariates if it depends on some
+    ``scale_coefficients_``        ``(K, S)``, of the logarithm of sigma; None if constant
     ``transition_matrix_``         ``(K, K)``, (old, new); at the average of the covariates if it
                                    depends on some
     ``transition_coefficients_``   ``(K, K, Q)``, (old, new), with 0 for staying; None if constant
@@ -114,6 +129,9 @@ class RegimeRegression(DescribedRegression):
         *,
         switching: Sequence[str] | None = None,
         switching_variance: bool = True,
+        family: str = "gaussian",
+        link: str | None = None,
+        scale_formula: str | None = None,
         transition_formula: str | None = None,
         transition_row: str = "left",
         n_regimes: int = 2,
@@ -130,6 +148,9 @@ class RegimeRegression(DescribedRegression):
         self.formula = formula
         self.switching = switching
         self.switching_variance = switching_variance
+        self.family = family
+        self.link = link
+        self.scale_formula = scale_formula
         self.transition_formula = transition_formula
         self.transition_row = transition_row
         self.n_regimes = n_regimes
@@ -181,7 +202,8 @@ class RegimeRegression(DescribedRegression):
         fitted = _attributes(found, form, design, errors, rows, sizes)
         for problem in found.problems:
             warnings.warn(problem, stacklevel=levels_to_the_caller())
-        self.__dict__ = {**vars(self), **fitted}  # all at once, after everything that may raise
+        kept = {n: v for n, v in vars(self).items() if n not in _OTHER_SCALES}
+        self.__dict__ = {**kept, **fitted}  # all at once, after everything that may raise
         return self
 
     def fit_predict(
@@ -246,14 +268,18 @@ def _attributes(
         assert rows.Z is not None and parameters.transition_coefficients is not None
         average = rows.Z.mean(0, keepdims=True)
         matrix = transition_matrices(parameters.transition_coefficients, average)[0]
-    known = int(np.isfinite(rows.y).sum())
-    return {
+    known, scale = int(rows.is_known.sum()), parameters.scale
+    if parameters.scale_coefficients is not None:
+        assert rows.W is not None
+        scale = np.exp(parameters.scale_coefficients @ np.nanmean(rows.W, axis=0))
+    own = {} if scale is None else {f"{form.response.scale}_": scale}
+    return own | {
         "initial_probs_": parameters.initial_probs,
         "coef_": parameters.coefficients,
         "coef_names_": list(design.columns.names),
-        "sigma_": parameters.sigma,
         "transition_matrix_": matrix,
         "transition_coefficients_": parameters.transition_coefficients,
+        "scale_coefficients_": parameters.scale_coefficients,
         "covariance_": None if errors is None else errors.covariance,
         "share_of_time_": found.share_of_time,
         "regime_names_": [f"Regime {k + 1}" for k in range(form.num_regimes)],

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from pyro_regimes.estimator.parameters import Array, finite_numbers
 from pyro_regimes.estimator.predictive import Mixture
@@ -20,9 +19,11 @@ if TYPE_CHECKING:
 class RegressionForecast(NamedTuple):
     r"""The distribution of each of the n responses that follow a sequence.
 
-    .. math:: p(y_{T+h} \mid y_{1:T}) = \sum_k p(q_{T+h} = k \mid y_{1:T})
-        N(x_{T+h}^\top \beta_k, \sigma_k^2)
+    .. math:: p(y_{T+h} \mid y_{1:T}) = \sum_k p(q_{T+h} = k \mid y_{1:T}) \,
+        p(y_{T+h} \mid q_{T+h} = k)
 
+    Each component is the family's at the covariates of the step, such as
+    :math:`N(x_{T+h}^\top \beta_k, \sigma_k^2)`. A binomial response is a number of successes.
     Parameters are taken as known: the error of their estimates is not in these figures.
     """
 
@@ -30,8 +31,9 @@ class RegressionForecast(NamedTuple):
     mean: Array  #: ``(n,)``
     deviation: Array  #: ``(n,)``, standard deviations
     means: Array  #: ``(n, K)``, in each regime
-    sigma: Array  #: ``(K,)``
+    deviations: Array  #: ``(n, K)``, in each regime
     regime_names: list[str]
+    components: Any  #: the distributions in each regime, ``(n, K)``, as of :mod:`scipy.stats`
 
     def __str__(self) -> str:
         labels = [f"step {step}" for step in range(1, len(self.mean) + 1)]
@@ -92,14 +94,17 @@ class RegressionForecast(NamedTuple):
         return self._mixture().cdf(finite_numbers("y", y))
 
     def _mixture(self) -> Mixture:
-        return Mixture(self.regime_probs, norm(self.means, self.sigma))
+        return Mixture(self.regime_probs, self.components)
 
 
 def mixture_forecast(
-    probs: Array, means: Array, sigma: Array, regime_names: list[str]
+    probs: Array, components: Any, regime_names: list[str]
 ) -> RegressionForecast:
-    """The forecast with these probabilities of regimes ``(n, K)``, and means in each."""
+    """The forecast with these probabilities of regimes ``(n, K)``, and distributions in each."""
+    means, deviations = components.mean(), components.std()
     mean = (probs * means).sum(-1)
-    spread = np.square(sigma) + np.square(means - mean[:, None])
+    spread = np.square(deviations) + np.square(means - mean[:, None])
     deviation = np.sqrt((probs * spread).sum(-1))
-    return RegressionForecast(probs, mean, deviation, means, sigma, list(regime_names))
+    return RegressionForecast(
+        probs, mean, deviation, means, deviations, list(regime_names), components
+    )

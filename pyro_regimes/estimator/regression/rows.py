@@ -21,6 +21,14 @@ class Rows(NamedTuple):
     y: Array | None  #: ``(T,)``, NaN where missing; None where the data have none
     X: Array  #: ``(T, P)``; NaN where lags are not known, in rows of which y is NaN, too
     Z: Array | None  #: ``(T, Q)``, covariates of transitions; None where these are constant
+    W: Array | None = None  #: ``(T, S)``, covariates of the scale; None where it is constant
+    trials: Array | None = None  #: ``(T,)``, where y is a number of successes in so many
+
+    @property
+    def is_known(self) -> Any:
+        """Whether each response is not missing, ``(T,)``."""
+        assert self.y is not None
+        return ~np.isnan(self.y)
 
 
 class Columns(NamedTuple):

@@ -26,10 +26,10 @@ from pyro_regimes.estimator.json_files import (
 )
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression import settings
-from pyro_regimes.estimator.regression.design import ArrayDesign, Design
+from pyro_regimes.estimator.regression.design import Design
 from pyro_regimes.estimator.regression.errors import RegressionErrors
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
-from pyro_regimes.estimator.regression.formulas import FormulaDesign
+from pyro_regimes.estimator.regression.responses import Response, response_of
 from pyro_regimes.estimator.start_results import StartResults
 
 NAME = "RegimeRegression"
@@ -45,7 +45,10 @@ _SCALARS = {
     "n_missing_": int,
 }
 
-_ARRAYS = ("initial_probs_", "coef_", "sigma_", "transition_matrix_", "share_of_time_", "history_")
+_ARRAYS = ("initial_probs_", "coef_", "transition_matrix_", "share_of_time_", "history_")
+
+#: Arrays that are None in some models.
+_OPTIONAL = ("transition_coefficients_", "scale_coefficients_")
 
 
 def write_regression(path: str | os.PathLike[str], model: BaseEstimator) -> None:
@@ -61,21 +64,27 @@ def write_regression(path: str | os.PathLike[str], model: BaseEstimator) -> None
     parameters |= {
         "formula": design.formula,
         "transition_formula": design.transition_formula,
+        "scale_formula": design.scale_formula,
+        "family": form.response.name,
+        "link": _link(model),
         "transition_row": "entered" if form.enters else "left",
         "n_regimes": form.num_regimes,
     }
     settings.check(type(model)(**parameters))  # else the file could not be loaded
     fitted = {name: getattr(model, name).tolist() for name in _ARRAYS}
     fitted |= {name: kind(getattr(model, name)) for name, kind in _SCALARS.items()}
-    gamma, start = model.transition_coefficients_, model._training_start
+    for name in _OPTIONAL:
+        value = getattr(model, name)
+        fitted[name] = None if value is None else value.tolist()
+    scale, start = form.response.scale, model._training_start
     fitted |= {
-        "transition_coefficients_": None if gamma is None else gamma.tolist(),
+        "scale_": None if scale is None else getattr(model, f"{scale}_").tolist(),
         "training_start_": None if start is None else with_none(start),
         "regime_names_": list(model.regime_names_),
         "starts_": model.starts_.to_plain(),
         "errors": None if errors is None else _plain_errors(errors),
         "design": design.state(),
-        "form": {name: _plain(value) for name, value in form._asdict().items()},
+        "form": {n: _plain(each) for n, each in form._asdict().items() if n != "response"},
     }
     content = {
         "format": format_of(NAME),
@@ -102,26 +111,30 @@ def read_regression(
         settings.check(model)
         fitted = content["fitted"]
         model._design = design = _design(model, fitted["design"], trust_formula)
-        model._form = form = _form(fitted["form"], design)
+        response = response_of(model.family, model.link)
+        model._form = form = _form(fitted["form"], design, response)
         for name, scalar in _SCALARS.items():
             setattr(model, name, scalar_of(name, fitted[name], scalar))
         number, width, num_steps = form.num_regimes, len(design.columns.names), model.n_iter_
         shapes = {
             "initial_probs_": (number,),
             "coef_": (number, width),
-            "sigma_": (number,),
             "transition_matrix_": (number, number),
             "share_of_time_": (number,),
             "history_": (num_steps + 1,),
         }
         for name, shape in shapes.items():
             setattr(model, name, array_of(name, fitted[name], shape))
-        model.transition_coefficients_ = None
-        if design.transition_columns is not None:
-            model.transition_coefficients_ = array_of(
-                "transition_coefficients_", fitted["transition_coefficients_"],
-                (number, number, len(design.transition_columns.names)),
-            )  # fmt: skip
+        if response.scale is not None:
+            setattr(model, f"{response.scale}_", array_of("scale_", fitted["scale_"], (number,)))
+        for name, columns, shape in zip(
+            _OPTIONAL, (design.transition_columns, design.scale_columns), [(number,) * 2, (number,)]
+        ):
+            if columns is None:
+                setattr(model, name, None)
+            else:
+                shape = (*shape, len(columns.names))
+                setattr(model, name, array_of(name, fitted[name], shape))
         start = fitted["training_start_"]
         if start is not None:
             start = array_of("training_start_", start, (min(NUM_ROWS, len(start)), 1))
@@ -133,6 +146,13 @@ def read_regression(
         model.covariance_ = None if errors is None else errors.covariance
         _check_values(model)
     return model
+
+
+def _link(model: BaseEstimator) -> str | None:
+    """That of the fit; None where it is the usual one, and the model says None."""
+    used = model._form.response
+    is_usual = model.link is None and used.link == used.links[0]
+    return None if is_usual else str(used.link)
 
 
 def _plain(value: Any) -> Any:
@@ -157,10 +177,7 @@ def _plain_errors(errors: RegressionErrors) -> dict[str, Any]:
 def _errors(value: Any, model: BaseEstimator) -> RegressionErrors | None:
     if value is None:
         return None
-    matrix = None if model._form.moves is not None else model.transition_matrix_
-    every = RegressionParameters(
-        model.initial_probs_, model.coef_, model.sigma_, matrix, model.transition_coefficients_
-    )
+    every = model._parameters()
     of: dict[str, Any] = {
         name: None if each is None else array_of(name, value["values"][name], each.shape)
         for name, each in every._asdict().items()
@@ -174,22 +191,21 @@ def _errors(value: Any, model: BaseEstimator) -> RegressionErrors | None:
 
 
 def _design(model: BaseEstimator, state: Any, trust_formula: bool) -> Design:
-    if model.formula is None:
-        return ArrayDesign.from_state(bool(model.fit_intercept), state)
-    design = FormulaDesign(model.formula, model.transition_formula)
+    design = settings.design(model)
     design.restore(state, trust_formula)
     return design
 
 
-def _form(value: dict[str, Any], design: Design) -> Form:
+def _form(value: dict[str, Any], design: Design, response: Response) -> Form:
     flags = value["switching"]
     if not isinstance(flags, list) or not all(type(flag) is bool for flag in flags):
         raise ValueError(f"switching is no list of flags: {reprlib.repr(flags)}")
     switching = np.array(flags, dtype=np.bool_)
     if len(switching) != len(design.columns.names):
         raise ValueError(f"switching has {len(switching)} flags, not one for each column")
-    own, moves = int(switching.sum()), design.transition_columns
+    own, moves, spread = int(switching.sum()), design.transition_columns, design.scale_columns
     return Form(
+        response=response,
         num_regimes=scalar_of("num_regimes", value["num_regimes"], int),
         switching=switching,
         switching_variance=scalar_of("switching_variance", value["switching_variance"], bool),
@@ -199,6 +215,7 @@ def _form(value: dict[str, Any], design: Design) -> Form:
         own=_factor("own", value["own"], own),
         common=_factor("common", value["common"], len(switching) - own),
         moves=None if moves is None else _factor("moves", value["moves"], len(moves.names)),
+        spread=None if spread is None else _factor("spread", value["spread"], len(spread.names)),
     )
 
 
@@ -218,11 +235,15 @@ def _check_values(model: BaseEstimator) -> None:
             raise ValueError(f"{name} is not finite")
     for name in ("initial_probs_", "transition_matrix_", "share_of_time_"):
         check_probs(name, getattr(model, name))
-    gamma = model.transition_coefficients_
-    if gamma is not None and not np.isfinite(gamma).all():
-        raise ValueError("transition_coefficients_ is not finite")
-    if (model.sigma_ <= 0).any() or not model._form.unit > 0:
-        raise ValueError("sigma_ and unit are not all positive")
+    for name in _OPTIONAL:
+        value = getattr(model, name)
+        if value is not None and not np.isfinite(value).all():
+            raise ValueError(f"{name} is not finite")
+    scale = model._form.response.scale
+    if scale is not None and not (getattr(model, f"{scale}_") > 0).all():
+        raise ValueError(f"{scale}_ is not positive")
+    if not 0 < model._form.unit < np.inf:
+        raise ValueError("unit is not positive")
     if model._form.initial == "stationary":
         implied = implied_probs(
             "stationary", model.transition_matrix_, "transition_matrix_", "set initial='free'"

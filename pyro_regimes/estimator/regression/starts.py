@@ -27,24 +27,26 @@ class Starts:
 
     The first start is from k-means of the residuals of one regression of all rows and of their
     size. Others are in turn from random runs of rows, each of one regime, and from random lines:
-    regressions of K short runs of rows, each row going to the lines by its distances.
+    regressions of K short runs of rows, each row going to the lines by its distances. Regressions
+    are least squares of the response, in the coordinates of the predictor.
 
     :param tensors: of :meth:`.Form.tensors`.
+    :param working: the response in these coordinates ``(T,)``, NaN where missing.
     """
 
     def __init__(
-        self, form: Form, tensors: Mapping[str, Tensor], rng: np.random.RandomState
-    ) -> None:
+        self, form: Form, tensors: Mapping[str, Tensor], working: Array,
+        rng: np.random.RandomState,
+    ) -> None:  # fmt: skip
         self._form, self._tensors, self._rng = form, tensors, rng
         self._design = torch.cat([tensors["own"], tensors["common"]], -1).numpy()
-        y = tensors["y"].numpy()
-        self._known = ~np.isnan(y)
-        self._theta = np.linalg.lstsq(self._design[self._known], y[self._known], rcond=None)[0]
+        known = ~np.isnan(working)
+        self._theta = np.linalg.lstsq(self._design[known], working[known], rcond=None)[0]
         fitted = self._design @ self._theta
-        self._y = np.where(self._known, y, fitted)
+        self._y = np.where(known, working, fitted)
         self._residuals = self._y - fitted
         #: Of the residuals of one regression of all rows.
-        self.deviation = float(np.sqrt(np.square(self._residuals[self._known]).mean()))
+        self.deviation = float(np.sqrt(np.square(self._residuals[known]).mean()))
 
     def arguments(self, number: int) -> dict[str, Tensor]:
         """The arguments of a start, by its number from 0."""
@@ -54,7 +56,7 @@ class Starts:
             return first
         if number == 0:
             size = np.abs(self._residuals)
-            features = np.stack([self._residuals, size], 1) / self.deviation
+            features = np.stack([self._residuals, size], 1) / self._unit
             given = clusters(features, form.num_regimes, True, rng)
         elif number % 2:
             given = self._from_lines()
@@ -63,18 +65,31 @@ class Starts:
         weights = (1 - _SHARE) * given + _SHARE / form.num_regimes
         em = IsolatedEM(form.pyro_model(first, self._tensors, fixed=CHAIN))
         found = {**first, **em.maximise(torch.from_numpy(weights), _STEPS)}
-        least = _LEAST * self.deviation
-        return {**found, "sigma": found["sigma"].clamp(min=least), **self._chain()}
+        if form.response.has_unit and "scale" in found:
+            found["scale"] = found["scale"].clamp(min=_LEAST * self.deviation)
+        return {**found, **self._chain()}
+
+    @property
+    def _unit(self) -> float:
+        """Of distances; any one where a regression is exact."""
+        return self.deviation or 1.0
 
     def _first(self) -> dict[str, Tensor]:
         """One regression for all regimes."""
         form, own = self._form, self._tensors["own"].shape[1]
         number = form.num_regimes
-        sigma = np.full(number if form.switching_variance else 1, self.deviation)
-        found = {
-            "coefficients": np.tile(self._theta[:own], (number, 1)),
-            "sigma": sigma,
-        }
+        found = {"coefficients": np.tile(self._theta[:own], (number, 1))}
+        scales = number if form.switching_variance else 1
+        if form.response.scale is not None:
+            scale = form.response.first_scale(self.deviation)
+            if form.spread is None:
+                found["scale"] = np.full(scales, scale)
+            else:
+                spread = self._tensors["spread"].numpy()
+                level = np.linalg.lstsq(spread, np.ones(len(spread)), rcond=None)[0]
+                found["scale_coefficients"] = np.tile(
+                    np.log(scale * form.unit) * level, (scales, 1)
+                )
         if self._tensors["common"].shape[1]:
             found["common_coefficients"] = self._theta[own:].copy()
         return {**{name: torch.tensor(v) for name, v in found.items()}, **self._chain()}
@@ -111,7 +126,7 @@ class Starts:
                 np.concatenate([self._y[rows], self._theta]),
                 rcond=None,
             )[0]
-            squares[:, k] = np.square((self._y - self._design @ theta) / self.deviation)
+            squares[:, k] = np.square((self._y - self._design @ theta) / self._unit)
         weights = np.exp(2 * (squares.min(-1, keepdims=True) - squares))
         found: Array = weights / weights.sum(-1, keepdims=True)
         return found

@@ -133,23 +133,33 @@ def as_matrix(name: str, value: Any, num_rows: int | None = None) -> tuple[Array
     return matrix, names
 
 
-def as_response(y: Any) -> Array:
-    """The response as a vector ``(T,)``, NaN where it is missing.
+def as_response(y: Any, width: int = 1) -> tuple[Array, Array | None]:
+    """The response as a vector ``(T,)``, NaN where it is missing, and the number of trials.
 
-    :raises ValueError: if it is no vector of numbers, or infinite somewhere.
+    :param width: 2 if it has a column of successes and one of failures.
+    :raises ValueError: if it is no table of so many columns of numbers, or infinite somewhere.
     """
     if y is None:
         raise ValueError("expected y, the response, where the model has no formula, got None")
     matrix, _ = as_matrix("y", y)
-    if matrix.shape[1] != 1:
-        raise ValueError(f"expected y with one number for each row, got shape {matrix.shape}")
-    return check_response(matrix[:, 0])
+    if matrix.shape[1] != width:
+        expected = "one number" if width == 1 else "a number of successes and one of failures"
+        raise ValueError(f"expected y with {expected} for each row, got shape {matrix.shape}")
+    return split_response(matrix)
 
 
-def check_response(y: Array) -> Array:
-    """:raises ValueError: if a value is infinite."""
-    rows = np.flatnonzero(np.isinf(y))
+def split_response(numbers: Array) -> tuple[Array, Array | None]:
+    """The response ``(T,)`` of one or two columns, and the number of trials of two.
+
+    :raises ValueError: if a value is infinite.
+    """
+    rows, columns = np.nonzero(np.isinf(numbers))
     if len(rows):
-        raise ValueError(f"expected a finite response, or NaN where missing, got {y[rows[0]]} in "
-                         f"row {rows[0]}")
-    return y
+        raise ValueError(
+            f"expected a finite response, or NaN where missing, got {numbers[rows[0], columns[0]]} "
+            f"in row {rows[0]}"
+        )
+    if numbers.shape[1] == 1:
+        return numbers[:, 0], None
+    trials = numbers.sum(-1)
+    return np.where(np.isnan(trials), np.nan, numbers[:, 0]), trials

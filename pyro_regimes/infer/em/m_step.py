@@ -16,10 +16,11 @@ from pyro_regimes.emissions.base import Arguments, Pooled, blocks
 from pyro_regimes.emissions.links import noise
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
-from pyro_regimes.infer.em.newton import maximise_affine
+from pyro_regimes.infer.em.newton import maximise_locations, maximise_predicted
 from pyro_regimes.infer.em.pooling import Collected, Expectation, blocks_of, pool
 from pyro_regimes.infer.em.products import maximise_products
 from pyro_regimes.infer.em.ranks import Ranks
+from pyro_regimes.infer.em.recognise.affine import Affine
 from pyro_regimes.infer.em.recognise.factors import MatrixUse
 from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
 from pyro_regimes.infer.em.search import search
@@ -68,11 +69,7 @@ def maximise(
     collected = Collected(plan, expected, params, ranks)
     arguments, sites = collected.arguments, {name: each.data for name, each in expected.items()}
     stored, idle = {}, {}
-    values, unbounded = maximise_affine(plan.affine, collected, params, pseudo)
-    values = {name: keep(name, params[name], value) for name, value in values.items()}
-    fill_affine(plan.affine, values, params, arguments)
-    for name, value in values.items():
-        collected.set(name, value, plan.affine.priors.get(name))
+    values, unbounded = _maximise_affine(plan.affine, collected, params, pseudo, keep)
     together = maximise_products(plan, collected, pseudo, groups)
     for each in _with_joint(plan.order):
         old = params[each.name]
@@ -100,6 +97,34 @@ def maximise(
         collected.set(each.name, values[each.name], each.prior)
     fill_products(plan, values, arguments, sites)
     return Maximised(values, stored, arguments, unbounded, idle)
+
+
+def _maximise_affine(
+    affine: Affine,
+    collected: Collected,
+    params: dict[str, Tensor],
+    pseudo: dict[str, Pooled],
+    keep: Callable[[str, Tensor, Tensor], Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """New values in closed form and by Newton's method, and what has no maximum.
+
+    Locations come first, as a scale may be a function of a linear predictor.
+    """
+    values: dict[str, Tensor] = {}
+    unbounded: dict[str, Tensor] = {}
+    for is_predicted in (False, True):
+        now = params | values
+        if is_predicted:
+            found, unbounded = maximise_predicted(affine, collected, now, pseudo)
+        else:
+            found = maximise_locations(affine, collected, now, pseudo)
+        found = {name: keep(name, params[name], value) for name, value in found.items()}
+        if found:
+            fill_affine(affine.part(is_predicted), now | found, now, collected.arguments)
+        for name, value in found.items():
+            collected.set(name, value, affine.priors.get(name))
+        values |= found
+    return values, unbounded
 
 
 def _maximiser(

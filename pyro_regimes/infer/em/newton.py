@@ -47,33 +47,44 @@ _FAR = 0.1
 _FLAT = 1e-4
 
 
-def maximise_affine(
+def maximise_locations(
+    affine: Affine,
+    collected: Collected,
+    params: dict[str, Tensor],
+    pseudo: dict[str, Pooled],
+) -> dict[str, Tensor]:
+    """The best values of the parameters of locations, given the current ones.
+
+    :param pseudo: terms that conjugate priors add to the statistics of a parameter.
+    """
+    names = [name for name in affine.names if name not in affine.predicted]
+    if not names:
+        return {}
+    start = affine.flat(params)
+    normal, right = normal_equations(affine.part(False), collected, params, pseudo)
+    found = solve(normal, right, start)
+    values = affine.unflat(torch.where(found.isfinite(), found, start), params)
+    return {name: values[name] for name in names}
+
+
+def maximise_predicted(
     affine: Affine,
     collected: Collected,
     params: dict[str, Tensor],
     pseudo: dict[str, Pooled],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The best values of the parameters, and whether some of them has no maximum.
+    """The best values of the parameters of linear predictors, given locations (ECM).
 
-    :param params: the current values.
-    :param pseudo: terms that conjugate priors add to the statistics of a parameter.
+    :param params: the current values of all parameters.
+    :return: these, and whether some of them has no maximum.
     """
-    if not affine.names:
+    names = sorted(affine.predicted)
+    if not names:
         return {}, {}
-    start = affine.flat(params)
-    found, unbounded = start, {}
-    if len(affine.predicted) < len(affine.names):
-        normal, right = normal_equations(affine.part(False), collected, params, pseudo)
-        found = solve(normal, right, start)
-        found = torch.where(found.isfinite(), found, start)
-    if affine.predicted:
-        concave = _Concave.of(affine.part(True), collected, params, pseudo)
-        moved, is_unbounded = concave.maximise()
-        found = found + moved
-        unbounded = {
-            name: is_unbounded[affine.columns(name)].any() for name in sorted(affine.predicted)
-        }
-    return affine.unflat(found, params), unbounded
+    moved, is_unbounded = _Concave.of(affine.part(True), collected, params, pseudo).maximise()
+    values = affine.unflat(affine.flat(params) + moved, params)
+    unbounded = {name: is_unbounded[affine.columns(name)].any() for name in names}
+    return {name: values[name] for name in names}, unbounded
 
 
 def equations(

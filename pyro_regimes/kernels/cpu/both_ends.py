@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu import moves, simd
 from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.scales import (
     FADED,
@@ -33,7 +33,6 @@ from pyro_regimes.kernels.cpu.scales import (
     LEAST_OVERLAP,
     LOW,
     add,
-    multiply_into,
     open_logits,
     times,
 )
@@ -292,6 +291,8 @@ def sweep_both_ends(
     :param wide: any vector of as many lanes as exponentials are computed at once.
     :return: the log-likelihood, and whether this may be used.
     """
+    if rows is None:
+        return 0.0, False
     out = room.totals
     room.outer[:] = 0.0
     alpha, faded, is_sound = _open(
@@ -307,7 +308,7 @@ def sweep_both_ends(
     size, is_sound = _part(*given, (alpha, beta, ahead), out, smoothed, filtered)
     if not is_sound:
         return 0.0, False
-    multiply_into(moved[0], room.matrix, room.outer, simd.width_of(ones))
+    moves.write_counts(moved[0], room, simd.width_of(ones), rows)
     return _value(out, peak, steps, size)
 
 
@@ -327,6 +328,8 @@ def meet_from_both_ends(
 
     The arguments and the result are those of :func:`sweep_both_ends`.
     """
+    if rows is None:
+        return 0.0, False
     out = room.totals
     alpha, faded, is_sound = _open(
         initial, observation, steps, peak, checked, room, ones, wide, out

@@ -70,24 +70,30 @@ def spread(task: Callable[[int, int], Any], count: int, grain: int) -> None:
 
 
 def spread_rows(
-    task: Callable[[int, int], Any], lengths: npt.NDArray[np.int64], grain: int
+    task: Callable[[int, int], Any],
+    lengths: npt.NDArray[np.int64],
+    grain: int,
+    first: int = 0,
+    last: int | None = None,
 ) -> None:
     """The same over sequences, in pieces with about as many rows.
 
     :param lengths: the number of rows of each sequence.
     :param grain: the fewest rows that are worth a thread.
+    :param first: of the sequences, those from this one to ``last``.
     """
+    last = len(lengths) if last is None else last
     threads = torch.get_num_threads()
-    if threads == 1 or len(lengths) < 2:
-        task(0, len(lengths))
+    if threads == 1 or last - first < 2:
+        task(first, last)
         return
-    rows = lengths.cumsum()
+    rows = lengths[first:last].cumsum()
     pieces = min(threads, int(rows[-1]) // grain)
     if pieces <= 1:
-        task(0, len(lengths))
+        task(first, last)
         return
-    inner = np.searchsorted(rows, [rows[-1] * piece / pieces for piece in range(1, pieces)])
-    _run_pieces(task, sorted({0, *inner.tolist(), len(lengths)}))
+    inner = first + np.searchsorted(rows, [rows[-1] * piece / pieces for piece in range(1, pieces)])
+    _run_pieces(task, sorted({first, *inner.tolist(), last}))
 
 
 def _run_pieces(task: Callable[[int, int], Any], edges: list[int]) -> None:

@@ -8,7 +8,9 @@ float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import Any, Callable
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_regimes.kernels.cpu import filtering, log_space, sampling, scaled
+from pyro_regimes.kernels.cpu import filtering, log_space, moves, sampling, scaled
 from pyro_regimes.kernels.cpu import tangent as tangents
 from pyro_regimes.kernels.cpu import viterbi as viterbi_kernels
 from pyro_regimes.kernels.cpu.jit import spread, spread_rows
@@ -25,6 +27,8 @@ Array = npt.NDArray[Any]
 
 #: The fewest numbers in ``observation_logits`` that are worth waking another thread for.
 _GRAIN = 20_000
+#: The fewest states for which it is worth looking whether a chain goes from left to right.
+_FEWEST = 5
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -106,10 +110,26 @@ def sweep_arrays(
     grain = 1 + _GRAIN // max(1, num_states)
     if num_states <= scaled.MAX_STATES:
         every = (*out, filtered, unfiltered)
-        spread_rows(partial(_call, scaled.sweep(num_states), given, every), lengths, grain)
+        for first, last, kind in _kinds(given[1], len(lengths)):
+            task = partial(_call, scaled.sweep(num_states, kind), given, every)
+            spread_rows(task, lengths, grain, first, last)
     if redo.any():
         spread_rows(partial(_call, log_space.sweep, given, out), lengths, grain)
     return unfiltered
+
+
+def _kinds(transition: Array, num_sequences: int) -> Iterator[tuple[int, int, bool]]:
+    """Ranges of sequences whose chains go from left to right, or do not."""
+    if transition.shape[1] > 1 or transition.shape[2] < _FEWEST or not num_sequences:
+        yield 0, num_sequences, False
+        return
+    found = np.empty(len(transition), dtype=np.bool_)
+    moves.find_two_diagonals(transition, found)
+    each, first = num_sequences // len(found), 0
+    for kind, several in groupby(found.tolist()):
+        last = first + each * len(list(several))
+        yield first, last, kind
+        first = last
 
 
 def _call(

@@ -37,9 +37,9 @@ repeated with ``FADED`` in place of 0, which is too much where 0 is too little. 
 log-likelihoods agree, the exact one is between them. Otherwise the sequence is reported. The same
 holds for the filtered probabilities :math:`\hat\alpha_t(k) / \sum_j \hat\alpha_t(j)` at every t.
 
-An entry of M below ``_NOTHING`` counts as 0 in these products. It contributes less than 1e-268,
-which is negligible next to a share of ``FADED``. It would also make subnormal numbers, which are
-ten times slower on a processor. EM produces many such entries.
+An entry of M below ``NOTHING`` (:mod:`.moves`) counts as 0 in these products. It contributes less
+than 1e-268, which is negligible next to a share of ``FADED``. It would also make subnormal numbers,
+which are ten times slower on a processor. EM produces many such entries.
 
 **Large logits.** Each step's logits are relative to their largest, so none is too large. Those of
 the first step are sums of two logits, which are added without rounding (:func:`_open`). The
@@ -60,7 +60,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu import simd
+from pyro_regimes.kernels.cpu import moves, simd
 from pyro_regimes.kernels.cpu.both_ends import meet_from_both_ends, sweep_both_ends
 from pyro_regimes.kernels.cpu.chain import array_of, end_of, longest_of
 from pyro_regimes.kernels.cpu.jit import compiled
@@ -72,7 +72,6 @@ from pyro_regimes.kernels.cpu.scales import (
     LOW,
     Room,
     add,
-    multiply_into,
     open_logits,
 )
 
@@ -80,37 +79,9 @@ MAX_STATES = 128
 
 _NEGLIGIBLE = 1e-30
 _MIXING = 1e-100
-_NOTHING = 1e-290
 _FEW = 8  # steps: shorter sequences are swept once forwards and once back
 _REMEMBERED = 262_144  # numbers: beyond these, to allocate them takes longer than to compute them
 _AGREED, _AGREED_SINGLE = 1e-13, 2e-7  # by how much filtered probabilities may differ
-
-
-@compiled
-def _fill_matrix(logits: Any, matrix: Any, transposed: Any, width: int) -> tuple[float, float]:
-    """M and its transpose in flat W x W arrays, 0 beyond the K states.
-
-    :return: what was subtracted from the logits, and the least entry of M.
-    """
-    num_states = logits.shape[0]
-    peak = -np.inf
-    for i in range(num_states):
-        for j in range(num_states):
-            value = logits[i, j]
-            if value > peak or value != value:
-                peak = value
-    if peak == -np.inf:  # every transition is impossible: M = 0, whatever is subtracted
-        peak = 0.0
-    least = 1.0
-    for i in range(num_states):
-        for j in range(num_states):
-            entry = math.exp(logits[i, j] - peak)
-            least = min(least, entry)
-            if entry < _NOTHING:
-                entry = 0.0
-            matrix[i * width + j] = entry
-            transposed[j * width + i] = entry
-    return float(peak), least
 
 
 @compiled
@@ -122,6 +93,7 @@ def _drop_faded(
     observation: Any,
     t: int,
     floor: float,
+    rows: Any,
 ) -> bool:
     """Set faded states to 0, and those that could be reached to ``floor``.
 
@@ -135,26 +107,46 @@ def _drop_faded(
             row[j] = 0.0
             if observation[j] == -np.inf or (reached and floor == 0.0):
                 continue
-            if _is_reached(j, before, initial, transition, t):
+            if _is_reached(j, before, initial, transition, t, rows):
                 reached, row[j] = True, floor
     return reached
 
 
 @compiled
-def _is_reached(j: int, before: Any, initial: Any, transition: Any, t: int) -> bool:
+def _could_be_reached(
+    state: Any, before: Any, logits: Any, room: Any, rows: Any, faded: Any
+) -> bool:
+    """Whether a transition leads to a faded state, where M has an entry for each that is possible.
+
+    :param logits: the observation logits.
+    """
+    zero, one = simd.splat(0.0, state), simd.splat(1.0, state)
+    possible = moves.forwards(simd.where_greater(one, before, zero), room, rows)
+    share = simd.where_greater(faded, possible, zero)
+    return simd.any_less(state, simd.where_greater(share, logits, simd.splat(-np.inf, state)))
+
+
+@compiled
+def _is_reached(j: int, before: Any, initial: Any, transition: Any, t: int, rows: Any) -> bool:
     """Whether a transition, or the start, leads to state j."""
     if t == 0:
         return bool(initial[j] > -np.inf)
-    for i in range(len(before)):
+    first, last = moves.origins(j, len(before), rows)
+    for i in range(first, last):
         if before[i] > 0.0 and transition[i, j] > -np.inf:
             return True
     return False
 
 
 @cache
-def sweep(num_states: int) -> Callable[..., None]:
-    """The kernel for at least so many states, at most :data:`MAX_STATES`."""
+def sweep(num_states: int, has_two_diagonals: bool = False) -> Callable[..., None]:
+    """The kernel for at least so many states, at most :data:`MAX_STATES`.
+
+    :param has_two_diagonals: whether the chains go from left to right; see :mod:`.moves`.
+    """
     width = max(4, 1 << (num_states - 1).bit_length())
+    if has_two_diagonals:
+        return _kernel(width, 0)
     few = 3 * width // 4
     return _kernel(width, few if num_states <= few else width)
 
@@ -171,6 +163,7 @@ def _sweep_forwards(
     observation: Any,  # (T, K)
     steps: int,
     peak: float,
+    is_whole: bool,
     checked: bool,
     keep: bool,
     floor: float,
@@ -182,6 +175,7 @@ def _sweep_forwards(
     """Fill ``room.alpha``, and ``room.emission`` unless it is empty.
 
     :param peak: what was subtracted from the transition logits, where A does not vary in time.
+    :param is_whole: whether M has an entry for every possible transition.
     :param checked: whether to look for states that have faded.
     :param keep: whether every alpha is kept for later, or only the last two.
     :param floor: what states that have faded are set to.
@@ -218,12 +212,15 @@ def _sweep_forwards(
             state = emitted
         else:
             if varying:
-                peak, _ = _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
+                peak, _, is_whole = moves.fill(transition[t - 1], room, width, rows)
                 extreme = max(extreme, abs(peak))
             shift, rest = add(shift, rest, peak)
-            state = simd.multiply(simd.matvec(state, room.matrix, 0, rows), emitted)
+            state = simd.multiply(moves.forwards(state, room, rows), emitted)
         if (checked or varying) and simd.any_less(state, faded):
-            if suspect and floor == 0.0:  # it is known that one of them could be reached
+            if floor == 0.0 and (suspect or (t > 0 and is_whole)):
+                if not suspect:
+                    last = simd.load(room.alpha, before, ones)
+                    suspect = _could_be_reached(state, last, logits, room, rows, faded)
                 state = simd.unless_less(state, faded)
             else:
                 simd.store(room.row, 0, state)
@@ -235,6 +232,7 @@ def _sweep_forwards(
                     observation[t],
                     t,
                     floor,
+                    rows,
                 )
                 state = simd.load(room.row, 0, ones)
         size = simd.total(state)
@@ -283,9 +281,9 @@ def _sweep_backwards(
         state = simd.multiply(state, simd.splat(1.0 / overlap, ones))
         simd.store_row(smoothed, t * num_states, num_states, simd.multiply(state, beta))
         if t + 1 < steps:
-            simd.add_outer(room.outer, state, ahead, rows)
+            moves.count(state, ahead, room, rows)
             if varying:
-                multiply_into(moved[t], room.matrix, room.outer, width)
+                moves.write_counts(moved[t], room, width, rows)
                 room.outer[:] = 0.0
         if t == 0:
             break
@@ -307,8 +305,8 @@ def _sweep_backwards(
             emitted = simd.exp(simd.subtract(logits, simd.splat(best, ones)))
         ahead = simd.multiply(beta, emitted)
         if varying:
-            _fill_matrix(transition[t - 1], room.matrix, room.transposed, width)
-        beta = simd.matvec(ahead, room.transposed, 0, rows)
+            moves.fill(transition[t - 1], room, width, rows)
+        beta = moves.backwards(ahead, room, rows)
         if suspect and (doubtful or simd.any_less(beta, faded)):
             if not doubtful:
                 room.other[:] = 0.0
@@ -317,10 +315,10 @@ def _sweep_backwards(
             if not simd.total(missing) <= HIGH:
                 return True
             missing = simd.multiply(missing, emitted)
-            missing = simd.matvec(missing, room.transposed, 0, rows)
+            missing = moves.backwards(missing, room, rows)
             simd.store(room.other, 0, simd.add(missing, simd.splat(FADED, ones)))
     if not varying and steps > 1:
-        multiply_into(moved[0], room.matrix, room.outer, width)
+        moves.write_counts(moved[0], room, width, rows)
     return doubtful and not loss < _NEGLIGIBLE  # NaN is not
 
 
@@ -389,8 +387,8 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
         room.other[:num_states] = FADED
         faded, ones = simd.load(room.other, 0, width), simd.splat(1.0, width)
         wide = simd.splat(0.0, lanes)
-        states = simd.splat(0.0, rows)
-        filled, peak, checked = -1, 0.0, True
+        states = simd.rows_of(rows)
+        filled, peak, is_whole, checked = -1, 0.0, True, True
         for n in range(first, last):
             row, at, steps = n // each, begins[n], lengths[n]
             end = end_of(begins, n, each, observation.shape[1])
@@ -398,7 +396,7 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
             own = row if len(transition) > 1 else 0
             slices = transition[own]
             if not varying and steps > 1 and own != filled:
-                peak, entry = _fill_matrix(slices[0], room.matrix, room.transposed, width)
+                peak, entry, is_whole = moves.fill(slices[0], room, width, states)
                 checked, filled = not entry >= _MIXING, own
             start = array_of(initial, row)
             given = start, data, steps, peak, checked, room, ones, states, wide
@@ -419,7 +417,7 @@ def _make_sweep(width: int, rows: int) -> Callable[..., None]:
                         unfiltered[n] = False
                         filtered[row, at + steps : end] = 0.0
                     continue
-            args = start, slices, data, steps, peak, checked, keep
+            args = start, slices, data, steps, peak, is_whole, checked, keep
             value, gone, suspect, extreme = _sweep_forwards(*args, 0.0, room, ones, states, faded)
             log_likelihood[n] = value
             is_number = value == value and not gone

@@ -70,11 +70,3 @@ def open_logits(initial: Any, observation: Any, logits: Any) -> tuple[float, flo
         value, rest = add(float(initial[k]), 0.0, float(observation[k]))
         logits[k] = (value - best) + (rest - best_rest) if value > -np.inf else -np.inf
     return best, best_rest
-
-
-@compiled
-def multiply_into(out: Any, matrix: Any, outer: Any, width: int) -> None:
-    """The entries of ``matrix * outer`` that are no padding."""
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = matrix[i * width + j] * outer[i * width + j]

@@ -213,6 +213,13 @@ unless_less = _elementwise(
     ),
     2,
 )
+#: ``a`` where ``b > c``, and 0 elsewhere
+where_greater = _elementwise(
+    lambda builder, a, b, c: builder.select(
+        builder.fcmp_ordered(">", b, c), a, ir.Constant(a.type, None)
+    ),
+    3,
+)
 #: ``a * b + c`` lane by lane
 multiply_add = _elementwise(_multiply_add, 3)
 
@@ -408,6 +415,38 @@ def repeat_each(typingctx: Any, few: Any, lanes: Any) -> Any:
         return _rearranged(builder, args[0], [s // count for s in range(lanes.width)])
 
     return lanes(few, lanes), generate
+
+
+def _shifted(by: int) -> Callable[..., Any]:
+    def typer(typingctx: Any, lanes: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            places = [s - by for s in range(lanes.width)]
+            outside = lanes.width  # the first lane of zeros
+            mask = [place if 0 <= place < outside else outside for place in places]
+            kind = ir.Constant(ir.VectorType(_INT32, lanes.width), mask)
+            return builder.shuffle_vector(args[0], ir.Constant(args[0].type, None), kind)
+
+        return lanes(lanes), generate
+
+    return intrinsic(typer)
+
+
+#: Each lane in the place of the next one, :math:`y_j = x_{j-1}`, and 0 in the first.
+raised = _shifted(1)
+#: Each lane in the place of the one before, :math:`y_i = x_{i+1}`, and 0 in the last.
+lowered = _shifted(-1)
+
+
+@intrinsic(prefer_literal=True)
+def rows_of(typingctx: Any, count: Any) -> Any:
+    """A vector of so many lanes, or None for 0: what :mod:`.moves` takes for ``rows``."""
+    number = count.literal_value
+    kind = Lanes(number) if number else types.none
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _constant(number, 0.0) if number else context.get_dummy_value()
+
+    return kind(count), generate
 
 
 @intrinsic

@@ -23,20 +23,24 @@ def table(seed: int = 0, num_rows: int = T) -> pd.DataFrame:
 
 
 def forward(y, initial, means, sigma, matrices) -> tuple[np.ndarray, float]:
-    """Filtered probabilities and log p(y), by the forward recursion in log space.
+    """Filtered probabilities and log p(y), by the forward recursion.
 
     :param means: ``(T, K)``; matrices: ``(T - 1, K, K)``; NaN in y is a missing response.
     """
     density = np.where(np.isnan(y)[:, None], 0.0, norm.logpdf(y[:, None], means, sigma))
-    with np.errstate(divide="ignore"):
-        state = np.log(initial) + density[0]
-        rows = [state]
-        for density_t, matrix in zip(density[1:], np.log(matrices), strict=True):
-            state = logsumexp(state[:, None] + matrix, axis=0) + density_t
-            rows.append(state)
-    filtered = np.array(rows)
-    filtered -= logsumexp(filtered, axis=-1, keepdims=True)
-    return np.exp(filtered), float(logsumexp(state))
+    return forward_of(density, initial, matrices)
+
+
+def forward_of(density, initial, matrices) -> tuple[np.ndarray, float]:
+    """The same of log densities ``(T, K)``, by a recursion that is scaled in each row."""
+    most = density.max(-1)
+    state, value, rows = np.asarray(initial), float(most.sum()), []
+    for t, each in enumerate(np.exp(density - most[:, None])):
+        state = (state @ matrices[t - 1] if t else state) * each
+        total = state.sum()
+        state, value = state / total, value + np.log(total)
+        rows.append(state)
+    return np.array(rows), value
 
 
 def softmax(logits) -> np.ndarray:

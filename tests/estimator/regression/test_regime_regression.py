@@ -306,3 +306,88 @@ def test_a_regime_of_a_few_rows_is_noted():
     y[[50, 51, 52]] += 40.0
     model = fitted(data=DATA.assign(y=y), n_init=8, switching_variance=False, switching=["1"])
     assert "holds 3 of 240 steps: an outlier" in " ".join(str(model.summary()).split())
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["own scales", "one scale"])
+def spread(request):
+    rng = seeds.rng(1713)
+    noise = np.exp(np.where(DATA.index // 20 % 2, 0.4, -1.0) + 0.5 * DATA.z)
+    y = np.where(DATA.index // 20 % 2, 2.0 + DATA.x, -DATA.x) + noise * rng.normal(size=T)
+    data = DATA.assign(y=y)
+    return fitted(data=data, scale_formula="~ z", switching_variance=request.param), data
+
+
+def test_scales_with_covariates_are_at_the_maximum(spread):
+    """Quasi-Newton from there finds no better parameters, by an independent likelihood."""
+    model, data = spread
+    x, w = (np.column_stack([np.ones(T), data[name]]) for name in "xz")
+    y, own = data.y.to_numpy(), model.switching_variance
+    width = 8 if own else 6
+
+    def loss(u: np.ndarray) -> float:
+        stay = 1 / (1 + np.exp(-u[-2:]))
+        matrix = np.array([[stay[0], 1 - stay[0]], [1 - stay[1], stay[1]]])
+        first = (1 - stay[::-1]) / (2 - stay.sum())
+        sigma = np.exp(w @ u[4:width].reshape(-1, 2).T)
+        matrices = np.broadcast_to(matrix, (T - 1, 2, 2))
+        return -forward(y, first, x @ u[:4].reshape(2, 2).T, sigma, matrices)[1]
+
+    stay = np.diagonal(model.transition_matrix_)
+    delta = model.scale_coefficients_ if own else model.scale_coefficients_[:1]
+    point = np.concatenate([model.coef_.ravel(), delta.ravel(), np.log(stay / (1 - stay))])
+    assert -loss(point) == pytest.approx(model.log_likelihood_, abs=1e-8)
+    best = minimize(loss, point, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-7})
+    assert -best.fun < model.log_likelihood_ + 1e-6
+    assert model.n_parameters_ == len(point) and model.converged_
+
+    # Standard errors, from second differences of that likelihood.
+    step, size = 1e-4, len(point)
+    places = step * np.eye(size)
+    hessian = np.array(
+        [
+            [
+                sum(a * b * loss(point + a * i + b * j) for a in (1, -1) for b in (1, -1))
+                for j in places
+            ]
+            for i in places
+        ]
+    ) / (4 * step**2)  # fmt: skip
+    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    of = model._errors.values
+    np.testing.assert_allclose(of.coefficients.ravel(), errors[:4], rtol=1e-3)
+    found = of.scale_coefficients if own else of.scale_coefficients[:1]
+    np.testing.assert_allclose(found.ravel(), errors[4:width], rtol=1e-3)
+
+
+def test_scales_with_covariates_in_tables_forecasts_and_files(spread, tmp_path):
+    model, data = spread
+    frame = model.coefficients_.to_frame()
+    of = "Regime 1" if model.switching_variance else "all regimes"
+    assert frame["estimate"][(of, "log sigma: z")] == model.scale_coefficients_[0, 1]
+    assert "Log of sigma                 ~ z" in str(model.summary())
+    average = np.exp(model.scale_coefficients_ @ [1.0, data.z.mean()])
+    np.testing.assert_allclose(model.sigma_, average)
+    ahead = data[["x", "z"]].iloc[:3]
+    found = model.forecast(data, ahead)
+    w = np.column_stack([np.ones(3), ahead.z])
+    np.testing.assert_allclose(found.deviations, np.exp(w @ model.scale_coefficients_.T))
+    with pytest.raises(ValueError, match="none named 'z'"):
+        model.forecast(data, ahead[["x"]])
+    model.save(tmp_path / "model.json")
+    loaded = RegimeRegression.load(tmp_path / "model.json")
+    np.testing.assert_array_equal(loaded.predict_proba(data), model.predict_proba(data))
+    assert str(loaded.summary()) == str(model.summary())
+    with pytest.raises(ValueError, match="NaN in 'z' in 1 of 240 rows"):
+        model.predict(data.assign(z=data.z.where(data.index != 5)))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_units_do_not_matter_to_scales(spread, unit):
+    model, data = spread
+    other = fitted(
+        data=data.assign(y=data.y * unit, z=data.z / unit), scale_formula="~ z",
+        switching_variance=model.switching_variance,
+    )  # fmt: skip
+    np.testing.assert_allclose(other.sigma_ / unit, model.sigma_, rtol=1e-5)
+    expected = model.log_likelihood_ - T * np.log(unit)
+    assert other.log_likelihood_ == pytest.approx(expected, abs=1e-6)

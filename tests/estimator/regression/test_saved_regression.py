@@ -145,7 +145,7 @@ def test_a_formula_with_other_code_that_is_trusted(tmp_path):
         (("version",), 9, "to have version 1"),
         (("format",), "pyro_regimes.RegimeModel", "to have the format"),
         (("fitted", "coef_"), [[1.0]], "coef_ has shape"),
-        (("fitted", "sigma_"), [-1.0, 1.0], "not all positive"),
+        (("fitted", "scale_"), [-1.0, 1.0], "sigma_ is not positive"),
         (("fitted", "initial_probs_"), [0.1, 0.9], "stationary distribution"),
         (("fitted", "transition_matrix_"), [[1, 1], [0, 1]], "does not hold probabilities"),
         (("fitted", "form", "own"), [[0.0] * 4] * 4, "own has no inverse"),
