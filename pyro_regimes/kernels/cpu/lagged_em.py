@@ -1,8 +1,8 @@
 r"""The loops of an EM step of Hamilton's autoregression on arrays, for P independent models.
 
 They are the densities in each tuple of regimes, and, after the E-step of :mod:`.lagged`, the M-step
-of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple. That of the chain
-is in :mod:`.lagged_chain`.
+of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple, and the counts of
+the chain.
 
 A model has means ``(K,)``, coefficients ``(K, p)`` and scales ``(K,)``. An *owner* says for each
 regime which is the first that shares its parameter, as in :mod:`.m_step`; -1 is held fixed. Tuples
@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from pyro_regimes.kernels.cpu.jit import compiled, spread
-from pyro_regimes.kernels.cpu.lagged_chain import count, prepare, shares, stationary_transitions
 from pyro_regimes.kernels.cpu.lagged_extrapolation import squarem
-from pyro_regimes.kernels.cpu.m_step import cholesky
+from pyro_regimes.kernels.cpu.m_step import cholesky, fill_shares
 
-__all__ = ["fill", "maximise", "prepare", "squarem"]
+__all__ = ["count", "fill", "fill_shares", "maximise", "prepare", "squarem"]
 
 _GRAIN = 20_000  # densities that are worth a thread
 _LEAST_PIVOT = 1e-10  # of normal equations, as a share of their diagonal
@@ -37,9 +36,9 @@ def fill_densities(
     loc: Any,  # (P, K)
     coefficients: Any,  # (P, K, p)
     scale: Any,  # (P, K)
+    density: Any,  # (N, T, S), filled from sequence ``first`` to ``last``
     first: int,
     last: int,
-    density: Any,  # (N, T, S), filled from sequence ``first`` to ``last``
 ) -> None:
     """The log density of each row in each tuple; sequence n has the data of n mod V."""
     num_steps, num_tuples = density.shape[1:]
@@ -68,6 +67,52 @@ def fill_densities(
                 for k in range(num_states):
                     z = (ahead[k] - centre[begin + k]) * inverse[k]
                     density[n, t, begin + k] = constant[k] - z * z
+
+
+@compiled
+def prepare(
+    initial: Any,  # (P, K)
+    transition: Any,  # (P, K, K)
+    logits: Any,  # (P, K, K), filled with logarithms of the transition probabilities
+    start: Any,  # (P, S), filled with log probabilities of the first tuple
+) -> None:
+    """What the E-step takes of the chain."""
+    num_states, num_tuples = transition.shape[1], start.shape[1]
+    for p in range(len(transition)):
+        for i in range(num_states):
+            for j in range(num_states):
+                value = transition[p, i, j]
+                logits[p, i, j] = math.log(value) if value > 0.0 else -np.inf
+        for s in range(num_tuples):
+            power = num_tuples // num_states
+            state = s // power  # the oldest regime varies slowest
+            start[p, s] = math.log(initial[p, state]) if initial[p, state] > 0.0 else -np.inf
+            while power > 1:
+                power //= num_states
+                after = s // power % num_states
+                start[p, s] += logits[p, state, after]
+                state = after
+
+
+@compiled
+def count(
+    start: Any,  # (P, S), gamma of the first tuple
+    counts: Any,  # (P, K, K), the steps between rows; those inside the first tuple are added
+    starts: Any,  # (P, K), filled with the expected first regimes
+) -> None:
+    """The expected counts of the chain."""
+    num_states, num_tuples = counts.shape[1], start.shape[1]
+    starts[:] = 0.0
+    for p in range(len(start)):
+        for s in range(num_tuples):
+            power = num_tuples // num_states
+            state = s // power
+            starts[p, state] += start[p, s]
+            while power > 1:
+                power //= num_states
+                after = s // power % num_states
+                counts[p, state, after] += start[p, s]
+                state = after
 
 
 @compiled
@@ -156,8 +201,8 @@ def _coefficients(
 ) -> bool:
     """The coefficients by weighted least squares, of each group of regimes."""
     num_states, order = out.shape
-    factor, right = np.empty((order, order)), np.empty(order)
-    matrix, found = np.empty((order, order)), np.empty(order)
+    shape = (order, order)
+    factor, matrix, right, found = np.empty(shape), np.empty(shape), np.empty(order), np.empty(order)
     for first in range(num_states):
         if owner[first] != first:
             continue
@@ -216,60 +261,44 @@ def _scales(
 
 @compiled
 def maximise(
-    start: Any,  # (P, S), gamma of the first tuple
-    moved: Any,  # (P, K, K)
     moments: Any,  # (P, S, p + 2, p + 2), about the origins
     origin: Any,  # (P or 1,)
-    old: Any,  # initial (P, K) or (P, 0), transition, loc, coefficients and scale
-    free: Any,  # whether the initial probabilities, the rows (K,), the means; the two owners
+    loc: Any,  # (P, K), the old ones
+    coefficients: Any,  # (P, K, p)
+    scale: Any,  # (P, K)
+    free_loc: bool,
+    owner_of_coefficients: Any,  # (K,)
+    owner_of_scale: Any,  # (K,)
     floor: float,
     tiny: float,
-    new: Any,  # as ``old``, filled
+    new_loc: Any,
+    new_coefficients: Any,
+    new_scale: Any,
     ordinary: Any,  # (P,), filled
 ) -> None:
-    """The M-step: means, then coefficients given them, then scales; and the chain."""
-    has_start = old[0].shape[1] > 0
-    num_states, order = old[3].shape[1:]
-    counts, starts = np.empty((num_states, num_states)), np.empty(num_states)
+    """The M-step of the observations: means, then coefficients given them, then scales."""
+    num_states, order = coefficients.shape[1:]
     about, shift = np.empty((num_states, order + 2, order + 2)), np.empty(num_states)
-    for p in range(len(start)):
+    new_loc[:], new_coefficients[:], new_scale[:] = loc, coefficients, scale
+    for p in range(len(loc)):
         ordinary[p] = False
-        new[2][p], new[3][p], new[4][p], new[1][p] = old[2][p], old[3][p], old[4][p], old[1][p]
         level = origin[p % len(origin)]
-        if free[2]:
-            if not _means(moments[p], old[3][p], old[4][p], shift):
+        if free_loc:
+            if not _means(moments[p], coefficients[p], scale[p], shift):
                 continue
-            new[2][p] = shift + level
-        else:
-            shift[:] = old[2][p] - level
+            new_loc[p] = shift + level
+        shift[:] = new_loc[p] - level
         if not _about_means(moments[p], shift, about):
             continue
-        if not _coefficients(about, old[4][p], free[3], new[3][p]):
+        if not _coefficients(about, scale[p], owner_of_coefficients, new_coefficients[p]):
             continue
-        if not _scales(about, new[3][p], free[4], floor, tiny, new[4][p]):
-            continue
-        count(start[p], moved[p], counts, starts)
-        if has_start:
-            new[0][p] = old[0][p]
-            if free[0]:
-                new[0][p] = starts / starts.sum()
-            if free[1].any():
-                if not shares(counts, old[1][p], tiny, new[1][p]):
-                    continue
-                for i in range(num_states):
-                    if not free[1][i]:
-                        new[1][p, i] = old[1][p, i]
-        elif free[1][0]:
-            if not stationary_transitions(counts, starts, old[1][p], tiny, new[1][p]):
-                continue
-        ordinary[p] = True
+        ordinary[p] = _scales(
+            about, new_coefficients[p], owner_of_scale, floor, tiny, new_scale[p]
+        )
 
 
 def fill(rows: Any, each: int, given: Any, density: Any) -> None:
-    """:func:`fill_densities` on threads.
-
-    :param given: means, coefficients and scales.
-    """
+    """:func:`fill_densities` on threads; ``given`` are means, coefficients and scales."""
     grain = 1 + _GRAIN // max(1, density[:1].size)
-    run = partial(fill_densities, rows, each, *given)
-    spread(lambda first, last: run(first, last, density), len(density), grain)
+    task = partial(fill_densities, rows, each, *given, density)
+    spread(task, len(density), grain)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyro_regimes.chain.stationary import STATIONARY_PROBS, StationaryCounts
 from pyro_regimes.emissions.charts import LEAST_SHARE
 from pyro_regimes.infer.em.engines.chain_steps import Array, Flags, Parameters, Step, of_models
 from pyro_regimes.kernels import ops
@@ -80,14 +81,13 @@ class AutoregressiveEM:
         """
         chosen = self._models if models is None else self._models[models]
         given, own = _with_start(parameters), len(self._products) > 1
-        num_models, each = len(chosen), self._each
+        num_models, each, kernels = len(chosen), self._each, self._kernels
         start, logits = np.empty((num_models, self._num_tuples)), np.empty_like(given[1])
-        sound = np.empty(num_models, dtype=np.bool_)
-        self._kernels.prepare(given[0], given[1], logits, start, sound)
+        kernels.prepare(_initial(given), given[1], logits, start)
         rows, density = self._rows, self._room[: num_models * each]
         if own:
             rows = rows.reshape((-1, each) + rows.shape[1:])[chosen].reshape((-1,) + rows.shape[1:])
-        self._kernels.fill(rows, each, given[2:], density)
+        kernels.fill(rows, each, given[2:], density)
         if each > 1 and num_models > 1:
             start, logits = start.repeat(each, 0), logits.repeat(each, 0)
         value, gamma, moved = (
@@ -97,23 +97,44 @@ class AutoregressiveEM:
         weights = gamma.reshape((num_models, each) + gamma.shape[1:])
         products = self._products[chosen] if own else self._products
         sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
-        new, ordinary = _like(given), np.empty(num_models, dtype=np.bool_)
-        self._kernels.maximise(
-            weights[:, :, 0].sum(1),
-            of_models(moved, num_models),
-            np.ascontiguousarray(sums[..., self._place]),
-            self._origin[chosen] if own else self._origin,
-            given,
-            tuple(self._updates),
-            self._floor,
-            _TINY,
-            new,
-            ordinary,
-        )
+        first, moved = weights[:, :, 0].sum(1), of_models(moved, num_models)
+        new, ordinary = self._maximise_chain(first, moved.copy(), given)
+        found, sound = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
+        moments = np.ascontiguousarray(sums[..., self._place])
+        origin = self._origin[chosen] if own else self._origin
+        limits = self._floor, _TINY
+        kernels.maximise(moments, origin, *given[2:], *self._updates[2:], *limits, *found, sound)
         total = of_models(value, num_models)
         ordinary &= sound & np.isfinite(total)
-        total = np.where(sound, total, np.nan)
-        return Step(total, _without_start(new, parameters), ordinary, bool(ordinary.all()))
+        after = _without_start((*new, *found), parameters)
+        return Step(total, after, ordinary, bool(ordinary.all()))
+
+    def _maximise_chain(
+        self, first: Array, counts: Array, given: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], Flags]:
+        """The M-step of the chain, and of which models it is ordinary.
+
+        :param first: probabilities of the first tuple, ``(P, S)``.
+        :param counts: of the steps between rows, ``(P, K, K)``; overwritten.
+        """
+        initial, transition = given[:2]
+        starts, free = np.empty(counts.shape[:2]), self._updates.rows
+        self._kernels.count(first, counts, starts)
+        new = np.empty_like(transition)
+        if initial.shape[1]:
+            size = counts.shape[1]
+            flat = (each.reshape(-1, size) for each in (counts, transition))
+            self._kernels.fill_shares(*flat, _TINY, new.reshape(-1, size))
+            new = np.where(free[:, np.newaxis], new, transition)
+            if self._updates.initial:
+                initial = starts / starts.sum(1, keepdims=True)
+        elif free[0]:
+            pooled = StationaryCounts(*map(torch.from_numpy, (counts, starts)))
+            new = STATIONARY_PROBS.maximise(pooled, torch.from_numpy(transition), 0.0).numpy()
+        else:
+            new = transition
+        is_left = (counts.sum(-1) > _TINY) | ~free
+        return (initial, new), is_left.all(1) & np.isfinite(new).all((1, 2))
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
@@ -124,6 +145,14 @@ class AutoregressiveEM:
         limits = self._floor, _TINY, LEAST_SHARE
         self._kernels.squarem(*given, tuple(self._updates), *limits, bounds, new, lengths)
         return _without_start(new, after), lengths
+
+
+def _initial(given: tuple[Array, ...]) -> Array:
+    """The initial probabilities, ``(P, K)``."""
+    if given[0].shape[1]:
+        return given[0]
+    found: Array = ops.stationary_probs(torch.from_numpy(given[1])).numpy()
+    return found
 
 
 def _with_start(parameters: Parameters) -> tuple[Array, ...]:
