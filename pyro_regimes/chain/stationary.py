@@ -35,6 +35,7 @@ _MOST_STEPS = 50
 _MOST_HALVINGS = 12
 _LEAST_GAIN = 1e-15  # of a step, as a share of Q
 _LONGEST = 5.0  # step of the logarithm of a probability
+LIMITS = _MOST_STEPS, _MOST_HALVINGS, _LEAST_GAIN, _LONGEST  #: for the compiled kernel
 
 
 class StationaryCounts(NamedTuple):
@@ -158,8 +159,7 @@ def _ascent(
 
 def _maximise(pooled: StationaryCounts, old: Tensor, floor: float) -> Tensor:
     """Transition matrices ``(cells, K, K)`` that maximise Q."""
-    limits = _MOST_STEPS, _MOST_HALVINGS, _LEAST_GAIN, _LONGEST
-    found = ops.maximise_stationary(*pooled, old, limits)
+    found = ops.maximise_stationary(*pooled, old, LIMITS)
     if found is None:
         return _climb(pooled, old)
     rest = ~found[1]

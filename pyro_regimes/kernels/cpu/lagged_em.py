@@ -1,8 +1,8 @@
 r"""The loops of an EM step of Hamilton's autoregression on arrays, for P independent models.
 
 They are the densities in each tuple of regimes, and, after the E-step of :mod:`.lagged`, the M-step
-of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple, and the counts of
-the chain.
+of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple. The chain has
+:mod:`.lagged_chain` and :mod:`.stationary`.
 
 A model has means ``(K,)``, coefficients ``(K, p)`` and scales ``(K,)``. An *owner* says for each
 regime which is the first that shares its parameter, as in :mod:`.m_step`; -1 is held fixed. Tuples
@@ -19,10 +19,22 @@ from typing import Any
 import numpy as np
 
 from pyro_regimes.kernels.cpu.jit import compiled, spread
+from pyro_regimes.kernels.cpu.lagged_chain import count, prepare
 from pyro_regimes.kernels.cpu.lagged_extrapolation import squarem
 from pyro_regimes.kernels.cpu.m_step import cholesky, fill_shares
+from pyro_regimes.kernels.cpu.stationary import MAX_STATES, fill_stationary, maximise_stationary
 
-__all__ = ["count", "fill", "fill_shares", "maximise", "prepare", "squarem"]
+__all__ = [
+    "MAX_STATES",
+    "count",
+    "fill",
+    "fill_shares",
+    "fill_stationary",
+    "maximise",
+    "maximise_stationary",
+    "prepare",
+    "squarem",
+]
 
 _GRAIN = 20_000  # densities that are worth a thread
 _LEAST_PIVOT = 1e-10  # of normal equations, as a share of their diagonal
@@ -70,52 +82,6 @@ def fill_densities(
 
 
 @compiled
-def prepare(
-    initial: Any,  # (P, K)
-    transition: Any,  # (P, K, K)
-    logits: Any,  # (P, K, K), filled with logarithms of the transition probabilities
-    start: Any,  # (P, S), filled with log probabilities of the first tuple
-) -> None:
-    """What the E-step takes of the chain."""
-    num_states, num_tuples = transition.shape[1], start.shape[1]
-    for p in range(len(transition)):
-        for i in range(num_states):
-            for j in range(num_states):
-                value = transition[p, i, j]
-                logits[p, i, j] = math.log(value) if value > 0.0 else -np.inf
-        for s in range(num_tuples):
-            power = num_tuples // num_states
-            state = s // power  # the oldest regime varies slowest
-            start[p, s] = math.log(initial[p, state]) if initial[p, state] > 0.0 else -np.inf
-            while power > 1:
-                power //= num_states
-                after = s // power % num_states
-                start[p, s] += logits[p, state, after]
-                state = after
-
-
-@compiled
-def count(
-    start: Any,  # (P, S), gamma of the first tuple
-    counts: Any,  # (P, K, K), the steps between rows; those inside the first tuple are added
-    starts: Any,  # (P, K), filled with the expected first regimes
-) -> None:
-    """The expected counts of the chain."""
-    num_states, num_tuples = counts.shape[1], start.shape[1]
-    starts[:] = 0.0
-    for p in range(len(start)):
-        for s in range(num_tuples):
-            power = num_tuples // num_states
-            state = s // power
-            starts[p, state] += start[p, s]
-            while power > 1:
-                power //= num_states
-                after = s // power % num_states
-                counts[p, state, after] += start[p, s]
-                state = after
-
-
-@compiled
 def _solve(matrix: Any, right: Any, factor: Any, out: Any) -> bool:
     """The solution of normal equations; whether they determine it."""
     size = len(out)
@@ -155,11 +121,11 @@ def _means(
             row[rest % num_states] -= coefficients[latest, j]
             total -= coefficients[latest, j] * moments[s, 0, j + 2]
             rest //= num_states
-        precision = scale[latest] ** -2
         for i in range(num_states):
-            right[i] += precision * row[i] * total
+            weighted = row[i] / scale[latest] ** 2
+            right[i] += weighted * total
             for j in range(num_states):
-                matrix[i, j] += precision * moments[s, 0, 0] * row[i] * row[j]
+                matrix[i, j] += weighted * moments[s, 0, 0] * row[j]
     return _solve(matrix, right, factor, out)
 
 
@@ -201,8 +167,8 @@ def _coefficients(
 ) -> bool:
     """The coefficients by weighted least squares, of each group of regimes."""
     num_states, order = out.shape
-    shape = (order, order)
-    factor, matrix, right, found = np.empty(shape), np.empty(shape), np.empty(order), np.empty(order)
+    factor, matrix = np.empty((order, order)), np.empty((order, order))
+    right, found = np.empty(order), np.empty(order)
     for first in range(num_states):
         if owner[first] != first:
             continue
@@ -210,11 +176,10 @@ def _coefficients(
         for k in range(first, num_states):
             if owner[k] != first:
                 continue
-            precision = scale[k] ** -2
             for i in range(order):
-                right[i] += precision * about[k, i + 2, 1]
+                right[i] += about[k, i + 2, 1] / scale[k] ** 2
                 for j in range(order):
-                    matrix[i, j] += precision * about[k, i + 2, j + 2]
+                    matrix[i, j] += about[k, i + 2, j + 2] / scale[k] ** 2
         if not _solve(matrix, right, factor, found):
             return False
         for k in range(first, num_states):
@@ -248,9 +213,7 @@ def _scales(
                 for j in range(order):
                     both = coefficients[k, i] * coefficients[k, j]
                     scatter += both * about[k, i + 2, j + 2]
-        if not weight > tiny:
-            return False
-        value = math.sqrt(max(scatter / weight, floor))
+        value = math.sqrt(max(scatter / weight, floor)) if weight > tiny else 0.0
         if not tiny < value < np.inf:
             return False
         for k in range(first, num_states):
@@ -292,9 +255,8 @@ def maximise(
             continue
         if not _coefficients(about, scale[p], owner_of_coefficients, new_coefficients[p]):
             continue
-        ordinary[p] = _scales(
-            about, new_coefficients[p], owner_of_scale, floor, tiny, new_scale[p]
-        )
+        owner, at = owner_of_scale, new_coefficients[p]
+        ordinary[p] = _scales(about, at, owner, floor, tiny, new_scale[p])
 
 
 def fill(rows: Any, each: int, given: Any, density: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyro_regimes.chain.stationary import STATIONARY_PROBS, StationaryCounts
+from pyro_regimes.chain.stationary import LIMITS
 from pyro_regimes.emissions.charts import LEAST_SHARE
 from pyro_regimes.infer.em.engines.chain_steps import Array, Flags, Parameters, Step, of_models
 from pyro_regimes.kernels import ops
@@ -83,7 +83,11 @@ class AutoregressiveEM:
         given, own = _with_start(parameters), len(self._products) > 1
         num_models, each, kernels = len(chosen), self._each, self._kernels
         start, logits = np.empty((num_models, self._num_tuples)), np.empty_like(given[1])
-        kernels.prepare(_initial(given), given[1], logits, start)
+        initial = given[0]
+        if not initial.shape[1]:
+            initial = np.full_like(given[1][:, 0], np.nan)  # stays where there is none
+            kernels.fill_stationary(given[1], initial)
+        kernels.prepare(initial, given[1], logits, start)
         rows, density = self._rows, self._room[: num_models * each]
         if own:
             rows = rows.reshape((-1, each) + rows.shape[1:])[chosen].reshape((-1,) + rows.shape[1:])
@@ -99,13 +103,13 @@ class AutoregressiveEM:
         sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
         first, moved = weights[:, :, 0].sum(1), of_models(moved, num_models)
         new, ordinary = self._maximise_chain(first, moved.copy(), given)
-        found, sound = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
+        found, is_set = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
         moments = np.ascontiguousarray(sums[..., self._place])
         origin = self._origin[chosen] if own else self._origin
         limits = self._floor, _TINY
-        kernels.maximise(moments, origin, *given[2:], *self._updates[2:], *limits, *found, sound)
+        kernels.maximise(moments, origin, *given[2:], *self._updates[2:], *limits, *found, is_set)
         total = of_models(value, num_models)
-        ordinary &= sound & np.isfinite(total)
+        ordinary &= is_set & np.isfinite(total) & np.isfinite(initial).all(1)
         after = _without_start((*new, *found), parameters)
         return Step(total, after, ordinary, bool(ordinary.all()))
 
@@ -120,7 +124,7 @@ class AutoregressiveEM:
         initial, transition = given[:2]
         starts, free = np.empty(counts.shape[:2]), self._updates.rows
         self._kernels.count(first, counts, starts)
-        new = np.empty_like(transition)
+        new, is_set = np.empty_like(transition), np.ones(len(first), dtype=np.bool_)
         if initial.shape[1]:
             size = counts.shape[1]
             flat = (each.reshape(-1, size) for each in (counts, transition))
@@ -129,12 +133,12 @@ class AutoregressiveEM:
             if self._updates.initial:
                 initial = starts / starts.sum(1, keepdims=True)
         elif free[0]:
-            pooled = StationaryCounts(*map(torch.from_numpy, (counts, starts)))
-            new = STATIONARY_PROBS.maximise(pooled, torch.from_numpy(transition), 0.0).numpy()
+            given = counts, starts, transition
+            self._kernels.maximise_stationary(*given, _TINY, LIMITS, new, is_set)
         else:
             new = transition
         is_left = (counts.sum(-1) > _TINY) | ~free
-        return (initial, new), is_left.all(1) & np.isfinite(new).all((1, 2))
+        return (initial, new), is_set & is_left.all(1) & np.isfinite(new).all((1, 2))
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
@@ -145,14 +149,6 @@ class AutoregressiveEM:
         limits = self._floor, _TINY, LEAST_SHARE
         self._kernels.squarem(*given, tuple(self._updates), *limits, bounds, new, lengths)
         return _without_start(new, after), lengths
-
-
-def _initial(given: tuple[Array, ...]) -> Array:
-    """The initial probabilities, ``(P, K)``."""
-    if given[0].shape[1]:
-        return given[0]
-    found: Array = ops.stationary_probs(torch.from_numpy(given[1])).numpy()
-    return found
 
 
 def _with_start(parameters: Parameters) -> tuple[Array, ...]:

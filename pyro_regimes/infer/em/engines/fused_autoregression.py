@@ -25,6 +25,7 @@ from pyro_regimes.infer.em.engines.fused import (
 )
 from pyro_regimes.infer.em.engines.kernel_arguments import Part
 from pyro_regimes.infer.em.problem import Problem, TensorState
+from pyro_regimes.kernels import ops
 
 _FAMILY = [(LOC,), (COEFFICIENTS,), (SCALE,)]
 
@@ -45,6 +46,8 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     kinds = [(chain.INITIAL_PROBS,), (chain.TRANSITION_PROBS,)]
     if "initial_probs" not in data.site.slots:
         kinds = [(chain.STATIONARY_PROBS,)]
+        if data.site.hmm.state_dim > ops.lagged_em().MAX_STATES:
+            return "the chain starts from its stationary distribution, and has many regimes"
     parts = read_parts(problem, data, [*kinds, *_FAMILY])
     if isinstance(parts, str):
         return parts
