@@ -72,7 +72,8 @@ def growth() -> Array:
 def model(starts: Starts, history: Tensor, x: Tensor) -> None:
     """All starts in one batch."""
     number = len(starts.loc)
-    a = pyro.param("A", torch.from_numpy(starts.transition), constraint=constraints.simplex)
+    rows = torch.from_numpy(starts.transition).unsqueeze(-3)  # constant in time
+    a = pyro.param("A", rows, constraint=constraints.simplex)
     loc = pyro.param("loc", torch.from_numpy(starts.loc))
     phi = pyro.param("phi", torch.zeros(number, 1, ORDER, dtype=torch.float64))
     spread = torch.full((number, 1), starts.variance**0.5, dtype=torch.float64)

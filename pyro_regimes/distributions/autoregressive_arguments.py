@@ -18,11 +18,12 @@ class Arguments(NamedTuple):
     """The arguments with all their dims."""
 
     history: Tensor  #: ``(..., p)``
-    transition: Tensor  #: ``(..., K, K)``
+    transition: Tensor  #: ``(..., 1 or p+T-1, K, K)``
     loc: Tensor  #: ``(..., K)``
     coefficients: Tensor  #: ``(..., 1 or K, p)``
     scale: Tensor  #: ``(..., 1 or K)``
     initial: Tensor  #: ``(..., K)``
+    duration: int | None
     batch_shape: torch.Size
 
 
@@ -62,6 +63,7 @@ def read(
     if not bool(history.isfinite().all()):
         raise ValueError("expected history to be finite, got NaN or infinite values")
     _ends_in("transition_probs", transition, (num_states,), (num_states,))
+    transition = transition.unsqueeze(0) if transition.dim() == 2 else transition
     _are_probabilities("transition_probs", transition)
     _ends_in("coefficients", coefficients, (1, num_states), (order,))
     _ends_in("scale", scale, (1, num_states))
@@ -69,15 +71,13 @@ def read(
         raise ValueError(
             f"expected K^(p+1) to be at most {_MOST_TUPLES}, got K = {num_states} and p = {order}"
         )
-    if initial is None:
-        initial = ops.stationary_probs(transition)
+    duration = _duration(transition, order, duration)
+    initial = _stationary(transition) if initial is None else initial
     _ends_in("initial_probs", initial, (num_states,))
     _are_probabilities("initial_probs", initial)
-    if duration is not None:
-        checks.positive_integer("duration", duration)
     batch_shape = checks.broadcast_batches(
         history=history.shape[:-1],
-        transition_probs=transition.shape[:-2],
+        transition_probs=transition.shape[:-3],
         loc=loc.shape[:-1],
         coefficients=coefficients.shape[:-2],
         scale=scale.shape[:-1],
@@ -85,7 +85,37 @@ def read(
     )
     transition = transition / transition.sum(-1, keepdim=True)  # rounded probabilities
     initial = initial / initial.sum(-1, keepdim=True)
-    return Arguments(history, transition, loc, coefficients, scale, initial, batch_shape)
+    return Arguments(history, transition, loc, coefficients, scale, initial, duration, batch_shape)
+
+
+def _stationary(transition: Tensor) -> Tensor:
+    """:raises ValueError: if transitions vary in time, or have no single such distribution."""
+    if transition.shape[-3] > 1:
+        raise ValueError(
+            "expected initial_probs, as transition_probs that vary in time have no stationary "
+            "distribution, got None; that of the first is stationary_probs(transition_probs[0])"
+        )
+    return ops.stationary_probs(transition.squeeze(-3))
+
+
+def _duration(transition: Tensor, order: int, duration: int | None) -> int | None:
+    """T, which transitions that vary in time have, too.
+
+    :raises ValueError: if their number does not match.
+    """
+    num_slices = transition.shape[-3]
+    if duration is not None:
+        checks.positive_integer("duration", duration)
+    if num_slices == 1:
+        return duration
+    if num_slices < order or duration not in (None, num_slices - order + 1):
+        wanted = "p+T-1" if duration is None else f"p+T-1 = {order + duration - 1}"
+        raise ValueError(
+            f"expected transition_probs of shape (..., 1 or {wanted}, K, K), with p = {order}, got "
+            f"shape {tuple(transition.shape)}; dimension -3 is always time: for a batch that is "
+            "constant in time, use .unsqueeze(-3)"
+        )
+    return num_slices - order + 1
 
 
 def _are_tensors(named: dict[str, Tensor]) -> None:
@@ -119,25 +149,39 @@ def check_value(value: Tensor, duration: int | None, checking: bool) -> Tensor:
         raise ValueError(f"expected value of shape (..., T), got shape {tuple(value.shape)}")
     if duration is not None and value.shape[-1] != duration:
         raise ValueError(
-            f"expected value to have {duration} rows, as duration says, got {value.shape[-1]}"
+            f"expected value to have {duration} rows, as duration or transition_probs say, got "
+            f"{value.shape[-1]}"
         )
     if checking and not bool(value.isfinite().all()):
-        raise ValueError("expected value to be finite, got NaN or infinite values")
+        row = int((~value.isfinite()).nonzero()[:, -1].min())
+        raise ValueError(
+            f"expected value to be finite, got NaN or infinite values, first in row {row}; a "
+            "missing row would be a lag of the next p rows, too, and is not marginalised: fill it, "
+            "or model the rows before and after it as two series, each with its history"
+        )
     return value
+
+
+def series(history: Tensor, value: Tensor) -> Tensor:
+    """Both as one series, ``(..., p + T)``."""
+    batch = torch.broadcast_shapes(history.shape[:-1], value.shape[:-1])
+    return torch.cat([history.expand(batch + (-1,)), value.expand(batch + (-1,))], -1)
 
 
 def rows(history: Tensor, value: Tensor) -> Tensor:
     """Each observation with the p before it, the latest first, ``(..., T, p + 1)``."""
-    order = history.shape[-1]
-    batch = torch.broadcast_shapes(history.shape[:-1], value.shape[:-1])
-    series = torch.cat([history.expand(batch + (-1,)), value.expand(batch + (-1,))], -1)
-    return series.unfold(-1, order + 1, 1).flip(-1)
+    return series(history, value).unfold(-1, history.shape[-1] + 1, 1).flip(-1)
 
 
-def first_tuple(initial: Tensor, matrix: Tensor, length: int) -> Tensor:
-    """Log probabilities of the first tuple, ``(..., K^length)``, from those of its oldest state."""
+def first_tuple(initial: Tensor, matrices: Tensor, length: int) -> Tensor:
+    """Log probabilities of the first tuple, ``(..., K^length)``, from those of its oldest state.
+
+
+    :param matrices: transition logits ``(..., 1 or more, K, K)``.
+    """
     num_states, found = initial.shape[-1], initial
-    for _ in range(length - 1):
+    for step in range(length - 1):
+        matrix = matrices[..., step % matrices.shape[-3], :, :]
         wide = found.unflatten(-1, (-1, num_states)).unsqueeze(-1) + matrix.unsqueeze(-3)
         found = wide.flatten(-3)
     return found
@@ -150,18 +194,27 @@ def moved(probs: Tensor, tuples: Tensor) -> Tensor:
     return (kept.unflatten(-1, (-1, num_states)).unsqueeze(-1) * probs.unsqueeze(-3)).flatten(-3)
 
 
-def predicted(initial: Tensor, matrix: Tensor, filtered: Tensor) -> Tensor:
-    """Probabilities of each tuple given the rows before it, ``(N, T, S)``."""
-    ahead = moved(matrix.exp().unsqueeze(-3), filtered[:, :-1])
-    return torch.cat([initial.exp().unsqueeze(-2).expand_as(filtered[:, :1]), ahead], -2)
+def flat(value: Tensor, shape: torch.Size, num_dims: int) -> Tensor:
+    """With one batch dim, of size 1 if the batch dims are of size 1, else of the batch ``shape``.
+
+    :param num_dims: the number of dims that are not batch dims.
+    """
+    own = value.shape[value.dim() - num_dims :]
+    if value.shape[: value.dim() - num_dims].numel() == 1:
+        return value.reshape((1,) + own)
+    return value.expand(shape + own).reshape((-1,) + own)
 
 
 def draw_path(initial: Tensor, probs: Tensor, shape: torch.Size, num_steps: int) -> Tensor:
-    """Paths of the chain, LongTensor of ``shape`` and ``num_steps``."""
-    num_states = probs.shape[-1]
-    wide = probs.expand(shape + (num_states, num_states))
+    """Paths of the chain, LongTensor of ``shape`` and ``num_steps``.
+
+    :param probs: ``(..., 1 or num_steps-1, K, K)``.
+    """
+    num_states, num_slices = probs.shape[-1], probs.shape[-3]
+    wide = probs.expand(shape + (num_slices, num_states, num_states))
     path = [Categorical(probs=initial.expand(shape + (num_states,))).sample()]
-    for _ in range(num_steps - 1):
+    for step in range(num_steps - 1):
         index = path[-1][..., None, None].expand(shape + (1, num_states))
-        path.append(Categorical(probs=wide.gather(-2, index).squeeze(-2)).sample())
+        row = wide[..., step % num_slices, :, :].gather(-2, index).squeeze(-2)
+        path.append(Categorical(probs=row).sample())
     return torch.stack(path, -1)

@@ -30,20 +30,29 @@ class SwitchingAutoregression(TorchDistribution):
     and statsmodels. ``initial_probs`` are the probabilities of the regime of the first row of
     ``history``, and the chain makes its transitions from there.
 
+    Transitions may vary in time. Slice t of ``transition_probs`` leads from row t to row t + 1 of
+    the p + T rows of ``history`` and the series, so there are p + T - 1, and the first p are those
+    up to the first row after ``history``. (``exog_tvtp`` of statsmodels has p + T rows: row t
+    drives the transition into row t, and the first regime has the stationary distribution of A of
+    row 0.)
+
     The event is the series after ``history``: ``event_shape`` is ``(duration,)``, with 1 if
     ``duration`` is not given. Probabilities and paths are those of these T rows and of the K
     regimes.
 
     :param Tensor history: the p rows before the first one, ``(..., p)``, p at least 1.
-    :param Tensor transition_probs: A, (old, new), ``(..., K, K)``; rows sum to 1.
+    :param Tensor transition_probs: A, (old, new), ``(K, K)`` or ``(..., 1 or p+T-1, K, K)``:
+        dimension -3 is always time. Rows sum to 1.
     :param Tensor loc: the means :math:`\mu`, ``(..., K)``.
     :param Tensor coefficients: :math:`\phi`, ``(p,)``, or ``(..., 1 or K, p)``.
     :param Tensor scale: :math:`\sigma`, a standard deviation, ``()`` or ``(..., 1 or K)``.
-    :param Tensor initial_probs: ``(..., K)``; None is the stationary distribution of A.
-    :param int duration: T, the number of rows of a sample.
+    :param Tensor initial_probs: ``(..., K)``; None is the stationary distribution of A, if A is
+        constant.
+    :param int duration: T, the number of rows of a sample; that of transitions that vary in time
+        if None.
     :param bool validate_args: whether to check arguments and values.
     :raises ValueError: if arguments are invalid or do not match, or A has no single stationary
-        distribution and ``initial_probs`` is None.
+        distribution or varies in time and ``initial_probs`` is None.
 
     >>> x = torch.tensor([2.6, 2.2, 0.5, 1.0, -0.2, 1.4])
     >>> model = SwitchingAutoregression(
@@ -58,7 +67,7 @@ class SwitchingAutoregression(TorchDistribution):
     """
 
     arg_constraints = {
-        "transition_probs": constraints.independent(constraints.simplex, 1),
+        "transition_probs": constraints.independent(constraints.simplex, 2),
         "loc": constraints.real_vector,
         "coefficients": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 1),
@@ -84,9 +93,9 @@ class SwitchingAutoregression(TorchDistribution):
         )
         self.history, self.transition_probs, self.loc = given.history, given.transition, given.loc
         self.coefficients, self.scale = given.coefficients, given.scale
-        self.initial_probs, self._duration = given.initial, duration
+        self.initial_probs, self._duration = given.initial, given.duration
         super().__init__(
-            given.batch_shape, torch.Size([duration or 1]), validate_args=validate_args
+            given.batch_shape, torch.Size([given.duration or 1]), validate_args=validate_args
         )
 
     @property
@@ -113,21 +122,26 @@ class SwitchingAutoregression(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def _given(self, value: Tensor) -> tuple[tuple[Tensor, ...], torch.Size, torch.dtype]:
+        """Arguments of the kernels, each with one batch dim, the batch shape, and the dtype."""
+        value = arguments.check_value(value, self._duration, self._validate_args)
+        series = arguments.series(self.history, value)
+        given = (series, self.loc, self.coefficients, self.scale)
+        matrices = ops.safe_log(self.transition_probs.double())
+        initial = ops.safe_log(self.initial_probs.double())
+        first = arguments.first_tuple(initial, matrices, self.order + 1)
+        if matrices.shape[-3] > 1:
+            matrices = matrices[..., self.order :, :, :]
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        dtype = ops.promoted_dtype(self.transition_probs, self.initial_probs, *given)
+        parts = ((first, 1), (matrices, 3), *zip(given, (1, 1, 2, 1)))
+        return tuple(arguments.flat(each, shape, own) for each, own in parts), shape, dtype
+
     def _chain(self, value: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], torch.Size]:
         """Initial, transition and observation logits of the tuples, flat, and the batch shape."""
-        value = arguments.check_value(value, self._duration, self._validate_args)
-        rows = arguments.rows(self.history, value)
-        density = lagged_normal.log_density(rows, self.loc, self.coefficients, self.scale)
-        matrix = ops.safe_log(self.transition_probs)
-        first = arguments.first_tuple(ops.safe_log(self.initial_probs), matrix, self.order + 1)
-        shape = torch.broadcast_shapes(
-            self.batch_shape, density.shape[:-2], first.shape[:-1], matrix.shape[:-2]
-        )
-        return (
-            first.expand(shape + first.shape[-1:]).reshape(-1, first.shape[-1]),
-            matrix.expand(shape + matrix.shape[-2:]).reshape(-1, *matrix.shape[-2:]),
-            density.expand(shape + density.shape[-2:]).reshape(-1, *density.shape[-2:]),
-        ), shape
+        (initial, matrices, *given), shape, _ = self._given(value)
+        density = ops.autoregression_log_densities(*(each.double() for each in given))
+        return (initial, matrices, density.expand(shape.numel(), -1, -1)), shape
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the rows after ``history``.
@@ -135,8 +149,9 @@ class SwitchingAutoregression(TorchDistribution):
         :param Tensor value: ``(..., T)``.
         :return: ``(...)``, in the dtype of the arguments.
         """
-        chain, shape = self._chain(value)
-        return ops.lagged_log_likelihood(*chain).reshape(shape).to(chain[2].dtype)
+        given, shape, dtype = self._given(value)
+        found = ops.autoregression_log_likelihood(*given)
+        return found.expand(shape.numel()).reshape(shape).to(dtype)
 
     def posterior(self, value: Tensor) -> Posterior:
         """Log-likelihood, and probabilities of the K regimes at each of the T rows.
@@ -145,21 +160,21 @@ class SwitchingAutoregression(TorchDistribution):
 
         :param Tensor value: ``(..., T)``.
         """
-        chain, shape = self._chain(value)
-        found, smoothed, moved = ops.lagged_expectations(*chain)
-        filtered = ops.lagged_filter_probs(*chain)
-        predicted = arguments.predicted(*chain[:2], filtered)
+        given, shape, dtype = self._given(value)
+        found = ops.autoregression_posterior(*given)
+        first, matrices = given[0].exp(), given[1].exp()
+        filtered = found[1]
+        start = first.unflatten(-1, (-1, self.state_dim)).sum(-2).unsqueeze(-2)
+        later = (filtered[:, :-1].unsqueeze(-2) @ matrices).squeeze(-2)
+        predicted = torch.cat([start.expand(len(later), -1, -1), later], -2)
+        moved = found[3] if matrices.shape[1] != 1 else found[3].squeeze(1)
 
-        def collapsed(probs: Tensor) -> Tensor:
-            per_regime = probs.unflatten(-1, (-1, self.state_dim)).sum(-2)
-            return per_regime.reshape(shape + per_regime.shape[1:]).to(chain[2].dtype)
+        def batched(part: Tensor) -> Tensor:
+            return part.expand((shape.numel(),) + part.shape[1:]).reshape(shape + part.shape[1:])
 
         return Posterior(
-            found.reshape(shape),
-            collapsed(filtered),
-            collapsed(predicted),
-            collapsed(smoothed),
-            moved.reshape(shape + moved.shape[1:]).to(chain[2].dtype),
+            batched(found[0]),
+            *(batched(each).to(dtype) for each in (filtered, predicted, found[2], moved)),
         )
 
     def smoothed_probs(self, value: Tensor) -> Tensor:
@@ -184,15 +199,25 @@ class SwitchingAutoregression(TorchDistribution):
         """The distribution of the last regime, given all rows."""
         return Categorical(probs=self.filtered_probs(value)[..., -1, :])
 
-    def forecast(self, value: Tensor) -> Forecast:
+    def forecast(self, value: Tensor, transition_probs: Tensor | None = None) -> Forecast:
         """The distribution of the next row, a mixture of :math:`K^{p+1}` normal distributions.
 
         :param Tensor value: ``(..., T)``.
+        :param Tensor transition_probs: A of the step to the next row, ``(..., K, K)``, where A
+            varies in time.
+        :raises ValueError: if A varies in time, and that of the next step is not given.
         """
         chain, shape = self._chain(value)
+        if transition_probs is None:
+            if self.transition_probs.shape[-3] > 1:
+                raise ValueError(
+                    "expected transition_probs, those of the step to the next row, as they vary in "
+                    "time, got None"
+                )
+            transition_probs = self.transition_probs.squeeze(-3)
         last = ops.lagged_filter_probs(*chain)[:, -1]
-        weights = arguments.moved(chain[1].exp(), last).reshape(shape + last.shape[1:])
-        latest = arguments.rows(self.history, value)[..., -1, : self.order]
+        weights = arguments.moved(transition_probs, last.reshape(shape + last.shape[1:]))
+        latest = arguments.series(self.history, value)[..., -self.order :].flip(-1)
         ahead = (latest.unsqueeze(-2) @ self.coefficients.mT).squeeze(-2)  # (..., 1 or K)
         centre = lagged_normal.centre(self.loc, self.coefficients)
         mean = lagged_normal.per_tuple(ahead, self.state_dim, self.order) + centre

@@ -36,10 +36,10 @@ from pyro_regimes.estimator.pyro_model import (
 )
 from pyro_regimes.estimator.sequences import pack
 from pyro_regimes.estimator.units import Units
+from pyro_regimes.infer.em.ascent import nothing_held
 from pyro_regimes.infer.em.e_step import Expected, SiteStatistics, take_expectations
 from pyro_regimes.infer.em.engines.stochastic import average
 from pyro_regimes.infer.em.engines.tensors import maximise_within
-from pyro_regimes.infer.em.session import nothing_held
 
 
 class Running(NamedTuple):

@@ -24,6 +24,9 @@ class HiddenChain(Protocol):
     def expectations(self, logits: Logits) -> ops.Expectations:
         """The E-step; smoothed probabilities are those of the states."""
 
+    def starts(self, found: ops.Expectations) -> Tensor:
+        """The expected number of sequences that begin in each state, without weights."""
+
     def counts(self, arguments: Arguments, found: ops.Expectations) -> ChainCounts:
         """The expected counts of the initial regime and of the transitions, without weights."""
 
@@ -49,6 +52,13 @@ class MarkovChain(NamedTuple):
         """Those of all sequences."""
         return ops.expectations(*logits, self.hmm.sequences)
 
+    def starts(self, found: ops.Expectations) -> Tensor:
+        """Those of the first rows of all sequences."""
+        packing, smoothed = self.hmm.packing, found.smoothed_probs
+        if packing is None:
+            return smoothed[..., 0, :]
+        return smoothed.index_select(-2, packing.firsts).sum(-2)
+
     def counts(self, arguments: Arguments, found: ops.Expectations) -> ChainCounts:
         """Of the first rows of all sequences, and of the steps between rows."""
         transitions, smoothed = found.expected_transitions, found.smoothed_probs
@@ -57,10 +67,7 @@ class MarkovChain(NamedTuple):
             transitions = self.hmm._gaps.expected_steps(logits, transitions)
         elif transitions.dim() == smoothed.dim():
             transitions = transitions.unsqueeze(-3)
-        packing, initial = self.hmm.packing, smoothed[..., 0, :]
-        if packing is not None:
-            initial = smoothed.index_select(-2, packing.firsts).sum(-2)
-        return ChainCounts(initial, transitions)
+        return ChainCounts(self.starts(found), transitions)
 
     def of_regimes(self, densities: Tensor) -> Tensor:
         """All of them."""

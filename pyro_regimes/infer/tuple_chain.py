@@ -6,6 +6,7 @@ Its states are the tuples of the regimes at p + 1 rows, and its observations are
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_regimes.chain.counts import ChainCounts
@@ -30,7 +31,7 @@ class TupleChain:
         self.observation_dist = LaggedNormal(model.loc, model.coefficients, model.scale)
         self.arguments = {
             "initial_probs": model.initial_probs,
-            "transition_probs": model.transition_probs.unsqueeze(-3),
+            "transition_probs": model.transition_probs,
         }
 
     def rows(self, value: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class TupleChain:
 
     @property
     def transition_logits(self) -> Tensor:
-        """Log transition probabilities of the regimes, ``(..., 1, K, K)``."""
+        """Log transition probabilities of the regimes, ``(..., 1 or p+T-1, K, K)``."""
         return chain_logits(self.arguments)[1]
 
     def chain(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -59,7 +60,7 @@ class TupleChain:
         """Those of the first tuple, ``(..., S)``, and of the steps of a regime."""
         initial, transition = chain_logits(arguments)
         length = self.model.order + 1
-        return first_tuple(initial, transition.squeeze(-3), length), transition
+        return first_tuple(initial, transition, length), transition
 
     def expectations(self, logits: Logits) -> ops.Expectations:
         """The E-step; it adds up the steps between the T rows."""
@@ -72,20 +73,29 @@ class TupleChain:
                 return part.reshape((1,) + part.shape[part.dim() - own :])
             return part.expand(shape + part.shape[len(lead) :]).flatten(0, -1 - own)
 
-        given = flat(initial, 1), flat(transition.squeeze(-3), 2)
+        varies = transition.shape[-3] > 1
+        steps = transition[..., self.model.order :, :, :] if varies else transition
+        given = flat(initial, 1), flat(steps, 3)
         found = ops.lagged_expectations(*given, density.flatten(0, -3) if shape else density[None])
         value, smoothed, moved = (part.reshape(shape + part.shape[1:]) for part in found)
-        return ops.Expectations(value, smoothed, moved)
+        return ops.Expectations(value, smoothed, moved if varies else moved.squeeze(-3))
+
+    def starts(self, found: ops.Expectations) -> Tensor:
+        """Those of the first tuple."""
+        return found.smoothed_probs[..., 0, :]
 
     def counts(self, arguments: Arguments, found: ops.Expectations) -> ChainCounts:
         """The initial regime is the oldest of the first tuple, in which there are p more steps."""
-        num_states, moved = self.state_dim, found.expected_transitions
+        num_states, moved, first = self.state_dim, found.expected_transitions, []
         tuples = found.smoothed_probs[..., 0, :]  # the oldest regime varies slowest
         initial = tuples.unflatten(-1, (num_states, -1)).sum(-1)
         for _ in range(self.model.order):
-            moved = moved + tuples.unflatten(-1, (num_states, num_states, -1)).sum(-1)
+            first.append(tuples.unflatten(-1, (num_states, num_states, -1)).sum(-1))
             tuples = tuples.unflatten(-1, (num_states, -1)).sum(-2)
-        return ChainCounts(initial, moved.unsqueeze(-3))
+        before = torch.stack(first, -3)
+        if arguments["transition_probs"].shape[-3] > 1:
+            return ChainCounts(initial, torch.cat([before, moved], -3))
+        return ChainCounts(initial, (before.sum(-3) + moved).unsqueeze(-3))
 
     def of_regimes(self, densities: Tensor) -> Tensor:
         """Those of the tuples of one regime alone."""

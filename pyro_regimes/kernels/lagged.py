@@ -1,13 +1,14 @@
 r"""Recursions of a chain whose observations depend on the current and on p lagged states.
 
 A step costs :math:`K^{p+1}` operations; :mod:`.lagged_reference` has the recursion. Plain tensors
-on the CPU use the compiled kernel (:mod:`.cpu.lagged`). Sequences that it reports, other devices
-and function transforms use the reference. The first derivatives are the expectations, as in
-:mod:`.autograd`; derivatives of these are those of the reference.
+on the CPU use a compiled kernel (:mod:`.lagged_kernel`), other devices and function transforms the
+reference. The first derivatives are the expectations, as in :mod:`.autograd`; derivatives of these
+are those of the reference.
 
 Tensors are ``initial_logits`` ``(N or 1, S)``, of the first tuple of states, ``transition_logits``
-``(N or 1, K, K)`` and ``observation_logits`` ``(N, T, S)``, with :math:`S = K^{p+1}` and
-:math:`p \ge 1`. They may hold -inf.
+``(N or 1, K, K)``, or ``(N or 1, 1 or T-1, K, K)``, and ``observation_logits`` ``(N, T, S)``, with
+:math:`S = K^{p+1}` and :math:`p \ge 1`. They may hold -inf. With a dim of time, slice t of the
+transitions leads from the last state of step t to that of step t + 1.
 """
 
 from __future__ import annotations
@@ -18,54 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_regimes.kernels import dispatch, lagged_reference, transforms
-
-_GRAIN = 20_000  # numbers that are worth a thread
-
-
-def _has_kernel(*chain: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if transforms.are_transforms_active() or any(map(transforms.has_tangent, chain)):
-        return False
-    return dispatch.choose(chain[2]) == "cpu"
-
-
-def _run(chain: tuple[Tensor, ...], *, filtered: bool, smoothed: bool) -> tuple[Tensor, ...]:
-    """Log-likelihood, filtered and smoothed probabilities (empty unless wanted), transitions."""
-    from pyro_regimes.kernels.cpu import lagged, lagged_vectors
-    from pyro_regimes.kernels.cpu.jit import spread
-
-    initial, transition, observation = (each.detach().contiguous() for each in chain)
-    num_sequences, num_states = len(observation), transition.shape[-1]
-    empty = observation.new_empty((0, 0, 0))
-    found = (
-        observation.new_empty(num_sequences),
-        torch.empty_like(observation) if filtered else empty,
-        torch.empty_like(observation) if smoothed else empty,
-        observation.new_empty((num_sequences, num_states, num_states)),
-    )
-    exact = torch.zeros(num_sequences, dtype=torch.bool, device="cpu")
-    given = [initial, transition, observation]
-    if lagged_vectors.is_served(num_states, observation.shape[-1]):
-        sweep = lagged_vectors.sweep(num_states, observation.shape[-1])
-    else:
-        sweep, peaks = lagged.sweep, observation.amax(-1)
-        given += [(observation - peaks.unsqueeze(-1)).exp_(), peaks]
-    arrays = [each.numpy() for each in given]
-    out = [each.numpy() for each in (*found, exact)]
-    grain = 1 + _GRAIN // max(1, observation[:1].numel())
-    spread(lambda first, last: sweep(*arrays, first, last, *out), num_sequences, grain)
-    if not bool(exact.all()):
-        redo = ~exact
-        parts = [each[redo] if len(each) == num_sequences else each for each in chain]
-        again = [each.detach() for each in parts]
-        found[0][redo], gamma, moved = lagged_reference.expectations(*again)
-        if filtered:
-            found[1][redo] = lagged_reference.filter_probs(*again)
-        if smoothed:
-            found[2][redo], found[3][redo] = gamma, moved
-    return found
+from pyro_regimes.kernels import lagged_kernel, lagged_reference
+from pyro_regimes.kernels.lagged_kernel import is_served
 
 
 class _Expectations(Function):
@@ -76,7 +31,7 @@ class _Expectations(Function):
         ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         chain = (initial, transition, observation)
-        value, _, smoothed, moved = _run(chain, filtered=False, smoothed=True)
+        value, _, smoothed, moved = lagged_kernel.run(chain, smoothed=True)
         ctx.save_for_backward(*chain, smoothed, moved)
         ctx.set_materialize_grads(False)
         return value, smoothed, moved
@@ -88,15 +43,10 @@ class _Expectations(Function):
         *chain, smoothed, moved = ctx.saved_tensors
         total: list[Tensor] = []
         if of_value is not None:
-            gamma = of_value[:, None, None] * smoothed
-            total = [
-                gamma[:, 0].sum_to_size(chain[0].shape),
-                (of_value[:, None, None] * moved).sum_to_size(chain[1].shape),
-                gamma,
-            ]
+            total = of_log_likelihood(of_value, chain, smoothed, moved)
         if of_smoothed is not None or of_moved is not None:
             along = (
-                torch.zeros_like(moved[:, 0, 0]),
+                torch.zeros_like(smoothed[:, 0, 0]),
                 torch.zeros_like(smoothed) if of_smoothed is None else of_smoothed,
                 torch.zeros_like(moved) if of_moved is None else of_moved,
             )
@@ -105,15 +55,29 @@ class _Expectations(Function):
         return tuple(total) if total else (None, None, None)
 
 
+def of_log_likelihood(
+    weight: Tensor, chain: list[Tensor], smoothed: Tensor, moved: Tensor
+) -> list[Tensor]:
+    """The gradient of the weighted sum of the log-likelihoods: weighted expectations."""
+    gamma = weight[:, None, None] * smoothed
+    transition = chain[1]
+    return [
+        gamma[:, 0].sum_to_size(chain[0].shape),
+        (weight.view((-1,) + (1,) * (moved.dim() - 1)) * moved).sum_to_size(transition.shape),
+        gamma,
+    ]
+
+
 def expectations(
     initial: Tensor, transition: Tensor, observation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihood ``(N,)``, smoothed probabilities ``(N, T, S)``, transitions ``(N, K, K)``.
 
-    They are float64 and differentiable.
+    Transitions have a dim of time where ``transition`` has one. All are float64 and
+    differentiable.
     """
     chain = (initial.double(), transition.double(), observation.double())
-    if not _has_kernel(*chain):
+    if not is_served(*chain):
         return lagged_reference.expectations(*chain)
     found: tuple[Tensor, Tensor, Tensor] = _Expectations.apply(*chain)
     return found
@@ -122,17 +86,25 @@ def expectations(
 def log_likelihood(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     """The sum over all paths, ``(N,)``, float64; with expectations where a gradient may come."""
     chain = (initial.double(), transition.double(), observation.double())
-    if not _has_kernel(*chain):
+    if not is_served(*chain):
         return lagged_reference.log_likelihood(*chain)
     if torch.is_grad_enabled() and any(each.requires_grad for each in chain):
         value: Tensor = _Expectations.apply(*chain)[0]
         return value
-    return _run(chain, filtered=False, smoothed=False)[0]
+    return lagged_kernel.run(chain)[0]
 
 
 def filter_probs(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     """Probabilities of each tuple given the data up to t, ``(N, T, S)``, float64."""
     chain = (initial.double(), transition.double(), observation.double())
-    if not _has_kernel(*chain) or any(each.requires_grad for each in chain):
+    if not is_served(*chain) or any(each.requires_grad for each in chain):
         return lagged_reference.filter_probs(*chain)
-    return _run(chain, filtered=True, smoothed=False)[1]
+    return lagged_kernel.run(chain, filtered=True)[1]
+
+
+def viterbi(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
+    """The tuples of the most likely path, LongTensor ``(N, T)``; of equals, as the reference."""
+    chain = (initial.double(), transition.double(), observation.double())
+    if not is_served(*chain):
+        return lagged_reference.viterbi(*chain)
+    return lagged_kernel.viterbi(*chain)

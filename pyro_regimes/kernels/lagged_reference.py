@@ -15,25 +15,33 @@ so that a step adds :math:`K^{p+1}` numbers, where a chain of S states without s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from pyro_regimes.kernels.logs import logsumexp
 
 
-def _moves(transition: Tensor, num_tuples: int) -> Tensor:
-    """The transition logit into each tuple (r, j), ``(N or 1, S)``."""
-    num_states = transition.shape[-1]
-    return transition.repeat(1, num_tuples // num_states**2, 1).flatten(1)
+def steps_of(transition: Tensor) -> Tensor:
+    """Transition logits with a dim of time, ``(N or 1, 1 or T-1, K, K)``."""
+    return transition.unsqueeze(1) if transition.dim() == 3 else transition
+
+
+def _moves(transition: Tensor, observation: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The transition logits into each tuple (r, j), ``(N or 1, S)``, and those of the data."""
+    num_steps, num_tuples = observation.shape[1:]
+    wide = steps_of(transition).expand(-1, num_steps - 1, -1, -1)
+    wide = wide.repeat(1, 1, num_tuples // transition.shape[-1] ** 2, 1).flatten(2)
+    return zip(wide.unbind(1), observation[:, 1:].unbind(1), strict=True)
 
 
 def alphas(initial: Tensor, transition: Tensor, observation: Tensor) -> list[Tensor]:
     """The forward recursion, T tensors ``(N, S)``; arguments as :func:`log_likelihood`."""
-    num_states, num_tuples = transition.shape[-1], observation.shape[-1]
-    moves = _moves(transition, num_tuples)
+    num_states = transition.shape[-1]
     state = initial + observation[:, 0]
     found = [state]
-    for logits in observation.unbind(1)[1:]:
+    for moves, logits in _moves(transition, observation):
         kept = logsumexp(state.unflatten(-1, (num_states, -1)), -2)  # m, (N, K^p)
         state = kept.repeat_interleave(num_states, -1) + moves + logits
         found.append(state)
@@ -44,7 +52,7 @@ def log_likelihood(initial: Tensor, transition: Tensor, observation: Tensor) -> 
     """The sum over all paths, ``(N,)``.
 
     :param initial: log probabilities of the first tuple, ``(N or 1, S)``.
-    :param transition: ``(N or 1, K, K)``, (old, new).
+    :param transition: (old, new), ``(N or 1, K, K)``, or ``(N or 1, 1 or T-1, K, K)``.
     :param observation: log densities ``(N, T, S)``.
     """
     return logsumexp(alphas(initial, transition, observation)[-1], -1)
@@ -62,10 +70,11 @@ def expectations(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihood ``(N,)``, smoothed probabilities ``(N, T, S)``, transitions ``(N, K, K)``.
 
-    All are differentiable where a graph is recorded.
+    Transitions have a dim of time where ``transition`` has one. All are differentiable where a
+    graph is recorded.
     """
     num_sequences = len(observation)
-    wide = transition.expand(num_sequences, -1, -1)
+    wide = transition.expand(num_sequences, *transition.shape[1:])
 
     def value(wide: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
         found = log_likelihood(initial, wide, observation)
@@ -79,9 +88,8 @@ def expectations(
 def viterbi(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     """The tuples of the most likely path, LongTensor ``(N, T)``."""
     num_states, num_tuples = transition.shape[-1], observation.shape[-1]
-    moves = _moves(transition, num_tuples)
     best, origins = initial + observation[:, 0], []
-    for logits in observation.unbind(1)[1:]:
+    for moves, logits in _moves(transition, observation):
         kept, oldest = best.unflatten(-1, (num_states, -1)).max(-2)
         origins.append(oldest)
         best = kept.repeat_interleave(num_states, -1) + moves + logits

@@ -31,6 +31,10 @@ from torch import Tensor
 
 from pyro_regimes.kernels import dispatch
 from pyro_regimes.kernels.arguments import check_lengths, promoted_dtype
+from pyro_regimes.kernels.autoregression import expectations as autoregression_expectations
+from pyro_regimes.kernels.autoregression import log_densities as autoregression_log_densities
+from pyro_regimes.kernels.autoregression import log_likelihood as autoregression_log_likelihood
+from pyro_regimes.kernels.autoregression import posterior as autoregression_posterior
 from pyro_regimes.kernels.dispatch import backend
 from pyro_regimes.kernels.durations import min_duration_viterbi
 from pyro_regimes.kernels.gaussian import chain as gaussian_chain
@@ -43,7 +47,7 @@ from pyro_regimes.kernels.gaussian.weighted_sums import moments as weighted_mome
 from pyro_regimes.kernels.lagged import expectations as lagged_expectations
 from pyro_regimes.kernels.lagged import filter_probs as lagged_filter_probs
 from pyro_regimes.kernels.lagged import log_likelihood as lagged_log_likelihood
-from pyro_regimes.kernels.lagged_reference import viterbi as lagged_viterbi
+from pyro_regimes.kernels.lagged import viterbi as lagged_viterbi
 from pyro_regimes.kernels.likelihoods import Expectations
 from pyro_regimes.kernels.logs import log_in_one_thread, logsumexp, safe_log
 from pyro_regimes.kernels.packed import (
@@ -78,6 +82,10 @@ __all__ = [
     "BlockExpectations",
     "Expectations",
     "Packing",
+    "autoregression_expectations",
+    "autoregression_log_densities",
+    "autoregression_log_likelihood",
+    "autoregression_posterior",
     "backend",
     "backward_message",
     "block_expectations",

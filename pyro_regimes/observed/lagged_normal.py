@@ -48,6 +48,11 @@ def centre(loc: Tensor, coefficients: Tensor) -> Tensor:
     return (design(coefficients, loc.shape[-1]) @ loc.unsqueeze(-1)).squeeze(-1)
 
 
+def regressions(rows: Tensor, coefficients: Tensor) -> Tensor:
+    r""":math:`x_t - \sum_j \phi_j x_{t-j}`, ``(..., T, 1 or K)``."""
+    return rows[..., :1] - rows[..., 1:] @ coefficients.mT
+
+
 def log_density(rows: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor) -> Tensor:
     """The log density of each row in each tuple, ``(..., T, S)``.
 
@@ -61,7 +66,7 @@ def log_density(rows: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor) 
     level = loc[..., :1].detach()
     rows, loc = rows - level.unsqueeze(-1), loc - level
     means = centre(loc, coefficients).unflatten(-1, (-1, loc.shape[-1]))  # (..., K^p, K)
-    ahead = rows[..., :1] - rows[..., 1:] @ coefficients.mT  # (..., T, 1 or K)
+    ahead = regressions(rows, coefficients)  # (..., T, 1 or K)
     scale = scale.unsqueeze(-2).unsqueeze(-2)  # (..., 1, 1, 1 or K)
     z = (ahead.unsqueeze(-2) - means.unsqueeze(-3)) / scale
     density = -0.5 * z.square() - (scale.log() + 0.5 * math.log(2 * math.pi))

@@ -96,6 +96,7 @@ class Chunks:
         *,
         rows: int = ROWS,
         continues: bool = True,
+        part: tuple[int, int] = (0, 1),
     ) -> Chunks:
         """The rows of a Parquet file, which pyarrow reads batch by batch.
 
@@ -104,26 +105,38 @@ class Chunks:
             dimension. None is all columns of numbers, without the index of pandas.
         :param rows: the most rows of a chunk.
         :param continues: as in the constructor. The dates of an index must ascend then.
+        :param part: ``(rank, size)`` for the rows of one of several processes: the file is cut into
+            ``size`` parts of consecutive rows, of sizes that differ by one row at most, and only
+            row groups with rows of the part are read.
         :return: chunks ``(rows, D)`` of float64; null is NaN.
-        :raises ValueError: if a column is not there or does not hold numbers, or ``rows`` is no
-            positive integer; and while reading, if dates do not ascend.
+        :raises ValueError: if a column is not there or does not hold numbers, ``rows`` is no
+            positive integer, or ``part`` is not valid; and while reading, if dates do not ascend.
         :raises ImportError: if pyarrow is not installed.
         """
-        return cls(ParquetRows(path, columns, _check_rows(rows), continues), continues=continues)
+        source = ParquetRows(path, columns, _check_rows(rows), continues, _check_part(part))
+        return cls(source, continues=continues)
 
     @classmethod
     def npy(
-        cls, path: str | os.PathLike[str], *, rows: int = ROWS, continues: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        rows: int = ROWS,
+        continues: bool = True,
+        part: tuple[int, int] = (0, 1),
     ) -> Chunks:
         """The rows of an array in a ``.npy`` file, which is mapped to memory and not read whole.
 
         :param path: the file, of one array ``(T,)`` or ``(T, D)``.
         :param rows: the most rows of a chunk.
         :param continues: as in the constructor.
+        :param part: as in :meth:`parquet`.
         :return: chunks of copies of its rows.
-        :raises ValueError: if it is no such file, or ``rows`` is no positive integer.
+        :raises ValueError: if it is no such file, ``rows`` is no positive integer, or ``part`` is
+            not valid.
         """
-        return cls(ArrayRows(path, _check_rows(rows)), continues=continues)
+        source = ArrayRows(path, _check_rows(rows), _check_part(part))
+        return cls(source, continues=continues)
 
 
 def is_empty(chunk: Any) -> bool:
@@ -147,9 +160,25 @@ def _why_no_source(source: Any) -> str | None:
 
 def _check_rows(rows: Any) -> int:
     """:raises ValueError: if it is no positive integer."""
-    if isinstance(rows, (bool, np.bool_)) or not isinstance(rows, (int, np.integer)) or rows < 1:
+    if not _is_integer(rows) or rows < 1:
         raise ValueError(f"expected rows to be a positive integer, got {shown(rows)}")
     return int(rows)
+
+
+def _check_part(part: Any) -> tuple[int, int]:
+    """:raises ValueError: if it is no rank with a number of ranks."""
+    is_pair = isinstance(part, (tuple, list)) and len(part) == 2
+    numbers = [each for each in part if _is_integer(each)] if is_pair else []
+    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
+        raise ValueError(
+            "expected part to be (rank, size), integers with a rank from 0 to size - 1, got "
+            f"{shown(part)}"
+        )
+    return int(numbers[0]), int(numbers[1])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
 def _named(source: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,24 @@ import numpy.typing as npt
 from pyro_regimes.messages import shown
 from pyro_regimes.reading.packages import require
 
+#: A rank and the number of ranks, of which each reads consecutive rows.
+Part = tuple[int, int]
+
 #: The first dates of a file, which tell the frequency of all.
 _MOST_DATES = 10_000
+
+
+def bounds(num_rows: int, part: Part) -> tuple[int, int]:
+    """The first row of a part, and the one after its last."""
+    number, size = part
+    return number * num_rows // size, (number + 1) * num_rows // size
 
 
 class ArrayRows:
     """The rows of a ``.npy`` file in pieces."""
 
-    def __init__(self, path: str | os.PathLike[str], rows: int) -> None:
-        self._path, self._rows = os.fspath(path), rows
+    def __init__(self, path: str | os.PathLike[str], rows: int, part: Part = (0, 1)) -> None:
+        self._path, self._rows, self._part = os.fspath(path), rows, part
         self._open()
 
     def _open(self) -> Any:
@@ -46,8 +56,10 @@ class ArrayRows:
 
     def __iter__(self) -> Iterator[Any]:
         found = self._open()
-        for begin in range(0, len(found), self._rows):
-            yield np.array(found[begin : begin + self._rows], found.dtype.newbyteorder("="))
+        first, end = bounds(len(found), self._part)
+        for begin in range(first, end, self._rows):
+            piece = found[begin : min(begin + self._rows, end)]
+            yield np.array(piece, found.dtype.newbyteorder("="))
 
 
 class ParquetRows:
@@ -62,8 +74,9 @@ class ParquetRows:
         columns: str | Sequence[str] | None,
         rows: int,
         ascends: bool = False,
+        part: Part = (0, 1),
     ) -> None:
-        self._path, self._rows = os.fspath(path), rows
+        self._path, self._rows, self._part = os.fspath(path), rows, part
         self._is_one = isinstance(columns, str)
         schema, types = self._open().schema_arrow, _pyarrow(self._path, "types")
         are_numbers = (types.is_floating, types.is_integer, types.is_decimal)
@@ -113,10 +126,17 @@ class ParquetRows:
         index = [] if self._index is None or not self._ascends else [self._index]
         names, last = list(dict.fromkeys([*self.columns, *index])), None
         with self._open() as file:
-            for batch in file.iter_batches(self._rows, columns=names, use_threads=False):
+            begin, end = bounds(file.metadata.num_rows, self._part)
+            first = max(0, begin - len(index))  # the date before is to be earlier
+            groups, at = _row_groups(file.metadata, first, end)
+            read = partial(file.iter_batches, row_groups=groups, columns=names, use_threads=False)
+            for batch in read(self._rows):
                 for name in index:
                     last = self._check_dates(batch.column(name), last)
-                yield self._read(batch)
+                own = batch.slice(max(0, begin - at), max(0, end - max(begin, at)))
+                at += len(batch)
+                if len(own):
+                    yield self._read(own)
 
     @property
     def dates(self) -> npt.NDArray[np.datetime64]:
@@ -149,6 +169,14 @@ class ParquetRows:
         cast = [batch.column(name).cast("float64", safe=False) for name in self.columns]
         columns = [np.asarray(each.to_numpy(zero_copy_only=False)) for each in cast]
         return columns[0].copy() if self._is_one else np.stack(columns, 1)
+
+
+def _row_groups(metadata: Any, begin: int, end: int) -> tuple[list[int], int]:
+    """The row groups with the rows from one to another, and the first row of the first group."""
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    firsts = np.cumsum([0, *sizes])
+    found = [n for n, size in enumerate(sizes) if firsts[n] < end and firsts[n] + size > begin]
+    return found, int(firsts[found[0]]) if found else 0
 
 
 def _pyarrow(path: str, module: str) -> Any:

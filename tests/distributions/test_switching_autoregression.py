@@ -60,7 +60,7 @@ def random_model(
 
     model = SwitchingAutoregression(
         history=normal(order),
-        transition_probs=normal(num_states, num_states).softmax(-1),
+        transition_probs=normal(1, num_states, num_states).softmax(-1),
         loc=2 * normal(num_states),
         coefficients=0.4 * normal(num_states, order),
         scale=normal(num_states).exp(),
@@ -70,11 +70,11 @@ def random_model(
 
 def log_joint(model: SwitchingAutoregression, value: Tensor, path: tuple[int, ...]) -> float:
     """log p(x, q | history) of one path over history and value, from the formula."""
-    p, a, mu = model.order, model.transition_probs, model.loc
+    p, mu, matrices = model.order, model.loc, model.transition_probs
     series = torch.cat([model.history, value])
     total = model.initial_probs[path[0]].log()
     for t in range(1, len(path)):
-        total = total + a[path[t - 1], path[t]].log()
+        total = total + matrices[(t - 1) % len(matrices), path[t - 1], path[t]].log()
     for t in range(p, len(series)):
         phi = model.coefficients[path[t]]
         mean = mu[path[t]] + sum(
@@ -108,7 +108,7 @@ def test_filter_prediction_and_forecast_agree_with_shorter_series():
     for t in range(1, len(value)):
         before = model.posterior(value[:t])
         assert_close(found.filtered_probs[t - 1], before.smoothed_probs[-1])
-        ahead = before.filtered_probs[-1] @ model.transition_probs
+        ahead = before.filtered_probs[-1] @ model.transition_probs[0]
         assert_close(found.predicted_probs[t], ahead)
         rise = model.log_prob(value[: t + 1]) - model.log_prob(value[:t])
         assert_close(model.forecast(value[:t]).log_prob(value[t]), rise)
@@ -164,7 +164,7 @@ def test_samples_have_the_law_of_the_model():
     weights = torch.zeros(8).double()
     means, scales = torch.zeros(8).double(), torch.zeros(8).double()
     for n, (i, j, k) in enumerate(itertools.product(range(2), repeat=3)):
-        a, mu, phi = model.transition_probs, model.loc, model.coefficients[k]
+        a, mu, phi = model.transition_probs[0], model.loc, model.coefficients[k]
         weights[n] = model.initial_probs[i] * a[i, j] * a[j, k]
         means[n] = mu[k] + phi[0] * (3.0 - mu[j]) + phi[1] * (0.5 - mu[i])
         scales[n] = model.scale[k]
@@ -183,11 +183,11 @@ def dense(model: SwitchingAutoregression, value: Tensor) -> RegimeHMM:
     for n, one in enumerate(tuples):
         start = model.initial_probs[one[0]]
         for i, j in zip(one, one[1:]):
-            start = start * model.transition_probs[i, j]
+            start = start * model.transition_probs[0, i, j]
         initial.append(start)
         for m, other in enumerate(tuples):
             if one[1:] == other[:-1]:
-                matrix[n, m] = model.transition_probs[other[-2], other[-1]]
+                matrix[n, m] = model.transition_probs[0, other[-2], other[-1]]
         mu = model.loc[list(one)]
         phi = model.coefficients[one[-1] if len(model.coefficients) > 1 else 0]
         mean = mu[-1] + sum(
@@ -270,5 +270,5 @@ def test_wrong_values_are_named():
 
 def test_the_initial_distribution_is_the_stationary_one():
     model, value = random_model(1, 3)
-    assert_close(model.initial_probs, stationary_probs(model.transition_probs))
+    assert_close(model.initial_probs, stationary_probs(model.transition_probs[0]))
     assert model.log_prob(value).isfinite()

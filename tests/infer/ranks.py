@@ -60,7 +60,8 @@ def normal(x: Tensor) -> None:
 
 def student_t(x: Tensor) -> None:
     df = positive("df", 5 * ONES)
-    observe(x, dist.StudentT(df, real("loc", LOC), positive("scale", ONES)))
+    emission = dist.StudentT(df, real("loc", LOC), positive("scale", ONES))
+    observe(x, emission, missing="marginalise")
 
 
 def poisson(x: Tensor) -> None:
@@ -83,6 +84,14 @@ def priors(x: Tensor) -> None:
 def with_optim(x: Tensor) -> None:
     loc = real("loc", LOC)
     observe(x, dist.Normal(loc.tanh() * 2, positive("scale", ONES)))
+
+
+def together(x: Tensor) -> None:
+    """Counts with gaps, a prior, a stationary start, and rates that the optimiser moves."""
+    rows = dist.Dirichlet(2 + torch.eye(2, dtype=torch.float64)).to_event(1)
+    matrix = pyro.sample("matrix", rows)
+    emission = dist.Poisson(3 * real("level", LOC).sigmoid())
+    observe(x, emission, stationary_probs(matrix), matrix, missing="marginalise")
 
 
 def restarts(x: Tensor) -> None:
@@ -129,10 +138,26 @@ def _normal(mean: Tensor, rng: torch.Generator) -> Tensor:
     return mean + torch.randn(mean.shape, generator=rng, dtype=torch.float64)
 
 
-def _pairs_with_gaps(mean: Tensor, rng: torch.Generator) -> Tensor:
-    value = torch.stack([_normal(mean, rng), _normal(-mean, rng)], -1)
-    gone = torch.rand(value.shape, generator=rng) < 0.1
-    return value.masked_fill(gone, torch.nan)
+def _with_gaps(draw: Callable[[Tensor, torch.Generator], Tensor]) -> Any:
+    def draw_with_gaps(mean: Tensor, rng: torch.Generator) -> Tensor:
+        value = draw(mean, rng)
+        return value.masked_fill(torch.rand(value.shape, generator=rng) < 0.1, torch.nan)
+
+    return draw_with_gaps
+
+
+def _heavy_tailed(mean: Tensor, rng: torch.Generator) -> Tensor:
+    """Tails that determine degrees of freedom of about 3."""
+    draws = torch.randn((3, *mean.shape), generator=rng, dtype=torch.float64)
+    return mean + _normal(0 * mean, rng) / draws.square().mean(0).sqrt()
+
+
+def _counts(mean: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.poisson(mean.exp(), generator=rng)
+
+
+def _pairs(mean: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.stack([_normal(mean, rng), _normal(-mean, rng)], -1)
 
 
 def _counts_with_covariates(mean: Tensor, rng: torch.Generator) -> Tensor:
@@ -141,16 +166,13 @@ def _counts_with_covariates(mean: Tensor, rng: torch.Generator) -> Tensor:
 
 
 CASES = {
-    "gaussian": Case(gaussian, _pairs_with_gaps),
-    "student_t": Case(student_t, _normal),
-    "poisson": Case(
-        poisson,
-        lambda mean, rng: torch.poisson(mean.exp(), generator=rng),
-        some_are_empty=True,
-    ),
+    "gaussian": Case(gaussian, _with_gaps(_pairs)),
+    "student_t": Case(student_t, _with_gaps(_heavy_tailed)),
+    "poisson": Case(poisson, _counts, some_are_empty=True),
     "stationary": Case(stationary, _normal),
     "priors": Case(priors, _normal, guide=True),
     "optim": Case(with_optim, _normal, optim=True),
+    "together": Case(together, _with_gaps(_counts), guide=True, optim=True),
     "restarts": Case(restarts, _normal, tol=0.05, is_checked=False),
     "converged": Case(normal, _normal, tol=1e-4),
     "affine": Case(affine, _normal),
@@ -194,7 +216,18 @@ def shard(name: str, x: Tensor, rank: int, size: int) -> Tensor:
 
 
 #: Those that are also fitted to one sequence, of which every rank has consecutive rows.
-PIECES = ("gaussian", "student_t", "poisson", "stationary", "priors", "restarts", "converged")
+PIECES = (
+    "gaussian",
+    "student_t",
+    "poisson",
+    "stationary",
+    "priors",
+    "optim",
+    "together",
+    "restarts",
+    "converged",
+    "affine",
+)
 
 
 def series(name: str, seed: int) -> Tensor:
@@ -254,7 +287,7 @@ def difference_messages() -> list[str]:
 
 
 #: Those that cannot be fitted to one sequence of which every rank has consecutive rows.
-REFUSED = ("optim", "affine", "predicted")
+REFUSED = ("predicted",)
 
 
 def refusal(name: str, own: Chunks) -> str:

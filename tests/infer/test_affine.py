@@ -116,15 +116,17 @@ def test_direction_that_changes_nothing_stays() -> None:
     torch.testing.assert_close(a - b, LOC - torch.tensor([0.3, -0.2]), rtol=1e-6, atol=1e-7)
 
 
-def test_normal_prior_on_one_of_two() -> None:
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_normal_prior_on_one_of_two(shape) -> None:
     """A ridge: another row of the least squares."""
 
     def model() -> None:
-        difference = pyro.sample("difference", dist.Normal(LOC.new_tensor([1.0]), 0.1).to_event(1))
+        mean = LOC.new_full(shape, 1.0)
+        difference = pyro.sample("difference", dist.Normal(mean, 0.1).to_event(len(shape)))
         base = real("base", LOC[:1])
         observe(loc=torch.cat([base, base + difference]))
 
-    start = {"difference": LOC.new_tensor([0.4])}
+    start = {"difference": LOC.new_full(shape, 0.4)}
     guide = AutoDelta(model, init_loc_fn=init_to_value(values=start))
     em = EM(model, guide)
     hmm = RegimeHMM(

@@ -78,7 +78,7 @@ def autoregression(start: dict[str, Tensor]) -> Model:
         }
         chain = SwitchingAutoregression(
             history,
-            given["A"],
+            given["A"].unsqueeze(-3),
             given["loc"],
             given["phi"],
             given["sigma"],
@@ -478,7 +478,7 @@ def test_the_compiled_engine_serves(kind):
         if kind == "shared":  # two of three regimes
             sigma, phi = sigma[[0, 1, 0]], phi[[0, 1, 1]]
         if many:
-            a, loc, phi, sigma = (each.unsqueeze(1) for each in (a, loc, phi, sigma))
+            a, loc, phi, sigma = (each.unsqueeze(1) for each in (a.unsqueeze(1), loc, phi, sigma))
         with pyro.plate_stack("batch", (*many, 3)):
             pyro.sample("x", SwitchingAutoregression(history, a, loc, phi, sigma), obs=x)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, Chunks, RegimeHMM, stationary_probs
-from pyro_regimes.infer.em.engines.chunks import ChunkReader
+from pyro_regimes.infer.em.engines.chunk_reader import ChunkReader
 from tests import seeds
 
 T = 240
@@ -493,23 +493,33 @@ def test_wrong_chunks():
         EM(gaussian).step(Chunks([series(T)], continues=True))
 
 
-def test_models_without_closed_forms_are_refused():
+@pytest.mark.parametrize("continues", [True, False])
+def test_affine_locations(continues):
+    """Parameters that are solved for together, with a prior, from sums over the chunks."""
+
     def affine(x: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(torch.tensor(0.0).double(), 2.0))
         slope = pyro.param("slope", torch.tensor(1.0).double())
-        base = dist.Normal(slope * torch.tensor([0.0, 1.0]).double() + 0.5, scale(2))
+        base = dist.Normal(level + slope * torch.tensor([0.0, 1.0]).double(), scale(2))
         observe(x, **chain(), observation_dist=base)
 
+    def guide() -> AutoDelta:
+        return AutoDelta(affine, init_loc_fn=lambda site: torch.tensor(0.2).double())
+
+    x = series(T) if continues else series(T).reshape(8, -1)
+    chunks = Chunks(x.split([x.shape[0] - 3, 1, 2]), continues=continues)
+    assert_same(fit(affine, chunks, guide=guide()), fit(affine, x, guide=guide()))
+
+
+def test_subsampled_data_are_refused():
     def sampled(x: Tensor) -> None:
         with pyro.plate("n", len(x), subsample_size=2) as index:
             hmm = RegimeHMM(**chain(), observation_dist=dist.Normal(loc(2), scale(2)))
             pyro.sample("x", hmm, obs=x[index])
 
     x = series(T).reshape(8, -1)
-    chunks = Chunks(x.split(4), continues=False)
-    with pytest.raises(ValueError, match="affine functions of .'slope'."):
-        fit(affine, chunks)
     with pytest.raises(ValueError, match="data are subsampled"):
-        fit(sampled, chunks)
+        fit(sampled, Chunks(x.split(4), continues=False))
 
 
 def test_pieces_with_lengths_are_refused():

@@ -354,7 +354,7 @@ def test_the_first_batch_is_everything() -> None:
     em = EM(model_of_batch)
     em.step(x, 8, torch.arange(8))
     em.step(x[:2], 8, torch.arange(2))
-    assert em.plan.is_subsampled and em._session.num_batches == 1
+    assert em.plan.is_subsampled and em._session.averages.num_batches == 1
 
 
 def test_sites_named_by_their_index_are_refused() -> None:

@@ -204,3 +204,38 @@ def test_a_dict_is_no_source():
 
 def test_its_name():
     assert repr(Chunks([], continues=True)) == "Chunks(list, continues=True)"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
+def test_parts_of_a_file(tmp_path, size):
+    """Each row is read by one rank, in order, whatever the row groups and chunks."""
+    x = np.arange(74.0).reshape(37, 2)
+    frame = pd.DataFrame(x, index=pd.date_range("2024-01-01", periods=37), columns=["a", "b"])
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=10)
+    np.save(tmp_path / "x.npy", x)
+    for kind in ("parquet", "npy"):
+        read = getattr(Chunks, kind)
+        found, counts = [], []
+        for rank in range(size):
+            chunks = list(read(tmp_path / f"x.{kind}", rows=4, part=(rank, size)))
+            counts.append(sum(map(len, chunks)))
+            found += chunks
+        np.testing.assert_array_equal(np.concatenate(found), x)
+        assert max(counts) - min(counts) <= 1 and max(map(len, found)) <= 4
+
+
+def test_dates_ascend_from_part_to_part(tmp_path):
+    dates = pd.date_range("2024-01-01", periods=20).to_numpy().copy()
+    dates[10:] -= np.timedelta64(30, "D")
+    frame = pd.DataFrame({"a": np.arange(20.0)}, index=dates)
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=5)
+    assert sum(map(len, Chunks.parquet(tmp_path / "x.parquet", part=(0, 2)))) == 10
+    with pytest.raises(ValueError, match="got the date 2023-12-12.* after 2024-01-10"):
+        list(Chunks.parquet(tmp_path / "x.parquet", part=(1, 2)))
+
+
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0), (0.0, 2), (True, 2), (0,), "01", None])
+def test_parts_that_are_none(frame, tmp_path, part):
+    frame.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"expected part to be \(rank, size\)"):
+        Chunks.parquet(tmp_path / "x.parquet", part=part)

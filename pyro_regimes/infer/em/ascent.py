@@ -11,11 +11,17 @@ from torch import Tensor
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.m_step import Maximised
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
+from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.squarem import Squarem
 
 Held = dict[str, Flags]  # by parameter, the restarts in which it is frozen
 
 S = TypeVar("S", bound=TensorState)
+
+
+def nothing_held(plan: Plan, num_restarts: int) -> Held:
+    """No parameter frozen in any restart."""
+    return {name: np.zeros(num_restarts, dtype=np.bool_) for name in plan.names}
 
 
 class Stepping(Protocol[S]):

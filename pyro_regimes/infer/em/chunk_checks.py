@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em.problem import Problem
-from pyro_regimes.infer.tracing import Site
+from pyro_regimes.infer.tracing import Site, Slot
 
 
 def check_problem(problem: Problem) -> None:
-    """Check that statistics of chunks are all that the steps of a model need.
+    """Check that sums over chunks are all that the steps of a model need.
 
-    :raises ValueError: if an optimiser or least squares set parameters, or a site has lags.
+    :raises ValueError: if data are subsampled, a prior depends on parameters, or a site has lags.
     """
     check_sites({name: data.site for name, data in problem.sites.items()})
-    plan = problem.plan
-    if not plan.is_closed:
+    without = problem.plan._replace(gradient={})
+    if not without.is_closed:
         raise ValueError(
-            "expected a closed form for every parameter where data come in chunks, got a model in "
-            f"which {plan.why_not_closed}; subsample a plate, or use all data at once"
-        )
-    if plan.affine.names:
-        raise ValueError(
-            "expected arguments that are parameters where data come in chunks, got some that are "
-            f"affine functions of {plan.affine.names}; use all data at once"
+            "expected a model whose expected statistics add up where data come in chunks, got one "
+            f"in which {without.why_not_closed}; use all data at once"
         )
 
 
@@ -57,7 +53,7 @@ def check_chunk(number: int, problem: Problem, first: Problem, continues: bool) 
             f"chunk {number} and {first.groups.num_restarts} in the first one"
         )
     for name, data in problem.sites.items():
-        _check_site(data.site, number, continues)
+        _check_site(data.site, first.plan.updated(name), number, continues)
         if continues and data.batch_shape != first.sites[name].batch_shape:
             raise ValueError(
                 f"expected pieces of the same sequences in every chunk, got batch shape "
@@ -67,9 +63,32 @@ def check_chunk(number: int, problem: Problem, first: Problem, continues: bool) 
         _check_constants(data.site, first.sites[name].site, first.plan.updated(name), number)
 
 
-def _check_site(site: Site, number: int, continues: bool) -> None:
+def check_moved(number: int, problem: Problem, known: dict[str, Tensor]) -> None:
+    """Check that arguments that an optimiser moves are the same in all chunks of a pass.
+
+    They need not be at sites of which EM sets no argument of the distribution, as their gradients
+    are those of each chunk.
+
+    :param known: those of the first chunk, which are noted there.
+    :raises ValueError: if they are not.
+    """
+    for name, data in problem.sites.items():
+        updated, family = problem.plan.updated(name), data.site.family
+        if family is None or updated.isdisjoint(each.name for each in family.arguments):
+            continue
+        for slot in data.site.slots.values():
+            if slot.name in updated or slot.argument not in family.arguments:
+                continue
+            if slot.value.requires_grad:
+                value = slot.value.detach()
+                _check_same(slot, known.setdefault(slot.label, value), number, "sets others")
+
+
+def _check_site(site: Site, updated: frozenset[str], number: int, continues: bool) -> None:
     hmm = site.hmm
-    if site.varies or hmm.transition_logits.shape[-3] != 1:
+    arguments = () if site.family is None else site.family.arguments
+    is_counted = not updated.isdisjoint(each.name for each in arguments)
+    if (site.varies and is_counted) or hmm.transition_logits.shape[-3] != 1:
         what = "observation_dist" if site.varies else "transitions"
         raise ValueError(
             f"expected {what} constant in time where data come in chunks, got others at site "
@@ -88,11 +107,13 @@ def _check_site(site: Site, number: int, continues: bool) -> None:
 def _check_constants(site: Site, first: Site, updated: frozenset[str], number: int) -> None:
     """Check that arguments that EM does not set are the same in all chunks."""
     for name, slot in site.slots.items():
-        if name in updated:
-            continue
-        known, value = first.slots[name].value, slot.value
-        if known.shape != value.shape or not torch.equal(known, value):
-            raise ValueError(
-                f"expected {slot.label} to be the same in every chunk, as EM does not set it, got "
-                f"other values in chunk {number} than in the first one"
-            )
+        if name not in updated and not slot.value.requires_grad:
+            _check_same(slot, first.slots[name].value, number, "does not set it")
+
+
+def _check_same(slot: Slot, known: Tensor, number: int, why: str) -> None:
+    if known.shape != slot.value.shape or not torch.equal(known, slot.value):
+        raise ValueError(
+            f"expected {slot.label} to be the same in every chunk, as EM {why}, got "
+            f"other values in chunk {number} than in the first one"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.emissions.base import Arguments, Family, Stats, apply
 from pyro_regimes.infer.em.e_step import Expected, SiteData, SiteStatistics
+from pyro_regimes.infer.em.gradient import add_over_ranks, differentiate, log_terms
+from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.tracing import Site, num_own_dims
 
 #: Takes statistics again at other arguments, in a pass over all chunks:
@@ -42,6 +45,37 @@ class SumOfChunks(NamedTuple):
         if family is None or names.isdisjoint(each.name for each in family.arguments):
             return None
         return self.take_again(self.data.site.name, arguments, names)
+
+
+class SumOfGradients:
+    """The gradients of minus the log joint of all chunks, by Fisher's identity.
+
+    :param names: of the parameters.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = list(names)
+        self._sums: dict[str, Tensor] = {}
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums = {}
+
+    def add(self, expected: dict[str, Expected], priors: list[Tensor], begins: bool) -> None:
+        """Add those of one chunk.
+
+        :param expected: of the sites of a connected run.
+        :param priors: log densities that no other chunk counts.
+        :param begins: whether sequences begin with the chunk.
+        """
+        found = differentiate(log_terms(expected, priors, begins), self._names)
+        known = self._sums
+        self._sums = {n: each + known[n] if n in known else each for n, each in found.items()}
+        self._sums = known | self._sums
+
+    def over(self, ranks: Ranks | None) -> dict[str, Tensor]:
+        """The sums over the chunks of all ranks; empty if nothing depends on the parameters."""
+        return self._sums if ranks is None else add_over_ranks(self._sums, self._names, ranks)
 
 
 def without_values(data: SiteData) -> SiteData:

@@ -106,6 +106,10 @@ class Expected(NamedTuple):
         counts = self.data.site.chain.counts(self.arguments, self.expectations)
         return ChainCounts(*map(self.data.weigh, counts))
 
+    def starts(self) -> Tensor:
+        """The expected number of sequences that begin in each state of the chain."""
+        return self.data.weigh(self.data.site.chain.starts(self.expectations))
+
     def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""
         data, _, expectations = self

@@ -33,7 +33,8 @@ from pyro_regimes.infer.em.problem import Array, Problem, TensorState, constant_
 from pyro_regimes.infer.em.ranks import ranks_of
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.result import EMResult
-from pyro_regimes.infer.em.session import Call, Session, Snapshot, read_losses
+from pyro_regimes.infer.em.run_reading import read_losses
+from pyro_regimes.infer.em.session import Call, Session, Snapshot
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.undisturbed import Undisturbed
 from pyro_regimes.messages import shown
@@ -167,7 +168,8 @@ class EM:
         return Call(self.model, self.guide, args, kwargs)
 
     def _retrace(self, call: Call, snapshot: Snapshot) -> RetraceEngine:
-        return RetraceEngine(self._session, call, snapshot, self.step_size)
+        problem, _, gradients = snapshot
+        return RetraceEngine(self._session, call, problem, gradients, self.step_size)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One EM iteration.
@@ -215,9 +217,10 @@ class EM:
 
         If the first argument is a :class:`.Chunks`, the model is run on one chunk after the other,
         in each iteration anew, with the chunk in the place of that argument. The result is that of
-        all data at once: expected statistics add up, also over pieces of one sequence. It needs
-        the memory of two chunks. Every parameter must have a closed form, and distributions must
-        be constant in time.
+        all data at once: expected statistics add up, also over pieces of one sequence, and so do
+        the gradients of parameters that an optimiser moves. It needs the memory of two chunks.
+        Transitions must be constant in time, and so must distributions with an argument that EM
+        sets in closed form.
 
         :param num_steps: the maximum number of steps.
         :param tol: in nats. None runs all ``num_steps``.
@@ -294,7 +297,8 @@ class EM:
             if snapshot.problem.plan.is_closed:
                 loop = self._run_on_tensors(call, snapshot, undisturbed, settings)
             else:
-                loop = self._run_retracing(call, snapshot, undisturbed, settings)
+                engine = self._retrace(call, snapshot)
+                loop = self._run_retracing(engine, snapshot.state, undisturbed, settings)
             session.frozen = loop.ascent.frozen
             findings = partial(guard.check, session, call, loop)
             return self._checked(loop, tol if check else None, findings)
@@ -324,11 +328,13 @@ class EM:
         if loop.num_steps and not self._agrees(loop, call):
             session.write(start.params, start.leaves)
             again = session.read(call)  # it may have changed once, and not again
-            return self._run_retracing(call, again, undisturbed, settings)
+            engine = self._retrace(call, again)
+            return self._run_retracing(engine, again.state, undisturbed, settings)
         if loop.ascent.blamed and problem.may_move:
             session.give_up(loop.ascent.blamed)
             again = session.read(call)
-            return self._run_retracing(call, again, undisturbed, settings, loop)
+            engine = self._retrace(call, again)
+            return self._run_retracing(engine, again.state, undisturbed, settings, loop)
         return loop
 
     def _run_on_chunks(self, calls: ChunkCalls, settings: _Settings, check: bool) -> EMResult:
@@ -341,16 +347,32 @@ class EM:
                 undisturbed.undo = session.mark()
                 read = partial(OnChunks, session, calls)
                 engines = settings.checkpoint.restore(session, engines.first, read) or engines
-            engine, start = engines.start(settings.extrapolates)
-            try:
-                loop = self._run_engine(engine, start, undisturbed, settings)
-            except NotServed as error:  # a chunk that is not like those before
-                engine, start = engines.start_on_tensors(str(error))
-                loop = self._run_engine(engine, start, undisturbed, settings)
+            loop = None
+            if settings.extrapolates:
+                _check_can_extrapolate(engines.plan)
+            if not engines.plan.gradient:
+                loop = self._run_closed_on_chunks(engines, undisturbed, settings)
+            if loop is None or (loop.ascent.blamed and loop.problem.may_move):
+                if loop is not None:
+                    session.give_up(loop.ascent.blamed)
+                loop = self._run_retracing(
+                    *engines.start_moving(), undisturbed, settings, loop
+                )
             session.describe_engine(engines.description)
             session.frozen = loop.ascent.frozen
             findings = partial(check_on_chunk, session, calls, loop)
             return self._checked(loop, settings.tol if check else None, findings)
+
+    def _run_closed_on_chunks(
+        self, engines: OnChunks, undisturbed: Undisturbed, settings: _Settings
+    ) -> Loop:
+        """Iterate on chunks by closed forms alone."""
+        engine, start = engines.start(settings.extrapolates)
+        try:
+            return self._run_engine(engine, start, undisturbed, settings)
+        except NotServed as error:  # a chunk that is not like those before
+            engine, start = engines.start_on_tensors(str(error))
+            return self._run_engine(engine, start, undisturbed, settings)
 
     def _run_engine(
         self, engine: Engine, start: TensorState, undisturbed: Undisturbed, settings: _Settings
@@ -401,24 +423,22 @@ class EM:
 
     def _run_retracing(
         self,
-        call: Call,
-        snapshot: Snapshot,
+        engine: RetraceEngine,
+        start: TensorState,
         undisturbed: Undisturbed,
         settings: _Settings,
         before: Loop | None = None,
     ) -> Loop:
         """Run the model at every step. After an error, the last completed step is restored.
 
+        :param start: the first state.
         :param before: an earlier loop that this one continues.
         """
-        session = self._session
-        session.describe_engine(
-            f"the model is run at every step, as {snapshot.problem.plan.why_not_closed}"
-        )
+        session, plan = self._session, engine.problem.plan
+        session.describe_engine(f"the model is run at every step, as {plan.why_not_closed}")
         num_steps, tol, callback, extrapolates, checkpoint = settings
-        extrapolates = extrapolates and not snapshot.problem.plan.gradient
-        engine = self._retrace(call, snapshot)
-        loop = Loop(engine, snapshot.state, session.frozen, self._warn, extrapolates)
+        extrapolates = extrapolates and not plan.gradient
+        loop = Loop(engine, start, session.frozen, self._warn, extrapolates)
         if before is not None:
             loop.go_on_from(before)
         elif checkpoint is not None:

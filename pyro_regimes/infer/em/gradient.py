@@ -33,47 +33,74 @@ def find_gradients(
 
     :param run: a connected one.
     :param expected: of its sites, at the same parameters.
+    :param ranks: over which they are added; priors count on the first one.
     """
-    leaves = {
-        name: leaf for name, leaf in pyro.get_param_store().named_parameters() if name in names
-    }
-    given = log_terms(run, expected, ranks is None or ranks.is_first)
-    terms = [(term, weight) for term, weight in given if term.requires_grad]
-    outputs = [term for term, _ in terms]
-    cotangents = [-weight for _, weight in terms]
-    if not outputs and ranks is None:
+    counts = ranks is None or ranks.is_first
+    priors = other_densities(run) if counts else []
+    found = differentiate(log_terms(expected, priors), names)
+    return found if ranks is None else add_over_ranks(found, names, ranks)
+
+
+def differentiate(terms: list[tuple[Tensor, Tensor]], names: list[str]) -> dict[str, Tensor]:
+    """The gradients of minus Q in the store's unconstrained tensors; empty if all are constants.
+
+    :param terms: as :func:`log_terms` returns them.
+    """
+    leaves = _leaves(names)
+    terms = [(term, weight) for term, weight in terms if term.requires_grad]
+    if not terms:
         return {}
-    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
-    if outputs:
-        found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True)
-    gradients = {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    found = torch.autograd.grad(
+        [term for term, _ in terms],
+        list(leaves.values()),
+        [-weight for _, weight in terms],
+        materialize_grads=True,
+        allow_unused=True,
+    )
+    return dict(zip(leaves, found, strict=True))
+
+
+def add_over_ranks(
+    gradients: dict[str, Tensor], names: list[str], ranks: Ranks
+) -> dict[str, Tensor]:
+    """The sums of the gradients of all ranks, of which some may have none."""
+    own = {
+        name: gradients[name] if name in gradients else torch.zeros_like(leaf)
+        for name, leaf in _leaves(names).items()
     }
-    if ranks is None:
-        return gradients
-    return dict(zip(gradients, ranks.add([*gradients.values()]), strict=True))
+    return dict(zip(own, ranks.add([*own.values()]), strict=True))
+
+
+def _leaves(names: list[str]) -> dict[str, Tensor]:
+    """The unconstrained tensors that the store holds."""
+    held = pyro.get_param_store().named_parameters()
+    return {name: leaf for name, leaf in held if name in names}
+
+
+def other_densities(run: Run) -> list[Tensor]:
+    """The log densities of the sites without a hidden path."""
+    return [latent.log_prob for latent in run.latents.values()] + list(run.others.values())
 
 
 def log_terms(
-    run: Run, expected: dict[str, Expected], has_priors: bool = True
+    expected: dict[str, Expected], others: list[Tensor], begins: bool = True
 ) -> list[tuple[Tensor, Tensor]]:
     """The log terms of a run's joint density and their expected counts; Q is the inner product.
 
-    :param run: a connected one.
-    :param expected: of its sites, at the same parameters.
+    :param expected: of the sites of a connected run, at the same parameters.
+    :param others: the log densities that count beside them.
+    :param begins: whether sequences begin with the data; else these continue others.
     """
     terms = []
     for each in expected.values():
         initial, transition, observation = each.data.chain
         gamma = each.data.weigh(each.expectations.smoothed_probs)
         moved = each.data.weigh(each.expectations.expected_transitions)
-        terms.append((initial, gamma[..., 0, :]))
+        if begins:
+            terms.append((initial, each.starts()))
         terms.append((transition, moved.unsqueeze(-3) if moved.dim() == gamma.dim() else moved))
         terms.append((observation, gamma))
-    others = [latent.log_prob for latent in run.latents.values()] + list(run.others.values())
-    for value in others if has_priors else []:
-        terms.append((value, torch.ones_like(value)))
+    terms += [(value, torch.ones_like(value)) for value in others]
     return [(term, weight.to(term.dtype).sum_to_size(term.shape)) for term, weight in terms]
 
 

@@ -42,6 +42,11 @@ class Maximised(NamedTuple):
     idle: dict[str, Tensor]  #: and whether it has a cell without weight, which does not change
 
 
+def names_of(flags: dict[str, Tensor]) -> list[str]:
+    """The parameters that are flagged."""
+    return [name for name, there in flags.items() if there]
+
+
 def maximise(
     plan: Plan,
     expected: dict[str, Expectation],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_regimes.emissions.base import Pooled, blocks
 from pyro_regimes.infer.em.e_step import read_site
-from pyro_regimes.infer.em.gradient import log_terms
+from pyro_regimes.infer.em.gradient import log_terms, other_densities
 from pyro_regimes.infer.em.loop import Loop
 from pyro_regimes.infer.em.m_step import floor_of, is_sound
 from pyro_regimes.infer.em.newton import equations
@@ -259,7 +259,7 @@ def _measure_moved(
             name: each._replace(data=read_site(run.sites[name]))
             for name, each in state.expected.items()
         }
-        terms = log_terms(run, expected)
+        terms = log_terms(expected, other_densities(run))
         q = torch.stack([(term * weight).sum().double() for term, weight in terms]).sum()
         wanted = [leaves[name] for name in names]
         first = torch.autograd.grad(q, wanted, create_graph=True, materialize_grads=True)

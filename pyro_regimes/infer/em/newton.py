@@ -182,7 +182,7 @@ class _Concave(NamedTuple):
             )
             eta = use.read(collected.arguments[use.site][use.argument])
             eta = eta.reshape(pooled[0].shape)
-            for blocks, columns, matrix in use.jacobian.groups:
+            for blocks, columns, matrix, _ in use.jacobian.groups:
                 own = apply(lambda part, blocks=blocks: part[blocks], pooled)
                 weight = own[0].reshape(len(blocks), -1).sum(-1)
                 terms.append(_Term(use.predictor, own, weight, eta[blocks], columns, matrix))

@@ -13,16 +13,19 @@ from pyro_regimes.infer.em.chunk_checks import check_problem
 from pyro_regimes.infer.em.chunk_sums import without_values
 from pyro_regimes.infer.em.engines.chain_steps import ChainEM
 from pyro_regimes.infer.em.engines.chunk_kernel import ChunkKernel, NotServed
-from pyro_regimes.infer.em.engines.chunks import ChunkEngine, ChunkReader
+from pyro_regimes.infer.em.engines.chunk_reader import ChunkReader
+from pyro_regimes.infer.em.engines.chunks import ChunkEngine
 from pyro_regimes.infer.em.engines.finding import find_fused
 from pyro_regimes.infer.em.engines.on_ranks import why_not_on_all
 from pyro_regimes.infer.em.engines.relay import RelayEngine
+from pyro_regimes.infer.em.engines.retrace_chunks import RetraceChunkEngine
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.joining import check_pieces
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.pieces import Passes
 from pyro_regimes.infer.em.problem import TensorState
 from pyro_regimes.infer.em.ranks import Ranks
+from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
@@ -106,6 +109,7 @@ class OnChunks:
         empty = problem._replace(sites=sites)
         self._reader = ChunkReader(session, empty, calls.read, calls.chunks.continues)
         self._tensors = ChunkEngine(self._reader, Passes())
+        self._calls = calls
         self._kernel: ChunkKernel | None = None
         self._relay: RelayEngine | None = None
         self._why = ""
@@ -114,6 +118,11 @@ class OnChunks:
     def first(self) -> TensorState:
         """The parameters in the store, with the loss of the first chunk."""
         return self._state
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first chunk."""
+        return self._problem.plan
 
     def expect(self) -> TensorState:
         """The E-step at the parameters in the store, by tensor operations."""
@@ -156,6 +165,14 @@ class OnChunks:
         self._kernel, self._relay, self._why = None, None, why
         self._session.write(*self._state[:2])
         return self._tensors, self._tensors.start()
+
+    def start_moving(self) -> tuple[RetraceChunkEngine, TensorState]:
+        """The engine of a model of which an optimiser moves parameters, and the first state."""
+        self._kernel, self._relay, self._problem = None, None, self._reader.problem
+        assert self._session.plan is not None
+        self._why = self._session.plan.why_not_closed
+        engine = RetraceChunkEngine(self._session, self._tensors, self._calls.first())
+        return engine, engine.start()
 
     def _why_not_pieces(self) -> str | None:
         """Why no compiled engine serves pieces of a sequence; None if one may."""

@@ -8,44 +8,29 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Callable, NamedTuple
 
-import numpy as np
 import pyro
 import torch
-from torch import Tensor
 from torch.distributions.constraints import positive_definite
 from torch.nn import Parameter
 
 from pyro_regimes.caller import levels_to_the_caller
-from pyro_regimes.emissions.base import Pooled, blocks
+from pyro_regimes.infer.em import averages
 from pyro_regimes.infer.em.ascent import Held
 from pyro_regimes.infer.em.chunk_checks import check_sites
-from pyro_regimes.infer.em.e_step import (
-    SiteStatistics,
-    read_log_probs,
-    read_site,
-    take_expectations,
-)
+from pyro_regimes.infer.em.covariance_floor import raise_to_floor
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
-from pyro_regimes.infer.em.grouping import Groups, batch_shape, find_groups
+from pyro_regimes.infer.em.grouping import Groups, find_groups
 from pyro_regimes.infer.em.joining import check_groups, join, with_stand_ins
-from pyro_regimes.infer.em.problem import (
-    Array,
-    Params,
-    Problem,
-    TensorState,
-    constant_of,
-    evaluate,
-    log_prior,
-)
+from pyro_regimes.infer.em.problem import Params, Problem, TensorState, evaluate
 from pyro_regimes.infer.em.ranks import Ranks
-from pyro_regimes.infer.em.recognise.factors import MatrixUse, SizeUse
 from pyro_regimes.infer.em.recognise.find import find_parameters
-from pyro_regimes.infer.em.recognise.plan import Assignment, Plan
+from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.recognise.stationary import with_stationary_as_planned
+from pyro_regimes.infer.em.run_reading import problem_of
 from pyro_regimes.infer.isolation import Alone
 from pyro_regimes.infer.one_state import with_chains
 from pyro_regimes.infer.subsampling import SameSubsamples
@@ -93,11 +78,8 @@ class Session:
         self.frozen: Held = {}
         self.ranks: Ranks | None = None  #: among which the sequences of the present run are split
         self._stand_ins: Params = {}  # observations of sites without sequences on this rank
-        self.averages: dict[str, SiteStatistics] = {}  # of stochastic EM
-        self.num_batches = 0  # that they are of
-        self._constants: Params = {}  # arguments that are the same for all minibatches
+        self.averages = averages.none({})  #: of stochastic EM
         self._groups: Groups | None = None
-        self._plate_sizes: dict[str, int] = {}
         self._leaves: Params = {}
         self._warned: set[str] = set()
 
@@ -108,8 +90,7 @@ class Session:
     def reset(self) -> None:
         """Clear all state except the parameter store."""
         self.plan, self._groups, self._warned = None, None, set()
-        self._plate_sizes, self._leaves, self.frozen = {}, {}, {}
-        self._forget_averages()
+        self._leaves, self.frozen, self.averages = {}, {}, averages.none({})
 
     @contextmanager
     def on_ranks(self, ranks: Ranks | None) -> Iterator[None]:
@@ -123,9 +104,6 @@ class Session:
     def begin(self) -> None:
         """Start a new run: unfreeze all parameters, and allow every warning again."""
         self.frozen, self._warned = {}, set()
-
-    def _forget_averages(self) -> None:
-        self.averages, self.num_batches, self._constants = {}, 0, {}
 
     def write(self, params: Params, leaves: Params) -> None:
         """Set parameters in the store, in place. Those that it no longer holds are left out.
@@ -266,9 +244,9 @@ class Session:
             self.reset()  # the store holds other parameters now
         plan, run, is_new = self._run_with_plan(call)
         is_start = is_start or is_new
-        if is_start and self.min_eigenvalue > 0 and self._raise_to_floor(plan, run):
+        if is_start and self.min_eigenvalue > 0 and raise_to_floor(plan, run, self.min_eigenvalue):
             run = self.run_as_planned(plan, call)
-        self._check_constants(plan, run)
+        self.averages = self.averages.with_constants(plan, run)
         leaves = dict(pyro.get_param_store().named_parameters())
         self._leaves = {name: leaves[name] for name in run.params}
         problem = self._problem(plan, run)
@@ -303,43 +281,20 @@ class Session:
         else:
             plan = self.plan
         run = self.run_as_planned(plan, call)
-        self._check_averages(run)
+        self.averages = self.averages.follow(run)
         if plan.holds(run) and (plan.is_subsampled or not run.is_subsampled):
             return plan, run, is_new
         plan, _ = self.make_plan(call)
         run = self.run_as_planned(plan, call)
         if plan.is_subsampled:
-            _check_sites(plan.sites, run)
+            averages.check_sites(plan.sites, run)
         return plan, run, True
 
     def _problem(self, plan: Plan, run: Run, like: Problem | None = None) -> Problem:
         if self._groups is None or not self._groups.fits(run):
             self._groups = find_groups(plan, run)
-        with torch.set_grad_enabled(bool(plan.gradient)):
-            sites = {
-                name: read_site(site, None if like is None else like.sites[name])
-                for name, site in run.sites.items()
-            }
-        constraints = {name: constraint_of(name) for name in plan.names}
-        return Problem(
-            plan=plan,
-            groups=self._groups,
-            sites=sites,
-            constant=constant_of(plan, run),
-            priors={
-                name: take_expectations(read_site(site)) for name, site in run.priors.items()
-            },
-            latents=run.latents,
-            others=sum(float(value) for value in run.others.values()),
-            pseudo=_prior_statistics(plan, run),
-            constraints={
-                name: constraint
-                for name, constraint in constraints.items()
-                if plan.may_violate(name, constraint)
-            },
-            min_eigenvalue=self.min_eigenvalue,
-            may_move=self.optim is not None,
-        )
+        may_move = self.optim is not None
+        return problem_of(plan, self._groups, run, like, self.min_eigenvalue, may_move)
 
     def make_plan(self, call: Call) -> tuple[Plan, Run | None]:
         """Determine how each parameter is updated.
@@ -370,7 +325,7 @@ class Session:
             plan = find_parameters(first, read, self.optim is not None)
         self.plan = plan
         self._groups = None
-        self._forget_averages()
+        self.averages = averages.none(self.averages.plate_sizes)
         needs_own = plan.needs_graph or first.latents or first.others or first.is_subsampled
         return plan, None if needs_own else with_stationary_as_planned(first, plan.stationary)
 
@@ -388,62 +343,10 @@ class Session:
         except Exception:  # the first run may differ from later ones; else planning fails again
             return first, None
 
-    def _raise_to_floor(self, plan: Plan, run: Run) -> bool:
-        """Raise covariances to the floor: EM is monotone only from a feasible start.
-
-        :return: whether any was below.
-        """
-        is_below = False
-        for each in plan.assignments:
-            value = run.params[each.name].detach()
-            cells = each.link.forward(blocks(value, each.event_dim))
-            feasible = _feasible(each, run, cells, self.min_eigenvalue)
-            if feasible is cells or _is_rounding(feasible, cells, self.min_eigenvalue):
-                continue
-            write_parameter(each.name, each.link.inverse(feasible).reshape(value.shape))
-            is_below = True
-        return is_below
-
-    def _check_averages(self, run: Run) -> None:
-        """Discard the running averages if a subsampled plate has changed its size.
-
-        :raises ValueError: if the run observes other sites than the averages belong to.
-        """
-        known = self._plate_sizes
-        if any(known.get(name, size) != size for name, size in run.plate_sizes.items()):
-            self._forget_averages()
-        self._plate_sizes = known | run.plate_sizes if run.is_subsampled else known
-        if self.averages:
-            _check_sites(self.averages, run)
-
     def describe_engine(self, engine: str) -> None:
         """Record in the plan which engine runs the iterations."""
         assert self.plan is not None
         self.plan = self.plan._replace(engine=engine)
-
-    def _check_constants(self, plan: Plan, run: Run) -> None:
-        """Check that arguments without a parameter are the same in every minibatch.
-
-        :raises ValueError: naming an argument that differs.
-        """
-        if not run.is_subsampled:
-            return
-        for slot in run.slots:
-            family, updated = run.chains[slot.site].family, plan.updated(slot.site)
-            if family is None or updated.isdisjoint(each.name for each in family.arguments):
-                continue  # no running average depends on it
-            if slot.argument not in family.arguments or slot.name in updated:
-                continue
-            if slot.value.requires_grad:  # the optimiser moves it
-                continue
-            value = slot.value.detach()
-            known = self._constants.setdefault(slot.label, value.clone())
-            if known.shape != value.shape or not torch.equal(known, value):
-                raise ValueError(
-                    f"expected {slot.label} to be the same for every minibatch, as no parameter "
-                    "that EM sets in closed form is its value, got another one: running averages "
-                    "are of all sequences together. Use all sequences at every step, or SVI"
-                )
 
     def give_up(self, names: list[str]) -> None:
         """Hand parameters over to the optimiser because their closed form failed."""
@@ -458,87 +361,3 @@ class Session:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=levels_to_the_caller())
-
-
-def _feasible(each: Assignment, run: Run, cells: Tensor, floor: float) -> Tensor:
-    """Cells that satisfy the covariance floor."""
-    for use in each.uses:
-        if isinstance(use, (MatrixUse, SizeUse)):
-            slot = run.chains[use.site].slots[use.argument]
-            value = blocks(slot.value.detach(), slot.event_dim)
-            if isinstance(use, MatrixUse):
-                floor = max(floor, use.floor(value, cells, floor))
-            else:
-                cells = cells.maximum(floor**0.5 * use.units(value, cells))
-    return each.argument.feasible(cells, floor)
-
-
-def _is_rounding(one: Tensor, other: Tensor, floor: float) -> bool:
-    """Whether cells differ by no more than on their way through the store, and far less than floor.
-
-    Beside a large variance, rounding may be larger than the floor itself.
-    """
-    one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
-    bound = 1024 * torch.finfo(one.dtype).eps * other.abs().amax(-1, keepdim=True)
-    bound = bound.clamp(max=1e-3 * floor)
-    return bool(((one - other).abs() <= bound).all())
-
-
-def _prior_statistics(plan: Plan, run: Run) -> dict[str, Pooled]:
-    """What the conjugate priors of a run add to the statistics of each parameter."""
-    found = {}
-    for each in plan.assignments:
-        if each.prior is not None and not each.prior.is_flat:
-            shape = plan.shapes[each.name]
-            latent = run.latents[each.prior.site]
-            found[each.name] = each.prior.statistics(latent, shape, each.event_dim)
-    for name, prior in plan.affine.priors.items():
-        if prior.is_flat:
-            continue
-        found[name] = prior.own_statistics(run.latents[prior.site])
-    return found
-
-
-def _check_sites(known: Iterable[str], run: Run) -> None:
-    """Refuse minibatches at other sites than the averages are of.
-
-    :raises ValueError: saying which, with the remedy.
-    """
-    if set(run.sites) != set(known):
-        raise ValueError(
-            "expected a model with subsampled plates to observe the same sites at every step, "
-            f"got {sorted(known)} and then {sorted(run.sites)}: running averages are kept by site. "
-            "Vectorise the plate, or name its sites by their place in the minibatch"
-        )
-
-
-class OtherSites(ValueError):
-    """The model observes other sites than before."""
-
-
-def read_losses(plan: Plan, groups: Groups, run: Run, ranks: Ranks | None = None) -> Array:
-    """The loss of each restart, from one forward pass.
-
-    :raises OtherSites: if the run has no place in the groups.
-    """
-    if not groups.fits(run):
-        first = {name: tuple(labels.shape) for name, labels in groups.sequences.items()}
-        then = {name: tuple(batch_shape(site)) for name, site in run.sites.items()}
-        raise OtherSites(
-            "expected a model with the same observed RegimeHMM sites, of the same batch shapes, at "
-            f"every step of a run, got {first} and then {then}"
-        )
-    total = groups.total(read_log_probs(run.sites))
-    if ranks is not None:
-        (total,) = ranks.add([total])
-    if run.latents or plan.is_joint:
-        others = sum(float(value) for value in run.others.values())
-        params = {name: run.params[name].detach() for name in plan.names}
-        total = total + log_prior(plan, groups, run.latents, others, params)
-    losses: Array = -total.cpu().numpy()
-    return losses
-
-
-def nothing_held(plan: Plan, num_restarts: int) -> Held:
-    """No parameter frozen in any restart."""
-    return {name: np.zeros(num_restarts, dtype=np.bool_) for name in plan.names}

@@ -34,23 +34,16 @@ LEAST_OVERLAP = 1e-100
 
 
 @compiled
-def tile(logits: Any, moves: Any) -> float:
-    """M for each tuple (r, j).
-
-    :return: what was subtracted from the logits; NaN if a possible move has M below ``LEAST``.
-    """
-    num_states = len(logits)
-    peak = float(np.max(logits))
-    for s in range(len(moves)):
-        logit = logits[(s // num_states) % num_states, s % num_states]
-        moves[s] = math.exp(logit - peak)
-        if moves[s] < LEAST and logit > -np.inf:
-            return np.nan
-    return peak
+def _tile(probs: Any, t: int, out: Any) -> None:
+    """M for each tuple (r, j) that is entered at t; nothing if A is the same at each step."""
+    matrix, num_states = probs[(t - 1) % len(probs)], probs.shape[-1]
+    if t == 1 or len(probs) > 1:
+        for s in range(len(out)):
+            out[s] = matrix[(s // num_states) % num_states, s % num_states]
 
 
 @compiled
-def has_faded(state: Any, kept: Any, moves: Any, logits: Any, num_states: int) -> bool:
+def _has_faded(state: Any, kept: Any, moves: Any, logits: Any, num_states: int) -> bool:
     """Whether a tuple that is possible has a share below ``LEAST``."""
     for s in range(len(state)):
         if state[s] < LEAST and logits[s] > -np.inf and kept[s // num_states] > 0.0:
@@ -62,7 +55,7 @@ def has_faded(state: Any, kept: Any, moves: Any, logits: Any, num_states: int) -
 @compiled
 def _forwards(
     initial: Any,  # (S,)
-    transition: Any,  # (K, K)
+    probs: Any,  # (1 or T-1, K, K): M
     observation: Any,  # (T, S)
     emission: Any,  # (T, S)
     peaks: Any,  # (T,)
@@ -70,10 +63,10 @@ def _forwards(
     kept: Any,  # (K^p,)
     alpha: Any,  # (T or 2, S)
 ) -> tuple[float, bool]:
-    """:return: the log-likelihood, and whether it is exact."""
-    num_states, num_steps = len(transition), len(observation)
+    """:return: the log-likelihood but for what A is divided by, and whether it is exact."""
+    num_states, num_steps = probs.shape[-1], len(observation)
     num_tuples, num_kept = len(initial), len(kept)
-    value, peak = 0.0, 0.0
+    value = 0.0
     for t in range(num_steps):
         now = alpha[t % len(alpha)]
         if t == 0:
@@ -86,10 +79,8 @@ def _forwards(
                 if now[s] < LEAST and logit > -np.inf:
                     return 0.0, False
             value = peak
-            peak = tile(transition, moves) if num_steps > 1 else 0.0
-            if not abs(peak) < np.inf:
-                return 0.0, False
         else:
+            _tile(probs, t, moves)
             before = alpha[(t - 1) % len(alpha)]
             kept[:] = before[:num_kept]
             for o in range(1, num_states):
@@ -99,7 +90,7 @@ def _forwards(
                 for j in range(num_states):
                     s = r * num_states + j
                     now[s] = kept[r] * moves[s] * emission[t, s]
-            value += peaks[t] + peak
+            value += peaks[t]
         total, least = 0.0, np.inf
         for s in range(num_tuples):
             total += now[s]
@@ -108,7 +99,7 @@ def _forwards(
             return 0.0, False
         if t > 0 and least < LEAST * total:
             scaled = now / total
-            if has_faded(scaled, kept, moves, observation[t], num_states):
+            if _has_faded(scaled, kept, moves, observation[t], num_states):
                 return 0.0, False
         value += math.log(total)
         inverse = 1.0 / total
@@ -119,20 +110,20 @@ def _forwards(
 
 @compiled
 def _backwards(
+    probs: Any,  # (1 or T-1, K, K)
     observation: Any,  # (T, S)
     emission: Any,  # (T, S)
     moves: Any,  # (S,)
-    counts: Any,  # (S,)
     ahead: Any,  # (2, K^p): n, and that of the step before
     alpha: Any,  # (T, S)
     smoothed: Any,  # (T, S), filled
-    moved: Any,  # (K, K), filled
+    moved: Any,  # (1 or T-1, K, K), filled
 ) -> bool:
     """:return: whether gamma and the transitions are exact."""
-    num_states, num_kept, num_tuples = len(moved), ahead.shape[1], len(moves)
+    num_states, num_kept, num_tuples = probs.shape[-1], ahead.shape[1], len(moves)
     after, earlier = ahead[0], ahead[1]
     after[:] = 1.0
-    counts[:] = 0.0
+    moved[:] = 0.0
     for t in range(len(observation) - 1, -1, -1):
         overlap = 0.0
         for o in range(num_states):
@@ -147,8 +138,11 @@ def _backwards(
             smoothed[t, s] *= inverse
         if t == 0:
             break
+        sums = moved[(t - 1) % len(moved)]
         for s in range(num_tuples):
-            counts[s] += smoothed[t, s]
+            sums[(s // num_states) % num_states, s % num_states] += smoothed[t, s]
+        if len(probs) > 1:
+            _tile(probs, t, moves)
         largest, least = 0.0, np.inf
         for r in range(num_kept):
             total = 0.0
@@ -170,16 +164,14 @@ def _backwards(
         inverse = 1.0 / largest
         for r in range(num_kept):
             after[r] = earlier[r] * inverse
-    moved[:] = 0.0
-    for s in range(num_tuples):
-        moved[(s // num_states) % num_states, s % num_states] += counts[s]
     return True
 
 
 @compiled
 def sweep(
     initial: Any,  # (N or 1, S)
-    transition: Any,  # (N or 1, K, K)
+    probs: Any,  # (N or 1, 1 or T-1, K, K): M
+    subtracted: Any,  # (N or 1,): the sum of the logarithms of what A is divided by
     observation: Any,  # (N, T, S)
     emission: Any,  # (N, T, S): exp(observation - peaks)
     peaks: Any,  # (N, T): the largest of each step's logits
@@ -188,24 +180,24 @@ def sweep(
     log_likelihood: Any,  # (N,)
     filtered: Any,  # (N, T, S), or (0, 0, 0): not wanted
     smoothed: Any,  # (N, T, S), or (0, 0, 0): forward only
-    moved: Any,  # (N, K, K)
+    moved: Any,  # (N, 1 or T-1, K, K)
     exact: Any,  # (N,): filled; the results of others are to be computed in log space
 ) -> None:
     """All results of the sequences from ``first`` to ``last``."""
     num_steps, num_tuples = observation.shape[1:]
-    num_kept = num_tuples // transition.shape[1]
+    num_kept = num_tuples // probs.shape[-1]
     moves, kept = np.empty(num_tuples), np.empty(num_kept)
-    counts, ahead = np.empty(num_tuples), np.empty((2, num_kept))
+    ahead = np.empty((2, num_kept))
     keep = len(smoothed) > 0 or len(filtered) > 0
     room = np.empty((num_steps if keep else 2, num_tuples))
     for n in range(first, last):
-        start, matrix = initial[n % len(initial)], transition[n % len(transition)]
+        start, matrices = initial[n % len(initial)], probs[n % len(probs)]
         given = observation[n], emission[n]
-        log_likelihood[n], exact[n] = _forwards(
-            start, matrix, given[0], given[1], peaks[n], moves, kept, room
-        )
+        value, exact[n] = _forwards(start, matrices, *given, peaks[n], moves, kept, room)
+        log_likelihood[n] = value + subtracted[n % len(subtracted)]
+        exact[n] = exact[n] and abs(log_likelihood[n]) < np.inf
         if exact[n] and len(filtered) > 0:
             filtered[n] = room
         if exact[n] and len(smoothed) > 0:
             out = smoothed[n], moved[n]
-            exact[n] = _backwards(*given, moves, counts, ahead, room, *out)
+            exact[n] = _backwards(matrices, *given, moves, ahead, room, *out)

@@ -1,8 +1,7 @@
-r"""The loops of an EM step of Hamilton's autoregression on arrays, for P independent models.
+r"""The M-step of Hamilton's autoregression on arrays, for P independent models.
 
-They are the densities in each tuple of regimes, and, after the E-step of :mod:`.lagged`, the M-step
-of :mod:`pyro_regimes.emissions.lagged_normal` from second moments in each tuple. The chain has
-:mod:`.lagged_chain` and :mod:`.stationary`.
+It is that of :mod:`pyro_regimes.emissions.lagged_normal`, from second moments in each tuple of
+regimes. The chain has :mod:`.lagged_chain` and :mod:`.stationary`.
 
 A model has means ``(K,)``, coefficients ``(K, p)`` and scales ``(K,)``. An *owner* says for each
 regime which is the first that shares its parameter, as in :mod:`.m_step`; -1 is held fixed. Tuples
@@ -13,12 +12,11 @@ are numbered with the latest regime varying fastest, so that tuple s has regime
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pyro_regimes.kernels.cpu.jit import compiled, spread
+from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.lagged_chain import count, prepare
 from pyro_regimes.kernels.cpu.lagged_extrapolation import squarem
 from pyro_regimes.kernels.cpu.m_step import cholesky, fill_shares
@@ -27,7 +25,6 @@ from pyro_regimes.kernels.cpu.stationary import MAX_STATES, fill_stationary, max
 __all__ = [
     "MAX_STATES",
     "count",
-    "fill",
     "fill_shares",
     "fill_stationary",
     "maximise",
@@ -36,49 +33,8 @@ __all__ = [
     "squarem",
 ]
 
-_GRAIN = 20_000  # densities that are worth a thread
 _LEAST_PIVOT = 1e-10  # of normal equations, as a share of their diagonal
 _LEAST_SHARE = 1e-6  # as in emissions/lagged_normal.py
-
-
-@compiled
-def fill_densities(
-    rows: Any,  # (V, T, p + 1), the latest observation first
-    each: int,  # sequences of a model
-    loc: Any,  # (P, K)
-    coefficients: Any,  # (P, K, p)
-    scale: Any,  # (P, K)
-    density: Any,  # (N, T, S), filled from sequence ``first`` to ``last``
-    first: int,
-    last: int,
-) -> None:
-    """The log density of each row in each tuple; sequence n has the data of n mod V."""
-    num_steps, num_tuples = density.shape[1:]
-    num_states, order = coefficients.shape[1:]
-    centre, ahead = np.empty(num_tuples), np.empty(num_states)
-    inverse, constant = np.empty(num_states), np.empty(num_states)
-    for n in range(first, last):
-        model, data = n // each, rows[n % len(rows)]
-        level = loc[model, 0]
-        for k in range(num_states):
-            inverse[k] = math.sqrt(0.5) / scale[model, k]
-            constant[k] = -math.log(scale[model, k]) - 0.5 * math.log(2 * math.pi)
-        for s in range(num_tuples):
-            rest = s // num_states
-            centre[s] = loc[model, s % num_states] - level
-            for j in range(order):
-                mean = loc[model, rest % num_states] - level
-                centre[s] -= coefficients[model, s % num_states, j] * mean
-                rest //= num_states
-        for t in range(num_steps):
-            for k in range(num_states):
-                ahead[k] = data[t, 0] - level
-                for j in range(order):
-                    ahead[k] -= coefficients[model, k, j] * (data[t, j + 1] - level)
-            for begin in range(0, num_tuples, num_states):
-                for k in range(num_states):
-                    z = (ahead[k] - centre[begin + k]) * inverse[k]
-                    density[n, t, begin + k] = constant[k] - z * z
 
 
 @compiled
@@ -257,10 +213,3 @@ def maximise(
             continue
         owner, at = owner_of_scale, new_coefficients[p]
         ordinary[p] = _scales(about, at, owner, floor, tiny, new_scale[p])
-
-
-def fill(rows: Any, each: int, given: Any, density: Any) -> None:
-    """:func:`fill_densities` on threads; ``given`` are means, coefficients and scales."""
-    grain = 1 + _GRAIN // max(1, density[:1].size)
-    task = partial(fill_densities, rows, each, *given, density)
-    spread(task, len(density), grain)

@@ -2,8 +2,8 @@ r"""The recursions of :mod:`.cpu.lagged` with all tuples in one vector, for few 
 
 They are the same but for two things. :math:`\hat\alpha_t` and n are scaled only if their sums leave
 the limits of :mod:`.scales`, so that most steps have neither a division nor a logarithm. And of the
-way forwards only :math:`\sum_o \hat\alpha_{t-1}(o, r)` is kept: memory takes more time than to
-compute the rest again.
+way forwards only :math:`\sum_o \hat\alpha_{t-1}(o, r)` is kept, and E where the probabilities will
+be written.
 
 In a vector of the tuples (o, r) or (r, j), the oldest state o varies slowest, and the last one, j,
 fastest.
@@ -12,200 +12,263 @@ fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyro_regimes.kernels.cpu import simd
 from pyro_regimes.kernels.cpu.jit import compiled
-from pyro_regimes.kernels.cpu.lagged import LEAST, LEAST_OVERLAP, has_faded, tile
+from pyro_regimes.kernels.cpu.lagged import LEAST, LEAST_OVERLAP
+from pyro_regimes.kernels.cpu.lagged_emissions import fill, load, moves_of
 from pyro_regimes.kernels.cpu.scales import HIGH, LARGE, LOW, add, times
 
-MAX_TUPLES = 64
+BLOCK = 64  # steps whose emissions are computed at once
 
 
-def is_served(num_states: int, num_tuples: int) -> bool:
-    """Whether the tuples fill registers of the processor, or parts of them."""
-    return num_states > 1 and num_tuples <= MAX_TUPLES and num_tuples & (num_tuples - 1) == 0
-
-
-class _Room(NamedTuple):
+class Room(NamedTuple):
     """Arrays that the sequences of one call use in turn."""
 
-    moves: Any  # S: M
+    moves: Any  # K^2 or (T-1) K^2: M
+    joint: Any  # S: the constant factor of E
     first: Any  # S: alpha of the first step
     row: Any  # S
     narrow: Any  # K^p
     sums: Any  # T K^p: alpha of the step before, summed over its oldest state; or empty
+    block: Any  # E of some steps, or of all
+
+
+class Widths(NamedTuple):
+    """Vectors of ones, for their lengths."""
+
+    tuples: Any  # S
+    few: Any  # K^p
+    state: Any  # K
+    pair: Any  # K^2
+    low: Any  # L
+    high: Any  # H
+    wide: Any  # exponentials at once
 
 
 @compiled
-def _emission(logits: Any, ones: Any) -> tuple[Any, float]:
-    """E, and the largest logit."""
+def _first(initial: Any, room: Any, emitted: Any, widths: Any) -> tuple[Any, float]:
+    """alpha of the first step, and what was subtracted from its logarithm; NaN if it is inexact."""
+    ones = widths.tuples
+    logits = simd.load(initial, 0, ones)
     best = simd.largest(logits)
-    return simd.exp(simd.subtract(logits, simd.splat(best, ones))), best
+    state = simd.exp(simd.subtract(logits, simd.splat(best, ones)))
+    state = simd.multiply(simd.multiply(state, simd.load(room.joint, 0, ones)), emitted)
+    simd.store(room.first, 0, state)
+    for s in range(len(room.first)):
+        if not room.first[s] >= LEAST and initial[s] > -np.inf:
+            return state, np.nan
+    return state, best
+
+
+@compiled
+def _move_at(t: int, room: Any, varies: Any, widths: Any) -> Any:
+    """M times the constant factor of E."""
+    at = 0 if varies is None else (t - 1) * simd.width_of(widths.pair)
+    move = simd.repeat_all(simd.load(room.moves, at, widths.pair), widths.tuples)
+    return simd.multiply(move, simd.load(room.joint, 0, widths.tuples))
 
 
 @compiled
 def _forwards(
     initial: Any,  # (S,)
-    transition: Any,  # (K, K)
-    observation: Any,  # (T, S)
+    data: Any,  # (T S,) logits, or (T K,)
+    num_steps: int,
     room: Any,
-    ones: Any,
-    few: Any,
-) -> tuple[float, bool]:
-    """Fill ``room``; the sums over the oldest state only if there is room for them.
+    written: Any,
+    filtered: Any,
+    constants: Any,
+    varies: Any,
+    widths: Any,
+) -> tuple[float, float, float, bool]:
+    """Fill ``room``, and ``written`` and ``filtered`` unless they are empty.
 
-    :return: the log-likelihood, and whether it is exact.
+    :return: the log-likelihood but for the logarithms of M, as a sum of two numbers, the largest
+        absolute logit, and whether it is exact.
     """
-    num_tuples, num_steps, num_states = len(initial), len(observation), len(transition)
-    keep, flat, narrow = len(room.sums) > 0, observation.reshape(-1), len(room.narrow)
-    least = simd.splat(LEAST, ones)
-    logits = simd.add(simd.load(flat, 0, ones), simd.load(initial, 0, ones))
-    state, best = _emission(logits, ones)
-    shift, rest, extreme, peak = best, 0.0, abs(best), 0.0
-    if num_steps > 1:
-        peak = tile(transition, room.moves)
-        extreme = max(extreme, abs(peak))
-    if not extreme <= LARGE:
-        return 0.0, False
-    simd.store(room.first, 0, state)
-    for s in range(num_tuples):
-        if room.first[s] < LEAST and initial[s] + observation[0, s] > -np.inf:
-            return 0.0, False
-    move = simd.load(room.moves, 0, ones)
-    for t in range(1, num_steps):
-        emitted, best = _emission(simd.load(flat, t * num_tuples, ones), ones)
-        extreme = max(extreme, abs(best))
-        shift, rest = add(shift, rest, best)
-        before = simd.fold(state, few)
-        if keep:
-            simd.store(room.sums, t * narrow, before)
-        state = simd.multiply(simd.multiply(simd.repeat_each(before, ones), move), emitted)
-        size = simd.total(state)
-        if not LOW <= size <= HIGH:
-            if not 0.0 < size < np.inf:
-                return 0.0, False
-            simd.store(room.row, 0, simd.multiply(state, simd.splat(1.0 / size, ones)))
-            state = simd.load(room.row, 0, ones)
-            shift, rest = add(shift, rest, math.log(size))
-        if simd.any_less(state, least):
-            simd.store(room.row, 0, state)
-            simd.store(room.narrow, 0, before)
-            if has_faded(room.row, room.narrow, room.moves, observation[t], num_states):
-                return 0.0, False
-    high, low = times(peak, num_steps - 1)
-    shift, rest = add(shift, rest, high)
-    shift, rest = add(shift, rest, low)
-    value = shift + (rest + math.log(simd.total(state)))
-    return value, value - value == 0.0 and extreme * num_steps <= LARGE
+    ones, few = widths.tuples, widths.few
+    narrow, least = simd.width_of(few), simd.splat(LEAST, ones)
+    keep, whole = len(room.sums) > 0, len(written) > 0
+    shift, rest, extreme, state, move = 0.0, 0.0, 0.0, ones, ones
+    for begin in range(0, num_steps, BLOCK):
+        end, base = min(begin + BLOCK, num_steps), 0 if whole else begin
+        into = written if whole else room.block
+        total, lost, most = fill(data, begin, end, into, begin - base, constants, widths)
+        shift, rest = add(shift, rest + lost, total)
+        extreme = max(extreme, most)
+        if begin == 0:
+            state, best = _first(initial, room, load(into, 0, constants, widths), widths)
+            shift, rest = add(shift, rest, best)
+            extreme = max(extreme, abs(best))
+            if not extreme <= LARGE:
+                return 0.0, 0.0, 0.0, False
+            move = _move_at(1, room, None, widths)
+            if len(filtered) > 0:
+                _write_share(filtered, 0, state, ones, widths)
+        for t in range(max(1, begin), end):
+            emitted = load(into, t - base, constants, widths)
+            if varies is not None:
+                move = _move_at(t, room, varies, widths)
+            before = simd.fold(state, few)
+            if keep:
+                simd.store(room.sums, t * narrow, before)
+            state = simd.multiply(simd.repeat_each(before, ones), simd.multiply(move, emitted))
+            size = simd.total(state)
+            if not LOW <= size <= HIGH:
+                if not 0.0 < size < np.inf:
+                    return 0.0, 0.0, 0.0, False
+                simd.store(room.row, 0, simd.multiply(state, simd.splat(1.0 / size, ones)))
+                state = simd.load(room.row, 0, ones)
+                shift, rest = add(shift, rest, math.log(size))
+            if simd.any_less(state, least):
+                if _fades(state, before, data, t, room, constants, varies):
+                    return 0.0, 0.0, 0.0, False
+            if len(filtered) > 0:
+                _write_share(filtered, t, state, ones, widths)
+    return shift, rest + math.log(simd.total(state)), extreme, extreme * num_steps <= LARGE
 
 
 @compiled
-def _state_at(flat: Any, t: int, room: Any, move: Any, ones: Any, few: Any) -> tuple[Any, Any]:
-    """alpha of a step up to its scale, and M E of the tuples that it moves to."""
-    if t == 0:
-        return simd.load(room.first, 0, ones), ones
-    emitted, _ = _emission(simd.load(flat, t * simd.width_of(ones), ones), ones)
-    before = simd.load(room.sums, t * simd.width_of(few), few)
-    moving = simd.multiply(move, emitted)
-    return simd.multiply(simd.repeat_each(before, ones), moving), moving
+def _is_possible(t: int, s: int, data: Any, room: Any, constants: Any, varies: Any) -> bool:
+    """Whether the tuple s can be entered at t, from some tuple that is possible."""
+    size, pairs = len(room.row), len(room.row) // len(room.narrow)
+    pairs = pairs * pairs
+    at = 0 if varies is None else (t - 1) * pairs
+    if room.moves[at + s % pairs] == 0.0:
+        return False
+    return constants is not None or data[t * size + s] > -np.inf
 
 
 @compiled
-def _filter(observation: Any, room: Any, filtered: Any, ones: Any, few: Any) -> None:
-    flat, out = observation.reshape(-1), filtered.reshape(-1)
-    move = simd.load(room.moves, 0, ones)
-    for t in range(len(observation)):
-        state, _ = _state_at(flat, t, room, move, ones, few)
-        share = simd.splat(1.0 / simd.total(state), ones)
-        simd.store(out, t * simd.width_of(ones), simd.multiply(state, share))
+def _fades(
+    state: Any, before: Any, data: Any, t: int, room: Any, constants: Any, varies: Any
+) -> bool:
+    """Whether a tuple that is possible has a share below ``LEAST``."""
+    simd.store(room.row, 0, state)
+    simd.store(room.narrow, 0, before)
+    num_states = len(room.row) // len(room.narrow)
+    for s in range(len(room.row)):
+        if not room.row[s] >= LEAST and room.narrow[s // num_states] > 0.0:
+            if _is_possible(t, s, data, room, constants, varies):
+                return True
+    return False
+
+
+@compiled
+def _write_share(out: Any, t: int, state: Any, follows: Any, widths: Any) -> tuple[Any, float]:
+    """Write the probabilities of tuples, or of their last states, to a row of ``out``.
+
+    :return: these probabilities of tuples, and the sum of the products that they are made of.
+    """
+    ones = widths.tuples
+    share = simd.multiply(state, follows)
+    overlap = simd.total(share)
+    share = simd.multiply(share, simd.splat(1.0 / overlap, ones))
+    flat, width = out.reshape(-1), simd.width_of(ones)
+    if out.shape[1] == width:
+        simd.store(flat, t * width, share)
+    else:
+        simd.store(flat, t * simd.width_of(widths.state), simd.fold(share, widths.state))
+    return share, overlap
 
 
 @compiled
 def _backwards(
-    observation: Any,  # (T, S)
+    data: Any,
+    num_steps: int,
     room: Any,
-    smoothed: Any,  # (T, S), filled
-    moved: Any,  # (K, K), filled
-    ones: Any,
-    few: Any,
+    written: Any,
+    smoothed: Any,  # (T, S or K), filled
+    moved: Any,  # (1 or T-1, K, K), filled
+    constants: Any,
+    varies: Any,
+    widths: Any,
 ) -> bool:
     """:return: whether gamma and the transitions are exact."""
-    num_states, num_tuples = len(moved), simd.width_of(ones)
-    flat, out, least = observation.reshape(-1), smoothed.reshape(-1), simd.splat(LEAST, few)
-    move, after, counts = simd.load(room.moves, 0, ones), few, simd.splat(0.0, ones)
-    for t in range(len(observation) - 1, -1, -1):
+    ones, few, pair = widths.tuples, widths.few, widths.pair
+    narrow, size, least = simd.width_of(few), simd.width_of(pair), simd.splat(LEAST, few)
+    counts, after, out = simd.splat(0.0, pair), few, moved.reshape(-1)
+    move = _move_at(1, room, None, widths)
+    for t in range(num_steps - 1, 0, -1):
         follows = simd.repeat_all(after, ones)
-        state, moving = _state_at(flat, t, room, move, ones, few)
-        share = simd.multiply(state, follows)
-        overlap = simd.total(share)
+        if varies is not None:
+            move = _move_at(t, room, varies, widths)
+        ahead = simd.multiply(move, load(written, t, constants, widths))
+        before = simd.load(room.sums, t * narrow, few)
+        state = simd.multiply(simd.repeat_each(before, ones), ahead)
+        share, overlap = _write_share(smoothed, t, state, follows, widths)
         if not overlap >= LEAST_OVERLAP:
             return False
-        share = simd.multiply(share, simd.splat(1.0 / overlap, ones))
-        simd.store(out, t * num_tuples, share)
-        if t == 0:
-            break
-        counts = simd.add(counts, share)
-        after = simd.fold_each(simd.multiply(moving, follows), few)
-        size = simd.total(after)
-        if not LOW <= size <= HIGH:
-            if not 0.0 < size < np.inf:
+        if varies is None:
+            counts = simd.add(counts, simd.fold(share, pair))
+        else:
+            simd.store(out, (t - 1) * size, simd.fold(share, pair))
+        after = simd.fold_each(simd.multiply(ahead, follows), few)
+        sum_of_all = simd.total(after)
+        if not LOW <= sum_of_all <= HIGH:
+            if not 0.0 < sum_of_all < np.inf:
                 return False
-            simd.store(room.narrow, 0, simd.multiply(after, simd.splat(1.0 / size, few)))
+            simd.store(room.narrow, 0, simd.multiply(after, simd.splat(1.0 / sum_of_all, few)))
             after = simd.load(room.narrow, 0, few)
         if simd.any_less(after, least):
-            simd.store(room.narrow, 0, after)
-            simd.store(room.row, 0, follows)
-            for s in range(num_tuples):
-                if room.narrow[s // num_states] < LEAST and room.row[s] > 0.0:
-                    if room.moves[s] > 0.0 and observation[t, s] > -np.inf:
-                        return False
-    simd.store(room.row, 0, counts)
-    moved[:] = 0.0
-    for s in range(num_tuples):
-        moved[(s // num_states) % num_states, s % num_states] += room.row[s]
-    return True
+            if _is_lost(after, follows, data, t, room, constants, varies):
+                return False
+    state, follows = simd.load(room.first, 0, ones), simd.repeat_all(after, ones)
+    _, overlap = _write_share(smoothed, 0, state, follows, widths)
+    if len(out) == size:  # not where there is no step, or where each has its own
+        simd.store(out, 0, counts)
+    return overlap >= LEAST_OVERLAP
 
 
-@cache
-def sweep(num_states: int, num_tuples: int) -> Callable[..., None]:
-    """The kernel for so many states and tuples, with the arguments of :func:`.lagged.sweep`."""
-    return _make_sweep(num_tuples, num_tuples // num_states)
+@compiled
+def _is_lost(
+    after: Any, follows: Any, data: Any, t: int, room: Any, constants: Any, varies: Any
+) -> bool:
+    """Whether an entry of n that is possible is below ``LEAST``."""
+    simd.store(room.narrow, 0, after)
+    simd.store(room.row, 0, follows)
+    num_states = len(room.row) // len(room.narrow)
+    for s in range(len(room.row)):
+        if not room.narrow[s // num_states] >= LEAST and room.row[s] > 0.0:
+            if _is_possible(t, s, data, room, constants, varies):
+                return True
+    return False
 
 
-@cache
-def _make_sweep(width: int, narrow: int) -> Callable[..., None]:
-    @compiled
-    def run(
-        initial: Any,
-        transition: Any,
-        observation: Any,
-        first: int,
-        last: int,
-        log_likelihood: Any,
-        filtered: Any,
-        smoothed: Any,
-        moved: Any,
-        exact: Any,
-    ) -> None:
-        num_steps = observation.shape[1]
-        keep = len(smoothed) > 0 or len(filtered) > 0
-        room = _Room(
-            np.empty(width), np.empty(width), np.empty(width), np.empty(narrow),
-            np.empty(num_steps * narrow if keep else 0),
-        )  # fmt: skip
-        ones, few = simd.splat(1.0, width), simd.splat(1.0, narrow)
-        for n in range(first, last):
-            start, matrix = initial[n % len(initial)], transition[n % len(transition)]
-            data = observation[n]
-            log_likelihood[n], exact[n] = _forwards(start, matrix, data, room, ones, few)
-            if exact[n] and len(filtered) > 0:
-                _filter(data, room, filtered[n], ones, few)
-            if exact[n] and len(smoothed) > 0:
-                exact[n] = _backwards(data, room, smoothed[n], moved[n], ones, few)
+@compiled
+def both_ways(
+    initial: Any,  # (S,)
+    moving: Any,  # (K^2 or (T-1) K^2,): transition logits
+    data: Any,  # logits (T S,), or the series (p + T,)
+    num_steps: int,
+    room: Any,
+    written: Any,  # where E is kept: T rows, or empty for the way forwards alone
+    filtered: Any,  # (T, S or K), or empty
+    smoothed: Any,  # (T, S or K), or empty
+    moved: Any,  # (1 or T-1, K, K)
+    constants: Any,  # of .lagged_emissions, or None
+    varies: Any,  # None where the transitions are of one step
+    widths: Any,
+) -> tuple[float, bool]:
+    """Fill the probabilities of one sequence and its transitions.
 
-    return run
+    :return: the log-likelihood, and whether all is exact.
+    """
+    peak, lost, most, sound = moves_of(moving, room.moves, LEAST, widths)
+    shift, rest, extreme, exact = _forwards(
+        initial, data, num_steps, room, written, filtered, constants, varies, widths
+    )
+    if num_steps > 1:
+        high, low = (peak, lost) if varies is not None else times(peak, num_steps - 1)
+        shift, rest = add(shift, rest + low, high)
+        exact = exact and sound and max(extreme, most) * num_steps <= LARGE
+    value = shift + rest
+    exact = exact and abs(value) < np.inf
+    if exact and len(smoothed) > 0:
+        exact = _backwards(
+            data, num_steps, room, written, smoothed, moved, constants, varies, widths
+        )
+    return value, exact

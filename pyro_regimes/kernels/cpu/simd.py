@@ -213,6 +213,17 @@ unless_less = _elementwise(
     ),
     2,
 )
+#: ``|a|`` lane by lane
+absolute = _elementwise(
+    lambda builder, a: builder.bitcast(
+        builder.and_(
+            builder.bitcast(a, ir.VectorType(_INT64, a.type.count)),
+            ir.Constant(ir.VectorType(_INT64, a.type.count), [2**63 - 1] * a.type.count),
+        ),
+        a.type,
+    ),
+    1,
+)
 #: ``a`` where ``b > c``, and 0 elsewhere
 where_greater = _elementwise(
     lambda builder, a, b, c: builder.select(
@@ -368,15 +379,18 @@ def _sum_of(builder: Any, vector: Any, parts: list[list[int]]) -> Any:
 
 @intrinsic
 def fold(typingctx: Any, lanes: Any, few: Any) -> Any:
-    """The sum of the parts of a vector, :math:`y_r = \\sum_o x_{o Q + r}`.
+    """The sum of the parts of a vector, :math:`y_r = \\sum_o x_{o Q + r}`, in pairs of halves.
 
-    :param few: any vector of the Q lanes of the result.
+    :param few: any vector of the Q lanes of the result; their number is a power of two.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        width = few.width
-        parts = [list(range(o, o + width)) for o in range(0, lanes.width, width)]
-        return _sum_of(builder, args[0], parts)
+        vector, width = args[0], lanes.width
+        while width > few.width:
+            width //= 2
+            halves = [list(range(start, start + width)) for start in (0, width)]
+            vector = _sum_of(builder, vector, halves)
+        return vector
 
     return few(lanes, few), generate
 
@@ -447,6 +461,22 @@ def rows_of(typingctx: Any, count: Any) -> Any:
         return _constant(number, 0.0) if number else context.get_dummy_value()
 
     return kind(count), generate
+
+
+@intrinsic
+def repeat_parts(typingctx: Any, parts: Any, part: Any, lanes: Any) -> Any:
+    """Each part of K lanes several times, :math:`y_{(o M + m) K + j} = x_{o K + j}`.
+
+    :param part: any vector of K lanes.
+    :param lanes: any vector of the lanes of the result.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size, times = part.width, lanes.width // parts.width
+        places = [s // (size * times) * size + s % size for s in range(lanes.width)]
+        return _rearranged(builder, args[0], places)
+
+    return lanes(parts, part, lanes), generate
 
 
 @intrinsic

@@ -1,8 +1,8 @@
 """EM steps of Hamilton's autoregression on arrays.
 
-Between compiled loops there are the E-step and one matrix product for the moments. A step is
-ordinary if every regime has weight and is left, normal equations determine their solution, and
-second moments about the means keep their digits.
+Between compiled loops there is one matrix product, for the moments. A step is ordinary if every
+regime has weight and is left, normal equations determine their solution, and second moments about
+the means keep their digits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ class Updates(NamedTuple):
     scale: npt.NDArray[np.int64]  #: likewise, ``(K,)``
 
 
+class _Sums(NamedTuple):
+    """The E-step of P models."""
+
+    log_likelihood: Array  #: ``(P,)``, NaN where it is not known
+    first: Array  #: probabilities of the first tuple, ``(P, S)``
+    counts: Array  #: of the steps between rows, ``(P, K, K)``
+    moments: Array  #: of each tuple, ``(P, S, p + 2, p + 2)``
+    origin: Array  #: of these, ``(P or 1,)``
+
+
 class AutoregressiveEM:
     """EM steps for N series of P independent models, N / P to each in turn.
 
@@ -57,9 +67,9 @@ class AutoregressiveEM:
         self._each, self._updates, self._floor = num_series // num_models, updates, min_eigenvalue
         num_states, order = like[-2].shape[1:]
         self._num_tuples = num_states ** (order + 1)
-        self._room = np.empty((num_series, rows.shape[1], self._num_tuples))
         self._models: npt.NDArray[np.int64] = np.arange(num_models)
-        self._rows = rows
+        #: with the rows before the first, ``(V, p + T)``
+        self._series = np.concatenate([rows[:, 0, :0:-1], rows[..., 0]], 1)
         #: of the data of one model, or of each
         tables = rows.reshape((-1, min(len(rows), self._each)) + rows.shape[1:])
         self._origin = tables[..., 0].reshape(len(tables), -1).mean(1)
@@ -80,38 +90,48 @@ class AutoregressiveEM:
         :param models: those of the kept models whose parameters these are; None for all.
         """
         chosen = self._models if models is None else self._models[models]
-        given, own = _with_start(parameters), len(self._products) > 1
-        num_models, each, kernels = len(chosen), self._each, self._kernels
+        given = _with_start(parameters)
+        sums = self._expect(given, chosen)
+        new, ordinary = self._maximise_chain(sums.first, sums.counts, given)
+        found, is_set = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
+        now = (sums.moments, sums.origin, *given[2:], *self._updates[2:], self._floor, _TINY)
+        self._kernels.maximise(*now, *found, is_set)
+        ordinary &= is_set & np.isfinite(sums.log_likelihood)
+        after = _without_start((*new, *found), parameters)
+        return Step(sums.log_likelihood, after, ordinary, bool(ordinary.all()))
+
+    def _expect(self, given: tuple[Array, ...], chosen: npt.NDArray[np.int64]) -> _Sums:
+        """The E-step of some models."""
+        num_models, each, has_own = len(chosen), self._each, len(self._products) > 1
         start, logits = np.empty((num_models, self._num_tuples)), np.empty_like(given[1])
         initial = given[0]
         if not initial.shape[1]:
             initial = np.full_like(given[1][:, 0], np.nan)  # stays where there is none
-            kernels.fill_stationary(given[1], initial)
-        kernels.prepare(initial, given[1], logits, start)
-        rows, density = self._rows, self._room[: num_models * each]
-        if own:
-            rows = rows.reshape((-1, each) + rows.shape[1:])[chosen].reshape((-1,) + rows.shape[1:])
-        kernels.fill(rows, each, given[2:], density)
+            self._kernels.fill_stationary(given[1], initial)
+        self._kernels.prepare(initial, given[1], logits, start)
+        series, products, origin = self._series, self._products, self._origin
+        if has_own:
+            products, origin = products[chosen], origin[chosen]
+            series = series.reshape(-1, each, series.shape[1])[chosen].reshape(-1, series.shape[1])
+        elif len(series) > 1:
+            series = np.tile(series, (num_models, 1))
+        parts = (start, logits[:, np.newaxis], *given[2:])
         if each > 1 and num_models > 1:
-            start, logits = start.repeat(each, 0), logits.repeat(each, 0)
-        value, gamma, moved = (
-            part.numpy()
-            for part in ops.lagged_expectations(*map(torch.from_numpy, (start, logits, density)))
+            parts = tuple(part.repeat(each, 0) for part in parts)
+        first, matrices, *normal = map(torch.from_numpy, parts)
+        found = ops.autoregression_expectations(
+            first, matrices, torch.from_numpy(series), *normal
         )
+        value, gamma, moved = (part.numpy() for part in found)
         weights = gamma.reshape((num_models, each) + gamma.shape[1:])
-        products = self._products[chosen] if own else self._products
         sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
-        first, moved = weights[:, :, 0].sum(1), of_models(moved, num_models)
-        new, ordinary = self._maximise_chain(first, moved.copy(), given)
-        found, is_set = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
-        moments = np.ascontiguousarray(sums[..., self._place])
-        origin = self._origin[chosen] if own else self._origin
-        limits = self._floor, _TINY
-        kernels.maximise(moments, origin, *given[2:], *self._updates[2:], *limits, *found, is_set)
-        total = of_models(value, num_models)
-        ordinary &= is_set & np.isfinite(total) & np.isfinite(initial).all(1)
-        after = _without_start((*new, *found), parameters)
-        return Step(total, after, ordinary, bool(ordinary.all()))
+        return _Sums(
+            np.where(np.isfinite(initial).all(1), of_models(value, num_models), np.nan),
+            weights[:, :, 0].sum(1),
+            of_models(moved[:, 0], num_models).copy(),
+            np.ascontiguousarray(sums[..., self._place]),
+            origin,
+        )
 
     def _maximise_chain(
         self, first: Array, counts: Array, given: tuple[Array, ...]

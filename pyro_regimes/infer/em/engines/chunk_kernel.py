@@ -20,7 +20,7 @@ from pyro_regimes.infer.em.engines.chain_steps import (
     Step,
     Sums,
 )
-from pyro_regimes.infer.em.engines.chunks import ChunkReader
+from pyro_regimes.infer.em.engines.chunk_reader import ChunkReader
 from pyro_regimes.infer.em.engines.fused import Arrays, FusedEngine, why_not_data
 from pyro_regimes.infer.em.engines.on_ranks import add_up, why_not_on_all
 from pyro_regimes.infer.em.pieces import Ends, Messages, Passes, ends_of, outline_of

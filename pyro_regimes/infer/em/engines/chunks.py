@@ -16,65 +16,23 @@ from torch import Tensor
 
 from pyro_regimes.emissions.base import Arguments, Stats
 from pyro_regimes.infer.em.ascent import Ascent, Held
-from pyro_regimes.infer.em.chunk_checks import check_chunk
 from pyro_regimes.infer.em.chunk_sums import (
     SumOfChunks,
+    SumOfGradients,
     add,
     sum_of_chunk,
     sum_of_retaken,
     without_start,
 )
 from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
+from pyro_regimes.infer.em.engines.chunk_reader import ChunkReader
 from pyro_regimes.infer.em.engines.tensors import TensorEngine
-from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.m_step import Maximised, names_of
 from pyro_regimes.infer.em.pieces import Ends, Messages, Passes, ends_of, outline_of
 from pyro_regimes.infer.em.problem import Params, Problem, State, TensorState
-from pyro_regimes.infer.em.session import Call, Session
 from pyro_regimes.kernels import ops
 
 T = TypeVar("T")
-
-
-class ChunkReader:
-    """Runs the model on one chunk after the other.
-
-    :param problem: that of the first chunk.
-    :param calls: starts a pass over the calls of the model, one for each chunk.
-    :param continues: whether the chunks are pieces of one sequence.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        problem: Problem,
-        calls: Callable[[], Iterator[Call]],
-        continues: bool,
-    ) -> None:
-        self.session, self.problem, self.continues = session, problem, continues
-        self._calls = calls
-        self._last: tuple[int, int] | None = None  # the numbers of chunks and values in a pass
-
-    def read(self, with_densities: bool) -> Iterator[Problem]:
-        """One pass, at the parameters in the store.
-
-        :raises ValueError: if a chunk cannot be added to the first one.
-        """
-        number, size, like = 0, 0, None if with_densities else self.problem
-        for call in self._calls():
-            problem = self.session.read_chunk(self.problem.plan, call, like)
-            number += 1
-            size += sum(data.value.numel() for data in problem.sites.values())
-            check_chunk(number, problem, self.problem, self.continues)
-            yield problem
-            del problem, call
-        known = self._last
-        if known is not None and known != (number, size):
-            raise ValueError(
-                f"expected the same chunks in every pass, got {number} with {size} values where a "
-                f"pass before had {known[0]} with {known[1]}: the source must be one that can be "
-                "read again"
-            )
-        self._last = number, size
 
 
 class Chunk(NamedTuple):
@@ -156,6 +114,10 @@ class ChunkEngine(TensorEngine):
             return f"tensor operations on chunks of whole sequences{of}"
         return f"tensor operations on pieces of one sequence{of}, {self._passes.description}"
 
+    def use(self, problem: Problem) -> None:
+        """Go on with another plan of the same model."""
+        self.problem = self._reader.problem = problem
+
     def start(self) -> TensorState:
         """The E-step at the parameters in the store."""
         return self.evaluate(*self._reader.session.parameters(self.problem.plan))
@@ -165,7 +127,7 @@ class ChunkEngine(TensorEngine):
     ) -> TensorState:
         """The E-step at new parameters, over all chunks."""
         after = self.evaluate(params, leaves)
-        return after._replace(unbounded=_names(found.unbounded), idle=_names(found.idle))
+        return after._replace(unbounded=names_of(found.unbounded), idle=names_of(found.idle))
 
     def complete(self, start: TensorState, state: State) -> TensorState:
         """See :meth:`.TensorEngine.complete`."""
@@ -189,11 +151,35 @@ class ChunkEngine(TensorEngine):
             self._reader.session.write(params, leaves)
             self._written = params, leaves
 
-    def evaluate(self, params: Params, leaves: Params) -> TensorState:
-        """The E-step over all chunks."""
+    def evaluate(
+        self, params: Params, leaves: Params, gradients: SumOfGradients | None = None
+    ) -> TensorState:
+        """The E-step over all chunks.
+
+        :param gradients: to which those of the chunks are added.
+        """
         self._write(params, leaves)
         pass_ = self._begin()
-        return self._over_chunks(pass_, lambda chunks: self._sum(pass_, chunks, params, leaves))
+
+        def total(chunks: Iterator[Chunk]) -> TensorState:
+            if gradients is not None:
+                gradients.clear()  # a pass may have been given up
+                chunks = self._differentiated(chunks, gradients)
+            return self._sum(pass_, chunks, params, leaves)
+
+        return self._over_chunks(pass_, total)
+
+    def _differentiated(
+        self, chunks: Iterator[Chunk], gradients: SumOfGradients
+    ) -> Iterator[Chunk]:
+        """The chunks, whose gradients are added up."""
+        counts = self.problem.ranks is None or self.problem.ranks.is_first
+        for chunk in chunks:
+            latents = chunk.problem.latents.values() if counts else ()
+            gradients.add(chunk.expected, [each.log_prob for each in latents], chunk.begins)
+            counts = False  # priors count once
+            yield chunk
+            del chunk
 
     def _begin(self) -> _Pass:
         """What the passes at some parameters have in common: what other ranks say of the pieces."""
@@ -273,7 +259,3 @@ def _log_likelihoods(chunk: Chunk) -> Tensor:
         for name, each in chunk.expected.items()
     }
     return chunk.problem.groups.total(values)
-
-
-def _names(flags: dict[str, Tensor]) -> list[str]:
-    return [name for name, there in flags.items() if there]

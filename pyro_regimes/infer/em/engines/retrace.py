@@ -10,20 +10,14 @@ import numpy as np
 import torch
 
 from pyro_regimes.infer.em import loop
-from pyro_regimes.infer.em.ascent import Ascent, Held
-from pyro_regimes.infer.em.engines.stochastic import Schedule, average
+from pyro_regimes.infer.em.ascent import Ascent, Held, nothing_held
+from pyro_regimes.infer.em.engines.stochastic import Schedule, average, default_schedule
 from pyro_regimes.infer.em.engines.tensors import OutsideConstraint, maximise_within
 from pyro_regimes.infer.em.gradient import move
-from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.m_step import Maximised, names_of
 from pyro_regimes.infer.em.problem import Array, Flags, Params, Problem, TensorState
-from pyro_regimes.infer.em.session import (
-    Call,
-    OtherSites,
-    Session,
-    Snapshot,
-    nothing_held,
-    read_losses,
-)
+from pyro_regimes.infer.em.run_reading import OtherSites, read_losses
+from pyro_regimes.infer.em.session import Call, Session
 
 #: Steps in a row that must be level where an optimiser moves parameters.
 _STEADY = 10
@@ -32,16 +26,22 @@ _STEADY = 10
 class RetraceEngine:
     """Steps of closed forms and of the optimiser, each on a new run of the model.
 
-    :param snapshot: the first run.
+    :param problem: of the first run.
+    :param gradients: there, with respect to the unconstrained tensors that the optimiser moves.
     :param schedule: of stochastic EM, where data are subsampled.
     """
 
     def __init__(
-        self, session: Session, call: Call, snapshot: Snapshot, schedule: Schedule
+        self,
+        session: Session,
+        call: Call,
+        problem: Problem,
+        gradients: Params,
+        schedule: Schedule = default_schedule,
     ) -> None:
-        self.problem = snapshot.problem
+        self.problem = problem
         self._session, self._call, self._schedule = session, call, schedule
-        self._gradients = snapshot.gradients
+        self._gradients = gradients
         self._found: Maximised | None = None
 
     def maximise(self, now: TensorState, held: Held) -> Maximised:
@@ -68,7 +68,7 @@ class RetraceEngine:
             if ranks is not None and run is None:  # the others must not wait for its losses
                 ranks.add([torch.from_numpy(-losses)])
         return now._replace(
-            params=params, leaves=leaves, losses=losses, unbounded=_names(found.unbounded)
+            params=params, leaves=leaves, losses=losses, unbounded=names_of(found.unbounded)
         )
 
     def improve(self, now: TensorState, ascent: Ascent) -> None:
@@ -94,37 +94,42 @@ class RetraceEngine:
     def _average(self, now: TensorState) -> None:
         """A step of stochastic EM: nothing says whether the whole data's likelihood rises."""
         session, plan = self._session, self.problem.plan
-        session.num_batches += 1
-        share = float(self._schedule(session.num_batches))
+        number = session.averages.num_batches + 1
+        share = float(self._schedule(number))
         if not 0 < share <= 1:
             raise ValueError(
-                f"expected step_size to lie above 0 and up to 1, got {share} for batch "
-                f"{session.num_batches}"
+                f"expected step_size to lie above 0 and up to 1, got {share} for batch {number}"
             )
         expected = {
-            name: average(each, plan.updated(name), session.averages.get(name), share)
+            name: average(each, plan.updated(name), session.averages.sites.get(name), share)
             for name, each in now.expected.items()
         }
-        session.averages = {name: each.averages for name, each in expected.items()}
+        sites = {name: each.averages for name, each in expected.items()}
+        session.averages = session.averages._replace(sites=sites, num_batches=number)
         nothing = nothing_held(plan, len(now.losses))
         found = maximise_within(self.problem, now, nothing, dict(expected))
         session.write(found.values, found.leaves)
         self._found = found
-        for name in _names(found.unbounded):
+        for name in names_of(found.unbounded):
             session.warn(f"EM: parameter {name!r} has no maximum, as {plan.why_unbounded(name)}")
 
     def advance(self, now: TensorState, ascent: Ascent) -> TensorState:
         """One step, and what the model says after it."""
         self.improve(now, ascent)
-        snapshot = self._session.read(self._call, is_start=False)
-        _check_same(self.problem, snapshot.problem)
-        self.problem, after, self._gradients = snapshot
+        after = self._read()
         ascent.restrict(self.problem.plan.names, len(after.losses))
         if self._found is None:
             return after
         return after._replace(
-            unbounded=_names(self._found.unbounded), idle=_names(self._found.idle)
+            unbounded=names_of(self._found.unbounded), idle=names_of(self._found.idle)
         )
+
+    def _read(self) -> TensorState:
+        """The E-step at the parameters in the store, and the gradients there."""
+        snapshot = self._session.read(self._call, is_start=False)
+        _check_same(self.problem, snapshot.problem)
+        self.problem, after, self._gradients = snapshot
+        return after
 
     def is_free(self, now: TensorState, ascent: Ascent) -> Flags:
         """Restarts in which a closed form is not frozen, or the optimiser moves something."""
@@ -143,10 +148,6 @@ class RetraceEngine:
         if len(recent) <= _STEADY:
             return nowhere
         return np.logical_and.reduce(abs(np.diff(recent, axis=0)) < tol, axis=0)
-
-
-def _names(flags: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name, there in flags.items() if there]
 
 
 def _check_same(one: Problem, other: Problem) -> None:

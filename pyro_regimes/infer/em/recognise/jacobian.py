@@ -24,6 +24,12 @@ class Group(NamedTuple):
     blocks: Tensor  #: ``(B,)``
     columns: Tensor  #: ``(C,)``
     matrix: Tensor  #: ``(B, block size, C)``, float64
+    reached: Tensor  #: whether some block has an entry there, ``(block size, C)``
+
+    @classmethod
+    def of(cls, blocks: Tensor, columns: Tensor, matrix: Tensor) -> Group:
+        """The blocks with this derivative in these columns."""
+        return cls(blocks, columns, matrix, (matrix != 0).any(0))
 
 
 class Jacobian(NamedTuple):
@@ -42,7 +48,7 @@ class Jacobian(NamedTuple):
     def __matmul__(self, vector: Tensor) -> Tensor:
         """``J v``, ``(entries,)``."""
         out = vector.new_zeros(self.num_blocks, self.block_size)
-        for blocks, columns, matrix in self.groups:
+        for blocks, columns, matrix, _ in self.groups:
             out[blocks] = matrix @ vector[columns]
         return out.flatten()
 
@@ -50,13 +56,13 @@ class Jacobian(NamedTuple):
         """``J^T c`` for ``(entries,)``, ``(columns,)``."""
         cotangent = cotangent.reshape(self.num_blocks, self.block_size)
         out = cotangent.new_zeros(self.num_columns)
-        for blocks, columns, matrix in self.groups:
+        for blocks, columns, matrix, _ in self.groups:
             out[columns] += (matrix * cotangent[blocks].unsqueeze(-1)).sum((0, 1))
         return out
 
     def column_sizes(self) -> Tensor:
         """The sum of absolute entries of each column."""
-        found = [(columns, matrix.abs().sum((0, 1))) for _, columns, matrix in self.groups]
+        found = [(columns, matrix.abs().sum((0, 1))) for _, columns, matrix, _ in self.groups]
         device = found[0][0].device if found else torch.device("cpu")
         out = torch.zeros(self.num_columns, dtype=torch.float64, device=device)
         for columns, sizes in found:
@@ -71,10 +77,10 @@ class Jacobian(NamedTuple):
         place = torch.full((self.num_columns,), -1, device=kept.device)
         place[kept] = torch.arange(len(kept), device=kept.device)
         groups = []
-        for blocks, columns, matrix in self.groups:
+        for blocks, columns, matrix, _ in self.groups:
             new = place.to(columns.device)[columns]
             if bool((new >= 0).any()):
-                groups.append(Group(blocks, new[new >= 0], matrix[..., new >= 0]))
+                groups.append(Group.of(blocks, new[new >= 0], matrix[..., new >= 0]))
         return self._replace(groups=tuple(groups), num_columns=len(kept))
 
     def among(self, first: int, num_columns: int) -> Jacobian:
@@ -148,15 +154,40 @@ def gram(jacobian: Jacobian, pooled: WeightedSum, constant: Tensor) -> tuple[Ten
     correlated = pooled.precision is not None
     weight = (pooled.weight if pooled.precision is None else pooled.precision).to(constant)
     total = pooled.total.to(constant).reshape(constant.shape)
-    for blocks, columns, matrix in jacobian.groups:
-        own = weight[blocks]
+    for blocks, columns, matrix, reached in jacobian.groups:
+        own, fixed = weight[blocks], constant[blocks]
         if correlated:
-            weighted = own @ matrix  # (B, D, C)
-            shift = (own @ constant[blocks].unsqueeze(-1)).squeeze(-1)
+            square = _quadratic(matrix, reached, own)
+            shift = (own @ fixed.unsqueeze(-1)).squeeze(-1)
         else:
             own = own.reshape(-1, 1)
-            weighted, shift = own.unsqueeze(-1) * matrix, own * constant[blocks]
-        flat = matrix.flatten(0, 1)
-        normal[columns.unsqueeze(-1), columns] += flat.mT @ weighted.flatten(0, 1)
-        right[columns] += flat.mT @ (total[blocks] - shift).flatten()
+            square = matrix.flatten(0, 1).mT @ (own.unsqueeze(-1) * matrix).flatten(0, 1)
+            shift = own * fixed
+        normal[columns.unsqueeze(-1), columns] += square
+        right[columns] += matrix.flatten(0, 1).mT @ (total[blocks] - shift).flatten()
     return normal, right
+
+
+def _quadratic(matrix: Tensor, reached: Tensor, precision: Tensor) -> Tensor:
+    """``sum_b J_b^T P_b J_b``, ``(C, C)``.
+
+    Where each series has coefficients of its own, as in a vector autoregression, the products of
+    two rows of J have few columns.
+
+    :param precision: ``(B, D, D)``, symmetric.
+    """
+    places = [each.nonzero().squeeze(-1) for each in reached]
+    num_rows, num_columns = reached.shape
+    pairs = [(one, other) for one in range(num_rows) for other in range(one, num_rows)]
+    few = sum(len(places[one]) * len(places[other]) for one, other in pairs)
+    if few >= num_rows * num_columns**2:
+        return matrix.flatten(0, 1).mT @ (precision @ matrix).flatten(0, 1)
+    rows = [matrix[:, number].index_select(-1, own) for number, own in enumerate(places)]
+    found = matrix.new_zeros(num_columns, num_columns)
+    for one, other in pairs:
+        weighted = precision[:, one, other].unsqueeze(-1) * rows[other]
+        part = rows[one].mT @ weighted
+        found[places[one].unsqueeze(-1), places[other]] += part
+        if one != other:
+            found[places[other].unsqueeze(-1), places[one]] += part.mT
+    return found

@@ -110,7 +110,8 @@ def _weights_of_cells(latent: Latent, shape: torch.Size, event_dim: int) -> Tens
     """
     base = emissions.unwrap(latent.prior).base
     weights = _weights(latent, base).reshape(base.batch_shape + (1,) * len(base.event_shape))
-    weights = weights.expand(latent.value.shape).reshape(shape)
+    missing = (1,) * (event_dim - len(shape))  # a scalar may be a location, too
+    weights = weights.expand(latent.value.shape).reshape((*missing, *shape))
     of_cells = blocks(weights, event_dim).flatten(1) if event_dim else weights.reshape(-1, 1)
     if of_cells.shape[1] and not bool((of_cells == of_cells[:, :1]).all()):
         return None

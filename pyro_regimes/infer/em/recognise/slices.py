@@ -34,14 +34,14 @@ class Slices(NamedTuple):
         """The derivative along a direction in the parameter's shape, ``(entries,)``, float64."""
         vector = direction.to(self.owners.device, torch.float64).flatten()
         out = vector.new_zeros(len(self.owners), self.block_size)
-        for blocks, columns, matrix in self.groups:
+        for blocks, columns, matrix, _ in self.groups:
             out[blocks] = matrix @ vector[columns]
         return out.flatten()
 
     def largest(self) -> Tensor:
         """The largest absolute entry of each column, ``(columns,)``."""
         found = torch.zeros(self.num_columns, dtype=torch.float64, device=self.owners.device)
-        for _, columns, matrix in self.groups:
+        for _, columns, matrix, _ in self.groups:
             size = torch.maximum(matrix.amax((0, 1)), -matrix.amin((0, 1)))
             found[columns] = found[columns].maximum(size)
         return found
@@ -78,7 +78,7 @@ def _agree(found: Slices, value: Tensor, leaf: Tensor) -> bool:
     drawn = drawn.double().reshape(-1, found.block_size)
     expected = torch.zeros(found.num_columns, dtype=torch.float64, device=leaf.device)
     size = torch.zeros_like(expected)
-    for blocks, columns, matrix in found.groups:
+    for blocks, columns, matrix, _ in found.groups:
         flat, own = matrix.flatten(0, 1), drawn[blocks].flatten()
         expected[columns] += flat.mT @ own
         size[columns] += flat.abs().mT @ own.abs()
@@ -193,7 +193,7 @@ def _read_groups(
             if not is_shared:
                 matrices[place][..., index] = values
     return [
-        Group(own, columns[number], matrix)
+        Group.of(own, columns[number], matrix)
         for number, own, matrix in zip(present, blocks, matrices, strict=True)
     ]
 
@@ -232,5 +232,5 @@ def join(slices: list[Slices]) -> list[Group] | None:
             room -= matrix.numel()
             if room < 0:
                 return None
-        groups.append(Group(blocks, torch.cat(columns), matrix))
+        groups.append(Group.of(blocks, torch.cat(columns), matrix))
     return groups
