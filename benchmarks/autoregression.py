@@ -8,8 +8,8 @@ statsmodels' own search, ``fit(search_reps=5)``, which has other starts. The bes
 are compared first, and where they differ there is no ratio. The ratio is that of the medians.
 
 The second table is of one series of 10,000 rows, for two regimes and four lags: the log-likelihood
-and the E-step on the 32 tuples of regimes, beside those of a RegimeHMM with 32 states that has the
-same densities; and a step of EM.
+and the smoothed probabilities of the regimes by the 32 tuples, beside those of the same model as a
+RegimeHMM with 32 states; and a step of EM.
 
     python -m benchmarks.autoregression [--repeats N] [--markdown FILE]
 """
@@ -28,15 +28,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import duration, fixed, relative_difference, take_turns
-from pyro_regimes import EM
+from pyro_regimes import EM, RegimeHMM
 from pyro_regimes.distributions import SwitchingAutoregression
-from pyro_regimes.kernels import ops
+from pyro_regimes.observed import lagged_normal
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "rgnp.csv"
 ORDER = 4
@@ -144,15 +145,27 @@ def fits_table(repeats: int, number: int = 5, seed: int = 0) -> str:
     return measure.table(header, rows)
 
 
-def dense(transition: Tensor) -> Tensor:
-    """Log transition probabilities between tuples of p + 1 regimes, ``(1, S, S)``."""
-    tuples = list(itertools.product(range(len(transition)), repeat=ORDER + 1))
-    matrix = torch.full((len(tuples), len(tuples)), -torch.inf, dtype=torch.float64)
+def dense(given: SwitchingAutoregression, x: Tensor) -> RegimeHMM:
+    """The same model as a chain whose states are the tuples of p + 1 regimes."""
+    initial, matrix = given.initial_probs, given.transition_probs.squeeze(-3)
+    tuples = list(itertools.product(range(len(initial)), repeat=ORDER + 1))
+    steps = torch.zeros(len(tuples), len(tuples), dtype=torch.float64)
+    start = initial[[one[0] for one in tuples]]
     for row, one in enumerate(tuples):
+        for before, after in zip(one, one[1:]):
+            start[row] *= matrix[before, after]
         for column, other in enumerate(tuples):
             if one[1:] == other[:-1]:
-                matrix[row, column] = transition[other[-2], other[-1]].log()
-    return matrix.unsqueeze(0)
+                steps[row, column] = matrix[other[-2], other[-1]]
+    rows = torch.cat([given.history, x]).unfold(0, ORDER + 1, 1).flip(-1)
+    ahead = rows[:, 1:] @ given.coefficients.mT  # (T, 1)
+    means = ahead + lagged_normal.centre(given.loc, given.coefficients)
+    return RegimeHMM(
+        initial_probs=start / start.sum(),
+        transition_probs=steps,
+        observation_dist=dist.Normal(means, given.scale),
+        validate_args=False,
+    )
 
 
 def long_model(num_steps: int) -> tuple[SwitchingAutoregression, Tensor]:
@@ -173,21 +186,19 @@ def long_model(num_steps: int) -> tuple[SwitchingAutoregression, Tensor]:
 def tuples_table(repeats: int, num_steps: int = 10_000) -> str:
     """The sums over the paths of tuples, in milliseconds."""
     given, x = long_model(num_steps)
-    chain, _ = given._chain(x)
-    start, _, density = chain
-    wide = start[0], dense(given.transition_probs), density[0]
-    tasks: dict[tuple[str, str], Callable[[], Any]] = {
-        ("log-likelihood", "tuples"): partial(ops.lagged_log_likelihood, *chain),
-        ("log-likelihood", "dense"): partial(ops.log_likelihood, *wide),
-        ("E-step", "tuples"): partial(ops.lagged_expectations, *chain),
-        ("E-step", "dense"): partial(ops.expectations, *wide),
+    wide = dense(given, x)
+    tasks: dict[tuple[str, str], Callable[[], Tensor]] = {
+        ("log-likelihood", "tuples"): partial(given.log_prob, x),
+        ("log-likelihood", "dense"): partial(wide.log_prob, x),
+        ("E-step", "tuples"): partial(given.smoothed_probs, x),
+        ("E-step", "dense"): partial(wide.smoothed_probs, x),
     }
     with torch.no_grad():
         for what in ("log-likelihood", "E-step"):
             one, other = (tasks[what, kind]() for kind in ("tuples", "dense"))
             if what == "E-step":
-                one, other = one[1][0], other[1]
-            apart = relative_difference(one.squeeze(), other)
+                other = other.unflatten(-1, (-1, given.state_dim)).sum(-2)
+            apart = relative_difference(one, other)
             if not apart <= KERNEL_TOLERANCE:
                 raise RuntimeError(f"the {what} of tuples differs by {apart:.0e}")
         timed = {name: partial(duration, task) for name, task in tasks.items()}
@@ -206,7 +217,8 @@ def step_seconds(given: SwitchingAutoregression, x: Tensor, repeats: int) -> flo
     """Seconds of a step of EM: a run of 21 steps less a run of one."""
 
     def autoregression() -> None:
-        a = pyro.param("A", given.transition_probs.clone(), constraint=constraints.simplex)
+        rows = given.transition_probs.squeeze(-3)
+        a = pyro.param("A", rows.clone(), constraint=constraints.simplex)
         loc = pyro.param("loc", given.loc + 0.1)
         phi = pyro.param("phi", given.coefficients.clone())
         sigma = pyro.param("sigma", given.scale.clone(), constraint=constraints.positive)
