@@ -9,7 +9,13 @@ from pyro_regimes.version import __version__
 
 if TYPE_CHECKING:
     from pyro_regimes.distributions import Posterior, RegimeHMM, stationary_probs
-    from pyro_regimes.estimator import OnlineFilter, RegimeModel, RegimeRegression, select
+    from pyro_regimes.estimator import (
+        OnlineFilter,
+        RegimeAutoregression,
+        RegimeModel,
+        RegimeRegression,
+        select,
+    )
     from pyro_regimes.estimator.walk_forward import walk_forward
     from pyro_regimes.infer import EM, EMResult, infer_regimes, standard_errors
     from pyro_regimes.reading.chunks import Chunks
@@ -20,6 +26,7 @@ __all__ = [
     "EMResult",
     "OnlineFilter",
     "Posterior",
+    "RegimeAutoregression",
     "RegimeHMM",
     "RegimeModel",
     "RegimeRegression",
@@ -39,6 +46,7 @@ _PLACES = {
     "EMResult": "infer",
     "OnlineFilter": "estimator",
     "Posterior": "distributions",
+    "RegimeAutoregression": "estimator",
     "RegimeHMM": "distributions",
     "RegimeModel": "estimator",
     "RegimeRegression": "estimator",

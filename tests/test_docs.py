@@ -125,6 +125,7 @@ def test_the_table_of_families_says_what_the_code_does():
 
 #: For each page with code, the number of its outputs that are compared.
 PAGES = {
+    "autoregression": 2,
     "emissions": 2,
     "quickstart": 5,
     "any_model": 1,
@@ -156,7 +157,7 @@ def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, ca
         text = text.replace(large, small)
     prices = [f"2020-01-{day:02d},{100 + day % 3},{50 + day % 5}\n" for day in range(1, 31)]
     (tmp_path / "prices.csv").write_text("".join(["date,A,B\n", *prices]))
-    for name in ("usmacro.csv",):
+    for name in ("usmacro.csv", "rgnp.csv", "filardo.csv"):
         (tmp_path / name).write_bytes((ROOT / "tests" / "data" / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

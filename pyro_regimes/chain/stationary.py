@@ -35,7 +35,7 @@ _MOST_STEPS = 50
 _MOST_HALVINGS = 12
 _LEAST_GAIN = 1e-15  # of a step, as a share of Q
 _LONGEST = 5.0  # step of the logarithm of a probability
-LIMITS = _MOST_STEPS, _MOST_HALVINGS, _LEAST_GAIN, _LONGEST  #: for the compiled kernel
+LIMITS = _MOST_STEPS, _MOST_HALVINGS, _LEAST_GAIN, _LONGEST
 
 
 class StationaryCounts(NamedTuple):

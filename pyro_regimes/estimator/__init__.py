@@ -1,5 +1,6 @@
 """The scikit-learn estimator of market regimes, RegimeModel, and its parts."""
 
+from pyro_regimes.estimator.autoregression.regime_autoregression import RegimeAutoregression
 from pyro_regimes.estimator.forecast import Forecast
 from pyro_regimes.estimator.interval_table import ConfidenceIntervals
 from pyro_regimes.estimator.online_filter import OnlineFilter
@@ -29,6 +30,7 @@ __all__ = [
     "ParameterErrors",
     "Paths",
     "PredictiveCheck",
+    "RegimeAutoregression",
     "RegimeModel",
     "RegimeRegression",
     "RegressionForecast",

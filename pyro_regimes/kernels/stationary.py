@@ -76,7 +76,8 @@ def _compiled(transition_probs: Tensor) -> Tensor | None:
     matrices = transition_probs.detach().double().contiguous()
     found = matrices.new_empty(matrices.shape[:-1])
     size = matrices.shape[-1]
-    if not fill_stationary(matrices.reshape(-1, size, size).numpy(), found.view(-1, size).numpy()):
+    arrays = matrices.reshape(-1, size, size).numpy(), found.view(-1, size).numpy()
+    if not fill_stationary(*arrays, np.empty(len(arrays[0]), dtype=np.bool_)):
         return None
     return found.to(transition_probs.dtype)
 

@@ -366,7 +366,8 @@ def test_mixing_chains_take_one_pass(monkeypatch):
 
     monkeypatch.setattr(ChunkReader, "read", counted)
     x = series(8000)
-    for model, engine in ((gaussian, "compiled"), (stationary, "tensor operations")):
+    engines = {gaussian: "compiled", stationary: "compiled", mixture: "tensor operations"}
+    for model, engine in engines.items():
         passes.clear()
         result, _, em = fit(model, Chunks(x.split(2000), continues=True), num_steps=3)
         assert em.plan.engine.startswith(engine) and "one pass" in em.plan.engine

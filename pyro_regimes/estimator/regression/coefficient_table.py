@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ALL = "all regimes"
 
+#: A label, an estimate, its standard error, and "coefficient", "scale" or "probability".
+TableRow = tuple[tuple[str, str], float, float, str]
+
 
 class CoefficientTable(NamedTuple):
     r"""Estimates with standard errors, z statistics, p-values and intervals.
@@ -138,7 +141,7 @@ def coefficient_table(
     :param spread: those of the covariates of the scale, if it varies.
     :param level: the probability that an interval covers.
     """
-    rows: list[tuple[tuple[str, str], float, float, str]] = []
+    rows: list[TableRow] = []
 
     def add(of: str, term: str, field: str, place: tuple[int, ...], kind: str) -> None:
         value = getattr(parameters, field)[place]
@@ -173,9 +176,16 @@ def coefficient_table(
                 for q, term in enumerate(moves.names):
                     add(f"{old} to {new}", term, "transition_coefficients", (i, j, q),
                         "coefficient")  # fmt: skip
+    return table_of(rows, level, "none" if errors is None else errors.method)
+
+
+def table_of(rows: list[TableRow], level: float, method: str) -> CoefficientTable:
+    """The table of some estimates.
+
+    :param method: of the standard errors.
+    """
     labels, estimate, error, kinds = zip(*rows, strict=True)
     numbers = _inference(np.array(estimate), np.array(error), list(kinds), level)
-    method = "none" if errors is None else errors.method
     return CoefficientTable(list(labels), *numbers, level, method)
 
 

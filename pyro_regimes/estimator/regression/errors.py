@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import trace
+from torch import Tensor
 
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.fitting import packed_lengths
@@ -39,15 +41,40 @@ def regression_errors(
     """
     arguments = form.to_arguments(parameters)
     model = form.pyro_model(arguments, form.tensors(rows), packed_lengths(sizes))
+    found = delta_errors(model, arguments, form.from_arguments, method)
+    values = RegressionParameters._make(map(found.errors.get, RegressionParameters._fields))
+    return RegressionErrors(values, found.covariance, found.notes, found.method)
+
+
+class DeltaErrors(NamedTuple):
+    """Standard errors of functions of the parameters of a Pyro model."""
+
+    errors: dict[str, Any]  #: of each function, in its shape
+    covariance: Array  #: of the one named "coefficients"
+    notes: list[str]
+    method: str
+
+
+def delta_errors(
+    model: Callable[[], Any],
+    arguments: Mapping[str, Tensor],
+    functions: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    method: str,
+) -> DeltaErrors:
+    """The standard errors of what the user sees, by the delta method.
+
+    :param arguments: of the model, at the maximum.
+    :param functions: of the arguments to what the user sees.
+    """
     with isolated(ParamStoreDict()), torch.no_grad():
         trace(model).get_trace()
         free = standard_errors(model, method=method)
     constants = {name: v for name, v in arguments.items() if name not in free.estimates}
-    found = form.from_arguments(arguments)
+    found = functions(arguments)
     names, shapes = list(found), [tuple(value.shape) for value in found.values()]
     derived = free.delta(
         lambda values: torch.cat(
-            [each.flatten() for each in form.from_arguments({**constants, **values}).values()]
+            [each.flatten() for each in functions({**constants, **values}).values()]
         )
     )
     errors: dict[str, Any] = {}
@@ -63,5 +90,4 @@ def regression_errors(
     for name, attribute in _PROBABILITIES.items():
         if name in free.estimates and attribute in errors:
             errors[attribute][free.standard_errors[name].isnan().numpy()] = np.nan
-    values = RegressionParameters._make(map(errors.get, RegressionParameters._fields))
-    return RegressionErrors(values, own, list(free.notes), free.method)
+    return DeltaErrors(errors, own, list(free.notes), free.method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.estimator import problems
-from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
 from pyro_regimes.estimator.regression.rows import Rows
+from pyro_regimes.estimator.regression.runs import End, run_starts
 from pyro_regimes.estimator.regression.starts import Starts
-from pyro_regimes.estimator.start_results import StartResults, best_start
-from pyro_regimes.infer import EMResult
+from pyro_regimes.estimator.start_results import StartResults
 
 #: The least sigma in a fit, as a share of the largest response: what rounding leaves of residuals.
 _LEAST = 1e3 * float(np.finfo(np.float64).eps)
@@ -56,30 +54,6 @@ class Fitted(NamedTuple):
     problems: list[Warning]
 
 
-class _End(NamedTuple):
-    """How one start ended."""
-
-    arguments: dict[str, Tensor]
-    history: Array
-    converged: bool
-    collapsed: bool
-    unbounded: list[str]  #: arguments without a maximum
-
-
-class _RegressionEM(FitEM):
-    """Keeps which parameters have no maximum."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.unbounded: list[str] = []
-
-    def _warn(self, message: str) -> None:
-        found = re.search("parameter '(.*)' has no maximum", message)
-        if found is not None:
-            self.unbounded.append(found[1])
-        super()._warn(message)
-
-
 def fit(
     form: Form,
     rows: Rows,
@@ -111,18 +85,12 @@ def fit(
         )
     # log p(y) is that in units of u, less the logarithm of u for each value.
     offset = float(known.sum()) * np.log(form.unit)
-    ends = []
-    for number in range(1 if form.num_regimes == 1 else n_init):
-        arguments = starts.arguments(number)
-        em = _RegressionEM(form.pyro_model(arguments, tensors, lengths), min_eigenvalue=least**2)
-        result = em.run(num_steps=max_iter, tol=tol, acceleration=acceleration)
-        end = _end_of(em, result, arguments, offset)
-        ends.append(end)
-        if report is not None:
-            steps = len(end.history) - 1
-            report(f"start {number}: log-likelihood {end.history[-1]:.4f}, {steps} steps")
-    results = _results(ends)
-    best = ends[results.best]
+    number = 1 if form.num_regimes == 1 else n_init
+    best, results = run_starts(
+        (starts.arguments(each) for each in range(number)),
+        lambda arguments: form.pyro_model(arguments, tensors, lengths),
+        max_iter, tol, acceleration, least, offset, report,
+    )  # fmt: skip
     parameters = form.parameters(best.arguments)
     parameters = parameters.reordered(_order(form, parameters, rows))
     hmm = form.distribution(form.to_arguments(parameters), tensors, lengths)
@@ -135,29 +103,6 @@ def fit(
         share,
         results,
         _problems(best, max_iter, tol),
-    )
-
-
-def _end_of(
-    em: _RegressionEM, result: EMResult, arguments: dict[str, Tensor], offset: float
-) -> _End:
-    held = {**arguments, **{name: value.clone() for name, value in em.values().items()}}
-    history = -np.array(result.history) - offset
-    collapsed = False
-    if em.min_eigenvalue > 0 and "scale" in held:
-        collapsed = bool((held["scale"].square() <= 2 * em.min_eigenvalue).any())
-    return _End(held, history, bool(result.converged), collapsed, em.unbounded)
-
-
-def _results(ends: list[_End]) -> StartResults:
-    final = np.array([end.history[-1] for end in ends])
-    collapsed = np.array([end.collapsed for end in ends]) | ~np.isfinite(final)
-    return StartResults(
-        final,
-        np.array([len(end.history) - 1 for end in ends]),
-        np.array([end.converged for end in ends]),
-        collapsed,
-        best_start(final, collapsed),
     )
 
 
@@ -180,7 +125,7 @@ def _order(form: Form, parameters: RegressionParameters, rows: Rows) -> Any:
     return np.argsort(parameters.coefficients @ np.nanmean(rows.X, axis=0), kind="stable")
 
 
-def _problems(best: _End, max_iter: int, tol: float | None) -> list[Warning]:
+def _problems(best: End, max_iter: int, tol: float | None) -> list[Warning]:
     if best.collapsed:
         return [
             problems.CollapseWarning(

@@ -101,7 +101,7 @@ def mixture_forecast(
     probs: Array, components: Any, regime_names: list[str]
 ) -> RegressionForecast:
     """The forecast with these probabilities of regimes ``(n, K)``, and distributions in each."""
-    means, deviations = components.mean(), components.std()
+    means, deviations = components.mean(), np.sqrt(components.var())
     mean = (probs * means).sum(-1)
     spread = np.square(deviations) + np.square(means - mean[:, None])
     deviation = np.sqrt((probs * spread).sum(-1))

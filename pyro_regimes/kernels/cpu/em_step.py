@@ -25,15 +25,20 @@ from pyro_regimes.kernels.cpu.missing import (
     sum_expected_moments,
 )
 from pyro_regimes.kernels.cpu.moments import sum_moments
+from pyro_regimes.kernels.cpu.stationary import MAX_STATES as MAX_STATIONARY_STATES
+from pyro_regimes.kernels.cpu.stationary import fill_stationary, maximise_stationary
 
 __all__ = [
+    "MAX_STATIONARY_STATES",
     "fill_log_density",
     "fill_lookups",
     "fill_products",
     "fill_seen_log_density",
+    "fill_stationary",
     "find_patterns",
     "maximise",
     "maximise_chain",
+    "maximise_stationary",
     "prepare",
     "prepare_chain",
     "sum_expected_moments",

@@ -20,10 +20,9 @@ from pyro_regimes.kernels.cpu.jit import compiled
 from pyro_regimes.kernels.cpu.lagged_chain import count, prepare
 from pyro_regimes.kernels.cpu.lagged_extrapolation import squarem
 from pyro_regimes.kernels.cpu.m_step import cholesky, fill_shares
-from pyro_regimes.kernels.cpu.stationary import MAX_STATES, fill_stationary, maximise_stationary
+from pyro_regimes.kernels.cpu.stationary import fill_stationary, maximise_stationary
 
 __all__ = [
-    "MAX_STATES",
     "count",
     "fill_shares",
     "fill_stationary",

@@ -55,13 +55,16 @@ def _eliminate(probs: Any, reduced: Any, found: Any) -> bool:
 
 
 @compiled
-def fill_stationary(probs: Any, found: Any) -> bool:
-    """Fill the stationary distributions ``(P, K)`` of matrices ``(P, K, K)``; whether of all."""
-    reduced = np.empty(probs.shape[1:])
+def fill_stationary(probs: Any, found: Any, served: Any) -> bool:
+    """Fill the stationary distributions ``(P, K)`` of matrices ``(P, K, K)``; whether of all.
+
+    :param served: filled: of which, ``(P,)``.
+    """
+    reduced, every = np.empty(probs.shape[1:]), True
     for p in range(len(probs)):
-        if not _eliminate(probs[p], reduced, found[p]):
-            return False
-    return True
+        served[p] = _eliminate(probs[p], reduced, found[p])
+        every &= served[p]
+    return every
 
 
 @compiled

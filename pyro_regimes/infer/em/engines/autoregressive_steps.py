@@ -25,7 +25,7 @@ class Updates(NamedTuple):
     """What the M-step sets, alike in all models; an owner is -1 for what is held fixed."""
 
     initial: bool  #: whether the initial probabilities
-    rows: Flags  #: rows of the transition matrix, ``(K,)``; all as one with a stationary start
+    rows: Flags  #: rows of the transition matrix, ``(K,)``
     loc: bool  #: whether the means
     coefficients: npt.NDArray[np.int64]  #: the owner of those of each regime, ``(K,)``
     scale: npt.NDArray[np.int64]  #: likewise, ``(K,)``
@@ -34,7 +34,7 @@ class Updates(NamedTuple):
 class _Sums(NamedTuple):
     """The E-step of P models."""
 
-    log_likelihood: Array  #: ``(P,)``, NaN where it is not known
+    log_likelihood: Array  #: ``(P,)``
     first: Array  #: probabilities of the first tuple, ``(P, S)``
     counts: Array  #: of the steps between rows, ``(P, K, K)``
     moments: Array  #: of each tuple, ``(P, S, p + 2, p + 2)``
@@ -46,7 +46,6 @@ class AutoregressiveEM:
 
     Parameters are initial ``(P, K)`` and transition probabilities ``(P, K, K)``, means
     ``(P, K, K)`` of which all rows are alike, coefficients ``(P, K, p)`` and scales ``(P, K)``.
-    Without the first the chain starts from its stationary distribution.
 
     :param rows: the observations with those before them, ``(V, T, p + 1)``; series n has those of n
         mod V.
@@ -63,6 +62,8 @@ class AutoregressiveEM:
         min_eigenvalue: float,
     ) -> None:
         self._kernels = ops.lagged_em()
+        #: Whether chains start from their stationary distributions, of which ``initial`` is filled.
+        self.is_stationary = False
         num_models = len(like[-1])
         self._each, self._updates, self._floor = num_series // num_models, updates, min_eigenvalue
         num_states, order = like[-2].shape[1:]
@@ -90,25 +91,21 @@ class AutoregressiveEM:
         :param models: those of the kept models whose parameters these are; None for all.
         """
         chosen = self._models if models is None else self._models[models]
-        given = _with_start(parameters)
+        given = _narrow(parameters)
         sums = self._expect(given, chosen)
-        new, ordinary = self._maximise_chain(sums.first, sums.counts, given)
+        new, ordinary = self._maximise_chain(sums, *given[:2])
         found, is_set = tuple(map(np.empty_like, given[2:])), np.empty_like(ordinary)
         now = (sums.moments, sums.origin, *given[2:], *self._updates[2:], self._floor, _TINY)
         self._kernels.maximise(*now, *found, is_set)
         ordinary &= is_set & np.isfinite(sums.log_likelihood)
-        after = _without_start((*new, *found), parameters)
+        after = _wide((*new, *found))
         return Step(sums.log_likelihood, after, ordinary, bool(ordinary.all()))
 
     def _expect(self, given: tuple[Array, ...], chosen: npt.NDArray[np.int64]) -> _Sums:
         """The E-step of some models."""
         num_models, each, has_own = len(chosen), self._each, len(self._products) > 1
         start, logits = np.empty((num_models, self._num_tuples)), np.empty_like(given[1])
-        initial = given[0]
-        if not initial.shape[1]:
-            initial = np.full_like(given[1][:, 0], np.nan)  # stays where there is none
-            self._kernels.fill_stationary(given[1], initial)
-        self._kernels.prepare(initial, given[1], logits, start)
+        self._kernels.prepare(*given[:2], logits, start)
         series, products, origin = self._series, self._products, self._origin
         if has_own:
             products, origin = products[chosen], origin[chosen]
@@ -126,7 +123,7 @@ class AutoregressiveEM:
         weights = gamma.reshape((num_models, each) + gamma.shape[1:])
         sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
         return _Sums(
-            np.where(np.isfinite(initial).all(1), of_models(value, num_models), np.nan),
+            of_models(value, num_models),
             weights[:, :, 0].sum(1),
             of_models(moved[:, 0], num_models).copy(),
             np.ascontiguousarray(sums[..., self._place]),
@@ -134,57 +131,55 @@ class AutoregressiveEM:
         )
 
     def _maximise_chain(
-        self, first: Array, counts: Array, given: tuple[Array, ...]
+        self, sums: _Sums, initial: Array, transition: Array
     ) -> tuple[tuple[Array, Array], Flags]:
-        """The M-step of the chain, and of which models it is ordinary.
-
-        :param first: probabilities of the first tuple, ``(P, S)``.
-        :param counts: of the steps between rows, ``(P, K, K)``; overwritten.
-        """
-        initial, transition = given[:2]
-        starts, free = np.empty(counts.shape[:2]), self._updates.rows
-        self._kernels.count(first, counts, starts)
-        new, is_set = np.empty_like(transition), np.ones(len(first), dtype=np.bool_)
-        if initial.shape[1]:
-            size = counts.shape[1]
-            flat = (each.reshape(-1, size) for each in (counts, transition))
-            self._kernels.fill_shares(*flat, _TINY, new.reshape(-1, size))
-            new = np.where(free[:, np.newaxis], new, transition)
-            if self._updates.initial:
-                initial = starts / starts.sum(1, keepdims=True)
-        elif free[0]:
-            given = counts, starts, transition
-            self._kernels.maximise_stationary(*given, _TINY, LIMITS, new, is_set)
-        else:
+        """The M-step of the chain, and of which models it is ordinary; overwrites the counts."""
+        counts, free, kernels = sums.counts, self._updates.rows, self._kernels
+        starts, new, size = np.empty_like(initial), np.empty_like(transition), counts.shape[1]
+        kernels.count(sums.first, counts, starts)
+        ordinary: Flags = np.ones(len(counts), dtype=np.bool_)
+        if not free.any():
             new = transition
+        elif self.is_stationary:
+            kernels.maximise_stationary(counts, starts, transition, _TINY, LIMITS, new, ordinary)
+            known = np.empty_like(ordinary)
+            initial = np.empty_like(initial)
+            kernels.fill_stationary(new, initial, known)
+            ordinary &= known
+        else:
+            flat = (each.reshape(-1, size) for each in (counts, transition))
+            kernels.fill_shares(*flat, _TINY, new.reshape(-1, size))
+            new = np.where(free[:, np.newaxis], new, transition)
+        if self._updates.initial:
+            initial = starts / starts.sum(1, keepdims=True)
         is_left = (counts.sum(-1) > _TINY) | ~free
-        return (initial, new), is_set & is_left.all(1) & np.isfinite(new).all((1, 2))
+        return (initial, new), ordinary & is_left.all(1) & np.isfinite(new).all((1, 2))
 
     def extrapolate(
         self, before: Parameters, now: Parameters, after: Parameters, bounds: Array
     ) -> tuple[Parameters, Array]:
         """Extrapolate two steps of any models; see :func:`.cpu.lagged_extrapolation.squarem`."""
-        given = tuple(map(_with_start, (before, now, after)))
-        new, lengths = _like(given[2]), np.empty(len(bounds))
-        limits = self._floor, _TINY, LEAST_SHARE
-        self._kernels.squarem(*given, tuple(self._updates), *limits, bounds, new, lengths)
-        return _without_start(new, after), lengths
+        every = [_narrow(each) for each in (before, now, after)]
+        new, lengths = tuple(map(np.empty_like, every[2])), np.empty(len(bounds))
+        out, limits = new, (self._floor, _TINY, LEAST_SHARE)
+        if self.is_stationary:  # the initial probabilities are no parameters
+            *every, out = ((each[0][:, :0], *each[1:]) for each in (*every, new))
+        self._kernels.squarem(*every, tuple(self._updates), *limits, bounds, out, lengths)
+        if self.is_stationary:
+            known = np.empty(len(bounds), dtype=np.bool_)
+            self._kernels.fill_stationary(new[1], new[0], known)
+            lengths[~known] = 0.0
+        return _wide(new), lengths
 
 
-def _with_start(parameters: Parameters) -> tuple[Array, ...]:
-    """What the kernels take: means ``(P, K)``, and initial probabilities, of no regime if none."""
-    *chain, loc, coefficients, scale = parameters
-    first = [] if len(chain) > 1 else [np.empty((len(scale), 0))]
-    return *first, *chain, np.ascontiguousarray(loc[:, 0]), coefficients, scale
+def _narrow(parameters: Parameters) -> tuple[Array, ...]:
+    """With means ``(P, K)``, as the kernels take them."""
+    initial, transition, loc, coefficients, scale = parameters
+    return initial, transition, np.ascontiguousarray(loc[:, 0]), coefficients, scale
 
 
-def _like(given: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(map(np.empty_like, given))
-
-
-def _without_start(given: tuple[Array, ...], like: Parameters) -> Parameters:
+def _wide(given: tuple[Array, ...]) -> Parameters:
     """The parameters of what the kernels return."""
     initial, transition, loc, coefficients, scale = given
     wide = np.repeat(loc[:, np.newaxis], loc.shape[1], 1)
-    chain = (initial, transition) if len(like) > 4 else (transition,)
-    return Parameters((*chain, wide, coefficients, scale))
+    return Parameters((initial, transition, wide, coefficients, scale))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pyro_regimes.chain import stationary
 from pyro_regimes.kernels import ops
 
 Array = npt.NDArray[np.float64]
@@ -132,6 +133,9 @@ class ChainEM(ABC):
         self._kernels = ops.fused_em()
         self._dtype, self._shapes = np.dtype(dtype), tuple(shapes)
         self._each = len(lengths) // len(like[0])
+        self._least = float(np.finfo(self._dtype).tiny)  #: probability that is not 0
+        #: Whether chains start from their stationary distributions, of which ``initial`` is filled.
+        self.is_stationary = False
         nothing: npt.NDArray[Any] = np.empty(0, self._dtype)
         #: for density and gamma
         self._room: tuple[npt.NDArray[Any], npt.NDArray[Any]] = nothing, nothing
@@ -227,9 +231,25 @@ class ChainEM(ABC):
         self._fill_densities(parameters, rows, models)
         return rows.prepared[0], rows.prepared[1], rows.fields[0]
 
-    @abstractmethod
     def maximise(self, parameters: Parameters, sums: Sums) -> Step:
         """The M-step, from the sums over all data."""
+        step = self._make_step(parameters, sums)
+        return self._restart(step, parameters, sums) if self.is_stationary else step
+
+    @abstractmethod
+    def _make_step(self, parameters: Parameters, sums: Sums) -> Step:
+        """The M-step of chains whose initial probabilities do not depend on the others."""
+
+    def _restart(self, step: Step, parameters: Parameters, sums: Sums) -> Step:
+        """The step with transitions that take the stationary start into account."""
+        initial, transition = step.after[:2]
+        known = np.empty(len(initial), dtype=np.bool_)
+        given = sums.counts, sums.starts, parameters[1], self._least, stationary.LIMITS
+        self._kernels.maximise_stationary(*given, transition, known)
+        ordinary = step.is_ordinary & known
+        self._kernels.fill_stationary(transition, initial, known)
+        ordinary &= known
+        return step._replace(is_ordinary=ordinary, is_whole=step.is_whole and bool(ordinary.all()))
 
     @abstractmethod
     def _fill_densities(

@@ -28,6 +28,7 @@ from pyro_regimes.kernels import ops
 
 S = TypeVar("S", bound=np.generic)
 
+_STATIONARY = (chain.STATIONARY_PROBS, chain.STATIONARY_LOGITS)
 _INITIAL = (chain.INITIAL_PROBS, chain.INITIAL_LOGITS)
 _TRANSITION = (chain.TRANSITION_PROBS, chain.TRANSITION_LOGITS)
 
@@ -187,9 +188,35 @@ def why_not_data(data: SiteData) -> str | None:
 
 def read_chain(problem: Problem, data: SiteData) -> list[Part] | str:
     """The initial and the transition probabilities, or the reason why they are not served."""
-    if not any(slot.argument in _INITIAL for slot in data.site.slots.values()):
-        return "the chain starts from its stationary distribution"
+    if any(slot.argument in _STATIONARY for slot in data.site.slots.values()):
+        return _read_stationary(problem, data)
     return read_parts(problem, data, [_INITIAL, _TRANSITION])
+
+
+def _read_stationary(problem: Problem, data: SiteData) -> list[Part] | str:
+    """The transition probabilities, and in front of them the distribution that they imply."""
+    most = ops.fused_em().MAX_STATIONARY_STATES
+    if data.site.hmm.state_dim > most:
+        return f"it serves chains of at most {most} states that start from stationary distributions"
+    parts = read_parts(problem, data, [_STATIONARY])
+    if isinstance(parts, str):
+        return parts
+    (transition,) = parts
+    if any(each.assignment.prior is not None for each in transition.held):
+        return "it serves no priors of chains that start from their stationary distributions"
+    initial = ops.stationary_probs(torch.from_numpy(transition.value)).numpy()
+    return [Part(chain.INITIAL_PROBS, initial, []), transition]
+
+
+def is_stationary(parts: list[Part]) -> bool:
+    """Whether the chain starts from its stationary distribution."""
+    return parts[1].argument in _STATIONARY
+
+
+def free_rows(transition: Part) -> Flags:
+    """Which rows of the transition probabilities hold a parameter, ``(K,)``."""
+    num_rows = transition.value.shape[-1] // len(transition.is_free)
+    return transition.is_free.repeat(num_rows)
 
 
 def read_parts(

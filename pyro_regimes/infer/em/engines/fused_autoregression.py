@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from pyro_regimes import chain
 from pyro_regimes.emissions.lagged_normal import COEFFICIENTS, LOC, SCALE
 from pyro_regimes.infer.em.e_step import SiteData
 from pyro_regimes.infer.em.engines.autoregressive_steps import AutoregressiveEM, Updates
@@ -19,13 +18,15 @@ from pyro_regimes.infer.em.engines.fused import (
     Arrays,
     FusedEngine,
     flatten,
+    free_rows,
+    is_stationary,
+    read_chain,
     read_parts,
     why_not_data,
     why_not_problem,
 )
 from pyro_regimes.infer.em.engines.kernel_arguments import Part
 from pyro_regimes.infer.em.problem import Problem, TensorState
-from pyro_regimes.kernels import ops
 
 _FAMILY = [(LOC,), (COEFFICIENTS,), (SCALE,)]
 
@@ -43,14 +44,13 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         return "it serves float64"
     if problem.pseudo:
         return "it serves no priors of an autoregression"
-    kinds = [(chain.INITIAL_PROBS,), (chain.TRANSITION_PROBS,)]
-    if "initial_probs" not in data.site.slots:
-        kinds = [(chain.STATIONARY_PROBS,)]
-        if data.site.hmm.state_dim > ops.lagged_em().MAX_STATES:
-            return "the chain starts from its stationary distribution, and has many regimes"
-    parts = read_parts(problem, data, [*kinds, *_FAMILY])
+    parts = read_chain(problem, data)
     if isinstance(parts, str):
         return parts
+    of_family = read_parts(problem, data, _FAMILY)
+    if isinstance(of_family, str):
+        return of_family
+    parts = [*parts, *of_family]
     reason = _why_not_parts(parts)
     if reason is not None:
         return reason
@@ -61,6 +61,7 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
     arrays = Parameters(each.value for each in parts)
     floor, num_series = problem.min_eigenvalue, data.batch_shape.numel()
     kernel = AutoregressiveEM(found.value, num_series, arrays, _updates(parts), floor)
+    kernel.is_stationary = is_stationary(parts)
     troubles = "a regime without data, or normal equations without a solution"
     return FusedEngine(problem, kernel, parts, arrays, start, "an autoregression", troubles, read)
 
@@ -69,7 +70,7 @@ def _why_not_parts(parts: list[Part]) -> str | None:
     """The reason why the kernel does not serve the parameters; None if it does."""
     if not all(part.is_alike for part in parts):
         return "restarts share their parameters in different ways"
-    if any(part.is_shared for part in parts[:-3]):
+    if any(part.is_shared for part in parts[:2]):
         return "regimes share probabilities"
     if any(len(each.assignment.uses) > 1 for part in parts for each in part.held):
         return "a parameter is several arguments"
@@ -85,8 +86,11 @@ def _read(num_restarts: int, data: SiteData) -> Arrays | str:
 
 
 def _updates(parts: list[Part]) -> Updates:
-    *own, loc, coefficients, scale = parts
-    initial = len(own) > 1 and bool(own[0].is_free.all())
+    initial, transition, loc, coefficients, scale = parts
     return Updates(
-        initial, own[-1].is_free, bool(loc.is_free[0]), coefficients.owner, scale.owner
+        bool(initial.is_free.all()),
+        free_rows(transition),
+        bool(loc.is_free[0]),
+        coefficients.owner,
+        scale.owner,
     )

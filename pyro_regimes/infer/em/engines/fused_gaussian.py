@@ -19,6 +19,8 @@ from pyro_regimes.infer.em.engines.fused import (
     FusedEngine,
     find_pseudo,
     flatten,
+    free_rows,
+    is_stationary,
     lengths_of,
     read_chain,
     read_parts,
@@ -70,6 +72,7 @@ def find(problem: Problem, start: TensorState) -> FusedEngine | str:
         problem.min_eigenvalue,
         found.missing,
     )
+    kernel.is_stationary = is_stationary(parts)
     troubles = "a floor, a state without data, or a covariance near singularity"
     return FusedEngine(problem, kernel, parts, arrays, start, "a Gaussian model", troubles, read)
 
@@ -116,7 +119,7 @@ def _updates(parts: list[Part]) -> Updates:
     is_free = np.repeat(loc.is_free, num_states * size // len(loc.owner))
     return Updates(
         bool(initial.is_free.all()),
-        rows.is_free,
+        free_rows(rows),
         is_free.reshape(num_states, size),
         spread.owner.astype(np.int64),
     )

@@ -19,6 +19,8 @@ from pyro_regimes.infer.em.engines.fused import (
     FusedEngine,
     find_pseudo,
     flatten,
+    free_rows,
+    is_stationary,
     lengths_of,
     read_chain,
     read_parts,
@@ -82,6 +84,7 @@ def find(problem: Problem, start: TensorState, extrapolates: bool) -> FusedEngin
         Emission(family.linear, part.argument, event_shape, dtype),
         torch.empty(0, dtype=data.dtype).numpy().dtype,
     )
+    kernel.is_stationary = is_stationary(parts)
     what = f"a model of {type(data.site.base).__name__} observations"
     troubles = "a state without data, or a parameter at its bound"
     return FusedEngine(problem, kernel, parts, arrays, start, what, troubles, read)
@@ -127,4 +130,4 @@ def _read(data: SiteData, linear: Linear, shape: torch.Size) -> Tensor | None:
 def _updates(parts: list[Part]) -> Updates:
     initial, rows, emission = parts
     free = torch.from_numpy(emission.is_free)
-    return Updates(bool(initial.is_free.all()), rows.is_free, None if free.all() else free)
+    return Updates(bool(initial.is_free.all()), free_rows(rows), None if free.all() else free)

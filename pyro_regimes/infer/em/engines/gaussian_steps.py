@@ -101,7 +101,7 @@ class GaussianEM(ChainEM):
         info = np.finfo(value.dtype)
         # Of T observations the log-likelihood loses some T eps / (2 least) nats.
         least = float(info.eps) ** (1 / 3)
-        self._bounds = (float(info.tiny), min_eigenvalue, least)
+        self._bounds = (self._least, min_eigenvalue, least)
 
     def _read_missing(
         self,
@@ -159,8 +159,8 @@ class GaussianEM(ChainEM):
             moments = self._kernels.sum_expected_moments(*seen, by_model, *at)
         return tuple(of_models(each, num_models) for each in moments)
 
-    def maximise(self, parameters: Parameters, sums: Sums) -> Step:
-        """See :meth:`.ChainEM.maximise`."""
+    def _make_step(self, parameters: Parameters, sums: Sums) -> Step:
+        """See :meth:`.ChainEM._make_step`."""
         ordinary = np.empty(len(parameters[0]), dtype=np.bool_)
         new = Parameters(map(np.empty_like, parameters))
         given = sums.starts + sums.pseudo[0], sums.counts + sums.pseudo[1], *sums.moments
@@ -198,6 +198,10 @@ class GaussianEM(ChainEM):
         new, lengths = Parameters(map(np.empty_like, after)), np.empty(len(bounds))
         given = (*before, *now, *after, *self._updates, *self._bounds, LEAST_SHARE, bounds)
         ops.squarem()(*given, *new, lengths)
+        if self.is_stationary:
+            known = np.empty(len(bounds), dtype=np.bool_)
+            self._kernels.fill_stationary(new[1], new[0], known)
+            lengths[~known] = 0.0
         return new, lengths
 
 

@@ -97,7 +97,7 @@ class Part:
 
     def pseudo(self, counts: dict[str, Tensor]) -> Array:
         """What priors add to the expected counts of rows of probabilities, in the shape of them."""
-        total = np.zeros((len(self.owner) * len(self.value), self.value.shape[-1]))
+        total = np.zeros((self.value.size // self.value.shape[-1], self.value.shape[-1]))
         for each in self.held:
             if each.assignment.name in counts:
                 added = counts[each.assignment.name].detach().double().numpy()

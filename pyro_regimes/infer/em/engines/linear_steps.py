@@ -71,7 +71,6 @@ class LinearEM(ChainEM):
     ) -> None:
         super().__init__(value, lengths, like, pseudo, dtype, ())
         self._updates, self._emission = updates, emission
-        self._tiny = float(np.finfo(dtype).tiny)
         self._natural_shape = self._natural(like).shape[1:]
         self._num_rows = 1 + self._natural_shape[1:].numel()  # of a table
 
@@ -95,14 +94,14 @@ class LinearEM(ChainEM):
         """See :meth:`.ChainEM._sum_moments`."""
         return (self._sums(rows.value, rows.fields[1], len(parameters[0])),)
 
-    def maximise(self, parameters: Parameters, sums: Sums) -> Step:
-        """See :meth:`.ChainEM.maximise`."""
+    def _make_step(self, parameters: Parameters, sums: Sums) -> Step:
+        """See :meth:`.ChainEM._make_step`."""
         initial, transition, argument = parameters
         pseudo, is_sound = sums.pseudo, sums.is_sound
         given = sums.starts + pseudo[0], sums.counts + pseudo[1], initial, transition
         new, ordinary = Parameters(map(np.empty_like, parameters)), np.empty(len(initial), np.bool_)
         self._kernels.maximise_chain(
-            *given, *self._updates[:2], self._tiny, *new[:2], ordinary
+            *given, *self._updates[:2], self._least, *new[:2], ordinary
         )
         moments = sums.moments[0].reshape((len(initial), *self._natural_shape))
         ordinary &= self._maximise(argument, moments, new[2])

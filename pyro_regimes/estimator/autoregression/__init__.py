@@ -1,0 +1,1 @@
+"""Markov-switching autoregression in deviations from the mean of the regime."""
