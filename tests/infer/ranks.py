@@ -124,6 +124,19 @@ def predicted(x: Tensor) -> None:
         pyro.sample("x", hmm, obs=y)
 
 
+def regression(x: Tensor) -> None:
+    """Locations that are affine in parameters, with a covariate of every row."""
+    y, z = x[..., 0], x[..., 1, None]
+    loc = real("level", LOC) + real("slope", 0.1 * LOC) * z
+    observe(y, dist.Normal(loc, positive("scale", ONES)))
+
+
+def counts_of_rows(x: Tensor) -> None:
+    """Counts whose rates depend on a covariate of every row."""
+    y, z = x[..., 0], x[..., 1, None]
+    observe(y, dist.Poisson((real("level", LOC) + real("slope", 0.1 * LOC) * z).exp()))
+
+
 class Case(NamedTuple):
     model: Callable[[Tensor], None]
     draw: Callable[[Tensor, torch.Generator], Tensor]  # of the states' means (N, T)
@@ -160,9 +173,12 @@ def _pairs(mean: Tensor, rng: torch.Generator) -> Tensor:
     return torch.stack([_normal(mean, rng), _normal(-mean, rng)], -1)
 
 
-def _counts_with_covariates(mean: Tensor, rng: torch.Generator) -> Tensor:
-    z = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
-    return torch.stack([torch.poisson((mean + 0.3 * z).exp(), generator=rng), z], -1)
+def _with_covariates(draw: Callable[[Tensor, torch.Generator], Tensor]) -> Any:
+    def draw_with_covariates(mean: Tensor, rng: torch.Generator) -> Tensor:
+        z = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
+        return torch.stack([draw(mean + 0.3 * z, rng), z], -1)
+
+    return draw_with_covariates
 
 
 CASES = {
@@ -176,7 +192,9 @@ CASES = {
     "restarts": Case(restarts, _normal, tol=0.05, is_checked=False),
     "converged": Case(normal, _normal, tol=1e-4),
     "affine": Case(affine, _normal),
-    "predicted": Case(predicted, _counts_with_covariates),
+    "regression": Case(regression, _with_covariates(_normal)),
+    "counts of rows": Case(counts_of_rows, _with_covariates(_counts)),
+    "predicted": Case(predicted, _with_covariates(_counts)),
 }
 
 
@@ -227,6 +245,8 @@ PIECES = (
     "restarts",
     "converged",
     "affine",
+    "regression",
+    "counts of rows",
 )
 
 
@@ -240,11 +260,11 @@ def both(seed: int) -> Tensor:
     return torch.cat([series("converged", seed), -series("converged", seed).flip(-1)])
 
 
-def pieces(x: Tensor, rank: int, size: int) -> Chunks:
-    """The rows of a rank, each of which has another number, in up to three chunks."""
+def pieces(x: Tensor, rank: int, size: int, is_one: bool = False) -> Chunks:
+    """The rows of a rank, each of which has another number, in up to three chunks, or in one."""
     cuts = [round(x.shape[1] * (number / size) ** 1.3) for number in range(size + 1)]
     own = x[:, cuts[rank] : cuts[rank + 1]]
-    return Chunks(own.tensor_split(1 + rank % 3, 1), continues=True)
+    return Chunks(own.tensor_split(1 if is_one else 1 + rank % 3, 1), continues=True)
 
 
 def poisson_by_rank(x: Tensor) -> None:
@@ -344,7 +364,8 @@ def work(rank: int, size: int, folder: str, seed: int) -> None:
         x = shard(name, data(name, seed), rank, size)
         found[name], found[f"{name} again"] = fit(name, x), fit(name, x)
     for name in PIECES:
-        own = pieces(series(name, seed), rank, size)
+        varies = name in ("regression", "counts of rows")
+        own = pieces(series(name, seed), rank, size, is_one=varies)
         found[f"{name} in pieces"] = fit(name, own)
         found[f"{name} in pieces again"] = fit(name, own)
     for name in REFUSED:

@@ -512,6 +512,25 @@ def test_affine_locations(continues):
     assert_same(fit(affine, chunks, guide=guide()), fit(affine, x, guide=guide()))
 
 
+def regression(x: Tensor, z: Tensor) -> None:
+    """Locations that depend on a covariate of every row."""
+    slope = pyro.param("slope", torch.tensor([0.1, 0.3]).double())
+    base = dist.Normal(loc(2) + slope * z.unsqueeze(-1), scale(2))
+    observe(x, **chain(), observation_dist=base)
+
+
+def test_covariates_of_every_row_in_one_chunk():
+    """And in several, which is refused."""
+    x, z = series(T), series(T, seed=5)
+    found = fit(regression, Chunks([(x, z)], continues=True))
+    assert_same(found, fit(regression, x, z))
+    assert "distributions vary in time" in found[2].plan.engine
+    for continues in (True, False):
+        chunks = Chunks(list(zip(x.split(80), z.split(80))), continues=continues)
+        with pytest.raises(ValueError, match="observation_dist constant in time .* several chunks"):
+            fit(regression, chunks)
+
+
 def test_subsampled_data_are_refused():
     def sampled(x: Tensor) -> None:
         with pyro.plate("n", len(x), subsample_size=2) as index:

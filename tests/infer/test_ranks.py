@@ -108,7 +108,7 @@ def test_as_in_one_process(size, tmp_path):
         assert_close(total, gradient, rtol=1e-10, atol=1e-12)
     compare_fits([each["fits"] for each in found], seed)
     for each in found:
-        assert "expected observation_dist constant in time" in each["predicted refused"]
+        assert "constant in time where data come in" in each["predicted refused"]
     if size > 1:
         for each in found:
             value, use = each["differences"]

@@ -84,14 +84,41 @@ def check_moved(number: int, problem: Problem, known: dict[str, Tensor]) -> None
                 _check_same(slot, known.setdefault(slot.label, value), number, "sets others")
 
 
-def _check_site(site: Site, updated: frozenset[str], number: int, continues: bool) -> None:
-    hmm = site.hmm
+def varies(site: Site, updated: frozenset[str]) -> bool:
+    """Whether a distribution of which EM sets an argument varies in time."""
     arguments = () if site.family is None else site.family.arguments
-    is_counted = not updated.isdisjoint(each.name for each in arguments)
-    if (site.varies and is_counted) or hmm.transition_logits.shape[-3] != 1:
-        what = "observation_dist" if site.varies else "transitions"
+    return site.varies and not updated.isdisjoint(each.name for each in arguments)
+
+
+def check_one_piece(problem: Problem) -> None:
+    """Check that EM can be made on the tensors of one piece of a sequence.
+
+    :raises ValueError: if it cannot.
+    """
+    if problem.plan.gradient:
         raise ValueError(
-            f"expected {what} constant in time where data come in chunks, got others at site "
+            "expected a closed form for every parameter where data are pieces of a sequence and "
+            f"distributions vary in time, got one in which {problem.plan.why_not_closed}"
+        )
+    for data in problem.sites.values():
+        _check_chain(data.site, 1, True)
+
+
+def _check_site(site: Site, updated: frozenset[str], number: int, continues: bool) -> None:
+    if varies(site, updated):
+        raise ValueError(
+            "expected observation_dist constant in time where data come in several chunks, got "
+            f"others at site {site.name!r} in chunk {number}; use all data at once, or split one "
+            "sequence among ranks with one chunk on each"
+        )
+    _check_chain(site, number, continues)
+
+
+def _check_chain(site: Site, number: int, continues: bool) -> None:
+    hmm = site.hmm
+    if hmm.transition_logits.shape[-3] != 1:
+        raise ValueError(
+            "expected transitions constant in time where data come in chunks, got others at site "
             f"{site.name!r} in chunk {number}"
         )
     if not continues:

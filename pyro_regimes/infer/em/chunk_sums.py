@@ -8,7 +8,6 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_regimes.chain.counts import ChainCounts
 from pyro_regimes.emissions.base import Arguments, Family, Stats, apply
 from pyro_regimes.infer.em.e_step import Expected, SiteData, SiteStatistics
 from pyro_regimes.infer.em.gradient import add_over_ranks, differentiate, log_terms
@@ -61,14 +60,13 @@ class SumOfGradients:
         """Begin anew."""
         self._sums = {}
 
-    def add(self, expected: dict[str, Expected], priors: list[Tensor], begins: bool) -> None:
+    def add(self, expected: dict[str, Expected], priors: list[Tensor]) -> None:
         """Add those of one chunk.
 
         :param expected: of the sites of a connected run.
         :param priors: log densities that no other chunk counts.
-        :param begins: whether sequences begin with the chunk.
         """
-        found = differentiate(log_terms(expected, priors, begins), self._names)
+        found = differentiate(log_terms(expected, priors), self._names)
         known = self._sums
         self._sums = {n: each + known[n] if n in known else each for n, each in found.items()}
         self._sums = known | self._sums
@@ -114,12 +112,6 @@ def add(site: Site, one: SiteStatistics, other: SiteStatistics) -> SiteStatistic
         assert site.family is not None
         emission = site.family.add(emission, other.emission)
     return SiteStatistics(apply(torch.add, one.chain, other.chain), emission, one.names)
-
-
-def without_start(sums: SiteStatistics) -> SiteStatistics:
-    """The statistics of a piece that begins no sequence."""
-    chain = ChainCounts(torch.zeros_like(sums.chain.initial), sums.chain.transitions)
-    return sums._replace(chain=chain)
 
 
 def kept_dims(expected: Expected) -> list[bool]:

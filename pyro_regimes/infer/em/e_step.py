@@ -67,6 +67,7 @@ class Expected(NamedTuple):
     data: SiteData
     arguments: Arguments
     expectations: ops.Expectations
+    begins: bool = True  #: whether sequences begin with the data; else these continue others
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -104,15 +105,17 @@ class Expected(NamedTuple):
     def counts(self) -> ChainCounts:
         """The expected counts of the hidden chain."""
         counts = self.data.site.chain.counts(self.arguments, self.expectations)
-        return ChainCounts(*map(self.data.weigh, counts))
+        initial, transitions = map(self.data.weigh, counts)
+        return ChainCounts(initial if self.begins else torch.zeros_like(initial), transitions)
 
     def starts(self) -> Tensor:
         """The expected number of sequences that begin in each state of the chain."""
-        return self.data.weigh(self.data.site.chain.starts(self.expectations))
+        found = self.data.weigh(self.data.site.chain.starts(self.expectations))
+        return found if self.begins else torch.zeros_like(found)
 
     def _observed(self) -> Observed:
         """The data of the site with the E-step's weights."""
-        data, _, expectations = self
+        data, expectations = self.data, self.expectations
         site = data.site
         event_dim = len(site.hmm.observation_dist.event_shape)
         gamma = data.weigh(expectations.smoothed_probs)

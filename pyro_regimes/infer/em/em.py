@@ -219,8 +219,8 @@ class EM:
         in each iteration anew, with the chunk in the place of that argument. The result is that of
         all data at once: expected statistics add up, also over pieces of one sequence, and so do
         the gradients of parameters that an optimiser moves. It needs the memory of two chunks.
-        Transitions must be constant in time, and so must distributions with an argument that EM
-        sets in closed form.
+        Transitions must be constant in time. So must distributions with an argument that EM sets
+        in closed form, unless all rows of this process are one chunk.
 
         :param num_steps: the maximum number of steps.
         :param tol: in nats. None runs all ``num_steps``.

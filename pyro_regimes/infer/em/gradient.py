@@ -83,21 +83,19 @@ def other_densities(run: Run) -> list[Tensor]:
 
 
 def log_terms(
-    expected: dict[str, Expected], others: list[Tensor], begins: bool = True
+    expected: dict[str, Expected], others: list[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     """The log terms of a run's joint density and their expected counts; Q is the inner product.
 
     :param expected: of the sites of a connected run, at the same parameters.
     :param others: the log densities that count beside them.
-    :param begins: whether sequences begin with the data; else these continue others.
     """
     terms = []
     for each in expected.values():
         initial, transition, observation = each.data.chain
         gamma = each.data.weigh(each.expectations.smoothed_probs)
         moved = each.data.weigh(each.expectations.expected_transitions)
-        if begins:
-            terms.append((initial, each.starts()))
+        terms.append((initial, each.starts()))
         terms.append((transition, moved.unsqueeze(-3) if moved.dim() == gamma.dim() else moved))
         terms.append((observation, gamma))
     terms += [(value, torch.ones_like(value)) for value in others]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
 
 from pyro_regimes.infer.em import guard
-from pyro_regimes.infer.em.chunk_checks import check_problem
+from pyro_regimes.infer.em.chunk_checks import check_one_piece, check_problem, varies
 from pyro_regimes.infer.em.chunk_sums import without_values
 from pyro_regimes.infer.em.engines.chain_steps import ChainEM
 from pyro_regimes.infer.em.engines.chunk_kernel import ChunkKernel, NotServed
@@ -23,10 +24,11 @@ from pyro_regimes.infer.em.engines.tensors import TensorEngine
 from pyro_regimes.infer.em.joining import check_pieces
 from pyro_regimes.infer.em.loop import Engine, Loop
 from pyro_regimes.infer.em.pieces import Passes
-from pyro_regimes.infer.em.problem import TensorState
+from pyro_regimes.infer.em.problem import Problem, TensorState, evaluate
 from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.em.session import Call, Session
+from pyro_regimes.infer.tuple_chain import TupleChain
 from pyro_regimes.reading.chunks import Chunks, is_empty
 
 
@@ -90,6 +92,24 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(value)
 
 
+def _are_single_pieces(problem: Problem, calls: ChunkCalls) -> bool:
+    """Whether distributions vary in time, and each rank has one piece of a sequence in memory."""
+    if not calls.chunks.continues:
+        return False
+    plan, sites = problem.plan, problem.sites.items()
+    own = [varies(data.site, plan.updated(name)) for name, data in sites]
+    is_any = any(own) and not any(isinstance(data.site.hmm, TupleChain) for _, data in sites)
+    if problem.ranks is None:
+        return is_any and _is_single(calls)
+    if not any(problem.ranks.objects(is_any)):
+        return False
+    return problem.ranks.all(_is_single(calls))
+
+
+def _is_single(calls: ChunkCalls) -> bool:
+    return len(list(islice(calls.read(), 2))) == 1
+
+
 class OnChunks:
     """The engines for data in chunks.
 
@@ -110,6 +130,7 @@ class OnChunks:
         self._reader = ChunkReader(session, empty, calls.read, calls.chunks.continues)
         self._tensors = ChunkEngine(self._reader, Passes())
         self._calls = calls
+        self._is_one_piece = _are_single_pieces(problem, calls)
         self._kernel: ChunkKernel | None = None
         self._relay: RelayEngine | None = None
         self._why = ""
@@ -131,9 +152,13 @@ class OnChunks:
     def start(self, extrapolates: bool) -> tuple[Engine, TensorState]:
         """The fastest engine, and the first state.
 
-        This releases the data of the first chunk.
+        This releases the data of the first chunk, if there are others.
         """
         ranks = self._problem.ranks
+        if self._is_one_piece:
+            check_one_piece(self._problem)
+            problem = self._problem._replace(is_piece=True)
+            return TensorEngine(problem), evaluate(problem, *self._state[:2])
         fused = find_fused(self._problem, self._state, extrapolates)
         reason = fused if isinstance(fused, str) else self._why_not_pieces()
         if ranks is not None:
@@ -184,6 +209,10 @@ class OnChunks:
     @property
     def description(self) -> str:
         """Which engine has run, for ``em.plan``."""
+        if self._is_one_piece:
+            ranks = self._problem.ranks
+            of = "" if ranks is None else f", of which each of {ranks.size} ranks has one piece"
+            return f"tensor operations on one sequence{of}, as distributions vary in time"
         if self._relay is None or self._kernel is None:
             return f"{self._tensors.description}; not the compiled one, as {self._why}"
         what = "chunks of whole sequences"

@@ -15,6 +15,7 @@ from pyro_regimes.infer.em.e_step import Expected, SiteData, take_expectations
 from pyro_regimes.infer.em.filling import fill_affine, fill_arguments, fill_products
 from pyro_regimes.infer.em.grouping import Groups
 from pyro_regimes.infer.em.m_step import Maximised
+from pyro_regimes.infer.em.piece_steps import expect_on_ranks
 from pyro_regimes.infer.em.ranks import Ranks
 from pyro_regimes.infer.em.recognise.plan import Plan
 from pyro_regimes.infer.tracing import Latent, Run
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     min_eigenvalue: float
     may_move: bool  #: whether there is an optimiser for parameters without a closed form
     ranks: Ranks | None = None  #: among which the sequences are split
+    is_piece: bool = False  #: whether these data are one piece of a sequence, split among the ranks
 
     def loss(self, losses: Array) -> float:
         """The total loss of all restarts."""
@@ -141,10 +143,13 @@ def evaluate(
     """
     names = [] if found is None else [*found.unbounded, *found.idle]
     flags = [] if found is None else [*found.unbounded.values(), *found.idle.values()]
-    expected = {
-        name: take_expectations(data, None if arguments is None else arguments[name])
-        for name, data in problem.sites.items()
-    }
+    if problem.is_piece and problem.ranks is not None:
+        expected = expect_on_ranks(problem.sites, arguments, problem.ranks)
+    else:
+        expected = {
+            name: take_expectations(data, None if arguments is None else arguments[name])
+            for name, data in problem.sites.items()
+        }
     values = {
         name: each.data.weigh(each.expectations.log_likelihood) for name, each in expected.items()
     }

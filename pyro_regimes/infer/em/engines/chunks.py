@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from pyro_regimes.emissions.base import Arguments, Stats
+from pyro_regimes.infer.em import piece_steps
 from pyro_regimes.infer.em.ascent import Ascent, Held
 from pyro_regimes.infer.em.chunk_sums import (
     SumOfChunks,
@@ -22,7 +23,6 @@ from pyro_regimes.infer.em.chunk_sums import (
     add,
     sum_of_chunk,
     sum_of_retaken,
-    without_start,
 )
 from pyro_regimes.infer.em.e_step import Expected, chain_of, take_expectations
 from pyro_regimes.infer.em.engines.chunk_reader import ChunkReader
@@ -40,7 +40,6 @@ class Chunk(NamedTuple):
 
     problem: Problem
     expected: dict[str, Expected]
-    begins: bool  #: whether sequences begin with it
 
 
 class _Piece(NamedTuple):
@@ -65,25 +64,13 @@ class _Piece(NamedTuple):
 
     def outline(self, begins: bool) -> Messages:
         """See :meth:`.Outlined.outline`."""
-        found = {}
-        for name, data in self.problem.sites.items():
-            _, (initial, transition, observation) = chain_of(data)
-            found[name] = ops.outline(initial if begins else None, transition, observation)
-        return found
+        return piece_steps.outline(piece_steps.read_pieces(self.problem.sites), begins)
 
     def expect(self, before: Messages | None, after: Messages | None) -> tuple[Chunk, Messages]:
         """See :meth:`.Piece.expect`."""
-        expected, messages = {}, {}
-        for name, data in self.problem.sites.items():
-            arguments, logits = chain_of(data)
-            block = ops.block_expectations(
-                *logits,
-                None if before is None else before[name],
-                None if after is None else after[name],
-            )
-            expected[name] = Expected(data, arguments, ops.Expectations(*block[:3]))
-            messages[name] = block.filtered_logits
-        return Chunk(self.problem, expected, before is None), messages
+        pieces = piece_steps.read_pieces(self.problem.sites)
+        expected, messages = piece_steps.expect(pieces, Ends(before, after))
+        return Chunk(self.problem, expected), messages
 
 
 class _Pass(NamedTuple):
@@ -176,7 +163,7 @@ class ChunkEngine(TensorEngine):
         counts = self.problem.ranks is None or self.problem.ranks.is_first
         for chunk in chunks:
             latents = chunk.problem.latents.values() if counts else ()
-            gradients.add(chunk.expected, [each.log_prob for each in latents], chunk.begins)
+            gradients.add(chunk.expected, [each.log_prob for each in latents])
             counts = False  # priors count once
             yield chunk
             del chunk
@@ -207,7 +194,6 @@ class ChunkEngine(TensorEngine):
             total = own if total is None else total + own
             for name, each in chunk.expected.items():
                 found = sum_of_chunk(each, self.problem.plan.updated(name))
-                found = found if chunk.begins else without_start(found)
                 known = expected.get(name)
                 if known is None:
                     expected[name] = SumOfChunks.of(each, found, partial(self._retake, pass_))
@@ -249,7 +235,7 @@ class ChunkEngine(TensorEngine):
 def _of_sequences(problem: Problem) -> Chunk:
     """The E-step of a chunk of whole sequences."""
     expected = {name: take_expectations(data) for name, data in problem.sites.items()}
-    return Chunk(problem, expected, True)
+    return Chunk(problem, expected)
 
 
 def _log_likelihoods(chunk: Chunk) -> Tensor:
