@@ -12,6 +12,7 @@ import typer
 
 from pyro_regimes.cli import screen
 from pyro_regimes.cli.options import DAYFIRST, DECIMAL, OUT, SEED, use_one_thread
+from pyro_regimes.cli.panels import panels
 from pyro_regimes.cli.reading import Stdin
 from pyro_regimes.cli.writing import make_directory, write_csv
 from pyro_regimes.files import replacing
@@ -35,6 +36,26 @@ class TransitionRow(str, Enum):
 
     left = "left"
     entered = "entered"
+
+
+class Family(str, Enum):
+    """The choices of --family."""
+
+    gaussian = "gaussian"
+    poisson = "poisson"
+    bernoulli = "bernoulli"
+    binomial = "binomial"
+    exponential = "exponential"
+    gamma = "gamma"
+
+
+class Link(str, Enum):
+    """The choices of --link."""
+
+    identity = "identity"
+    log = "log"
+    logit = "logit"
+    probit = "probit"
 
 
 class Errors(str, Enum):
@@ -67,6 +88,20 @@ def regress(
     one_variance: Annotated[
         bool, typer.Option("--one-variance", help="All regimes have the same variance.")
     ] = False,
+    family: Annotated[
+        Family, typer.Option(help="Distribution of the response given its mean.")
+    ] = Family.gaussian,
+    link: Annotated[
+        Optional[Link],
+        typer.Option(help="Link of the mean.", show_default="the usual one of the family"),
+    ] = None,
+    scale_formula: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Covariates of the logarithm of sigma, such as '~ z'.",
+            show_default="constant sigma",
+        ),
+    ] = None,
     transition_formula: Annotated[
         Optional[str],
         typer.Option(
@@ -78,6 +113,13 @@ def regress(
         TransitionRow,
         typer.Option(help="Whether the row that is left or the one that is entered drives these."),
     ] = TransitionRow.left,
+    by: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="COLUMN",
+            help="Column that names the sequence of each row, of several in one file.",
+        ),
+    ] = None,
     n_regimes: Annotated[int, typer.Option(min=1, help="Number of regimes, K.")] = 2,
     initial: Annotated[
         Optional[Initial],
@@ -99,9 +141,9 @@ def regress(
     """Fit a regression whose coefficients depend on a hidden regime; print its table.
 
     Columns of numbers are numbers, and columns of text are categories. Covariates may not be
-    missing; the response may. Writes coefficients.csv, model.json for RegimeRegression.load, and
-    states.csv: the regime of each row, in which smoothed columns use all rows, and filtered ones
-    the past and the present only.
+    missing; the response may. With --by the file has several sequences, each in order of time.
+    Writes coefficients.csv, model.json for RegimeRegression.load, and states.csv: the regime of
+    each row, in which smoothed columns use all rows, and filtered ones the past and the present.
 
     Example: pyro-regimes regress data.csv --formula "y ~ x" --transition-formula "~ z"
     """
@@ -112,10 +154,14 @@ def regress(
     use_one_thread()
     file = csv if str(csv) != "-" else Stdin(sys.stdin.buffer.read())
     data = read_mixed(file, dayfirst=dayfirst, decimal=decimal)
+    labels, data, lengths = panels(data, by)
     model = RegimeRegression(
         formula,
         switching=None if switching is None else _split(switching),
         switching_variance=not one_variance,
+        family=family.value,
+        link=None if link is None else link.value,
+        scale_formula=scale_formula,
         transition_formula=transition_formula,
         transition_row=transition_row.value,
         n_regimes=n_regimes,
@@ -124,11 +170,11 @@ def regress(
         max_iter=max_iter,
         errors=errors.value,
         random_state=seed,
-    ).fit(data)
+    ).fit(data, lengths=lengths)
     written = [out / name for name in ("coefficients.csv", "states.csv", "model.json")]
     with replacing(*written) as (table, states, saved):
         write_csv(table, _estimates(model))
-        write_csv(states, _states(model, data))
+        write_csv(states, labels | _states(model, data, lengths))
         model.save(saved)
     screen.out.print(screen.plain(model.summary()), soft_wrap=True)
     screen.out.print(f"\nWrote coefficients.csv, states.csv and model.json to {out}")
@@ -157,14 +203,13 @@ def _estimates(model: RegimeRegression) -> dict[str, Any]:
     return {**names, **{name: getattr(table, name) for name in numbers}}
 
 
-def _states(model: RegimeRegression, data: Any) -> dict[str, Any]:
-    """The columns of states.csv."""
-    path = model.predict(data, start="fitted")
-    columns: dict[str, Any] = {
-        "date" if data.index.dtype.kind == "M" else "row": data.index.to_numpy(),
-        "viterbi": [model.regime_names_[state] for state in path],
-    }
+def _states(
+    model: RegimeRegression, data: Any, lengths: list[int] | None
+) -> dict[str, Any]:
+    """The columns of states.csv beside the labels of the rows."""
+    path = model.predict(data, start="fitted", lengths=lengths)
+    columns: dict[str, Any] = {"viterbi": [model.regime_names_[state] for state in path]}
     for kind in ("filtered", "smoothed"):
-        probs = model.predict_proba(data, kind=kind, start="fitted")
+        probs = model.predict_proba(data, kind=kind, start="fitted", lengths=lengths)
         columns |= {f"{kind}_{n}": p for n, p in zip(model.regime_names_, probs.T, strict=True)}
     return columns

@@ -8,12 +8,14 @@ from pyro_regimes.distributions.switching_autoregression import SwitchingAutoreg
 from pyro_regimes.distributions.wishart import Wishart
 from pyro_regimes.kernels.ops import stationary_probs
 from pyro_regimes.observed.columns import Columns
+from pyro_regimes.observed.mean_gamma import MeanGamma
 from pyro_regimes.observed.zero_inflated import ZeroInflatedContinuous
 
 __all__ = [
     "Columns",
     "Forecast",
     "Imputation",
+    "MeanGamma",
     "Posterior",
     "RegimeHMM",
     "SwitchingAutoregression",

@@ -31,6 +31,7 @@ from pyro_regimes.emissions.geometric import GEOMETRIC
 from pyro_regimes.emissions.half_normal import HALF_NORMAL
 from pyro_regimes.emissions.laplace import LAPLACE
 from pyro_regimes.emissions.low_rank_normal import LOW_RANK_NORMAL
+from pyro_regimes.emissions.mean_gamma import MEAN_GAMMA
 from pyro_regimes.emissions.multinomial import MULTINOMIAL, ONE_HOT_CATEGORICAL
 from pyro_regimes.emissions.multivariate_normal import MULTIVARIATE_NORMAL
 from pyro_regimes.emissions.multivariate_student_t import MULTIVARIATE_STUDENT_T
@@ -50,6 +51,7 @@ FAMILIES: list[Family] = [
     BETA,
     DIRICHLET,
     GAMMA,
+    MEAN_GAMMA,
     HALF_NORMAL,
     LAPLACE,
     VON_MISES,

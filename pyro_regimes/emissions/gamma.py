@@ -27,7 +27,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Gamma, constraints
+from torch.distributions import Distribution, Gamma, constraints
 
 from pyro_regimes.emissions import charts, conjugate, draws, links, predictors, special, sums
 from pyro_regimes.emissions.arithmetic import as_real, divide, divide_where_known, over_event
@@ -106,7 +106,8 @@ def _maximise_concentration(pooled: Logs, now: Tensor, floor: float) -> Tensor:
     return special.inverse_digamma(divide(pooled.total, pooled.weight))
 
 
-def _maximise_with_mean(pooled: Logs, now: Tensor, floor: float) -> Tensor:
+def maximise_with_mean(pooled: Logs, now: Tensor, floor: float) -> Tensor:
+    """The concentration given the mean."""
     excess = divide(pooled.total, pooled.weight)
     return special.solve_shape(excess.masked_fill(excess < _ROUNDING, torch.nan))
 
@@ -171,7 +172,7 @@ CONCENTRATION = Argument(
     natural=Natural(stretch, _concentration_score, _concentration_gain),
     why_unbounded="the values of a state are all equal, or some of them are 0",
     chart=charts.SCALE,
-    joint=Joint(("rate",), _reduce_with_mean, _maximise_with_mean),
+    joint=Joint(("rate",), _reduce_with_mean, maximise_with_mean),
 )
 
 
@@ -198,7 +199,7 @@ def log_density(x: Tensor, concentration: Tensor, rate: Tensor) -> Tensor:
 class GammaFamily(Family):
     """``Gamma(concentration, rate)``."""
 
-    distributions = (Gamma, dist.Gamma)
+    distributions: tuple[type[Distribution], ...] = (Gamma, dist.Gamma)
     max_event_dim = math.inf
     arguments = (RATE, CONCENTRATION)
 

@@ -169,6 +169,8 @@ def _positive(name: str) -> tuple[Link, ...]:
 
 RATE = _positive("rate")
 
+MEAN = _positive("mean")
+
 CONCENTRATION = _positive("concentration")
 
 SCALE = _positive("scale")

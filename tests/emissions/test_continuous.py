@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
-from pyro_regimes.distributions import observation
+from pyro_regimes.distributions import MeanGamma, observation
 from tests import seeds
 
 K, N, T = 2, 4, 150
@@ -63,6 +63,17 @@ CASES = {
         {"concentration": [1.0, 5.0], "rate": [1.0, 1.0]},
         POSITIVE,
         lambda x, concentration, rate: scipy.stats.gamma.logpdf(x, concentration, scale=1 / rate),
+        [1e-300, 1e-5, 0.3, 1.0, 4.999, 5.0, 6.0, 100.0, 1e8, 0.0],
+        [-1.0],
+    ),
+    "MeanGamma": Case(
+        MeanGamma,
+        {"mean": [2.0, 5.0], "concentration": [2.0, 30.0]},
+        {"mean": [1.0, 5.0], "concentration": [1.0, 5.0]},
+        {"mean": constraints.positive, "concentration": constraints.positive},
+        lambda x, mean, concentration: scipy.stats.gamma.logpdf(
+            x, concentration, scale=mean / concentration
+        ),
         [1e-300, 1e-5, 0.3, 1.0, 4.999, 5.0, 6.0, 100.0, 1e8, 0.0],
         [-1.0],
     ),
@@ -461,6 +472,7 @@ UNITS: dict[str, dict[str, Callable[[np.ndarray, float], np.ndarray]]] = {
     "LogNormal": {"loc": lambda loc, unit: loc + np.log(unit)},
     "Gamma": {"rate": lambda rate, unit: rate / unit},
     "InverseGamma": {"rate": lambda rate, unit: rate * unit},
+    "MeanGamma": {"mean": lambda mean, unit: mean * unit},
     "Weibull": {"scale": lambda scale, unit: scale * unit},
     "Laplace": {key: lambda value, unit: value * unit for key in ("loc", "scale")},
     "HalfNormal": {"scale": lambda scale, unit: scale * unit},

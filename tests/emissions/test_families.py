@@ -18,7 +18,7 @@ from torch.distributions import transform_to, transforms
 from torch.testing import assert_close
 
 from pyro_regimes import EM, RegimeHMM, emissions
-from pyro_regimes.distributions import observation
+from pyro_regimes.distributions import MeanGamma, observation
 from pyro_regimes.emissions.columns import ColumnsFamily
 from pyro_regimes.emissions.transformed import TransformedFamily
 from pyro_regimes.emissions.zero_inflated import ZeroInflatedFamily
@@ -130,6 +130,11 @@ FAMILIES = {
     "Gamma": elementwise(
         dist.Gamma,
         {"rate": constraints.positive, "concentration": constraints.positive},
+        lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
+    ),
+    "MeanGamma": elementwise(
+        MeanGamma,
+        {"mean": constraints.positive, "concentration": constraints.positive},
         lambda draws: (0.5 * draws + draws[..., :1].sign()).exp(),
     ),
     "HalfNormal": elementwise(

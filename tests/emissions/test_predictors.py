@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_regimes.emissions import predictors
+from pyro_regimes.emissions.mean_gamma import LOG_OF_MEAN
 from pyro_regimes.emissions.predictors import Predictor
 from pyro_regimes.emissions.statistics import Counts, Spread, Totals, Trials
 from tests import seeds
@@ -37,6 +38,7 @@ def trials() -> Trials:
 SCALARS = [
     (predictors.LOG_OF_COUNT_RATE, totals),
     (predictors.LOG_OF_WAITING_RATE, totals),
+    (LOG_OF_MEAN, totals),
     (predictors.LOG_OF_SCALE, spread),
     (predictors.LOGIT, trials),
     (predictors.LOGIT_OF_PROBS, trials),

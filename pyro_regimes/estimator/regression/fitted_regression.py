@@ -206,13 +206,14 @@ class FittedRegression(BaseEstimator):
 
     def _ahead(self, future: Any, future_Z: Any) -> Rows:
         """The covariates of the steps to come."""
-        moves = self._design.transition_columns
-        names = [n for n in self._design.columns.names if n != INTERCEPT]
-        names += [] if moves is None else [n for n in moves.names if n != INTERCEPT]
+        design = self._design
+        every = (design.columns, design.transition_columns, design.scale_columns)
+        names = [n for each in every if each is not None for n in each.names if n != INTERCEPT]
         if isinstance(future, numbers.Integral) and not names:
             steps = validation.integer("future", future, 1)
-            ones = np.ones((steps, 1))
-            return Rows(None, ones, None if moves is None else ones)
+            X, Z, W = (None if c is None else np.ones((steps, len(c.names))) for c in every)
+            assert X is not None
+            return Rows(None, X, Z, W)
         if future is None or isinstance(future, numbers.Number):
             raise ValueError(
                 "expected future, the covariates of the steps to come, as the response depends on "

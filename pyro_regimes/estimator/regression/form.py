@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.pyro_model import stationary_initial
+from pyro_regimes.estimator.regression.coordinates import rotated, solved, triangle
 from pyro_regimes.estimator.regression.responses import Response
 from pyro_regimes.estimator.regression.rows import Rows
 
@@ -77,7 +78,7 @@ class Form(NamedTuple):
             most = float(np.abs(y).max()) or 1.0
             unit = most * (float((y / most).std()) or 1.0)
         factors = [
-            None if matrix is None else _triangle(np.nan_to_num(matrix))
+            None if matrix is None else triangle(np.nan_to_num(matrix))
             for matrix in (X[:, switching], X[:, ~switching], rows.Z, rows.W)
         ]
         own, common, moves, spread = factors
@@ -138,22 +139,22 @@ class Form(NamedTuple):
         :return: the fields of :class:`RegressionParameters` that the model has.
         """
         number = self.num_regimes
-        own = _solved(self.own, arguments["coefficients"]) * self.unit
+        own = solved(self.own, arguments["coefficients"]) * self.unit
         beta = own.new_zeros(number, len(self.switching))
         beta[:, torch.from_numpy(self.switching)] = own
         if "common_coefficients" in arguments:
-            common = _solved(self.common, arguments["common_coefficients"][None]) * self.unit
+            common = solved(self.common, arguments["common_coefficients"][None]) * self.unit
             beta[:, torch.from_numpy(~self.switching)] = common.expand(number, -1)
         found = {"coefficients": beta}
         if "scale" in arguments:
             found["scale"] = (arguments["scale"] * self.unit).expand(number)
         if self.spread is not None:
-            delta = _solved(self.spread, arguments["scale_coefficients"])
+            delta = solved(self.spread, arguments["scale_coefficients"])
             found["scale_coefficients"] = delta.expand(number, -1)
         if self.moves is None:
             found["transition_matrix"] = arguments["transition_probs"]
         else:
-            gamma = _solved(self.moves, arguments["transition_coefficients"])
+            gamma = solved(self.moves, arguments["transition_coefficients"])
             found["transition_coefficients"] = with_stays(gamma)
         found["initial_probs"] = self.first(arguments)
         return found
@@ -175,8 +176,8 @@ class Form(NamedTuple):
         """The rows in the coordinates of the computation."""
         X = np.nan_to_num(rows.X)  # without an observation
         found = {
-            "own": _rotated(X[:, self.switching], self.own),
-            "common": _rotated(X[:, ~self.switching], self.common),
+            "own": rotated(X[:, self.switching], self.own),
+            "common": rotated(X[:, ~self.switching], self.common),
         }
         if rows.y is not None:
             known = rows.is_known
@@ -187,10 +188,10 @@ class Form(NamedTuple):
             found["trials"] = torch.from_numpy(trials)[:, None]
         if self.spread is not None:
             assert rows.W is not None
-            found["spread"] = _rotated(np.nan_to_num(rows.W), self.spread)
+            found["spread"] = rotated(np.nan_to_num(rows.W), self.spread)
         if self.moves is not None:
             assert rows.Z is not None
-            moves = _rotated(rows.Z, self.moves)
+            moves = rotated(rows.Z, self.moves)
             found["moves"] = moves[1:] if self.enters else moves[:-1]
         return found
 
@@ -249,7 +250,9 @@ class Form(NamedTuple):
             "transition_probs": constraints.simplex,
             "scale": constraints.positive,
         }
-        constant = {*fixed} if self.initial == "free" else {*fixed, "initial_probs"}
+        constant = {*fixed, *(name for name, value in arguments.items() if not value.numel())}
+        if self.initial != "free":
+            constant.add("initial_probs")
 
         def model() -> None:
             held = {
@@ -278,22 +281,3 @@ def transition_matrices(gamma: Array, Z: Array) -> Array:
     odds = np.exp(logits)
     found: Array = odds / odds.sum(-1, keepdims=True)
     return found
-
-
-def _triangle(matrix: Array) -> Array:
-    """R of the columns, scaled such that ``matrix / R`` has columns of mean square 1."""
-    lengths = np.linalg.norm(matrix, axis=0)
-    factor = np.linalg.qr(matrix / lengths, mode="r") * lengths
-    return factor / np.sqrt(len(matrix))
-
-
-def _rotated(matrix: Array, factor: Array) -> Tensor:
-    if not matrix.shape[1]:
-        return torch.from_numpy(matrix)
-    return torch.from_numpy(np.ascontiguousarray(np.linalg.solve(factor.T, matrix.T).T))
-
-
-def _solved(factor: Array, coefficients: Tensor) -> Tensor:
-    """Coefficients ``(..., P)`` of the columns themselves."""
-    triangle = torch.from_numpy(factor).to(coefficients)
-    return torch.linalg.solve_triangular(triangle, coefficients.mT, upper=True).mT

@@ -55,12 +55,13 @@ class RegimeRegression(DescribedRegression):
     :param switching: the terms (or columns) whose coefficients depend on the regime, such as
         ``["1", "x"]``; "1" is the intercept. The others have one coefficient for all regimes. None
         is all terms, and ``[]`` none.
-    :param switching_variance: whether each regime has its own sigma.
+    :param switching_variance: whether each regime has its own sigma, or shape of a gamma.
     :param family: the distribution of the response given its mean: "gaussian"; "poisson" of counts;
         "bernoulli" of 0 and 1; "binomial" of successes and failures, with a formula
-        "successes + failures ~ x" or an array y ``(T, 2)``; "exponential" of positive numbers.
-    :param link: g, of the mean: "identity" for gaussian, "log" for poisson and exponential, and
-        "logit" or "probit" for bernoulli and binomial. None is the first one.
+        "successes + failures ~ x" or an array y ``(T, 2)``; "exponential" and "gamma" of positive
+        numbers.
+    :param link: g, of the mean: "identity" for gaussian, "logit" or "probit" for bernoulli and
+        binomial, and "log" for the others. None is the first one.
     :param scale_formula: covariates of sigma, such as "~ z"; None for a constant sigma. Their
         coefficients are of :math:`\log \sigma_t`, in each regime if ``switching_variance``.
     :param transition_formula: covariates of the transitions, such as "~ z"; None for a constant
@@ -96,6 +97,7 @@ class RegimeRegression(DescribedRegression):
     ``coef_names_``                the P names of columns
     ``sigma_``                     ``(K,)``, of a gaussian, standard deviations (maximum
                                    likelihood); at the average covariates if it depends on some
+    ``shape_``                     ``(K,)``, of a gamma, whose variance is mean^2 / shape
     ``scale_coefficients_``        ``(K, S)``, of the logarithm of sigma; None if constant
     ``transition_matrix_``         ``(K, K)``, (old, new); at the average of the covariates if it
                                    depends on some

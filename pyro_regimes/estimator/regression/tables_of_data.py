@@ -38,9 +38,9 @@ def as_frame(data: Any) -> Any:
             f"expected a table with a name of its own for each column, got {repeated!r} more than "
             "once; rename the columns"
         )
-    return frame.assign(
-        **{str(name): _numbers(frame[name]) for name in frame if _holds_numbers(frame[name])}
-    )
+    numbers = {str(name): _numbers(frame[name]) for name in frame if _holds_numbers(frame[name])}
+    flags = {str(name): _flags(frame[name]) for name in frame if _holds_flags(frame[name])}
+    return frame.assign(**numbers, **flags)
 
 
 def _columns(data: Any) -> dict[str, npt.NDArray[Any]]:
@@ -66,6 +66,24 @@ def _holds_numbers(column: Any) -> bool:
             isinstance(each, numbers.Real) and not isinstance(each, bool) for each in found
         )
     return bool(kind in "iuf")
+
+
+def _holds_flags(column: Any) -> bool:
+    """Whether a column is of True, False and missing values, in a dtype that may have these."""
+    if column.dtype.kind == "b":
+        return not isinstance(column.dtype, np.dtype)
+    if column.dtype.kind != "O":
+        return False
+    found = [value for value in column if not is_missing(value)]
+    return bool(found) and all(isinstance(each, (bool, np.bool_)) for each in found)
+
+
+def _flags(column: Any) -> npt.NDArray[Any]:
+    """Flags, or numbers if some are missing."""
+    if column.isna().any():
+        return _numbers(column.astype("boolean"))
+    found: npt.NDArray[Any] = column.to_numpy(dtype=np.bool_)
+    return found
 
 
 def _numbers(column: Any) -> Array:

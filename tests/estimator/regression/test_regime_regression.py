@@ -140,6 +140,21 @@ def test_terms_that_do_not_switch():
     assert -best.fun == pytest.approx(model.log_likelihood_, abs=1e-5)
 
 
+def test_a_mean_without_terms():
+    """Regimes of zero mean, which differ in their variance alone."""
+    rng = seeds.rng(1714)
+    data = DATA.assign(y=np.where(DATA.index // 20 % 2, 2.0, 0.5) * rng.normal(size=T))
+    model = fitted("y ~ 0", data)
+    matrices = np.broadcast_to(model.transition_matrix_, (T - 1, 2, 2))
+    means = np.zeros((T, 2))
+    value = forward(data.y.to_numpy(), model.initial_probs_, means, model.sigma_, matrices)[1]
+    assert model.log_likelihood_ == pytest.approx(value, abs=1e-8)
+    assert model.coef_.shape == (2, 0) and model.n_parameters_ == 4 and model.converged_
+    assert "sigma" in str(model.summary()) and model.forecast(data, 2).mean.tolist() == [0.0, 0.0]
+    common = fitted("y ~ x", switching=[])
+    assert np.ptp(common.coef_, axis=0).max() == 0 and common.converged_
+
+
 def test_one_regime_is_least_squares():
     model = fitted(n_regimes=1)
     x = np.column_stack([np.ones(T), DATA.x])

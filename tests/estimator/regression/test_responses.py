@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import bernoulli, binom, expon, norm, poisson
+from scipy.special import digamma, expit
+from scipy.stats import bernoulli, binom, expon, gamma, norm, poisson
 
 from pyro_regimes import RegimeRegression
 from tests import seeds
@@ -63,6 +64,35 @@ def test_one_regime_is_a_generalised_linear_model(name):
     assert model.log_likelihood_ == pytest.approx(value, rel=1e-10)
 
 
+def test_one_regime_of_a_gamma_is_a_generalised_linear_model():
+    """statsmodels, whose shape is that of moments: the coefficients do not depend on it."""
+    model = RegimeRegression("positive ~ x", family="gamma", n_regimes=1, tol=1e-12).fit(waves())
+    np.testing.assert_allclose(model.coef_[0], [0.913741409858, 0.433736585293], rtol=1e-7)
+    data = waves()
+    mean = np.exp(model.coef_[0, 0] + model.coef_[0, 1] * data.x)
+    ratio = data.positive / mean
+    score = np.log(model.shape_[0]) - digamma(model.shape_[0]) - (ratio - 1 - np.log(ratio)).mean()
+    assert abs(score) < 1e-8
+    expected = gamma(model.shape_[0], scale=mean / model.shape_[0]).logpdf(data.positive).sum()
+    assert model.log_likelihood_ == pytest.approx(expected)
+    # The information of the coefficients is a X^T diag(y / m) X.
+    X = np.column_stack([np.ones(len(data)), data.x])
+    information = model.shape_[0] * (X.T * ratio.to_numpy()) @ X
+    np.testing.assert_allclose(model.covariance_, np.linalg.inv(information), rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_units_of_a_gamma_do_not_matter(unit):
+    settings = {"family": "gamma", "n_init": 2, "random_state": 0}
+    model = RegimeRegression("waits ~ x", **settings).fit(DATA)
+    other = RegimeRegression("waits ~ x", **settings).fit(DATA.assign(waits=DATA.waits * unit))
+    np.testing.assert_allclose(other.coef_[:, 1], model.coef_[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(other.coef_[:, 0] - np.log(unit), model.coef_[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(other.shape_, model.shape_, rtol=1e-5)
+    expected = model.log_likelihood_ - T * np.log(unit)
+    assert other.log_likelihood_ == pytest.approx(expected, abs=1e-6)
+
+
 T = 300
 ETA = {0: (-0.9, -1.1), 1: (1.2, 0.7)}
 
@@ -78,6 +108,7 @@ def table() -> pd.DataFrame:
         {
             "x": x, "count": rng.poisson(np.exp(eta)), "high": rng.uniform(size=T) < expit(eta),
             "some": some, "others": n - some, "positive": rng.exponential(np.exp(eta)),
+            "waits": rng.gamma(4.0, np.exp(eta) / 4.0),
         }
     )  # fmt: skip
 
@@ -92,6 +123,10 @@ CASES = {
         lambda eta: binom((DATA.some + DATA.others).to_numpy()[:, None], expit(eta)).logpmf(
             DATA[["some"]]
         ),
+    ),
+    "gamma": (
+        "waits ~ x", {},
+        lambda eta, shape: gamma(shape, scale=np.exp(eta) / shape).logpdf(DATA[["waits"]]),
     ),
     "exponential": (
         "positive ~ x", {"switching": ["1"]},
@@ -118,18 +153,21 @@ def test_two_regimes_are_at_the_maximum(fitted):
     model, density, settings = fitted
     X = np.column_stack([np.ones(T), DATA.x])
     own = 1 if settings else 2  # coefficients of each regime
+    shapes = np.log(model.shape_) if model.family == "gamma" else np.empty(0)
 
     def loss(u: np.ndarray) -> float:
-        stay = expit(u[-2:])
+        stay, more = expit(u[-2:]), ()
+        if len(shapes):
+            u, more = np.concatenate([u[:-4], u[-2:]]), (np.exp(u[-4:-2]),)
         matrix = np.array([[stay[0], 1 - stay[0]], [1 - stay[1], stay[1]]])
         first = (1 - stay[::-1]) / (2 - stay.sum())
         beta = np.column_stack([u[: 2 * own].reshape(2, own), np.tile(u[2 * own : -2], (2, 1))])
         matrices = np.broadcast_to(matrix, (T - 1, 2, 2))
-        return -forward_of(density(X @ beta.T), first, matrices)[1]
+        return -forward_of(density(X @ beta.T, *more), first, matrices)[1]
 
     stay = np.diagonal(model.transition_matrix_)
     point = np.concatenate(
-        [model.coef_[:, :own].ravel(), model.coef_[0, own:], np.log(stay / (1 - stay))]
+        [model.coef_[:, :own].ravel(), model.coef_[0, own:], shapes, np.log(stay / (1 - stay))]
     )
     assert -loss(point) == pytest.approx(model.log_likelihood_, abs=1e-8)
     best = minimize(loss, point, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-7})
@@ -176,7 +214,8 @@ def test_missing_responses_are_marginalised(fitted):
     names = [name for name in DATA if name in model.formula.split("~")[0]]
     data = DATA.assign(**{names[0]: DATA[names[0]].astype(float).where(~gone)})
     X = np.column_stack([np.ones(T), DATA.x])
-    each = np.where(gone[:, None], 0.0, density(X @ model.coef_.T))
+    more = (model.shape_,) if model.family == "gamma" else ()
+    each = np.where(gone[:, None], 0.0, density(X @ model.coef_.T, *more))
     matrices = np.broadcast_to(model.transition_matrix_, (T - 1, 2, 2))
     expected = forward_of(each, model.initial_probs_, matrices)[1]
     assert model.score(data, start="fitted") == pytest.approx(expected, abs=1e-8)
@@ -193,6 +232,22 @@ def test_arrays():
     np.testing.assert_array_equal(model.coef_, same.coef_)
     with pytest.raises(ValueError, match="successes and one of failures .* got shape"):
         model.fit(DATA[["x"]], y[:, 0])
+
+
+def test_flags_with_missing_ones():
+    settings = {"family": "bernoulli", "n_init": 1, "random_state": 0}
+    gone = DATA.index % 9 == 4
+    numbers = DATA.assign(high=DATA.high.astype(float).where(~gone))
+    model = RegimeRegression("high ~ x", **settings).fit(numbers)
+    columns = {"x": DATA.x.to_numpy(), "high": [None if g else h for g, h in zip(gone, DATA.high)]}
+    for data in (
+        DATA.assign(high=DATA.high.astype("boolean").where(~gone)),
+        DATA.assign(high=DATA.high.astype(object).where(~gone, None)),
+        polars.DataFrame(columns),
+    ):
+        same = RegimeRegression("high ~ x", **settings).fit(data)
+        np.testing.assert_array_equal(same.coef_, model.coef_)
+        assert same.n_missing_ == gone.sum()
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from pyro_regimes.estimator import validation
 from pyro_regimes.estimator.regression.responses.base import Response
 from pyro_regimes.estimator.regression.responses.counts import Poisson
 from pyro_regimes.estimator.regression.responses.gaussian import Gaussian
-from pyro_regimes.estimator.regression.responses.positive import Exponential
+from pyro_regimes.estimator.regression.responses.positive import Exponential, Gamma
 from pyro_regimes.estimator.regression.responses.successes import Bernoulli, Binomial
 
 __all__ = ["RESPONSES", "Response", "response_of"]
 
 #: By the names that ``family`` takes.
 RESPONSES: dict[str, type[Response]] = {
-    each.name: each for each in (Gaussian, Poisson, Bernoulli, Binomial, Exponential)
+    each.name: each for each in (Gaussian, Poisson, Bernoulli, Binomial, Exponential, Gamma)
 }
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
-from scipy.stats import expon
+from scipy.stats import expon, gamma
 from torch import Tensor
 
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.responses.base import Response
+from pyro_regimes.observed.mean_gamma import MeanGamma
+
+_LEAST = 1e-3
 
 
 class Exponential(Response):
@@ -41,3 +44,23 @@ class Exponential(Response):
     def marginal(self, eta: Array, scale: Array | None, trials: Array | None) -> Any:
         """An exponential distribution."""
         return expon(scale=self.mean(eta))
+
+
+class Gamma(Exponential):
+    """``MeanGamma(exp(eta), shape)``, of variance ``mean^2 / shape``."""
+
+    name = "gamma"
+    scale = "shape"
+
+    def first_scale(self, deviation: float) -> float:
+        """The inverse of the variance of the logarithm, within bounds."""
+        return float(np.clip(1 / max(deviation, _LEAST) ** 2, _LEAST, 1 / _LEAST))
+
+    def distribution(self, eta: Tensor, scale: Any, trials: Any) -> Any:
+        """A gamma distribution."""
+        return MeanGamma(eta.exp(), scale)
+
+    def marginal(self, eta: Array, scale: Array | None, trials: Array | None) -> Any:
+        """A gamma distribution."""
+        assert scale is not None
+        return gamma(scale, scale=self.mean(eta) / scale)
