@@ -162,6 +162,12 @@ def check_value(value: Tensor, duration: int | None, checking: bool) -> Tensor:
     return value
 
 
+def log_of(probs: Tensor) -> Tensor:
+    """Logarithms in float64 of probabilities that sum to 1 in float64, too."""
+    wide = probs.double()
+    return ops.safe_log(wide / wide.sum(-1, keepdim=True))
+
+
 def series(history: Tensor, value: Tensor) -> Tensor:
     """Both as one series, ``(..., p + T)``."""
     batch = torch.broadcast_shapes(history.shape[:-1], value.shape[:-1])
@@ -200,7 +206,7 @@ def flat(value: Tensor, shape: torch.Size, num_dims: int) -> Tensor:
     :param num_dims: the number of dims that are not batch dims.
     """
     own = value.shape[value.dim() - num_dims :]
-    if value.shape[: value.dim() - num_dims].numel() == 1:
+    if value.shape[: value.dim() - num_dims].numel() == 1 and shape.numel() > 0:
         return value.reshape((1,) + own)
     return value.expand(shape + own).reshape((-1,) + own)
 

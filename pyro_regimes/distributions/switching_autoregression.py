@@ -127,8 +127,8 @@ class SwitchingAutoregression(TorchDistribution):
         value = arguments.check_value(value, self._duration, self._validate_args)
         series = arguments.series(self.history, value)
         given = (series, self.loc, self.coefficients, self.scale)
-        matrices = ops.safe_log(self.transition_probs.double())
-        initial = ops.safe_log(self.initial_probs.double())
+        matrices = arguments.log_of(self.transition_probs)
+        initial = arguments.log_of(self.initial_probs)
         first = arguments.first_tuple(initial, matrices, self.order + 1)
         if matrices.shape[-3] > 1:
             matrices = matrices[..., self.order :, :, :]

@@ -116,12 +116,17 @@ class _LogLikelihood(Function):
             wanted = [each for each in given if each.requires_grad]
             found = iter(torch.autograd.grad(value, wanted, create_graph=True))
             return tuple(next(found) if each.requires_grad else None for each in given)
-        with torch.enable_grad():
-            leaves = [each.detach().requires_grad_() for each in given[2:]]
-            value = _tangent(weight[:, None, None] * smoothed, *leaves)
-            grads = torch.autograd.grad(value, leaves)
         first = lagged.of_log_likelihood(weight, given, smoothed, moved)
-        return (*first[:2], *grads)
+        leaves = [
+            each.detach().requires_grad_(needed)
+            for each, needed in zip(given[2:], ctx.needs_input_grad[2:], strict=True)
+        ]
+        wanted = [each for each in leaves if each.requires_grad]
+        if not wanted:
+            return (*first[:2], None, None, None, None)
+        with torch.enable_grad():
+            found = iter(torch.autograd.grad(_tangent(first[2], *leaves), wanted))
+        return (*first[:2], *(next(found) if each.requires_grad else None for each in leaves))
 
 
 def _composed(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,21 +138,29 @@ def _composed(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def _tangent(
     gamma: Tensor, series: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor
 ) -> Tensor:
-    """A number with the gradient of the sum of gamma times the log-densities."""
+    """A number with the gradient of the sum of gamma times the log-densities.
+
+    Dims of K numbers, in which torch is slow, are those of tuples.
+    """
     num_states, order = loc.shape[-1], coefficients.shape[-1]
     level = loc[..., :1].detach()  # as in lagged_normal.log_density
-    rows = _rows(series - level, order)
-    ahead = lagged_normal.regressions(rows, coefficients)  # (N, T, 1 or K)
-    centre = lagged_normal.centre(loc - level, coefficients).unflatten(-1, (-1, num_states))
-    sigma = scale.unsqueeze(-2)  # (N, 1, 1 or K)
+    ahead = lagged_normal.regressions(_rows(series - level, order), coefficients)
+    centre = lagged_normal.centre(loc - level, coefficients)  # (N, S)
+    scales = lagged_normal.per_tuple(scale, num_states, order)  # (N, S)
     with torch.no_grad():
-        weights = gamma.unflatten(-1, (-1, num_states))  # (N, T, K^p, K)
-        distance = (ahead.unsqueeze(-2) - centre.unsqueeze(-3)) / sigma.unsqueeze(-2)
-        pull = weights * distance
-        of_ahead = -pull.sum(-2) / sigma
-        of_centre = pull.sum(-3) / sigma
-        of_scale = (torch.einsum("ntrk,ntrk->nk", pull, distance) - weights.sum((1, 2))) / scale
-    return (ahead * of_ahead).sum() + (centre * of_centre).sum() + (scale * of_scale).sum()
+        last = torch.eye(num_states, dtype=gamma.dtype, device=gamma.device)
+        last = last.repeat(gamma.shape[-1] // num_states, 1)  # (S, K): of the last state
+        rate = 1 / scales.unsqueeze(-2)
+        wide = ahead if ahead.shape[-1] == 1 else ahead @ last.mT
+        distance = (wide - centre.unsqueeze(-2)) * rate  # (N, T, S)
+        pull = gamma * distance
+        to_ahead = rate.mT * last  # (N, S, K)
+        if ahead.shape[-1] == 1:
+            to_ahead = to_ahead.sum(-1, keepdim=True)
+        of_ahead = -(pull @ to_ahead)
+        of_centre = pull.sum(-2) * rate.squeeze(-2)
+        of_scales = ((pull * distance).sum(-2) - gamma.sum(-2)) * rate.squeeze(-2)
+    return (ahead * of_ahead).sum() + (centre * of_centre).sum() + (scales * of_scales).sum()
 
 
 def log_likelihood(*given: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Calls the compiled kernels of chains with lagged states, :mod:`.cpu.lagged`.
 
-Sequences that a kernel reports as inexact are computed in log space.
+Sequences that the scaled kernels report are computed in log space, and by the reference if they
+have probability zero or NaN.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def run(
     exact = torch.zeros(num_sequences, dtype=torch.bool, device="cpu")
     if num_sequences and num_steps:
         _fill(initial, transition, observation, found, exact)
-    if not bool(exact.all()):
+        if not bool(exact.all()):
+            _fill_others(initial, transition, observation, found, exact)
+    if not bool(exact.all()):  # of probability zero, or NaN
         redo = ~exact
         parts = (initial, transition, observation)
         again = [each[redo] if len(each) == num_sequences else each for each in parts]
@@ -91,6 +94,22 @@ def _fill(
     arrays = [each.numpy() for each in (initial, probs, subtracted, observation, emission, peaks)]
     spread(lambda first, last: lagged.sweep(*arrays, first, last, *out), num_sequences, grain)
     exact &= sound
+
+
+def _fill_others(
+    initial: Tensor,
+    transition: Tensor,
+    observation: Tensor,
+    found: tuple[Tensor, ...],
+    exact: Tensor,
+) -> None:
+    """Compute the sequences that are not exact in log space."""
+    from pyro_regimes.kernels.cpu import lagged_logs
+    from pyro_regimes.kernels.cpu.jit import spread
+
+    given = [each.numpy() for each in (initial, transition, observation)]
+    out = [each.numpy() for each in (*found, exact)]
+    spread(lambda first, last: lagged_logs.sweep(*given, first, last, *out), len(exact), 1)
 
 
 def _divided(transition: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:

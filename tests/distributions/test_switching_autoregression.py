@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,18 @@ def log_joint(model: SwitchingAutoregression, value: Tensor, path: tuple[int, ..
     return float(total)
 
 
+def log_joints(
+    model: SwitchingAutoregression, value: Tensor, paths: Iterable[tuple[int, ...]]
+) -> Tensor:
+    return torch.tensor([log_joint(model, value, path) for path in paths], dtype=torch.float64)
+
+
 @pytest.mark.parametrize("order, num_states", [(1, 2), (2, 3), (3, 2)])
 def test_equals_the_sum_over_all_paths(order, num_states):
     model, value = random_model(order, num_states)
     length = order + len(value)
     paths = list(itertools.product(range(num_states), repeat=length))
-    logs = torch.tensor([log_joint(model, value, path) for path in paths], dtype=torch.float64)
+    logs = log_joints(model, value, paths)
     assert_close(model.log_prob(value), logs.logsumexp(0), rtol=1e-12, atol=1e-12)
     shares = logs.softmax(0)
     found = model.posterior(value)
@@ -244,6 +251,10 @@ def test_gradients_in_every_parameter():
         ({"transition_probs": torch.eye(2)}, "one stationary distribution"),
         ({"transition_probs": torch.ones(2, 2)}, "transition_probs to have non-negative rows"),
         ({"duration": 0}, "duration to be a positive integer"),
+        ({"transition_probs": torch.full((4, 2, 2), 0.5)}, "initial_probs, as transition_probs"),
+        ({"transition_probs": torch.full((4, 2, 2), 0.5), "duration": 5}, r"p\+T-1 = 6"),
+        ({"history": torch.zeros(3), "transition_probs": torch.full((2, 2, 2), 0.5),
+          "coefficients": torch.zeros(3)}, "dimension -3 is always time"),
         ({"loc": [0.0, 1.0]}, "loc to be a floating point tensor"),
     ],
 )
@@ -260,12 +271,119 @@ def test_wrong_arguments_are_named(changed, message):
         SwitchingAutoregression(**{**given, **changed})
 
 
+@pytest.mark.parametrize("method", ["log_prob", "posterior", "viterbi", "forecast", "filter"])
+def test_missing_rows_are_refused_by_name(method):
+    model, value = random_model(2, 2)
+    value[3] = math.nan
+    with pytest.raises(ValueError, match="value to be finite, got NaN.*first in row 3.*fill it"):
+        getattr(model, method)(value)
+
+
 def test_wrong_values_are_named():
     model, value = random_model(2, 2)
-    with pytest.raises(ValueError, match="value to be finite"):
-        model.log_prob(value * math.nan)
+    with pytest.raises(ValueError, match=r"expected value of shape \(..., T\), got shape \(0,\)"):
+        model.log_prob(value[:0])
     with pytest.raises(ValueError, match="duration to be given"):
         model.sample()
+
+
+@pytest.mark.parametrize("num_states, order, num_steps", [(1, 3, 4), (2, 1, 1), (2, 5, 3)])
+def test_few_regimes_rows_and_many_lags(num_states, order, num_steps):
+    model, _ = random_model(order, num_states)
+    value = torch.linspace(-1.0, 2.0, num_steps).double()
+    paths = itertools.product(range(num_states), repeat=order + num_steps)
+    logs = log_joints(model, value, paths)
+    found = model.posterior(value)
+    assert_close(found.log_likelihood, logs.logsumexp(0), rtol=1e-12, atol=1e-12)
+    assert_close(model.log_prob(value), logs.logsumexp(0), rtol=1e-12, atol=1e-12)
+    assert_close(found.expected_transitions.sum().item(), num_steps - 1.0)
+    assert model.viterbi(value).shape == (num_steps,)
+
+
+def test_transitions_that_vary_in_time():
+    """Slice t leads from row t to row t + 1 of history and value."""
+    draw = seeds.generator(6)
+    model, value = random_model(2, 2)
+    matrices = torch.randn(6, 2, 2, generator=draw, dtype=torch.float64).softmax(-1)
+    varying = SwitchingAutoregression(
+        model.history, matrices, model.loc, model.coefficients, model.scale,
+        initial_probs=torch.tensor([0.3, 0.7]).double(),
+    )  # fmt: skip
+    assert varying.event_shape == (5,)
+    paths = list(itertools.product(range(2), repeat=7))
+    logs = log_joints(varying, value, paths)
+    found, shares = varying.posterior(value), logs.softmax(0)
+    assert_close(found.log_likelihood, logs.logsumexp(0), rtol=1e-12, atol=1e-12)
+    after = torch.tensor(paths)[:, 2:]
+    for t in range(4):
+        both = (after[:, t] == 0) & (after[:, t + 1] == 1)
+        assert_close(found.expected_transitions[t, 0, 1], shares[both].sum())
+    assert varying.viterbi(value).tolist() == after[int(logs.argmax())].tolist()
+    ahead = found.filtered_probs[:-1].unsqueeze(-2) @ matrices[2:]
+    assert_close(found.predicted_probs[1:], ahead.squeeze(-2))
+    torch.manual_seed(seeds.seed(1))
+    assert varying.sample((3,)).shape == (3, 5)
+
+
+def test_paths_of_samples_follow_the_transitions_of_each_step():
+    certain = torch.eye(2).double()[[1, 0]]  # it changes the regime
+    matrices = torch.stack([certain, torch.eye(2).double(), certain, certain])
+    model = SwitchingAutoregression(
+        history=torch.zeros(1).double(),
+        transition_probs=matrices,
+        loc=torch.tensor([-10.0, 10.0]).double(),
+        coefficients=torch.zeros(1).double(),
+        scale=torch.tensor(0.1).double(),
+        initial_probs=torch.tensor([1.0, 0.0]).double(),
+    )
+    assert (model.sample((5,)).sign() == torch.tensor([1.0, 1.0, -1.0, 1.0]).double()).all()
+
+
+def test_float32_has_the_log_likelihood_of_float64():
+    model, _ = random_model(2, 2)
+    names = ("history", "transition_probs", "loc", "coefficients", "scale", "initial_probs")
+    narrow = {name: getattr(model, name).float() for name in names}
+    value = torch.randn(500, generator=seeds.generator(2)).float()
+    one = SwitchingAutoregression(**narrow)
+    other = SwitchingAutoregression(**{name: each.double() for name, each in narrow.items()})
+    found, wanted = one.posterior(value), other.posterior(value.double())
+    assert_close(found.log_likelihood, wanted.log_likelihood, rtol=1e-9, atol=0)
+    assert one.log_prob(value).dtype == found.smoothed_probs.dtype == torch.float32
+    assert_close(found.smoothed_probs.double(), wanted.smoothed_probs, rtol=1e-5, atol=1e-5)
+
+
+def test_arguments_of_any_strides():
+    model, _ = random_model(2, 2)
+    value = torch.randn(30, 4, generator=seeds.generator(3), dtype=torch.float64).T
+    other = SwitchingAutoregression(
+        model.history, model.transition_probs.mT.contiguous().mT, model.loc,
+        model.coefficients.T.contiguous().T, model.scale,
+    )  # fmt: skip
+    wanted = torch.stack([model.log_prob(each.contiguous()) for each in value])
+    assert_close(other.log_prob(value), wanted, rtol=1e-12, atol=0)
+    assert other.posterior(value.unsqueeze(1)).smoothed_probs.shape == (4, 1, 30, 2)
+    wide = model.expand((3, 4))
+    assert_close(wide.log_prob(value), wanted.expand(3, 4), rtol=1e-12, atol=0)
+
+
+def test_a_batch_of_no_series():
+    model, _ = random_model(2, 2)
+    value = torch.zeros(0, 7).double()
+    assert model.log_prob(value).shape == (0,) and model.viterbi(value).shape == (0, 7)
+    assert model.posterior(value).smoothed_probs.shape == (0, 7, 2)
+
+
+def test_transitions_of_probability_zero():
+    model, value = random_model(1, 2)
+    chain = SwitchingAutoregression(
+        model.history, torch.tensor([[1.0, 0.0], [0.3, 0.7]]).double(), model.loc,
+        model.coefficients, model.scale, initial_probs=torch.tensor([0.2, 0.8]).double(),
+    )  # fmt: skip
+    found = chain.posterior(value)
+    assert found.expected_transitions[0, 1] == 0
+    paths = itertools.product(range(2), repeat=6)
+    logs = log_joints(chain, value, paths)
+    assert_close(found.log_likelihood, logs.logsumexp(0), rtol=1e-12, atol=1e-12)
 
 
 def test_the_initial_distribution_is_the_stationary_one():

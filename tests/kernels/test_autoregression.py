@@ -90,6 +90,18 @@ def test_derivatives_of_transitions_that_vary_in_time():
     assert_close(found[1], moved, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("switching", [False, True])
+def test_first_derivatives_of_each_argument_alone(switching):
+    given = random_problem(2, 2, 6, switching=switching)
+    leaves = [each.clone().requires_grad_() for each in given]
+    value = lagged.log_likelihood(*leaves[:2], densities(leaves)).sum()
+    wanted = torch.autograd.grad(value, leaves)
+    for n, each in enumerate(leaves):
+        some = [*given[:n], each, *given[n + 1 :]]
+        (found,) = torch.autograd.grad(autoregression.log_likelihood(*some).sum(), each)
+        assert_close(found, wanted[n], rtol=1e-9, atol=1e-10)
+
+
 def test_derivatives_do_not_lose_digits_far_from_zero():
     given = random_problem(2, 2, 40, switching=False)
     far = [*given[:2], given[2] + 1e6, given[3] + 1e6, *given[4:]]

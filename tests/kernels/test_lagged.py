@@ -148,6 +148,8 @@ def adversarial(name: str) -> list[Tensor]:
         transition[:, 0, 1] = -torch.inf
     elif name == "large":
         observation *= 1e5
+    elif name == "far apart":  # each step has one possible tuple, up to e^-2000
+        observation *= 1000.0
     elif name == "impossible":
         observation[0, 17] = -torch.inf
     else:
@@ -164,6 +166,7 @@ def adversarial(name: str) -> list[Tensor]:
         "one tiny transition",
         "no transition",
         "large",
+        "far apart",
         "impossible",
         "nan",
     ],

@@ -7,6 +7,8 @@ that they depend on, and each group stores a dense matrix of these columns only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
@@ -18,18 +20,52 @@ from pyro_regimes.emissions.statistics import WeightedSum
 MOST = 2**26
 
 
+class Row(NamedTuple):
+    """One entry of each block, with the columns that it depends on."""
+
+    places: Tensor  #: of these among the columns of the group
+    values: Tensor  #: ``(B, columns)``
+
+
 class Group(NamedTuple):
     """Blocks of the argument that depend on the same columns."""
 
     blocks: Tensor  #: ``(B,)``
     columns: Tensor  #: ``(C,)``
     matrix: Tensor  #: ``(B, block size, C)``, float64
-    reached: Tensor  #: whether some block has an entry there, ``(block size, C)``
+    #: The same without zeros, where each series has coefficients of its own, as in a vector
+    #: autoregression; empty otherwise.
+    rows: tuple[Row, ...]
 
     @classmethod
-    def of(cls, blocks: Tensor, columns: Tensor, matrix: Tensor) -> Group:
-        """The blocks with this derivative in these columns."""
-        return cls(blocks, columns, matrix, (matrix != 0).any(0))
+    def of(
+        cls, blocks: Tensor, columns: Tensor, matrix: Tensor, others: Sequence[Group] = ()
+    ) -> Group:
+        """The blocks with this derivative in these columns.
+
+        :param others: some of which may have the same matrix.
+        """
+        for other in others:
+            if other.matrix is matrix:
+                return cls(blocks, columns, matrix, other.rows)
+        return cls(blocks, columns, matrix, _rows(matrix))
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """``J v``, ``(B, block size)``."""
+        if not self.rows:
+            return self.matrix @ vector
+        return torch.stack([row.values @ vector[row.places] for row in self.rows], -1)
+
+
+def _rows(matrix: Tensor) -> tuple[Row, ...]:
+    """The rows of blocks, if products of two of them are to be fewer than those of the blocks."""
+    places = [each.nonzero().squeeze(-1) for each in (matrix != 0).any(0)]
+    size, num_columns = matrix.shape[1:]
+    if size == 1 or sum(map(len, places)) ** 2 >= size * num_columns**2:
+        return ()
+    return tuple(
+        Row(own, matrix[:, number].index_select(-1, own)) for number, own in enumerate(places)
+    )
 
 
 class Jacobian(NamedTuple):
@@ -48,8 +84,8 @@ class Jacobian(NamedTuple):
     def __matmul__(self, vector: Tensor) -> Tensor:
         """``J v``, ``(entries,)``."""
         out = vector.new_zeros(self.num_blocks, self.block_size)
-        for blocks, columns, matrix, _ in self.groups:
-            out[blocks] = matrix @ vector[columns]
+        for group in self.groups:
+            out[group.blocks] = group @ vector[group.columns]
         return out.flatten()
 
     def transposed_times(self, cotangent: Tensor) -> Tensor:
@@ -154,40 +190,69 @@ def gram(jacobian: Jacobian, pooled: WeightedSum, constant: Tensor) -> tuple[Ten
     correlated = pooled.precision is not None
     weight = (pooled.weight if pooled.precision is None else pooled.precision).to(constant)
     total = pooled.total.to(constant).reshape(constant.shape)
-    for blocks, columns, matrix, reached in jacobian.groups:
+    for group in jacobian.groups:
+        blocks, columns, matrix, _ = group
         own, fixed = weight[blocks], constant[blocks]
         if correlated:
-            square = _quadratic(matrix, reached, own)
+            square = _quadratic(group, own)
             shift = (own @ fixed.unsqueeze(-1)).squeeze(-1)
         else:
             own = own.reshape(-1, 1)
             square = matrix.flatten(0, 1).mT @ (own.unsqueeze(-1) * matrix).flatten(0, 1)
             shift = own * fixed
         normal[columns.unsqueeze(-1), columns] += square
-        right[columns] += matrix.flatten(0, 1).mT @ (total[blocks] - shift).flatten()
+        right[columns] += _transposed(group, total[blocks] - shift)
     return normal, right
 
 
-def _quadratic(matrix: Tensor, reached: Tensor, precision: Tensor) -> Tensor:
-    """``sum_b J_b^T P_b J_b``, ``(C, C)``.
+def _transposed(group: Group, cotangent: Tensor) -> Tensor:
+    """``sum_b J_b^T c_b``, ``(C,)``."""
+    if not group.rows:
+        return group.matrix.flatten(0, 1).mT @ cotangent.flatten()
+    found = cotangent.new_zeros(len(group.columns))
+    for row, own in zip(group.rows, cotangent.unbind(-1), strict=True):
+        found[row.places] += row.values.mT @ own
+    return found
 
-    Where each series has coefficients of its own, as in a vector autoregression, the products of
-    two rows of J have few columns.
+
+def _quadratic(group: Group, precision: Tensor) -> Tensor:
+    """``sum_b J_b^T P_b J_b``, ``(C, C)``.
 
     :param precision: ``(B, D, D)``, symmetric.
     """
-    places = [each.nonzero().squeeze(-1) for each in reached]
-    num_rows, num_columns = reached.shape
-    pairs = [(one, other) for one in range(num_rows) for other in range(one, num_rows)]
-    few = sum(len(places[one]) * len(places[other]) for one, other in pairs)
-    if few >= num_rows * num_columns**2:
+    matrix, rows = group.matrix, group.rows
+    if not rows:
         return matrix.flatten(0, 1).mT @ (precision @ matrix).flatten(0, 1)
-    rows = [matrix[:, number].index_select(-1, own) for number, own in enumerate(places)]
-    found = matrix.new_zeros(num_columns, num_columns)
-    for one, other in pairs:
-        weighted = precision[:, one, other].unsqueeze(-1) * rows[other]
-        part = rows[one].mT @ weighted
-        found[places[one].unsqueeze(-1), places[other]] += part
+    found = matrix.new_zeros(matrix.shape[-1], matrix.shape[-1])
+    shared = _shared([row.values for row in rows], precision)
+    for one, other in combinations_with_replacement(range(len(rows)), 2):
+        if shared is None:
+            weighted = precision[:, one, other].unsqueeze(-1) * rows[other].values
+            part = rows[one].values.mT @ weighted
+        else:
+            part = shared[1][one, other] * shared[0]
+        found[rows[one].places.unsqueeze(-1), rows[other].places] += part
         if one != other:
-            found[places[other].unsqueeze(-1), places[one]] += part.mT
+            found[rows[other].places.unsqueeze(-1), rows[one].places] += part.mT
     return found
+
+
+def _shared(rows: list[Tensor], precision: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The one product of all rows, and its factors, where all series have the same covariates.
+
+    The precisions of the blocks then are to be multiples ``n_b P`` of one, up to rounding.
+
+    :param rows: of J, ``(B, columns)`` each.
+    :return: ``sum_b n_b z_b z_b^T`` and ``P``; None where they are not.
+    """
+    first = rows[0]
+    if not all(torch.equal(first, each) for each in rows[1:]):
+        return None
+    weight = precision[:, 0, 0]
+    largest = weight.argmax()
+    factors = precision[largest] / weight[largest]
+    limits = torch.finfo(precision.dtype)
+    apart = (precision - weight[:, None, None] * factors).abs()
+    if not bool((apart <= 16 * limits.eps * precision.abs() + limits.tiny).all()):
+        return None
+    return first.mT @ (weight.unsqueeze(-1) * first), factors

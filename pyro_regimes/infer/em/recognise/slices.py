@@ -34,8 +34,8 @@ class Slices(NamedTuple):
         """The derivative along a direction in the parameter's shape, ``(entries,)``, float64."""
         vector = direction.to(self.owners.device, torch.float64).flatten()
         out = vector.new_zeros(len(self.owners), self.block_size)
-        for blocks, columns, matrix, _ in self.groups:
-            out[blocks] = matrix @ vector[columns]
+        for group in self.groups:
+            out[group.blocks] = group @ vector[group.columns]
         return out.flatten()
 
     def largest(self) -> Tensor:
@@ -192,10 +192,10 @@ def _read_groups(
                 matrices[place], is_shared = apart, False
             if not is_shared:
                 matrices[place][..., index] = values
-    return [
-        Group.of(own, columns[number], matrix)
-        for number, own, matrix in zip(present, blocks, matrices, strict=True)
-    ]
+    groups: list[Group] = []
+    for number, own, matrix in zip(present, blocks, matrices, strict=True):
+        groups.append(Group.of(own, columns[number], matrix, groups))
+    return groups
 
 
 def join(slices: list[Slices]) -> list[Group] | None:
@@ -232,5 +232,5 @@ def join(slices: list[Slices]) -> list[Group] | None:
             room -= matrix.numel()
             if room < 0:
                 return None
-        groups.append(Group.of(blocks, torch.cat(columns), matrix))
+        groups.append(Group.of(blocks, torch.cat(columns), matrix, groups))
     return groups
