@@ -20,7 +20,17 @@ from torch import Tensor
 
 Key = TypeVar("Key")
 
-PACKAGES = ("numpy", "torch", "numba", "pyro-ppl", "hmmlearn", "jax", "dynamax", "pomegranate")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "numba",
+    "pyro-ppl",
+    "hmmlearn",
+    "jax",
+    "dynamax",
+    "pomegranate",
+    "statsmodels",
+)
 
 
 def take_turns(

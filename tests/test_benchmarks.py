@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import (
     acceleration,
+    autoregression,
     em_overhead,
     families,
     gpu,
@@ -407,3 +408,28 @@ def test_ranks() -> None:
         of = ranks_cost.cost(size._replace(num_ranks=2))
         assert row.split()[-3:-1] == [str(of.messages), f"{of.message_bytes:.0f}"]
     assert "extrapolated" in done.stdout
+
+
+def test_fits_of_the_autoregression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoregression, "their_fits", lambda x, starts: -181.26339)
+    monkeypatch.setattr(autoregression, "their_search", lambda x, number: -182.5)
+    header, ours, theirs, worse = autoregression.fits_table(2).splitlines()
+    assert header.split()[:2] == ["5", "starts,"]
+    assert ours.split()[:2] == ["EM.run", "-181.26339"] and ours.split()[-1] == "1.0"
+    assert float(theirs.split()[-1]) >= 0 and worse.split()[-1] == "differs"
+
+
+def test_fits_of_the_autoregression_without_statsmodels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*arguments: object) -> float:
+        raise ImportError(name="statsmodels")
+
+    monkeypatch.setattr(autoregression, "their_fits", absent)
+    monkeypatch.setattr(autoregression, "their_search", absent)
+    assert len(autoregression.fits_table(1).splitlines()) == 2
+
+
+def test_the_tuples_of_the_autoregression() -> None:
+    header, likelihood, expectations, step = autoregression.tuples_table(1, 200).splitlines()
+    assert header.split()[0] == "T=200" and step.split()[:3] == ["step", "of", "EM"]
+    for line in (likelihood, expectations):
+        assert float(line.split()[-1]) > 0

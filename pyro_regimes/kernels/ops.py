@@ -109,6 +109,7 @@ __all__ = [
     "has_gaussian_kernel",
     "has_kernel_for_missing",
     "is_finite",
+    "lagged_em",
     "lagged_expectations",
     "lagged_filter_probs",
     "lagged_log_likelihood",
@@ -215,3 +216,10 @@ def fused_em() -> ModuleType:
     from pyro_regimes.kernels.cpu import em_step
 
     return em_step
+
+
+def lagged_em() -> ModuleType:
+    """The compiled loops of an EM step of an autoregression, :mod:`.cpu.lagged_em`."""
+    from pyro_regimes.kernels.cpu import lagged_em as found
+
+    return found

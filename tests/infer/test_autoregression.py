@@ -19,8 +19,10 @@ from torch.testing import assert_close
 from pyro_regimes import EM, Chunks, infer_regimes
 from pyro_regimes.distributions import SwitchingAutoregression
 from pyro_regimes.infer import standard_errors
+from pyro_regimes.infer.em.engines import fused_autoregression
 from tests import seeds
 from tests.distributions.test_switching_autoregression import growth
+from tests.infer.fused import both_engines
 
 Model = Callable[..., Any]
 
@@ -442,3 +444,63 @@ def test_missing_rows_and_regimes_that_are_alike_are_told():
         _, result = fit(start | alike, x)
     assert not result.converged
     assert "states [0, 1] of site 'x' have the same parameters" in str(caught[-1].message)
+
+
+@pytest.mark.parametrize("initial, acceleration", [(False, None), (True, None), (True, "squarem")])
+@pytest.mark.parametrize("num_states, order, phi, sigma", CASES)
+def test_the_compiled_engine_makes_the_steps_of_tensors(
+    num_states, order, phi, sigma, initial, acceleration
+):
+    x = simulated(num_states, order, 80)
+    start = starts(x, num_states, order, phi, sigma, 3)
+    if initial:
+        draw = seeds.generator(6)
+        start["pi"] = torch.rand(3, num_states, generator=draw, dtype=torch.float64).softmax(-1)
+    settings = {"num_steps": 8, "tol": None, "acceleration": acceleration}
+    # Newton's method of a stationary start ends where a step gains 1e-15 of Q.
+    close = {} if initial else {"history": 2e-8, "values": 1e-5}
+    both_engines(lambda: fit(start, x, **settings)[1], module=fused_autoregression, **close)
+
+
+@pytest.mark.parametrize("kind", ["series", "series of each start", "constants", "floor", "shared"])
+def test_the_compiled_engine_serves(kind):
+    x = torch.stack([simulated(3, 1, 70, seed) for seed in range(3)])
+    many = () if kind in ("series", "constants", "shared") else (2,)
+    start = starts(x[0], 3, 1, True, True, *many)
+
+    def model(history: Tensor, x: Tensor) -> None:
+        a = pyro.param("A", start["A"].clone(), constraint=constraints.simplex)
+        loc, phi, sigma = (start[name].clone() for name in ("loc", "phi", "sigma"))
+        loc = pyro.param("loc", loc)
+        sigma = pyro.param("sigma", sigma, constraint=constraints.positive)
+        if kind != "constants":
+            phi = pyro.param("phi", phi)
+        if kind == "shared":  # two of three regimes
+            sigma, phi = sigma[[0, 1, 0]], phi[[0, 1, 1]]
+        if many:
+            a, loc, phi, sigma = (each.unsqueeze(1) for each in (a.unsqueeze(1), loc, phi, sigma))
+        with pyro.plate_stack("batch", (*many, 3)):
+            pyro.sample("x", SwitchingAutoregression(history, a, loc, phi, sigma), obs=x)
+
+    floor = 0.8 if kind == "floor" else 0.0
+    if kind == "series of each start":
+        x = torch.stack([x, x + 1.0])
+
+    def run() -> Any:
+        em = EM(model, min_eigenvalue=floor)
+        return em.run(x[..., :1], x[..., 1:], num_steps=10, tol=None)
+
+    both_engines(run, 2e-8, 1e-5, module=fused_autoregression)
+    if kind == "floor":
+        assert_close(found()["sigma"].min().item() ** 2, 0.8, rtol=1e-9, atol=0)
+
+
+def test_a_step_that_is_not_ordinary_is_made_with_tensors():
+    """A regime that no row is in keeps its coefficients."""
+    x = simulated(2, 1, 60)
+    start = starts(x, 2, 1, True, True)
+    start["loc"][1] = 1e6
+    em, result = fit(start, x, num_steps=20, tol=None)
+    assert "then tensor operations" in str(em.plan)
+    assert np.diff(result.history).max() <= 1e-9
+    assert_close(found()["phi"][1], start["phi"][1])

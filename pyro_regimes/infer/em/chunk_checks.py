@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from pyro_regimes.distributions import RegimeHMM
 from pyro_regimes.infer.em.problem import Problem
-from pyro_regimes.infer.em.recognise.plan import Plan
-from pyro_regimes.infer.tracing import Run, Site, Slot
+from pyro_regimes.infer.tracing import Site, Slot
 
 
-def check_plan(plan: Plan) -> None:
+def check_problem(problem: Problem) -> None:
     """Check that sums over chunks are all that the steps of a model need.
 
-    :raises ValueError: if data are subsampled, or a prior depends on parameters.
+    :raises ValueError: if data are subsampled, a prior depends on parameters, or a site has lags.
     """
-    without = plan._replace(gradient={})
+    check_sites({name: data.site for name, data in problem.sites.items()})
+    without = problem.plan._replace(gradient={})
     if not without.is_closed:
         raise ValueError(
             "expected a model whose expected statistics add up where data come in chunks, got one "
@@ -24,12 +26,13 @@ def check_plan(plan: Plan) -> None:
         )
 
 
-def check_run(run: Run) -> None:
+def check_sites(sites: dict[str, Site], others: Iterable[str] = ()) -> None:
     """Check that all that a model observes comes in chunks.
 
+    :param others: names of sites of other distributions.
     :raises ValueError: naming a site that does not.
     """
-    others = [*run.others, *(n for n, s in run.sites.items() if not isinstance(s.hmm, RegimeHMM))]
+    others = [*others, *(name for name, s in sites.items() if not isinstance(s.hmm, RegimeHMM))]
     if others:
         raise ValueError(
             "expected a model that observes RegimeHMM sites alone where data come in chunks, got "

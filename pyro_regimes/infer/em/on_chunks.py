@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pyro_regimes.infer.em import guard
-from pyro_regimes.infer.em.chunk_checks import check_one_piece, check_plan, varies
+from pyro_regimes.infer.em.chunk_checks import check_one_piece, check_problem, varies
 from pyro_regimes.infer.em.chunk_sums import without_values
 from pyro_regimes.infer.em.engines.chain_steps import ChainEM
 from pyro_regimes.infer.em.engines.chunk_kernel import ChunkKernel, NotServed
@@ -120,7 +120,7 @@ class OnChunks:
         _check_begun(session.ranks, calls)
         snapshot = session.read(calls.first())
         problem = snapshot.problem
-        check_plan(problem.plan)
+        check_problem(problem)
         if problem.ranks is not None and calls.chunks.continues:
             check_pieces(problem.ranks, problem)
         self._session, self._problem = session, problem

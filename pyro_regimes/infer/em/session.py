@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from pyro_regimes.caller import levels_to_the_caller
 from pyro_regimes.infer.em import averages
 from pyro_regimes.infer.em.ascent import Held
-from pyro_regimes.infer.em.chunk_checks import check_run
+from pyro_regimes.infer.em.chunk_checks import check_sites
 from pyro_regimes.infer.em.covariance_floor import raise_to_floor
 from pyro_regimes.infer.em.gradient import Optim, find_gradients
 from pyro_regimes.infer.em.grouping import Groups, find_groups
@@ -229,7 +229,7 @@ class Session:
         """
         with self.alone():
             run = self.run_as_planned(plan, call)
-            check_run(run)
+            check_sites(run.sites, run.others)
             if not plan.holds(run):
                 raise ValueError(
                     "expected a model that uses its parameters alike in every chunk, got one whose "

@@ -59,7 +59,7 @@ def _coordinates(
 
 
 @compiled
-def _row(
+def row_of(
     roots: Any, after: Any, is_free: bool, tiny: float, least_share: float, out: Any
 ) -> None:
     """Probabilities of their square roots, at least a share of those after EM's step."""
@@ -112,11 +112,11 @@ def _write(
     free_initial, free_rows, free_loc, owner = free
     num_states, size, columns = spread.shape
     at = 0
-    _row(point[:num_states], after[0], free_initial, tiny, least_share, initial)
+    row_of(point[:num_states], after[0], free_initial, tiny, least_share, initial)
     for i in range(num_states):
         at += num_states
         roots = point[at : at + num_states]
-        _row(roots, after[1][i], free_rows[i], tiny, least_share, transition[i])
+        row_of(roots, after[1][i], free_rows[i], tiny, least_share, transition[i])
     at += num_states
     of_state = len(owner) // num_states
     for k in range(num_states):
@@ -143,7 +143,7 @@ def _write(
 
 
 @compiled
-def _length(start: Any, middle: Any, end: Any) -> float:
+def length_of(start: Any, middle: Any, end: Any) -> float:
     r""":math:`|\alpha|`; 0 where the three points are nearly on one line, or are no numbers."""
     step, bend = 0.0, 0.0
     for i in range(len(start)):
@@ -209,7 +209,7 @@ def squarem(
             and _coordinates(after[0], after[1], after[2], after[3], owner, unit, factor, end)
         ):
             continue
-        length = min(_length(start, middle, end), bounds[p])
+        length = min(length_of(start, middle, end), bounds[p])
         if length == 0.0:
             continue
         for i in range(count):
