@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import norm
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_regimes.distributions import SwitchingAutoregression
@@ -34,11 +33,12 @@ from pyro_regimes.estimator.regression.regression_forecast import (
     RegressionForecast,
     mixture_forecast,
 )
+from pyro_regimes.estimator.regression.tabled_regression import TabledRegression
 from pyro_regimes.estimator.start_results import StartResults
 from pyro_regimes.infer.isolation import plain_torch
 
 
-class FittedAutoregression(BaseEstimator):
+class FittedAutoregression(TabledRegression):
     """The methods of :class:`.RegimeAutoregression` that need a fit.
 
     A subclass sets the attributes below.
@@ -48,11 +48,8 @@ class FittedAutoregression(BaseEstimator):
     means_: Array
     autoregression_: Array
     sigma_: Array
-    transition_matrix_: Array
     share_of_time_: Array
     regime_names_: list[str]
-    log_likelihood_: float
-    n_samples_fit_: int
     starts_: StartResults
     _form: AutoregressiveForm
     _errors: DeltaErrors | None
@@ -121,55 +118,9 @@ class FittedAutoregression(BaseEstimator):
         components = Mixture(given[None], norm(means[None], scale[None]))
         return mixture_forecast(probs[None], components, self.regime_names_)
 
-    @property
-    def n_parameters_(self) -> int:
-        """The number of free parameters."""
-        check_is_fitted(self)
-        return self._form.num_parameters
-
-    def aic(self) -> float:
-        r"""Akaike's criterion of the fit, :math:`-2 \log p(y) + 2 n`, with n parameters.
-
-        :return: the criterion.
-        :raises ValueError: if the model is not fitted.
-        """
-        return 2 * self.n_parameters_ - 2 * self.log_likelihood_
-
-    def bic(self) -> float:
-        r"""Schwarz's criterion of the fit, :math:`-2 \log p(y) + n \log (T - p)`.
-
-        :return: the criterion.
-        :raises ValueError: if the model is not fitted.
-        """
-        return float(np.log(self.n_samples_fit_)) * self.n_parameters_ - 2 * self.log_likelihood_
-
-    @property
-    def expected_durations_(self) -> Array:
-        r"""The mean number of steps of a stay in each regime, :math:`1 / (1 - A_{kk})`."""
-        check_is_fitted(self)
-        with np.errstate(divide="ignore"):
-            found: Array = 1 / np.maximum(1 - np.diagonal(self.transition_matrix_), 0)
-        return found
-
-    @property
-    def coefficients_(self) -> CoefficientTable:
-        """The :class:`.CoefficientTable` of all estimates, with intervals of 95 %."""
-        return self.conf_int(0.95)
-
-    def conf_int(self, level: float = 0.95) -> CoefficientTable:
-        """The table of all estimates, with intervals.
-
-        :param level: the probability that an interval covers, above 0 and below 1.
-        :return: a :class:`.CoefficientTable`.
-        :raises ValueError: if the level is not valid, or the model is not fitted.
-        """
-        check_is_fitted(self)
-        validation.number("level", level, positive=True)
-        if level >= 1:
-            raise ValueError(f"expected level below 1, got {level}; 0.95 is 95 %")
-        return table_of(
-            self._table_rows(), level, "none" if self._errors is None else self._errors.method
-        )
+    def _table(self, level: float) -> CoefficientTable:
+        method = "none" if self._errors is None else self._errors.method
+        return table_of(self._table_rows(), level, method)
 
     def summary(self, level: float = 0.95) -> RegressionSummary:
         """What the fit is of, how good it is, and the table of all estimates.

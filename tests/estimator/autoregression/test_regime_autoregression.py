@@ -20,6 +20,7 @@ from sklearn.base import clone
 
 from pyro_regimes import RegimeAutoregression
 from pyro_regimes.estimator.autoregression.fitted_autoregression import FittedAutoregression
+from pyro_regimes.estimator.regression.tabled_regression import TabledRegression
 from tests import seeds
 from tests.estimator.regression.cases import forward_of
 
@@ -224,7 +225,7 @@ def test_what_has_not_been_fitted_is_refused():
 
 
 def test_docstrings():
-    own = vars(FittedAutoregression) | vars(RegimeAutoregression)
+    own = vars(TabledRegression) | vars(FittedAutoregression) | vars(RegimeAutoregression)
     for name, value in own.items():
         if name.startswith("_") or not inspect.isfunction(value):
             continue

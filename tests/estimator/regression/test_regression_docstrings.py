@@ -10,8 +10,11 @@ import pytest
 from pyro_regimes import RegimeRegression
 from pyro_regimes.estimator.regression.described_regression import DescribedRegression
 from pyro_regimes.estimator.regression.fitted_regression import FittedRegression
+from pyro_regimes.estimator.regression.tabled_regression import TabledRegression
 
-OWN = vars(FittedRegression) | vars(DescribedRegression) | vars(RegimeRegression)
+OWN = {}
+for each in (TabledRegression, FittedRegression, DescribedRegression, RegimeRegression):
+    OWN |= vars(each)
 METHODS = [
     name for name, value in OWN.items() if not name.startswith("_") and inspect.isfunction(value)
 ]
