@@ -116,7 +116,7 @@ class _LogLikelihood(Function):
             wanted = [each for each in given if each.requires_grad]
             found = iter(torch.autograd.grad(value, wanted, create_graph=True))
             return tuple(next(found) if each.requires_grad else None for each in given)
-        first = lagged.of_log_likelihood(weight, given, smoothed, moved)
+        first = lagged.of_log_likelihood(weight, given, smoothed[:, :1], moved)
         leaves = [
             each.detach().requires_grad_(needed)
             for each, needed in zip(given[2:], ctx.needs_input_grad[2:], strict=True)
@@ -125,7 +125,7 @@ class _LogLikelihood(Function):
         if not wanted:
             return (*first[:2], None, None, None, None)
         with torch.enable_grad():
-            found = iter(torch.autograd.grad(_tangent(first[2], *leaves), wanted))
+            found = iter(torch.autograd.grad(_tangent(weight, smoothed, *leaves), wanted))
         return (*first[:2], *(next(found) if each.requires_grad else None for each in leaves))
 
 
@@ -136,31 +136,31 @@ def _composed(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tangent(
-    gamma: Tensor, series: Tensor, loc: Tensor, coefficients: Tensor, scale: Tensor
+    weight: Tensor,
+    gamma: Tensor,
+    series: Tensor,
+    loc: Tensor,
+    coefficients: Tensor,
+    scale: Tensor,
 ) -> Tensor:
-    """A number with the gradient of the sum of gamma times the log-densities.
+    """A number with the gradient of the weighted sum of gamma times the log-densities."""
+    from pyro_regimes.kernels.cpu import lagged_gradient
+    from pyro_regimes.kernels.cpu.jit import spread
 
-    Dims of K numbers, in which torch is slow, are those of tuples.
-    """
     num_states, order = loc.shape[-1], coefficients.shape[-1]
     level = loc[..., :1].detach()  # as in lagged_normal.log_density
     ahead = lagged_normal.regressions(_rows(series - level, order), coefficients)
     centre = lagged_normal.centre(loc - level, coefficients)  # (N, S)
     scales = lagged_normal.per_tuple(scale, num_states, order)  # (N, S)
-    with torch.no_grad():
-        last = torch.eye(num_states, dtype=gamma.dtype, device=gamma.device)
-        last = last.repeat(gamma.shape[-1] // num_states, 1)  # (S, K): of the last state
-        rate = 1 / scales.unsqueeze(-2)
-        wide = ahead if ahead.shape[-1] == 1 else ahead @ last.mT
-        distance = (wide - centre.unsqueeze(-2)) * rate  # (N, T, S)
-        pull = gamma * distance
-        to_ahead = rate.mT * last  # (N, S, K)
-        if ahead.shape[-1] == 1:
-            to_ahead = to_ahead.sum(-1, keepdim=True)
-        of_ahead = -(pull @ to_ahead)
-        of_centre = pull.sum(-2) * rate.squeeze(-2)
-        of_scales = ((pull * distance).sum(-2) - gamma.sum(-2)) * rate.squeeze(-2)
-    return (ahead * of_ahead).sum() + (centre * of_centre).sum() + (scales * of_scales).sum()
+    along = [gamma.new_empty((len(gamma), *ahead.shape[1:]))]
+    along += [gamma.new_empty((len(gamma), gamma.shape[-1])) for _ in range(2)]
+    plain = [each.detach().contiguous().numpy() for each in (gamma, ahead, centre, scales, weight)]
+    out = [each.numpy() for each in along]
+    grain = 1 + lagged_kernel.GRAIN // gamma[0].numel()
+    task = lagged_gradient.accumulate(num_states, gamma.shape[-1])
+    spread(lambda first, last: task(*plain, first, last, *out), len(gamma), grain)
+    pairs = zip((ahead, centre, scales), along, strict=True)
+    return torch.stack([(each * one).sum() for each, one in pairs]).sum()
 
 
 def log_likelihood(*given: Tensor) -> Tensor:

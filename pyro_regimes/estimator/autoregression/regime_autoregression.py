@@ -17,9 +17,8 @@ from pyro_regimes.estimator.autoregression.fitted_autoregression import (
 )
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.errors import delta_errors
-from pyro_regimes.estimator.regression.runs import End, run_starts
+from pyro_regimes.estimator.regression.runs import End, of_convergence, run_starts
 from pyro_regimes.infer.isolation import plain_torch
-from pyro_regimes.infer.uncertainty import METHODS
 
 #: The least sigma in a fit, as a share of the deviation of the series.
 _LEAST = 1e-10
@@ -50,7 +49,7 @@ class RegimeAutoregression(FittedAutoregression):
         seed at every fit. No global generator is used.
     :param acceleration: "squarem" as in :class:`.RegimeModel`, or None.
     :param errors: the standard errors: "observed" by the second derivatives of the log-likelihood;
-        "sandwich", which stays valid if the model is misspecified; None makes none.
+        None makes none.
     :param verbose: whether to print the log-likelihood of each start.
 
     Attributes after :meth:`fit`, with regimes in the order of their means, lowest first:
@@ -171,7 +170,7 @@ class RegimeAutoregression(FittedAutoregression):
             if not isinstance(value, (bool, np.bool_)):
                 raise ValueError(f"expected {name} to be True or False, got {value!r}")
         if self.errors is not None:
-            validation.one_of("errors", self.errors, METHODS)
+            validation.one_of("errors", self.errors, ("observed",))
         if self.acceleration is not None:
             validation.one_of("acceleration", self.acceleration, ("squarem",))
 
@@ -199,8 +198,8 @@ class RegimeAutoregression(FittedAutoregression):
                 "A regime fits its rows exactly in every start, so that the likelihood has no "
                 "maximum. Use fewer regimes, or switching_variance=False."
             )
-        elif not best.converged and self.max_iter > 0 and self.tol is not None:
-            problem = problems.of_convergence(len(best.history) - 1)
+            found = [problem]
         else:
-            return
-        warnings.warn(problem, stacklevel=levels_to_the_caller())
+            found = of_convergence(best, self.max_iter, self.tol)
+        for problem in found:
+            warnings.warn(problem, stacklevel=levels_to_the_caller())

@@ -12,7 +12,7 @@ from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.regression.form import Form, RegressionParameters
 from pyro_regimes.estimator.regression.rows import Rows
-from pyro_regimes.estimator.regression.runs import End, run_starts
+from pyro_regimes.estimator.regression.runs import End, of_convergence, run_starts
 from pyro_regimes.estimator.regression.starts import Starts
 from pyro_regimes.estimator.start_results import StartResults
 
@@ -137,15 +137,4 @@ def _problems(best: End, max_iter: int, tol: float | None) -> list[Warning]:
     if best.unbounded:
         told = [_NO_MAXIMUM.get(name, _NO_MEAN) for name in dict.fromkeys(best.unbounded)]
         return [problems.ConvergenceWarning(" ".join(dict.fromkeys(told)))]
-    steps = len(best.history) - 1
-    if not best.converged and max_iter > 0 and tol is not None:
-        if steps < max_iter:
-            return [
-                problems.ConvergenceWarning(
-                    f"The best start stopped after {steps} iterations, but the gradient there does "
-                    "not confirm a maximum, as where the data do not determine the parameters. Use "
-                    "fewer regimes or fewer terms."
-                )
-            ]
-        return [problems.of_convergence(steps)]
-    return []
+    return of_convergence(best, max_iter, tol)

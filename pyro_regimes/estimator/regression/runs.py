@@ -9,6 +9,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from pyro_regimes.estimator import problems
 from pyro_regimes.estimator.all_starts import FitEM
 from pyro_regimes.estimator.parameters import Array
 from pyro_regimes.estimator.start_results import StartResults, best_start
@@ -93,3 +94,19 @@ def _results(ends: list[End]) -> StartResults:
         collapsed,
         best_start(final, collapsed),
     )
+
+
+def of_convergence(best: End, max_iter: int, tol: float | None) -> list[Warning]:
+    """A warning if the best start has not converged."""
+    steps = len(best.history) - 1
+    if best.converged or max_iter == 0 or tol is None:
+        return []
+    if steps == max_iter:
+        return [problems.of_convergence(steps)]
+    return [
+        problems.ConvergenceWarning(
+            f"The best start stopped after {steps} iterations, but the gradient there does not "
+            "confirm a maximum, as where the data do not determine the parameters. Use fewer "
+            "regimes or fewer terms."
+        )
+    ]

@@ -208,7 +208,7 @@ def test_scikit_learn_pickle_and_nothing_of_the_caller_changes():
         ({"order": 0}, Y, "order to be at least 1"),
         ({"switching_variance": 1}, Y, "switching_variance to be True or False"),
         ({"acceleration": "fast"}, Y, "acceleration to be one of"),
-        ({"errors": "robust"}, Y, "errors to be one of"),
+        ({"errors": "sandwich"}, Y, "errors to be one of 'observed', got 'sandwich'"),
         ({}, ["a"] * 50, "y to hold numbers"),
         ({"order": 16}, np.tile(Y, 2), "at most 100000"),
     ],
@@ -216,6 +216,14 @@ def test_scikit_learn_pickle_and_nothing_of_the_caller_changes():
 def test_what_is_not_valid_is_refused(settings, y, told):
     with pytest.raises(ValueError, match=told):
         RegimeAutoregression(**settings).fit(y)
+
+
+def test_a_series_without_a_maximum_is_told():
+    with pytest.warns(match="The best start did not converge in 2 iterations"):
+        RegimeAutoregression(n_init=1, random_state=0, max_iter=2, errors=None).fit(Y)
+    with pytest.warns(match="does not confirm a maximum|fits its rows exactly"):
+        alternating = np.tile([0.0, 1.0], 30)
+        RegimeAutoregression(n_init=1, random_state=0, errors=None).fit(alternating)
 
 
 def test_what_has_not_been_fitted_is_refused():
