@@ -24,6 +24,7 @@ class MeanGamma(dist.Gamma):
     :param bool validate_args: whether to check arguments and values.
     :raises ValueError: if arguments are invalid.
 
+    >>> import torch
     >>> MeanGamma(torch.tensor(2.0), torch.tensor(3.0)).variance
     tensor(1.3333)
     """

@@ -75,7 +75,7 @@ class RegimeAutoregression(FittedAutoregression):
     >>> y = np.where(np.arange(300) // 50 % 2, 5.0, 1.0) + rng.normal(size=300)
     >>> model = RegimeAutoregression(order=1, n_init=5, random_state=0).fit(y)
     >>> model.means_.round(1)
-    array([0.9, 4.9])
+    array([1.1, 5. ])
     """
 
     def __init__(
