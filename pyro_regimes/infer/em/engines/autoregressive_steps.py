@@ -1,8 +1,8 @@
 """EM steps of Hamilton's autoregression on arrays.
 
-Between compiled loops there is one matrix product, for the moments. A step is ordinary if every
-regime has weight and is left, normal equations determine their solution, and second moments about
-the means keep their digits.
+There are no tensor operations or matrix products between the compiled loops: these would wake
+threads of other libraries. A step is ordinary if every regime has weight and is left, normal
+equations determine their solution, and second moments about the means keep their digits.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class AutoregressiveEM:
         centred = tables - self._origin[:, None, None, None]
         full = np.concatenate([np.ones_like(centred[..., :1]), centred], -1)
         left, right = np.tril_indices(order + 2)
-        self._products = full[..., left] * full[..., right]  # (1 or P, 1 or each, T, M)
+        # (1 or P, 1 or each, T, M)
+        self._products = np.ascontiguousarray(full[..., left] * full[..., right])
         self._place = np.empty((order + 2, order + 2), dtype=np.int64)
         self._place[left, right] = self._place[right, left] = np.arange(len(left))
 
@@ -120,11 +121,11 @@ class AutoregressiveEM:
             first, matrices, torch.from_numpy(series), *normal
         )
         value, gamma, moved = (part.numpy() for part in found)
-        weights = gamma.reshape((num_models, each) + gamma.shape[1:])
-        sums = np.matmul(weights.swapaxes(-1, -2), products).sum(1)  # (P, S, M)
+        products = products.reshape((-1,) + products.shape[2:])
+        sums = of_models(ops.fused_em().sum_products(products, gamma), num_models)  # (P, S, M)
         return _Sums(
             of_models(value, num_models),
-            weights[:, :, 0].sum(1),
+            of_models(gamma[:, 0], num_models),
             of_models(moved[:, 0], num_models).copy(),
             np.ascontiguousarray(sums[..., self._place]),
             origin,
