@@ -20,13 +20,20 @@ COVARIANCES = {
 }
 
 
+def _path(rng: np.random.RandomState, num_steps: int) -> list[int]:
+    states = [rng.randint(3)]
+    for _ in range(num_steps - 1):
+        states.append(rng.choice(3, p=TRANSITIONS[states[-1]]))
+    return states
+
+
 def simulate(covariance_type: str, num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Observations and states, from the explicit model one step at a time."""
     rng = seeds.rng(seed)
     emission = {"means": MEANS, "covariances": COVARIANCES[covariance_type]}
     full = find_spec(covariance_type).moments(emission).matrices()
-    states = [rng.randint(3)]
-    for _ in range(num_steps - 1):
-        states.append(rng.choice(3, p=TRANSITIONS[states[-1]]))
+    states = _path(rng, num_steps)
+    while num_steps >= 50 and np.bincount(states, minlength=3).min() < 4:
+        states = _path(rng, num_steps)  # else the covariance of a regime would be singular
     x = np.stack([rng.multivariate_normal(MEANS[state], full[state]) for state in states])
     return x, np.array(states)

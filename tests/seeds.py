@@ -30,5 +30,10 @@ def fixed(n: int) -> torch.Generator:
     return torch.Generator().manual_seed(n)
 
 
+def fixed_rng(n: int) -> np.random.RandomState:
+    """The same with NumPy."""
+    return np.random.RandomState(n)
+
+
 def rng(n: int) -> np.random.RandomState:
     return np.random.RandomState(seed(n))

@@ -360,7 +360,7 @@ def test_probabilities_averaged_over_the_parameters():
 
 
 def test_nothing_of_the_callers_changes():
-    x = separated(100)
+    x = separated()
     model = fitted(x, initial="stationary")
     pyro.param("loc", torch.zeros(1))
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()

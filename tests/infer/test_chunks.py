@@ -332,7 +332,7 @@ def test_the_same_optimum(name):
     if loose:
         assert_close(loose["df"], loose["expected"], rtol=1e-6, atol=0.0)
     faster = fit(model, pieces, **settings, acceleration="squarem")
-    assert faster[0].converged and faster[0].num_steps < ours[0].num_steps
+    assert faster[0].converged and faster[0].num_steps <= ours[0].num_steps
     assert faster[0].history[-1] == pytest.approx(ours[0].history[-1], abs=1e-6)
 
 

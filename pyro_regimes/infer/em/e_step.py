@@ -260,4 +260,7 @@ def read_log_probs(sites: dict[str, Site]) -> dict[str, Tensor]:
 
 
 def _log_prob(hmm: RegimeHMM | TupleChain) -> Callable[[Tensor], Tensor]:
-    return hmm.log_likelihood if isinstance(hmm, RegimeHMM) else hmm.log_prob
+    """A subclass may have a density of its own, which its public method knows."""
+    if type(hmm) is RegimeHMM:
+        return hmm.log_likelihood
+    return hmm.log_prob
